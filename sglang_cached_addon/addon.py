@@ -1,0 +1,397 @@
+"""The mitmproxy addon: options, hooks, and how flows become values and back.
+
+`sglang-cached start` loads it, and so does `mitmdump -s`. It reads no JSON, opens no file
+and decides nothing: `exchange`, `routes` and `store` do. Of mitmproxy's flow it keeps in
+`metadata` what people may want to see, and what is alive in a weak map beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import orjson
+from mitmproxy import ctx, exceptions, http
+from mitmproxy.addonmanager import Loader
+from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+
+from sglang_cached_addon import __version__, dialects, gateway, policy, routes
+from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Request, error_body
+from sglang_cached_addon.outcome import Outcome
+from sglang_cached_addon.policy import Reason
+from sglang_cached_addon.settings import OPTIONS, Settings
+from sglang_cached_addon.store import DiskStore, StoreError
+from sglang_cached_addon.upstream import State, Upstream
+
+logger = logging.getLogger("sglang_cached_addon")
+
+# In a flow's metadata: the header fields of its outcome.
+_HEADERS = "sglang_cached"
+
+
+@dataclass(slots=True)
+class Live:
+    """What is known of a flow while it is served."""
+
+    started: float
+    """Monotonic seconds."""
+    fetch: Fetch | None = None
+    """What upstream was asked for, until its answer is here."""
+    outcome: Outcome | None = None
+    """None until it is decided."""
+
+
+class SglangCached:
+    """Answers what is stored, and stores what upstream answers."""
+
+    name = "sglang_cached"
+
+    def __init__(self, *, announce: bool = True) -> None:
+        """`announce`: log one line about upstream and cache when both are there."""
+        self._announce = announce
+        self.settings: Settings | None = None
+        self.upstream: Upstream | None = None
+        self.store: DiskStore | None = None
+        self.failure: str | None = None
+        """Why there is no cache, once that is known."""
+        self._dialects = dialects.installed()
+        self._exchange: Exchange | None = None
+        self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
+
+    # Set-up
+
+    def load(self, loader: Loader) -> None:
+        for option in OPTIONS:
+            loader.add_option(option.name, option.type, option.default, option.help)
+
+    def configure(self, updated: set[str]) -> None:
+        if not updated & {option.name for option in OPTIONS}:
+            return
+        try:
+            settings = Settings.parse(
+                {option.name: getattr(ctx.options, option.name) for option in OPTIONS}
+            )
+        except ValueError as e:
+            raise exceptions.OptionsError(str(e)) from e
+        if self.store and self.settings and settings.cache_path != self.settings.cache_path:
+            raise exceptions.OptionsError(
+                "sglang_cache_path: cannot change while the cache is open"
+            )
+        self.settings = settings
+
+    def running(self) -> None:
+        if self.store:
+            return
+        assert self.settings
+        try:
+            self.upstream = Upstream(_upstream_url(), insecure=ctx.options.ssl_insecure)
+            self.store = DiskStore(self.settings.cache_path)
+        except (ValueError, StoreError) as e:
+            self.failure = str(e)
+            logger.error("sglang-cached: %s", e)
+            return
+        self._exchange = Exchange(self._dialects, self.store, lambda: uuid.uuid4().hex)
+        # With `eager`, every client would open an upstream connection before its first request.
+        ctx.options.update(connection_strategy="lazy")
+        loaded = self.store.loaded
+        if not self._announce:
+            return
+        logger.info(
+            "sglang-cached: %s, %d entries (%d samples) from %s",
+            self.upstream.url,
+            loaded.keys,
+            loaded.samples,
+            self.store.journal.path,
+        )
+
+    def done(self) -> None:
+        store, self.store, self._exchange = self.store, None, None
+        if store:
+            store.close()
+
+    # Hooks
+
+    def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        if nextlayer.layer is None:
+            nextlayer.layer = gateway.reverse_proxy(
+                nextlayer.context, nextlayer.data_client()[:1], self._make_error
+            )
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
+            return
+        live = self._live[flow] = Live(time.monotonic())
+        if routes.find(flow.request.path):
+            return
+        reason = self._unread(flow.request)
+        if reason:
+            # Passed on as it comes, whatever its size.
+            flow.request.stream = not _is_abort(flow.request)
+            if self._exchange:
+                live.outcome = self._exchange.bypass(reason).outcome
+
+    async def request(self, flow: http.HTTPFlow) -> None:
+        live = self._live.get(flow)
+        if live is None or flow.response or flow.error or not flow.live:
+            return
+        if route := routes.find(flow.request.path):
+            await self._serve_own(flow, route)
+        elif _is_abort(flow.request):
+            await self._translate_abort(flow)
+        elif self._exchange and live.outcome is None:
+            decision = self._exchange.receive(_request(flow.request), time.time())
+            self._carry_out(flow, live, decision)
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        live = self._live.get(flow)
+        if live is None or flow.response is None or not flow.server_conn.connected:
+            return  # not ours, or answered by us
+        if self.upstream:
+            self.upstream.seen(True, time.monotonic())
+        if live.fetch and self._exchange:
+            if flow.response.status_code == 200:
+                return  # buffered, for `response` to read
+            live.outcome = self._exchange.fail(
+                live.fetch, Reason.STATUS, flow.response.status_code
+            ).outcome
+            live.fetch = None
+        flow.response.stream = True
+        if live.outcome and live.outcome.reason is not Reason.ROUTE:
+            _mark(flow, flow.response, live.outcome)
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        live = self._live.pop(flow, None)
+        if live is None or flow.response is None:
+            return
+        if live.fetch:
+            live.outcome = self._complete(flow, live.fetch, flow.response, live.started)
+        self._log(flow, live)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        live = self._live.pop(flow, None)
+        if live is None:
+            return
+        if live.fetch and self._exchange:
+            was_sent = flow.server_conn.timestamp_tcp_setup is not None
+            reason = Reason.CUT if was_sent else Reason.UNREACHABLE
+            live.outcome = self._exchange.fail(live.fetch, reason, 502).outcome
+        if live.outcome and live.outcome.reason is not Reason.ROUTE:
+            _show(flow, live.outcome)
+        self._log(flow, live)
+
+    def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
+        if self.upstream:
+            self.upstream.seen(False, time.monotonic())
+
+    # What the hooks do
+
+    def _unread(self, request: http.Request) -> Reason | None:
+        """Why a request's body is not read at all."""
+        if (request.method, request.path) not in self._dialects:
+            has_query = (request.method, request.path.split("?", 1)[0]) in self._dialects
+            return Reason.QUERY if has_query else Reason.ROUTE
+        if self._exchange is None:
+            return Reason.CLOSED
+        length = request.headers.get("content-length", "0")
+        return Reason.TOO_LARGE if length.isdigit() and int(length) > policy.MAX_BODY else None
+
+    def _carry_out(self, flow: http.HTTPFlow, live: Live, decision: Hit | Fetch | Bypass) -> None:
+        if isinstance(decision, Hit):
+            live.outcome = decision.outcome
+            flow.response = _json_response(200, decision.body)
+            flow.is_replay = "response"
+            _mark(flow, flow.response, decision.outcome)
+        elif isinstance(decision, Bypass):
+            live.outcome = decision.outcome
+        else:
+            live.fetch = decision
+            if decision.body is not None:
+                flow.request.raw_content = decision.body
+                flow.request.headers["content-length"] = str(len(decision.body))
+                flow.request.headers.pop("transfer-encoding", None)
+
+    def _complete(
+        self, flow: http.HTTPFlow, fetch: Fetch, response: http.Response, started: float
+    ) -> Outcome:
+        assert self._exchange
+        seconds = time.monotonic() - started
+        body = response.get_content(strict=False) or b""
+        completed = self._exchange.complete(fetch, 200, body, now=time.time(), seconds=seconds)
+        if completed.status != 200:
+            flow.response = response = _json_response(completed.status, completed.body or b"")
+        elif completed.body is not None:
+            response.headers.pop("content-encoding", None)
+            response.headers.pop("transfer-encoding", None)
+            response.raw_content = completed.body
+            response.headers["content-length"] = str(len(completed.body))
+        _mark(flow, response, completed.outcome)
+        return completed.outcome
+
+    def _make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
+        """What a client gets when upstream gives nothing."""
+        url = self.upstream.url if self.upstream else "the upstream"
+        text = (
+            f"sglang-cached cannot get an answer from {url}: {message}. "
+            "Check that the server runs, and that --sglang-url names it; "
+            "stored answers are served meanwhile."
+        )
+        response = _json_response(502, error_body(502, "BadGateway", text))
+        for name, value in flow.metadata.get(_HEADERS, {}).items():
+            response.headers[name] = value
+        return response
+
+    async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
+        reply = await routes.answer(route, flow.request.method, _is_local(flow), self)
+        flow.response = _json_response(reply.status, reply.body, reply.headers)
+
+    async def _translate_abort(self, flow: http.HTTPFlow) -> None:
+        """Sends an abort on under the ids that upstream knows."""
+        if not (self._exchange and self.upstream):
+            return
+        body = flow.request.get_content(strict=False) or b""
+        targets = self._exchange.abort_targets(body)
+        if not targets:
+            return
+        first, *others = targets
+        message = orjson.loads(body)
+        names = ("authorization", "content-type")
+        headers = {
+            name: flow.request.headers[name] for name in names if name in flow.request.headers
+        }
+        for other in others:
+            await self.upstream.post(
+                "/abort_request", orjson.dumps({**message, "rid": other}), headers
+            )
+        flow.request.content = orjson.dumps({**message, "rid": first})
+
+    def _log(self, flow: http.HTTPFlow, live: Live) -> None:
+        if live.outcome and self.settings and not self.settings.quiet:
+            seconds = time.monotonic() - live.started
+            logger.info("%s", live.outcome.line(flow.request.path, seconds))
+
+    @property
+    def active(self) -> int:
+        """Requests that are being served."""
+        return len(self._live)
+
+    # What the routes see
+
+    def stats(self) -> dict[str, Any]:
+        store, exchange = self._opened()
+        return {
+            "num_keys": len(store.memory),
+            "total_responses": store.memory.samples,
+            "cache_file": str(store.journal.path),
+            "pending_writes": store.journal.pending,
+            **exchange.counters.as_json(),
+        }
+
+    def info(self) -> dict[str, Any]:
+        store, _ = self._opened()
+        assert self.settings and self.upstream
+        return {
+            **self.stats(),
+            "cache_dir": str(self.settings.cache_path),
+            "version": __version__,
+            "upstream": self.upstream.url,
+            "settings": {"cache_path": str(self.settings.cache_path), "quiet": self.settings.quiet},
+            "dialects": {
+                dialect.name: store.memory.by_dialect[dialect.name]
+                for dialect in self._dialects.values()
+            },
+            "memory_bytes": store.memory.bytes,
+            "file_bytes": _size(store.journal.path),
+            "loaded": {
+                "keys": store.loaded.keys,
+                "samples": store.loaded.samples,
+                "skipped_lines": store.loaded.skipped,
+                "torn_bytes": store.loaded.torn,
+            },
+        }
+
+    async def health(self) -> dict[str, Any]:
+        if self.upstream is None:
+            return {"status": "ok", "upstream": {"url": None, "state": State.UNKNOWN}}
+        state = await self.upstream.check(time.monotonic())
+        return {"status": "ok", "upstream": {"url": self.upstream.url, "state": state}}
+
+    async def clear(self) -> dict[str, Any]:
+        store, _ = self._opened()
+        keys, samples = len(store.memory), store.memory.samples
+        try:
+            await asyncio.wrap_future(store.clear())
+        except StoreError as e:
+            raise OSError(str(e)) from e
+        return {"status": "success", "cleared_keys": keys, "cleared_responses": samples}
+
+    def _opened(self) -> tuple[DiskStore, Exchange]:
+        if self.store is None or self._exchange is None:
+            raise OSError(self.failure or "the cache is not open")
+        return self.store, self._exchange
+
+
+def _upstream_url() -> str:
+    """The one upstream that mitmproxy is set up for; raises ValueError."""
+    modes = [ProxyMode.parse(mode) for mode in ctx.options.mode]
+    if len(modes) != 1 or not isinstance(modes[0], ReverseMode):
+        raise ValueError("needs exactly one upstream: --mode reverse:http://HOST:PORT")
+    host, port = modes[0].address[:2]
+    return f"{modes[0].scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _is_abort(request: http.Request) -> bool:
+    return request.path == "/abort_request" and request.method == "POST"
+
+
+def _is_local(flow: http.HTTPFlow) -> bool:
+    address = ip_address(flow.client_conn.peername[0].split("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _request(request: http.Request) -> Request:
+    headers: dict[bytes, bytes] = {}
+    for name, value in request.headers.fields:
+        name = name.lower()
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return Request(request.method, request.path, headers, request.raw_content or b"")
+
+
+def _json_response(
+    status: int, body: bytes, headers: dict[str, str] | None = None
+) -> http.Response:
+    return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _mark(flow: http.HTTPFlow, response: http.Response, outcome: Outcome) -> None:
+    """Shows an outcome in the answer's head, and to people in mitmweb."""
+    for name, value in _show(flow, outcome).items():
+        # RFC 9211 §2: a list, the cache nearest to the origin first.
+        known = response.headers.get(name) if name == "Cache-Status" else None
+        response.headers[name] = f"{known}, {value}" if known else value
+
+
+def _show(flow: http.HTTPFlow, outcome: Outcome) -> dict[str, str]:
+    """Notes an outcome where mitmweb shows it; gives the header fields that say the same."""
+    fields = dict(outcome.headers())
+    flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
+    flow.metadata[_HEADERS] = fields
+    return fields
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+addons = [SglangCached()]

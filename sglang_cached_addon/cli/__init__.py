@@ -1,0 +1,20 @@
+"""`sglang-cached`: the group is a table of contents, with a command per file."""
+
+from __future__ import annotations
+
+import click
+
+from sglang_cached_addon import __version__
+from sglang_cached_addon.cli.demo import demo
+from sglang_cached_addon.cli.simulate import simulate
+from sglang_cached_addon.cli.start import start
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sglang-cached")
+def main() -> None:
+    """A response cache in front of SGLang: the same request is generated once."""
+
+
+for command in (start, demo, simulate):
+    main.add_command(command)

@@ -1,0 +1,8 @@
+"""`sglang-cached demo`."""
+
+import click
+
+
+@click.command()
+def demo() -> None:
+    """Show it."""

@@ -1,0 +1,264 @@
+"""The words that all dialects share: what a call is, what a fill is, and the plugin's shape.
+
+Pure: no I/O, no clock, no randomness (ids are minted by an argument). A sample is kept as
+the complete answer that its API gives for `n=1`; `write` puts samples together into the
+answer for any `n`, and `split` is its inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from sglang_cached_addon.policy import MAX_N, Reason, Refused
+
+Mint = Callable[[], str]
+"""Gives a new unique request id: 32 hexadecimal digits, like SGLang's own."""
+
+TransportTable = Mapping[str, tuple[type, ...]]
+"""Body fields that are left out of the key, each with the JSON types it is left out for
+(null always is). A value of another type stays in the key, so that upstream can refuse it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request body, read."""
+
+    body: dict[str, Any]
+    """As parsed; forwarding starts from it, so unknown fields survive."""
+    items: tuple[bytes, ...]
+    """The canonical content of each prompt, in the order of the call: one pool each."""
+    n: int
+    """Samples wanted of each item."""
+    batched: bool
+    """The call has a list of prompts (of any length)."""
+    rids: tuple[str, ...] = ()
+    """The ids that the client will see, one per item; empty where SGLang invents them."""
+
+    @property
+    def total(self) -> int:
+        """Samples in the whole answer."""
+        return len(self.items) * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """The one upstream call that fetches the samples which are short."""
+
+    body: dict[str, Any]
+    order: tuple[int, ...]
+    """The item behind each prompt that is sent; an item may come more than once."""
+    n: int
+    """Samples asked of each prompt that is sent."""
+    rids: dict[str, str] = field(default_factory=dict)
+    """The client's id to the unique one that goes upstream, for ids a client can name."""
+
+    @property
+    def total(self) -> int:
+        """Samples that upstream is asked for."""
+        return len(self.order) * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sample as it came from upstream."""
+
+    item: int
+    answer: bytes
+    """Compact JSON: the API's whole answer for `n=1`."""
+    tokens: int
+    """Completion tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """An upstream answer taken apart."""
+
+    generations: tuple[Generation, ...]
+    refusal: Reason | None = None
+    """Why none of it may be stored, though it may be answered."""
+
+
+class Dialect(Protocol):
+    """One HTTP API. Third parties add theirs through the entry-point group
+    `sglang_cached.dialects`; the entry point names an instance."""
+
+    @property
+    def name(self) -> str:
+        """Part of the key; lower-case, stable for ever."""
+
+    @property
+    def routes(self) -> Iterable[tuple[str, str]]:
+        """The (method, path) pairs that it answers for."""
+
+    @property
+    def transport(self) -> TransportTable:
+        """Body fields that are not part of the key."""
+
+    def read(self, body: dict[str, Any]) -> Call:
+        """Raises `Refused` for a body that is not understood in full."""
+
+    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
+        """The call that fetches `shortfalls[i]` samples of item i; at least one is not 0."""
+
+    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
+        """Takes apart the parsed JSON that answers `fill`.
+
+        Raises `Refused` when it is not what was asked for.
+        """
+
+    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
+        """The answer to `call` from `n` samples of each item."""
+
+
+def trimmed_n(shortfalls: Sequence[int]) -> int:
+    """The `n` of the fill: the common shortfall, or 1 where items differ and are repeated instead."""
+    wanted = {shortfall for shortfall in shortfalls if shortfall}
+    return wanted.pop() if len(wanted) == 1 else 1
+
+
+def fill_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
+    """Which item each prompt of the fill is, so that one call fetches every shortfall."""
+    return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
+
+
+def content_fields(body: dict[str, Any], transport: TransportTable) -> dict[str, Any]:
+    """The fields of a body that belong into the key."""
+    return {
+        name: value
+        for name, value in body.items()
+        if not (name in transport and (value is None or type(value) in transport[name]))
+    }
+
+
+def read_n(holder: Mapping[str, Any]) -> int:
+    """`n` where it is a plain positive integer. SGLang has its own ideas of the others."""
+    n = holder.get("n", 1)
+    if type(n) is not int or not 1 <= n <= MAX_N:
+        raise Refused(Reason.MALFORMED)
+    return n
+
+
+# State that the server holds (sessions), and calls that only mean something to one of a
+# pair of prefill and decode servers.
+_STATE = ("session_params", "previous_response_id")
+_DISAGGREGATION = (
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+    "bootstrap_pair_key",
+    "decode_tp_size",
+    "need_wait_for_mm_inputs",
+    "num_items_assigned",
+    "encoder_urls",
+    "http_worker_ipc",
+    "kv_hints",
+)
+
+
+def refuse_unstorable(body: dict[str, Any]) -> None:
+    """Raises `Refused` for what no dialect looks up."""
+    stream = body.get("stream")
+    if stream is True:
+        raise Refused(Reason.STREAM)
+    if stream is not None and stream is not False:
+        raise Refused(Reason.MALFORMED)
+    if any(body.get(name) is not None for name in _STATE):
+        raise Refused(Reason.STATE)
+    if any(body.get(name) is not None for name in _DISAGGREGATION):
+        raise Refused(Reason.DISAGGREGATION)
+
+
+def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[str, ...]:
+    """The ids that SGLang would echo for this body.
+
+    A string names a single prompt as it is and the items of a batch as `x_0`, `x_1`, ...;
+    with `n > 1` every sample gets an id of its own and none is echoed.
+    """
+    rid = body.get("rid")
+    if rid is None:
+        return ()
+    if isinstance(rid, list):
+        if not batched or len(rid) != size or not all(isinstance(r, str) for r in rid):
+            raise Refused(Reason.MALFORMED)
+        if len(set(rid)) != size:
+            raise Refused(Reason.MALFORMED)
+        rids = tuple(rid)
+    elif isinstance(rid, str):
+        rids = tuple(f"{rid}_{i}" for i in range(size)) if batched else (rid,)
+    else:
+        raise Refused(Reason.MALFORMED)
+    return rids if n == 1 else ()
+
+
+def mint_rids(
+    call: Call, body: dict[str, Any], order: Sequence[int], n: int, mint: Mint
+) -> dict[str, str]:
+    """Replaces `rid` in a fill's body by unique ones; gives what they stand for.
+
+    Two calls in flight may share a client's `rid` with us, which SGLang would refuse.
+    """
+    if body.get("rid") is None:
+        return {}
+    if n > 1:
+        body["rid"] = mint()
+        return {}
+    minted = [mint() for _ in order]
+    body["rid"] = minted if call.batched else minted[0]
+    return {
+        call.rids[item]: unique for item, unique in zip(order, minted, strict=True) if call.rids
+    }
+
+
+def take(body: dict[str, Any], per_item: Iterable[str], order: Sequence[int]) -> None:
+    """Keeps, in each per-item list of a body, the values of the items in `order`."""
+    for name in per_item:
+        values = body.get(name)
+        if isinstance(values, list):
+            body[name] = [values[i] for i in order]
+
+
+def media_refusal(value: Any) -> bool:
+    """Whether a media value (nested at will) names something outside of the body.
+
+    URLs and paths are read by the server at the time of the call; `data:` and bare
+    base64 are content.
+    """
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return not (value.startswith("data:") or _is_base64(value))
+    if isinstance(value, dict):
+        return "url" in value and media_refusal(value["url"])
+    if isinstance(value, list):
+        return any(media_refusal(member) for member in value)
+    return True
+
+
+_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
+
+
+def _is_base64(value: str) -> bool:
+    # A path can consist of these letters too; no picture is this short.
+    return len(value) >= 64 and _BASE64.issuperset(value)
+
+
+def weights_refusal(meta: Any) -> Reason | None:
+    """An answer that spans two sets of weights belongs to neither model."""
+    spans = meta.get("weight_versions") if isinstance(meta, dict) else None
+    return Reason.MIXED_WEIGHTS if isinstance(spans, list) and len(spans) > 1 else None
+
+
+def finish_refusal(kind: Any) -> Reason | None:
+    """`kind` is a finish reason's type: a string, or None while the generation goes on."""
+    if not isinstance(kind, str):
+        return Reason.UNFINISHED
+    return Reason.ABORT if kind == "abort" else None
+
+
+def dump(value: Any) -> bytes:
+    """Compact JSON, as SGLang writes it."""
+    return orjson.dumps(value)

@@ -1,0 +1,91 @@
+"""OpenAI's `/v1/completions`: one prompt or a list of them, as text or token ids.
+
+The choices of prompt i are those from `i*n` to `i*n + n - 1`. Checked against SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_cached_addon.dialects import base, openai
+from sglang_cached_addon.dialects.base import Call, Fill, Mint, Split
+from sglang_cached_addon.keys import canonical
+from sglang_cached_addon.policy import Reason, Refused
+
+# In a batch a list in one of these holds a value for each prompt.
+_PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")
+
+# Lists that are one value, whatever the number of prompts.
+_SHARED_LISTS = ("stop", "stop_token_ids", "stop_regex")
+
+
+class Completions:
+    """The dialect of POST `/v1/completions`."""
+
+    name = "openai-completion"
+    routes = (("POST", "/v1/completions"),)
+    transport = openai.TRANSPORT
+
+    def read(self, body: dict[str, Any]) -> Call:
+        base.refuse_unstorable(body)
+        size = _batch_size(body.get("prompt"))
+        n = base.read_n(body)
+        openai.refuse_shared_report(body, n * (size or 1))
+        rids = base.read_rids(body, n, size is not None, size or 1)
+        content = base.content_fields(body, openai.TRANSPORT)
+        content.pop("n", None)
+        per_item = _per_item_lists(content, size)
+        items = tuple(
+            canonical({**content, **{name: content[name][i] for name in per_item}})
+            for i in range(size or 1)
+        )
+        return Call(body, items, n, size is not None, rids)
+
+    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
+        n = base.trimmed_n(shortfalls)
+        order = base.fill_order(shortfalls, n)
+        body = dict(call.body)
+        if call.batched:
+            base.take(body, _per_item_lists(body, len(call.items)), order)
+        if n != call.n:
+            body["n"] = n
+        return Fill(body, order, n, base.mint_rids(call, body, order, n, mint))
+
+    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
+        prompts = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
+        return openai.split(fill, answer, [len(prompt) for prompt in prompts])
+
+    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
+        return openai.write(call, samples)
+
+
+def _batch_size(prompt: Any) -> int | None:
+    """How many prompts a list of them holds; None for a lone one (text, or a list of ids)."""
+    if isinstance(prompt, str):
+        return None
+    if isinstance(prompt, list) and prompt:
+        kinds = set(map(type, prompt))
+        if kinds == {int}:
+            return None
+        ids = kinds == {list} and all(p and set(map(type, p)) == {int} for p in prompt)
+        if kinds == {str} or ids:
+            return len(prompt)
+    raise Refused(Reason.MALFORMED)
+
+
+def _per_item_lists(body: dict[str, Any], size: int | None) -> tuple[str, ...]:
+    """The fields of a body whose list holds a value for each prompt."""
+    lists = [n for n, v in body.items() if isinstance(v, list) and n not in _SHARED_LISTS]
+    if size is None:
+        if any(name in _PER_ITEM and name != "prompt" for name in lists):
+            raise Refused(Reason.MALFORMED)
+        return ()
+    if any(name not in _PER_ITEM for name in lists):
+        raise Refused(Reason.INSEPARABLE)
+    if any(len(body[name]) != size for name in lists):
+        raise Refused(Reason.MALFORMED)
+    return tuple(lists)
+
+
+DIALECT = Completions()

@@ -1,0 +1,211 @@
+"""A request's way through the cache, from body bytes to answer bytes.
+
+`receive` reads and plans a request and says what to do: answer (`Hit`), pass on untouched
+(`Bypass`), or fetch (`Fetch`), whose upstream answer goes to `complete`. Free of mitmproxy,
+clocks and I/O: times and ids are arguments. One object serves one upstream, on one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon import cache, keys, policy
+from sglang_cached_addon.cache import Plan, Store
+from sglang_cached_addon.dialects import Registry
+from sglang_cached_addon.dialects.base import Dialect, Fill, Mint, Split
+from sglang_cached_addon.outcome import Counters, Kind, Outcome
+from sglang_cached_addon.policy import Reason, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client sent. `path` is as on the wire, header names are lower-case."""
+
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Every sample was stored: the answer's body."""
+
+    body: bytes
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Not looked up: to be passed on as it came."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """Samples are short: `body` goes upstream (None: the client's own bytes)."""
+
+    dialect: Dialect
+    plan: Plan
+    fill: Fill
+    body: bytes | None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether upstream is asked for less than the client asked for."""
+        return self.plan.have > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The end of a fetch. `body` is None where upstream's own bytes are the answer."""
+
+    body: bytes | None
+    outcome: Outcome
+    status: int
+
+
+class Exchange:
+    """The cache in front of one upstream."""
+
+    def __init__(self, dialects: Registry, store: Store, mint: Mint, fingerprint: str = "") -> None:
+        self.dialects = dialects
+        self.counters = Counters()
+        self._store = store
+        self._mint = mint
+        self._fingerprint = fingerprint
+        self._rids: dict[str, list[str]] = {}
+
+    def receive(self, request: Request, now: float) -> Hit | Fetch | Bypass:
+        """Decides a request whose route has a dialect."""
+        try:
+            return self._receive(request, now)
+        except Refused as refused:
+            return self.bypass(refused.reason)
+
+    def bypass(self, reason: Reason) -> Bypass:
+        """Counts a request that is not looked up."""
+        outcome = Outcome(Kind.BYPASS, reason=reason)
+        self.counters.add(outcome)
+        return Bypass(outcome)
+
+    def _receive(self, request: Request, now: float) -> Hit | Fetch:
+        dialect = self.dialects[request.method, request.path]
+        if reason := policy.lookup_refusal(request.headers):
+            raise Refused(reason)
+        call = dialect.read(keys.parse(request.body))
+        pool_keys = tuple(
+            keys.digest(self._fingerprint, dialect.name, content) for content in call.items
+        )
+        plan = cache.plan(call, pool_keys, self._store)
+        if plan.have < call.total:
+            fill = dialect.trim(call, plan.shortfalls, self._mint)
+            for rid, unique in fill.rids.items():
+                self._rids.setdefault(rid, []).append(unique)
+            unchanged = fill.body == call.body
+            return Fetch(dialect, plan, fill, None if unchanged else orjson.dumps(fill.body))
+        samples = list(plan.samples())
+        age = max(0, int(now - min(sample.stored_at for sample in samples)))
+        outcome = Outcome(Kind.HIT, call.total, call.total, age=age)
+        self.counters.add(outcome, samples)
+        return Hit(dialect.write(call, cache.answers(plan)), outcome)
+
+    def complete(
+        self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
+    ) -> Completed:
+        """Stores what upstream answered, and puts the client's answer together."""
+        self._release(fetch)
+        if reason := policy.store_refusal(status):
+            return self._finish(fetch, None, status, reason)
+        try:
+            split = fetch.dialect.split(fetch.plan.call, fetch.fill, _parse(body))
+        except Refused as refused:
+            return self._unreadable(fetch, body, refused.reason)
+        if not split.refusal:
+            cache.commit(
+                fetch.plan,
+                fetch.dialect.name,
+                split.generations,
+                self._store,
+                now=now,
+                seconds=seconds,
+            )
+        return self._finish(fetch, self._answer(fetch, split, body), status, split.refusal)
+
+    def fail(self, fetch: Fetch, reason: Reason, status: int) -> Completed:
+        """Ends a fetch that has no answer."""
+        self._release(fetch)
+        return self._finish(fetch, None, status, reason)
+
+    def abort_targets(self, body: bytes) -> list[str]:
+        """The ids that upstream knows for the `rid` of an `/abort_request`; empty if it has none of ours."""
+        try:
+            rid = orjson.loads(body).get("rid")
+        except (ValueError, AttributeError):
+            return []
+        return list(self._rids.get(rid, ())) if isinstance(rid, str) else []
+
+    def _answer(self, fetch: Fetch, split: Split, body: bytes) -> bytes | None:
+        if fetch.is_partial:
+            whole = cache.answers(fetch.plan, split.generations)
+            return fetch.dialect.write(fetch.plan.call, whole)
+        return _with_client_rids(body, fetch.fill.rids)
+
+    def _unreadable(self, fetch: Fetch, body: bytes, reason: Reason) -> Completed:
+        """A 200 that is not what was asked for: relayed where it answers the client's own
+        request, and an error where it answers a trimmed one."""
+        if not fetch.is_partial:
+            return self._finish(fetch, _with_client_rids(body, fetch.fill.rids), 200, reason)
+        error = error_body(
+            502,
+            "BadGateway",
+            f"sglang-cached had {fetch.plan.have} of {fetch.plan.call.total} samples and asked "
+            "upstream for the others, but cannot read its answer. Repeat the request with other "
+            "numbers of samples, or clear the cache (POST /cache/clear).",
+        )
+        return Completed(error, self._finish(fetch, None, 200, reason).outcome, 502)
+
+    def _finish(
+        self, fetch: Fetch, body: bytes | None, status: int, reason: Reason | None
+    ) -> Completed:
+        kind = Kind.PARTIAL if fetch.is_partial else Kind.MISS
+        outcome = Outcome(kind, fetch.plan.have, fetch.plan.call.total, reason, status)
+        # Stored samples count as served only if they were.
+        served = fetch.plan.samples() if status == 200 and body is not None else ()
+        self.counters.add(outcome, served)
+        return Completed(body, outcome, status)
+
+    def _release(self, fetch: Fetch) -> None:
+        for rid, unique in fetch.fill.rids.items():
+            left = [known for known in self._rids.get(rid, ()) if known != unique]
+            if left:
+                self._rids[rid] = left
+            else:
+                self._rids.pop(rid, None)
+
+
+def error_body(status: int, kind: str, message: str) -> bytes:
+    """An error as OpenAI's and SGLang's clients read it."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "code": status}})
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        raise Refused(Reason.UNREADABLE) from None
+
+
+def _with_client_rids(body: bytes, rids: Mapping[str, str]) -> bytes | None:
+    """Upstream's bytes with the client's ids in place of ours; None where they are the same.
+
+    Ours are unique strings, so that wherever SGLang echoes one, it is one of these.
+    """
+    for rid, unique in rids.items():
+        body = body.replace(unique.encode(), orjson.dumps(rid)[1:-1])
+    return body if rids else None

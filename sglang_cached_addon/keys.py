@@ -1,0 +1,96 @@
+"""Canonical bytes of what a call asks for, and the digest that names its pool.
+
+Pure. Two calls share a key only if SGLang would treat them alike: keys of the top level
+and of `sampling_params` are sorted there and nowhere else, because inside messages, tools,
+schemas and template arguments the order reaches the prompt. Absent, null and a default
+stay three different things; an integer in a float parameter is that float (`0` is `0.0`).
+Does not know which fields are left out: that is each dialect's table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.policy import Reason, Refused
+
+FORMAT_VERSION = 1
+"""Part of every key and of every journal line; raised when either changes its meaning."""
+
+FLOAT_FIELDS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+    }
+)
+"""Parameters that SGLang reads as floats. In the others `8` and `8.0` differ: `/generate`
+refuses a float where it wants an integer."""
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _DuplicateKey
+    return members
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """A request body as a JSON object.
+
+    Raises `Refused`: not JSON as SGLang's parser (orjson) has it, a repeated key at any
+    depth (which SGLang resolves silently), or not an object.
+    """
+    try:
+        orjson.loads(raw)
+        # The second reading sees what orjson hides: repeated keys, integers beyond 64 bits.
+        body = json.loads(raw, object_pairs_hook=_unique)
+    except _DuplicateKey:
+        raise Refused(Reason.DUPLICATE_KEY) from None
+    except (ValueError, RecursionError):
+        raise Refused(Reason.INVALID_JSON) from None
+    if not isinstance(body, dict):
+        raise Refused(Reason.MALFORMED)
+    return body
+
+
+def _sorted_level(members: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: float(value) if type(value) is int and name in FLOAT_FIELDS else value
+        for name, value in sorted(members.items())
+    }
+
+
+def canonical(content: dict[str, Any]) -> bytes:
+    """Compact JSON of the fields that make the answer, equal for equal calls.
+
+    Raises `Refused` for a value that JSON parsers do not agree on, such as an integer
+    beyond 64 bits.
+    """
+    top = _sorted_level(content)
+    sampling_params = top.get("sampling_params")
+    if isinstance(sampling_params, dict):
+        top["sampling_params"] = _sorted_level(sampling_params)
+    try:
+        return orjson.dumps(top)
+    except (TypeError, OverflowError):
+        raise Refused(Reason.INVALID_JSON) from None
+
+
+def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:
+    """The 32-byte key of a pool: SHA-256 over length-prefixed parts, so none can run into the next."""
+    sha = hashlib.sha256()
+    for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode(), content):
+        sha.update(b"%d:" % len(part))
+        sha.update(part)
+    return sha.digest()

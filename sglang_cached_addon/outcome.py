@@ -1,0 +1,143 @@
+"""What became of a request, and how people see it: headers, a log line, counters.
+
+Pure values and sums; no clock, no I/O. Header fields: RFC 9211 (Cache-Status), RFC 9111
+§5.1 (Age).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.policy import Reason
+
+
+class Kind(StrEnum):
+    """How much of an answer came from the store."""
+
+    HIT = "hit"
+    PARTIAL = "partial"
+    MISS = "miss"
+    BYPASS = "bypass"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request, decided."""
+
+    kind: Kind
+    have: int = 0
+    """Samples that were stored."""
+    want: int = 0
+    """Samples in the whole answer."""
+    reason: Reason | None = None
+    """Why it was not looked up, or why what came was not stored."""
+    status: int = 200
+    """Upstream's answer, where it was asked."""
+    age: int = 0
+    """Of the oldest sample of a hit, in seconds."""
+
+    @property
+    def cache_status(self) -> str:
+        """The value of `Cache-Status`."""
+        parts = ["sglang-cached"]
+        detail = [str(self.reason)] if self.reason else []
+        if self.kind is Kind.HIT:
+            parts.append("hit")
+        else:
+            parts.append(f"fwd={self.kind}")
+            if self.status != 200:
+                parts.append(f"fwd-status={self.status}")
+            if self.kind is not Kind.BYPASS and not self.reason:
+                parts.append("stored")
+            if self.kind is Kind.PARTIAL:
+                detail.insert(0, f"{self.have} of {self.want} stored")
+        if detail:
+            value = ", ".join(detail)
+            parts.append(f'detail="{value}"' if self.kind is Kind.PARTIAL else f"detail={value}")
+        return "; ".join(parts)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The fields that are added to the answer."""
+        fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
+        if self.kind is Kind.HIT:
+            fields.append(("Age", str(self.age)))
+        return fields
+
+    def line(self, path: str, seconds: float) -> str:
+        """The log line."""
+        text = f"[Cache {self.kind}] {path}"
+        if self.want:
+            text += f" {self.have}/{self.want}"
+        text += f" {seconds * 1000:.1f} ms"
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+@dataclass(slots=True)
+class Counters:
+    """Sums since the start. A follower of this module's outcomes; never reset by a clear."""
+
+    hits: int = 0
+    misses: int = 0
+    partial_hits: int = 0
+    bypasses: Counter[Reason] = field(default_factory=Counter)
+    """By reason."""
+    not_stored: Counter[Reason] = field(default_factory=Counter)
+    """Answers of misses and partial hits that were not stored, by reason."""
+    samples_from_cache: int = 0
+    samples_from_upstream: int = 0
+    tokens_saved: int = 0
+    """Completion tokens of the samples that came from the store."""
+    upstream_seconds_saved: float = 0.0
+    """For each hit, the longest of the upstream calls that its samples came from."""
+
+    def add(self, outcome: Outcome, samples: Iterable[Sample] = ()) -> None:
+        """Counts a request; `samples` are those that the store gave to it."""
+        if outcome.kind is Kind.BYPASS:
+            self.bypasses[outcome.reason or Reason.ROUTE] += 1
+            return
+        longest = 0.0
+        for sample in samples:
+            self.samples_from_cache += 1
+            self.tokens_saved += sample.tokens
+            longest = max(longest, sample.seconds)
+        if outcome.kind is Kind.HIT:
+            self.hits += 1
+            self.upstream_seconds_saved += longest
+            return
+        if outcome.kind is Kind.PARTIAL:
+            self.partial_hits += 1
+        else:
+            self.misses += 1
+        if outcome.reason:
+            self.not_stored[outcome.reason] += 1
+        if outcome.status == 200:
+            self.samples_from_upstream += outcome.want - outcome.have
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among the requests that were looked up, 0 to 1; a partial hit is not a hit."""
+        looked_up = self.hits + self.misses + self.partial_hits
+        return self.hits / looked_up if looked_up else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "partial_hits": self.partial_hits,
+            "hit_rate": self.hit_rate,
+            "bypasses": _plain(self.bypasses),
+            "not_stored": _plain(self.not_stored),
+            "samples_from_cache": self.samples_from_cache,
+            "samples_from_upstream": self.samples_from_upstream,
+            "tokens_saved": self.tokens_saved,
+            "upstream_seconds_saved": round(self.upstream_seconds_saved, 6),
+        }
+
+
+def _plain(counts: Counter[Reason]) -> dict[str, int]:
+    return {str(reason): count for reason, count in sorted(counts.items())}

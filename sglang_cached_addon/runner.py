@@ -1,0 +1,245 @@
+"""Starts mitmproxy in this process, around the addon.
+
+A lean master by default: of mitmproxy's forty addons only those that a reverse proxy
+needs, because each of the others is asked at every hook of every request. With `web`, the
+whole of mitmweb. Ends with an exit code; what a user can mend is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mitmproxy import exceptions
+from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script, tlsconfig
+from mitmproxy.master import Master
+from mitmproxy.options import Options
+
+from sglang_cached_addon import __version__
+from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.upstream import State
+
+DRAIN_SECONDS = 30.0
+"""How long requests that are being answered may take after SIGINT or SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What `sglang-cached start` was asked for."""
+
+    sglang_url: str
+    port: int
+    host: str
+    cache_path: str
+    quiet: bool = False
+    insecure: bool = False
+    web: bool = False
+    scripts: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+
+
+class StartError(Exception):
+    """The proxy cannot start; the message says why and what to do."""
+
+
+def normal_url(url: str) -> str:
+    """SCHEME://HOST[:PORT] of an upstream; raises `StartError` if it is none."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+    except ValueError as e:
+        raise StartError(f"--sglang-url {url}: {e}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise StartError(f"--sglang-url {url}: must be like http://localhost:30000")
+    if parts.username is not None:
+        raise StartError("--sglang-url: leave credentials out; clients send theirs")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise StartError(
+            f"--sglang-url {url}: leave off what follows the port; clients send the path"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{port or {'http': 80, 'https': 443}[parts.scheme]}"
+
+
+def run(start: Start) -> int:
+    """Serves until SIGINT or SIGTERM; the process's exit code."""
+    try:
+        url = normal_url(start.sglang_url)
+        for number, path in enumerate(start.scripts):
+            if not Path(path).expanduser().is_file():
+                raise StartError(f"-s {start.scripts[number]}: no such file")
+        _check_port(start.host, start.port, "--port")
+        return asyncio.run(_serve(start, url))
+    except StartError as e:
+        print(f"sglang-cached: {e}", file=sys.stderr)
+        return 1
+
+
+async def _serve(start: Start, url: str) -> int:
+    _set_up_logging()
+    addon = SglangCached(announce=False)
+    options = Options(
+        mode=[f"reverse:{url}"],
+        listen_host=start.host,
+        listen_port=start.port,
+        ssl_insecure=start.insecure,
+    )
+    master = _web_master(options, addon) if start.web else _lean_master(options, addon, url, start)
+    startup = Startup(master, addon, start)
+    master.addons.add(startup)
+    try:
+        options.set(*start.sets, defer=bool(start.scripts))
+        options.update(
+            sglang_cache_path=start.cache_path,
+            sglang_quiet=start.quiet,
+            connection_strategy="lazy",
+        )
+        if start.scripts:
+            options.update(scripts=[str(Path(path).expanduser()) for path in start.scripts])
+    except exceptions.OptionsError as e:
+        raise StartError(str(e)) from e
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, startup.stop)
+    await master.run()
+    return startup.exit_code
+
+
+def _lean_master(options: Options, addon: SglangCached, url: str, start: Start) -> Master:
+    master = Master(options)
+    master.addons.add(core.Core(), proxyserver.Proxyserver(), disable_h2c.DisableH2C())
+    if start.scripts:
+        master.addons.add(script.ScriptLoader())
+    master.addons.add(addon, next_layer.NextLayer())
+    if url.startswith("https:"):
+        master.addons.add(tlsconfig.TlsConfig())
+    return master
+
+
+def _web_master(options: Options, addon: SglangCached) -> Master:
+    # Imported here: it takes half a second, and only this needs it.
+    from mitmproxy.tools.web.master import WebMaster
+
+    master = WebMaster(options, with_termlog=False)
+    options.update(web_open_browser=False)
+    _check_port(options.web_host, options.web_port, "--set web_port=N")
+    master.addons.add(addon)
+    return master
+
+
+class Startup:
+    """An addon that tells people what was started, and ends it in good order."""
+
+    name = "sglang_cached_startup"
+
+    def __init__(self, master: Master, addon: SglangCached, start: Start) -> None:
+        self.exit_code = 0
+        self._master = master
+        self._addon = addon
+        self._start = start
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def running(self) -> None:
+        servers = list(self._servers)
+        if self._addon.failure or not all(server.is_running for server in servers):
+            self.exit_code = 1
+            self._master.shutdown()
+            return
+        if deferred := getattr(self._master.options, "deferred", None):
+            print(f"sglang-cached: unknown options: {', '.join(deferred)}", file=sys.stderr)
+        upstream, store = self._addon.upstream, self._addon.store
+        assert upstream and store
+        state = await upstream.check(time.monotonic())
+        host, port = servers[0].listen_addrs[0][:2]
+        print(f"sglang-cached {__version__}")
+        print(f"  listening  http://{f'[{host}]' if ':' in host else host}:{port}")
+        print(f"  upstream   {upstream.url}")
+        loaded = store.loaded
+        print(
+            f"  cache      {store.journal.path} ({loaded.keys} entries, {loaded.samples} samples)"
+        )
+        if self._start.web:
+            print(f"  web        {self._web_url()}")
+        sys.stdout.flush()
+        if state is not State.UP:
+            print(
+                f"sglang-cached: warning: {upstream.url} does not answer; "
+                "stored answers are served, and misses get 502 until it does",
+                file=sys.stderr,
+            )
+
+    def stop(self) -> None:
+        """Ends the proxy: at once if asked twice."""
+        if self._stopping:
+            self._master.shutdown()
+        else:
+            self._stopping = asyncio.ensure_future(self._drain())
+
+    @property
+    def _servers(self) -> proxyserver.Servers:
+        return self._proxyserver.servers
+
+    @property
+    def _proxyserver(self) -> proxyserver.Proxyserver:
+        found = self._master.addons.get("proxyserver")
+        assert isinstance(found, proxyserver.Proxyserver)
+        return found
+
+    async def _drain(self) -> None:
+        """Stops accepting, and waits (not for ever) for what is being answered."""
+        await self._servers.update([])
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while (self._addon.active or self._unsent()) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        self._master.shutdown()
+
+    def _unsent(self) -> bool:
+        """Whether bytes of answers wait for slow clients."""
+        for handler in self._proxyserver.connections.values():
+            io = handler.transports.get(handler.client)
+            writer = io.writer if io else None
+            if (
+                isinstance(writer, asyncio.StreamWriter)
+                and writer.transport.get_write_buffer_size()
+            ):
+                return True
+        return False
+
+    def _web_url(self) -> str:
+        # mitmproxy 12 has a URL with a token in it.
+        options = self._master.options
+        return str(
+            getattr(self._master, "web_url", f"http://{options.web_host}:{options.web_port}/")
+        )
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(logging.WARNING)
+    # Ours, and what the user's scripts say; of mitmproxy only what goes wrong.
+    for name in ("sglang_cached_addon", "__mitmproxy_script__"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _check_port(host: str, port: int, option: str) -> None:
+    """Raises `StartError` where mitmproxy would fail later, and less clearly."""
+    if not 0 <= port <= 65535:
+        raise StartError(f"{option}: {port} is no port; use 1 to 65535, or 0 for any free one")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as e:
+        raise StartError(
+            f"cannot listen on {host}:{port}: {e.strerror}; choose another with {option}"
+        ) from e

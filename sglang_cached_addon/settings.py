@@ -1,0 +1,53 @@
+"""The addon's options: one table that feeds mitmproxy, the README and the parser.
+
+Pure. mitmproxy holds options as mutable values; `Settings` is our frozen reading of them,
+made once per change and never read from mitmproxy while a request is served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One mitmproxy option, `--set NAME=VALUE`."""
+
+    name: str
+    type: type
+    default: str | bool
+    help: str
+
+
+OPTIONS = (
+    Option(
+        "sglang_cache_path",
+        str,
+        "~/.sglang_cache",
+        "Folder of the cache. It is made if missing, and belongs to one process at a time.",
+    ),
+    Option(
+        "sglang_quiet",
+        bool,
+        False,
+        "No log line for each request.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options, parsed."""
+
+    cache_path: Path
+    quiet: bool
+
+    @classmethod
+    def parse(cls, values: Mapping[str, object]) -> Settings:
+        """From option names to values; raises ValueError naming the option."""
+        path = str(values["sglang_cache_path"]).strip()
+        if not path:
+            raise ValueError("sglang_cache_path: must name a folder")
+        return cls(Path(path).expanduser().absolute(), bool(values["sglang_quiet"]))

@@ -1,0 +1,287 @@
+"""The journal: `cache.jsonl`, append-only, one self-describing JSON object a line.
+
+    {"v":1,"key":"<64 hex>","dialect":"...","at":<unix s>,"seconds":<s>,"tokens":[..],
+     "call":{..},"answers":[{..},..]}
+
+`answers` are samples, each the whole answer of its API for n=1; `call` is what was asked,
+on the first line of a key. One thread owns the file: it writes what has gathered, at the
+latest `FLUSH_SECONDS` after it came, so a killed process loses no more than that. At open,
+a torn last line is moved to `cache.jsonl.torn`; a broken line elsewhere, or one of another
+format version, is skipped and counted. A lock on the folder keeps a second process out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.keys import FORMAT_VERSION
+
+FLUSH_SECONDS = 0.05
+"""How long a line may wait for company."""
+
+RETRY_SECONDS = 1.0
+"""Between attempts to write while the disk refuses."""
+
+logger = logging.getLogger(__name__)
+
+
+class StoreError(Exception):
+    """The cache folder cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found at open."""
+
+    keys: int = 0
+    samples: int = 0
+    skipped: int = 0
+    """Lines that could not be used."""
+    torn: int = 0
+    """Bytes of a torn last line, moved aside."""
+
+
+class Journal:
+    """Appends to, loads and clears the journal of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the folder (made if missing) for this process; raises `StoreError`."""
+        self.folder = folder
+        self.path = folder / "cache.jsonl"
+        self._lock_file = _lock(folder)
+        try:
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115: lives as long as the journal
+        except OSError as e:
+            os.close(self._lock_file)
+            raise StoreError(f"cannot write {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+        self._pending: list[bytes] = []
+        self._clears: list[Future[None]] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._writing = 0
+        self._thread: threading.Thread | None = None
+
+    # On the event loop: nothing here waits for the disk.
+
+    @property
+    def pending(self) -> int:
+        """Lines that are not yet written."""
+        return len(self._pending) + self._writing
+
+    def append(
+        self, key: bytes, dialect: str, content: bytes | None, samples: Sequence[Sample]
+    ) -> None:
+        """Queues one line; `content` is the canonical call, or None if the journal has it."""
+        line = _line(key, dialect, content, samples)
+        with self._changed:
+            self._pending.append(line)
+            self._changed.notify()
+
+    def clear(self) -> Future[None]:
+        """Queues the replacement of the file by an empty one; what was pending goes with it."""
+        done: Future[None] = Future()
+        with self._changed:
+            self._pending.clear()
+            self._clears.append(done)
+            self._changed.notify()
+        return done
+
+    # Before serving, and after.
+
+    def load(self, add: Callable[[bytes, str, Sequence[Sample]], None]) -> Loaded:
+        """Reads every line into `add(key, dialect, samples)`, then starts the writer."""
+        torn = self._set_torn_line_aside()
+        keys: set[bytes] = set()
+        samples = skipped = 0
+        with open(self.path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    key, dialect, found = _parse(line)
+                except (ValueError, KeyError, TypeError) as e:
+                    skipped += 1
+                    logger.warning("%s:%d: line skipped: %s", self.path, number, e)
+                    continue
+                add(key, dialect, found)
+                keys.add(key)
+                samples += len(found)
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+        return Loaded(len(keys), samples, skipped, torn)
+
+    def close(self) -> None:
+        """Writes what is pending, syncs, and gives the folder free. May be called twice."""
+        if self._file.closed:
+            return
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join()
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            logger.warning("cannot sync %s: %s", self.path, e.strerror)
+        self._file.close()
+        os.close(self._lock_file)
+
+    def _set_torn_line_aside(self) -> int:
+        """Cuts off bytes behind the last newline, keeping them in a file of their own."""
+        with open(self.path, "rb+") as journal:
+            end = journal.seek(0, os.SEEK_END)
+            start, tail = end, b""
+            while start and b"\n" not in tail:
+                step = min(start, 1 << 16)
+                start -= step
+                journal.seek(start)
+                tail = journal.read(step) + tail
+            torn = tail[tail.rfind(b"\n") + 1 :]
+            if torn:
+                with open(self.path.with_suffix(".jsonl.torn"), "ab") as aside:
+                    aside.write(torn + b"\n")
+                    aside.flush()
+                    os.fsync(aside.fileno())
+                journal.truncate(end - len(torn))
+                logger.warning("%s: torn last line (%d bytes) set aside", self.path, len(torn))
+        return len(torn)
+
+    # In the writer's thread.
+
+    def _write(self) -> None:
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Waits for work and does it; False at the end."""
+        with self._changed:
+            while not (self._pending or self._clears or self._closing):
+                self._changed.wait()
+            if not (self._clears or self._closing):
+                self._changed.wait(FLUSH_SECONDS)
+            clears, self._clears = self._clears, []
+            lines, self._pending = self._pending, []
+            self._writing = len(lines)
+        if clears:
+            self._empty(clears)
+        if lines:
+            self._append_all(b"".join(lines))
+        self._writing = 0
+        with self._changed:
+            return bool(self._pending or self._clears or not self._closing)
+
+    def _append_all(self, data: bytes) -> None:
+        """Writes the bytes as one run of whole lines, waiting while the disk refuses."""
+        start, warned = os.fstat(self._file.fileno()).st_size, False
+        while True:
+            try:
+                written = 0
+                while written < len(data):
+                    written += self._file.write(data[written:])
+                return
+            except OSError as e:
+                _try_to(lambda: self._file.truncate(start))
+                if not warned:
+                    logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
+                    warned = True
+                if self._closing:
+                    logger.warning("%s: %d bytes could not be written", self.path, len(data))
+                    return
+                time.sleep(RETRY_SECONDS)
+
+    def _empty(self, clears: list[Future[None]]) -> None:
+        """Replaces the file by an empty one, atomically."""
+        try:
+            aside = self.path.with_suffix(".jsonl.new")
+            with open(aside, "wb") as new:
+                os.fsync(new.fileno())
+            os.replace(aside, self.path)
+            _sync_folder(self.folder)
+            self._file.close()
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        except OSError as e:
+            for done in clears:
+                done.set_exception(StoreError(f"cannot clear {self.path}: {e.strerror}"))
+        else:
+            for done in clears:
+                done.set_result(None)
+
+
+_CHOOSE_ANOTHER = "choose another folder with --cache-path"
+
+
+def _lock(folder: Path) -> int:
+    """Takes the folder's lock; a file descriptor to be closed to release it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / "cache.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as e:
+        raise StoreError(f"cannot use {folder}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(handle)
+        raise StoreError(
+            f"{folder} is in use by process {owner}; stop it, or {_CHOOSE_ANOTHER}"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+    return handle
+
+
+def _line(key: bytes, dialect: str, content: bytes | None, samples: Sequence[Sample]) -> bytes:
+    record: dict[str, Any] = {
+        "v": FORMAT_VERSION,
+        "key": key.hex(),
+        "dialect": dialect,
+        "at": samples[0].stored_at,
+        "seconds": samples[0].seconds,
+        "tokens": [sample.tokens for sample in samples],
+    }
+    if content is not None:
+        record["call"] = orjson.Fragment(content)
+    record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _parse(line: bytes) -> tuple[bytes, str, list[Sample]]:
+    """Raises ValueError, KeyError or TypeError for a line that this version cannot use."""
+    record = orjson.loads(line)
+    if record["v"] != FORMAT_VERSION:
+        raise ValueError(f"format version {record['v']!r}")
+    key = bytes.fromhex(record["key"])
+    if len(key) != 32:
+        raise ValueError("key is not 32 bytes")
+    at, seconds = float(record["at"]), float(record["seconds"])
+    samples = [
+        Sample(orjson.dumps(answer), at, seconds, int(tokens))
+        for answer, tokens in zip(record["answers"], record["tokens"], strict=True)
+    ]
+    return key, str(record["dialect"]), samples
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in it last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _try_to(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except OSError as e:
+        logger.debug("%s", e)

@@ -1,0 +1,40 @@
+"""Pools in memory: key to samples, with the counts that people ask for kept as they change.
+
+No I/O. Not safe for threads: it belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sglang_cached_addon.cache import Sample
+
+
+class Memory:
+    """All pools, by key."""
+
+    def __init__(self) -> None:
+        self._pools: dict[bytes, list[Sample]] = {}
+        self.samples = 0
+        self.bytes = 0
+        """Of the stored answers."""
+        self.by_dialect: Counter[str] = Counter()
+        """Samples."""
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def get(self, key: bytes) -> Sequence[Sample]:
+        return self._pools.get(key, ())
+
+    def append(self, key: bytes, dialect: str, samples: Sequence[Sample]) -> None:
+        self._pools.setdefault(key, []).extend(samples)
+        self.samples += len(samples)
+        self.by_dialect[dialect] += len(samples)
+        self.bytes += sum(len(sample.answer) for sample in samples)
+
+    def clear(self) -> None:
+        self._pools.clear()
+        self.by_dialect.clear()
+        self.samples = self.bytes = 0
