@@ -88,7 +88,7 @@ def canonical(content: dict[str, Any]) -> bytes:
 
 
 def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:
-    """The 32-byte key of a pool: SHA-256 over length-prefixed parts, so none can run into the next."""
+    """The 32-byte key of a pool: SHA-256 over parts that cannot run into each other."""
     sha = hashlib.sha256()
     for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode(), content):
         sha.update(b"%d:" % len(part))

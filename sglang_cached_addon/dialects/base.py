@@ -115,7 +115,7 @@ class Dialect(Protocol):
 
 
 def trimmed_n(shortfalls: Sequence[int]) -> int:
-    """The `n` of the fill: the common shortfall, or 1 where items differ and are repeated instead."""
+    """The `n` of a fill: the common shortfall, or 1 where items differ and are repeated."""
     wanted = {shortfall for shortfall in shortfalls if shortfall}
     return wanted.pop() if len(wanted) == 1 else 1
 

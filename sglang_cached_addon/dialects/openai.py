@@ -202,7 +202,7 @@ def _message(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generated_length(choice: dict[str, Any]) -> int:
-    """Tokens where the choice tells them, else characters: a weight, comparable within an answer."""
+    """Tokens where the choice tells them, else characters; comparable within an answer."""
     meta = choice.get("meta_info")
     if isinstance(meta, dict) and type(meta.get("completion_tokens")) is int:
         return int(meta["completion_tokens"])

@@ -62,7 +62,7 @@ class Journal:
         self.path = folder / "cache.jsonl"
         self._lock_file = _lock(folder)
         try:
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115: lives as long as the journal
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as e:
             os.close(self._lock_file)
             raise StoreError(f"cannot write {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
@@ -205,7 +205,7 @@ class Journal:
             aside = self.path.with_suffix(".jsonl.new")
             with open(aside, "wb") as new:
                 os.fsync(new.fileno())
-            os.replace(aside, self.path)
+            aside.replace(self.path)
             _sync_folder(self.folder)
             self._file.close()
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
