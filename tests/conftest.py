@@ -1,0 +1,119 @@
+"""What the tests share: a stand-in upstream, and the proxy as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Profile, Simulator, running
+
+COMMAND = Path(sysconfig.get_path("scripts")) / "sglang-cached"
+CORPUS = Path(__file__).parent / "corpus"
+START_SECONDS = 30.0
+
+
+class Proxy:
+    """A `sglang-cached start` process."""
+
+    def __init__(self, arguments: list[str], cwd: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
+        self._stderr = cwd / "stderr"
+        with open(self._stderr, "ab") as stderr:
+            self.process = subprocess.Popen(
+                [str(COMMAND), "start", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=cwd,
+                env={**environment, "PYTHONUNBUFFERED": "1"},
+            )
+        self.banner = ""
+        self.url = ""
+
+    def wait_until_ready(self) -> None:
+        """Returns when the banner is complete; fails with what the process said."""
+        assert self.process.stdout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            deadline = time.monotonic() + START_SECONDS
+            while not re.search(r"^  cache .*\n", self.banner, re.M):
+                ready = selector.select(deadline - time.monotonic())
+                data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+                if not data:
+                    pytest.fail(f"no start: {self.banner!r} {self.log!r}")
+                self.banner += data.decode()
+        match = re.search(r"listening +http://\S+:(\d+)", self.banner)
+        assert match
+        self.url = f"http://127.0.0.1:{match[1]}"
+
+    @property
+    def log(self) -> str:
+        """What the process has written to stderr."""
+        return self._stderr.read_text()
+
+    def stats(self) -> dict[str, Any]:
+        return requests.get(f"{self.url}/cache/stats", timeout=10).json()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal and waits; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(40)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+StartProxy = Callable[..., Proxy]
+
+
+@pytest.fixture
+def simulator() -> Iterator[Simulator]:
+    """An upstream that answers at once."""
+    with running(Profile()) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
+    """Starts proxies: `start_proxy(url, *arguments, cache=..., ready=True)`; all end with the test."""
+    with ExitStack() as stack:
+
+        def start(
+            url: str, *arguments: str, cache: Path | None = None, ready: bool = True
+        ) -> Proxy:
+            folder = cache or tmp_path / "cache"
+            proxy = Proxy(
+                ["--sglang-url", url, "--port", "0", "--host", "127.0.0.1",
+                 "--cache-path", str(folder), *arguments],
+                tmp_path,
+            )  # fmt: skip
+            stack.callback(proxy.stop, signal.SIGKILL)
+            if ready:
+                proxy.wait_until_ready()
+            return proxy
+
+        yield start
+
+
+@pytest.fixture
+def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
+    """The proxy in front of the simulator."""
+    return start_proxy(simulator.url)
+
+
+def corpus(prefix: str = "") -> list[dict[str, Any]]:
+    """Recorded pairs of SGLang 0.5.23 whose name begins with `prefix`."""
+    return [json.loads(path.read_bytes()) for path in sorted(CORPUS.glob(f"{prefix}*.json"))]

@@ -1,0 +1,77 @@
+"""Every recorded pair of SGLang 0.5.23 goes through the proxy twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Proxy, corpus
+from tests.replayer import Replayer, replaying
+
+# The proxy answers this path itself.
+PAIRS = [pair for pair in corpus() if pair["request"]["path"] != "/health"]
+ROUTES = {"/generate", "/v1/completions", "/v1/chat/completions"}
+
+
+@pytest.fixture(scope="module")
+def replayer() -> Iterator[Replayer]:
+    with replaying() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def front(replayer: Replayer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("corpus")
+    proxy = Proxy(
+        ["--sglang-url", replayer.url, "--port", "0", "--host", "127.0.0.1",
+         "--cache-path", str(folder / "cache")],
+        folder,
+    )  # fmt: skip
+    proxy.wait_until_ready()
+    yield proxy
+    proxy.stop()
+
+
+def is_cacheable(pair: dict[str, Any]) -> bool:
+    """Whether the second request must not reach upstream."""
+    request = pair["request"]
+    return (
+        request["path"] in ROUTES
+        and request["method"] in ("POST", "PUT")
+        and pair["response"]["status"] == 200
+        and "stream" not in json.loads(request["body"])
+    )
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+def test_twice(pair: dict[str, Any], replayer: Replayer, front: Proxy) -> None:
+    """A client sees what SGLang recorded, the first time and the second."""
+    requests.post(f"{front.url}/cache/clear", timeout=10).raise_for_status()
+    replayer.pair = pair
+    replayer.received.clear()
+    request, recorded = pair["request"], pair["response"]
+    for turn in range(2):
+        answer = requests.request(
+            request["method"],
+            front.url + request["path"],
+            data=(request.get("body") or "").encode(),
+            headers=request["headers"],
+            timeout=10,
+            allow_redirects=False,
+        )
+        assert answer.status_code == recorded["status"]
+        assert answer.text.encode() == answer.content
+        assert answer.content == recorded["body"].encode()
+        wanted = dict(recorded["headers"]).get("content-type")
+        assert answer.headers.get("content-type") == wanted
+        if is_cacheable(pair):
+            assert answer.headers["X-Cache"] == ("HIT" if turn else "MISS")
+            assert len(replayer.received) == 1
+        else:
+            assert answer.headers.get("X-Cache") in (None, "BYPASS", "MISS")
+            assert len(replayer.received) == turn + 1

@@ -1,0 +1,390 @@
+"""The proxy in front of an upstream that can be told to misbehave, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from tornado.ioloop import IOLoop
+from tornado.websocket import websocket_connect
+
+from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from tests.conftest import Proxy, StartProxy
+
+PARAMS = {"temperature": 0.9, "max_new_tokens": 8}
+BODIES: dict[str, dict[str, Any]] = {
+    "/generate": {"text": "one two", "sampling_params": PARAMS},
+    "/v1/completions": {"model": "m", "prompt": "one two", "max_tokens": 8},
+    "/v1/chat/completions": {
+        "model": "m",
+        "messages": [{"role": "user", "content": "one two"}],
+        "max_tokens": 8,
+    },
+}
+
+
+def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response:
+    return requests.post(proxy.url + path, json=body, timeout=30, **kwargs)
+
+
+def sampled(simulator: Simulator) -> list[dict[str, Any]]:
+    """The bodies of the sampling requests that upstream has seen."""
+    return [json.loads(r.body) for r in simulator.received if r.path in BODIES]
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Waits for a condition, not for ever."""
+    event = threading.Event()
+    for _ in range(1000):
+        if found := condition():
+            return found
+        event.wait(0.01)
+    raise AssertionError("never happened")
+
+
+FAULTS = {
+    Fault.ERROR_503: (503, "status"),
+    Fault.ABORT: (200, "abort"),
+    Fault.TWO_WEIGHTS: (200, "mixed-weights"),
+    Fault.NOT_JSON: (200, "unreadable-answer"),
+    Fault.ERROR_BODY: (200, "error"),
+    Fault.CUT: (502, "cut"),
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_never_stored(path: str, fault: Fault, simulator: Simulator, proxy: Proxy) -> None:
+    """A bad answer reaches the client with its reason, and is not there for the next one."""
+    status, reason = FAULTS[fault]
+    simulator.faults.append(fault)
+    bad = post(proxy, path, BODIES[path])
+    assert bad.status_code == status
+    assert bad.headers["X-Cache"] == "MISS"
+    assert "stored" not in bad.headers["Cache-Status"]
+    assert f"detail={reason}" in bad.headers["Cache-Status"]
+    stats = proxy.stats()
+    assert (stats["total_responses"], stats["not_stored"]) == (0, {reason: 1})
+    assert f"({reason})" in proxy.log
+    assert post(proxy, path, BODIES[path]).headers["X-Cache"] == "MISS"
+    assert post(proxy, path, BODIES[path]).headers["X-Cache"] == "HIT"
+
+
+def test_one_abort_in_a_batch(simulator: Simulator, proxy: Proxy) -> None:
+    """An abort anywhere in an array keeps the whole of it out."""
+    simulator.faults.append(Fault.ABORT)
+    body = {"text": ["a", "b"], "sampling_params": PARAMS}
+    assert post(proxy, "/generate", body).headers["Cache-Status"].endswith("detail=abort")
+    assert proxy.stats()["total_responses"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(Fault.ERROR_503, 503), (Fault.NOT_JSON, 502), (Fault.TOO_FEW, 502), (Fault.ABORT, 200)],
+)
+def test_partial_that_fails(fault: Fault, status: int, simulator: Simulator, proxy: Proxy) -> None:
+    """When the missing samples cannot be had, the client is told, and nothing is spoiled."""
+    one = BODIES["/generate"]
+    three = {**one, "sampling_params": {**PARAMS, "n": 4}}
+    first = post(proxy, "/generate", one).json()
+    simulator.faults.append(fault)
+    answer = post(proxy, "/generate", three)
+    assert answer.status_code == status
+    assert answer.headers["X-Cache"] == "PARTIAL"
+    assert answer.json()
+    assert proxy.stats()["total_responses"] == 1
+    again = post(proxy, "/generate", three)
+    assert again.json()[0]["text"] == first["text"]
+    assert len(again.json()) == 4
+
+
+def test_one_upstream_call_for_a_ragged_batch(simulator: Simulator, proxy: Proxy) -> None:
+    """Items that are short of 1, 2 and 3 samples are one call, of six prompts with n=1."""
+    for text, n in (("a", 2), ("b", 1)):
+        params = {**PARAMS, "n": n}
+        post(proxy, "/generate", {"text": text, "sampling_params": params})
+    body = {"text": ["a", "b", "c"], "sampling_params": {**PARAMS, "n": 3}}
+    post(proxy, "/generate", body)
+    assert sampled(simulator)[-1] == {
+        **body,
+        "text": ["a", "b", "b", "c", "c", "c"],
+        "sampling_params": {**PARAMS, "n": 1},
+    }
+    assert len(sampled(simulator)) == 3
+    assert simulator.samples == 9
+
+
+def test_what_goes_upstream(simulator: Simulator, proxy: Proxy) -> None:
+    """Only the unknown items go, with their own values, and never the client's rid."""
+    known = {"text": "a", "lora_path": "x", "unknown_field": {"kept": 1}}
+    post(proxy, "/generate", {**known, "sampling_params": PARAMS})
+    body = {
+        "text": ["a", "b", "c"],
+        "lora_path": ["x", "y", "z"],
+        "rid": ["r1", "r2", "r3"],
+        "unknown_field": {"kept": 1},
+        "sampling_params": PARAMS,
+    }
+    post(proxy, "/generate", body)
+    sent = sampled(simulator)[-1]
+    assert {**sent, "rid": None} == {
+        **body, "text": ["b", "c"], "lora_path": ["y", "z"], "rid": None
+    }  # fmt: skip
+    assert len(set(sent["rid"])) == 2
+    assert not set(sent["rid"]) & set(body["rid"])
+    plain = b'{ "text" : "as it came" ,"sampling_params":{"max_new_tokens":2}}'
+    headers = {"Content-Type": "application/json"}
+    requests.post(f"{proxy.url}/generate", data=plain, headers=headers, timeout=30)
+    assert simulator.received[-1].body == plain
+
+
+def test_abort_is_translated(simulator: Simulator, proxy: Proxy) -> None:
+    """/abort_request with a client's rid ends that client's call, and only that."""
+    bodies = [{"text": f"held {i}", "rid": f"rid-{i}", "sampling_params": PARAMS} for i in (0, 1)]
+    simulator.faults.extend([Fault.HOLD, Fault.HOLD])
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, proxy, "/generate", body) for body in bodies]
+        until(lambda: simulator.running == 2)
+        aborted = post(proxy, "/abort_request", {"rid": "rid-1"})
+        assert aborted.status_code == 200
+        answer = answers[1].result()
+        assert answer.json()["meta_info"]["finish_reason"]["type"] == "abort"
+        assert answer.json()["meta_info"]["id"] == "rid-1"
+        assert not answers[0].done()
+        simulator.release()
+        assert answers[0].result().json()["meta_info"]["finish_reason"]["type"] == "length"
+
+
+def test_abort_of_a_shared_rid(simulator: Simulator, proxy: Proxy) -> None:
+    """Two calls under one rid are both ended by an abort of it."""
+    bodies = [{"text": f"held {i}", "rid": "twin", "sampling_params": PARAMS} for i in (0, 1)]
+    simulator.faults.extend([Fault.HOLD, Fault.HOLD])
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, proxy, "/generate", body) for body in bodies]
+        until(lambda: simulator.running == 2)
+        post(proxy, "/abort_request", {"rid": "twin"})
+        kinds = {a.result().json()["meta_info"]["finish_reason"]["type"] for a in answers}
+    assert kinds == {"abort"}
+
+
+def test_client_that_leaves(simulator: Simulator, proxy: Proxy) -> None:
+    """A client that goes away frees the GPU, and leaves nothing behind in the proxy."""
+    simulator.faults.append(Fault.HOLD)
+    body = json.dumps(BODIES["/generate"]).encode()
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        until(lambda: simulator.running == 1)
+    until(lambda: simulator.running == 0)
+    until(lambda: proxy.stats()["misses"] == 1)
+    assert post(proxy, "/generate", BODIES["/generate"]).headers["X-Cache"] == "MISS"
+
+
+def test_upstream_comes_and_goes(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Without upstream, hits go on and a miss is told what to do, on a connection that lives."""
+    with running(Profile()) as upstream:
+        proxy = start_proxy(upstream.url)
+        port = int(upstream.url.rsplit(":", 1)[1])
+        post(proxy, "/generate", BODIES["/generate"])
+    with requests.Session() as session:
+        for body, status, kind in (
+            (BODIES["/generate"], 200, "HIT"),
+            ({"text": "new", "sampling_params": PARAMS}, 502, "MISS"),
+            (BODIES["/generate"], 200, "HIT"),
+        ):
+            answer = session.post(f"{proxy.url}/generate", json=body, timeout=30)
+            assert (answer.status_code, answer.headers["X-Cache"]) == (status, kind)
+            if status == 502:
+                assert upstream.url in answer.json()["error"]["message"]
+                assert answer.headers["Cache-Status"].endswith("fwd-status=502; detail=unreachable")
+                assert answer.headers.get("connection", "keep-alive") != "close"
+        assert session.get(f"{proxy.url}/model_info", timeout=30).status_code == 502
+        assert session.get(f"{proxy.url}/health", timeout=30).json()["upstream"]["state"] == "down"
+    with running(Profile(), port=port):
+        assert post(proxy, "/generate", {"text": "new", "sampling_params": PARAMS}).ok
+
+
+def test_restart(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """The same request hits after a restart, with the same bytes; Age goes on."""
+    first = start_proxy(simulator.url)
+    answers = {path: post(first, path, body).content for path, body in BODIES.items()}
+    assert first.stop() == 0
+    second = start_proxy(simulator.url)
+    assert "(3 entries, 3 samples)" in second.banner
+    for path, body in BODIES.items():
+        answer = post(second, path, body)
+        assert (answer.headers["X-Cache"], answer.content) == ("HIT", answers[path])
+
+
+def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
+    """A person with jq finds question and answers on one line."""
+    post(proxy, "/generate", BODIES["/generate"])
+    assert proxy.stop() == 0
+    (path,) = proxy.process.args[-1:]  # type: ignore[index]
+    with open(f"{path}/cache.jsonl") as journal:
+        (line,) = [json.loads(line) for line in journal]
+    assert line["v"] == 1
+    assert line["call"] == BODIES["/generate"]
+    assert line["answers"][0]["meta_info"]["completion_tokens"] == 8
+
+
+def test_clear(simulator: Simulator, proxy: Proxy) -> None:
+    """POST /cache/clear empties memory and file, and says how much it was."""
+    post(proxy, "/generate", BODIES["/generate"])
+    answer = post(proxy, "/cache/clear", None)
+    assert answer.json() == {"status": "success", "cleared_keys": 1, "cleared_responses": 1}
+    stats = proxy.stats()
+    assert (stats["num_keys"], stats["total_responses"], stats["pending_writes"]) == (0, 0, 0)
+    with open(stats["cache_file"], "rb") as journal:
+        assert journal.read() == b""
+    assert post(proxy, "/generate", BODIES["/generate"]).headers["X-Cache"] == "MISS"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/cache/stats", "GET, HEAD"),
+        ("DELETE", "/cache/info", "GET, HEAD"),
+        ("GET", "/cache/clear", "POST"),
+        ("PUT", "/health", "GET, HEAD"),
+    ],
+)
+def test_wrong_method(method: str, path: str, allow: str, proxy: Proxy) -> None:
+    """Our own routes refuse other methods, and say which they take."""
+    answer = requests.request(method, proxy.url + path, timeout=30)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allow)
+    assert allow in answer.json()["error"]["message"]
+
+
+def test_info(simulator: Simulator, proxy: Proxy) -> None:
+    """/cache/info tells how the proxy is set up, beside the counts of /cache/stats."""
+    post(proxy, "/generate", BODIES["/generate"])
+    info = requests.get(f"{proxy.url}/cache/info", timeout=30).json()
+    stats = proxy.stats()
+    assert {name: info[name] for name in stats if name != "pending_writes"} == {
+        name: value for name, value in stats.items() if name != "pending_writes"
+    }
+    assert info["cache_dir"] in info["cache_file"]
+    assert info["upstream"] == simulator.url
+    assert info["dialects"] == {
+        "sglang-generate": 1, "openai-completion": 0, "openai-chat": 0
+    }  # fmt: skip
+    assert info["version"]
+    assert info["settings"]["quiet"] is False
+    until(lambda: requests.get(f"{proxy.url}/cache/info", timeout=30).json()["file_bytes"])
+
+
+def test_health(simulator: Simulator, proxy: Proxy) -> None:
+    """/health is the proxy's own, with upstream's state in the body."""
+    answer = requests.get(f"{proxy.url}/health", timeout=30)
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+    assert answer.json()["upstream"] == {"url": simulator.url, "state": "up"}
+    assert requests.head(f"{proxy.url}/health", timeout=30).content == b""
+
+
+def test_log_lines(simulator: Simulator, proxy: Proxy) -> None:
+    """One line a request: kind, path, have/want, time, reason."""
+    for n in (1, 1, 2):
+        post(proxy, "/generate", {"text": "a", "sampling_params": {**PARAMS, "n": n}})
+    post(proxy, "/generate", {"text": "a", "stream": True, "sampling_params": PARAMS})
+    requests.get(f"{proxy.url}/model_info", timeout=30)
+    lines = [line for line in proxy.log.splitlines() if line.startswith("[Cache")]
+    starts = [
+        "[Cache miss] /generate 0/1 ",
+        "[Cache hit] /generate 1/1 ",
+        "[Cache partial] /generate 1/2 ",
+        "[Cache bypass] /generate ",
+        "[Cache bypass] /model_info ",
+    ]
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start)
+        assert " ms" in line
+    assert lines[3].endswith("(stream)")
+    assert lines[4].endswith("(route)")
+
+
+def test_quiet(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """--quiet logs no requests."""
+    proxy = start_proxy(simulator.url, "--quiet")
+    post(proxy, "/generate", BODIES["/generate"])
+    assert proxy.log == ""
+
+
+BYPASSES = {
+    "content-type": {"headers": {"Content-Type": "text/plain"}},
+    "encoded": {"headers": {"Content-Encoding": "gzip"}},
+    "cross-origin": {"headers": {"Origin": "http://example.com"}},
+    "header": {"headers": {"X-Sglext-Return-Output-Ids": "1"}},
+    "query": {"path": "/generate?x=1"},
+    "state": {"body": {"session_params": {"id": "s"}}},
+    "disaggregation": {"body": {"bootstrap_room": 7}},
+    "media-by-reference": {"body": {"image_data": "http://example.com/a.png"}},
+    "beam": {"body": {"sampling_params": {"beam_width": 4}}},
+    "malformed": {"body": {"text": 7}},
+    "stream": {"body": {"stream": True}},
+}
+
+
+@pytest.mark.parametrize("reason", BYPASSES)
+def test_bypass(reason: str, simulator: Simulator, proxy: Proxy) -> None:
+    """What is not understood in full goes upstream untouched, each time, with its reason."""
+    case: dict[str, Any] = BYPASSES[reason]
+    body = json.dumps({**BODIES["/generate"], **case.get("body", {})}).encode()
+    headers = {"Content-Type": "application/json", **case.get("headers", {})}
+    for _ in range(2):
+        url = proxy.url + case.get("path", "/generate")
+        answer = requests.post(url, data=body, headers=headers, timeout=30)
+        assert answer.headers["X-Cache"] == "BYPASS"
+        assert answer.headers["Cache-Status"] == f"sglang-cached; fwd=bypass; detail={reason}"
+    assert [r.body for r in simulator.received if r.method == "POST"] == [body, body]
+    assert proxy.stats()["bypasses"] == {reason: 2}
+
+
+def test_stream_arrives_as_it_comes(start_proxy: StartProxy) -> None:
+    """The first event of a slow stream is there long before the last."""
+    with running(Profile(tokens_per_second=20.0)) as upstream:
+        proxy = start_proxy(upstream.url)
+        body = {**BODIES["/generate"], "stream": True}
+        with post(proxy, "/generate", body, stream=True) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith(b"data: ")
+            assert upstream.running == 1
+            rest = [line for line in lines if line]
+        assert rest[-1] == b"data: [DONE]"
+
+
+def test_one_event_per_chunk(simulator: Simulator, proxy: Proxy) -> None:
+    """HTTP chunks of a relayed stream are whole events: some clients parse chunks."""
+    with post(proxy, "/generate", {**BODIES["/generate"], "stream": True}, stream=True) as answer:
+        chunks = list(answer.raw.read_chunked())
+    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") for chunk in chunks)
+    assert all(chunk.count(b"\n\n") == 1 for chunk in chunks)
+
+
+def test_large_upload(simulator: Simulator, proxy: Proxy) -> None:
+    """A body of many megabytes to another route passes through whole."""
+    body = b"x" * (80 << 20)
+    answer = requests.post(f"{proxy.url}/upload", data=body, timeout=60)
+    assert answer.status_code == 404  # upstream's word
+    assert len(simulator.received[-1].body) == len(body)
+
+
+def test_websocket(simulator: Simulator, proxy: Proxy) -> None:
+    """WebSockets pass through."""
+
+    async def talk() -> Any:
+        socket = await websocket_connect(proxy.url.replace("http", "ws") + "/v1/realtime")
+        await socket.write_message("hello")
+        return await socket.read_message()
+
+    assert IOLoop(make_current=False).run_sync(talk, timeout=30) == "hello"

@@ -1,0 +1,432 @@
+"""What a user relies on, end to end: against the simulator, or against a real server.
+
+`make test-sglang URL=http://host:port` runs this file against that server (SGLANG_URL).
+Only what both can show is here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Profile, running
+from tests.conftest import Proxy
+
+Post = Callable[..., requests.Response]
+
+_numbers = itertools.count()
+
+
+def prompt(words: str = "Once upon a time") -> str:
+    """A prompt that no other test has used."""
+    return f"{os.getpid()} {next(_numbers)} {words}"
+
+
+@pytest.fixture(scope="module")
+def upstream_url() -> Iterator[str]:
+    if url := os.environ.get("SGLANG_URL"):
+        yield url.rstrip("/")
+    else:
+        with running(Profile()) as simulator:
+            yield simulator.url
+
+
+@pytest.fixture(scope="module")
+def front(upstream_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("sglang")
+    proxy = Proxy(
+        ["--sglang-url", upstream_url, "--port", "0", "--host", "127.0.0.1",
+         "--cache-path", str(folder / "cache")],
+        folder,
+    )  # fmt: skip
+    proxy.wait_until_ready()
+    yield proxy
+    assert proxy.stop() == 0
+    assert "Traceback" not in proxy.log
+
+
+@pytest.fixture
+def post(front: Proxy) -> Post:
+    def send(path: str, body: Any, **kwargs: Any) -> requests.Response:
+        return requests.post(front.url + path, json=body, timeout=60, **kwargs)
+
+    return send
+
+
+def generate(text: Any, n: int | None = None, **fields: Any) -> dict[str, Any]:
+    params: dict[str, Any] = {"temperature": 0.9, "max_new_tokens": 8}
+    return {"text": text, "sampling_params": params | ({"n": n} if n else {}), **fields}
+
+
+def chat(text: str, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": "any", "messages": messages, "max_tokens": 8, "temperature": 0.9, **fields}
+
+
+def completion(text: Any, **fields: Any) -> dict[str, Any]:
+    return {"model": "any", "prompt": text, "max_tokens": 8, "temperature": 0.9, **fields}
+
+
+API = {"/generate": generate, "/v1/completions": completion, "/v1/chat/completions": chat}
+
+
+def with_n(path: str, text: str, n: int) -> dict[str, Any]:
+    return generate(text, n) if path == "/generate" else API[path](text, n=n)
+
+
+def texts(path: str, answer: Any) -> list[str]:
+    """The generated texts of an answer, in order."""
+    if path == "/generate":
+        return [native["text"] for native in (answer if isinstance(answer, list) else [answer])]
+    choices = answer["choices"]
+    assert [choice["index"] for choice in choices] == list(range(len(choices)))
+    return [c["text"] if "text" in c else c["message"]["content"] for c in choices]
+
+
+@pytest.mark.parametrize("path", API)
+def test_repeat_hits(path: str, post: Post) -> None:
+    """The second of two equal requests is answered from the cache, byte for byte."""
+    body = API[path](prompt())
+    first, second = post(path, body), post(path, body)
+    assert first.headers["X-Cache"] == "MISS"
+    assert first.headers["Cache-Status"] == "sglang-cached; fwd=miss; stored"
+    assert second.headers["X-Cache"] == "HIT"
+    assert second.headers["Cache-Status"] == "sglang-cached; hit"
+    assert int(second.headers["Age"]) >= 0
+    assert second.content == first.content
+    assert second.headers["content-type"] == first.headers["content-type"]
+
+
+@pytest.mark.parametrize("path", API)
+def test_more_samples(path: str, post: Post) -> None:
+    """After n=1, n=3 fetches two, n=5 two more, and n=2 nothing; the pool keeps its order."""
+    text = prompt()
+    seen: list[str] = []
+    for n, kind, stored in (
+        (1, "MISS", None),
+        (3, "PARTIAL", "1 of 3"),
+        (5, "PARTIAL", "3 of 5"),
+        (5, "HIT", None),
+        (2, "HIT", None),
+        (4, "HIT", None),
+    ):
+        answer = post(path, with_n(path, text, n))
+        assert answer.status_code == 200
+        assert answer.headers["X-Cache"] == kind
+        if stored:
+            assert f'detail="{stored} stored"' in answer.headers["Cache-Status"]
+        got = texts(path, answer.json())
+        assert len(got) == n
+        assert got[: len(seen)] == seen[:n]
+        seen = max(seen, got, key=len)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_usage_of_an_assembled_answer(path: str, post: Post) -> None:
+    """Prompt tokens count once per prompt and completion tokens are summed, as SGLang has it."""
+    text = prompt()
+    one = post(path, with_n(path, text, 1)).json()["usage"]
+    three = post(path, with_n(path, text, 3)).json()["usage"]
+    assert three["prompt_tokens"] == one["prompt_tokens"]
+    assert three["completion_tokens"] > one["completion_tokens"]
+    assert three["total_tokens"] == three["prompt_tokens"] + three["completion_tokens"]
+    assert three.keys() == one.keys()
+
+
+def test_shapes_of_generate(post: Post) -> None:
+    """n=1 is an object; n>1 and every list are arrays, from upstream and from the cache."""
+    text = prompt()
+    for body, shape in (
+        (generate(text), dict),
+        (generate(text, 2), list),
+        (generate([text]), list),
+        (generate([text], 3), list),
+        (generate(text), dict),
+    ):
+        assert isinstance(post("/generate", body).json(), shape)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_batch_with_known_items(path: str, post: Post) -> None:
+    """Of a list, only the unknown prompts are generated, and the order is the list's."""
+    make = API[path]
+    a, b, c = prompt("a"), prompt("b"), prompt("c")
+    known_a = texts(path, post(path, make(a)).json())
+    known_c = texts(path, post(path, make([c])).json())
+    answer = post(path, make([a, b, c]))
+    assert answer.headers["X-Cache"] == "PARTIAL"
+    got = texts(path, answer.json())
+    assert [got[0], got[2]] == known_a + known_c
+    again = post(path, make([c, b, a]))
+    assert again.headers["X-Cache"] == "HIT"
+    assert texts(path, again.json()) == got[::-1]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_ragged_batch(path: str, post: Post) -> None:
+    """Items that are short of different numbers of samples are filled, prompt-major."""
+    a, b = prompt("a"), prompt("b")
+    batch = [a, b]
+    first = texts(path, post(path, with_n(path, a, 2)).json())
+    body = generate(batch, 3) if path == "/generate" else completion(batch, n=3)
+    answer = post(path, body)
+    assert answer.headers["Cache-Status"].endswith('detail="2 of 6 stored"')
+    got = texts(path, answer.json())
+    assert len(got) == 6
+    assert got[:2] == first
+    hit = post(path, body)
+    assert hit.headers["X-Cache"] == "HIT"
+    assert texts(path, hit.json()) == got
+    if path == "/v1/completions":
+        usage = hit.json()["usage"]
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_repeated_prompt_in_a_batch(post: Post) -> None:
+    """A prompt that stands twice in a list gets two samples, as SGLang gives it."""
+    text = prompt()
+    got = texts("/generate", post("/generate", generate([text, text])).json())
+    assert texts("/generate", post("/generate", generate(text, 2)).json()) == got
+    assert post("/generate", generate([text, text])).headers["X-Cache"] == "HIT"
+
+
+def test_rids(post: Post) -> None:
+    """A client's rid is echoed from upstream and from the cache, and never another client's."""
+    text = prompt()
+    for rid in ("mine", "yours"):
+        assert post("/generate", generate(text, rid=rid)).json()["meta_info"]["id"] == rid
+    anonymous = post("/generate", generate(text)).json()["meta_info"]["id"]
+    assert anonymous not in ("mine", "yours")
+    batch = [text, prompt()]
+    for _ in range(2):
+        got = post("/generate", generate(batch, rid="b")).json()
+        assert [native["meta_info"]["id"] for native in got] == ["b_0", "b_1"]
+    got = post("/generate", generate(batch, rid=["r1", "r2"])).json()
+    assert [native["meta_info"]["id"] for native in got] == ["r1", "r2"]
+    body = chat(text, return_meta_info=True)
+    for rid in ("c1", "c2"):
+        answer = post("/v1/chat/completions", {**body, "rid": rid}).json()
+        assert (answer["id"], answer["choices"][0]["meta_info"]["id"]) == (rid, rid)
+
+
+def test_same_rid_in_flight(post: Post) -> None:
+    """Two calls in flight may share a rid, which SGLang alone would refuse."""
+    bodies = [generate(prompt(), rid="shared") for _ in range(4)]
+    for body in bodies:
+        body["sampling_params"]["max_new_tokens"] = 64
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda body: post("/generate", body), bodies))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert {answer.json()["meta_info"]["id"] for answer in answers} == {"shared"}
+
+
+def test_per_item_sampling_params(post: Post) -> None:
+    """In a batch, each prompt keeps its own parameters, however the batch is trimmed."""
+    a, b, c = prompt("a"), prompt("b"), prompt("c")
+
+    def body(items: list[tuple[str, int]]) -> dict[str, Any]:
+        params = [{"temperature": 0.9, "max_new_tokens": tokens} for _, tokens in items]
+        return {"text": [text for text, _ in items], "sampling_params": params}
+
+    post("/generate", body([(b, 3)]))
+    answer = post("/generate", body([(a, 2), (b, 3), (c, 4)]))
+    assert answer.headers["X-Cache"] == "PARTIAL"
+    got = [native["meta_info"]["completion_tokens"] for native in answer.json()]
+    assert got == [2, 3, 4]
+    single = {"text": c, "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}
+    assert post("/generate", single).headers["X-Cache"] == "HIT"
+
+
+def test_token_ids(post: Post) -> None:
+    """Prompts as token ids are cached like text: single and in batches."""
+    number = next(_numbers) + 100
+    params = {"temperature": 0.9, "max_new_tokens": 4}
+    one = {"input_ids": [number, 20, 30], "sampling_params": params}
+    assert post("/generate", one).headers["X-Cache"] == "MISS"
+    batch = {"input_ids": [[number, 20, 30], [number, 21]], "sampling_params": params}
+    assert post("/generate", batch).headers["X-Cache"] == "PARTIAL"
+    assert post("/v1/completions", completion([number, 20, 30])).headers["X-Cache"] == "MISS"
+    both = completion([[number, 20, 30], [number, 21]])
+    assert post("/v1/completions", both).headers["X-Cache"] == "PARTIAL"
+
+
+def test_logprobs(post: Post) -> None:
+    """Logprobs survive the cache, and an answer without them does not serve a call with them."""
+    text = prompt()
+    post("/generate", generate(text))
+    for kind in ("MISS", "HIT"):
+        answer = post("/generate", generate(text, return_logprob=True, top_logprobs_num=2))
+        assert answer.headers["X-Cache"] == kind
+        assert len(answer.json()["meta_info"]["output_token_logprobs"]) == 8
+    for n, kind in ((1, "MISS"), (2, "PARTIAL"), (2, "HIT")):
+        answer = post("/v1/chat/completions", chat(text, logprobs=True, top_logprobs=2, n=n))
+        assert answer.headers["X-Cache"] == kind
+        for choice in answer.json()["choices"]:
+            assert choice["logprobs"]["content"]
+
+
+BAD = [
+    ("/generate", b"{not json"),
+    ("/generate", b'{"text": "a"} trailing'),
+    ("/generate", b'{"text": "a", "sampling_params": {"bogus": 1, "max_new_tokens": 2}}'),
+    ("/generate", b'{"text": "a", "sampling_params": {"n": "2", "max_new_tokens": 2}}'),
+    ("/generate", b'{"text": "a", "sampling_params": {"n": 2.0, "max_new_tokens": 2}}'),
+    ("/generate", b'{"text": "a", "stream": 1, "sampling_params": {"max_new_tokens": 2}}'),
+    ("/generate", b'{"sampling_params": {"max_new_tokens": 2}}'),
+    ("/v1/completions", b'{"model": "m", "prompt": "a", "n": 0}'),
+    ("/v1/completions", b'{"model": "m", "prompt": "a", "n": "x"}'),
+    ("/v1/chat/completions", b'{"model": "m"}'),
+    ("/v1/chat/completions", b'{"model": "m", "messages": [], "n": null}'),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), BAD)
+def test_bad_input(path: str, body: bytes, front: Proxy, upstream_url: str) -> None:
+    """Bad input gets the upstream's own answer, every time."""
+    answers = [
+        requests.post(
+            url + path, data=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        for url in (upstream_url, front.url, front.url)
+    ]
+    assert len({answer.status_code for answer in answers}) == 1
+    assert answers[0].status_code >= 400
+    assert answers[1].content == answers[0].content
+    assert all(answer.headers["X-Cache"] in ("BYPASS", "MISS") for answer in answers[1:])
+
+
+@pytest.mark.parametrize(
+    ("n", "status"), [(0, 200), (-1, 200), ("2", 400), (True, 400), (2.0, 400)]
+)
+def test_odd_n_is_not_stored(n: Any, status: int, front: Proxy, upstream_url: str) -> None:
+    """What SGLang makes of an odd n is relayed, and never kept."""
+    body = generate(prompt())
+    body["sampling_params"]["n"] = n
+    direct = requests.post(f"{upstream_url}/generate", json=body, timeout=60)
+    before = front.stats()["total_responses"]
+    answer = requests.post(f"{front.url}/generate", json=body, timeout=60)
+    assert answer.status_code == direct.status_code == status
+    assert answer.headers["X-Cache"] == "BYPASS"
+    assert front.stats()["total_responses"] == before
+
+
+def test_repeated_key_is_forwarded(front: Proxy) -> None:
+    """A body with a key twice means what upstream makes of it."""
+    body = '{"text": "%s", "text": "%s", "sampling_params": {"max_new_tokens": 2}}'
+    data = body % (prompt(), prompt())
+    for _ in range(2):
+        answer = requests.post(
+            f"{front.url}/generate",
+            data=data,
+            headers={"Content-Type": "application/json"},
+            timeout=60,
+        )
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Status"] == "sglang-cached; fwd=bypass; detail=duplicate-key"
+
+
+@pytest.mark.parametrize("path", API)
+def test_stream_is_relayed(path: str, post: Post) -> None:
+    """A streamed answer comes through event by event, complete."""
+    body = API[path](prompt(), stream=True)
+    with post(path, body, stream=True) as answer:
+        assert answer.headers["Cache-Status"] == "sglang-cached; fwd=bypass; detail=stream"
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line for line in answer.iter_lines() if line]
+    assert len(events) > 2
+    assert events[-1] == b"data: [DONE]"
+
+
+def test_other_routes_are_untouched(front: Proxy, upstream_url: str) -> None:
+    """What is not cached passes through, heads and all."""
+    ours, theirs = (
+        requests.get(f"{url}/model_info", timeout=60) for url in (front.url, upstream_url)
+    )
+    assert ours.content == theirs.content
+    drop = {"date"}
+    assert {k: v for k, v in ours.headers.items() if k.lower() not in drop} == {
+        k: v for k, v in theirs.headers.items() if k.lower() not in drop
+    }
+
+
+def test_openai_client(front: Proxy) -> None:
+    """The official client works unchanged: chat, n, completions, lists, errors, models."""
+    client = openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0)
+    text = prompt()
+    messages: Any = [{"role": "user", "content": text}]
+
+    def ask(n: int) -> Any:
+        return client.chat.completions.with_raw_response.create(
+            model="any", messages=messages, max_tokens=8, n=n
+        )
+
+    kinds = [ask(n).headers["X-Cache"] for n in (1, 1, 3, 3)]
+    assert kinds == ["MISS", "HIT", "PARTIAL", "HIT"]
+    parsed = ask(3).parse()
+    assert [choice.index for choice in parsed.choices] == [0, 1, 2]
+    assert parsed.usage.total_tokens == parsed.usage.prompt_tokens + parsed.usage.completion_tokens
+    listed = client.completions.create(model="any", prompt=[text, prompt()], max_tokens=4)
+    assert len(listed.choices) == 2
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="any", messages=messages, n=0)
+    assert client.models.list().data
+
+
+def test_openai_client_streams(front: Proxy) -> None:
+    """The official client's streams are relayed."""
+    client = openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0)
+    stream = client.chat.completions.create(
+        model="any",
+        messages=[{"role": "user", "content": prompt()}],
+        max_tokens=8,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert chunks[-1].usage
+    assert any(choice.finish_reason for chunk in chunks for choice in chunk.choices)
+
+
+def test_curl(front: Proxy) -> None:
+    """curl works unchanged, with PUT too."""
+    body = json.dumps(generate(prompt()))
+
+    def curl(method: str) -> str:
+        return subprocess.run(
+            ["curl", "-sS", "-i", "-X", method, f"{front.url}/generate",
+             "-H", "Content-Type: application/json", "-d", body],
+            check=True, capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+
+    assert "X-Cache: MISS" in curl("POST")
+    assert "X-Cache: HIT" in curl("PUT")
+    assert "X-Cache: HIT" in curl("POST")
+
+
+def test_counts(front: Proxy, post: Post) -> None:
+    """/cache/stats moves as answers are given, with the names and types that people script on."""
+    before = front.stats()
+    text = prompt()
+    for n in (1, 1, 2):
+        post("/generate", generate(text, n))
+    after = front.stats()
+    moved = {name: after[name] - before[name] for name in ("hits", "misses", "partial_hits")}
+    assert moved == {"hits": 1, "misses": 1, "partial_hits": 1}
+    assert after["num_keys"] - before["num_keys"] == 1
+    assert after["total_responses"] - before["total_responses"] == 2
+    assert after["tokens_saved"] - before["tokens_saved"] == 16
+    assert after["upstream_seconds_saved"] > before["upstream_seconds_saved"]
+    looked_up = after["hits"] + after["misses"] + after["partial_hits"]
+    assert after["hit_rate"] == pytest.approx(after["hits"] / looked_up)
+    types = {"num_keys": int, "total_responses": int, "hits": int, "misses": int,
+             "hit_rate": float, "cache_file": str, "pending_writes": int}  # fmt: skip
+    assert {name: type(after[name]) for name in types} == types

@@ -1,0 +1,83 @@
+"""An upstream that answers with recorded bytes of SGLang, and counts."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+# Written by the server itself.
+_FRAMING = {"content-length", "transfer-encoding", "date", "server"}
+
+
+class Replayer(ThreadingHTTPServer):
+    """Serves one recorded pair at a time."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.pair: dict[str, Any] = {"response": {"status": 404, "headers": [], "body": ""}}
+        self.received: list[bytes] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Replayer
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.received.append(body)
+        recorded = self.server.pair["response"]
+        answer = _under_rid(self.server.pair, body).encode()
+        self.send_response(recorded["status"])
+        for name, value in recorded["headers"]:
+            if name.lower() not in _FRAMING:
+                self.send_header(name, value)
+        if "data: " in recorded["body"]:
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for event in answer.split(b"\n\n")[:-1]:
+                event += b"\n\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(answer)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_OPTIONS = _answer  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def _under_rid(pair: dict[str, Any], body: bytes) -> str:
+    """The recorded answer, with the `rid` that SGLang would echo for this body."""
+    answer: str = pair["response"]["body"]
+    try:
+        asked, sent = json.loads(pair["request"]["body"])["rid"], json.loads(body)["rid"]
+    except (KeyError, TypeError, ValueError):
+        return answer
+    return answer.replace(json.dumps(asked), json.dumps(sent))
+
+
+@contextmanager
+def replaying() -> Iterator[Replayer]:
+    """A replayer in a thread of its own."""
+    with Replayer() as replayer:
+        thread = threading.Thread(target=replayer.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield replayer
+        finally:
+            replayer.shutdown()
+            thread.join()
