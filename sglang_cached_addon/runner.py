@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from mitmproxy import exceptions
 from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script, tlsconfig
 from mitmproxy.master import Master
 from mitmproxy.options import Options
+from mitmproxy.proxy.server import ConnectionIO
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.addon import SglangCached
@@ -28,6 +30,9 @@ from sglang_cached_addon.upstream import State
 
 DRAIN_SECONDS = 30.0
 """How long requests that are being answered may take after SIGINT or SIGTERM."""
+
+HANG_UP_SECONDS = 1.0
+"""How long idle connections may take to close after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,24 +198,21 @@ class Startup:
         return found
 
     async def _drain(self) -> None:
-        """Stops accepting, and waits (not for ever) for what is being answered."""
+        """Stops accepting, waits (not for ever) for what is being answered, and hangs up."""
         await self._servers.update([])
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while (self._addon.active or self._unsent()) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await _until(
+            lambda: not self._addon.active and not any(map(_unsent, self._clients())), DRAIN_SECONDS
+        )
+        for io in self._clients():
+            if io.handler:
+                io.handler.cancel("shutting down")
+        await _until(lambda: not self._proxyserver.connections, HANG_UP_SECONDS)
         self._master.shutdown()
 
-    def _unsent(self) -> bool:
-        """Whether bytes of answers wait for slow clients."""
-        for handler in self._proxyserver.connections.values():
-            io = handler.transports.get(handler.client)
-            writer = io.writer if io else None
-            if (
-                isinstance(writer, asyncio.StreamWriter)
-                and writer.transport.get_write_buffer_size()
-            ):
-                return True
-        return False
+    def _clients(self) -> list[ConnectionIO]:
+        """The open connections of clients."""
+        handlers = self._proxyserver.connections.values()
+        return [h.transports[h.client] for h in handlers if h.client in h.transports]
 
     def _web_url(self) -> str:
         # mitmproxy 12 has a URL with a token in it.
@@ -218,6 +220,21 @@ class Startup:
         return str(
             getattr(self._master, "web_url", f"http://{options.web_host}:{options.web_port}/")
         )
+
+
+def _unsent(io: ConnectionIO) -> bool:
+    """Whether bytes of an answer wait for a slow client."""
+    writer = io.writer
+    return isinstance(writer, asyncio.StreamWriter) and bool(
+        writer.transport.get_write_buffer_size()
+    )
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for a condition, but no longer than that."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
 
 
 def _set_up_logging() -> None:

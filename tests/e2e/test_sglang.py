@@ -51,7 +51,7 @@ def front(upstream_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     proxy.wait_until_ready()
     yield proxy
     assert proxy.stop() == 0
-    assert "Traceback" not in proxy.log
+    assert "Traceback" not in proxy.log, proxy.log
 
 
 @pytest.fixture
