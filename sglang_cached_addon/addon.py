@@ -198,8 +198,6 @@ class SglangCached:
         if (request.method, request.path) not in self._dialects:
             has_query = (request.method, request.path.split("?", 1)[0]) in self._dialects
             return Reason.QUERY if has_query else Reason.ROUTE
-        if self._exchange is None:
-            return Reason.CLOSED
         length = request.headers.get("content-length", "0")
         return Reason.TOO_LARGE if length.isdigit() and int(length) > policy.MAX_BODY else None
 

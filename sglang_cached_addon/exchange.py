@@ -143,7 +143,7 @@ class Exchange:
         return self._finish(fetch, None, status, reason)
 
     def abort_targets(self, body: bytes) -> list[str]:
-        """The ids that upstream knows for the `rid` of an `/abort_request`, if it is one of ours."""
+        """What upstream calls the `rid` of an `/abort_request`, if it is one of ours."""
         try:
             rid = orjson.loads(body).get("rid")
         except (ValueError, AttributeError):

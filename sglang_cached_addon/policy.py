@@ -38,7 +38,6 @@ class Reason(StrEnum):
     DISAGGREGATION = "disaggregation"
     BEAM = "beam"
     INSEPARABLE = "inseparable"
-    CLOSED = "cache-closed"
     # looked up and forwarded, but the answer is not stored
     STATUS = "status"
     ERROR = "error"
@@ -48,6 +47,35 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable-answer"
     UNREACHABLE = "unreachable"
     CUT = "cut"
+
+
+REASONS = {
+    Reason.ROUTE: "another route: passed on, with no headers added",
+    Reason.STREAM: "a streamed answer",
+    Reason.INVALID_JSON: "not JSON as SGLang reads it, or integers beyond 64 bits",
+    Reason.DUPLICATE_KEY: "an object with a key twice",
+    Reason.MALFORMED: "no prompt, an odd `n` (0, negative, text, over 10,000), other wrong types",
+    Reason.CONTENT_TYPE: "not `application/json`",
+    Reason.ENCODED: "a compressed body",
+    Reason.QUERY: "a query behind the path",
+    Reason.HEADER: "an `x-sglext-*` header, which changes what is returned",
+    Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
+    Reason.TOO_LARGE: "a body over 64 MiB",
+    Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
+    Reason.MEDIA: "media by URL or path, which may change behind an equal body",
+    Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",
+    Reason.BEAM: "beam search",
+    Reason.INSEPARABLE: "a list or `n > 1` with fields that cannot be told apart by prompt",
+    Reason.STATUS: "the upstream's status is not 200",
+    Reason.ERROR: "an error in a 200",
+    Reason.ABORT: "an aborted sample anywhere in the answer",
+    Reason.UNFINISHED: "a sample without a finish reason",
+    Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
+    Reason.UNREADABLE: "an answer that is not what was asked for",
+    Reason.UNREACHABLE: "no connection to the upstream",
+    Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
+}
+"""Each reason for people; the README's table."""
 
 
 class Refused(Exception):

@@ -7,6 +7,7 @@ shows of the upstream (`seen`) counts as much as a probe does.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import ssl
 import urllib.error
 import urllib.request
@@ -78,5 +79,5 @@ class Upstream:
                 return True
         except urllib.error.HTTPError:
             return True
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False

@@ -88,7 +88,7 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture
 def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
-    """Starts proxies: `start_proxy(url, *arguments, cache=..., ready=True)`; all end with the test."""
+    """Starts proxies: `start_proxy(url, *arguments, cache=..., ready=True)`; all end with it."""
     with ExitStack() as stack:
 
         def start(

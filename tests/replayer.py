@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_OPTIONS = _answer  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_OPTIONS = _answer
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

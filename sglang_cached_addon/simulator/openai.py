@@ -1,0 +1,72 @@
+"""What both /v1 sampling routes share: sampling fields, envelopes, token counts. Pure but for new ids."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+
+from sglang_cached_addon.simulator.profile import Json
+from sglang_cached_addon.simulator.reading import whole
+from sglang_cached_addon.simulator.refusals import Flaw
+from sglang_cached_addon.simulator.sample import Ask, Run
+from sglang_cached_addon.simulator.words import token_ids
+
+
+def sampling(path: str, body: Json, limit: int) -> tuple[Json, int]:
+    """The native sampling parameters of a body, and `n`."""
+    n = whole(path, body, "n", 1)
+    if n == 0 and not body.get("stream"):  # a stream does not count by strides of n
+        raise Flaw("range() arg 3 must not be zero", "BadRequest")
+    params = {"max_new_tokens": limit, "stop": body.get("stop"), "top_k": body.get("top_k")}
+    for name in ("temperature", "top_p"):
+        if body.get(name) is not None:
+            params[name] = float(body[name])
+    return params, n
+
+
+def envelope(ask: Ask, rid: str, kind: str, choices: list[Json]) -> Json:
+    """A whole answer's first keys, or a stream event."""
+    model = ask.body.get("model", "default")
+    return {"id": rid, "object": kind, "created": ask.created, "model": model, "choices": choices}
+
+
+def finish(run: Run) -> Json:
+    """The end of a choice."""
+    reason = run.reason if run.over else {"type": None}
+    return {"finish_reason": reason["type"], "matched_stop": reason.get("matched")}
+
+
+def answer(ask: Ask, runs: list[Run], kind: str, choice: Callable[[Ask, Run], Json]) -> Json:
+    """The whole answer to a request without `stream`."""
+    metadata = {}
+    if runs:
+        version = runs[0].spans[-1][0]
+        metadata = {"weight_version": version, "weight_versions": runs[0].weight_versions()}
+    rid = runs[0].rid if runs else uuid.uuid4().hex
+    choices = [choice(ask, run) for run in runs]
+    counts = usage(runs, ask.n)
+    return {**envelope(ask, rid, kind, choices), "usage": counts, "metadata": metadata}
+
+
+def usage(runs: list[Run], stride: int) -> Json:
+    """Token counts: prompts once per `stride` samples, completions of all."""
+    prompt = sum(len(token_ids(runs[k].prompt)) for k in range(0, len(runs), stride))
+    completion, reasoning = sum(run.count for run in runs), sum(run.reasoning for run in runs)
+    return {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": reasoning,
+        "completion_tokens_details": {"reasoning_tokens": reasoning} if reasoning else None,
+    }
+
+
+def usage_events(ask: Ask, ended: list[Run], kind: str, nulls: bool) -> Iterator[Json]:
+    """The event that `include_usage` asks for, with or without the keys that are null."""
+    if not (ask.body.get("stream_options") or {}).get("include_usage"):
+        return
+    # the first sample of each prompt stands for the prompt
+    counts = usage(sorted(ended, key=lambda run: run.index), ask.samples)
+    shown = {name: value for name, value in counts.items() if nulls or value is not None}
+    yield {**envelope(ask, ended[-1].rid if ended else "", kind, []), "usage": shown}

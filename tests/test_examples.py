@@ -1,0 +1,35 @@
+"""The examples do what they show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.simulator import Simulator
+from tests.conftest import Proxy
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_example(path: Path, proxy: Proxy) -> None:
+    """Each runs against a proxy and ends well."""
+    command = [sys.executable] if path.suffix == ".py" else ["bash"]
+    done = subprocess.run(
+        [*command, str(path), proxy.url], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+def test_example_fails_without_a_cache(path: Path, simulator: Simulator) -> None:
+    """Each notices when there is no cache behind the URL."""
+    command = [sys.executable] if path.suffix == ".py" else ["bash"]
+    done = subprocess.run(
+        [*command, str(path), simulator.url], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
