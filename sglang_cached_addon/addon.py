@@ -18,12 +18,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import orjson
-from mitmproxy import ctx, exceptions, http
+from mitmproxy import addonmanager, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
+from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
-from sglang_cached_addon import __version__, dialects, gateway, policy, routes
+from sglang_cached_addon import __version__, dialects, express, gateway, policy, routes, wire
 from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Request, error_body
 from sglang_cached_addon.outcome import Outcome
 from sglang_cached_addon.policy import Reason
@@ -32,6 +34,9 @@ from sglang_cached_addon.store import DiskStore, StoreError
 from sglang_cached_addon.upstream import State, Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
+
+# Hooks of flows, which the fast lane does without.
+_FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
 
 # In a flow's metadata: the header fields of its outcome.
 _HEADERS = "sglang_cached"
@@ -63,6 +68,9 @@ class SglangCached:
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
         self._dialects = dialects.installed()
+        self._heads = wire.HeadReader(self._dialects)
+        self._broken = express.self_check()
+        self._said_closed = False
         self._exchange: Exchange | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
 
@@ -99,6 +107,11 @@ class SglangCached:
             logger.error("sglang-cached: %s", e)
             return
         self._exchange = Exchange(self._dialects, self.store, lambda: uuid.uuid4().hex)
+        if self._broken:
+            logger.warning(
+                "sglang-cached: fast lane off, this mitmproxy is not as it should be: %s",
+                self._broken,
+            )
         # With `eager`, every client would open an upstream connection before its first request.
         ctx.options.update(connection_strategy="lazy")
         loaded = self.store.loaded
@@ -122,7 +135,10 @@ class SglangCached:
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if nextlayer.layer is None:
             nextlayer.layer = gateway.reverse_proxy(
-                nextlayer.context, nextlayer.data_client()[:1], self._make_error
+                nextlayer.context,
+                nextlayer.data_client()[:1],
+                self._make_error,
+                self._make_lane if self._lane_is_open() else None,
             )
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -190,6 +206,34 @@ class SglangCached:
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         if self.upstream:
             self.upstream.seen(False, time.monotonic())
+
+    # The fast lane
+
+    def _lane_is_open(self) -> bool:
+        """Whether hits may be answered unseen by others; says so once when they may not."""
+        if not (self._exchange and self.settings and self.settings.express) or self._broken:
+            return False
+        others = _onlookers(self)
+        if others and not self._said_closed:
+            self._said_closed = True
+            names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+            logger.info("sglang-cached: fast lane off, so that other addons see hits (%s)", names)
+        return not others
+
+    def _make_lane(self, context: Context) -> layer.Layer:
+        return express.Express(context, self._heads, self._answer)
+
+    def _answer(self, head: wire.Head, body: bytes) -> bytes | None:
+        """A full hit as bytes of HTTP, or None."""
+        if self._exchange is None or self.settings is None:
+            return None
+        started = time.monotonic()
+        hit = self._exchange.lookup(head.method, head.path, body, time.time())
+        if hit is None:
+            return None
+        if not self.settings.quiet:
+            logger.info("%s", hit.outcome.line(head.path, time.monotonic() - started))
+        return wire.answer(hit.outcome, hit.body)
 
     # What the hooks do
 
@@ -300,7 +344,11 @@ class SglangCached:
             "cache_dir": str(self.settings.cache_path),
             "version": __version__,
             "upstream": self.upstream.url,
-            "settings": {"cache_path": str(self.settings.cache_path), "quiet": self.settings.quiet},
+            "settings": {
+                "cache_path": str(self.settings.cache_path),
+                "quiet": self.settings.quiet,
+                "express": self.settings.express,
+            },
             "dialects": {
                 dialect.name: store.memory.by_dialect[dialect.name]
                 for dialect in self._dialects.values()
@@ -343,6 +391,17 @@ def _upstream_url() -> str:
         raise ValueError("needs exactly one upstream: --mode reverse:http://HOST:PORT")
     host, port = modes[0].address[:2]
     return f"{modes[0].scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _onlookers(own: object) -> list[str]:
+    """The names of other addons that want to see requests, or what is answered."""
+    return [
+        getattr(addon, "name", type(addon).__name__.lower())
+        for addon in addonmanager.traverse(ctx.master.addons.chain)
+        if addon is not own
+        and not isinstance(addon, DisableH2C)
+        and any(hasattr(addon, hook) for hook in _FLOW_HOOKS)
+    ]
 
 
 def _is_abort(request: http.Request) -> bool:

@@ -31,6 +31,10 @@ class Sample:
 class Store(Protocol):
     """Where pools live. Methods return at once; what is slow happens elsewhere."""
 
+    @property
+    def generation(self) -> int:
+        """Rises when samples are removed. Within one generation, pools only grow at their end."""
+
     def get(self, key: bytes) -> Sequence[Sample]:
         """The pool of this key, oldest first; empty if there is none."""
 

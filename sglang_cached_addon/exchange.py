@@ -8,7 +8,7 @@ clocks and I/O: times and ids are arguments. One object serves one upstream, on 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -16,8 +16,9 @@ import orjson
 from sglang_cached_addon import cache, keys, policy
 from sglang_cached_addon.cache import Plan, Store
 from sglang_cached_addon.dialects import Registry
-from sglang_cached_addon.dialects.base import Dialect, Fill, Mint, Split
-from sglang_cached_addon.outcome import Counters, Kind, Outcome
+from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
+from sglang_cached_addon.memo import Memo
+from sglang_cached_addon.outcome import Counters, Kind, Outcome, Saved
 from sglang_cached_addon.policy import Reason, Refused
 
 
@@ -37,6 +38,9 @@ class Hit:
 
     body: bytes
     outcome: Outcome
+    saved: Saved
+    oldest: float
+    """When the oldest of its samples was stored: Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,25 @@ class Completed:
     status: int
 
 
+@dataclass(slots=True)
+class Known:
+    """A body that was read, and the answer that it had."""
+
+    dialect: Dialect
+    call: Call
+    keys: tuple[bytes, ...]
+    hit: Hit | None = None
+    generation: int = -1
+    """Of the store, when `hit` was put together."""
+
+
+MEMO_BYTES = 64 << 20
+"""Of bodies read before, with what was made of them: an estimate."""
+
+MEMO_OVERHEAD = 2048
+"""Bytes of an entry beside what grows with the body."""
+
+
 class Exchange:
     """The cache in front of one upstream."""
 
@@ -80,13 +103,22 @@ class Exchange:
         self._mint = mint
         self._fingerprint = fingerprint
         self._rids: dict[str, list[str]] = {}
+        self._memo: Memo[tuple[str, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
     def receive(self, request: Request, now: float) -> Hit | Fetch | Bypass:
         """Decides a request whose route has a dialect."""
-        try:
-            return self._receive(request, now)
-        except Refused as refused:
-            return self.bypass(refused.reason)
+        if reason := policy.lookup_refusal(request.headers):
+            return self.bypass(reason)
+        known = self._read(request.method, request.path, request.body)
+        if isinstance(known, Reason):
+            return self.bypass(known)
+        return self._hit(known, now) or self._fetch(known)
+
+    def lookup(self, method: str, path: str, body: bytes, now: float) -> Hit | None:
+        """The answer, if every sample is stored. For a request whose head was found plain; the
+        same request may come to `receive` after this, and is not read twice."""
+        known = self._read(method, path, body)
+        return None if isinstance(known, Reason) else self._hit(known, now)
 
     def bypass(self, reason: Reason) -> Bypass:
         """Counts a request that is not looked up."""
@@ -94,26 +126,53 @@ class Exchange:
         self.counters.add(outcome)
         return Bypass(outcome)
 
-    def _receive(self, request: Request, now: float) -> Hit | Fetch:
-        dialect = self.dialects[request.method, request.path]
-        if reason := policy.lookup_refusal(request.headers):
-            raise Refused(reason)
-        call = dialect.read(keys.parse(request.body))
-        pool_keys = tuple(
-            keys.digest(self._fingerprint, dialect.name, content) for content in call.items
-        )
-        plan = cache.plan(call, pool_keys, self._store)
-        if plan.have < call.total:
-            fill = dialect.trim(call, plan.shortfalls, self._mint)
-            for rid, unique in fill.rids.items():
-                self._rids.setdefault(rid, []).append(unique)
-            unchanged = fill.body == call.body
-            return Fetch(dialect, plan, fill, None if unchanged else orjson.dumps(fill.body))
+    def _read(self, method: str, path: str, body: bytes) -> Known | Reason:
+        """A body as a call, from memory if its bytes came before."""
+        known = self._memo.get((path, body))
+        if known is None:
+            known = self._parse(self.dialects[method, path], body)
+            self._memo.put((path, body), known, MEMO_OVERHEAD + 4 * len(body))
+        return known
+
+    def _parse(self, dialect: Dialect, body: bytes) -> Known | Reason:
+        try:
+            call = dialect.read(keys.parse(body))
+        except Refused as refused:
+            return refused.reason
+        pools = (keys.digest(self._fingerprint, dialect.name, item) for item in call.items)
+        return Known(dialect, call, tuple(pools))
+
+    def _hit(self, known: Known, now: float) -> Hit | None:
+        hit = known.hit
+        if hit is None or known.generation != self._store.generation:
+            plan = cache.plan(known.call, known.keys, self._store)
+            if plan.have < known.call.total:
+                return None
+            hit = self._assemble(known, plan, now)
+        elif (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
+            known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
+        self.counters.hit(hit.saved)
+        return hit
+
+    def _assemble(self, known: Known, plan: Plan, now: float) -> Hit:
         samples = list(plan.samples())
-        age = max(0, int(now - min(sample.stored_at for sample in samples)))
-        outcome = Outcome(Kind.HIT, call.total, call.total, age=age)
-        self.counters.add(outcome, samples)
-        return Hit(dialect.write(call, cache.answers(plan)), outcome)
+        oldest = min(sample.stored_at for sample in samples)
+        total = known.call.total
+        outcome = Outcome(Kind.HIT, total, total, age=max(0, int(now - oldest)))
+        body = known.dialect.write(known.call, cache.answers(plan))
+        # Within a generation pools only grow at their end, so this stays the answer.
+        hit = Hit(body, outcome, Saved.of(samples), oldest)
+        if body is samples[0].answer or self._memo.charge(len(body)):
+            known.hit, known.generation = hit, self._store.generation
+        return hit
+
+    def _fetch(self, known: Known) -> Fetch:
+        plan = cache.plan(known.call, known.keys, self._store)
+        fill = known.dialect.trim(known.call, plan.shortfalls, self._mint)
+        for rid, unique in fill.rids.items():
+            self._rids.setdefault(rid, []).append(unique)
+        unchanged = fill.body == known.call.body
+        return Fetch(known.dialect, plan, fill, None if unchanged else orjson.dumps(fill.body))
 
     def complete(
         self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
@@ -177,7 +236,7 @@ class Exchange:
         outcome = Outcome(kind, fetch.plan.have, fetch.plan.call.total, reason, status)
         # Stored samples count as served only if they were.
         served = fetch.plan.samples() if status == 200 and body is not None else ()
-        self.counters.add(outcome, served)
+        self.counters.add(outcome, Saved.of(served))
         return Completed(body, outcome, status)
 
     def _release(self, fetch: Fetch) -> None:

@@ -25,6 +25,9 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 MakeError = Callable[[http.HTTPFlow, str], http.Response]
 """The answer to a request that upstream did not answer, from the flow and mitmproxy's message."""
 
+MakeLane = Callable[[Context], layer.Layer]
+"""Makes the layer that stands before the HTTP layer."""
+
 
 class Gateway(HttpLayer):
     """An `HttpLayer` whose 502 is made by `make_error`."""
@@ -59,7 +62,9 @@ class Gateway(HttpLayer):
             yield from super().event_to_child(child, event)
 
 
-def reverse_proxy(context: Context, data: bytes, make_error: MakeError) -> layer.Layer | None:
+def reverse_proxy(
+    context: Context, data: bytes, make_error: MakeError, lane: MakeLane | None
+) -> layer.Layer | None:
     """The layers behind a plain HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
     `data` is what the client sent first; TLS from clients is mitmproxy's own business.
@@ -73,6 +78,8 @@ def reverse_proxy(context: Context, data: bytes, make_error: MakeError) -> layer
     stack = tunnel.LayerStack()
     if mode.scheme == "https":
         stack /= layers.ServerTLSLayer(context)
+    if lane:
+        stack /= lane(context)
     stack /= Gateway(context, make_error)
     return stack[0]
 

@@ -77,6 +77,29 @@ class Outcome:
         return f"{text} ({self.reason})" if self.reason else text
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the store gave to one answer."""
+
+    samples: int = 0
+    tokens: int = 0
+    """Completion tokens."""
+    seconds: float = 0.0
+    """The longest of the upstream calls that the samples came from."""
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Saved:
+        listed = list(samples)
+        return cls(
+            len(listed),
+            sum(sample.tokens for sample in listed),
+            max((sample.seconds for sample in listed), default=0.0),
+        )
+
+
+NOTHING = Saved()
+
+
 @dataclass(slots=True)
 class Counters:
     """Sums since the start. A follower of this module's outcomes; never reset by a clear."""
@@ -95,20 +118,20 @@ class Counters:
     upstream_seconds_saved: float = 0.0
     """For each hit, the longest of the upstream calls that its samples came from."""
 
-    def add(self, outcome: Outcome, samples: Iterable[Sample] = ()) -> None:
-        """Counts a request; `samples` are those that the store gave to it."""
+    def hit(self, saved: Saved) -> None:
+        """Counts a full hit."""
+        self.hits += 1
+        self.samples_from_cache += saved.samples
+        self.tokens_saved += saved.tokens
+        self.upstream_seconds_saved += saved.seconds
+
+    def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
+        """Counts a request that went upstream; `saved` is what the store gave to it."""
         if outcome.kind is Kind.BYPASS:
             self.bypasses[outcome.reason or Reason.ROUTE] += 1
             return
-        longest = 0.0
-        for sample in samples:
-            self.samples_from_cache += 1
-            self.tokens_saved += sample.tokens
-            longest = max(longest, sample.seconds)
-        if outcome.kind is Kind.HIT:
-            self.hits += 1
-            self.upstream_seconds_saved += longest
-            return
+        self.samples_from_cache += saved.samples
+        self.tokens_saved += saved.tokens
         if outcome.kind is Kind.PARTIAL:
             self.partial_hits += 1
         else:

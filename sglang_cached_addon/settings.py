@@ -34,6 +34,13 @@ OPTIONS = (
         False,
         "No log line for each request.",
     ),
+    Option(
+        "sglang_express",
+        bool,
+        True,
+        "Answer hits in the fast lane, unseen by other addons. "
+        "Off by itself where other addons want to see requests, as in mitmweb and mitmdump.",
+    ),
 )
 
 
@@ -43,6 +50,7 @@ class Settings:
 
     cache_path: Path
     quiet: bool
+    express: bool
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Settings:
@@ -50,4 +58,8 @@ class Settings:
         path = str(values["sglang_cache_path"]).strip()
         if not path:
             raise ValueError("sglang_cache_path: must name a folder")
-        return cls(Path(path).expanduser().absolute(), bool(values["sglang_quiet"]))
+        return cls(
+            Path(path).expanduser().absolute(),
+            bool(values["sglang_quiet"]),
+            bool(values["sglang_express"]),
+        )

@@ -1,4 +1,7 @@
-"""`/v1/chat/completions`: its body read and checked, its answers and stream events. Pure but for clocks and new ids."""
+"""`/v1/chat/completions`: its body read and checked, its answers and stream events.
+
+Pure but for clocks and new ids.
+"""
 
 from __future__ import annotations
 

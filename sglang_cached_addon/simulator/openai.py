@@ -1,4 +1,7 @@
-"""What both /v1 sampling routes share: sampling fields, envelopes, token counts. Pure but for new ids."""
+"""What both /v1 sampling routes share: sampling fields, envelopes, token counts.
+
+Pure but for new ids.
+"""
 
 from __future__ import annotations
 

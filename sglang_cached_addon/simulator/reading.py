@@ -1,4 +1,7 @@
-"""What reading a request has in common on all routes; raises Refusal or Flaw. Pure but for new ids."""
+"""What reading a request has in common on all routes; raises Refusal or Flaw.
+
+Pure but for new ids.
+"""
 
 from __future__ import annotations
 

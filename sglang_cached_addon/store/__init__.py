@@ -29,6 +29,10 @@ class DiskStore:
             self.journal.close()
             raise
 
+    @property
+    def generation(self) -> int:
+        return self.memory.generation
+
     def get(self, key: bytes) -> Sequence[Sample]:
         return self.memory.get(key)
 

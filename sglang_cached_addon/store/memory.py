@@ -16,6 +16,8 @@ class Memory:
 
     def __init__(self) -> None:
         self._pools: dict[bytes, list[Sample]] = {}
+        self.generation = 0
+        """Rises when samples are removed."""
         self.samples = 0
         self.bytes = 0
         """Of the stored answers."""
@@ -35,6 +37,7 @@ class Memory:
         self.bytes += sum(len(sample.answer) for sample in samples)
 
     def clear(self) -> None:
+        self.generation += 1
         self._pools.clear()
         self.by_dialect.clear()
         self.samples = self.bytes = 0

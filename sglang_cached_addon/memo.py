@@ -1,0 +1,49 @@
+"""A bounded memory of what was worked out before.
+
+Pure. Two generations instead of a list of uses: what was asked for since the last turn is
+young and survives the next one. Reading costs one dictionary look-up, which is the point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Memo(Generic[K, V]):
+    """Holds values of up to about `limit` units of weight (twice that for a moment)."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._weight = 0
+        self._young: dict[K, V] = {}
+        self._old: dict[K, V] = {}
+
+    def get(self, key: K) -> V | None:
+        value = self._young.get(key)
+        if value is None and (value := self._old.pop(key, None)) is not None:
+            self._young[key] = value
+        return value
+
+    def put(self, key: K, value: V, weight: int) -> None:
+        """Remembers a value that weighs so much; one that is too heavy is not remembered."""
+        if self.charge(weight):
+            self._young[key] = value
+
+    def charge(self, weight: int) -> bool:
+        """Whether something that heavy may be kept in a value; it counts if so."""
+        if weight > self._limit // 16:
+            return False
+        self._weight += weight
+        if self._weight > self._limit:
+            self._old, self._young = self._young, {}
+            self._weight = weight
+        return True
+
+    def clear(self) -> None:
+        self._young.clear()
+        self._old.clear()
+        self._weight = 0
