@@ -8,10 +8,11 @@ and decides nothing: `exchange`, `routes` and `store` do. Of mitmproxy's flow it
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from sglang_cached_addon import __version__, dialects, express, gateway, policy, routes, wire
-from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Request, error_body
+from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Live, Request, error_body
 from sglang_cached_addon.outcome import Outcome
 from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.settings import OPTIONS, Settings
@@ -40,18 +41,6 @@ _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
 
 # In a flow's metadata: the header fields of its outcome.
 _HEADERS = "sglang_cached"
-
-
-@dataclass(slots=True)
-class Live:
-    """What is known of a flow while it is served."""
-
-    started: float
-    """Monotonic seconds."""
-    fetch: Fetch | None = None
-    """What upstream was asked for, until its answer is here."""
-    outcome: Outcome | None = None
-    """None until it is decided."""
 
 
 class SglangCached:
@@ -106,6 +95,9 @@ class SglangCached:
             self.failure = str(e)
             logger.error("sglang-cached: %s", e)
             return
+        # What was loaded stays: the garbage collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         self._exchange = Exchange(self._dialects, self.store, lambda: uuid.uuid4().hex)
         if self._broken:
             logger.warning(
@@ -168,8 +160,8 @@ class SglangCached:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         live = self._live.get(flow)
-        if live is None or flow.response is None or not flow.server_conn.connected:
-            return  # not ours, or answered by us
+        if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
+            return  # not ours, or not from upstream
         if self.upstream:
             self.upstream.seen(True, time.monotonic())
         if live.fetch and self._exchange:
@@ -181,6 +173,7 @@ class SglangCached:
             live.fetch = None
         flow.response.stream = True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
+            live.outcome = replace(live.outcome, status=flow.response.status_code)
             _mark(flow, flow.response, live.outcome)
 
     def response(self, flow: http.HTTPFlow) -> None:

@@ -58,6 +58,8 @@ class Fetch:
     plan: Plan
     fill: Fill
     body: bytes | None
+    generation: int
+    """Of the store, when this was planned."""
 
     @property
     def is_partial(self) -> bool:
@@ -91,6 +93,18 @@ MEMO_BYTES = 64 << 20
 
 MEMO_OVERHEAD = 2048
 """Bytes of an entry beside what grows with the body."""
+
+
+@dataclass(slots=True)
+class Live:
+    """A request under way."""
+
+    started: float
+    """Seconds, on the caller's clock."""
+    fetch: Fetch | None = None
+    """What upstream was asked for, until its answer is here."""
+    outcome: Outcome | None = None
+    """None until it is decided."""
 
 
 class Exchange:
@@ -128,10 +142,11 @@ class Exchange:
 
     def _read(self, method: str, path: str, body: bytes) -> Known | Reason:
         """A body as a call, from memory if its bytes came before."""
-        known = self._memo.get((path, body))
+        dialect = self.dialects[method, path]
+        known = self._memo.get((dialect.name, body))
         if known is None:
-            known = self._parse(self.dialects[method, path], body)
-            self._memo.put((path, body), known, MEMO_OVERHEAD + 4 * len(body))
+            known = self._parse(dialect, body)
+            self._memo.put((dialect.name, body), known, MEMO_OVERHEAD + 4 * len(body))
         return known
 
     def _parse(self, dialect: Dialect, body: bytes) -> Known | Reason:
@@ -169,10 +184,10 @@ class Exchange:
     def _fetch(self, known: Known) -> Fetch:
         plan = cache.plan(known.call, known.keys, self._store)
         fill = known.dialect.trim(known.call, plan.shortfalls, self._mint)
+        body = None if fill.body == known.call.body else orjson.dumps(fill.body)
         for rid, unique in fill.rids.items():
             self._rids.setdefault(rid, []).append(unique)
-        unchanged = fill.body == known.call.body
-        return Fetch(known.dialect, plan, fill, None if unchanged else orjson.dumps(fill.body))
+        return Fetch(known.dialect, plan, fill, body, self._store.generation)
 
     def complete(
         self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
@@ -185,7 +200,11 @@ class Exchange:
             split = fetch.dialect.split(fetch.plan.call, fetch.fill, _parse(body))
         except Refused as refused:
             return self._unreadable(fetch, body, refused.reason)
-        if not split.refusal:
+        refusal = split.refusal
+        if fetch.generation != self._store.generation:
+            # Who clears the cache wants nothing back that was on its way then.
+            refusal = refusal or Reason.CLEARED
+        if not refusal:
             cache.commit(
                 fetch.plan,
                 fetch.dialect.name,
@@ -194,7 +213,8 @@ class Exchange:
                 now=now,
                 seconds=seconds,
             )
-        return self._finish(fetch, self._answer(fetch, split, body), status, split.refusal)
+        answer = self._answer(fetch, split, body)
+        return self._finish(fetch, answer, status, refusal, len(split.generations))
 
     def fail(self, fetch: Fetch, reason: Reason, status: int) -> Completed:
         """Ends a fetch that has no answer."""
@@ -230,13 +250,18 @@ class Exchange:
         return Completed(error, self._finish(fetch, None, 200, reason).outcome, 502)
 
     def _finish(
-        self, fetch: Fetch, body: bytes | None, status: int, reason: Reason | None
+        self,
+        fetch: Fetch,
+        body: bytes | None,
+        status: int,
+        reason: Reason | None,
+        generated: int = 0,
     ) -> Completed:
         kind = Kind.PARTIAL if fetch.is_partial else Kind.MISS
         outcome = Outcome(kind, fetch.plan.have, fetch.plan.call.total, reason, status)
         # Stored samples count as served only if they were.
-        served = fetch.plan.samples() if status == 200 and body is not None else ()
-        self.counters.add(outcome, Saved.of(served))
+        saved = Saved.of(fetch.plan.samples()) if generated else Saved()
+        self.counters.add(outcome, saved, generated)
         return Completed(body, outcome, status)
 
     def _release(self, fetch: Fetch) -> None:

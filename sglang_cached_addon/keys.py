@@ -55,13 +55,20 @@ def parse(raw: bytes) -> dict[str, Any]:
         orjson.loads(raw)
         # The second reading sees what orjson hides: repeated keys, integers beyond 64 bits.
         body = json.loads(raw, object_pairs_hook=_unique)
+        # What cannot be written could not be sent on, either.
+        orjson.dumps(body)
     except _DuplicateKey:
         raise Refused(Reason.DUPLICATE_KEY) from None
-    except (ValueError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         raise Refused(Reason.INVALID_JSON) from None
     if not isinstance(body, dict):
         raise Refused(Reason.MALFORMED)
     return body
+
+
+def dumps(value: Any) -> bytes:
+    """Compact JSON, as SGLang writes it, to be kept: what orjson returns holds on to 4 KB."""
+    return bytes(memoryview(orjson.dumps(value)))
 
 
 def _sorted_level(members: dict[str, Any]) -> dict[str, Any]:
@@ -72,19 +79,12 @@ def _sorted_level(members: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical(content: dict[str, Any]) -> bytes:
-    """Compact JSON of the fields that make the answer, equal for equal calls.
-
-    Raises `Refused` for a value that JSON parsers do not agree on, such as an integer
-    beyond 64 bits.
-    """
+    """Compact JSON of the fields that make the answer, equal for equal calls."""
     top = _sorted_level(content)
     sampling_params = top.get("sampling_params")
     if isinstance(sampling_params, dict):
         top["sampling_params"] = _sorted_level(sampling_params)
-    try:
-        return orjson.dumps(top)
-    except (TypeError, OverflowError):
-        raise Refused(Reason.INVALID_JSON) from None
+    return dumps(top)
 
 
 def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:

@@ -19,19 +19,22 @@ class Memo(Generic[K, V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._weight = 0
-        self._young: dict[K, V] = {}
-        self._old: dict[K, V] = {}
+        self._young: dict[K, tuple[V, int]] = {}
+        self._old: dict[K, tuple[V, int]] = {}
 
     def get(self, key: K) -> V | None:
-        value = self._young.get(key)
-        if value is None and (value := self._old.pop(key, None)) is not None:
-            self._young[key] = value
-        return value
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.pop(key, None)
+            if found is None:
+                return None
+            self.put(key, *found)
+        return found[0]
 
     def put(self, key: K, value: V, weight: int) -> None:
         """Remembers a value that weighs so much; one that is too heavy is not remembered."""
         if self.charge(weight):
-            self._young[key] = value
+            self._young[key] = (value, weight)
 
     def charge(self, weight: int) -> bool:
         """Whether something that heavy may be kept in a value; it counts if so."""

@@ -125,8 +125,9 @@ class Counters:
         self.tokens_saved += saved.tokens
         self.upstream_seconds_saved += saved.seconds
 
-    def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
-        """Counts a request that went upstream; `saved` is what the store gave to it."""
+    def add(self, outcome: Outcome, saved: Saved = NOTHING, generated: int = 0) -> None:
+        """Counts a request that went upstream: what the store gave to it, and the samples that
+        upstream generated for it."""
         if outcome.kind is Kind.BYPASS:
             self.bypasses[outcome.reason or Reason.ROUTE] += 1
             return
@@ -138,8 +139,7 @@ class Counters:
             self.misses += 1
         if outcome.reason:
             self.not_stored[outcome.reason] += 1
-        if outcome.status == 200:
-            self.samples_from_upstream += outcome.want - outcome.have
+        self.samples_from_upstream += generated
 
     @property
     def hit_rate(self) -> float:

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     UNFINISHED = "unfinished"
     MIXED_WEIGHTS = "mixed-weights"
     UNREADABLE = "unreadable-answer"
+    CLEARED = "cleared"
     UNREACHABLE = "unreachable"
     CUT = "cut"
 
@@ -58,7 +59,7 @@ REASONS = {
     Reason.CONTENT_TYPE: "not `application/json`",
     Reason.ENCODED: "a compressed body",
     Reason.QUERY: "a query behind the path",
-    Reason.HEADER: "an `x-sglext-*` header, which changes what is returned",
+    Reason.HEADER: "`x-sglext-*` and `x-override-rid`, which change what is returned",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "a body over 64 MiB",
     Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
@@ -72,6 +73,7 @@ REASONS = {
     Reason.UNFINISHED: "a sample without a finish reason",
     Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
     Reason.UNREADABLE: "an answer that is not what was asked for",
+    Reason.CLEARED: "the cache was cleared while the answer was on its way",
     Reason.UNREACHABLE: "no connection to the upstream",
     Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
 }
@@ -94,6 +96,7 @@ _REFUSED_HEADERS = {
     b"x-sglext-return-input-ids": Reason.HEADER,
     b"x-sglext-return-output-ids": Reason.HEADER,
     b"x-sglext-ids-framed": Reason.HEADER,
+    b"x-override-rid": Reason.HEADER,
     # The answer's CORS headers are a function of Origin and of upstream's set-up.
     b"origin": Reason.CROSS_ORIGIN,
 }

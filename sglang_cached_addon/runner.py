@@ -22,6 +22,7 @@ from mitmproxy import exceptions
 from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script, tlsconfig
 from mitmproxy.master import Master
 from mitmproxy.options import Options
+from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 
 from sglang_cached_addon import __version__
@@ -70,24 +71,39 @@ def normal_url(url: str) -> str:
             f"--sglang-url {url}: leave off what follows the port; clients send the path"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}:{port or {'http': 80, 'https': 443}[parts.scheme]}"
+    port = {"http": 80, "https": 443}[parts.scheme] if port is None else port
+    normal = f"{parts.scheme}://{host}:{port}"
+    try:
+        ProxyMode.parse(f"reverse:{normal}")
+    except ValueError as e:
+        raise StartError(f"--sglang-url {url}: {e}") from None
+    return normal
 
 
 def run(start: Start) -> int:
     """Serves until SIGINT or SIGTERM; the process's exit code."""
     try:
         url = normal_url(start.sglang_url)
-        for number, path in enumerate(start.scripts):
-            if not Path(path).expanduser().is_file():
-                raise StartError(f"-s {start.scripts[number]}: no such file")
+        scripts = [_script(path) for path in start.scripts]
         _check_port(start.host, start.port, "--port")
-        return asyncio.run(_serve(start, url))
+        return asyncio.run(_serve(start, url, scripts))
     except StartError as e:
         print(f"sglang-cached: {e}", file=sys.stderr)
         return 1
 
 
-async def _serve(start: Start, url: str) -> int:
+def _script(path: str) -> str:
+    """The path of a mitmproxy script; raises `StartError` if there is none."""
+    try:
+        found = Path(path).expanduser()
+    except RuntimeError as e:
+        raise StartError(f"-s {path}: {e}") from None
+    if not found.is_file():
+        raise StartError(f"-s {path}: no such file")
+    return str(found)
+
+
+async def _serve(start: Start, url: str, scripts: list[str]) -> int:
     _set_up_logging()
     addon = SglangCached(announce=False)
     options = Options(
@@ -99,22 +115,33 @@ async def _serve(start: Start, url: str) -> int:
     master = _web_master(options, addon) if start.web else _lean_master(options, addon, url, start)
     startup = Startup(master, addon, start)
     master.addons.add(startup)
-    try:
-        options.set(*start.sets, defer=bool(start.scripts))
-        options.update(
-            sglang_cache_path=start.cache_path,
-            sglang_quiet=start.quiet,
-            connection_strategy="lazy",
-        )
-        if start.scripts:
-            options.update(scripts=[str(Path(path).expanduser()) for path in start.scripts])
-    except exceptions.OptionsError as e:
-        raise StartError(str(e)) from e
+    _set(options, start, scripts)
+    if start.web:
+        _check_port(options.web_host, options.web_port, "--set web_port=N")
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, startup.stop)
     await master.run()
     return startup.exit_code
+
+
+def _set(options: Options, start: Start, scripts: list[str]) -> None:
+    """Hands the user's options to mitmproxy; raises `StartError` naming the one it refuses."""
+    try:
+        options.update(
+            sglang_cache_path=start.cache_path,
+            sglang_quiet=start.quiet,
+            connection_strategy="lazy",
+        )
+        for spec in start.sets:
+            try:
+                options.set(spec, defer=bool(scripts))
+            except exceptions.OptionsError as e:
+                raise StartError(f"--set {spec}: {e}") from None
+        if scripts:
+            options.update(scripts=scripts)
+    except exceptions.OptionsError as e:
+        raise StartError(str(e)) from None
 
 
 def _lean_master(options: Options, addon: SglangCached, url: str, start: Start) -> Master:
@@ -134,7 +161,6 @@ def _web_master(options: Options, addon: SglangCached) -> Master:
 
     master = WebMaster(options, with_termlog=False)
     options.update(web_open_browser=False)
-    _check_port(options.web_host, options.web_port, "--set web_port=N")
     master.addons.add(addon)
     return master
 
@@ -150,17 +176,18 @@ class Startup:
         self._addon = addon
         self._start = start
         self._stopping: asyncio.Task[None] | None = None
+        self._hurry = False
 
     async def running(self) -> None:
         servers = list(self._servers)
-        if self._addon.failure or not all(server.is_running for server in servers):
+        upstream, store = self._addon.upstream, self._addon.store
+        unknown = ", ".join(self._master.options.deferred)
+        if unknown:
+            print(f"sglang-cached: --set: unknown options: {unknown}", file=sys.stderr)
+        if unknown or not (upstream and store and all(server.is_running for server in servers)):
             self.exit_code = 1
             self._master.shutdown()
             return
-        if deferred := getattr(self._master.options, "deferred", None):
-            print(f"sglang-cached: unknown options: {', '.join(deferred)}", file=sys.stderr)
-        upstream, store = self._addon.upstream, self._addon.store
-        assert upstream and store
         state = await upstream.check(time.monotonic())
         host, port = servers[0].listen_addrs[0][:2]
         print(f"sglang-cached {__version__}")
@@ -183,7 +210,7 @@ class Startup:
     def stop(self) -> None:
         """Ends the proxy: at once if asked twice."""
         if self._stopping:
-            self._master.shutdown()
+            self._hurry = True
         else:
             self._stopping = asyncio.ensure_future(self._drain())
 
@@ -200,14 +227,16 @@ class Startup:
     async def _drain(self) -> None:
         """Stops accepting, waits (not for ever) for what is being answered, and hangs up."""
         await self._servers.update([])
-        await _until(
-            lambda: not self._addon.active and not any(map(_unsent, self._clients())), DRAIN_SECONDS
-        )
+        await _until(lambda: self._hurry or not self._is_busy(), DRAIN_SECONDS)
         for io in self._clients():
             if io.handler:
                 io.handler.cancel("shutting down")
         await _until(lambda: not self._proxyserver.connections, HANG_UP_SECONDS)
         self._master.shutdown()
+
+    def _is_busy(self) -> bool:
+        """Whether requests are being answered, or answers wait for slow clients."""
+        return bool(self._addon.active) or any(map(_unsent, self._clients()))
 
     def _clients(self) -> list[ConnectionIO]:
         """The open connections of clients."""

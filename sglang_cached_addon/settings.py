@@ -58,8 +58,12 @@ class Settings:
         path = str(values["sglang_cache_path"]).strip()
         if not path:
             raise ValueError("sglang_cache_path: must name a folder")
+        try:
+            folder = Path(path).expanduser().absolute()
+        except RuntimeError as e:
+            raise ValueError(f"sglang_cache_path: {path}: {e}") from None
         return cls(
-            Path(path).expanduser().absolute(),
+            folder,
             bool(values["sglang_quiet"]),
             bool(values["sglang_express"]),
         )

@@ -61,7 +61,11 @@ class Upstream:
     async def check(self, now: float) -> State:
         """The state, asked for if what is known is older than `FRESH_SECONDS`."""
         if now - self.checked_at > FRESH_SECONDS:
-            self.seen(await asyncio.to_thread(self._answers), now)
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    self.seen(await asyncio.to_thread(self._answers), now)
+            except TimeoutError:  # an upstream that drips keeps the thread, but not us
+                self.seen(False, now)
         return self.state
 
     async def post(self, path: str, body: bytes, headers: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -55,6 +55,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_OPTIONS = _answer
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that left is none of our business
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

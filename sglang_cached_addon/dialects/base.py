@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import orjson
-
+from sglang_cached_addon import keys
 from sglang_cached_addon.policy import MAX_N, Reason, Refused
 
 Mint = Callable[[], str]
 """Gives a new unique request id: 32 hexadecimal digits, like SGLang's own."""
 
+NULL = type(None)
+
 TransportTable = Mapping[str, tuple[type, ...]]
-"""Body fields that are left out of the key, each with the JSON types it is left out for
-(null always is). A value of another type stays in the key, so that upstream can refuse it."""
+"""Body fields that are left out of the key, each with the JSON types it is left out for (an
+object: of text, or of booleans). Another value stays in the key, so that upstream can refuse it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +131,14 @@ def content_fields(body: dict[str, Any], transport: TransportTable) -> dict[str,
     return {
         name: value
         for name, value in body.items()
-        if not (name in transport and (value is None or type(value) in transport[name]))
+        if not (name in transport and _is_plain(value, transport[name]))
     }
+
+
+def _is_plain(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, dict):
+        return dict in types and set(map(type, value.values())) in (set(), {str}, {bool})
+    return type(value) in types
 
 
 def read_n(holder: Mapping[str, Any]) -> int:
@@ -164,8 +171,8 @@ def refuse_unstorable(body: dict[str, Any]) -> None:
     stream = body.get("stream")
     if stream is True:
         raise Refused(Reason.STREAM)
-    if stream is not None and stream is not False:
-        raise Refused(Reason.MALFORMED)
+    if "stream" in body and stream is not False:
+        raise Refused(Reason.MALFORMED)  # null too, says SGLang
     if any(body.get(name) is not None for name in _STATE):
         raise Refused(Reason.STATE)
     if any(body.get(name) is not None for name in _DISAGGREGATION):
@@ -242,8 +249,10 @@ _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 
 
 def _is_base64(value: str) -> bool:
-    # A path can consist of these letters too; no picture is this short.
-    return len(value) >= 64 and _BASE64.issuperset(value)
+    # A path can consist of these letters too. No picture is this short, and of those that
+    # begin with a slash only JPEG is none.
+    is_path = value.startswith("/") and not value.startswith("/9j/")
+    return len(value) >= 64 and not is_path and _BASE64.issuperset(value)
 
 
 def weights_refusal(meta: Any) -> Reason | None:
@@ -260,5 +269,8 @@ def finish_refusal(kind: Any) -> Reason | None:
 
 
 def dump(value: Any) -> bytes:
-    """Compact JSON, as SGLang writes it."""
-    return orjson.dumps(value)
+    """Compact JSON, as SGLang writes it; raises `Refused` for what is nested too deep."""
+    try:
+        return keys.dumps(value)
+    except TypeError:
+        raise Refused(Reason.UNREADABLE) from None

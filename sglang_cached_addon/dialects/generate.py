@@ -17,21 +17,18 @@ from sglang_cached_addon.keys import canonical
 from sglang_cached_addon.policy import Reason, Refused
 
 TRANSPORT: base.TransportTable = {
-    "rid": (str, list),
+    "rid": (str, list, base.NULL),
     "stream": (bool,),
-    "session_id": (str,),
+    "session_id": (str, base.NULL),
     "log_metrics": (bool,),
     "no_logs": (bool,),
     "background": (bool,),
-    "priority": (int,),
-    "routing_key": (str,),
-    "routed_dp_rank": (int,),
-    "data_parallel_rank": (int,),
-    "disagg_prefill_dp_rank": (int,),
-    "conversation_id": (str,),
-    "custom_labels": (dict,),
-    "external_trace_header": (dict,),
-    "received_time": (int, float),
+    "priority": (int, base.NULL),
+    "routing_key": (str, base.NULL),
+    "conversation_id": (str, base.NULL),
+    "custom_labels": (dict, base.NULL),
+    "external_trace_header": (dict, base.NULL),
+    "received_time": (int, float, base.NULL),
 }
 """Request identity, scheduling and logging: nothing of it reaches the model."""
 
@@ -76,6 +73,7 @@ _FORM_DEPENDENT = (
     "image_max_dynamic_patch",
     "video_max_dynamic_patch",
     "positional_embed_overrides",
+    "lora_id",
     "multi_item_delimiter_indices",
     "token_indices_to_pool",
 )
@@ -128,7 +126,8 @@ class Generate:
                 raise Refused(Reason.ERROR if _is_error(native) else Reason.UNREADABLE)
             finish = meta.get("finish_reason")
             kind = finish.get("type") if isinstance(finish, dict) else None
-            refusal = refusal or base.finish_refusal(kind) or base.weights_refusal(meta)
+            error = Reason.ERROR if _is_error(native) else None
+            refusal = refusal or error or base.finish_refusal(kind) or base.weights_refusal(meta)
             tokens = meta.get("completion_tokens")
             generations.append(
                 Generation(
@@ -229,7 +228,7 @@ def _item(content: dict[str, Any], per_item: Sequence[str], i: int) -> bytes:
 
 
 def _is_error(answer: Any) -> bool:
-    return isinstance(answer, dict) and "error" in answer
+    return isinstance(answer, dict) and answer.get("error") is not None
 
 
 def _renamed(native: bytes, rid: str) -> bytes:

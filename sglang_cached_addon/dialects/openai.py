@@ -18,16 +18,13 @@ from sglang_cached_addon.dialects.base import Call, Fill, Generation, Split
 from sglang_cached_addon.policy import Reason, Refused
 
 TRANSPORT: base.TransportTable = {
-    "rid": (str, list),
+    "rid": (str, list, base.NULL),
     "stream": (bool,),
-    "stream_options": (dict,),
-    "user": (str,),
-    "session_id": (str,),
-    "priority": (int,),
-    "routed_dp_rank": (int,),
-    "data_parallel_rank": (int,),
-    "disagg_prefill_dp_rank": (int,),
-    "custom_labels": (dict,),
+    "stream_options": (dict, base.NULL),
+    "user": (str, base.NULL),
+    "session_id": (str, base.NULL),
+    "priority": (int, base.NULL),
+    "custom_labels": (dict, base.NULL),
 }
 """Request identity, scheduling and framing: nothing of it reaches the model."""
 
@@ -47,10 +44,11 @@ def split(fill: Fill, answer: Any, prompt_weights: Sequence[int]) -> Split:
     `prompt_weights` holds the length of each prompt that was sent, in the order of the fill.
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-        is_error = isinstance(answer, dict) and "error" in answer
+        is_error = isinstance(answer, dict) and answer.get("error") is not None
         raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
     choices = _in_order(answer["choices"], fill.total)
-    refusal = base.weights_refusal(answer.get("metadata"))
+    refusal = Reason.ERROR if answer.get("error") is not None else None
+    refusal = refusal or base.weights_refusal(answer.get("metadata"))
     for choice in choices:
         refusal = (
             refusal
@@ -81,9 +79,9 @@ def split(fill: Fill, answer: Any, prompt_weights: Sequence[int]) -> Split:
 
 def _in_order(choices: list[Any], total: int) -> list[dict[str, Any]]:
     """The choices by index: each from 0 to total - 1, exactly once."""
-    if not all(isinstance(choice, dict) for choice in choices):
+    if not all(isinstance(c, dict) and type(c.get("index")) is int for c in choices):
         raise Refused(Reason.UNREADABLE)
-    by_index = {choice.get("index"): choice for choice in choices}
+    by_index = {choice["index"]: choice for choice in choices}
     if len(choices) != total or set(by_index) != set(range(total)):
         raise Refused(Reason.UNREADABLE)
     return [by_index[k] for k in range(total)]
@@ -164,10 +162,15 @@ def merge_usage(usages: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     everyone = [usage for pool in usages for usage in pool]
     merged = {
         name: _sum(u.get(name) for u in (firsts if name.startswith("prompt_tokens") else everyone))
-        for name in firsts[0]
+        for name in _names(everyone)
     }
     _total(merged)
     return merged
+
+
+def _names(objects: Iterable[dict[str, Any]]) -> list[str]:
+    """The names in any of the objects, in the order in which they come."""
+    return list(dict.fromkeys(name for members in objects for name in members))
 
 
 def _total(usage: dict[str, Any]) -> None:
@@ -192,7 +195,7 @@ def _sum(values: Iterable[Any]) -> Any:
     if known and all(type(value) is int for value in known):
         return sum(known)
     if known and all(isinstance(value, dict) for value in known):
-        return {name: _sum(value.get(name) for value in known) for name in known[0]}
+        return {name: _sum(value.get(name) for value in known) for name in _names(known)}
     return known[0] if known else None
 
 

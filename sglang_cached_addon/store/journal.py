@@ -16,7 +16,6 @@ import fcntl
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.keys import FORMAT_VERSION
+from sglang_cached_addon.keys import FORMAT_VERSION, dumps
 
 FLUSH_SECONDS = 0.05
 """How long a line may wait for company."""
@@ -69,6 +68,8 @@ class Journal:
         self._pending: list[bytes] = []
         self._clears: list[Future[None]] = []
         self._changed = threading.Condition()
+        self._hurry = threading.Event()
+        """Set when the writer should not wait: for a clear, and at the end."""
         self._closing = False
         self._writing = 0
         self._thread: threading.Thread | None = None
@@ -87,7 +88,8 @@ class Journal:
         line = _line(key, dialect, content, samples)
         with self._changed:
             self._pending.append(line)
-            self._changed.notify()
+            if len(self._pending) == 1:
+                self._changed.notify()
 
     def clear(self) -> Future[None]:
         """Queues the replacement of the file by an empty one; what was pending goes with it."""
@@ -95,13 +97,26 @@ class Journal:
         with self._changed:
             self._pending.clear()
             self._clears.append(done)
+            self._hurry.set()
             self._changed.notify()
         return done
 
     # Before serving, and after.
 
     def load(self, add: Callable[[bytes, str, Sequence[Sample]], None]) -> Loaded:
-        """Reads every line into `add(key, dialect, samples)`, then starts the writer."""
+        """Reads every line into `add(key, dialect, samples)`, then starts the writer.
+
+        Raises `StoreError` where the disk fails; a broken line is no such failure.
+        """
+        try:
+            loaded = self._load(add)
+        except OSError as e:
+            raise StoreError(f"cannot read {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._thread.start()
+        return loaded
+
+    def _load(self, add: Callable[[bytes, str, Sequence[Sample]], None]) -> Loaded:
         torn = self._set_torn_line_aside()
         keys: set[bytes] = set()
         samples = skipped = 0
@@ -116,8 +131,6 @@ class Journal:
                 add(key, dialect, found)
                 keys.add(key)
                 samples += len(found)
-        self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._thread.start()
         return Loaded(len(keys), samples, skipped, torn)
 
     def close(self) -> None:
@@ -126,6 +139,7 @@ class Journal:
             return
         with self._changed:
             self._closing = True
+            self._hurry.set()
             self._changed.notify()
         if self._thread:
             self._thread.join()
@@ -159,19 +173,25 @@ class Journal:
     # In the writer's thread.
 
     def _write(self) -> None:
-        while self._step():
-            pass
+        while True:
+            try:
+                if not self._step():
+                    return
+            except Exception:  # a thread that ends in silence would lose all that follows
+                logger.exception("%s: lines lost", self.path)
 
     def _step(self) -> bool:
         """Waits for work and does it; False at the end."""
         with self._changed:
             while not (self._pending or self._clears or self._closing):
                 self._changed.wait()
-            if not (self._clears or self._closing):
-                self._changed.wait(FLUSH_SECONDS)
+        self._hurry.wait(FLUSH_SECONDS)
+        with self._changed:
             clears, self._clears = self._clears, []
             lines, self._pending = self._pending, []
             self._writing = len(lines)
+            if not self._closing:
+                self._hurry.clear()
         if clears:
             self._empty(clears)
         if lines:
@@ -194,26 +214,25 @@ class Journal:
                 if not warned:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                     warned = True
-                if self._closing:
+            if self._hurry.wait(RETRY_SECONDS):
+                if not self._clears:
                     logger.warning("%s: %d bytes could not be written", self.path, len(data))
-                    return
-                time.sleep(RETRY_SECONDS)
+                return  # what was to be written is cleared, or the end has come
 
     def _empty(self, clears: list[Future[None]]) -> None:
-        """Replaces the file by an empty one, atomically."""
+        """Cuts the file to nothing: one operation, so there is no half of it."""
+        failure = None
         try:
-            aside = self.path.with_suffix(".jsonl.new")
-            with open(aside, "wb") as new:
-                os.fsync(new.fileno())
-            aside.replace(self.path)
-            _sync_folder(self.folder)
-            self._file.close()
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file.truncate(0)
+            os.fsync(self._file.fileno())
         except OSError as e:
-            for done in clears:
-                done.set_exception(StoreError(f"cannot clear {self.path}: {e.strerror}"))
-        else:
-            for done in clears:
+            failure = StoreError(f"cannot clear {self.path}: {e.strerror}")
+        for done in clears:
+            if not done.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
+            if failure:
+                done.set_exception(failure)
+            else:
                 done.set_result(None)
 
 
@@ -263,21 +282,21 @@ def _parse(line: bytes) -> tuple[bytes, str, list[Sample]]:
     key = bytes.fromhex(record["key"])
     if len(key) != 32:
         raise ValueError("key is not 32 bytes")
-    at, seconds = float(record["at"]), float(record["seconds"])
+    at, seconds, dialect = record["at"], record["seconds"], record["dialect"]
+    if not (isinstance(at, int | float) and isinstance(seconds, int | float)):
+        raise TypeError("times are not numbers")
+    if not isinstance(dialect, str):
+        raise TypeError("dialect is not text")
+    answers, tokens = record["answers"], record["tokens"]
+    if not (isinstance(answers, list) and answers and all(isinstance(a, dict) for a in answers)):
+        raise TypeError("answers are not a list of objects")
+    if not (isinstance(tokens, list) and all(type(count) is int for count in tokens)):
+        raise TypeError("tokens are not a list of integers")
     samples = [
-        Sample(orjson.dumps(answer), at, seconds, int(tokens))
-        for answer, tokens in zip(record["answers"], record["tokens"], strict=True)
+        Sample(dumps(answer), at, seconds, count)
+        for answer, count in zip(answers, tokens, strict=True)
     ]
-    return key, str(record["dialect"]), samples
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in it last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return key, dialect, samples
 
 
 def _try_to(action: Callable[[], object]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, corpus
+from tests.e2e.conftest import StartFront
 from tests.replayer import Replayer, replaying
 
 # The proxy answers this path itself.
@@ -24,16 +25,8 @@ def replayer() -> Iterator[Replayer]:
 
 
 @pytest.fixture(scope="module")
-def front(replayer: Replayer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    folder = tmp_path_factory.mktemp("corpus")
-    proxy = Proxy(
-        ["--sglang-url", replayer.url, "--port", "0", "--host", "127.0.0.1",
-         "--cache-path", str(folder / "cache")],
-        folder,
-    )  # fmt: skip
-    proxy.wait_until_ready()
-    yield proxy
-    proxy.stop()
+def front(replayer: Replayer, start_front: StartFront) -> Proxy:
+    return start_front(replayer.url)
 
 
 def is_cacheable(pair: dict[str, Any]) -> bool:

@@ -228,9 +228,9 @@ def test_restart(simulator: Simulator, start_proxy: StartProxy) -> None:
 def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
     """A person with jq finds question and answers on one line."""
     post(proxy, "/generate", BODIES["/generate"])
+    path = proxy.stats()["cache_file"]
     assert proxy.stop() == 0
-    (path,) = proxy.process.args[-1:]  # type: ignore[index]
-    with open(f"{path}/cache.jsonl") as journal:
+    with open(path) as journal:
         (line,) = [json.loads(line) for line in journal]
     assert line["v"] == 1
     assert line["call"] == BODIES["/generate"]

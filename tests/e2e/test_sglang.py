@@ -20,6 +20,7 @@ import requests
 
 from sglang_cached_addon.simulator import Profile, running
 from tests.conftest import Proxy
+from tests.e2e.conftest import StartFront
 
 Post = Callable[..., requests.Response]
 
@@ -41,17 +42,8 @@ def upstream_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def front(upstream_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    folder = tmp_path_factory.mktemp("sglang")
-    proxy = Proxy(
-        ["--sglang-url", upstream_url, "--port", "0", "--host", "127.0.0.1",
-         "--cache-path", str(folder / "cache")],
-        folder,
-    )  # fmt: skip
-    proxy.wait_until_ready()
-    yield proxy
-    assert proxy.stop() == 0
-    assert "Traceback" not in proxy.log, proxy.log
+def front(upstream_url: str, start_front: StartFront) -> Proxy:
+    return start_front(upstream_url)
 
 
 @pytest.fixture

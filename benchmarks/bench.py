@@ -1,0 +1,228 @@
+"""One run: rounds of all cases, each round with servers of its own.
+
+So start-up, memory and luck with either are measured as often as the rest. What fails is
+noted, and the rest goes on; whatever happens, the servers of a round end with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import orjson
+
+from benchmarks import client, entries, servers, wrk
+from benchmarks.bounds import entries as entries_name
+from benchmarks.calls import SMALL
+from benchmarks.cases import COSTS, SPREAD_COSTS, STREAMS, TARGETS, Case, load, scale, spread
+from benchmarks.results import Results
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, Server
+
+FAILURES = (
+    servers.ServerError, client.NotAsClaimed, wrk.WrkError,
+    OSError, ValueError, subprocess.SubprocessError,
+)  # fmt: skip
+
+EVENTS_PER_SECOND = 200
+"""Of one stream of the stub."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How many entries the caches of the `spread` and `scale` cases have."""
+
+    few: int
+    many: int
+    little: int
+    large: int
+
+
+class Bench:
+    """One run."""
+
+    def __init__(
+        self,
+        *,
+        wrk_path: str | None,
+        nginx_path: str | None,
+        seconds: int,
+        sizes: Sizes,
+        is_wanted: Callable[[str], bool],
+        work: Path,
+    ) -> None:
+        self.results = Results()
+        self.sizes = sizes
+        self._wrk = wrk_path
+        self._nginx = nginx_path
+        self._seconds = seconds
+        self._is_wanted = is_wanted
+        self._work = work
+        # The journals that are complete, by their entries.
+        self._written: set[int] = set()
+        # The numbers of requests that must be new, out of the way of all entries.
+        self._unused = itertools.count(1_000_000_000, 10_000_000)
+
+    def round(self, turn: int) -> None:
+        """Measures everything that is wanted once."""
+        with ExitStack() as stack:
+            stub = self._start(stack, servers.direct())
+            if stub:
+                self._targets(turn, stub)
+                self._spread(turn, stub)
+                self._scale(turn, stub)
+
+    def _targets(self, turn: int, stub: Server) -> None:
+        """All four, side by side, with the same load."""
+        cases = [case for case in TARGETS if self._wants(case)]
+        others = [name for name in (*STREAMS, *COSTS) if self._is_wanted(name)]
+        if not cases and not others:
+            return
+        work = self._work / f"targets-{turn}"
+        with ExitStack() as stack:
+            starts: list[AbstractContextManager[Server]] = [
+                servers.mitmdump(stub, work / MITMDUMP), servers.ours(stub, work / OURS)
+            ]  # fmt: skip
+            if self._nginx:
+                starts.insert(0, servers.nginx(self._nginx, stub))
+            started = [server for start in starts if (server := self._start(stack, start))]
+            for server in started:
+                self._add("start", "s", MITMDUMP, server, turn, server.start_seconds)
+            for case in cases:
+                self._load(case, [stub, *started], turn)
+            relays = [stub, *(server for server in started if server.name != NGINX)]
+            if "streams-64" in others:
+                for server in _rotated(relays, turn):
+                    self._stream(
+                        "streams-64", server, turn, 64, EVENTS_PER_SECOND * self._seconds, 1
+                    )
+            if "first-event" in others:
+                for server in _rotated(relays, turn):
+                    self._stream("first-event", server, turn, 1, 3, 50 * self._seconds)
+            for server in (stub, *started):
+                with self._attempt(f"memory {server.name}"):
+                    peak = server.memory("VmHWM")
+                    self._add("memory", "MiB", MITMDUMP, server, turn, peak)
+
+    def _spread(self, turn: int, stub: Server) -> None:
+        """Hits at random over few and over many entries, and what those entries cost."""
+        sizes = (self.sizes.few, self.sizes.many)
+        reference = entries_name(sizes[0])
+        cases = [case for case in spread(reference) if self._wants(case)]
+        if not cases and not any(map(self._is_wanted, SPREAD_COSTS)):
+            return
+        with ExitStack() as stack:
+            started = self._start_filled(stack, stub, sizes)
+            for server in started:
+                self._add(SPREAD_COSTS[0], "s", reference, server, turn, server.start_seconds)
+                self._add(SPREAD_COSTS[1], "MiB", reference, server, turn, server.memory("VmRSS"))
+            for case in cases:
+                self._load(case, started, turn)
+
+    def _scale(self, turn: int, stub: Server) -> None:
+        """Hits and misses with a small and with a large cache."""
+        sizes = (self.sizes.little, self.sizes.large)
+        reference = entries_name(sizes[0])
+        cases = [case for case in scale(reference) if self._wants(case)]
+        if not cases:
+            return
+        with ExitStack() as stack:
+            # Misses write to it.
+            copies = Path(stack.enter_context(TemporaryDirectory(dir=self._work)))
+            started = self._start_filled(stack, stub, sizes, copies)
+            for case in cases:
+                self._load(case, started, turn)
+
+    def _start_filled(
+        self, stack: ExitStack, stub: Server, sizes: Sequence[int], copies: Path | None = None
+    ) -> list[Server]:
+        """Proxies whose caches were written ahead, on copies of them if there is a folder for
+        these; without those that fail."""
+        started = []
+        for size in sizes:
+            name = entries_name(size)
+            with self._attempt(f"start {name}"):
+                folder = self._journal(size)
+                if copies:
+                    folder = shutil.copytree(folder, copies / folder.name)
+                server = stack.enter_context(servers.ours(stub, folder, name, entries=size))
+                client.check(server.port, SMALL, size - 1, "HIT")
+                started.append(server)
+        return started
+
+    def _journal(self, size: int) -> Path:
+        """A folder with a cache of so many entries, made when it is first wanted."""
+        folder = self._work / f"entries-{size}"
+        if size not in self._written:
+            _say(f"writing a journal of {size:,} entries")
+            entries.write_journal(folder, SMALL, size)
+            self._written.add(size)
+        return folder
+
+    def _load(self, case: Case, targets: Sequence[Server], turn: int) -> None:
+        """Has wrk load each target."""
+        assert self._wrk
+        _say(f"round {turn + 1}: {case.name}")
+        for server in _rotated(targets, turn):
+            with self._attempt(f"{case.name} {server.name}"):
+                unused = next(self._unused)
+                figures = load(self._wrk, case, server, turn, unused, self._seconds)
+                for name, unit, value in case.rows(figures):
+                    self._add(name, unit, case.reference, server, turn, value)
+
+    def _stream(
+        self, name: str, server: Server, turn: int, streams: int, events: int, times: int
+    ) -> None:
+        _say(f"round {turn + 1}: {name} {server.name}")
+        command = [sys.executable, "-m", "benchmarks.streams", str(server.port),
+                   "--streams", str(streams), "--events", str(events), "--times", str(times),
+                   "--start", str(next(self._unused))]  # fmt: skip
+        with self._attempt(f"{name} {server.name}"):
+            done = subprocess.run(
+                command, cwd=servers.ROOT, capture_output=True, text=True, timeout=600
+            )
+            if done.returncode:
+                raise ValueError(done.stderr.strip())
+            found = orjson.loads(done.stdout)
+            if streams > 1:
+                self._add(name, "/s", DIRECT, server, turn, found["rate"])
+            else:
+                self._add(name, "ms", DIRECT, server, turn, found["first_ms"])
+
+    def _add(
+        self, name: str, unit: str, reference: str, server: Server, turn: int, value: float
+    ) -> None:
+        if self._is_wanted(name.split()[0]):
+            self.results.add(name, unit, reference, server.name, turn, value)
+
+    def _wants(self, case: Case) -> bool:
+        return self._wrk is not None and self._is_wanted(case.name)
+
+    def _start(self, stack: ExitStack, context: AbstractContextManager[Server]) -> Server | None:
+        with self._attempt("start"):
+            return stack.enter_context(context)
+        return None
+
+    @contextmanager
+    def _attempt(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FAILURES as e:
+            self.results.failures.append(f"{what}: {e}")
+            _say(f"failed: {what}: {e}")
+
+
+def _rotated(targets: Sequence[Server], turn: int) -> list[Server]:
+    """Another one is first in every round."""
+    start = turn % len(targets) if targets else 0
+    return [*targets[start:], *targets[:start]]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,80 @@
+"""The targets that must hold, as one table. Pure.
+
+A bound compares two targets of one row, by ratio or by difference in the row's unit. One
+that was not measured is neither met nor missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.results import Row
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS
+
+
+def entries(count: int) -> str:
+    """The name of a cache with so many entries, as a target."""
+    return f"{count:,} entries"
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One target."""
+
+    name: str
+    row: str
+    reference: str
+    sign: Literal["<=", ">="]
+    limit: float
+    target: str = OURS
+    by: Literal["ratio", "difference"] = "ratio"
+
+    def found(self, rows: dict[str, Row]) -> float | None:
+        """The figure to be judged; None if it was not measured."""
+        row = rows.get(self.row)
+        if row is None:
+            return None
+        compare = row.ratio if self.by == "ratio" else row.difference
+        return compare(self.target, self.reference)
+
+    def verdict(self, found: float | None) -> str:
+        if found is None:
+            return "not measured"
+        is_met = found <= self.limit if self.sign == "<=" else found >= self.limit
+        return "met" if is_met else "missed"
+
+
+def bounds(few: int, many: int, little: int, large: int) -> list[Bound]:
+    """The table. The sizes are those of the `spread` rows and of the `scale` rows."""
+    return [
+        # What the ordinary way, through the hooks, must keep.
+        Bound("hit, p50", "hit-small p50", MITMDUMP, "<=", 0.5),
+        Bound("miss, p50 added", "miss p50", DIRECT, "<=", 600, by="difference"),
+        Bound(
+            "cost of a hit, many entries",
+            "scale-hit p50",
+            entries(little),
+            "<=",
+            1.2,
+            entries(large),
+        ),
+        Bound(
+            "cost of a miss, many entries",
+            "scale-miss p50",
+            entries(little),
+            "<=",
+            1.2,
+            entries(large),
+        ),
+        # What the fast lane is for.
+        Bound("hit, p50", "hit-small p50", NGINX, "<=", 1.0),
+        Bound("hits/s", "hit-small-rate", NGINX, ">=", 0.75),
+        Bound("hit of 16 KB, p50", "hit-16k p50", NGINX, "<=", 0.35),
+        Bound("hits/s of 16 KB", "hit-16k-rate", NGINX, ">=", 3.5),
+        Bound("hits/s", "hit-small-rate", MITMDUMP, ">=", 30),
+        Bound("miss, p50 added", "miss p50", DIRECT, "<=", 450, by="difference"),
+        Bound("cost of a hit, spread", "spread p50", entries(few), "<=", 1.15, entries(many)),
+        Bound("64 streams, events/s", "streams-64", DIRECT, ">=", 0.97),
+        Bound("first event, added", "first-event", DIRECT, "<=", 3, by="difference"),
+    ]

@@ -1,0 +1,164 @@
+"""The upstream that every target stands in front of: `python -m benchmarks.stub --port N`.
+
+HTTP/1.1 with keep-alive on one event loop, and as little work as possible: answers are
+fixed bytes in SGLang's shape (0.5.23), made once per `n`. A call with `"stream": true` gets
+as many events as it has tokens to generate, one HTTP chunk each, the first at once and the
+others `--interval-ms` apart, on a schedule that does not drift. Answers what the benchmark
+sends, not what HTTP allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import orjson
+
+_WEIGHTS = {
+    "weight_version": "default",
+    "weight_versions": [{"version": "default", "start": 0, "end": 8}],
+}
+TOKENS = [1448, 1442, 148, 44, 824, 207, 746, 1781]
+TEXT = " salty because rivers bring it minerals."
+ID = "7d94c5afe8174c089b4cb0f6f3115ffe"
+INFO = {
+    "/v1/models": {"object": "list", "data": [{"id": "stub", "object": "model", "created": 1}]},
+    "/model_info": {"model_path": "stub", "tokenizer_path": "stub", "is_generation": True},
+    "/get_model_info": {"model_path": "stub", "tokenizer_path": "stub", "is_generation": True},
+}
+
+
+def native(text: str, tokens: list[int], finish: Any) -> dict[str, Any]:
+    """A sample of `/generate`."""
+    meta = {"id": ID, "finish_reason": finish, "prompt_tokens": 10, **_WEIGHTS,
+            "num_retractions": 0, "reasoning_tokens": 0, "completion_tokens": len(tokens),
+            "cached_tokens": 9, "cached_tokens_details": {"device": 9, "host": 0},
+            "dp_rank": None, "e2e_latency": 0.018}  # fmt: skip
+    return {"text": text, "output_ids": tokens, "meta_info": meta}
+
+
+def generated(n: int) -> Any:
+    """A whole answer of `/generate`."""
+    sample = native(TEXT, TOKENS, {"type": "length", "length": len(TOKENS)})
+    return sample if n == 1 else [sample] * n
+
+
+def chat(n: int) -> Any:
+    """A whole answer of `/v1/chat/completions`."""
+    message = {"role": "assistant", "content": TEXT, "reasoning_content": None}
+    choices = [{"index": i, "message": message, "logprobs": None, "finish_reason": "length",
+                "matched_stop": None} for i in range(n)]  # fmt: skip
+    usage = {"prompt_tokens": 20, "total_tokens": 20 + 8 * n, "completion_tokens": 8 * n,
+             "prompt_tokens_details": None, "reasoning_tokens": 0}  # fmt: skip
+    return {"id": ID, "object": "chat.completion", "created": 1795408031, "model": "stub",
+            "choices": choices, "usage": usage, "metadata": _WEIGHTS}  # fmt: skip
+
+
+def event(path: str, i: int, events: int) -> bytes:
+    """Event `i` of a stream: cumulative on `/generate`, a delta in a chat."""
+    is_last = i == events - 1
+    if path == "/generate":
+        finish = {"type": "length", "length": events} if is_last else None
+        data: Any = native(" sea" * (i + 1), TOKENS[:1] * (i + 1), finish)
+    else:
+        choice = {"index": 0, "delta": {"role": "assistant" if i == 0 else None, "content": " sea"},
+                  "logprobs": None, "finish_reason": "length" if is_last else None}  # fmt: skip
+        data = {"id": ID, "object": "chat.completion.chunk", "created": 1795408031,
+                "model": "stub", "choices": [choice], "usage": None}  # fmt: skip
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def response(body: bytes, status: bytes = b"200 OK") -> bytes:
+    head = b"HTTP/1.1 %b\r\nserver: stub\r\ncontent-type: application/json\r\n"
+    return head % status + b"content-length: %d\r\n\r\n" % len(body) + body
+
+
+@cache
+def answer(path: str, n: int) -> bytes:
+    """The response to a call that is not streamed."""
+    return response(orjson.dumps(generated(n) if path == "/generate" else chat(n)))
+
+
+@cache
+def chunk(path: str, i: int, events: int) -> bytes:
+    """An event as an HTTP chunk, or the end of the stream."""
+    data = event(path, i, events) if i < events else b"data: [DONE]\n\n"
+    end = b"" if i < events else b"0\r\n\r\n"
+    return b"%x\r\n%b\r\n%b" % (len(data), data, end)
+
+
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nserver: stub\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+    b"transfer-encoding: chunked\r\n\r\n"
+)
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
+            head = self._buffer[:end].lower()
+            at = head.find(b"\r\ncontent-length:")
+            length = int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            if len(self._buffer) < end + 4 + length:
+                return
+            method, path, _ = self._buffer.split(b" ", 2)
+            body = self._buffer[end + 4 : end + 4 + length]
+            self._buffer = self._buffer[end + 4 + length :]
+            self._answer(method, path.decode("latin-1"), body)
+
+    def _answer(self, method: bytes, path: str, body: bytes) -> None:
+        if method == b"POST" and path in ("/generate", "/v1/chat/completions"):
+            call = orjson.loads(body)
+            params = call.get("sampling_params", call)
+            if call.get("stream"):
+                events = params.get("max_new_tokens") or params.get("max_tokens") or 16
+                self._transport.write(STREAM_HEAD)
+                self._stream(path, 0, events, self._loop.time())
+            else:
+                self._transport.write(answer(path, params.get("n", 1)))
+        elif path in INFO:
+            self._transport.write(response(orjson.dumps(INFO[path])))
+        else:
+            self._transport.write(response(b'{"detail":"Not Found"}', b"404 Not Found"))
+
+    def _stream(self, path: str, i: int, events: int, started: float) -> None:
+        self._transport.write(chunk(path, i, events))
+        if i < events:
+            due = started + (i + 1) * self._interval
+            self._timer = self._loop.call_at(due, self._stream, path, i + 1, events, started)
+
+
+async def serve(port: int, interval: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: Connection(interval), "127.0.0.1", port, backlog=1024)
+    async with server:
+        await server.serve_forever()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--interval-ms", type=float, default=5.0)
+    options = parser.parse_args()
+    with suppress(KeyboardInterrupt):
+        asyncio.run(serve(options.port, options.interval_ms / 1000))

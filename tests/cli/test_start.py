@@ -1,0 +1,349 @@
+"""`sglang-cached start`: options, their environment variables, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from mitmproxy.version import VERSION
+
+from sglang_cached_addon import __version__
+from sglang_cached_addon.simulator import Simulator
+from tests.conftest import COMMAND, Proxy, StartProxy, corpus
+from tests.replayer import Replayer
+from tests.test_upstream import dead_url, self_signed
+
+OPTIONS = (
+    "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",
+    "--script", "--set",
+)  # fmt: skip
+GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end; one that goes on after a traceback is ended at once."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
+    with (
+        open(cwd / "out", "w+") as out,
+        open(cwd / "err", "w+") as err,
+        subprocess.Popen(
+            [str(COMMAND), *arguments], stdout=out, stderr=err, cwd=cwd, env=kept | environment
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 20
+            while process.poll() is None and time.monotonic() < deadline:
+                if "Traceback" in (cwd / "err").read_text():
+                    deadline = min(deadline, time.monotonic() + 2)
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            code = process.wait()
+    return subprocess.CompletedProcess(
+        arguments, code, (cwd / "out").read_text(), (cwd / "err").read_text()
+    )
+
+
+# Help
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help(flag: str, tmp_path: Path) -> None:
+    """Nobody would learn which commands there are."""
+    done = run(flag, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for command in ("start", "demo", "simulate"):
+        assert re.search(rf"^  {command}  +\S+", done.stdout, re.M)
+
+
+@pytest.mark.parametrize("command", ["start", "demo", "simulate"])
+def test_help_of_a_command(command: str, tmp_path: Path) -> None:
+    """Nobody would learn what a command does."""
+    done = run(command, "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: sglang-cached {command}")
+    assert re.search(r"^  \w.*\.$", done.stdout, re.M)
+
+
+def test_help_of_start(tmp_path: Path) -> None:
+    """An option or its environment variable could only be found in the source."""
+    text = run("start", "--help", cwd=tmp_path).stdout
+    for option in OPTIONS:
+        assert option in text
+        assert f"SGLANG_CACHED_{option[2:].upper().replace('-', '_')}" in text
+    for default in ("30001", "0.0.0.0", "~/.sglang_cache"):
+        assert default in text
+
+
+def test_version(tmp_path: Path) -> None:
+    """A bug report could not name the version."""
+    assert __version__ in run("--version", cwd=tmp_path).stdout
+
+
+# Options from the environment
+
+
+@dataclass
+class Configured:
+    """A proxy that has all its settings from the environment."""
+
+    banner: str
+    log: Callable[[], str]
+    port: int
+    web_port: int
+    cache: Path
+    upstream: str
+    first: requests.Response
+    second: requests.Response
+    large: requests.Response
+
+
+def free_port() -> int:
+    port = urlsplit(dead_url()).port
+    assert port
+    return port
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
+    folder = tmp_path_factory.mktemp("environment")
+    (folder / "script.py").write_text(
+        "def response(flow):\n    flow.response.headers['X-Script'] = 'was here'\n"
+    )
+    replayer = Replayer()
+    (replayer.pair,) = corpus("generate-n1")
+    replayer.socket = self_signed(folder).wrap_socket(replayer.socket, server_side=True)
+    thread = threading.Thread(target=replayer.serve_forever, args=(0.01,))
+    thread.start()
+    port, web_port = free_port(), free_port()
+    upstream = replayer.url.replace("http:", "https:")
+    environment = {
+        "SGLANG_CACHED_SGLANG_URL": upstream,
+        "SGLANG_CACHED_PORT": str(port),
+        "SGLANG_CACHED_HOST": "127.0.0.1",
+        "SGLANG_CACHED_CACHE_PATH": str(folder / "kept"),
+        "SGLANG_CACHED_QUIET": "1",
+        "SGLANG_CACHED_INSECURE": "true",
+        "SGLANG_CACHED_WEB": "yes",
+        "SGLANG_CACHED_SCRIPT": "script.py",
+        "SGLANG_CACHED_SET": f"confdir={folder} web_port={web_port} body_size_limit=1k",
+        "PYTHONUNBUFFERED": "1",
+    }
+    with (
+        open(folder / "err", "w") as err,
+        subprocess.Popen(
+            [str(COMMAND), "start"],
+            stdout=subprocess.PIPE,
+            stderr=err,
+            cwd=folder,
+            env=os.environ | environment,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout
+            banner = ""
+            while not re.search(r"^  web .*\n", banner, re.M):
+                line = process.stdout.readline()
+                assert line, (folder / "err").read_text()
+                banner += line
+            url = f"http://127.0.0.1:{port}/generate"
+            first, second, large = (
+                requests.post(url, json={**GENERATE, "text": text}, timeout=20)
+                for text in ("one", "one", "word " * 1000)
+            )
+            yield Configured(
+                banner, (folder / "err").read_text, port, web_port, folder / "kept", upstream,
+                first, second, large,
+            )  # fmt: skip
+        finally:
+            process.kill()
+            replayer.shutdown()
+            thread.join()
+            replayer.server_close()
+
+
+CHECKS: dict[str, Callable[[Configured], bool]] = {
+    "SGLANG_URL": lambda c: f"upstream   {c.upstream}\n" in c.banner,
+    "PORT": lambda c: f":{c.port}\n" in c.banner,
+    "HOST": lambda c: "listening  http://127.0.0.1:" in c.banner,
+    "CACHE_PATH": lambda c: (c.cache / "cache.jsonl").is_file(),
+    "QUIET": lambda c: "[Cache" not in c.log(),
+    "INSECURE": lambda c: (
+        (c.first.headers["X-Cache"], c.second.headers["X-Cache"]) == ("MISS", "HIT")
+    ),
+    "WEB": lambda c: "  web " in c.banner,
+    "SCRIPT": lambda c: c.first.headers["X-Script"] == "was here",
+    "SET": lambda c: c.large.status_code == 413 and f":{c.web_port}/" in c.banner,
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_environment(name: str, configured: Configured) -> None:
+    """A container that is set up by its environment would run with defaults."""
+    assert CHECKS[name](configured)
+
+
+def test_command_line_wins(simulator: Simulator, tmp_path: Path) -> None:
+    """What is typed would be overruled by what is set somewhere."""
+    done = run(
+        "start", "--sglang-url", "ftp://typed", cwd=tmp_path, SGLANG_CACHED_SGLANG_URL=simulator.url
+    )
+    assert done.returncode == 1
+    assert "ftp://typed" in done.stderr
+
+
+# Mistakes
+
+
+@dataclass(frozen=True)
+class World:
+    """What is there to be stumbled over."""
+
+    taken: int
+    """A port that somebody listens on."""
+    file: Path
+    folder: Path
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "torn" / "cache.jsonl.torn").mkdir(parents=True)
+    (tmp_path / "torn" / "cache.jsonl").write_text("torn")
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        yield World(listener.getsockname()[1], tmp_path / "file", tmp_path)
+
+
+def bug(arguments: str, words: list[str], reason: str) -> Any:
+    return pytest.param(arguments, words, marks=pytest.mark.xfail(strict=True, reason=reason))
+
+
+def unnamed(arguments: str, words: list[str]) -> Any:
+    mark = pytest.mark.xfail(
+        VERSION < "12", strict=True, reason="mitmproxy 11 does not say which option it refuses"
+    )
+    return pytest.param(arguments, words, marks=mark)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--port {w.taken}", ["127.0.0.1:{w.taken}", "in use", "--port"]),
+        ("--port 65536", ["65536", "--port"]),
+        ("--port -1", ["-1", "--port"]),
+        ("--host 192.0.2.1", ["192.0.2.1"]),
+        ("--host no-such-host.invalid", ["no-such-host.invalid"]),
+        ("--sglang-url ftp://localhost:1", ["ftp://localhost:1", "http://localhost:30000"]),
+        ("--sglang-url http://", ["--sglang-url", "http://localhost:30000"]),
+        ("--sglang-url http://localhost:1/v1", ["http://localhost:1/v1", "leave off"]),
+        ("--sglang-url http://me:secret@localhost:1", ["--sglang-url", "credentials"]),
+        ("--sglang-url http://localhost:65536", ["http://localhost:65536", "range"]),
+        bug(
+            "--sglang-url http://a..b:1",
+            ["--sglang-url", "http://a..b:1"],
+            "mitmproxy's ValueError for the mode is a traceback",
+        ),
+        ("--cache-path {w.file}", ["{w.file}", "--cache-path"]),
+        ("--cache-path {w.file}/cache", ["{w.file}/cache", "--cache-path"]),
+        ("--cache-path=", ["must name a folder"]),
+        bug(
+            "--cache-path ~no_such_user/x",
+            ["~no_such_user"],
+            "expanduser's RuntimeError: tracebacks, and the proxy hangs",
+        ),
+        bug(
+            "--cache-path {w.folder}/torn",
+            ["cache.jsonl"],
+            "OSError of load: tracebacks, and the proxy hangs",
+        ),
+        ("-s missing.py", ["missing.py", "no such file"]),
+        ("-s {w.folder}", ["{w.folder}"]),
+        ("-s {w.folder}/missing.py --set x=1", ["missing.py"]),
+        bug("-s ~no_such_user/x.py", ["~no_such_user"], "expanduser's RuntimeError is a traceback"),
+        ("--set no_such_option=1", ["no_such_option"]),
+        ("--set no_such_option", ["no_such_option"]),
+        ("--set web_port=1", ["web_port"]),
+        ("--set body_size_limit=much", ["body_size_limit", "much"]),
+        unnamed("--set listen_port=x", ["listen_port", "x"]),
+        unnamed("--set http2=maybe", ["http2"]),
+        ("--set mode=regular", ["upstream"]),
+        bug(
+            "--web --set web_port={w.taken} --set confdir={w.folder}",
+            ["{w.taken}", "web_port"],
+            "_web_master looks at web_port before --set is read",
+        ),
+        unnamed("--web --set web_port=x --set confdir={w.folder}", ["web_port"]),
+    ],
+)
+def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path) -> None:
+    """A mistake would give a traceback, or a proxy that runs but does not work."""
+    if "--web" in arguments and "=x" in arguments:
+        need_port(8081)
+    done = run(
+        "start", "--sglang-url", dead_url(), "--host", "127.0.0.1", "--port", "0",
+        "--cache-path", str(tmp_path / "cache"), *arguments.format(w=world).split(),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("sglang-cached: ")
+    for word in words:
+        assert word.format(w=world) in done.stderr
+    assert "secret" not in done.stderr
+
+
+def need_port(port: int) -> None:
+    """Skips where somebody else has it."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            pytest.skip(f"port {port} is taken")
+
+
+def test_unknown_option_beside_a_script(
+    simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    """With a script, a mistyped option would go unnoticed."""
+    (tmp_path / "script.py").write_text("")
+    proxy = start_proxy(simulator.url, "-s", "script.py", "--set", "no_such_option=1", ready=False)
+    deadline = time.monotonic() + 20
+    while "no_such_option" not in proxy.log:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "Traceback" not in proxy.log
+
+
+def test_folder_in_use(proxy: Proxy, tmp_path: Path) -> None:
+    """Two proxies would share a folder, or nobody would know which one to stop."""
+    done = run(
+        "start", "--sglang-url", dead_url(), "--port", "0", "--host", "127.0.0.1",
+        "--cache-path", str(tmp_path / "cache"), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"in use by process {proxy.process.pid};" in line
+    assert "--cache-path" in line
+    assert proxy.stats()["num_keys"] == 0
+
+
+def test_no_url(tmp_path: Path) -> None:
+    """Without an upstream the command would not say what it wants."""
+    done = run("start", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--sglang-url" in done.stderr
+    assert "Traceback" not in done.stderr

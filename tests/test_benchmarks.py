@@ -1,0 +1,181 @@
+"""The benchmark's own arithmetic and files; nothing here is timed or needs wrk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import orjson
+import pytest
+
+from benchmarks import calls, entries, plot, report, stub, wrk
+from benchmarks.__main__ import parse_options
+from benchmarks.bounds import bounds
+from benchmarks.results import Results
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS
+from sglang_cached_addon import dialects, keys
+from sglang_cached_addon.exchange import Exchange, Fetch, Hit, Request
+from sglang_cached_addon.store import DiskStore
+
+JSON_HEAD = {b"content-type": b"application/json"}
+
+WRK_OUTPUT = """\
+Running 1s test @ http://127.0.0.1:18733/generate
+  1 threads and 1 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency    50.03us  213.90us   3.87ms   98.47%
+    Req/Sec    35.08k     1.88k   37.38k    72.73%
+  Latency Distribution
+     50%   25.00us
+     75%   25.00us
+     90%   28.00us
+     99%    0.95ms
+  38277 requests in 1.10s, 20.19MB read
+Requests/sec:  34798.92
+Transfer/sec:     18.35MB
+"""
+
+
+def test_wrk_output() -> None:
+    assert wrk.parse(WRK_OUTPUT) == wrk.Figures(25.0, 950.0, 34798.92, 38277)
+    assert wrk.parse(WRK_OUTPUT.replace("0.95ms", "1.20s")).p99 == 1_200_000
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        WRK_OUTPUT + "  Non-2xx or 3xx responses: 12\n",
+        WRK_OUTPUT + "  Socket errors: connect 0, read 3, write 0, timeout 0\n",
+        WRK_OUTPUT.replace("38277 requests", "0 requests"),
+        WRK_OUTPUT.replace("99%", "98%"),
+    ],
+)
+def test_wrk_output_that_is_no_measurement(output: str) -> None:
+    with pytest.raises(wrk.WrkError):
+        wrk.parse(output)
+
+
+@pytest.fixture
+def results() -> Results:
+    """Three rounds on a machine that gets slower; nginx missed the last."""
+    results = Results()
+    for turn, (ours, nginx) in enumerate([(50.0, 100.0), (120.0, 200.0), (280.0, None)]):
+        results.add("hit-small p50", "µs", NGINX, OURS, turn, ours)
+        if nginx is not None:
+            results.add("hit-small p50", "µs", NGINX, NGINX, turn, nginx)
+        results.add("miss p50", "µs", DIRECT, DIRECT, turn, ours / 10)
+        results.add("miss p50", "µs", DIRECT, OURS, turn, 500 + ours)
+    return results
+
+
+def test_ratios_are_of_the_same_round(results: Results) -> None:
+    row = results.rows["hit-small p50"]
+    assert row.median(OURS) == 120
+    assert row.ratio(OURS) == pytest.approx(0.55)  # of 0.5 and 0.6, though 120 / 150 is 0.8
+    assert row.ratio(NGINX) == 1
+    assert row.ratio(OURS, MITMDUMP) is None
+    assert results.rows["miss p50"].difference(OURS) == pytest.approx(608)
+
+
+def test_table(results: Results) -> None:
+    lines = [line.split() for line in report.table(results).splitlines()]
+    assert lines[1] == ["hit-small", "p50", OURS, "120", "50.0", "280", "µs", "0.55", NGINX]
+    assert lines[2] == [NGINX, "150", "100", "200", "µs", "1.00", NGINX]
+
+
+def test_verdicts(results: Results) -> None:
+    limits = bounds(10, 1_000_000, 100, 100_000)
+    found = {(b.name, b.reference, b.limit): b.verdict(b.found(results.rows)) for b in limits}
+    assert len(found) == len(limits)
+    assert found["hit, p50", NGINX, 1.0] == "met"
+    assert found["miss, p50 added", DIRECT, 600] == "missed"
+    assert found["hit, p50", MITMDUMP, 0.5] == "not measured"
+    text = report.verdicts(limits, results.rows)
+    assert len(text.splitlines()) == len(limits) + 1
+    assert "<= 600 µs" in text
+
+
+def test_json(results: Results) -> None:
+    limits = bounds(10, 1_000_000, 100, 100_000)
+    data = json.loads(orjson.dumps(report.as_json({"date": "today"}, results, limits)))
+    assert data["rows"][0]["targets"][OURS]["values"] == [50, 120, 280]
+    assert data["rows"][0]["targets"][OURS]["ratio"] == pytest.approx(0.55)
+    assert {bound["verdict"] for bound in data["bounds"]} == {"met", "missed", "not measured"}
+
+
+def test_plot_is_xml(results: Results) -> None:
+    root = ElementTree.fromstring(plot.svg(results.rows, "on <a machine> & today"))
+    names = {"svg": "http://www.w3.org/2000/svg"}
+    bars = root.findall("svg:rect", names)
+    assert [bar.get("class") for bar in bars] == ["ours", "a", "ours", "c"]
+    assert all(0 < float(bar.get("width", "0")) <= plot.BAR for bar in bars)
+    assert root.findall("svg:text", names)[-1].text == "on <a machine> & today"
+    assert ElementTree.fromstring(plot.svg({}, "nothing")) is not None
+
+
+def test_bodies_have_one_length() -> None:
+    """A ten-digit number replaces the mark: wrk sends one head for all bodies."""
+    assert len(orjson.loads(calls.SMALL.body(0))["text"]) == 100
+    assert len(orjson.loads(calls.LARGE.body(0))["text"]) == 16 * 1024
+    for call in (calls.SMALL, calls.LARGE, calls.FOUR, calls.chat_stream(3)):
+        assert call.template.count(calls.MARK) == 1
+        assert len(call.body(0)) == len(call.body(9_999_999_999)) == len(call.template)
+
+
+def test_journal_is_loaded(tmp_path: Path) -> None:
+    """The lines that are written ahead are what the proxy itself would find."""
+    entries.write_journal(tmp_path, calls.SMALL, 25)
+    store = DiskStore(tmp_path)
+    try:
+        assert (store.loaded.keys, store.loaded.samples, store.loaded.skipped) == (25, 25, 0)
+        dialect = dialects.installed()["POST", calls.SMALL.path]
+        for number in (0, 24):
+            content = dialect.read(keys.parse(calls.SMALL.body(number))).items[0]
+            pool = store.get(keys.digest(entries.FINGERPRINT, dialect.name, content))
+            assert [orjson.loads(sample.answer) for sample in pool] == [stub.generated(1)]
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("call", [calls.SMALL, calls.FOUR], ids=["n=1", "n=4"])
+def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    try:
+        exchange = Exchange(dialects.installed(), store, lambda: "0" * 32)
+        request = Request("POST", call.path, JSON_HEAD, call.body(1))
+        fetch = exchange.receive(request, 0.0)
+        assert isinstance(fetch, Fetch)
+        n = fetch.plan.call.n
+        answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
+        exchange.complete(fetch, 200, answer, now=0.0, seconds=0.0)
+        hit = exchange.receive(request, 0.0)
+        assert isinstance(hit, Hit)
+        assert orjson.loads(hit.body) == stub.generated(n)
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+def test_the_stubs_streams(path: str) -> None:
+    """One event a chunk, a finish reason in the last, then the end."""
+    chunks = [stub.chunk(path, i, 3) for i in range(4)]
+    for chunk in chunks:
+        size, data = chunk.split(b"\r\n", 1)
+        assert data[int(size, 16) :].startswith(b"\r\n")
+    events = [orjson.loads(c.split(b"data: ", 1)[1].split(b"\n\n")[0]) for c in chunks[:3]]
+    finishes = [
+        e["meta_info"]["finish_reason"] if path == "/generate" else e["choices"][0]["finish_reason"]
+        for e in events
+    ]
+    assert finishes[:2] == [None, None]
+    assert finishes[2]
+    assert chunks[3].endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_quick() -> None:
+    options = parse_options(["--quick"])
+    assert (options.rounds, options.seconds, options.entries) == (1, 1, 20_000)
+    with pytest.raises(SystemExit):
+        parse_options(["--rounds", "0"])

@@ -1,0 +1,235 @@
+"""The fast lane is invisible: mitmproxy's own way is the oracle, on raw sockets."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+import requests
+
+from sglang_cached_addon.express import self_check
+from tests.conftest import Proxy, corpus
+from tests.replayer import Replayer, replaying
+from tests.test_wire import FOREIGN, head
+
+QUIET_SECONDS = 0.5
+"""After so long without a byte, nothing more is expected."""
+
+(PAIR,) = corpus("generate-n1")
+KNOWN = PAIR["request"]["body"].encode()
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two proxies in front of one upstream, with and without the lane."""
+
+    upstream: Replayer
+    lane: Proxy
+    hooks: Proxy
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    with replaying() as upstream:
+        upstream.pair = PAIR
+        proxies = []
+        for express in ("true", "false"):
+            folder = tmp_path_factory.mktemp(f"express-{express}")
+            proxy = Proxy(
+                ["--sglang-url", upstream.url, "--port", "0", "--host", "127.0.0.1",
+                 "--cache-path", str(folder / "cache"), "--set", f"sglang_express={express}"],
+                folder,
+            )  # fmt: skip
+            proxies.append(proxy)
+        for proxy in proxies:
+            proxy.wait_until_ready()
+            assert ask(proxy.url, KNOWN).headers["X-Cache"] == "MISS"
+        yield Twins(upstream, *proxies)
+        for proxy in proxies:
+            assert proxy.stop() == 0
+            assert "Traceback" not in proxy.log, proxy.log
+
+
+def ask(url: str, body: bytes) -> requests.Response:
+    headers = {"Content-Type": "application/json"}
+    return requests.post(f"{url}/generate", data=body, headers=headers, timeout=30)
+
+
+def request(body: bytes = KNOWN, *fields: bytes, line: bytes = b"POST /generate HTTP/1.1") -> bytes:
+    """A plain request."""
+    length = b"Content-Length: %d" % len(body)
+    return head(line, b"Host: x", b"Content-Type: application/json", length, *fields) + body
+
+
+LAST = b"GET /cache/none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def talk(proxy: Proxy, pieces: Sequence[bytes]) -> bytes | None:
+    """Sends pieces, each as a packet of its own, and gives all that comes back.
+
+    None (or nothing) if the proxy hung up while pieces were still on their way: what it had
+    sent is then lost by TCP, or not, by chance.
+    """
+    host, port = proxy.url.removeprefix("http://").split(":")
+    received = bytearray()
+    with socket.create_connection((host, int(port))) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.settimeout(QUIET_SECONDS)
+        try:
+            try:
+                for piece in pieces:
+                    client.sendall(piece)
+                while data := client.recv(1 << 20):
+                    received += data
+            except TimeoutError:
+                # Both may wait for more; neither may answer differently when there is no more.
+                client.shutdown(socket.SHUT_WR)
+                client.settimeout(5)
+                while data := client.recv(1 << 20):
+                    received += data
+        except (ConnectionResetError, BrokenPipeError):
+            return None
+    return normal(bytes(received))
+
+
+def normal(data: bytes) -> bytes:
+    """Without what the clock and the upstream's own clock make different."""
+    data = re.sub(rb"(?mi)^(age|date): .*\r\n", b"", data)
+    return re.sub(rb"127\.0\.0\.1:\d+", b"PEER", data)
+
+
+def both(twins: Twins, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """What each of the two answers; at once where the pieces met a closed door."""
+    lane, hooks = talk(twins.lane, pieces), talk(twins.hooks, pieces)
+    if lane != hooks and not (lane and hooks):
+        pieces = [b"".join(pieces)]
+        lane, hooks = talk(twins.lane, pieces), talk(twins.hooks, pieces)
+    assert lane is not None
+    assert hooks is not None
+    return lane, hooks
+
+
+def test_self_check() -> None:
+    """This mitmproxy is one that the lane works with."""
+    assert self_check() is None
+
+
+def test_hit_is_byte_equal(twins: Twins) -> None:
+    """A hit has the same bytes, and is counted the same."""
+    lane, hooks = both(twins, [request(), LAST])
+    assert lane == hooks
+    assert lane.count(b"X-Cache: HIT") == 1
+    counts = [{**proxy.stats(), "cache_file": "", "upstream_seconds_saved": 0}
+              for proxy in (twins.lane, twins.hooks)]  # fmt: skip
+    assert counts[0] == counts[1]
+    lines = [re.findall(r"\[Cache hit\] /generate 1/1 ", p.log) for p in (twins.lane, twins.hooks)]
+    assert len(lines[0]) == len(lines[1]) == counts[0]["hits"]
+
+
+def test_every_split(twins: Twins) -> None:
+    """A request in two packets, split anywhere, is answered the same."""
+    whole = request()
+    wanted = talk(twins.hooks, [whole, LAST])
+    for at in range(1, len(whole)):
+        assert talk(twins.lane, [whole[:at], whole[at:] + LAST]) == wanted
+
+
+def test_byte_by_byte(twins: Twins) -> None:
+    """A request in packets of one byte is answered the same."""
+    lane, hooks = both(twins, [bytes([byte]) for byte in request() + LAST])
+    assert lane == hooks
+    assert b"X-Cache: HIT" in lane
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+def test_foreign(data: bytes, twins: Twins) -> None:
+    """Whatever is not plain gets mitmproxy's own answer, alone and behind a hit."""
+    for before in (b"", request()):
+        lane, hooks = both(twins, [before + data + b"{}", LAST])
+        assert lane == hooks
+
+
+MIXED = {
+    "hits": [request()] * 5,
+    "hit, miss, hit": [request(), request(b'{"text": "m1"}'), request()],
+    "miss, hit, miss": [request(b'{"text": "m2"}'), request(), request(b'{"text": "m3"}')],
+    "hit, other route, hit": [request(), b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n", request()],
+    "hit, bypass, hit": [request(), request(b"not json"), request()],
+    "hit, PUT": [request(), request(line=b"PUT /generate HTTP/1.1")],
+    "hit, expect, hit": [request(), request(KNOWN, b"Expect: 100-continue"), request()],
+    "HTTP/1.0": [request(line=b"POST /generate HTTP/1.0"), request()],
+    "closing hit, hit": [request(KNOWN, b"Connection: close"), request()],
+    "chunked": [
+        head(
+            b"POST /generate HTTP/1.1",
+            b"Host: x",
+            b"Content-Type: application/json",
+            b"Transfer-Encoding: chunked",
+        )
+        + b"%x\r\n%s\r\n0\r\n\r\n" % (len(KNOWN), KNOWN),
+        request(),
+    ],
+}
+
+
+@pytest.mark.parametrize("requests_", MIXED.values(), ids=MIXED)
+def test_mixed(requests_: list[bytes], twins: Twins) -> None:
+    """Hits and others on one connection come in order: one by one, at once, and in odd pieces."""
+    joined = b"".join(requests_) + LAST
+    chance = random.Random(7)
+    ways = [[*requests_, LAST], [joined], pieces(joined, chance), pieces(joined, chance)]
+    answers = [both(twins, way) for way in ways]
+    assert all(lane == hooks for lane, hooks in answers)
+    # The first way may store what is a miss then; after that all is known.
+    assert len(set(answers[1:])) == 1
+
+
+def pieces(data: bytes, chance: random.Random) -> list[bytes]:
+    cuts = sorted(chance.sample(range(1, len(data)), min(6, len(data) - 1)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def test_large_body(twins: Twins) -> None:
+    """A body of several megabytes, in many reads, hits in the lane too."""
+    body = json.dumps({"text": "x" * (5 << 20), "sampling_params": {}}).encode()
+    for kind in (b"MISS", b"HIT"):
+        lane, hooks = both(twins, [request(body), LAST])
+        assert lane == hooks
+        assert b"X-Cache: " + kind in lane
+
+
+def test_fuzz(twins: Twins) -> None:
+    """Random sequences, mutated and cut at random, get the same bytes from both."""
+    chance = random.Random(20260101)
+    parts = [*FOREIGN.values(), *(r for rs in MIXED.values() for r in rs), request(), request()]
+    parts = [part for part in parts if len(part) < 4096]
+    for _ in range(60):
+        data = b"".join(chance.choices(parts, k=chance.randint(1, 4)))
+        for _ in range(chance.choice((0, 0, 1, 2))):
+            at = chance.randrange(len(data))
+            change = chance.choice((b"", b"\r", b"\n", b"\r\n", b" ", b"\x00", b":", b"0"))
+            data = data[:at] + change + data[at + chance.choice((0, 1)) :]
+        way = pieces(data + LAST, chance)
+        lane, hooks = both(twins, way)
+        assert lane == hooks, way
+
+
+def test_a_client_that_does_not_read(twins: Twins) -> None:
+    """Who sends but does not read is not read from for ever, so memory stays bounded."""
+    host, port = twins.lane.url.removeprefix("http://").split(":")
+    bound = 64 << 20
+    sent = 0
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(1.0)
+        try:
+            while sent < bound:
+                sent += client.send(request() * 200)
+        except TimeoutError:
+            pass
+    assert sent < bound
+    assert ask(twins.lane.url, KNOWN).headers["X-Cache"] == "HIT"
