@@ -347,7 +347,9 @@ def test_bypass(reason: str, simulator: Simulator, proxy: Proxy) -> None:
         url = proxy.url + case.get("path", "/generate")
         answer = requests.post(url, data=body, headers=headers, timeout=30)
         assert answer.headers["X-Cache"] == "BYPASS"
-        assert answer.headers["Cache-Status"] == f"sglang-cached; fwd=bypass; detail={reason}"
+        status = "" if answer.status_code == 200 else f" fwd-status={answer.status_code};"
+        said = f"sglang-cached; fwd=bypass;{status} detail={reason}"
+        assert answer.headers["Cache-Status"] == said
     assert [r.body for r in simulator.received if r.method == "POST"] == [body, body]
     assert proxy.stats()["bypasses"] == {reason: 2}
 
