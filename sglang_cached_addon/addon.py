@@ -12,6 +12,7 @@ import gc
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,6 +24,7 @@ from mitmproxy import addonmanager, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.proxy import layer, server_hooks
+from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
@@ -60,6 +62,13 @@ class SglangCached:
         self._heads = wire.HeadReader(self._dialects)
         self._broken = express.self_check()
         self._said_closed = False
+        self._hooks: dict[str, Callable[[http.HTTPFlow], object]] = {
+            "requestheaders": self.requestheaders,
+            "request": self.request,
+            "responseheaders": self.responseheaders,
+            "response": self.response,
+            "error": self.error,
+        }
         self._exchange: Exchange | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
 
@@ -126,11 +135,13 @@ class SglangCached:
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if nextlayer.layer is None:
+            is_open = self._lane_is_open()
             nextlayer.layer = gateway.reverse_proxy(
                 nextlayer.context,
                 nextlayer.data_client()[:1],
                 self._make_error,
-                self._make_lane if self._lane_is_open() else None,
+                self._run_hook if is_open else None,
+                self._make_lane if is_open else None,
             )
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -146,17 +157,18 @@ class SglangCached:
             if self._exchange:
                 live.outcome = self._exchange.bypass(reason).outcome
 
-    async def request(self, flow: http.HTTPFlow) -> None:
+    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         live = self._live.get(flow)
         if live is None or flow.response or flow.error or not flow.live:
-            return
+            return None
         if route := routes.find(flow.request.path):
-            await self._serve_own(flow, route)
-        elif _is_abort(flow.request):
-            await self._translate_abort(flow)
-        elif self._exchange and live.outcome is None:
+            return self._serve_own(flow, route)
+        if _is_abort(flow.request):
+            return self._translate_abort(flow)
+        if self._exchange and live.outcome is None:
             decision = self._exchange.receive(_request(flow.request), time.time())
             self._carry_out(flow, live, decision)
+        return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         live = self._live.get(flow)
@@ -215,6 +227,25 @@ class SglangCached:
 
     def _make_lane(self, context: Context) -> layer.Layer:
         return express.Express(context, self._heads, self._answer)
+
+    def _run_hook(self, hook: StartHook) -> bool:
+        """Runs a flow's hook at once, where nobody else listens and nothing has to be awaited.
+
+        mitmproxy's way is a task for each hook, which costs more than all that we do in it.
+        """
+        run = self._hooks.get(hook.name)
+        if run is None:
+            return False
+        (flow,) = hook.args()
+        if run == self.request:
+            request = flow.request
+            if "upgrade" in request.headers or routes.find(request.path) or _is_abort(request):
+                return False
+        try:
+            run(flow)
+        except Exception:  # as mitmproxy does: the flow goes on without us
+            logger.exception("sglang-cached: error in %s", hook.name)
+        return True
 
     def _answer(self, head: wire.Head, body: bytes) -> bytes | None:
         """A full hit as bytes of HTTP, or None."""

@@ -1,8 +1,9 @@
-"""mitmproxy's HTTP layer, with our own answer where upstream gives none.
+"""mitmproxy's HTTP layer, with our own answer where upstream gives none, and hooks in place.
 
 mitmproxy tells a client in HTML that the upstream cannot be reached, and closes the
-connection; API clients get JSON here, and keep theirs. The one method that is overridden
-is where `HttpLayer` hands an event to the layer of a connection.
+connection; API clients get JSON here, and keep theirs. And where a hook can be run at once,
+its flow goes on at once. What is overridden is where `HttpLayer` receives an event, and
+where it hands one to the layer of a connection.
 """
 
 from __future__ import annotations
@@ -29,12 +30,33 @@ MakeLane = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
 
 
-class Gateway(HttpLayer):
-    """An `HttpLayer` whose 502 is made by `make_error`."""
+RunHook = Callable[[commands.StartHook], bool]
+"""Runs a hook at once; False if it has to go mitmproxy's way."""
 
-    def __init__(self, context: Context, make_error: MakeError) -> None:
+
+class Gateway(HttpLayer):
+    """An `HttpLayer` whose 502 is made by `make_error`, and whose hooks may be run in place."""
+
+    def __init__(
+        self, context: Context, make_error: MakeError, run_hook: RunHook | None = None
+    ) -> None:
         super().__init__(context, HTTPMode.transparent)
         self._make_error = make_error
+        self._run_hook = run_hook
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if self._run_hook is None:
+            yield from super().handle_event(event)
+            return
+        # A hook is completed when the event that led to it is done with: layers are not
+        # made to be entered again while they work.
+        waiting = [event]
+        for event in waiting:
+            for command in super().handle_event(event):
+                if isinstance(command, commands.StartHook) and self._run_hook(command):
+                    waiting.append(events.HookCompleted(command))
+                else:
+                    yield command
 
     def event_to_child(
         self, child: layer.Layer, event: events.Event
@@ -63,7 +85,11 @@ class Gateway(HttpLayer):
 
 
 def reverse_proxy(
-    context: Context, data: bytes, make_error: MakeError, lane: MakeLane | None
+    context: Context,
+    data: bytes,
+    make_error: MakeError,
+    run_hook: RunHook | None = None,
+    lane: MakeLane | None = None,
 ) -> layer.Layer | None:
     """The layers behind a plain HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
@@ -80,7 +106,7 @@ def reverse_proxy(
         stack /= layers.ServerTLSLayer(context)
     if lane:
         stack /= lane(context)
-    stack /= Gateway(context, make_error)
+    stack /= Gateway(context, make_error, run_hook)
     return stack[0]
 
 

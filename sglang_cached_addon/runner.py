@@ -8,6 +8,7 @@ whole of mitmweb. Ends with an exit code; what a user can mend is one line on st
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -118,6 +119,8 @@ async def _serve(start: Start, url: str, scripts: list[str]) -> int:
     _set(options, start, scripts)
     if start.web:
         _check_port(options.web_host, options.web_port, "--set web_port=N")
+    # Flows are cyclic garbage, and many; what is stored is none. Look less often.
+    gc.set_threshold(10_000, 50, 50)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, startup.stop)
