@@ -88,7 +88,7 @@ class Known:
     """Of the store, when `hit` was put together."""
 
 
-MEMO_BYTES = 64 << 20
+MEMO_BYTES = 16 << 20
 """Of bodies read before, with what was made of them: an estimate."""
 
 MEMO_OVERHEAD = 2048
