@@ -23,9 +23,9 @@ import orjson
 from mitmproxy import addonmanager, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.disable_h2c import DisableH2C
+from mitmproxy.connection import Client
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.commands import StartHook
-from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 
 from sglang_cached_addon import __version__, dialects, express, gateway, policy, routes, wire
@@ -71,6 +71,7 @@ class SglangCached:
         }
         self._exchange: Exchange | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
+        self._lanes: WeakKeyDictionary[Client, express.Lane] = WeakKeyDictionary()
 
     # Set-up
 
@@ -133,15 +134,22 @@ class SglangCached:
 
     # Hooks
 
+    def client_connected(self, client: Client) -> None:
+        if self._broken or not isinstance(client.proxy_mode, ReverseMode) or not self._is_alone():
+            return
+        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        if handler and (lane := express.open_lane(handler, self._heads, self._answer)):
+            self._lanes[client] = lane
+
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if nextlayer.layer is None:
-            is_open = self._lane_is_open()
+            lane = self._lanes.get(nextlayer.context.client)
             nextlayer.layer = gateway.reverse_proxy(
                 nextlayer.context,
                 nextlayer.data_client()[:1],
                 self._make_error,
-                self._run_hook if is_open else None,
-                self._make_lane if is_open else None,
+                self._run_hook if self._is_alone() else None,
+                (lambda context: express.Passage(context, lane)) if lane else None,
             )
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
@@ -214,9 +222,9 @@ class SglangCached:
 
     # The fast lane
 
-    def _lane_is_open(self) -> bool:
-        """Whether hits may be answered unseen by others; says so once when they may not."""
-        if not (self._exchange and self.settings and self.settings.express) or self._broken:
+    def _is_alone(self) -> bool:
+        """Whether nobody else wants to see requests; says so once when somebody does."""
+        if not (self._exchange and self.settings and self.settings.express):
             return False
         others = _onlookers(self)
         if others and not self._said_closed:
@@ -224,9 +232,6 @@ class SglangCached:
             names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
             logger.info("sglang-cached: fast lane off, so that other addons see hits (%s)", names)
         return not others
-
-    def _make_lane(self, context: Context) -> layer.Layer:
-        return express.Express(context, self._heads, self._answer)
 
     def _run_hook(self, hook: StartHook) -> bool:
         """Runs a flow's hook at once, where nobody else listens and nothing has to be awaited.
@@ -239,7 +244,10 @@ class SglangCached:
         (flow,) = hook.args()
         if run == self.request:
             request = flow.request
-            if "upgrade" in request.headers or routes.find(request.path) or _is_abort(request):
+            # The first two are for `DisableH2C`, the others wait.
+            if request.method == "PRI" or "upgrade" in request.headers:
+                return False
+            if routes.find(request.path) or _is_abort(request):
                 return False
         try:
             run(flow)

@@ -1,72 +1,109 @@
-"""The fast lane: a layer that answers full hits before a flow is built.
+"""The fast lane: hits are answered where their bytes arrive, before mitmproxy sees them.
 
-It owns a client's connection, with mitmproxy's HTTP layer as its child. At a message
-boundary (the child has no open stream and no unread bytes) a complete, plain request whose
-samples are all stored is answered with one write. Everything else goes to the child, byte
-for byte. The lane never forwards, never waits for upstream, never stores, and is out of
-sight but for its speed. Of mitmproxy's inside it uses what `is_idle` names.
+A `Lane` takes the place of the protocol of a client's transport. At a message boundary
+(mitmproxy has seen all that it was given, and its HTTP layer is between two requests) a
+complete, plain request whose samples are all stored is answered with one write. Everything
+else goes on to mitmproxy, byte for byte. The lane never forwards, never waits for upstream,
+never stores, and is out of sight but for its speed. What it relies on of mitmproxy's and
+asyncio's inside is in `open_lane` and `is_idle`, and `self_check` tries it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from mitmproxy.connection import Client
 from mitmproxy.options import Options
-from mitmproxy.proxy import commands, events, layer
+from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.wire import Head, HeadReader, NoHead
 
 Answer = Callable[[Head, bytes], bytes | None]
 """The bytes that answer a request, or None if not every sample is stored."""
 
+# Received into and copied from before anything else happens, so all connections share it.
+_BUFFER = bytearray(256 * 1024)
+_VIEW = memoryview(_BUFFER)
 
-class Express(layer.Layer):
-    """Stands before the `HttpLayer` that is set as its `child_layer`."""
 
-    child_layer: HttpLayer
+class Lane(asyncio.BufferedProtocol):
+    """Stands between a client's transport and the protocol that mitmproxy reads from."""
 
-    def __init__(self, context: Context, reader: HeadReader, answer: Answer) -> None:
-        super().__init__(context)
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        protocol: asyncio.Protocol,
+        reader: HeadReader,
+        answer: Answer,
+        touch: Callable[[], object],
+    ) -> None:
+        self.given = 0
+        """Bytes that mitmproxy has been given."""
+        self.seen = 0
+        """Of these, the ones that have come to its HTTP layer."""
+        self.http: HttpLayer | None = None
+        """None as long as nothing was given."""
+        self.client: Client | None = None
+        self._transport = transport
+        self._protocol = protocol
         self._reader = reader
         self._answer = answer
+        self._touch = touch
+        self._is_full = False
+        """The client does not read as fast as it is answered."""
         self._held = bytearray()
         self._wanted = 0
         """Bytes of the held request, as far as its head is known."""
 
-    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if type(event) is events.DataReceived and event.connection is self.context.client:
-            if self._held or is_idle(self.child_layer, self.context):
-                yield from self._receive(event.data)
-                return
-        elif (
-            self._held
-            and type(event) is events.ConnectionClosed
-            and event.connection is self.context.client
-        ):
-            # The child sees all that came before the client left.
-            yield from self._hand_over(bytes(self._held))
-        yield from self.child_layer.handle_event(event)
+    # What the transport calls
 
-    # Required by mitmproxy; `handle_event` leaves nothing for it to do.
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        return self.handle_event(event)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _VIEW
 
-    def _receive(self, data: bytes) -> layer.CommandGenerator[None]:
-        if self._held:
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(_VIEW[:nbytes])
+        if self._is_full or not self._is_at_boundary():
+            self._give(data)
+        elif not self._held:
+            self._receive(data)
+        else:
             self._held += data
-            if len(self._held) < self._wanted:
-                return
-            data = bytes(self._held)
-        client = self.context.client
+            if len(self._held) >= self._wanted:
+                self._receive(bytes(self._held))
+
+    def eof_received(self) -> bool | None:
+        self._give(b"")
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._protocol.resume_writing()
+
+    # What it does
+
+    def _is_at_boundary(self) -> bool:
+        if self.given != self.seen:
+            return False
+        return self.http is None or self.client is None or is_idle(self.http, self.client)
+
+    def _receive(self, data: bytes) -> None:
+        """Answers the hits that the data begins with, and gives on or holds the rest."""
         while data:
             head = self._reader.read(data)
             if head is NoHead.FOREIGN:
-                yield from self._hand_over(data)
-                return
+                break
             end = 0 if head is NoHead.PARTIAL else head.size + head.length
             if head is NoHead.PARTIAL or len(data) < end:
                 self._wanted = end
@@ -74,29 +111,76 @@ class Express(layer.Layer):
                 return
             answer = self._answer(head, data[head.size : end])
             if answer is None:
-                yield from self._hand_over(data)
-                return
-            yield commands.SendData(client, answer)
-            if head.closes:
-                self._forget()
-                yield commands.CloseConnection(client)
-                return
+                break
+            self._touch()
+            self._transport.write(answer)
             data = data[end:]
-        self._forget()
-
-    def _hand_over(self, data: bytes) -> layer.CommandGenerator[None]:
-        """Gives bytes to the child, as if they had just come."""
-        self._forget()
-        yield from self.child_layer.handle_event(events.DataReceived(self.context.client, data))
-
-    def _forget(self) -> None:
+            if head.closes:
+                self._held.clear()
+                self._transport.close()
+                return
+            if self._is_full:
+                break
         self._held.clear()
         self._wanted = 0
+        self._give(data)
+
+    def _give(self, data: bytes) -> None:
+        """Gives bytes, and those held before them, to mitmproxy."""
+        if self._held:
+            data = bytes(self._held) + data
+            self._held.clear()
+            self._wanted = 0
+        if data:
+            self.given += len(data)
+            self._protocol.data_received(data)
 
 
-def is_idle(http: HttpLayer, context: Context) -> bool:
+class Passage(layer.Layer):
+    """Stands before the `HttpLayer` that is set as its `child_layer`, and tells the lane what
+    has come to it."""
+
+    child_layer: HttpLayer
+
+    def __init__(self, context: Context, lane: Lane) -> None:
+        super().__init__(context)
+        self._lane = lane
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if type(event) is events.DataReceived and event.connection is self.context.client:
+            self._lane.http = self.child_layer
+            self._lane.seen += len(event.data)
+        yield from self.child_layer.handle_event(event)
+
+    # Required by mitmproxy; `handle_event` leaves nothing for it to do.
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        return self.handle_event(event)
+
+
+def open_lane(handler: ConnectionHandler, reader: HeadReader, answer: Answer) -> Lane | None:
+    """Puts a lane before a client that has just connected; None where that cannot be."""
+    io = handler.transports[handler.client]
+    stream, writer = io.reader, io.writer
+    if not isinstance(stream, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):
+        return None
+    transport, protocol = writer.transport, writer.transport.get_protocol()
+    if not isinstance(transport, asyncio.Transport) or not isinstance(protocol, asyncio.Protocol):
+        return None
+    lane = Lane(transport, protocol, reader, answer, handler.timeout_watchdog.register_activity)
+    lane.client = handler.client
+    lane.given = _unread(stream)
+    transport.set_protocol(lane)
+    return lane
+
+
+def _unread(stream: asyncio.StreamReader) -> int:
+    """Bytes that came before the lane."""
+    return len(stream._buffer)  # type: ignore[attr-defined]
+
+
+def is_idle(http: HttpLayer, client: Client) -> bool:
     """Whether mitmproxy's HTTP layer is between two requests of an HTTP/1 client."""
-    server = http.connections.get(context.client)
+    server = http.connections.get(client)
     return (
         isinstance(server, Http1Server)
         and not http.streams
@@ -106,15 +190,21 @@ def is_idle(http: HttpLayer, context: Context) -> bool:
 
 
 def self_check() -> str | None:
-    """What is wrong with the parts of mitmproxy that the lane relies on; None if nothing is."""
+    """What is wrong with the parts that the lane relies on; None if nothing is."""
     try:
         client = Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=0.0)
-        context = Context(client, Options())
-        http = HttpLayer(context, HTTPMode.transparent)
+        http = HttpLayer(Context(client, Options()), HTTPMode.transparent)
         list(http.handle_event(events.Start()))
-        before = is_idle(http, context)
+        before = is_idle(http, client)
         list(http.handle_event(events.DataReceived(client, b"POST / HTTP/1.1\r\n")))
-        after = is_idle(http, context)
-    except Exception as e:  # whatever another version of mitmproxy may raise
+        after = is_idle(http, client)
+        loop = asyncio.new_event_loop()
+        try:
+            stream = asyncio.StreamReader(loop=loop)
+            stream.feed_data(b"12")
+            unread = _unread(stream)
+        finally:
+            loop.close()
+    except Exception as e:  # whatever another version may raise
         return repr(e)
-    return None if before and not after else f"idle: {before}, then {after}"
+    return None if (before, after, unread) == (True, False, 2) else f"{before}, {after}, {unread}"

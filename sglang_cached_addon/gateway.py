@@ -9,6 +9,7 @@ where it hands one to the layer of a connection.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer, layers, tunnel
@@ -110,11 +111,7 @@ def reverse_proxy(
     return stack[0]
 
 
-def _status(event: ResponseProtocolError) -> int | None:
+def _status(event: ResponseProtocolError) -> Any:
     """mitmproxy 11 has plain numbers where 12 has codes with a status."""
-    code = event.code
-    return (
-        code
-        if isinstance(code, int) and not hasattr(code, "http_status_code")
-        else code.http_status_code()
-    )
+    ask = getattr(event.code, "http_status_code", None)
+    return ask() if ask else event.code

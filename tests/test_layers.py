@@ -13,9 +13,9 @@ PACKAGE = Path(sglang_cached_addon.__file__).parent
 TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-KNOWS_MITMPROXY = {"addon.py", "gateway.py", "runner.py"}
+KNOWS_MITMPROXY = {"addon.py", "express.py", "gateway.py", "runner.py"}
 DOES_IO = {
-    "addon.py", "runner.py", "upstream.py", "store/journal.py", "store/__init__.py",
+    "addon.py", "express.py", "runner.py", "upstream.py", "store/journal.py", "store/__init__.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "os", "pathlib", "socket", "ssl", "subprocess", "threading", "time", "urllib",
@@ -65,7 +65,7 @@ def test_the_core_does_no_io(path: Path) -> None:
 def test_imports_point_inwards(path: Path) -> None:
     """The core does not import the shell, and a dialect imports no other dialect."""
     ours = {n.removeprefix("sglang_cached_addon.") for n in imports(path) if "sglang_cached" in n}
-    shell = {"addon", "runner", "gateway", "cli", "simulator"}
+    shell = {"addon", "express", "runner", "gateway", "cli", "simulator"}
     if not is_shell(path) and str(path) not in KNOWS_MITMPROXY:
         assert not {name.split(".")[0] for name in ours} & shell
     if path.parts[0] == "dialects":
