@@ -63,7 +63,7 @@ def normal_url(url: str) -> str:
         port = parts.port
     except ValueError as e:
         raise StartError(f"--sglang-url {url}: {e}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise StartError(f"--sglang-url {url}: must be like http://localhost:30000")
     if parts.username is not None:
         raise StartError("--sglang-url: leave credentials out; clients send theirs")

@@ -90,9 +90,7 @@ def test_normal_url(url: str, normal: str) -> None:
 
 
 def unchecked(*values: object) -> Any:
-    return pytest.param(
-        *values, marks=pytest.mark.xfail(strict=True, reason="normal_url lets it pass")
-    )
+    return pytest.param(*values)
 
 
 @pytest.mark.parametrize(
@@ -240,11 +238,6 @@ def test_stop_twice(simulator: Simulator, proxy: Proxy) -> None:
     stop_twice(simulator, proxy)
 
 
-@pytest.mark.xfail(
-    sys.version_info < (3, 12),
-    strict=True,
-    reason="asyncio of 3.11 reports the cancelled connections: hang up before the shutdown",
-)
 def test_stop_twice_is_quiet(simulator: Simulator, proxy: Proxy) -> None:
     """Somebody in a hurry would take the end for a crash."""
     stop_twice(simulator, proxy)
@@ -424,7 +417,6 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
     assert "Traceback" not in proxy.log
 
 
-@pytest.mark.xfail(strict=True, reason="_web_master checks the default port, before --set is read")
 def test_web_beside_another(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
     """The way out that the error message names would not work."""
     with socket.socket() as taken:
@@ -489,10 +481,6 @@ def test_self_signed(insecure: bool, start_proxy: StartProxy, tmp_path: Path) ->
 
 # mitmdump
 
-NOT_AS_A_SCRIPT = pytest.mark.xfail(
-    strict=True, reason="addon.py has a dataclass, and mitmproxy's scripts are not in sys.modules"
-)
-
 
 @contextmanager
 def mitmdump(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -512,7 +500,6 @@ def mitmdump(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
             process.kill()
 
 
-@NOT_AS_A_SCRIPT
 def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
     """Who has a mitmproxy already could not use the cache in it."""
     port, cache = free_port(), tmp_path / "cache"
@@ -533,7 +520,6 @@ def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
     assert (cache / "cache.jsonl").read_bytes().count(b"\n") == 1
 
 
-@NOT_AS_A_SCRIPT
 @pytest.mark.parametrize(
     "modes",
     [

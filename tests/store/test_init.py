@@ -124,11 +124,6 @@ def block_torn(tmp_path: Path) -> Path:
         block_journal,
         pytest.param(
             block_torn,
-            marks=pytest.mark.xfail(
-                raises=IsADirectoryError,
-                strict=True,
-                reason="journal.load lets an OSError through: the proxy hangs with tracebacks",
-            ),
         ),
     ],
 )

@@ -1,0 +1,393 @@
+"""OpenAI's `/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.dialects.base import Mint
+from sglang_cached_addon.dialects.chat import DIALECT
+from sglang_cached_addon.dialects.openai import TRANSPORT
+from sglang_cached_addon.policy import Reason, Refused
+from tests.conftest import corpus
+
+PAIRS = [
+    pair
+    for pair in corpus("chat-")
+    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
+]
+PICTURE = "data:image/png;base64,AAAA"
+UNIQUE = f"{1:032x}"
+
+
+def minter() -> Mint:
+    numbers = itertools.count(1)
+    return lambda: f"{next(numbers):032x}"
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "a"}], **fields}
+
+
+def saying(content: Any) -> dict[str, Any]:
+    return chat(messages=[{"role": "user", "content": content}])
+
+
+def item(body: dict[str, Any]) -> bytes:
+    call = DIALECT.read(body)
+    assert len(call.items) == 1
+    return call.items[0]
+
+
+def refusal(body: dict[str, Any]) -> Reason:
+    with pytest.raises(Refused) as caught:
+        DIALECT.read(body)
+    return caught.value.reason
+
+
+SAMPLES: dict[type, Any] = {
+    str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
+}  # fmt: skip
+RIGHT = [
+    (name, SAMPLES[kind])
+    for name, kinds in TRANSPORT.items()
+    for kind in kinds
+    if not (name == "rid" and kind is list)
+]
+WRONG = [
+    (name, value)
+    for name, kinds in TRANSPORT.items()
+    for kind, value in SAMPLES.items()
+    if kind not in kinds or (name == "rid" and kind is list)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), RIGHT, ids=str)
+def test_transport(name: str, value: Any) -> None:
+    """Clients that only differ in how they name or schedule requests would not share samples."""
+    value = False if name == "stream" else value
+    assert item(chat(**{name: value})) == item(chat())
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
+    """A request that SGLang refuses would get a stored answer."""
+    try:
+        assert item(chat(**{name: value})) != item(chat())
+    except Refused as refused:
+        assert refused.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - {"stream"}))
+def test_null_transport(name: str) -> None:
+    """A client that sends null for what it does not set would not share samples."""
+    assert item(chat(**{name: None})) == item(chat())
+
+
+def test_null_that_sglang_refuses() -> None:
+    """A request that SGLang answers with 400 would get a stored answer."""
+    try:
+        assert item(chat(stream=None)) != item(chat())
+    except Refused as refused:
+        assert refused.reason is Reason.MALFORMED
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CONTENT: dict[str, tuple[Any, Any]] = {
+    "messages": ([{"role": "user", "content": "b"}], [{"role": "system", "content": "a"}]),
+    "model": ("m:a", "m:b"),
+    "lora_path": ("a", "b"),
+    "max_completion_tokens": (1, 2),
+    "max_tokens": (1, 2),
+    "temperature": (0, 1),
+    "top_p": (0.5, 1),
+    "top_k": (-1, 1),
+    "min_p": (0, 0.5),
+    "repetition_penalty": (1, 2),
+    "frequency_penalty": (0, 1),
+    "presence_penalty": (0, 1),
+    "logit_bias": ({"1": 1.0}, {"1": 2.0}),
+    "seed": (1, 2),
+    "stop": ("a", ["a"]),
+    "stop_token_ids": ([1], [2]),
+    "stop_regex": ("a", ["a"]),
+    "min_tokens": (0, 1),
+    "no_stop_trim": (True, False),
+    "ignore_eos": (True, False),
+    "skip_special_tokens": (True, False),
+    "response_format": ({"type": "text"}, {"type": "json_object"}),
+    "regex": ("a", "b"),
+    "ebnf": ("a", "b"),
+    "tools": ([TOOL], [TOOL, TOOL]),
+    "tool_choice": ("auto", "required"),
+    "parallel_tool_calls": (True, False),
+    "reasoning_effort": ("low", 0.5),
+    "reasoning": ({"effort": "low"}, {"enabled": False}),
+    "thinking": (True, False),
+    "task": ("a", "b"),
+    "chat_template_kwargs": ({"enable_thinking": True}, {"enable_thinking": False}),
+    "continue_final_message": (True, False),
+    "use_audio_in_video": (True, False),
+    "max_dynamic_patch": (1, 2),
+    "min_dynamic_patch": (1, 2),
+    "images_config": ({"a": 1}, {"a": 2}),
+    "video_config": ({"a": 1}, {"a": 2}),
+    "mm_processor_kwargs": ({"a": 1}, {"a": 2}),
+    "custom_logit_processor": ("a", "b"),
+    "custom_params": ({"a": 1}, {"a": 2}),
+    "watermark": ({"a": 1}, {"a": 2}),
+    "input_ids": ([1], [2]),
+    "logprobs": (True, False),
+    "top_logprobs": (0, 1),
+    "separate_reasoning": (True, False),
+    "stream_reasoning": (True, False),
+    "return_hidden_states": (True, "last"),
+    "return_routed_experts": (True, False),
+    "routed_experts_start_len": (0, 1),
+    "return_cached_tokens_details": (True, False),
+    "return_spec_tokens_details": (True, False),
+    "return_prompt_token_ids": (True, False),
+    "return_token_ids": (True, False),
+    "return_meta_info": (True, False),
+    "return_input_ids_in_sglext": (True, False),
+    "return_output_ids_in_sglext": (True, False),
+    "return_sampling_mask": (True, False),
+    "sampling_logprobs_mode": ("a", "b"),
+    "return_flat_raw_output_top_logprobs": (True, False),
+    "return_flat_raw_output_top_logprobs_b64": (True, False),
+    "extra_key": ("a", "b"),
+    "cache_salt": ("a", "b"),
+    "not_yet_invented": ("a", "b"),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
+def test_content(name: str, values: tuple[Any, Any]) -> None:
+    """Two requests with different answers would share one."""
+    bodies = [chat(**{name: value}) for value in values]
+    bodies += [chat()] if name == "messages" else [chat(), chat(**{name: None})]
+    assert len({item(body) for body in bodies}) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [[{"role": "user", "content": "a"}], [{"content": "a", "role": "user"}]],
+        [
+            [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+            [{"role": "user", "content": "b"}, {"role": "user", "content": "a"}],
+            [{"role": "user", "content": "ab"}],
+        ],
+        [[{"role": "user", "content": "a"}], [{"role": "user", "content": "a", "name": "x"}]],
+        [
+            [{"role": "assistant", "content": None}],
+            [{"role": "assistant", "content": ""}],
+            [{"role": "assistant"}],
+        ],
+        [
+            [{"role": "user", "content": "a"}],
+            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+        ],
+        [
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": PICTURE + "A"}}],
+                }
+            ],
+        ],
+    ],
+)
+def test_different_conversations(messages: list[list[dict[str, Any]]]) -> None:
+    """A conversation would get the answer to another."""
+    assert len({item(chat(messages=each)) for each in messages}) == len(messages)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_n_is_not_part_of_the_key(n: int) -> None:
+    """A request for more samples would not use those that are there."""
+    assert item(chat(n=n)) == item(chat())
+
+
+@pytest.mark.parametrize(
+    ("body", "n", "rids"),
+    [
+        (chat(), 1, ()),
+        (chat(n=4), 4, ()),
+        (chat(rid="r"), 1, ("r",)),
+        (chat(rid="r", n=2), 2, ()),
+        (saying([{"type": "image_url", "image_url": {"url": PICTURE}}]), 1, ()),
+        (saying([{"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}]), 1, ()),
+        (chat(messages=["upstream will refuse this"]), 1, ()),
+    ],
+)
+def test_read(body: dict[str, Any], n: int, rids: tuple[str, ...]) -> None:
+    """A client would get too many samples, or not its own ids."""
+    call = DIALECT.read(body)
+    assert (call.n, len(call.items), call.batched, call.rids) == (n, 1, False, rids)
+    assert call.body == body
+
+
+def part(name: str, url: Any) -> dict[str, Any]:
+    return saying([{"type": "text", "text": "a"}, {"type": name, name: url}])
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"model": "m"}, Reason.MALFORMED),
+        (chat(messages=None), Reason.MALFORMED),
+        (chat(messages=[]), Reason.MALFORMED),
+        (chat(messages="a"), Reason.MALFORMED),
+        (chat(messages={"role": "user"}), Reason.MALFORMED),
+        (chat(n=0), Reason.MALFORMED),
+        (chat(n=None), Reason.MALFORMED),
+        (chat(n=True), Reason.MALFORMED),
+        (chat(n=1.0), Reason.MALFORMED),
+        (chat(rid=["x"]), Reason.MALFORMED),
+        (chat(rid=1), Reason.MALFORMED),
+        (chat(n=2, return_routed_experts=True), Reason.INSEPARABLE),
+        (chat(stream=True), Reason.STREAM),
+        (chat(stream="yes"), Reason.MALFORMED),
+        (chat(previous_response_id="x"), Reason.STATE),
+        (chat(session_params={"id": "x"}), Reason.STATE),
+        (chat(bootstrap_host="h"), Reason.DISAGGREGATION),
+        (part("image_url", {"url": "http://example.com/a.png"}), Reason.MEDIA),
+        (part("image_url", "http://example.com/a.png"), Reason.MEDIA),
+        (part("video_url", {"url": "file:///tmp/a.mp4"}), Reason.MEDIA),
+        (part("audio_url", {"url": "/tmp/a.wav"}), Reason.MEDIA),
+        (part("image", "a.png"), Reason.MEDIA),
+        (part("video", "a.mp4"), Reason.MEDIA),
+        (part("audio", ["a.wav"]), Reason.MEDIA),
+    ],
+)
+def test_refusals(body: dict[str, Any], reason: Reason) -> None:
+    """A call that is not understood in full would be answered from the cache."""
+    assert refusal(body) is reason
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_media_in_any_message(place: int) -> None:
+    """A picture elsewhere that has changed since would get the answer to the old one."""
+    messages = [{"role": "user", "content": "a"} for _ in range(3)]
+    messages[place] = part("image_url", {"url": "http://example.com/a.png"})["messages"][0]
+    assert refusal(chat(messages=messages)) is Reason.MEDIA
+
+
+@pytest.mark.parametrize(
+    ("body", "short", "sent"),
+    [
+        (chat(), 1, chat()),
+        (chat(n=3), 3, chat(n=3)),
+        (chat(n=3), 2, chat(n=2)),
+        (chat(n=3, bogus={"x": [1]}), 1, chat(n=1, bogus={"x": [1]})),
+    ],
+)
+def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
+    """Upstream would generate more samples than are short, or of another call."""
+    before = copy.deepcopy(body)
+    fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
+    assert (fill.body, fill.order, fill.n, fill.rids) == (sent, (0,), short, {})
+    assert body == before
+
+
+@pytest.mark.parametrize(
+    ("body", "short", "rids"),
+    [
+        (chat(rid="r"), 1, {"r": UNIQUE}),
+        (chat(rid="r", n=2), 2, {}),
+        (chat(rid="r", n=2), 1, {}),
+    ],
+)
+def test_trim_makes_the_rid_unique(body: dict[str, Any], short: int, rids: dict[str, str]) -> None:
+    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    before = copy.deepcopy(body)
+    fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
+    assert (fill.body["rid"], fill.rids, body) == (UNIQUE, rids, before)
+
+
+def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
+    """An answer with three tokens for each content."""
+    return {
+        "id": "up",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": k,
+                "message": {
+                    "role": "assistant",
+                    "content": text,
+                    "reasoning_content": f"why {text}",
+                    "tool_calls": [{"id": f"call_{text}", "index": 0}],
+                },
+                "logprobs": {"content": [{"token": text}]},
+                "finish_reason": finish,
+                "novelty": text,
+            }
+            for k, text in enumerate(contents)
+        ],
+        "usage": {
+            "prompt_tokens": 5,
+            "total_tokens": 5 + 3 * len(contents),
+            "completion_tokens": 3 * len(contents),
+        },
+        "sglext": {"output_ids": [[ord(text)] for text in contents]},
+    }
+
+
+@pytest.mark.parametrize(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
+def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
+    """Another number of samples would have wrong counts, or other samples."""
+    first = DIALECT.read(chat(n=have))
+    fill = DIALECT.trim(first, (have,), minter())
+    pool = [g.answer for g in DIALECT.split(first, fill, answer(*"abc"[:have])).generations]
+    call = DIALECT.read(chat(n=want))
+    if want > have:
+        fill = DIALECT.trim(call, (want - have,), minter())
+        rest = DIALECT.split(call, fill, answer(*"abc"[have:want]))
+        pool += [g.answer for g in rest.generations]
+    assert json.loads(DIALECT.write(call, [pool[:want]])) == answer(*"abc"[:want])
+
+
+@pytest.mark.parametrize(
+    ("value", "refusal"),
+    [
+        (answer("a", "b"), None),
+        (answer("a", "b", finish="length"), None),
+        (answer("a", "b", finish="tool_calls"), None),
+        (answer("a", "b", finish="abort"), Reason.ABORT),
+    ],
+)
+def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> None:
+    """A cut answer would be repeated for ever."""
+    call = DIALECT.read(chat(n=2))
+    split = DIALECT.split(call, DIALECT.trim(call, (2,), minter()), value)
+    assert split.refusal is refusal
+
+
+@pytest.mark.parametrize("contents", ["", "a", "abc"])
+def test_wrong_number_of_choices(contents: str) -> None:
+    """A later request would get fewer samples than it asks for."""
+    call = DIALECT.read(chat(n=2))
+    with pytest.raises(Refused) as caught:
+        DIALECT.split(call, DIALECT.trim(call, (2,), minter()), answer(*contents))
+    assert caught.value.reason is Reason.UNREADABLE
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
+    """A hit would differ from what SGLang said."""
+    body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
+    call = DIALECT.read(body)
+    fill = DIALECT.trim(call, (call.n,), minter())
+    split = DIALECT.split(call, fill, recorded)
+    assert split.refusal is None
+    pool = [g.answer for g in split.generations]
+    assert json.loads(DIALECT.write(call, [pool])) == recorded

@@ -1,0 +1,684 @@
+"""SGLang's native `/generate`."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.dialects.base import Call, Mint
+from sglang_cached_addon.dialects.generate import DIALECT, TRANSPORT
+from sglang_cached_addon.policy import Reason, Refused
+from tests.conftest import corpus
+
+PAIRS = [
+    pair
+    for pair in [*corpus("generate-"), *corpus("auth-generate-right")]
+    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
+]
+PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
+PICTURE = "data:image/png;base64,AAAA"
+
+
+def minter() -> Mint:
+    numbers = itertools.count(1)
+    return lambda: f"{next(numbers):032x}"
+
+
+def minted(number: int) -> str:
+    return f"{number:032x}"
+
+
+def one(**fields: Any) -> dict[str, Any]:
+    return {"text": "a", "sampling_params": PARAMS, **fields}
+
+
+def batch(**fields: Any) -> dict[str, Any]:
+    return {"text": ["a", "b", "c"], "sampling_params": PARAMS, **fields}
+
+
+def with_n(body: dict[str, Any], n: int) -> dict[str, Any]:
+    return {**body, "sampling_params": {**body["sampling_params"], "n": n}}
+
+
+def item(body: dict[str, Any]) -> bytes:
+    call = DIALECT.read(body)
+    assert len(call.items) == 1
+    return call.items[0]
+
+
+def refusal(body: dict[str, Any]) -> Reason:
+    with pytest.raises(Refused) as caught:
+        DIALECT.read(body)
+    return caught.value.reason
+
+
+def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]:
+    kind = {"type": finish} if isinstance(finish, str) else finish
+    return {
+        "text": text,
+        "output_ids": [1],
+        "meta_info": {"id": "up", "finish_reason": kind, "completion_tokens": 2, **meta},
+    }
+
+
+SAMPLES: dict[type, Any] = {
+    str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
+}  # fmt: skip
+RIGHT = [(name, SAMPLES[kind]) for name, kinds in TRANSPORT.items() for kind in kinds]
+WRONG = [
+    (name, value)
+    for name, kinds in TRANSPORT.items()
+    for kind, value in SAMPLES.items()
+    if kind not in kinds
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
+    ids=str,
+)
+def test_transport(name: str, value: Any) -> None:
+    """Clients that only differ in how they name or schedule requests would not share samples."""
+    value = False if name == "stream" else value
+    assert item(one(**{name: value})) == item(one())
+
+
+def test_list_of_rids_is_transport() -> None:
+    """A batch whose requests are named would never be a hit."""
+    assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
+    """A request that SGLang refuses would get a stored answer."""
+    try:
+        assert item(one(**{name: value})) != item(one())
+    except Refused as refused:
+        assert refused.reason is Reason.MALFORMED
+
+
+REFUSES_NULL = {"stream", "log_metrics", "no_logs", "background"}
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - REFUSES_NULL))
+def test_null_transport(name: str) -> None:
+    """A client that sends null for what it does not set would not share samples."""
+    assert item(one(**{name: None})) == item(one())
+
+
+@pytest.mark.parametrize("name", sorted(REFUSES_NULL))
+def test_null_that_sglang_refuses(name: str) -> None:
+    """A request that SGLang answers with 400 would get a stored answer."""
+    try:
+        assert item(one(**{name: None})) != item(one())
+    except Refused as refused:
+        assert refused.reason is Reason.MALFORMED
+
+
+CONTENT: dict[str, tuple[Any, Any]] = {
+    "text": ("b", "A"),
+    "input_ids": ([1], [2]),
+    "input_embeds": ([[0.5]], [[0.25]]),
+    "image_data": (PICTURE, PICTURE + "A"),
+    "video_data": ([PICTURE], [PICTURE, PICTURE]),
+    "audio_data": ({"url": PICTURE}, {"url": PICTURE + "A"}),
+    "mm_hashes": (["a"], ["b"]),
+    "mm_content_hashes": (["a"], ["b"]),
+    "modalities": (["image"], ["video"]),
+    "use_audio_in_video": (True, False),
+    "video_config": ({"fps": 1}, {"fps": 2}),
+    "images_config": ({"a": 1}, {"a": 2}),
+    "mm_processor_kwargs": ({"a": 1}, {"a": 2}),
+    "max_dynamic_patch": (1, 2),
+    "min_dynamic_patch": (1, 2),
+    "image_max_dynamic_patch": (1, 2),
+    "video_max_dynamic_patch": (1, 2),
+    "watermark": ({"a": 1}, {"a": 2}),
+    "lora_path": ("a", "b"),
+    "lora_id": ("a", "b"),
+    "custom_logit_processor": ("a", "b"),
+    "positional_embed_overrides": ([1], [2]),
+    "require_reasoning": (True, False),
+    "max_thinking_tokens": (1, 2),
+    "return_logprob": (True, False),
+    "logprob_start_len": (-1, 0),
+    "top_logprobs_num": (0, 1),
+    "token_ids_logprob": ([1], [2]),
+    "return_text_in_logprobs": (True, False),
+    "return_flat_raw_top_logprobs": (True, False),
+    "return_flat_raw_output_top_logprobs": (True, False),
+    "return_flat_raw_top_logprobs_b64": (True, False),
+    "return_sampling_mask": (True, False),
+    "sampling_logprobs_mode": ("a", "b"),
+    "return_hidden_states": (True, False),
+    "return_routed_experts": (True, False),
+    "routed_experts_start_len": (0, 1),
+    "return_indexer_topk": (True, False),
+    "return_prompt_token_ids": (True, False),
+    "multi_item_delimiter_indices": ([1], [2]),
+    "token_indices_to_pool": ([1], [2]),
+    "extra_key": ("a", "b"),
+    "cache_salt": ("a", "b"),
+    "return_bytes": (True, False),
+    "return_entropy": (True, False),
+    "model": ("a", "b"),
+    "n": (1, 2),
+    "temperature": (0, 1),
+    "not_yet_invented": ("a", "b"),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
+def test_content(name: str, values: tuple[Any, Any]) -> None:
+    """Two requests with different answers would share one."""
+    bodies = [one(**{name: value}) for value in values]
+    if name == "text":
+        bodies.append(one())
+    else:
+        bodies += [one(), one(**{name: None})]
+    assert len({item(body) for body in bodies}) == len(bodies)
+
+
+PARAMETERS: dict[str, tuple[Any, Any]] = {
+    "max_new_tokens": (1, 2),
+    "stop": ("a", ["a"]),
+    "stop_token_ids": ([1], [2]),
+    "stop_regex": ("a", ["a"]),
+    "temperature": (0, 1),
+    "top_p": (0.5, 1),
+    "top_k": (-1, 1),
+    "min_p": (0, 0.5),
+    "frequency_penalty": (0, 1),
+    "presence_penalty": (0, 1),
+    "repetition_penalty": (1, 2),
+    "min_new_tokens": (0, 1),
+    "ignore_eos": (True, False),
+    "json_schema": ("{}", '{"type":"object"}'),
+    "regex": ("a", "b"),
+    "ebnf": ("a", "b"),
+    "structural_tag": ("a", "b"),
+    "skip_special_tokens": (True, False),
+    "spaces_between_special_tokens": (True, False),
+    "no_stop_trim": (True, False),
+    "stream_interval": (1, 2),
+    "logit_bias": ({"1": 1.0}, {"1": 2.0}),
+    "custom_params": ({"a": 1}, {"a": 2}),
+    "watermark": ({"a": 1}, {"a": 2}),
+    "sampling_seed": (1, 2),
+    "beam_width": (1, None),
+    "not_yet_invented": ("a", "b"),
+}
+
+
+@pytest.mark.parametrize(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
+def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
+    """Two requests with different answers would share one."""
+    fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
+    keys = {item({"text": "a", "sampling_params": params}) for params in [*fills, {}]}
+    assert len(keys) == len(fills) + 1
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [{"text": "1"}, {"input_ids": [1]}, {"input_embeds": [[1]]}],
+        [{"text": "a"}, {"text": "a", "input_ids": [1]}, {"text": "b", "input_ids": [1]}],
+        [{"input_ids": [1, 2]}, {"input_ids": [12]}, {"input_ids": [2, 1]}],
+        [{"input_embeds": [[1]]}, {"input_embeds": [[1.0]]}],
+        [
+            {"text": "a"},
+            {"text": "a", "sampling_params": None},
+            {"text": "a", "sampling_params": {}},
+        ],
+    ],
+)
+def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
+    """A prompt would get the answer to another."""
+    assert len({item(body) for body in bodies}) == len(bodies)
+
+
+@pytest.mark.parametrize(
+    ("body", "n", "size", "batched"),
+    [
+        ({"text": "a"}, 1, 1, False),
+        ({"text": ""}, 1, 1, False),
+        ({"text": "a", "sampling_params": None}, 1, 1, False),
+        (with_n(one(), 1), 1, 1, False),
+        (with_n(one(), 5), 5, 1, False),
+        ({"text": ["a"]}, 1, 1, True),
+        (with_n(batch(), 2), 2, 3, True),
+        ({"input_ids": [1, 2]}, 1, 1, False),
+        ({"input_ids": [[1, 2], [3]]}, 1, 2, True),
+        ({"input_embeds": [[0.5, 1]]}, 1, 1, False),
+        ({"input_embeds": [[[0.5]], [[1]]]}, 1, 2, True),
+        ({"text": ["a", "b"], "sampling_params": [{"n": 2}, {"n": 2, "top_k": 1}]}, 2, 2, True),
+        ({"text": ["a", "b"], "sampling_params": [{"n": 1}, {}]}, 1, 2, True),
+        ({"text": "a", "input_ids": [1, 2, 3]}, 1, 1, False),
+        ({"text": ["a", "b"], "input_ids": [[1], [2]]}, 1, 2, True),
+    ],
+)
+def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
+    """A client would get an answer of another shape, or too many samples."""
+    call = DIALECT.read(body)
+    assert (call.n, len(call.items), call.batched, call.body) == (n, size, batched, body)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_n_is_not_part_of_the_key(n: int) -> None:
+    """A request for more samples would not use those that are there."""
+    assert item(with_n(one(), n)) == item(one())
+
+
+def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
+    """A batch would generate again what single requests have stored."""
+    body = batch(
+        sampling_params=[{"top_k": 1}, {"top_k": 2}, {"top_k": 3}],
+        lora_path=["x", "y", "z"],
+        return_logprob=[True, False, True],
+        token_ids_logprob=[[1], [2], [3]],
+        extra_key="shared",
+        rid="r",
+    )
+    singles = [
+        item(
+            {
+                "text": text,
+                "sampling_params": {"top_k": i + 1},
+                "lora_path": "xyz"[i],
+                "return_logprob": i != 1,
+                "token_ids_logprob": [i + 1],
+                "extra_key": "shared",
+            }
+        )
+        for i, text in enumerate("abc")
+    ]
+    assert list(DIALECT.read(body).items) == singles
+
+
+def test_ids_that_all_prompts_share() -> None:
+    """One list of ids for a batch would be dealt out to its prompts."""
+    call = DIALECT.read({"text": ["a", "b"], "token_ids_logprob": [1, 2]})
+    assert call.items == tuple(
+        item({"text": text, "token_ids_logprob": [1, 2]}) for text in ("a", "b")
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({}, Reason.MALFORMED),
+        ({"text": None}, Reason.MALFORMED),
+        ({"text": 1}, Reason.MALFORMED),
+        ({"text": []}, Reason.MALFORMED),
+        ({"text": ["a", 1]}, Reason.MALFORMED),
+        ({"text": [["a"]]}, Reason.MALFORMED),
+        ({"text": {"a": 1}}, Reason.MALFORMED),
+        ({"input_ids": []}, Reason.MALFORMED),
+        ({"input_ids": [[]]}, Reason.MALFORMED),
+        ({"input_ids": [1, [2]]}, Reason.MALFORMED),
+        ({"input_ids": [True]}, Reason.MALFORMED),
+        ({"input_ids": [1.0]}, Reason.MALFORMED),
+        ({"input_ids": ["1"]}, Reason.MALFORMED),
+        ({"input_ids": "1"}, Reason.MALFORMED),
+        ({"input_embeds": [1.0]}, Reason.MALFORMED),
+        ({"input_embeds": [[]]}, Reason.MALFORMED),
+        ({"text": ["a"], "input_ids": [1]}, Reason.MALFORMED),
+        ({"text": "a", "input_ids": [[1]]}, Reason.MALFORMED),
+        ({"text": ["a", "b"], "input_ids": [[1]]}, Reason.MALFORMED),
+        (one(sampling_params=1), Reason.MALFORMED),
+        (one(sampling_params=[PARAMS]), Reason.MALFORMED),
+        (batch(sampling_params=[PARAMS]), Reason.MALFORMED),
+        (batch(sampling_params=[PARAMS, PARAMS, None]), Reason.MALFORMED),
+        (batch(sampling_params=[{"n": 1}, {"n": 2}, {"n": 1}]), Reason.MALFORMED),
+        (batch(sampling_params=[{"n": 2}, {"n": 2}, {}]), Reason.MALFORMED),
+        (with_n(one(), 0), Reason.MALFORMED),
+        (with_n(one(), -1), Reason.MALFORMED),
+        (with_n(one(), True), Reason.MALFORMED),
+        (one(sampling_params={"n": None}), Reason.MALFORMED),
+        (one(sampling_params={"n": 2.0}), Reason.MALFORMED),
+        (one(sampling_params={"n": "2"}), Reason.MALFORMED),
+        (one(sampling_params={"beam_width": 2}), Reason.BEAM),
+        (one(sampling_params={"beam_width": "2"}), Reason.BEAM),
+        (batch(sampling_params=[{}, {"beam_width": 2}, {}]), Reason.BEAM),
+        (one(lora_path=["x"]), Reason.MALFORMED),
+        (one(return_logprob=[True]), Reason.MALFORMED),
+        (one(rid=["x"]), Reason.MALFORMED),
+        (batch(lora_path=["x"]), Reason.MALFORMED),
+        (batch(rid=["x", "y"]), Reason.MALFORMED),
+        (batch(rid=["x", "y", "y"]), Reason.MALFORMED),
+        (batch(stop=["x", "y", "z"]), Reason.INSEPARABLE),
+        (batch(lora_id=["x", "y", "z"]), Reason.INSEPARABLE),
+        (batch(not_yet_invented=[1, 2, 3]), Reason.INSEPARABLE),
+        (batch(image_data=[PICTURE] * 3), Reason.INSEPARABLE),
+        (batch(image_data=["http://example.com/a.png"] * 3), Reason.MEDIA),
+        (one(image_data="http://example.com/a.png"), Reason.MEDIA),
+        (one(video_data=["/tmp/a.mp4"]), Reason.MEDIA),
+        (one(audio_data={"url": "file:///tmp/a.wav"}), Reason.MEDIA),
+        (one(stream=True), Reason.STREAM),
+        (one(stream="true"), Reason.MALFORMED),
+        (one(session_params={"id": "s"}), Reason.STATE),
+        (one(bootstrap_room=1), Reason.DISAGGREGATION),
+    ],
+)  # fmt: skip
+def test_refusals(body: dict[str, Any], reason: Reason) -> None:
+    """A call that is not understood in full would be answered from the cache."""
+    assert refusal(body) is reason
+
+
+FORM_DEPENDENT = [
+    "image_data", "video_data", "audio_data", "mm_hashes", "mm_content_hashes", "modalities",
+    "use_audio_in_video", "video_config", "images_config", "max_dynamic_patch",
+    "min_dynamic_patch", "image_max_dynamic_patch", "video_max_dynamic_patch",
+    "positional_embed_overrides", "multi_item_delimiter_indices", "token_indices_to_pool",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORM_DEPENDENT)
+@pytest.mark.parametrize("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
+def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
+    """Samples that were made without the field would answer a request with it."""
+    value = PICTURE if name.endswith("_data") else CONTENT[name][0]
+    assert refusal({**body, name: value}) is Reason.INSEPARABLE
+    assert DIALECT.read({**body, name: None})
+
+
+N1_LISTS = {
+    "return_logprob": [True, False, True],
+    "logprob_start_len": [0, 1, 2],
+    "top_logprobs_num": [0, 1, 2],
+    "token_ids_logprob": [[1], [2], [3]],
+    "return_sampling_mask": [True, False, True],
+    "sampling_logprobs_mode": ["a", "b", "c"],
+    "custom_logit_processor": ["a", "b", "c"],
+}
+LISTS = {
+    "lora_path": ["x", "y", "z"],
+    "extra_key": ["x", "y", "z"],
+    "cache_salt": ["x", "y", "z"],
+    "watermark": [{"a": 1}, None, {"a": 2}],
+    "return_hidden_states": [True, False, True],
+}
+
+
+@pytest.mark.parametrize(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
+def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
+    """What SGLang refuses with several samples would be answered from single ones."""
+    assert len(DIALECT.read(batch(**{name: values})).items) == 3
+    assert refusal(with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(("name", "values"), LISTS.items(), ids=LISTS)
+@pytest.mark.parametrize("n", [1, 2])
+def test_lists_with_a_value_for_each_prompt(name: str, values: list[Any], n: int) -> None:
+    """A prompt would be stored under another prompt's adapter or options."""
+    call = DIALECT.read(with_n(batch(**{name: values}), n))
+    assert call.items == tuple(
+        item(one(text=text, **{name: value})) for text, value in zip("abc", values, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "shortfalls", "sent", "order", "n"),
+    [
+        (with_n(one(), 5), (5,), with_n(one(), 5), (0,), 5),
+        (with_n(one(), 5), (2,), with_n(one(), 2), (0,), 2),
+        (with_n(one(), 5), (1,), with_n(one(), 1), (0,), 1),
+        (batch(), (0, 1, 0), batch(text=["b"]), (1,), 1),
+        (batch(), (1, 0, 1), batch(text=["a", "c"]), (0, 2), 1),
+        (with_n(batch(), 2), (0, 2, 2), with_n(batch(text=["b", "c"]), 2), (1, 2), 2),
+        (with_n(batch(), 3), (0, 2, 2), with_n(batch(text=["b", "c"]), 2), (1, 2), 2),
+        (with_n(batch(), 3), (2, 0, 1), with_n(batch(text=["a", "a", "c"]), 1), (0, 0, 2), 1),
+        (
+            batch(sampling_params=[{"n": 2, "top_k": k} for k in (1, 2, 3)]),
+            (0, 1, 2),
+            {
+                "text": ["b", "c", "c"],
+                "sampling_params": [{"n": 1, "top_k": k} for k in (2, 3, 3)],
+            },
+            (1, 2, 2),
+            1,
+        ),
+        (
+            batch(**{**LISTS, **N1_LISTS}, bogus={"kept": [1, 2, 3]}, extra=1.5),
+            (0, 0, 1),
+            {
+                **batch(text=["c"], bogus={"kept": [1, 2, 3]}, extra=1.5),
+                **{name: [values[2]] for name, values in {**LISTS, **N1_LISTS}.items()},
+            },
+            (2,),
+            1,
+        ),
+        (
+            batch(token_ids_logprob=[5, 6, 7]),
+            (0, 0, 1),
+            batch(text=["c"], token_ids_logprob=[5, 6, 7]),
+            (2,),
+            1,
+        ),
+        (
+            with_n(batch(text=["a", "b"], lora_path=["x", "y"]), 3),
+            (1, 2),
+            with_n(batch(text=["a", "b", "b"], lora_path=["x", "y", "y"]), 1),
+            (0, 1, 1),
+            1,
+        ),
+        (
+            {"input_ids": [[1], [2]], "text": ["a", "b"]},
+            (0, 1),
+            {"input_ids": [[2]], "text": ["b"]},
+            (1,),
+            1,
+        ),
+    ],
+)  # fmt: skip
+def test_trim(
+    body: dict[str, Any],
+    shortfalls: tuple[int, ...],
+    sent: dict[str, Any],
+    order: tuple[int, ...],
+    n: int,
+) -> None:
+    """Upstream would generate other samples than those that are short."""
+    before = copy.deepcopy(body)
+    call = DIALECT.read(body)
+    fill = DIALECT.trim(call, shortfalls, minter())
+    assert (fill.body, fill.order, fill.n, fill.rids) == (sent, order, n, {})
+    assert body == before
+    assert fill.total == sum(shortfalls)
+
+
+def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
+    """A sample would be stored under a key that its request does not have."""
+    call = DIALECT.read(with_n(batch(**LISTS), 3))
+    fill = DIALECT.trim(call, (1, 0, 3), minter())
+    again = DIALECT.read(fill.body)
+    assert again.items == tuple(call.items[i] for i in fill.order)
+
+
+@pytest.mark.parametrize(
+    ("body", "shortfalls", "sent", "rids"),
+    [
+        (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
+        (with_n(one(rid="r"), 3), (3,), minted(1), {}),
+        (with_n(one(rid="r"), 3), (1,), minted(1), {}),
+        (batch(rid="r"), (1, 0, 1), [minted(1), minted(2)], {"r_0": minted(1), "r_2": minted(2)}),
+        (batch(rid=["x", "y", "z"]), (0, 1, 0), [minted(1)], {"y": minted(1)}),
+        (with_n(batch(rid=["x", "y", "z"]), 2), (2, 0, 2), minted(1), {}),
+        (with_n(batch(rid="r"), 2), (2, 1, 0), [minted(1), minted(2), minted(3)], {}),
+        (one(rid=None), (1,), None, {}),
+    ],
+)
+def test_trim_makes_rids_unique(
+    body: dict[str, Any], shortfalls: tuple[int, ...], sent: Any, rids: dict[str, str]
+) -> None:
+    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    before = copy.deepcopy(body)
+    fill = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
+    assert fill.body["rid"] == sent
+    assert fill.rids == rids
+    assert body == before
+
+
+def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
+    call = DIALECT.read(body)
+    return DIALECT.split(call, DIALECT.trim(call, shortfalls, minter()), answer)
+
+
+@pytest.mark.parametrize(
+    ("body", "shortfalls", "answer", "items"),
+    [
+        (one(), (1,), native("0"), [0]),
+        (with_n(one(), 2), (2,), [native("0"), native("1")], [0, 0]),
+        (with_n(one(), 2), (1,), native("0"), [0]),
+        ({"text": ["a"]}, (1,), [native("0")], [0]),
+        (batch(), (0, 0, 1), [native("0")], [2]),
+        (with_n(batch(), 2), (2, 0, 2), [native(str(k)) for k in range(4)], [0, 0, 2, 2]),
+        (with_n(batch(), 2), (1, 0, 2), [native(str(k)) for k in range(3)], [0, 2, 2]),
+    ],
+)
+def test_split(
+    body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any, items: list[int]
+) -> None:
+    """A sample would be stored under another prompt."""
+    result = split(body, shortfalls, answer)
+    assert result.refusal is None
+    assert [g.item for g in result.generations] == items
+    assert [json.loads(g.answer)["text"] for g in result.generations] == [
+        str(k) for k in range(len(items))
+    ]
+    assert [g.tokens for g in result.generations] == [2] * len(items)
+
+
+@pytest.mark.parametrize(
+    ("body", "answer", "reason"),
+    [
+        (one(), [native()], Reason.UNREADABLE),
+        (one(), None, Reason.UNREADABLE),
+        (one(), "x", Reason.UNREADABLE),
+        (one(), {}, Reason.UNREADABLE),
+        (one(), {"meta_info": None}, Reason.UNREADABLE),
+        (one(), {"error": {"message": "x"}}, Reason.ERROR),
+        (with_n(one(), 2), native(), Reason.UNREADABLE),
+        (with_n(one(), 2), [native()], Reason.UNREADABLE),
+        (with_n(one(), 2), [native()] * 3, Reason.UNREADABLE),
+        (with_n(one(), 2), {"error": "x"}, Reason.ERROR),
+        (with_n(one(), 2), [native(), {"error": "x"}], Reason.ERROR),
+        (with_n(one(), 2), [native(), None], Reason.UNREADABLE),
+        (with_n(one(), 2), [], Reason.UNREADABLE),
+        (batch(), native(), Reason.UNREADABLE),
+        (batch(), [native()] * 2, Reason.UNREADABLE),
+        ({"text": ["a"]}, native(), Reason.UNREADABLE),
+    ],
+)
+def test_answers_that_are_not_what_was_asked_for(
+    body: dict[str, Any], answer: Any, reason: Reason
+) -> None:
+    """Samples would be stored under the wrong prompt, or an error as a sample."""
+    call = DIALECT.read(body)
+    with pytest.raises(Refused) as caught:
+        split(body, (call.n,) * len(call.items), answer)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("bad", "refusal"),
+    [
+        (native(finish="abort"), Reason.ABORT),
+        (native(finish={"type": "abort", "message": "m", "status_code": None}), Reason.ABORT),
+        (native(finish=None), Reason.UNFINISHED),
+        (native(finish={}), Reason.UNFINISHED),
+        (native(weight_versions=[{"version": "a"}, {"version": "b"}]), Reason.MIXED_WEIGHTS),
+        (native(weight_versions=[{"version": "a"}]), None),
+        (native(finish={"type": "length", "length": 8}), None),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: int) -> None:
+    """A cut answer anywhere in a batch would be repeated for ever."""
+    answer = [native(), native(), native()]
+    answer[place] = bad
+    result = split(batch(), (1, 1, 1), answer)
+    assert result.refusal is refusal
+    assert len(result.generations) == 3
+
+
+def test_error_beside_an_answer() -> None:
+    """A failure that a server reports within a 200 would be repeated for ever."""
+    try:
+        assert split(one(), (1,), {**native(), "error": {"message": "x"}}).refusal is Reason.ERROR
+    except Refused as refused:
+        assert refused.reason is Reason.ERROR
+
+
+@pytest.mark.parametrize("tokens", [None, "3", 1.5, []])
+def test_unknown_tokens(tokens: Any) -> None:
+    """A server that counts otherwise could not be cached."""
+    assert split(one(), (1,), native(completion_tokens=tokens)).generations[0].tokens == 0
+
+
+S = [b'{"text":"%d","meta_info":{"id":"u%d"},"novelty":[1]}' % (k, k) for k in range(6)]
+
+
+def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Call:
+    return Call({}, tuple(b"%d" % i for i in range(items)), n, batched, rids)
+
+
+@pytest.mark.parametrize(
+    ("call", "samples", "answer"),
+    [
+        (call_of(1, 1, False), [S[:1]], S[0]),
+        (call_of(1, 1, True), [S[:1]], b"[" + S[0] + b"]"),
+        (call_of(1, 2, False), [S[:2]], b"[" + S[0] + b"," + S[1] + b"]"),
+        (
+            call_of(2, 2, True),
+            [[S[3], S[1]], [S[0], S[2]]],
+            b"[" + b",".join([S[3], S[1], S[0], S[2]]) + b"]",
+        ),
+        (call_of(1, 1, False, ("r",)), [S[:1]], S[0].replace(b"u0", b"r")),
+        (
+            call_of(2, 1, True, ("r_0", "r_1")),
+            [[S[4]], [S[5]]],
+            b"[" + S[4].replace(b"u4", b"r_0") + b"," + S[5].replace(b"u5", b"r_1") + b"]",
+        ),
+        (call_of(1, 1, False, ('"\\ü',)), [S[:1]], S[0].replace(b"u0", '\\"\\\\ü'.encode())),
+    ],
+)
+def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
+    """A hit would have another shape or order than SGLang's answer, or another one's ids."""
+    assert DIALECT.write(call, samples) == answer
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
+    """A hit would not be byte for byte what SGLang said."""
+    body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
+    call = DIALECT.read(body)
+    fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
+    result = DIALECT.split(call, fill, json.loads(recorded))
+    assert result.refusal is None
+    answers = [g.answer for g in result.generations]
+    pools = [answers[i * call.n : i * call.n + call.n] for i in range(len(call.items))]
+    assert DIALECT.write(call, pools) == recorded.encode()
+
+
+@pytest.mark.parametrize("have", [1, 2, 3])
+@pytest.mark.parametrize("want", [1, 2, 3])
+def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
+    """Another number of samples would have another form, or other samples."""
+    recorded = next(p for p in PAIRS if p["name"] == "generate-n3-hot")
+    natives = json.loads(recorded["response"]["body"])
+    result = split(with_n(one(), have), (have,), natives[:have] if have > 1 else natives[0])
+    pool = [g.answer for g in result.generations]
+    if want > have:
+        call = DIALECT.read(with_n(one(), want))
+        fill = DIALECT.trim(call, (want - have,), minter())
+        rest = natives[have:want]
+        answer = rest if want - have > 1 else rest[0]
+        pool += [g.answer for g in DIALECT.split(call, fill, answer).generations]
+    written = json.loads(DIALECT.write(DIALECT.read(with_n(one(), want)), [pool[:want]]))
+    assert written == (natives[:want] if want > 1 else natives[0])

@@ -1,0 +1,417 @@
+"""Choices and usage, apart and together."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.dialects import openai
+from sglang_cached_addon.dialects.base import Call, Fill
+from sglang_cached_addon.policy import Reason, Refused
+from tests.conftest import corpus
+
+PAIRS = [
+    pair
+    for pair in corpus("chat-") + corpus("completions-")
+    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
+]
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1],
+        [0],
+        [1, 1],
+        [0, 0],
+        [0, 1],
+        [1, 2, 3],
+        [5, 0, 0, 1],
+        [1] * 7,
+        [10**9, 1],
+        list(range(50)),
+    ],
+)
+def test_apportion(total: int, weights: list[int]) -> None:
+    """The tokens of an answer would not add up, or a share be far from its weight."""
+    parts = openai.apportion(total, weights)
+    assert sum(parts) == total
+    assert len(parts) == len(weights)
+    whole = sum(weights) or len(weights)
+    for part, weight in zip(parts, weights if sum(weights) else [1] * len(weights), strict=True):
+        assert total * weight // whole <= part <= total * weight // whole + 1
+
+
+def test_apportion_is_by_weight() -> None:
+    """The longest sample would be counted as the shortest."""
+    assert openai.apportion(10, [1, 0, 4]) == [2, 0, 8]
+    assert openai.apportion(4, [0, 0, 0]) == [2, 1, 1]
+    assert openai.apportion(5, []) == []
+
+
+USAGES: list[dict[str, Any]] = [
+    {"prompt_tokens": 20, "total_tokens": 36, "completion_tokens": 16},
+    {
+        "prompt_tokens": 7,
+        "total_tokens": 20,
+        "completion_tokens": 13,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": 0,
+        "completion_tokens_details": None,
+    },
+    {
+        "prompt_tokens": 11,
+        "total_tokens": 42,
+        "completion_tokens": 31,
+        "prompt_tokens_details": {"cached_tokens": 5, "image_tokens": 0},
+        "reasoning_tokens": 9,
+        "completion_tokens_details": {"reasoning_tokens": 9},
+    },
+    {"completion_tokens": 3},
+    {"prompt_tokens": 3},
+    {},
+    {
+        "prompt_tokens": 1,
+        "total_tokens": 1,
+        "completion_tokens": 0,
+        "cost": 0.25,
+        "tier": "x",
+        "flag": True,
+    },
+]
+
+
+def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
+    return {"message": {"content": text, "reasoning_content": reasoning}}
+
+
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize(
+    ("weights", "n"), [([1], 1), ([1], 4), ([3, 8], 1), ([3, 8], 3), ([0, 0, 0], 2), ([5] * 5, 1)]
+)
+@pytest.mark.parametrize("texts", ["", "abc", "long and short"])
+def test_usage_round_trip(usage: dict[str, Any], weights: list[int], n: int, texts: str) -> None:
+    """The `usage` of a merged answer would differ from what SGLang counted."""
+    total = len(weights) * n
+    choices = [chat_choice(texts * i, "r" * (total - i)) for i in range(total)]
+    before = copy.deepcopy(usage)
+    shares = openai.split_usage(usage, choices, weights, n)
+    assert len(shares) == total
+    assert usage == before
+    merged = openai.merge_usage([shares[i * n : i * n + n] for i in range(len(weights))])
+    assert merged == usage
+    assert list(merged) == list(usage)
+
+
+def test_usage_of_each() -> None:
+    """A hit for one sample would claim the tokens of all."""
+    usage = {"prompt_tokens": 9, "total_tokens": 29, "completion_tokens": 20, "reasoning_tokens": 6}
+    choices = [chat_choice("a" * k, "r" * r) for k, r in ((10, 0), (20, 10), (0, 20), (40, 0))]
+    assert openai.split_usage(usage, choices, [1, 2], 2) == [
+        {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "reasoning_tokens": 0},
+        {"prompt_tokens": 3, "total_tokens": 9, "completion_tokens": 6, "reasoning_tokens": 2},
+        {"prompt_tokens": 6, "total_tokens": 10, "completion_tokens": 4, "reasoning_tokens": 4},
+        {"prompt_tokens": 6, "total_tokens": 14, "completion_tokens": 8, "reasoning_tokens": 0},
+    ]
+
+
+@pytest.mark.parametrize("usage", [None, 1, "x", []])
+def test_no_usage(usage: Any) -> None:
+    """A server that sends no usage could not be cached."""
+    assert openai.split_usage(usage, [chat_choice("a")] * 2, [1], 2) == [None, None]
+
+
+def test_exact_lengths() -> None:
+    """Tokens would be guessed from text although the answer tells them."""
+    usage = {"completion_tokens": 10}
+    told = [
+        [
+            {"text": "aaaa", "meta_info": {"completion_tokens": 7}},
+            {"text": "a", "meta_info": {"completion_tokens": 3}},
+        ],
+        [{"text": "aaaa", "token_ids": [1] * 7}, {"text": "aaaaaaaa", "token_ids": [1] * 3}],
+        [
+            {"text": "a", "response_token_ids": [1] * 7},
+            {"text": "b", "response_token_ids": [2] * 3},
+        ],
+    ]
+    for choices in told:
+        shares = openai.split_usage(usage, choices, [1], 2)
+        assert shares == [{"completion_tokens": 7}, {"completion_tokens": 3}]
+
+
+def test_tool_calls_have_length() -> None:
+    """A sample that only calls a tool would be counted as empty."""
+    call = {"message": {"content": "", "tool_calls": [{"function": {"arguments": "x" * 90}}]}}
+    first, second = openai.split_usage({"completion_tokens": 10}, [call, chat_choice("a")], [1], 2)
+    assert first["completion_tokens"] > second["completion_tokens"]
+
+
+def answer(*choices: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    numbered = [
+        {"index": k, "text": "x", "finish_reason": "stop", **choice}
+        for k, choice in enumerate(choices)
+    ]
+    return {"id": "up", "object": "o", "created": 5, "model": "m", "choices": numbered, **fields}
+
+
+FILL2 = Fill({}, (0,), 2)
+
+
+def split_refusal(value: Any, fill: Fill = FILL2) -> Reason:
+    with pytest.raises(Refused) as caught:
+        openai.split(fill, value, [1] * len(fill.order))
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (None, Reason.UNREADABLE),
+        ([], Reason.UNREADABLE),
+        ("x", Reason.UNREADABLE),
+        ({}, Reason.UNREADABLE),
+        ({"choices": None}, Reason.UNREADABLE),
+        ({"choices": {}}, Reason.UNREADABLE),
+        ({"choices": []}, Reason.UNREADABLE),
+        ({"choices": [1, 2]}, Reason.UNREADABLE),
+        ({"choices": [None, None]}, Reason.UNREADABLE),
+        (answer({}), Reason.UNREADABLE),
+        (answer({}, {}, {}), Reason.UNREADABLE),
+        (answer({"index": 0}, {"index": 0}), Reason.UNREADABLE),
+        (answer({"index": 1}, {"index": 2}), Reason.UNREADABLE),
+        (answer({"index": -1}, {"index": 0}), Reason.UNREADABLE),
+        (answer({"index": None}, {"index": 1}), Reason.UNREADABLE),
+        (answer({"index": "0"}, {"index": "1"}), Reason.UNREADABLE),
+        ({"error": {"message": "x"}}, Reason.ERROR),
+        ({"error": "x", "choices": None}, Reason.ERROR),
+        ({"object": "error", "message": "x"}, Reason.UNREADABLE),
+    ],
+)
+def test_answers_that_are_not_what_was_asked_for(value: Any, reason: Reason) -> None:
+    """Samples would be stored under the wrong prompt, or an error as a sample."""
+    assert split_refusal(value) is reason
+
+
+@pytest.mark.parametrize("index", [[], {}])
+def test_index_of_a_wrong_type(index: Any) -> None:
+    """An odd upstream would end a request in a traceback."""
+    assert split_refusal(answer({"index": index}, {"index": 1})) is Reason.UNREADABLE
+
+
+def test_error_beside_choices() -> None:
+    """A failure that a server reports within a 200 would be repeated for ever."""
+    value = answer({}, {}, error={"message": "worker died", "code": 500})
+    try:
+        assert openai.split(FILL2, value, [1]).refusal is Reason.ERROR
+    except Refused as refused:
+        assert refused.reason is Reason.ERROR
+
+
+@pytest.mark.parametrize(
+    ("value", "refusal"),
+    [
+        (answer({}, {}), None),
+        (answer({}, {}, error=None), None),
+        (answer({}, {"finish_reason": "length"}), None),
+        (answer({}, {"finish_reason": "abort"}), Reason.ABORT),
+        (answer({"finish_reason": "abort"}, {}), Reason.ABORT),
+        (answer({}, {"finish_reason": None}), Reason.UNFINISHED),
+        (answer({}, {}, metadata={"weight_versions": [{}]}), None),
+        (answer({}, {}, metadata={"weight_versions": [{}, {}]}), Reason.MIXED_WEIGHTS),
+        (answer({}, {"meta_info": {"weight_versions": [{}, {}]}}), Reason.MIXED_WEIGHTS),
+    ],
+)
+def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> None:
+    """A cut answer would be repeated for ever, or a whole one be generated again."""
+    split = openai.split(FILL2, value, [1])
+    assert split.refusal is refusal
+    assert len(split.generations) == 2
+
+
+def test_no_finish_reason() -> None:
+    """An unfinished generation would be stored as a whole one."""
+    value = answer({}, {})
+    del value["choices"][1]["finish_reason"]
+    assert openai.split(FILL2, value, [1]).refusal is Reason.UNFINISHED
+
+
+def test_choices_out_of_order() -> None:
+    """A prompt would get another prompt's text."""
+    value = answer({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"})
+    value["choices"] = [value["choices"][k] for k in (2, 0, 3, 1)]
+    split = openai.split(Fill({}, (4, 7), 2), value, [1, 1])
+    got = [(g.item, json.loads(g.answer)["choices"][0]) for g in split.generations]
+    assert [(item, choice["text"], choice["index"]) for item, choice in got] == [
+        (4, "a", 0),
+        (4, "b", 0),
+        (7, "c", 0),
+        (7, "d", 0),
+    ]
+
+
+def test_sample_is_an_answer_for_one() -> None:
+    """A stored sample would carry what belongs to another."""
+    value = answer(
+        {"text": "a", "hidden_states": [1]},
+        {"text": "bb", "token_ids": [3, 4]},
+        usage={"prompt_tokens": 5, "total_tokens": 11, "completion_tokens": 6},
+        metadata={"weight_version": "v"},
+        sglext={"output_ids": [[1], [2, 3]], "input_ids": [9]},
+        novelty={"x": 1},
+    )
+    before = copy.deepcopy(value)
+    first, second = openai.split(FILL2, value, [1]).generations
+    assert value == before
+    common = {k: value[k] for k in ("id", "object", "created", "model", "metadata", "novelty")}
+    assert json.loads(first.answer) == {
+        **common,
+        "choices": [{"index": 0, "text": "a", "finish_reason": "stop", "hidden_states": [1]}],
+        "usage": {
+            "prompt_tokens": 5,
+            "total_tokens": 5 + first.tokens,
+            "completion_tokens": first.tokens,
+        },
+        "sglext": {"output_ids": [[1]], "input_ids": [9]},
+    }
+    assert json.loads(second.answer)["sglext"] == {"output_ids": [[2, 3]], "input_ids": [9]}
+    assert json.loads(second.answer)["choices"][0]["token_ids"] == [3, 4]
+    assert first.tokens + second.tokens == 6
+
+
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "6"}]
+)
+def test_unknown_tokens(usage: Any) -> None:
+    """A server that does not count tokens could not be cached."""
+    split = openai.split(FILL2, answer({}, {}, usage=usage), [1])
+    assert [g.tokens for g in split.generations] == [0, 0]
+
+
+def call_of(items: int, n: int, rids: tuple[str, ...] = ()) -> Call:
+    return Call({}, tuple(b"%d" % i for i in range(items)), n, items > 1, rids)
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def test_one_sample_is_given_as_it_is() -> None:
+    """A hit would not be byte for byte what was stored."""
+    stored = b'{"choices":[{"index":0}], "odd" : 1}'
+    assert openai.write(call_of(1, 1), [[stored]]) == stored
+
+
+def test_identity_is_the_first_ones() -> None:
+    """One answer would have the id or the time of several."""
+    one = answer({"text": "a"}, id="1", created=1, metadata={"weight_version": "x"}, odd=1)
+    two = answer({"text": "b"}, id="2", created=2, metadata={"weight_version": "y"}, odd=2)
+    merged = json.loads(openai.write(call_of(1, 2), [[dumped(one), dumped(two)]]))
+    assert {k: merged[k] for k in ("id", "created", "metadata", "odd")} == {
+        k: one[k] for k in ("id", "created", "metadata", "odd")
+    }
+    assert [(c["index"], c["text"]) for c in merged["choices"]] == [(0, "a"), (1, "b")]
+
+
+@pytest.mark.parametrize("batched", [1, 2])
+def test_client_rids_are_put_back(batched: int) -> None:
+    """A client would find another client's id in its answer."""
+    samples = [[dumped(answer({"meta_info": {"id": "up"}}))] for _ in range(batched)]
+    rids = ("r0", "r1")[:batched]
+    merged = json.loads(openai.write(call_of(batched, 1, rids), samples))
+    assert merged["id"] == "r0"
+    assert tuple(c["meta_info"]["id"] for c in merged["choices"]) == rids
+
+
+def test_rid_without_meta_info() -> None:
+    """A hit under a `rid` would invent fields that SGLang did not send."""
+    merged = json.loads(openai.write(call_of(1, 1, ("r",)), [[dumped(answer({}))]]))
+    assert merged == answer({}, id="r")
+
+
+def test_usage_of_a_merged_answer() -> None:
+    """Prompt tokens would be counted once per sample, or generated ones be lost."""
+
+    def one(prompt: int, completion: int) -> bytes:
+        total = prompt + completion
+        usage = {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": completion}
+        return dumped(answer({}, usage=usage))
+
+    pools = [[one(5, 3), one(5, 4)], [one(7, 1), one(7, 2)]]
+    merged = json.loads(openai.write(call_of(2, 2), pools))
+    assert merged["usage"] == {"prompt_tokens": 12, "total_tokens": 22, "completion_tokens": 10}
+
+
+def test_reasoning_details_of_a_later_sample() -> None:
+    """Tokens of reasoning would get lost where the first sample had none."""
+    plain = {"completion_tokens": 4, "reasoning_tokens": 0, "completion_tokens_details": None}
+    deep = {
+        "completion_tokens": 9,
+        "reasoning_tokens": 5,
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    assert openai.merge_usage([[plain, deep]]) == {
+        "completion_tokens": 13,
+        "reasoning_tokens": 5,
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+
+
+def test_output_ids_of_a_merged_answer() -> None:
+    """Trainers would get one sample's tokens for another's text."""
+    samples = [
+        dumped(answer({}, sglext={"output_ids": [[k, k]], "spec_tokens_details": []}))
+        for k in (1, 2, 3)
+    ]
+    merged = json.loads(openai.write(call_of(1, 3), [samples]))
+    assert merged["sglext"] == {"output_ids": [[1, 1], [2, 2], [3, 3]], "spec_tokens_details": []}
+
+
+def test_choices_keep_what_is_theirs() -> None:
+    """Log probabilities, tool calls or reasoning would be lost or swapped."""
+    choices = [
+        {
+            "logprobs": {"content": [{"token": text, "logprob": -0.5}]},
+            "message": {"reasoning_content": text, "tool_calls": [{"id": f"call_{text}"}]},
+            "novelty": text,
+        }
+        for text in "abc"
+    ]
+    value = answer(*choices)
+    split = openai.split(Fill({}, (0,), 3), value, [1])
+    merged = openai.write(call_of(1, 3), [[g.answer for g in split.generations]])
+    assert json.loads(merged) == value
+
+
+@pytest.mark.parametrize(("total", "refused"), [(1, False), (2, True)])
+def test_report_on_the_first_sample(total: int, refused: bool) -> None:
+    """A later sample would be answered without the experts that were asked for."""
+    openai.refuse_shared_report({"return_routed_experts": False}, total)
+    openai.refuse_shared_report({}, total)
+    if refused:
+        with pytest.raises(Refused) as caught:
+            openai.refuse_shared_report({"return_routed_experts": True}, total)
+        assert caught.value.reason is Reason.INSEPARABLE
+    else:
+        openai.refuse_shared_report({"return_routed_experts": True}, total)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
+    """A merged answer would differ from what SGLang says."""
+    body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
+    prompt = body.get("prompt", "x")
+    prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], str) else [prompt]
+    n = body.get("n", 1)
+    fill = Fill(body, tuple(range(len(prompts))), n)
+    split = openai.split(fill, recorded, [len(p) for p in prompts])
+    assert split.refusal is None
+    assert sum(g.tokens for g in split.generations) == recorded["usage"]["completion_tokens"]
+    answers = [g.answer for g in split.generations]
+    pools = [answers[i * n : i * n + n] for i in range(len(prompts))]
+    rids = (body["rid"],) if "rid" in body else ()
+    assert json.loads(openai.write(call_of(len(prompts), n, rids), pools)) == recorded
