@@ -760,3 +760,14 @@ def test_error_body() -> None:
     assert json.loads(error_body(502, "BadGateway", "no")) == {
         "error": {"message": "no", "type": "BadGateway", "code": 502}
     }
+
+
+def test_clear_during_a_fetch() -> None:
+    """Who clears after a change of weights would find an answer of the old ones again."""
+    way = Way()
+    fetch = way.fetch(body())
+    way.store.clear()
+    done = way.complete(fetch, native("a1"))
+    assert (done.outcome.reason, done.status) == (Reason.CLEARED, 200)
+    assert way.counts["not_stored"] == {"cleared": 1}
+    assert isinstance(way.receive(body()), Fetch)

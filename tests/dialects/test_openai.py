@@ -415,3 +415,20 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     pools = [answers[i * n : i * n + n] for i in range(len(prompts))]
     rids = (body["rid"],) if "rid" in body else ()
     assert json.loads(openai.write(call_of(len(prompts), n, rids), pools)) == recorded
+
+
+def test_a_count_that_only_some_samples_have() -> None:
+    """Reasoning would be lost where the first sample did not reason."""
+    plain = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    thoughtful = {
+        **plain,
+        "reasoning_tokens": 1,
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
+    assert openai.merge_usage([[plain, thoughtful, plain]]) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 6,
+        "total_tokens": 9,
+        "reasoning_tokens": 1,
+        "completion_tokens_details": {"reasoning_tokens": 1},
+    }
