@@ -265,7 +265,7 @@ class SglangCached:
             return None
         if not self.settings.quiet:
             logger.info("%s", hit.outcome.line(head.path, time.monotonic() - started))
-        return wire.answer(hit.outcome, hit.body)
+        return wire.hit(hit.body, hit.outcome.age)
 
     # What the hooks do
 

@@ -115,7 +115,9 @@ class Exchange:
         self.counters = Counters()
         self._store = store
         self._mint = mint
-        self._fingerprint = fingerprint
+        self._digesters = {
+            dialect.name: keys.Digester(fingerprint, dialect.name) for dialect in dialects.values()
+        }
         self._rids: dict[str, list[str]] = {}
         self._memo: Memo[tuple[str, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
@@ -154,8 +156,8 @@ class Exchange:
             call = dialect.read(keys.parse(body))
         except Refused as refused:
             return refused.reason
-        pools = (keys.digest(self._fingerprint, dialect.name, item) for item in call.items)
-        return Known(dialect, call, tuple(pools))
+        key = self._digesters[dialect.name].key
+        return Known(dialect, call, tuple([key(item) for item in call.items]))
 
     def _hit(self, known: Known, now: float) -> Hit | None:
         hit = known.hit

@@ -45,6 +45,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
+_strict = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def parse(raw: bytes) -> dict[str, Any]:
     """A request body as a JSON object.
 
@@ -54,7 +57,7 @@ def parse(raw: bytes) -> dict[str, Any]:
     try:
         orjson.loads(raw)
         # The second reading sees what orjson hides: repeated keys, integers beyond 64 bits.
-        body = json.loads(raw, object_pairs_hook=_unique)
+        body = _strict.decode(raw.decode())
         # What cannot be written could not be sent on, either.
         orjson.dumps(body)
     except _DuplicateKey:
@@ -87,10 +90,23 @@ def canonical(content: dict[str, Any]) -> bytes:
     return dumps(top)
 
 
+class Digester:
+    """Names the pools of one dialect and one model: SHA-256 over parts that cannot run into
+    each other."""
+
+    def __init__(self, fingerprint: str, dialect: str) -> None:
+        self._begun = hashlib.sha256()
+        for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode()):
+            self._begun.update(b"%d:%b" % (len(part), part))
+
+    def key(self, content: bytes) -> bytes:
+        """The 32-byte key of a pool."""
+        sha = self._begun.copy()
+        sha.update(b"%d:" % len(content))
+        sha.update(content)
+        return sha.digest()
+
+
 def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:
-    """The 32-byte key of a pool: SHA-256 over parts that cannot run into each other."""
-    sha = hashlib.sha256()
-    for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode(), content):
-        sha.update(b"%d:" % len(part))
-        sha.update(part)
-    return sha.digest()
+    """The key of a pool, for one that is asked for alone."""
+    return Digester(fingerprint, dialect).key(content)

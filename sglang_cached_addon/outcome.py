@@ -90,6 +90,8 @@ class Saved:
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Saved:
         listed = list(samples)
+        if len(listed) == 1:
+            return cls(1, listed[0].tokens, listed[0].seconds)
         return cls(
             len(listed),
             sum(sample.tokens for sample in listed),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_cached_addon.outcome import Kind, Outcome
 from sglang_cached_addon.policy import MAX_BODY
-from sglang_cached_addon.wire import MAX_HEAD, Head, HeadReader, NoHead, answer
+from sglang_cached_addon.wire import MAX_HEAD, Head, HeadReader, NoHead, hit
 
 ROUTES = [("POST", "/generate"), ("PUT", "/generate"), ("POST", "/v1/chat/completions")]
 LINE = b"POST /generate HTTP/1.1"
@@ -140,9 +139,9 @@ def test_an_endless_head() -> None:
     assert read(LINE + b"\r\nX-A: " + b"a" * MAX_HEAD) is NoHead.FOREIGN
 
 
-def test_answer() -> None:
+def test_hit() -> None:
     """A hit is a whole HTTP message."""
-    sent = answer(Outcome(Kind.HIT, 1, 1, age=7), b"{}")
+    sent = hit(b"{}", 7)
     assert sent == (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n"
         b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: 7\r\n\r\n{}"

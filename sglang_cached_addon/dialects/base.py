@@ -7,7 +7,7 @@ answer for any `n`, and `split` is its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -151,32 +151,38 @@ def read_n(holder: Mapping[str, Any]) -> int:
 
 # State that the server holds (sessions), and calls that only mean something to one of a
 # pair of prefill and decode servers.
-_STATE = ("session_params", "previous_response_id")
-_DISAGGREGATION = (
-    "bootstrap_host",
-    "bootstrap_port",
-    "bootstrap_room",
-    "bootstrap_pair_key",
-    "decode_tp_size",
-    "need_wait_for_mm_inputs",
-    "num_items_assigned",
-    "encoder_urls",
-    "http_worker_ipc",
-    "kv_hints",
-)
+_UNSTORABLE = {
+    "session_params": Reason.STATE,
+    "previous_response_id": Reason.STATE,
+    "bootstrap_host": Reason.DISAGGREGATION,
+    "bootstrap_port": Reason.DISAGGREGATION,
+    "bootstrap_room": Reason.DISAGGREGATION,
+    "bootstrap_pair_key": Reason.DISAGGREGATION,
+    "decode_tp_size": Reason.DISAGGREGATION,
+    "need_wait_for_mm_inputs": Reason.DISAGGREGATION,
+    "num_items_assigned": Reason.DISAGGREGATION,
+    "encoder_urls": Reason.DISAGGREGATION,
+    "http_worker_ipc": Reason.DISAGGREGATION,
+    "kv_hints": Reason.DISAGGREGATION,
+}
 
 
 def refuse_unstorable(body: dict[str, Any]) -> None:
     """Raises `Refused` for what no dialect looks up."""
-    stream = body.get("stream")
+    stream = body.get("stream", False)
     if stream is True:
         raise Refused(Reason.STREAM)
-    if "stream" in body and stream is not False:
+    if stream is not False:
         raise Refused(Reason.MALFORMED)  # null too, says SGLang
-    if any(body.get(name) is not None for name in _STATE):
-        raise Refused(Reason.STATE)
-    if any(body.get(name) is not None for name in _DISAGGREGATION):
-        raise Refused(Reason.DISAGGREGATION)
+    for name in given(body, _UNSTORABLE):
+        raise Refused(_UNSTORABLE[name])
+
+
+def given(body: dict[str, Any], names: Collection[str]) -> list[str]:
+    """Those of the names that have a value."""
+    if body.keys().isdisjoint(names):
+        return []
+    return [name for name in names if body.get(name) is not None]
 
 
 def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[str, ...]:

@@ -92,9 +92,9 @@ class Generate:
         size = _batch_size(body)
         batched = size is not None
         n = _read_n(body.get("sampling_params"), size)
-        if any(base.media_refusal(body.get(name)) for name in _MEDIA):
+        if any(base.media_refusal(body[name]) for name in base.given(body, _MEDIA)):
             raise Refused(Reason.MEDIA)
-        if (batched or n > 1) and any(body.get(name) is not None for name in _FORM_DEPENDENT):
+        if (batched or n > 1) and base.given(body, _FORM_DEPENDENT):
             raise Refused(Reason.INSEPARABLE)
         rids = base.read_rids(body, n, batched, size or 1)
         content = base.content_fields(body, TRANSPORT)
@@ -184,15 +184,22 @@ def _is_numbers(value: Any, depth: int, name: str) -> bool:
 def _read_n(params: Any, size: int | None) -> int:
     if params is None:
         return 1
+    if isinstance(params, dict):
+        return _one_n(params)
     each = params if isinstance(params, list) and size is not None else [params]
     if (each is params and len(each) != size) or not all(isinstance(p, dict) for p in each):
         raise Refused(Reason.MALFORMED)
-    counts = {base.read_n(p) for p in each}
+    counts = {_one_n(p) for p in each}
     if len(counts) != 1:  # SGLang refuses a batch of mixed n
         raise Refused(Reason.MALFORMED)
-    if any(p.get("beam_width") not in (None, 1) for p in each):
-        raise Refused(Reason.BEAM)
     return counts.pop()
+
+
+def _one_n(params: dict[str, Any]) -> int:
+    n = base.read_n(params)
+    if params.get("beam_width") not in (None, 1):
+        raise Refused(Reason.BEAM)
+    return n
 
 
 def _per_item_lists(body: dict[str, Any], size: int | None, n: int) -> tuple[str, ...]:
