@@ -38,8 +38,19 @@ class Store(Protocol):
     def get(self, key: bytes) -> Sequence[Sample]:
         """The pool of this key, oldest first; empty if there is none."""
 
-    def append(self, key: bytes, dialect: str, content: bytes, samples: Sequence[Sample]) -> None:
-        """Adds to a pool. `content` is the canonical call, kept for people who read the journal."""
+    def find(self, raw: bytes) -> bytes | None:
+        """The key of the pool whose first sample answers a body of this name."""
+
+    def append(
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+    ) -> None:
+        """Adds to a pool. `content` is the canonical call, kept for people who read the journal;
+        `raw`, if any, the name of a body that the pool's first sample answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +100,9 @@ def commit(
     *,
     now: float,
     seconds: float,
+    raw: bytes = b"",
 ) -> None:
-    """Stores what upstream generated, in the order of the call."""
+    """Stores what upstream generated, in the order of the call; `raw` as the store has it."""
     by_key: dict[bytes, list[Sample]] = {}
     contents: dict[bytes, bytes] = {}
     for generation in generations:
@@ -99,7 +111,7 @@ def commit(
         sample = Sample(generation.answer, now, seconds, generation.tokens)
         by_key.setdefault(key, []).append(sample)
     for key, samples in by_key.items():
-        store.append(key, dialect, contents[key], samples)
+        store.append(key, dialect, contents[key], samples, raw)
 
 
 def answers(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[bytes]]:

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon import cache, keys, policy
-from sglang_cached_addon.cache import Plan, Store
+from sglang_cached_addon.cache import Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
 from sglang_cached_addon.memo import Memo
@@ -60,6 +60,8 @@ class Fetch:
     body: bytes | None
     generation: int
     """Of the store, when this was planned."""
+    raw: bytes = b""
+    """The name of the client's body, where the first sample of its pool answers it."""
 
     @property
     def is_partial(self) -> bool:
@@ -83,6 +85,8 @@ class Known:
     dialect: Dialect
     call: Call
     keys: tuple[bytes, ...]
+    raw: bytes = b""
+    """The name of the body, where the first sample of its pool answers it."""
     hit: Hit | None = None
     generation: int = -1
     """Of the store, when `hit` was put together."""
@@ -125,16 +129,16 @@ class Exchange:
         """Decides a request whose route has a dialect."""
         if reason := policy.lookup_refusal(request.headers):
             return self.bypass(reason)
-        known = self._read(request.method, request.path, request.body)
-        if isinstance(known, Reason):
-            return self.bypass(known)
-        return self._hit(known, now) or self._fetch(known)
+        found = self._find(self.dialects[request.method, request.path], request.body, now)
+        if isinstance(found, Reason):
+            return self.bypass(found)
+        return self._fetch(found) if isinstance(found, Known) else found
 
     def lookup(self, method: str, path: str, body: bytes, now: float) -> Hit | None:
         """The answer, if every sample is stored. For a request whose head was found plain; the
         same request may come to `receive` after this, and is not read twice."""
-        known = self._read(method, path, body)
-        return None if isinstance(known, Reason) else self._hit(known, now)
+        found = self._find(self.dialects[method, path], body, now)
+        return found if isinstance(found, Hit) else None
 
     def bypass(self, reason: Reason) -> Bypass:
         """Counts a request that is not looked up."""
@@ -142,22 +146,34 @@ class Exchange:
         self.counters.add(outcome)
         return Bypass(outcome)
 
-    def _read(self, method: str, path: str, body: bytes) -> Known | Reason:
-        """A body as a call, from memory if its bytes came before."""
-        dialect = self.dialects[method, path]
+    def _find(self, dialect: Dialect, body: bytes, now: float) -> Hit | Known | Reason:
+        """The answer to a body, or what is known of it: from memory, or by its name, or read."""
         known = self._memo.get((dialect.name, body))
         if known is None:
-            known = self._parse(dialect, body)
+            raw = self._digesters[dialect.name].raw(body)
+            key = self._store.find(raw)
+            if key and (pool := self._store.get(key)):
+                return self._plain(pool[0], now)
+            known = self._parse(dialect, body, raw)
             self._memo.put((dialect.name, body), known, MEMO_OVERHEAD + 4 * len(body))
-        return known
+        return known if isinstance(known, Reason) else self._hit(known, now) or known
 
-    def _parse(self, dialect: Dialect, body: bytes) -> Known | Reason:
+    def _plain(self, sample: Sample, now: float) -> Hit:
+        """A sample as the whole answer, which it is to a plain call for one."""
+        age = max(0, int(now - sample.stored_at))
+        saved = Saved(1, sample.tokens, sample.seconds)
+        self.counters.hit(saved)
+        return Hit(sample.answer, Outcome(Kind.HIT, 1, 1, age=age), saved, sample.stored_at)
+
+    def _parse(self, dialect: Dialect, body: bytes, raw: bytes) -> Known | Reason:
         try:
             call = dialect.read(keys.parse(body))
         except Refused as refused:
             return refused.reason
         key = self._digesters[dialect.name].key
-        return Known(dialect, call, tuple([key(item) for item in call.items]))
+        is_plain = call.total == 1 and not call.batched and not call.rids
+        pools = tuple([key(item) for item in call.items])
+        return Known(dialect, call, pools, raw if is_plain else b"")
 
     def _hit(self, known: Known, now: float) -> Hit | None:
         hit = known.hit
@@ -189,7 +205,7 @@ class Exchange:
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
         for rid, unique in fill.rids.items():
             self._rids.setdefault(rid, []).append(unique)
-        return Fetch(known.dialect, plan, fill, body, self._store.generation)
+        return Fetch(known.dialect, plan, fill, body, self._store.generation, known.raw)
 
     def complete(
         self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
@@ -214,6 +230,7 @@ class Exchange:
                 self._store,
                 now=now,
                 seconds=seconds,
+                raw=fetch.raw,
             )
         answer = self._answer(fetch, split, body)
         return self._finish(fetch, answer, status, refusal, len(split.generations))

@@ -98,6 +98,8 @@ class Digester:
         self._begun = hashlib.sha256()
         for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode()):
             self._begun.update(b"%d:%b" % (len(part), part))
+        self._raw = self._begun.copy()
+        self._raw.update(b"raw:")
 
     def key(self, content: bytes) -> bytes:
         """The 32-byte key of a pool."""
@@ -105,6 +107,12 @@ class Digester:
         sha.update(b"%d:" % len(content))
         sha.update(content)
         return sha.digest()
+
+    def raw(self, body: bytes) -> bytes:
+        """16 bytes that name a body as it came, before it is read."""
+        sha = self._raw.copy()
+        sha.update(body)
+        return sha.digest()[:16]
 
 
 def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:

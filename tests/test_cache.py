@@ -13,9 +13,14 @@ from sglang_cached_addon.store.memory import Memory
 
 class Store(Memory):
     def append(  # type: ignore[override]
-        self, key: bytes, dialect: str, content: bytes, samples: Sequence[Sample]
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
     ) -> None:
-        super().append(key, f"{dialect} {content.decode()}", samples)
+        super().append(key, f"{dialect} {content.decode()}", samples, raw)
 
 
 def sample(answer: str) -> Sample:

@@ -31,9 +31,14 @@ GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completi
 
 class Store(Memory):
     def append(  # type: ignore[override]
-        self, key: bytes, dialect: str, content: bytes, samples: Sequence[Sample]
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
     ) -> None:
-        super().append(key, dialect, samples)
+        super().append(key, dialect, samples, raw)
 
 
 class Way:
@@ -771,3 +776,32 @@ def test_clear_during_a_fetch() -> None:
     assert (done.outcome.reason, done.status) == (Reason.CLEARED, 200)
     assert way.counts["not_stored"] == {"cleared": 1}
     assert isinstance(way.receive(body()), Fetch)
+
+
+def test_the_very_bytes_of_a_plain_call() -> None:
+    """Bytes that came before would be read again after a restart, or answer another call."""
+    store = Store()
+    Way(store).ask(body())
+    raw = json.dumps(body()).encode()
+    again = Way(store)
+    hit = again.exchange.lookup("POST", GENERATE, raw, 107.0)
+    assert hit is not None
+    assert json.loads(hit.body)["text"] == "a1"
+    assert (hit.outcome.age, again.counts["hits"], again.counts["tokens_saved"]) == (7, 1, 3)
+    # The same bytes mean something else to another API, and to another model.
+    assert again.exchange.lookup("POST", CHAT, raw, 107.0) is None
+    assert Way(store, "other").exchange.lookup("POST", GENERATE, raw, 107.0) is None
+    store.clear()
+    assert again.exchange.lookup("POST", GENERATE, raw, 107.0) is None
+
+
+@pytest.mark.parametrize(
+    "asked", [body(n=2), body(["a"]), body(rid="r"), body(n=2, rid="r")], ids=str
+)
+def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
+    """A call for more than one sample, for an array or with a rid would get a lone answer."""
+    store = Store()
+    first = Way(store).ask(asked)[1]
+    kind, second = Way(store).ask(asked)
+    assert kind is Kind.HIT
+    assert second == first

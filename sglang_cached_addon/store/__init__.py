@@ -36,10 +36,20 @@ class DiskStore:
     def get(self, key: bytes) -> Sequence[Sample]:
         return self.memory.get(key)
 
-    def append(self, key: bytes, dialect: str, content: bytes, samples: Sequence[Sample]) -> None:
+    def find(self, raw: bytes) -> bytes | None:
+        return self.memory.find(raw)
+
+    def append(
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+    ) -> None:
         is_new = not self.memory.get(key)
-        self.memory.append(key, dialect, samples)
-        self.journal.append(key, dialect, content if is_new else None, samples)
+        self.memory.append(key, dialect, samples, raw)
+        self.journal.append(key, dialect, content if is_new else None, samples, raw)
 
     def clear(self) -> Future[None]:
         """Empties memory now and the file in its turn; the future is done when the disk has it."""

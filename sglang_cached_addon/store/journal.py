@@ -1,13 +1,14 @@
 """The journal: `cache.jsonl`, append-only, one self-describing JSON object a line.
 
-    {"v":1,"key":"<64 hex>","dialect":"...","at":<unix s>,"seconds":<s>,"tokens":[..],
-     "call":{..},"answers":[{..},..]}
+    {"v":1,"key":"<64 hex>","raw":"<32 hex>","dialect":"...","at":<unix s>,"seconds":<s>,
+     "tokens":[..],"call":{..},"answers":[{..},..]}
 
 `answers` are samples, each the whole answer of its API for n=1; `call` is what was asked,
-on the first line of a key. One thread owns the file: it writes what has gathered, at the
-latest `FLUSH_SECONDS` after it came, so a killed process loses no more than that. At open,
-a torn last line is moved to `cache.jsonl.torn`; a broken line elsewhere, or one of another
-format version, is skipped and counted. A lock on the folder keeps a second process out.
+on the first line of a key; `raw` names a body that the first answer of the key answers. One
+thread owns the file: it writes what has gathered, at the latest `FLUSH_SECONDS` after it
+came, so a killed process loses no more than that. At open, a torn last line is moved to
+`cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
+and counted. A lock on the folder keeps a second process out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ RETRY_SECONDS = 1.0
 """Between attempts to write while the disk refuses."""
 
 logger = logging.getLogger(__name__)
+
+Add = Callable[[bytes, str, Sequence[Sample], bytes], None]
+"""Takes the key, dialect, samples and raw name of a line."""
 
 
 class StoreError(Exception):
@@ -82,10 +86,15 @@ class Journal:
         return len(self._pending) + self._writing
 
     def append(
-        self, key: bytes, dialect: str, content: bytes | None, samples: Sequence[Sample]
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes | None,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
     ) -> None:
         """Queues one line; `content` is the canonical call, or None if the journal has it."""
-        line = _line(key, dialect, content, samples)
+        line = encode(key, dialect, content, samples, raw)
         with self._changed:
             self._pending.append(line)
             if len(self._pending) == 1:
@@ -103,8 +112,8 @@ class Journal:
 
     # Before serving, and after.
 
-    def load(self, add: Callable[[bytes, str, Sequence[Sample]], None]) -> Loaded:
-        """Reads every line into `add(key, dialect, samples)`, then starts the writer.
+    def load(self, add: Add) -> Loaded:
+        """Reads every line into `add(key, dialect, samples, raw)`, then starts the writer.
 
         Raises `StoreError` where the disk fails; a broken line is no such failure.
         """
@@ -116,19 +125,19 @@ class Journal:
         self._thread.start()
         return loaded
 
-    def _load(self, add: Callable[[bytes, str, Sequence[Sample]], None]) -> Loaded:
+    def _load(self, add: Add) -> Loaded:
         torn = self._set_torn_line_aside()
         keys: set[bytes] = set()
         samples = skipped = 0
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    key, dialect, found = _parse(line)
+                    key, dialect, found, raw = _parse(line)
                 except (ValueError, KeyError, TypeError) as e:
                     skipped += 1
                     logger.warning("%s:%d: line skipped: %s", self.path, number, e)
                     continue
-                add(key, dialect, found)
+                add(key, dialect, found, raw)
                 keys.add(key)
                 samples += len(found)
         return Loaded(len(keys), samples, skipped, torn)
@@ -259,10 +268,18 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def _line(key: bytes, dialect: str, content: bytes | None, samples: Sequence[Sample]) -> bytes:
+def encode(
+    key: bytes,
+    dialect: str,
+    content: bytes | None,
+    samples: Sequence[Sample],
+    raw: bytes = b"",
+) -> bytes:
+    """A line of the journal, with its newline."""
     record: dict[str, Any] = {
         "v": FORMAT_VERSION,
         "key": key.hex(),
+        **({"raw": raw.hex()} if raw else {}),
         "dialect": dialect,
         "at": samples[0].stored_at,
         "seconds": samples[0].seconds,
@@ -274,7 +291,7 @@ def _line(key: bytes, dialect: str, content: bytes | None, samples: Sequence[Sam
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _parse(line: bytes) -> tuple[bytes, str, list[Sample]]:
+def _parse(line: bytes) -> tuple[bytes, str, list[Sample], bytes]:
     """Raises ValueError, KeyError or TypeError for a line that this version cannot use."""
     record = orjson.loads(line)
     if record["v"] != FORMAT_VERSION:
@@ -296,7 +313,7 @@ def _parse(line: bytes) -> tuple[bytes, str, list[Sample]]:
         Sample(dumps(answer), at, seconds, count)
         for answer, count in zip(answers, tokens, strict=True)
     ]
-    return key, dialect, samples
+    return key, dialect, samples, bytes.fromhex(record.get("raw", ""))
 
 
 def _try_to(action: Callable[[], object]) -> None:

@@ -16,6 +16,8 @@ class Memory:
 
     def __init__(self) -> None:
         self._pools: dict[bytes, list[Sample]] = {}
+        self._keys: dict[bytes, bytes] = {}
+        """By the name of a raw body."""
         self.generation = 0
         """Rises when samples are removed."""
         self.samples = 0
@@ -30,8 +32,13 @@ class Memory:
     def get(self, key: bytes) -> Sequence[Sample]:
         return self._pools.get(key, ())
 
-    def append(self, key: bytes, dialect: str, samples: Sequence[Sample]) -> None:
+    def find(self, raw: bytes) -> bytes | None:
+        return self._keys.get(raw)
+
+    def append(self, key: bytes, dialect: str, samples: Sequence[Sample], raw: bytes = b"") -> None:
         self._pools.setdefault(key, []).extend(samples)
+        if raw:
+            self._keys[raw] = key
         self.samples += len(samples)
         self.by_dialect[dialect] += len(samples)
         self.bytes += sum(len(sample.answer) for sample in samples)
@@ -39,5 +46,6 @@ class Memory:
     def clear(self) -> None:
         self.generation += 1
         self._pools.clear()
+        self._keys.clear()
         self.by_dialect.clear()
         self.samples = self.bytes = 0

@@ -147,3 +147,19 @@ def test_failed_open_frees_the_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / name).rmdir()
     with opened(tmp_path) as store:
         assert store.loaded.keys == 0
+
+
+def test_names_of_bodies_survive(tmp_path: Path) -> None:
+    """After a restart every body would have to be read again."""
+    store = DiskStore(tmp_path)
+    store.append(A, "chat", b"{}", [sample(b"{}")], b"r" * 16)
+    store.append(B, "chat", b"{}", [sample(b"{}")])
+    store.close()
+    again = DiskStore(tmp_path)
+    try:
+        assert again.find(b"r" * 16) == A
+        assert again.find(b"s" * 16) is None
+        again.clear().result(10)
+        assert again.find(b"r" * 16) is None
+    finally:
+        again.close()

@@ -36,7 +36,7 @@ class Opened:
             self.journal.close()
             raise
 
-    def _add(self, key: bytes, dialect: str, samples: Sequence[Sample]) -> None:
+    def _add(self, key: bytes, dialect: str, samples: Sequence[Sample], raw: bytes) -> None:
         self.lines.append((key, dialect, tuple(samples)))
 
     def append(self, line: Line, content: bytes | None = None) -> None:
