@@ -44,6 +44,8 @@ class Reason(StrEnum):
     ABORT = "abort"
     UNFINISHED = "unfinished"
     MIXED_WEIGHTS = "mixed-weights"
+    NO_USAGE = "no-usage"
+    LOST_LOGPROBS = "lost-logprobs"
     UNREADABLE = "unreadable-answer"
     CLEARED = "cleared"
     UNREACHABLE = "unreachable"
@@ -52,7 +54,8 @@ class Reason(StrEnum):
 
 REASONS = {
     Reason.ROUTE: "another route: passed on, with no headers added",
-    Reason.STREAM: "a streamed answer",
+    Reason.STREAM: "a stream with fields that it answers in another form than JSON does, as "
+    "`return_hidden_states`",
     Reason.INVALID_JSON: "not JSON as SGLang reads it, or integers beyond 64 bits",
     Reason.DUPLICATE_KEY: "an object with a key twice",
     Reason.MALFORMED: "no prompt, an odd `n` (0, negative, text, over 10,000), other wrong types",
@@ -72,6 +75,9 @@ REASONS = {
     Reason.ABORT: "an aborted sample anywhere in the answer",
     Reason.UNFINISHED: "a sample without a finish reason",
     Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
+    Reason.NO_USAGE: "a stream that does not tell its usage, which a JSON answer has",
+    Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
+    "answer has",
     Reason.UNREADABLE: "an answer that is not what was asked for",
     Reason.CLEARED: "the cache was cleared while the answer was on its way",
     Reason.UNREACHABLE: "no connection to the upstream",

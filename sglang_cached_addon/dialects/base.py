@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from itertools import zip_longest
 from typing import Any, Protocol
 
 from sglang_cached_addon import keys
@@ -25,6 +27,16 @@ object: of text, or of booleans). Another value stays in the key, so that upstre
 
 
 @dataclass(frozen=True, slots=True)
+class Streaming:
+    """What a client wants of a streamed answer."""
+
+    usage: bool = False
+    """`stream_options.include_usage`: the usage of the whole answer, at its end."""
+    continuous_usage: bool = False
+    """`stream_options.continuous_usage_stats`: the usage so far, with each delta."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """A request body, read."""
 
@@ -38,6 +50,8 @@ class Call:
     """The call has a list of prompts (of any length)."""
     rids: tuple[str, ...] = ()
     """The ids that the client will see, one per item; empty where SGLang invents them."""
+    stream: Streaming | None = None
+    """None: one JSON document. Both forms are answered from the same pools."""
 
     @property
     def total(self) -> int:
@@ -72,6 +86,59 @@ class Generation:
     """Compact JSON: the API's whole answer for `n=1`."""
     tokens: int
     """Completion tokens."""
+    deltas: bytes = b""
+    """JSON, in the dialect's own words: where the events of its stream began and ended; empty
+    where it did not come as a stream."""
+
+
+class Recorded(Protocol):
+    """What a dialect is given of a sample, stored or new."""
+
+    @property
+    def answer(self) -> bytes: ...
+
+    @property
+    def deltas(self) -> bytes: ...
+
+
+class Part(Enum):
+    """What an event is to the stream that it is part of."""
+
+    DELTA = "of one choice"
+    STATE = "of one choice: all of it so far, so that none before it is needed"
+    FINISH = "the end of a choice, after the last delta of all"
+    USAGE = "the usage of the whole answer"
+    ERROR = "an error"
+    OTHER = "unknown"
+
+
+class Recorder(Protocol):
+    """Makes samples of a streamed answer, as it comes."""
+
+    def add(self, event: Any) -> tuple[Part, int]:
+        """Takes the parsed data of the next event; gives what it is, and of which choice.
+
+        Raises `Refused` where it is not understood, after which no more are to be added."""
+
+    def split(self) -> Split:
+        """The samples of a stream that has ended; raises `Refused` if they are not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The events of a stream from the store, without its last, `[DONE]`."""
+
+    deltas: tuple[list[bytes], ...]
+    """The events of each choice."""
+    finishes: list[bytes] = field(default_factory=list)
+    """What comes when the last choice has ended."""
+
+    def in_turn(self) -> list[bytes]:
+        """The choices side by side, as a server that generates them at the same time sends them."""
+        if len(self.deltas) == 1:
+            return self.deltas[0]
+        rounds = zip_longest(*self.deltas)
+        return [event for events in rounds for event in events if event is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +180,24 @@ class Dialect(Protocol):
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         """The answer to `call` from `n` samples of each item."""
+
+    # Streams. A dialect whose `read` refuses them is not asked for the rest.
+
+    def record(self, call: Call, fill: Fill) -> Recorder:
+        """What makes samples of the stream that answers `fill`."""
+
+    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        """The events of these samples, at most `n` of each item, as the answer to `call`."""
+
+    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        """The event with the usage of a whole answer, if the API has one."""
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        """Makes the parsed data of an event of a fill one of the client's answer: choice i of it
+        is `choices[i]` there, beside the sample `like`."""
+
+    def rename(self, event: Any, rids: Sequence[str]) -> None:
+        """Puts the client's ids into the parsed data of an event."""
 
 
 def trimmed_n(shortfalls: Sequence[int]) -> int:
@@ -169,13 +254,19 @@ _UNSTORABLE = {
 
 def refuse_unstorable(body: dict[str, Any]) -> None:
     """Raises `Refused` for what no dialect looks up."""
-    stream = body.get("stream", False)
-    if stream is True:
-        raise Refused(Reason.STREAM)
-    if stream is not False:
-        raise Refused(Reason.MALFORMED)  # null too, says SGLang
     for name in given(body, _UNSTORABLE):
         raise Refused(_UNSTORABLE[name])
+
+
+def is_stream(body: dict[str, Any], unstreamable: Collection[str]) -> bool:
+    """Whether a streamed answer is wanted. Raises `Refused` for one with a field of those whose
+    streams have another form."""
+    stream = body.get("stream", False)
+    if type(stream) is not bool:
+        raise Refused(Reason.MALFORMED)  # null too, says SGLang
+    if stream and any(body.get(name) for name in unstreamable):
+        raise Refused(Reason.STREAM)
+    return stream
 
 
 def given(body: dict[str, Any], names: Collection[str]) -> list[str]:

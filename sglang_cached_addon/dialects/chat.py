@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_cached_addon.dialects import base, openai
-from sglang_cached_addon.dialects.base import Call, Fill, Mint, Split
+from sglang_cached_addon.dialects import base, chat_stream, openai, openai_stream
+from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
 from sglang_cached_addon.keys import canonical
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -32,13 +32,15 @@ class Chat:
             raise Refused(Reason.MEDIA)
         content = base.content_fields(body, openai.TRANSPORT)
         content.pop("n", None)
-        return Call(body, (canonical(content),), n, False, base.read_rids(body, n, False, 1))
+        rids, stream = base.read_rids(body, n, False, 1), openai_stream.streaming(body)
+        return Call(body, (canonical(content),), n, False, rids, stream)
 
     def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
         n = shortfalls[0]
         body = dict(call.body)
         if n != call.n:
             body["n"] = n
+        openai_stream.ask_for_usage(call, body)
         return Fill(body, (0,), n, base.mint_rids(call, body, (0,), n, mint))
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
@@ -46,6 +48,26 @@ class Chat:
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
+
+    def record(self, call: Call, fill: Fill) -> Recorder:
+        return openai_stream.Recorder(
+            [chat_stream.Tape() for _ in range(fill.total)],
+            chat_stream.JSON_KIND,
+            lambda answer, ids, tokens: openai.split(fill, answer, [1], ids, tokens),
+            wants_rows=bool(call.body.get("logprobs")),
+        )
+
+    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        return openai_stream.script(call, samples, chat_stream.chunks)
+
+    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        return openai_stream.usage(call, samples, chat_stream.KIND, nulls=True)
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        openai_stream.renumber(event, choices, like)
+
+    def rename(self, event: Any, rids: Sequence[str]) -> None:
+        openai_stream.rename(event, rids)
 
 
 def _names_media(message: Any) -> bool:

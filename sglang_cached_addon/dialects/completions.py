@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_cached_addon.dialects import base, openai
-from sglang_cached_addon.dialects.base import Call, Fill, Mint, Split
+from sglang_cached_addon.dialects import base, completions_stream, openai, openai_stream
+from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
 from sglang_cached_addon.keys import canonical
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -40,7 +40,7 @@ class Completions:
             canonical({**content, **{name: content[name][i] for name in per_item}})
             for i in range(size or 1)
         )
-        return Call(body, items, n, size is not None, rids)
+        return Call(body, items, n, size is not None, rids, openai_stream.streaming(body))
 
     def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
         n = base.trimmed_n(shortfalls)
@@ -50,14 +50,41 @@ class Completions:
             base.take(body, _per_item_lists(body, len(call.items)), order)
         if n != call.n:
             body["n"] = n
+        openai_stream.ask_for_usage(call, body)
         return Fill(body, order, n, base.mint_rids(call, body, order, n, mint))
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        prompts = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
-        return openai.split(fill, answer, [len(prompt) for prompt in prompts])
+        return openai.split(fill, answer, _lengths(call, fill))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
+
+    def record(self, call: Call, fill: Fill) -> Recorder:
+        return openai_stream.Recorder(
+            [completions_stream.Tape() for _ in range(fill.total)],
+            completions_stream.KIND,
+            lambda answer, ids, tokens: openai.split(
+                fill, answer, _lengths(call, fill), ids, tokens
+            ),
+        )
+
+    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        return openai_stream.script(call, samples, completions_stream.chunks)
+
+    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        return openai_stream.usage(call, samples, completions_stream.KIND, nulls=False)
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        openai_stream.renumber(event, choices, like)
+
+    def rename(self, event: Any, rids: Sequence[str]) -> None:
+        openai_stream.rename(event, rids)
+
+
+def _lengths(call: Call, fill: Fill) -> list[int]:
+    """Of the prompts that were sent, in their own units."""
+    prompts = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
+    return [len(prompt) for prompt in prompts]
 
 
 def _batch_size(prompt: Any) -> int | None:

@@ -11,8 +11,19 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.base import Call, Fill, Generation, Mint, Split
+from sglang_cached_addon import sse
+from sglang_cached_addon.dialects import base, generate_stream
+from sglang_cached_addon.dialects.base import (
+    Call,
+    Fill,
+    Generation,
+    Mint,
+    Recorded,
+    Recorder,
+    Script,
+    Split,
+    Streaming,
+)
 from sglang_cached_addon.keys import canonical
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -100,7 +111,8 @@ class Generate:
         content = base.content_fields(body, TRANSPORT)
         per_item = _per_item_lists(content, size, n)
         items = tuple(_item(content, per_item, i) for i in range(size or 1))
-        return Call(body, items, n, batched, rids)
+        stream = Streaming() if base.is_stream(body, generate_stream.UNSTREAMABLE) else None
+        return Call(body, items, n, batched, rids, stream)
 
     def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
         n = base.trimmed_n(shortfalls)
@@ -147,6 +159,32 @@ class Generate:
         if call.batched or call.n > 1:
             return b"[" + b",".join(natives) + b"]"
         return natives[0]
+
+    def record(self, call: Call, fill: Fill) -> Recorder:
+        is_array = call.batched or fill.n > 1
+        return generate_stream.Recorder(
+            fill.total, is_array, lambda answer: self.split(call, fill, answer)
+        )
+
+    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        is_indexed = call.batched or call.n > 1
+        found = []
+        for i, pool in enumerate(samples):
+            for j, sample in enumerate(pool):
+                index = i * call.n + j if is_indexed else None
+                rid = call.rids[i] if call.rids else None
+                said = generate_stream.events(sample, index, rid)
+                found.append([sse.event(data) for data in said])
+        return Script(tuple(found))
+
+    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        return None  # each event has its own, in `meta_info`
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        event["index"] = choices[event.get("index", 0)]
+
+    def rename(self, event: Any, rids: Sequence[str]) -> None:
+        event["meta_info"]["id"] = rids[event.get("index", 0)]
 
 
 def _batch_size(body: dict[str, Any]) -> int | None:

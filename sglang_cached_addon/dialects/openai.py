@@ -38,10 +38,17 @@ def refuse_shared_report(body: dict[str, Any], total: int) -> None:
         raise Refused(Reason.INSEPARABLE)
 
 
-def split(fill: Fill, answer: Any, prompt_weights: Sequence[int]) -> Split:
+def split(
+    fill: Fill,
+    answer: Any,
+    prompt_weights: Sequence[int],
+    ids: Sequence[str] = (),
+    tokens: Sequence[int] | None = None,
+) -> Split:
     """Takes an answer apart into answers of one choice each.
 
-    `prompt_weights` holds the length of each prompt that was sent, in the order of the fill.
+    `prompt_weights` holds the length of each prompt that was sent, in the order of the fill;
+    `ids` and `tokens` are each choice's own, as far as they are known.
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
         is_error = isinstance(answer, dict) and answer.get("error") is not None
@@ -55,10 +62,12 @@ def split(fill: Fill, answer: Any, prompt_weights: Sequence[int]) -> Split:
             or base.finish_refusal(choice.get("finish_reason"))
             or base.weights_refusal(choice.get("meta_info"))
         )
-    usages = split_usage(answer.get("usage"), choices, prompt_weights, fill.n)
+    usages = split_usage(answer.get("usage"), choices, prompt_weights, fill.n, tokens)
     generations = []
     for k, (choice, usage) in enumerate(zip(choices, usages, strict=True)):
         sample = {**answer, "choices": [{**choice, "index": 0}]}
+        if ids:
+            sample["id"] = ids[k]
         if usage is not None:
             sample["usage"] = usage
         if _has_output_ids(answer):
@@ -66,12 +75,12 @@ def split(fill: Fill, answer: Any, prompt_weights: Sequence[int]) -> Split:
                 **answer["sglext"],
                 "output_ids": answer["sglext"]["output_ids"][k : k + 1],
             }
-        tokens = usage.get("completion_tokens") if usage else None
+        count = usage.get("completion_tokens") if usage else None
         generations.append(
             Generation(
                 fill.order[k // fill.n],
                 base.dump(sample),
-                tokens if isinstance(tokens, int) else 0,
+                count if isinstance(count, int) else 0,
             )
         )
     return Split(tuple(generations), refusal)
@@ -133,12 +142,16 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def split_usage(
-    usage: Any, choices: Sequence[dict[str, Any]], prompt_weights: Sequence[int], n: int
+    usage: Any,
+    choices: Sequence[dict[str, Any]],
+    prompt_weights: Sequence[int],
+    n: int,
+    tokens: Sequence[int] | None = None,
 ) -> list[dict[str, Any] | None]:
     """Each choice's own `usage`: its prompt's tokens, and its share of what was generated."""
     if not isinstance(usage, dict):
         return [None] * len(choices)
-    generated = [_generated_length(choice) for choice in choices]
+    generated = tokens or [_generated_length(choice) for choice in choices]
     reasoned = [len(_message(choice).get("reasoning_content") or "") for choice in choices]
     shares = [dict(usage) for _ in choices]
     for name, value in usage.items():

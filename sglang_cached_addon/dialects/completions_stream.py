@@ -1,0 +1,117 @@
+"""Streams of `/v1/completions`: chunks to samples, and samples to chunks.
+
+Every chunk adds to the text of a choice; the last one also says how it ended. A sample's
+`deltas` is a list of steps, one a chunk: a number of characters, or `[characters, rows,
+tokens]`, of which those at the end may be missing. Checked against SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.dialects import base
+from sglang_cached_addon.dialects.openai_stream import Sequel
+from sglang_cached_addon.policy import Reason, Refused
+
+KIND = "text_completion"
+
+_KNOWN = ("index", "text", "logprobs", "finish_reason", "matched_stop")
+_ROWS = "tokens"
+"""The list of `logprobs` that has one entry for each row."""
+
+
+class Tape:
+    """The chunks of one choice."""
+
+    def __init__(self) -> None:
+        self.is_finished = False
+        self.rows = 0
+        self._text: list[str] = []
+        self._logprobs: dict[str, list[Any]] | None = None
+        self._steps: list[Any] = []
+        self._told: int | None = None
+        self._end: dict[str, Any] = {}
+
+    @property
+    def tokens(self) -> int | None:
+        return len(self._steps) if self._told is None else self._told
+
+    def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
+        text = choice.get("text")
+        if not isinstance(text, str) or self.is_finished:
+            raise Refused(Reason.UNREADABLE)
+        rows = self._take_rows(choice.get("logprobs"))
+        self._text.append(text)
+        self._told = self._told if tokens is None else tokens
+        step = [len(text), rows, tokens]
+        while step[-1] is None:
+            step.pop()
+        self._steps.append(step if len(step) > 1 else len(text))
+        self.is_finished = choice.get("finish_reason") is not None
+        if self.is_finished:
+            self._end = {n: v for n, v in choice.items() if n not in ("index", "text")}
+        elif any(v is not None for name, v in choice.items() if name not in _KNOWN):
+            raise Refused(Reason.UNREADABLE)
+        return False
+
+    def _take_rows(self, logprobs: Any) -> int | None:
+        if logprobs is None:
+            return None
+        if not isinstance(logprobs, dict) or not isinstance(logprobs.get(_ROWS), list):
+            raise Refused(Reason.UNREADABLE)
+        if self._logprobs is None:
+            self._logprobs = {name: [] for name in logprobs}
+        for name, rows in logprobs.items():
+            if not isinstance(rows, list) or name not in self._logprobs:
+                raise Refused(Reason.UNREADABLE)
+            self._logprobs[name] += rows
+        self.rows += len(logprobs[_ROWS])
+        return len(logprobs[_ROWS])
+
+    def choice(self) -> dict[str, Any]:
+        text = "".join(self._text)
+        return {"index": 0, "text": text, **self._end, "logprobs": self._logprobs}
+
+    def deltas(self) -> bytes:
+        return base.dump(self._steps)
+
+
+def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
+    """The events of a choice; it has no finish of its own."""
+    choice, text = sequel.choice, sequel.choice.get("text") or ""
+    logprobs = choice.get("logprobs") or {}
+    steps = sequel.steps
+    if not steps:
+        steps = [[len(text), len(logprobs[_ROWS])] if logprobs.get(_ROWS) else len(text)]
+    told = [(*((step,) if isinstance(step, int) else step), None, None)[:3] for step in steps]
+    begin = b'data: %b,"choices":[{"index":%d,"text":' % (sequel.head(KIND, created), sequel.index)
+    counts = None
+    if sequel.is_counted:
+        counts = sequel.counts([length for length, _, _ in told], [known for _, _, known in told])
+    said: list[bytes] = []
+    at = row = 0
+    for k, (length, rows, _) in enumerate(told):
+        scored = b"null"
+        if rows is not None:
+            # A list may be empty for all, as that of the alternatives is if none were asked for.
+            news = {name: values[row : row + rows] for name, values in logprobs.items()}
+            scored = orjson.dumps(news)
+            row += rows
+        usage = b"null" if counts is None else sequel.usage_so_far(counts[k])
+        end = _last(choice) if k == len(told) - 1 else _GOES_ON
+        delta = orjson.dumps(text[at : at + length])
+        said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b}\n\n' % (begin, delta, scored, end, usage))
+        at += length
+    return said, None
+
+
+_GOES_ON = b'"finish_reason":null,"matched_stop":null'
+
+
+def _last(choice: dict[str, Any]) -> bytes:
+    """How a choice ended: the rest of its last chunk."""
+    others = {name: value for name, value in choice.items() if name not in _KNOWN}
+    end = {n: choice.get(n) for n in ("finish_reason", "matched_stop")}
+    return orjson.dumps({**end, **others})[1:-1]

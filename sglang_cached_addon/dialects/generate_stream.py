@@ -1,0 +1,231 @@
+"""Streams of `/generate`: events to samples, and samples to events.
+
+An event is the object that answers a call for one sample, as far as it has come. Text,
+`output_ids` and log-probabilities are those of all tokens so far (a cumulative server, the
+default) or of the new ones (`--incremental-streaming-output`); which it is shows in the
+events. A sample's `deltas` hold where its events ended, so that it is replayed in as many,
+and in the same style. Checked against SGLang 0.5.23 (tokenizer_manager.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.dialects import base
+from sglang_cached_addon.dialects.base import Part, Recorded, Split
+from sglang_cached_addon.policy import Reason, Refused
+
+UNSTREAMABLE = (
+    "return_hidden_states",
+    "return_routed_experts",
+    "return_indexer_topk",
+    "return_flat_raw_top_logprobs",
+    "return_flat_raw_output_top_logprobs",
+    "return_sampling_mask",
+)
+"""Fields whose part of an event is neither the state so far nor the news."""
+
+# One member for each token, so that an event has as many as it has `output_ids`.
+_BY_TOKEN = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
+
+# What the first event alone has, and what the last alone has: times, and facts of the whole.
+_FIRST_ONLY = "response_sent_to_client_ts"
+_LAST_ONLY = ["weight_versions", "e2e_latency"]
+
+
+class Tape:
+    """The events of one choice."""
+
+    def __init__(self) -> None:
+        self.incremental: bool | None = None
+        """None as long as both styles look alike."""
+        self.is_finished = False
+        self._last: dict[str, Any] = {}
+        self._text = ""
+        self._ids: list[int] = []
+        self._rows: dict[str, list[Any]] = {}
+        self._first_meta: dict[str, Any] | None = None
+        self._steps: list[list[Any]] = []
+
+    def add(self, event: dict[str, Any]) -> None:
+        meta, ids, text = event.get("meta_info"), event.get("output_ids"), event.get("text", "")
+        if self.is_finished or not isinstance(meta, dict) or not isinstance(text, str):
+            raise Refused(Reason.UNREADABLE)
+        self.is_finished = meta.get("finish_reason") is not None
+        tokens = meta.get("completion_tokens")
+        if type(tokens) is not int or not isinstance(ids, list):
+            raise Refused(Reason.UNREADABLE)
+        self._tell_style(len(ids), tokens)
+        if self.incremental:
+            self._ids += ids
+            self._text += text
+            for name in _BY_TOKEN:
+                if name in meta:
+                    self._rows.setdefault(name, []).extend(meta[name] or ())
+        else:
+            if not text.startswith(self._text):
+                self._retract(text)
+            self._text, self._ids = text, ids
+        if self._first_meta is None:
+            self._first_meta = meta
+        self._last = event
+        self._steps.append([len(self._text), tokens, len(self._ids), meta.get("reasoning_tokens")])
+
+    def _tell_style(self, count: int, tokens: int) -> None:
+        before = self._steps[-1][1] if self._steps else 0
+        # An event of a cumulative server may have ids that it does not count yet.
+        style = False if count >= tokens else True if count == tokens - before else None
+        if style is None or (before and self.incremental not in (None, style)):
+            raise Refused(Reason.UNREADABLE)
+        if before:
+            self.incremental = style
+
+    def _retract(self, text: str) -> None:
+        """A server took back text that it had sent: what is gone is kept as it was."""
+        pairs = enumerate(zip(self._text, text, strict=False))
+        common = next((i for i, (was, now) in pairs if was != now), min(len(self._text), len(text)))
+        for step in self._steps:
+            if type(step[0]) is int and step[0] > common:
+                step[0] = self._text[: step[0]]
+
+    def native(self) -> dict[str, Any]:
+        """What a call without `stream` would have got."""
+        if not self.is_finished:
+            raise Refused(Reason.UNFINISHED)
+        native = {name: value for name, value in self._last.items() if name != "index"}
+        meta = native["meta_info"] = dict(native["meta_info"])
+        if self.incremental:
+            native["output_ids"] = self._ids
+            if "text" in native:
+                native["text"] = self._text
+            meta.update(self._rows)
+        if self._first_meta and _FIRST_ONLY in self._first_meta:
+            meta.setdefault(_FIRST_ONLY, self._first_meta[_FIRST_ONLY])
+        return native
+
+    def deltas(self) -> bytes:
+        """`[style, step, ...]` for all events but the last, which is the native object itself.
+
+        A step is `[characters, tokens]` so far, then what cannot be told from these."""
+        if len(self._steps) < 2 or self._first_meta is None:
+            return b""
+        meta = self._last["meta_info"]
+        style: dict[str, Any] = {"incremental": True} if self.incremental else {}
+        last_only = [name for name in meta if name not in self._first_meta]
+        if last_only != _LAST_ONLY:
+            style["last"] = last_only
+        whole = meta.get("reasoning_tokens")
+        return base.dump([style, *[_short(step, whole) for step in self._steps[:-1]]])
+
+
+def _short(step: list[Any], reasoning: Any) -> list[Any]:
+    characters, tokens, ids, reasoned = step
+    if reasoned != reasoning:
+        return [characters, tokens, ids, reasoned]
+    return [characters, tokens] if ids == tokens else [characters, tokens, ids]
+
+
+def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
+    """The data of a sample's events. `index` is None in the answer to a lone prompt with n=1."""
+    tail = {} if index is None else {"index": index}
+    if not sample.deltas and rid is None:
+        if index is None:
+            return [sample.answer]
+        return [sample.answer[:-1] + b',"index":%d}' % index]
+    native: dict[str, Any] = orjson.loads(sample.answer)
+    meta = native["meta_info"]
+    if rid is not None:
+        meta["id"] = rid
+    style, *steps = orjson.loads(sample.deltas) if sample.deltas else [{}]
+    if not steps:
+        return [base.dump({**native, **tail})]
+    first = {name: value for name, value in meta.items() if name == _FIRST_ONLY}
+    last_meta = {name: value for name, value in meta.items() if name != _FIRST_ONLY}
+    is_incremental = bool(style.get("incremental"))
+    begun = _Begun(native, last_meta, style.get("last", _LAST_ONLY), is_incremental)
+    found = [begun.event(step, first if k == 0 else {}, tail) for k, step in enumerate(steps)]
+    return [*found, begun.last(last_meta, tail)]
+
+
+class _Begun:
+    """Makes the events of a sample, from the whole of it."""
+
+    def __init__(
+        self,
+        native: dict[str, Any],
+        meta: dict[str, Any],
+        last_only: Sequence[str],
+        incremental: bool,
+    ) -> None:
+        self._native = native
+        self._meta = {name: value for name, value in meta.items() if name not in last_only}
+        self._lists = [name for name in _BY_TOKEN if isinstance(meta.get(name), list)]
+        self._incremental = incremental
+        self._text: str = native.get("text", "")
+        self._said = 0
+        self._given = 0
+        """Characters and tokens of the events before, where events have the news alone."""
+
+    def event(self, step: list[Any], first: dict[str, Any], tail: dict[str, Any]) -> bytes:
+        characters, tokens, *more = step
+        ids = more[0] if more else tokens
+        text = characters if isinstance(characters, str) else self._text[self._said : characters]
+        meta = {**self._meta, "finish_reason": None, "completion_tokens": tokens}
+        if len(more) > 1:
+            meta["reasoning_tokens"] = more[1]
+        for name in self._lists:
+            meta[name] = meta[name][self._given : ids]
+        if "output_token_logprobs_length" in meta:
+            meta["output_token_logprobs_length"] = tokens
+        value = {**self._native, "output_ids": self._native["output_ids"][self._given : ids]}
+        if "text" in value:
+            value["text"] = text
+        if self._incremental:
+            self._said, self._given = characters, ids
+        return base.dump({**value, "meta_info": {**meta, **first}, **tail})
+
+    def last(self, meta: dict[str, Any], tail: dict[str, Any]) -> bytes:
+        value = {**self._native, "output_ids": self._native["output_ids"][self._given :]}
+        if "text" in value:
+            value["text"] = self._text[self._said :]
+        rows = {name: meta[name][self._given :] for name in self._lists}
+        return base.dump({**value, "meta_info": {**meta, **rows}, **tail})
+
+
+class Recorder:
+    """Sorts the events of a stream by choice."""
+
+    def __init__(self, total: int, is_array: bool, split: Callable[[Any], Split]) -> None:
+        """`is_array`: a call without `stream` would get an array, which `split` takes apart."""
+        self._tapes = [Tape() for _ in range(total)]
+        self._is_array = is_array
+        self._split = split
+        self._is_error = False
+
+    def add(self, event: Any) -> tuple[Part, int]:
+        if not isinstance(event, dict):
+            raise Refused(Reason.UNREADABLE)
+        if event.get("error") is not None:
+            self._is_error = True
+            return Part.ERROR, 0
+        index = event.get("index") if self._is_array else event.get("index", 0)
+        if type(index) is not int or not 0 <= index < len(self._tapes):
+            raise Refused(Reason.UNREADABLE)
+        tape = self._tapes[index]
+        tape.add(event)
+        return (Part.STATE if tape.incremental is False else Part.DELTA), index
+
+    def split(self) -> Split:
+        if self._is_error:
+            raise Refused(Reason.ERROR)
+        natives = [tape.native() for tape in self._tapes]
+        split = self._split(natives if self._is_array else natives[0])
+        pairs = zip(split.generations, self._tapes, strict=True)
+        return replace(
+            split,
+            generations=tuple(replace(sample, deltas=tape.deltas()) for sample, tape in pairs),
+        )

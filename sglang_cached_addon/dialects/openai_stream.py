@@ -1,0 +1,273 @@
+"""What OpenAI's completions and chat streams have in common: envelopes, choices and usage.
+
+Not a dialect. `Recorder` makes, of the chunks of a stream, the JSON answer that the same call
+without `stream` would have had, which is then taken apart like any other; what a choice's
+chunks add to it is for a `Tape` of the API. Checked against SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, Protocol
+
+import orjson
+
+from sglang_cached_addon import sse
+from sglang_cached_addon.dialects import base, openai
+from sglang_cached_addon.dialects.base import Call, Part, Recorded, Script, Split
+from sglang_cached_addon.policy import Reason, Refused
+
+UNSTREAMABLE = (
+    "return_hidden_states",
+    "return_routed_experts",
+    "return_cached_tokens_details",
+    "return_spec_tokens_details",
+    "return_token_ids",
+    "return_prompt_token_ids",
+    "return_input_ids_in_sglext",
+    "return_output_ids_in_sglext",
+    "return_sampling_mask",
+    "return_meta_info",
+)
+"""Fields that a stream answers in chunks of their own, or not at all."""
+
+_NOT_OF_THE_HEAD = ("choices", "usage", "metadata", "sglext")
+
+
+def streaming(body: dict[str, Any]) -> base.Streaming | None:
+    """What is wanted of a streamed answer, if one is; raises `Refused`."""
+    if not base.is_stream(body, UNSTREAMABLE):
+        return None
+    options = body.get("stream_options") or {}
+    known = ("include_usage", "continuous_usage_stats")
+    if not isinstance(options, dict) or any(
+        name not in known or type(value) not in (bool, base.NULL) for name, value in options.items()
+    ):
+        raise Refused(Reason.MALFORMED)
+    return base.Streaming(*(bool(options.get(name)) for name in known))
+
+
+def ask_for_usage(call: Call, body: dict[str, Any]) -> None:
+    """Makes upstream tell what JSON answers, and other streams, will want to know."""
+    if call.stream:
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+
+
+class Tape(Protocol):
+    """The chunks of one choice."""
+
+    rows: int
+    """Of log-probabilities."""
+    is_finished: bool
+
+    @property
+    def tokens(self) -> int | None:
+        """Of the whole choice, as far as they can be told."""
+
+    def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
+        """Takes a chunk's choice, and its tokens so far if they are told; whether it is nothing
+        but an end. Raises `Refused`."""
+
+    def choice(self) -> dict[str, Any]:
+        """What a call without `stream` would have got."""
+
+    def deltas(self) -> bytes:
+        """Where the chunks began and ended."""
+
+
+class Recorder:
+    """Sorts the chunks of a stream by choice."""
+
+    def __init__(
+        self,
+        tapes: Sequence[Tape],
+        kind: str,
+        split: Callable[[Any, Sequence[str], Sequence[int] | None], Split],
+        *,
+        wants_rows: bool = False,
+    ) -> None:
+        """`kind` is the `object` of a JSON answer; `split` takes one apart, with the id and,
+        where they are known, the tokens of each choice. `wants_rows`: JSON has
+        log-probabilities of every token."""
+        self._tapes = tapes
+        self._kind = kind
+        self._split = split
+        self._wants_rows = wants_rows
+        self._head: dict[str, Any] = {}
+        self._ids = [""] * len(tapes)
+        self._usage: dict[str, Any] | None = None
+        self._is_error = False
+
+    def add(self, event: Any) -> tuple[Part, int]:
+        if not isinstance(event, dict):
+            raise Refused(Reason.UNREADABLE)
+        if event.get("error") is not None:
+            self._is_error = True
+            return Part.ERROR, 0
+        choices, usage = event.get("choices"), event.get("usage")
+        if not self._head:
+            self._head = {
+                name: value for name, value in event.items() if name not in _NOT_OF_THE_HEAD
+            }
+        if choices == [] and isinstance(usage, dict) and event.get("sglext") is None:
+            self._usage = usage
+            return Part.USAGE, 0
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+            raise Refused(Reason.UNREADABLE)
+        index = choices[0].get("index")
+        if type(index) is not int or not 0 <= index < len(self._tapes):
+            raise Refused(Reason.UNREADABLE)
+        self._ids[index] = self._ids[index] or str(event.get("id"))
+        tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        is_finish = self._tapes[index].add(choices[0], tokens if type(tokens) is int else None)
+        if is_finish and "id" in event:
+            # SGLang's has the id of whichever choice spoke last.
+            event["id"] = self._ids[index]
+        return (Part.FINISH if is_finish else Part.DELTA), index
+
+    def split(self) -> Split:
+        if self._is_error:
+            raise Refused(Reason.ERROR)
+        if not all(tape.is_finished for tape in self._tapes):
+            raise Refused(Reason.UNFINISHED)
+        if self._usage is None:
+            raise Refused(Reason.NO_USAGE)
+        total = self._usage.get("completion_tokens")
+        if self._wants_rows and sum(tape.rows for tape in self._tapes) != total:
+            raise Refused(Reason.LOST_LOGPROBS)
+        choices = [{**tape.choice(), "index": k} for k, tape in enumerate(self._tapes)]
+        answer = {
+            **self._head,
+            "object": self._kind,
+            "choices": choices,
+            "usage": _json_usage(self._usage),
+            "metadata": None,
+        }
+        counts = [tape.tokens for tape in self._tapes if tape.tokens is not None]
+        is_exact = len(counts) == len(self._tapes) and sum(counts) == total
+        split = self._split(answer, self._ids, counts if is_exact else None)
+        pairs = zip(split.generations, self._tapes, strict=True)
+        return replace(
+            split,
+            generations=tuple(replace(sample, deltas=tape.deltas()) for sample, tape in pairs),
+        )
+
+
+def _json_usage(usage: dict[str, Any]) -> dict[str, Any]:
+    """SGLang's usage with the members that its stream leaves out where they are null."""
+    if "reasoning_tokens" not in usage:
+        return usage  # another server's
+    return {**{name: usage.get(name) for name in _USAGE}, **usage}
+
+
+_USAGE = (
+    "prompt_tokens",
+    "total_tokens",
+    "completion_tokens",
+    "prompt_tokens_details",
+    "reasoning_tokens",
+    "completion_tokens_details",
+)
+
+
+class Sequel:
+    """What the chunks of one choice are made of: its sample, parsed."""
+
+    def __init__(self, call: Call, sample: Recorded, index: int, rid: str | None) -> None:
+        answer = orjson.loads(sample.answer)
+        self.index = index
+        self.answer: dict[str, Any] = {**answer, "id": rid} if rid else answer
+        self.choice: dict[str, Any] = answer["choices"][0]
+        self.steps: list[Any] | None = orjson.loads(sample.deltas) if sample.deltas else None
+        self.is_counted = bool(call.stream and call.stream.continuous_usage)
+        self.usage: dict[str, Any] = answer.get("usage") or {}
+
+    def head(self, kind: str, created: Any) -> bytes:
+        """The chunk's members but for its choices; open at the end."""
+        members = {n: v for n, v in self.answer.items() if n not in _NOT_OF_THE_HEAD}
+        members["object"] = kind
+        if "created" in members:
+            members["created"] = created
+        return orjson.dumps(members)[:-1]
+
+    def usage_so_far(self, tokens: int) -> bytes:
+        """`continuous_usage_stats`, after so many tokens."""
+        prompt = self.usage.get("prompt_tokens") or 0
+        reasoning = min(self.usage.get("reasoning_tokens") or 0, tokens)
+        return orjson.dumps(
+            {
+                "prompt_tokens": prompt,
+                "total_tokens": prompt + tokens,
+                "completion_tokens": tokens,
+                "prompt_tokens_details": self.usage.get("prompt_tokens_details"),
+                "reasoning_tokens": reasoning,
+                "completion_tokens_details": {"reasoning_tokens": reasoning} if reasoning else None,
+            }
+        )
+
+    def counts(self, lengths: Sequence[int], known: Sequence[int | None]) -> list[int]:
+        """Tokens so far at each chunk; where the recording does not tell, by lengths of text."""
+        total = self.usage.get("completion_tokens") or 0
+        least = 1 if total >= len(lengths) else 0
+        parts = openai.apportion(total - least * len(lengths), lengths) if lengths else []
+        guessed = accumulate(part + least for part in parts)
+        return [g if k is None else k for g, k in zip(guessed, known, strict=True)]
+
+
+def sequels(call: Call, samples: Sequence[Sequence[Recorded]]) -> Iterator[Sequel]:
+    """All choices of an answer, or those that there are of it."""
+    for i, pool in enumerate(samples):
+        for j, sample in enumerate(pool):
+            yield Sequel(call, sample, i * call.n + j, call.rids[i] if call.rids else None)
+
+
+def script(
+    call: Call,
+    samples: Sequence[Sequence[Recorded]],
+    chunks: Callable[[Sequel, Any], tuple[list[bytes], bytes | None]],
+) -> Script:
+    """`chunks` gives a choice's deltas, and its finish if that is a chunk of its own. All say
+    that they were created when the first was, as a server's do."""
+    deltas, finishes, created = [], [], None
+    for sequel in sequels(call, samples):
+        created = sequel.answer.get("created") if created is None else created
+        said, finish = chunks(sequel, created)
+        deltas.append(said)
+        if finish:
+            finishes.append(finish)
+    return Script(tuple(deltas), finishes)
+
+
+def usage(
+    call: Call, samples: Sequence[Sequence[Recorded]], kind: str, *, nulls: bool
+) -> bytes | None:
+    """The usage event of a whole answer; `nulls`: with the members that have no value."""
+    answers = [[orjson.loads(sample.answer) for sample in pool] for pool in samples]
+    flat = [answer for pool in answers for answer in pool]
+    if not all(isinstance(answer.get("usage"), dict) for answer in flat):
+        return None
+    if len(flat) == 1:
+        merged = flat[0]["usage"]
+    else:
+        merged = openai.merge_usage([[answer["usage"] for answer in pool] for pool in answers])
+    if not nulls:
+        merged = {name: value for name, value in merged.items() if value is not None}
+    head = {n: v for n, v in flat[0].items() if n not in _NOT_OF_THE_HEAD}
+    if call.rids:
+        head["id"] = call.rids[0]
+    return sse.event(base.dump({**head, "object": kind, "choices": [], "usage": merged}))
+
+
+def renumber(event: Any, choices: Sequence[int], like: Recorded) -> None:
+    """As `Dialect.renumber`."""
+    for choice in event["choices"]:
+        choice["index"] = choices[choice["index"]]
+    event["created"] = orjson.loads(like.answer).get("created")
+
+
+def rename(event: Any, rids: Sequence[str]) -> None:
+    """As `Dialect.rename`."""
+    index = event["choices"][0]["index"] if event["choices"] else 0
+    event["id"] = rids[index]
