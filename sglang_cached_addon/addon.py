@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from inspect import isawaitable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,29 @@ from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.commands import StartHook
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.events import HookCompleted
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon import __version__, dialects, express, gateway, policy, routes, wire
-from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Live, Request, error_body
+from sglang_cached_addon.exchange import (
+    Bypass,
+    Exchange,
+    Fetch,
+    Follow,
+    Hit,
+    Live,
+    Request,
+    error_body,
+)
+from sglang_cached_addon.feed import Feed
+from sglang_cached_addon.gateway import Run
 from sglang_cached_addon.outcome import Outcome
 from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import DiskStore, StoreError
+from sglang_cached_addon.streaming import Streaming
 from sglang_cached_addon.upstream import State, Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -72,6 +88,9 @@ class SglangCached:
         self._exchange: Exchange | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
         self._lanes: WeakKeyDictionary[Client, express.Lane] = WeakKeyDictionary()
+        self._streaming = Streaming(_handler_of)
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Of hooks that wait."""
 
     # Set-up
 
@@ -137,7 +156,7 @@ class SglangCached:
     def client_connected(self, client: Client) -> None:
         if self._broken or not isinstance(client.proxy_mode, ReverseMode) or not self._is_alone():
             return
-        handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+        handler = _handler_of(client)
         if handler and (lane := express.open_lane(handler, self._heads, self._answer)):
             self._lanes[client] = lane
 
@@ -147,10 +166,15 @@ class SglangCached:
             nextlayer.layer = gateway.reverse_proxy(
                 nextlayer.context,
                 nextlayer.data_client()[:1],
-                self._make_error,
-                self._run_hook if self._is_alone() else None,
-                (lambda context: express.Passage(context, lane)) if lane else None,
+                self,
+                in_place=self._is_alone(),
+                lane=(lambda context: express.Passage(context, lane)) if lane else None,
             )
+            if nextlayer.layer:
+                self._streaming.enable(nextlayer.context.client)
+
+    def client_disconnected(self, client: Client) -> Awaitable[None] | None:
+        return self._streaming.left(client)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
@@ -174,34 +198,39 @@ class SglangCached:
         if _is_abort(flow.request):
             return self._translate_abort(flow)
         if self._exchange and live.outcome is None:
-            decision = self._exchange.receive(_request(flow.request), time.time())
-            self._carry_out(flow, live, decision)
+            return self._carry_out(flow, live, self._receive(flow))
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         live = self._live.get(flow)
+        if flow.response and self._streaming.is_fed(flow):
+            flow.response.stream = True
+            return
         if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
             return  # not ours, or not from upstream
         if self.upstream:
             self.upstream.seen(True, time.monotonic())
+        status = flow.response.status_code
         if live.fetch and self._exchange:
-            if flow.response.status_code == 200:
+            if status != 200:
+                live.outcome = self._exchange.fail(live.fetch, Reason.STATUS, status).outcome
+                live.fetch = None
+            elif not self._open(flow, live, live.fetch):
                 return  # buffered, for `response` to read
-            live.outcome = self._exchange.fail(
-                live.fetch, Reason.STATUS, flow.response.status_code
-            ).outcome
-            live.fetch = None
-        flow.response.stream = True
+        flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
-            live.outcome = replace(live.outcome, status=flow.response.status_code)
+            live.outcome = replace(live.outcome, status=status)
             _mark(flow, flow.response, live.outcome)
 
     def response(self, flow: http.HTTPFlow) -> None:
         live = self._live.pop(flow, None)
         if live is None or flow.response is None:
             return
-        if live.fetch:
-            live.outcome = self._complete(flow, live.fetch, flow.response, live.started)
+        if live.fetch and self._exchange:
+            if flow.response.stream:
+                live.outcome = self._exchange.fail(live.fetch, Reason.CUT, 200).outcome
+            else:
+                live.outcome = self._complete(flow, live.fetch, flow.response, live.started)
         self._log(flow, live)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -233,27 +262,43 @@ class SglangCached:
             logger.info("sglang-cached: fast lane off, so that other addons see hits (%s)", names)
         return not others
 
-    def _run_hook(self, hook: StartHook) -> bool:
-        """Runs a flow's hook at once, where nobody else listens and nothing has to be awaited.
+    def run_hook(self, hook: StartHook) -> Run:
+        """Runs a flow's hook at once, where nobody else listens.
 
         mitmproxy's way is a task for each hook, which costs more than all that we do in it.
         """
         run = self._hooks.get(hook.name)
         if run is None:
-            return False
+            return Run.FOREIGN
         (flow,) = hook.args()
         if run == self.request:
             request = flow.request
             # The first two are for `DisableH2C`, the others wait.
             if request.method == "PRI" or "upgrade" in request.headers:
-                return False
+                return Run.FOREIGN
             if routes.find(request.path) or _is_abort(request):
-                return False
+                return Run.FOREIGN
         try:
-            run(flow)
+            waits = run(flow)
         except Exception:  # as mitmproxy does: the flow goes on without us
             logger.exception("sglang-cached: error in %s", hook.name)
-        return True
+            return Run.DONE
+        if not isawaitable(waits):
+            return Run.DONE
+        task = asyncio.ensure_future(self._finish_hook(hook, flow, waits))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return Run.PENDING
+
+    async def _finish_hook(
+        self, hook: StartHook, flow: http.HTTPFlow, waits: Awaitable[object]
+    ) -> None:
+        try:
+            await waits
+        except Exception:
+            logger.exception("sglang-cached: error in %s", hook.name)
+        if handler := _handler_of(flow.client_conn):
+            await handler.server_event(HookCompleted(hook))
 
     def _answer(self, head: wire.Head, body: bytes) -> bytes | None:
         """A full hit as bytes of HTTP, or None."""
@@ -261,11 +306,11 @@ class SglangCached:
             return None
         started = time.monotonic()
         hit = self._exchange.lookup(head.method, head.path, body, time.time())
-        if hit is None:
+        if hit is None or (hit.is_stream and self.settings.replay_rate):
             return None
         if not self.settings.quiet:
             logger.info("%s", hit.outcome.line(head.path, time.monotonic() - started))
-        return wire.hit(hit.body, hit.outcome.age)
+        return wire.hit(hit.body, hit.outcome.age, is_stream=hit.is_stream)
 
     # What the hooks do
 
@@ -277,20 +322,79 @@ class SglangCached:
         length = request.headers.get("content-length", "0")
         return Reason.TOO_LARGE if length.isdigit() and int(length) > policy.MAX_BODY else None
 
-    def _carry_out(self, flow: http.HTTPFlow, live: Live, decision: Hit | Fetch | Bypass) -> None:
+    def _receive(self, flow: http.HTTPFlow) -> Hit | Follow | Fetch | Bypass:
+        assert self._exchange
+        may_follow = self._streaming.can_answer(flow)
+        return self._exchange.receive(_request(flow.request), time.time(), may_follow=may_follow)
+
+    def _carry_out(
+        self, flow: http.HTTPFlow, live: Live, decision: Hit | Follow | Fetch | Bypass
+    ) -> Awaitable[None] | None:
         if isinstance(decision, Hit):
-            live.outcome = decision.outcome
-            flow.response = _json_response(200, decision.body)
-            flow.is_replay = "response"
-            _mark(flow, flow.response, decision.outcome)
+            self._replay(flow, live, decision)
         elif isinstance(decision, Bypass):
             live.outcome = decision.outcome
+        elif isinstance(decision, Follow):
+            return self._follow(flow, live, decision)
         else:
             live.fetch = decision
+            if decision.lead:
+                self._streaming.lead(flow, decision.lead)
+                # A compressed stream could not be read as it passes.
+                flow.request.headers["accept-encoding"] = "identity"
             if decision.body is not None:
                 flow.request.raw_content = decision.body
                 flow.request.headers["content-length"] = str(len(decision.body))
                 flow.request.headers.pop("transfer-encoding", None)
+        return None
+
+    def _replay(self, flow: http.HTTPFlow, live: Live, hit: Hit) -> None:
+        assert self.settings
+        live.outcome = hit.outcome
+        flow.is_replay = "response"
+        if not hit.is_stream:
+            flow.response = _json_response(200, hit.body)
+            _mark(flow, flow.response, hit.outcome)
+        elif self._streaming.can_answer(flow):
+            head = _stream_response()
+            _mark(flow, head, hit.outcome)
+            self._streaming.replay(flow, head, hit, self.settings.replay_rate)
+        else:
+            body = b"".join(wire.unchunked(hit.body))
+            flow.response = http.Response.make(200, body, {"Content-Type": wire.EVENT_STREAM})
+            _mark(flow, flow.response, hit.outcome)
+
+    async def _follow(self, flow: http.HTTPFlow, live: Live, follow: Follow) -> None:
+        """Reads along with another's fetch, or does as if there had been none."""
+        while not await self._streaming.opened(flow, follow):
+            if not flow.client_conn.connected or self._exchange is None:
+                return
+            decision = self._receive(flow)
+            if not isinstance(decision, Follow):
+                self._carry_out(flow, live, decision)
+                return
+            follow = decision
+        assert self._exchange
+        live.outcome = follow.outcome
+        head = _stream_response()
+        _mark(flow, head, follow.outcome)
+        self._streaming.follow(flow, head, follow, self._exchange)
+
+    def _open(self, flow: http.HTTPFlow, live: Live, fetch: Fetch) -> bool:
+        """Upstream answers what was asked for: whether it is passed on as it comes."""
+        assert flow.response and self._exchange
+        if fetch.lead is None:
+            return False
+        media_type = flow.response.headers.get("content-type", "").partition(";")[0].strip()
+        if media_type == "text/event-stream" and "content-encoding" not in flow.response.headers:
+            live.outcome = self._exchange.open(fetch)
+            flow.response.stream = self._streaming.tee(self._exchange, fetch, live)
+            return True
+        if fetch.is_partial:
+            return False  # it cannot be a part of the answer
+        live.outcome = self._exchange.fail(fetch, Reason.UNREADABLE, 200).outcome
+        live.fetch = None
+        return True
 
     def _complete(
         self, flow: http.HTTPFlow, fetch: Fetch, response: http.Response, started: float
@@ -309,7 +413,7 @@ class SglangCached:
         _mark(flow, response, completed.outcome)
         return completed.outcome
 
-    def _make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
+    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """What a client gets when upstream gives nothing."""
         url = self.upstream.url if self.upstream else "the upstream"
         text = (
@@ -321,6 +425,14 @@ class SglangCached:
         for name, value in flow.metadata.get(_HEADERS, {}).items():
             response.headers[name] = value
         return response
+
+    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
+        """As `gateway.Front`."""
+        return self._streaming.open_feed(flow, context)
+
+    def outlives(self, flow: http.HTTPFlow) -> bool:
+        """As `gateway.Front`."""
+        return self._streaming.outlives(flow)
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
         reply = await routes.answer(route, flow.request.method, _is_local(flow), self)
@@ -365,6 +477,8 @@ class SglangCached:
             "total_responses": store.memory.samples,
             "cache_file": str(store.journal.path),
             "pending_writes": store.journal.pending,
+            "streams_in_flight": len(exchange.streams),
+            "followers": exchange.streams.followers,
             **exchange.counters.as_json(),
         }
 
@@ -380,6 +494,7 @@ class SglangCached:
                 "cache_path": str(self.settings.cache_path),
                 "quiet": self.settings.quiet,
                 "express": self.settings.express,
+                "replay_tokens_per_second": self.settings.replay_rate,
             },
             "dialects": {
                 dialect.name: store.memory.by_dialect[dialect.name]
@@ -414,6 +529,14 @@ class SglangCached:
         if self.store is None or self._exchange is None:
             raise OSError(self.failure or "the cache is not open")
         return self.store, self._exchange
+
+
+def _handler_of(client: Client) -> ConnectionHandler | None:
+    """What serves a client's connection."""
+    found: ConnectionHandler | None = ctx.master.addons.get("proxyserver").connections.get(
+        client.id
+    )
+    return found
 
 
 def _upstream_url() -> str:
@@ -458,6 +581,14 @@ def _json_response(
     status: int, body: bytes, headers: dict[str, str] | None = None
 ) -> http.Response:
     return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _stream_response() -> http.Response:
+    """The head of a streamed answer."""
+    headers = {"Content-Type": wire.EVENT_STREAM, "Transfer-Encoding": "chunked"}
+    response = http.Response.make(200, b"", headers)
+    response.headers.pop("content-length", None)
+    return response
 
 
 def _mark(flow: http.HTTPFlow, response: http.Response, outcome: Outcome) -> None:

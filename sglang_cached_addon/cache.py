@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_cached_addon.dialects.base import Call, Generation
+from sglang_cached_addon.dialects.base import Call, Generation, Recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class Sample:
     """How long the upstream call took that gave it."""
     tokens: int
     """Completion tokens."""
+    deltas: bytes = b""
+    """As `Generation.deltas`."""
 
 
 class Store(Protocol):
@@ -108,15 +110,20 @@ def commit(
     for generation in generations:
         key = plan.keys[generation.item]
         contents[key] = plan.call.items[generation.item]
-        sample = Sample(generation.answer, now, seconds, generation.tokens)
+        sample = Sample(generation.answer, now, seconds, generation.tokens, generation.deltas)
         by_key.setdefault(key, []).append(sample)
     for key, samples in by_key.items():
         store.append(key, dialect, contents[key], samples, raw)
 
 
-def answers(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[bytes]]:
-    """`call.n` sample answers per item: the stored ones first, then the new ones."""
-    whole = [[sample.answer for sample in pool] for pool in plan.stored]
+def recorded(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[Recorded]]:
+    """`call.n` samples per item: the stored ones first, then the new ones."""
+    whole: list[list[Recorded]] = [list(pool) for pool in plan.stored]
     for generation in generations:
-        whole[generation.item].append(generation.answer)
+        whole[generation.item].append(generation)
     return whole
+
+
+def answers(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[bytes]]:
+    """The answers of `recorded`."""
+    return [[sample.answer for sample in pool] for pool in recorded(plan, generations)]

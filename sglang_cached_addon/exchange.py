@@ -1,25 +1,28 @@
 """A request's way through the cache, from body bytes to answer bytes.
 
-`receive` reads and plans a request and says what to do: answer (`Hit`), pass on untouched
-(`Bypass`), or fetch (`Fetch`), whose upstream answer goes to `complete`. Free of mitmproxy,
-clocks and I/O: times and ids are arguments. One object serves one upstream, on one thread.
+`receive` reads and plans a request and says what to do: answer (`Hit`), read along with
+another's fetch (`Follow`), pass on untouched (`Bypass`), or fetch (`Fetch`), whose upstream
+answer goes to `complete`, or piece by piece to `relay`. Free of mitmproxy, clocks and I/O:
+times and ids are arguments. One object serves one upstream, on one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon import cache, keys, policy
+from sglang_cached_addon import cache, keys, policy, sse, wire
 from sglang_cached_addon.cache import Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
+from sglang_cached_addon.inflight import Follower, Stream, Streams
 from sglang_cached_addon.memo import Memo
 from sglang_cached_addon.outcome import Counters, Kind, Outcome, Saved
 from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.relay import Relay, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +40,43 @@ class Hit:
     """Every sample was stored: the answer's body."""
 
     body: bytes
+    """Of a stream, in chunks of HTTP: one event each."""
     outcome: Outcome
     saved: Saved
     oldest: float
     """When the oldest of its samples was stored: Unix seconds."""
+    is_stream: bool = False
+    longest: int = 0
+    """Completion tokens of the longest of its samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bypass:
     """Not looked up: to be passed on as it came."""
 
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lead:
+    """A streamed fetch: its events, for whom they are, and who else reads them."""
+
+    relay: Relay
+    view: View
+    """Of the client that the fetch was begun for."""
+    is_verbatim: bool
+    """That client gets upstream's bytes as they are."""
+    stream: Stream
+    identity: Hashable
+    """What a call is like that may read along."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Another's fetch gives the same answer: to be read along with."""
+
+    follower: Follower
+    view: View
     outcome: Outcome
 
 
@@ -62,6 +92,8 @@ class Fetch:
     """Of the store, when this was planned."""
     raw: bytes = b""
     """The name of the client's body, where the first sample of its pool answers it."""
+    lead: Lead | None = None
+    """If a stream is wanted."""
 
     @property
     def is_partial(self) -> bool:
@@ -123,16 +155,22 @@ class Exchange:
             dialect.name: keys.Digester(fingerprint, dialect.name) for dialect in dialects.values()
         }
         self._rids: dict[str, list[str]] = {}
+        self.streams = Streams()
+        """Under way."""
         self._memo: Memo[tuple[str, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
-    def receive(self, request: Request, now: float) -> Hit | Fetch | Bypass:
+    def receive(
+        self, request: Request, now: float, *, may_follow: bool = True
+    ) -> Hit | Follow | Fetch | Bypass:
         """Decides a request whose route has a dialect."""
         if reason := policy.lookup_refusal(request.headers):
             return self.bypass(reason)
         found = self._find(self.dialects[request.method, request.path], request.body, now)
         if isinstance(found, Reason):
             return self.bypass(found)
-        return self._fetch(found) if isinstance(found, Known) else found
+        if isinstance(found, Known):
+            return (self._follow(found) if may_follow else None) or self._fetch(found)
+        return found
 
     def lookup(self, method: str, path: str, body: bytes, now: float) -> Hit | None:
         """The answer, if every sample is stored. For a request whose head was found plain; the
@@ -171,7 +209,7 @@ class Exchange:
         except Refused as refused:
             return refused.reason
         key = self._digesters[dialect.name].key
-        is_plain = call.total == 1 and not call.batched and not call.rids
+        is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
         pools = tuple([key(item) for item in call.items])
         return Known(dialect, call, pools, raw if is_plain else b"")
 
@@ -192,9 +230,11 @@ class Exchange:
         oldest = min(sample.stored_at for sample in samples)
         total = known.call.total
         outcome = Outcome(Kind.HIT, total, total, age=max(0, int(now - oldest)))
-        body = known.dialect.write(known.call, cache.answers(plan))
+        longest = max(sample.tokens for sample in samples)
+        is_stream = known.call.stream is not None
+        body = _replay(known, plan) if is_stream else _write(known, plan)
         # Within a generation pools only grow at their end, so this stays the answer.
-        hit = Hit(body, outcome, Saved.of(samples), oldest)
+        hit = Hit(body, outcome, Saved.of(samples), oldest, is_stream, longest)
         if body is samples[0].answer or self._memo.charge(len(body)):
             known.hit, known.generation = hit, self._store.generation
         return hit
@@ -205,19 +245,54 @@ class Exchange:
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
         for rid, unique in fill.rids.items():
             self._rids.setdefault(rid, []).append(unique)
-        return Fetch(known.dialect, plan, fill, body, self._store.generation, known.raw)
+        lead = self._lead(known, plan, fill) if known.call.stream else None
+        return Fetch(known.dialect, plan, fill, body, self._store.generation, known.raw, lead)
+
+    def _identity(self, known: Known) -> Hashable:
+        """Calls of one identity have one answer, but for the usage at its end, and ids."""
+        call = known.call
+        counts = call.stream is not None and call.stream.continuous_usage
+        parts = (known.keys, call.n, call.batched, counts, self._store.generation)
+        return (known.dialect.name, *parts)
+
+    def _lead(self, known: Known, plan: Plan, fill: Fill) -> Lead:
+        view = View(known.dialect, known.call)
+        asked = known.call.body.get("stream_options") == fill.body.get("stream_options")
+        is_verbatim = asked and not (plan.have or fill.rids)
+        identity = self._identity(known)
+        relay = Relay(known.dialect, plan, fill)
+        return Lead(relay, view, is_verbatim, self.streams.lead(identity), identity)
+
+    def _follow(self, known: Known) -> Follow | None:
+        if known.call.stream is None:
+            return None
+        stream = self.streams.find(self._identity(known))
+        if stream is None:
+            return None
+        total = known.call.total
+        view = View(known.dialect, known.call)
+        return Follow(Follower(stream), view, Outcome(Kind.COLLAPSED, 0, total))
 
     def complete(
         self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
     ) -> Completed:
         """Stores what upstream answered, and puts the client's answer together."""
         self._release(fetch)
+        if fetch.lead:  # a stream was asked for
+            fetch.lead.stream.end(complete=False)
+            return self._unreadable(fetch, body, Reason.UNREADABLE)
         if reason := policy.store_refusal(status):
             return self._finish(fetch, None, status, reason)
         try:
             split = fetch.dialect.split(fetch.plan.call, fetch.fill, _parse(body))
         except Refused as refused:
             return self._unreadable(fetch, body, refused.reason)
+        answer = self._answer(fetch, split, body)
+        return self._store_split(fetch, split, answer, now=now, seconds=seconds)
+
+    def _store_split(
+        self, fetch: Fetch, split: Split, answer: bytes | None, *, now: float, seconds: float
+    ) -> Completed:
         refusal = split.refusal
         if fetch.generation != self._store.generation:
             # Who clears the cache wants nothing back that was on its way then.
@@ -232,12 +307,50 @@ class Exchange:
                 seconds=seconds,
                 raw=fetch.raw,
             )
-        answer = self._answer(fetch, split, body)
-        return self._finish(fetch, answer, status, refusal, len(split.generations))
+        return self._finish(fetch, answer, 200, refusal, len(split.generations))
+
+    def open(self, fetch: Fetch) -> Outcome:
+        """Upstream answers with a stream: what can be said of it now."""
+        assert fetch.lead
+        fetch.lead.stream.open()
+        kind = Kind.PARTIAL if fetch.is_partial else Kind.MISS
+        return Outcome(kind, fetch.plan.have, fetch.plan.call.total, is_open=True)
+
+    def relay(self, fetch: Fetch, data: bytes) -> bytes | list[bytes]:
+        """What of upstream's bytes, and of the store, the client gets now; followers get theirs.
+
+        When the stream is done (`is_done` of its relay), `complete_stream` is due, before the
+        client has the last word: who repeats a request at once finds it answered."""
+        assert fetch.lead
+        events = fetch.lead.relay.feed(data)
+        fetch.lead.stream.publish(events)
+        return data if fetch.lead.is_verbatim else fetch.lead.view.show(events)
+
+    def complete_stream(self, fetch: Fetch, *, now: float, seconds: float) -> Outcome:
+        """Stores what a stream that is done has brought."""
+        assert fetch.lead
+        self._release(fetch)
+        try:
+            split = fetch.lead.relay.split()
+        except Refused as refused:
+            completed = self._finish(fetch, None, 200, refused.reason)
+        else:
+            stored = sum(sample.tokens for sample in fetch.plan.samples())
+            generated = sum(sample.tokens for sample in split.generations)
+            fetch.lead.stream.tokens = stored + generated
+            completed = self._store_split(fetch, split, None, now=now, seconds=seconds)
+        fetch.lead.stream.end(complete=True)
+        return completed.outcome
+
+    def followed(self, follow: Follow) -> None:
+        """Counts one who has read along to the end."""
+        self.counters.follow(Saved(follow.outcome.want, follow.follower.tokens))
 
     def fail(self, fetch: Fetch, reason: Reason, status: int) -> Completed:
-        """Ends a fetch that has no answer."""
+        """Ends a fetch that has no answer, or not all of it."""
         self._release(fetch)
+        if fetch.lead:
+            fetch.lead.stream.end(complete=False)
         return self._finish(fetch, None, status, reason)
 
     def abort_targets(self, body: bytes) -> list[str]:
@@ -284,12 +397,29 @@ class Exchange:
         return Completed(body, outcome, status)
 
     def _release(self, fetch: Fetch) -> None:
+        """Nobody is to find the fetch any more."""
+        if fetch.lead:
+            self.streams.drop(fetch.lead.identity, fetch.lead.stream)
         for rid, unique in fetch.fill.rids.items():
             left = [known for known in self._rids.get(rid, ()) if known != unique]
             if left:
                 self._rids[rid] = left
             else:
                 self._rids.pop(rid, None)
+
+
+def _write(known: Known, plan: Plan) -> bytes:
+    return known.dialect.write(known.call, cache.answers(plan))
+
+
+def _replay(known: Known, plan: Plan) -> bytes:
+    """A stream from the store, as it goes over the wire."""
+    dialect, call = known.dialect, known.call
+    script = dialect.script(call, plan.stored)
+    events = [*script.in_turn(), *script.finishes]
+    if call.stream and call.stream.usage and (usage := dialect.usage(call, plan.stored)):
+        events.append(usage)
+    return wire.chunked([*events, sse.DONE])
 
 
 def error_body(status: int, kind: str, message: str) -> bytes:

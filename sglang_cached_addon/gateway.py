@@ -1,21 +1,30 @@
 """mitmproxy's HTTP layer, with our own answer where upstream gives none, and hooks in place.
 
 mitmproxy tells a client in HTML that the upstream cannot be reached, and closes the
-connection; API clients get JSON here, and keep theirs. And where a hook can be run at once,
-its flow goes on at once. What is overridden is where `HttpLayer` receives an event, and
-where it hands one to the layer of a connection.
+connection; API clients get JSON here, and keep theirs. Where a hook can be run at once, its
+flow goes on at once. A streamed answer of ours comes from a `Feed` in upstream's place; and a
+stream that others read too goes on when its own client leaves. What is overridden is where
+`HttpLayer` receives an event, hands one to a layer of its own, and looks for a connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from enum import Enum
+from typing import Any, Protocol
 
 from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer, layers, tunnel
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    GetHttpConnectionCompleted,
+    HttpLayer,
+    HTTPMode,
+    HttpStream,
+)
 from mitmproxy.proxy.layers.http._events import (
+    RequestProtocolError,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -24,29 +33,47 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-MakeError = Callable[[http.HTTPFlow, str], http.Response]
-"""The answer to a request that upstream did not answer, from the flow and mitmproxy's message."""
+from sglang_cached_addon.feed import Feed
 
 MakeLane = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
 
 
-RunHook = Callable[[commands.StartHook], bool]
-"""Runs a hook at once; False if it has to go mitmproxy's way."""
+class Run(Enum):
+    """What became of a hook."""
+
+    DONE = "it ran"
+    PENDING = "its flow goes on when somebody says that it ran"
+    FOREIGN = "it has to go mitmproxy's way"
+
+
+class Front(Protocol):
+    """What the layer asks about flows."""
+
+    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
+        """The answer to a request that upstream did not answer, with mitmproxy's message."""
+
+    def run_hook(self, hook: commands.StartHook) -> Run:
+        """Runs a hook at once, if it can be."""
+
+    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
+        """What answers a flow in upstream's place."""
+
+    def outlives(self, flow: http.HTTPFlow) -> bool:
+        """Whether the flow goes on without its client."""
 
 
 class Gateway(HttpLayer):
-    """An `HttpLayer` whose 502 is made by `make_error`, and whose hooks may be run in place."""
+    """An `HttpLayer` with a `Front`."""
 
-    def __init__(
-        self, context: Context, make_error: MakeError, run_hook: RunHook | None = None
-    ) -> None:
+    def __init__(self, context: Context, front: Front, *, in_place: bool) -> None:
+        """`in_place`: nobody else wants to see hooks."""
         super().__init__(context, HTTPMode.transparent)
-        self._make_error = make_error
-        self._run_hook = run_hook
+        self._front = front
+        self._in_place = in_place
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if self._run_hook is None:
+        if not self._in_place:
             yield from super().handle_event(event)
             return
         # A hook is completed when the event that led to it is done with: layers are not
@@ -54,15 +81,45 @@ class Gateway(HttpLayer):
         waiting = [event]
         for event in waiting:
             for command in super().handle_event(event):
-                if isinstance(command, commands.StartHook) and self._run_hook(command):
-                    waiting.append(events.HookCompleted(command))
-                else:
+                if not isinstance(command, commands.StartHook):
                     yield command
+                    continue
+                run = self._front.run_hook(command)
+                if run is Run.DONE:
+                    waiting.append(events.HookCompleted(command))
+                elif run is Run.FOREIGN:
+                    yield command
+
+    def get_connection(
+        self, event: GetHttpConnection, *, reuse: bool = True
+    ) -> layer.CommandGenerator[None]:
+        stream = self.command_sources[event]
+        feed = None
+        if isinstance(stream, HttpStream):
+            feed = self._front.open_feed(stream.flow, self.context.fork())
+        if feed is None:
+            yield from super().get_connection(event, reuse=reuse)
+            return
+        self.connections[feed.conn] = feed
+        yield from self.event_to_child(feed, events.Start())
+        del self.command_sources[event]
+        answer = GetHttpConnectionCompleted(event, (feed.conn, None))
+        yield from self.event_to_child(stream, answer)
 
     def event_to_child(
         self, child: layer.Layer, event: events.Event
     ) -> layer.CommandGenerator[None]:
         if (
+            isinstance(event, RequestProtocolError)
+            and isinstance(child, HttpStream)
+            and self._front.outlives(child.flow)
+        ):
+            return
+        if isinstance(child, Feed):
+            yield from super().event_to_child(child, event)
+            if child.is_over:
+                self.connections.pop(child.conn, None)
+        elif (
             isinstance(event, ResponseProtocolError)
             and isinstance(child, Http1Server)
             and child.request is not None
@@ -70,7 +127,7 @@ class Gateway(HttpLayer):
             and _status(event) == 502
             and (stream := self.streams.get(event.stream_id))
         ):
-            response = self._make_error(stream.flow, event.message)
+            response = self._front.make_error(stream.flow, event.message)
             body = b"" if child.request.method == "HEAD" else response.raw_content or b""
             for answer in (
                 ResponseHeaders(event.stream_id, response, end_stream=False),
@@ -88,8 +145,9 @@ class Gateway(HttpLayer):
 def reverse_proxy(
     context: Context,
     data: bytes,
-    make_error: MakeError,
-    run_hook: RunHook | None = None,
+    front: Front,
+    *,
+    in_place: bool = False,
     lane: MakeLane | None = None,
 ) -> layer.Layer | None:
     """The layers behind a plain HTTP client of a reverse proxy, or None to leave it to mitmproxy.
@@ -107,7 +165,7 @@ def reverse_proxy(
         stack /= layers.ServerTLSLayer(context)
     if lane:
         stack /= lane(context)
-    stack /= Gateway(context, make_error, run_hook)
+    stack /= Gateway(context, front, in_place=in_place)
     return stack[0]
 
 

@@ -23,6 +23,7 @@ class Kind(StrEnum):
     PARTIAL = "partial"
     MISS = "miss"
     BYPASS = "bypass"
+    COLLAPSED = "collapsed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Outcome:
     """Upstream's answer, where it was asked."""
     age: int = 0
     """Of the oldest sample of a hit, in seconds."""
+    is_open: bool = False
+    """The answer is on its way, and whether it will be stored is not known yet."""
 
     @property
     def cache_status(self) -> str:
@@ -48,11 +51,13 @@ class Outcome:
         detail = [str(self.reason)] if self.reason else []
         if self.kind is Kind.HIT:
             parts.append("hit")
+        elif self.kind is Kind.COLLAPSED:
+            parts += [f"fwd={Kind.MISS}", "collapsed"]
         else:
             parts.append(f"fwd={self.kind}")
             if self.status != 200:
                 parts.append(f"fwd-status={self.status}")
-            if self.kind is not Kind.BYPASS and not self.reason:
+            if self.kind is not Kind.BYPASS and not self.reason and not self.is_open:
                 parts.append("stored")
             if self.kind is Kind.PARTIAL:
                 detail.insert(0, f"{self.have} of {self.want} stored")
@@ -109,6 +114,8 @@ class Counters:
     hits: int = 0
     misses: int = 0
     partial_hits: int = 0
+    collapsed: int = 0
+    """Of the hits, those that were answered by another's fetch while it was under way."""
     bypasses: Counter[Reason] = field(default_factory=Counter)
     """By reason."""
     not_stored: Counter[Reason] = field(default_factory=Counter)
@@ -126,6 +133,11 @@ class Counters:
         self.samples_from_cache += saved.samples
         self.tokens_saved += saved.tokens
         self.upstream_seconds_saved += saved.seconds
+
+    def follow(self, saved: Saved) -> None:
+        """Counts a request that was answered by another's fetch."""
+        self.collapsed += 1
+        self.hit(saved)
 
     def add(self, outcome: Outcome, saved: Saved = NOTHING, generated: int = 0) -> None:
         """Counts a request that went upstream: what the store gave to it, and the samples that
@@ -154,6 +166,7 @@ class Counters:
             "hits": self.hits,
             "misses": self.misses,
             "partial_hits": self.partial_hits,
+            "collapsed": self.collapsed,
             "hit_rate": self.hit_rate,
             "bypasses": _plain(self.bypasses),
             "not_stored": _plain(self.not_stored),

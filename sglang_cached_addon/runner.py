@@ -50,6 +50,7 @@ class Start:
     web: bool = False
     scripts: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
+    replay_tokens_per_second: int = 0
 
 
 class StartError(Exception):
@@ -132,6 +133,7 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
         options.update(
             sglang_cache_path=start.cache_path,
             sglang_quiet=start.quiet,
+            sglang_replay_tokens_per_second=start.replay_tokens_per_second,
             connection_strategy="lazy",
         )
         for spec in start.sets:

@@ -17,7 +17,7 @@ class Option:
 
     name: str
     type: type
-    default: str | bool
+    default: str | bool | int
     help: str
 
 
@@ -41,6 +41,12 @@ OPTIONS = (
         "Answer hits in the fast lane, unseen by other addons. "
         "Off by itself where other addons want to see requests, as in mitmweb and mitmdump.",
     ),
+    Option(
+        "sglang_replay_tokens_per_second",
+        int,
+        0,
+        "How fast stored streams are replayed, per choice; 0 for at once.",
+    ),
 )
 
 
@@ -51,6 +57,8 @@ class Settings:
     cache_path: Path
     quiet: bool
     express: bool
+    replay_rate: int = 0
+    """Tokens a second of each choice of a replayed stream; 0 for at once."""
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Settings:
@@ -66,4 +74,11 @@ class Settings:
             folder,
             bool(values["sglang_quiet"]),
             bool(values["sglang_express"]),
+            _rate(int(str(values["sglang_replay_tokens_per_second"]))),
         )
+
+
+def _rate(rate: int) -> int:
+    if rate < 0:
+        raise ValueError(f"sglang_replay_tokens_per_second: {rate}: must be 0 or more")
+    return rate

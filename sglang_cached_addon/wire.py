@@ -8,7 +8,7 @@ what is accepted wrongly would cost the truth (RFC 9112 §2 to §6, request smug
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -113,12 +113,36 @@ class HeadReader:
         return Head(*route, len(raw), int(length), connection == b"close")
 
 
-def hit(body: bytes, age: int) -> bytes:
-    """A hit as it goes over the wire: byte for byte what the ordinary way sends."""
-    return _HIT % (len(body), age, body)
+def hit(body: bytes, age: int, *, is_stream: bool = False) -> bytes:
+    """A hit as it goes over the wire: byte for byte what the ordinary way sends. The body of a
+    stream is in chunks already."""
+    return _STREAM_HIT % (age, body) if is_stream else _HIT % (len(body), age, body)
 
 
 _HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
     b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: %d\r\n\r\n%b"
 )
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+"""The media type of a stream, as SGLang has it."""
+
+_STREAM_HIT = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n"
+    b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: %%d\r\n\r\n%%b"
+) % EVENT_STREAM.encode()
+
+
+def chunked(events: Iterable[bytes]) -> bytes:
+    """Each event in a chunk of its own, and the end (RFC 9112 §7.1): SGLang sends them so, and
+    one of its clients takes chunks for events."""
+    return b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events]) + b"0\r\n\r\n"
+
+
+def unchunked(body: bytes) -> list[bytes]:
+    """The inverse of `chunked`."""
+    events, at = [], 0
+    while size := int(body[at : (line := body.index(b"\r\n", at))], 16):
+        events.append(body[line + 2 : line + 2 + size])
+        at = line + 4 + size
+    return events

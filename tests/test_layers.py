@@ -13,16 +13,20 @@ PACKAGE = Path(sglang_cached_addon.__file__).parent
 TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-KNOWS_MITMPROXY = {"addon.py", "express.py", "gateway.py", "runner.py"}
+KNOWS_MITMPROXY = {
+    "addon.py", "express.py", "feed.py", "gateway.py", "runner.py", "streaming.py",
+}  # fmt: skip
 DOES_IO = {
-    "addon.py", "express.py", "runner.py", "upstream.py", "store/journal.py", "store/__init__.py",
+    "addon.py", "express.py", "feed.py", "runner.py", "streaming.py", "upstream.py",
+    "store/journal.py", "store/__init__.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "os", "pathlib", "socket", "ssl", "subprocess", "threading", "time", "urllib",
     "fcntl", "tempfile", "random", "uuid",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.
-VALUES_ONLY = {"settings.py": {"pathlib"}}
+# Who waits for whom is no I/O either, though it takes an event loop.
+VALUES_ONLY = {"settings.py": {"pathlib"}, "inflight.py": {"asyncio"}}
 
 
 def imports(path: Path) -> set[str]:

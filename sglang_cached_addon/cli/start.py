@@ -53,6 +53,16 @@ def _env(name: str) -> str:
     help="No log line for each request.",
 )
 @click.option(
+    "--replay-tokens-per-second",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    envvar=_env("REPLAY_TOKENS_PER_SECOND"),
+    show_envvar=True,
+    help="How fast stored streams are replayed; 0 for at once.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     envvar=_env("INSECURE"),
@@ -91,6 +101,7 @@ def start(
     host: str,
     cache_path: str,
     quiet: bool,
+    replay_tokens_per_second: int,
     insecure: bool,
     web: bool,
     scripts: tuple[str, ...],
@@ -99,4 +110,19 @@ def start(
     """Put the cache in front of a server, until Ctrl+C."""
     from sglang_cached_addon.runner import Start, run  # mitmproxy takes its time to import
 
-    sys.exit(run(Start(sglang_url, port, host, cache_path, quiet, insecure, web, scripts, sets)))
+    sys.exit(
+        run(
+            Start(
+                sglang_url=sglang_url,
+                port=port,
+                host=host,
+                cache_path=cache_path,
+                quiet=quiet,
+                insecure=insecure,
+                web=web,
+                scripts=scripts,
+                sets=sets,
+                replay_tokens_per_second=replay_tokens_per_second,
+            )
+        )
+    )

@@ -1,10 +1,11 @@
 """The journal: `cache.jsonl`, append-only, one self-describing JSON object a line.
 
     {"v":1,"key":"<64 hex>","raw":"<32 hex>","dialect":"...","at":<unix s>,"seconds":<s>,
-     "tokens":[..],"call":{..},"answers":[{..},..]}
+     "tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..]}
 
-`answers` are samples, each the whole answer of its API for n=1; `call` is what was asked,
-on the first line of a key; `raw` names a body that the first answer of the key answers. One
+`answers` are samples, each the whole answer of its API for n=1; `deltas`, where they came as
+streams, holds the boundaries of each one's events, or null; `call` is what was asked, on the
+first line of a key; `raw` names a body that the first answer of the key answers. One
 thread owns the file: it writes what has gathered, at the latest `FLUSH_SECONDS` after it
 came, so a killed process loses no more than that. At open, a torn last line is moved to
 `cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
@@ -285,6 +286,8 @@ def encode(
         "seconds": samples[0].seconds,
         "tokens": [sample.tokens for sample in samples],
     }
+    if any(sample.deltas for sample in samples):
+        record["deltas"] = [orjson.Fragment(sample.deltas or b"null") for sample in samples]
     if content is not None:
         record["call"] = orjson.Fragment(content)
     record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
@@ -309,9 +312,12 @@ def _parse(line: bytes) -> tuple[bytes, str, list[Sample], bytes]:
         raise TypeError("answers are not a list of objects")
     if not (isinstance(tokens, list) and all(type(count) is int for count in tokens)):
         raise TypeError("tokens are not a list of integers")
+    deltas = record.get("deltas", [None] * len(answers))
+    if not (isinstance(deltas, list) and all(isinstance(d, list | None) for d in deltas)):
+        raise TypeError("deltas are not a list of lists")
     samples = [
-        Sample(dumps(answer), at, seconds, count)
-        for answer, count in zip(answers, tokens, strict=True)
+        Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps))
+        for answer, count, steps in zip(answers, tokens, deltas, strict=True)
     ]
     return key, dialect, samples, bytes.fromhex(record.get("raw", ""))
 

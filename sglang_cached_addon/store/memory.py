@@ -22,7 +22,7 @@ class Memory:
         """Rises when samples are removed."""
         self.samples = 0
         self.bytes = 0
-        """Of the stored answers."""
+        """Of the stored answers, and of where their streams' events ended."""
         self.by_dialect: Counter[str] = Counter()
         """Samples."""
 
@@ -41,7 +41,7 @@ class Memory:
             self._keys[raw] = key
         self.samples += len(samples)
         self.by_dialect[dialect] += len(samples)
-        self.bytes += sum(len(sample.answer) for sample in samples)
+        self.bytes += sum(len(sample.answer) + len(sample.deltas) for sample in samples)
 
     def clear(self) -> None:
         self.generation += 1

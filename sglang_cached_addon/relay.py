@@ -1,0 +1,153 @@
+"""A streamed answer on its way from upstream to clients: what is recorded, what each one sees.
+
+Pure. `Relay` makes of upstream's bytes the events of the whole answer, with the stored
+choices before those that are being generated; `View` is what one client gets of an event.
+Nothing here waits: what came of an event is passed on, and recorded, as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from sglang_cached_addon import cache, sse
+from sglang_cached_addon.cache import Plan
+from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Part, Split
+from sglang_cached_addon.policy import Reason, Refused
+
+
+class Event(NamedTuple):
+    """One event of the whole answer, as its usage and ids would be for anyone."""
+
+    data: bytes
+    part: Part
+    choice: int = 0
+
+
+class Relay:
+    """One upstream stream."""
+
+    def __init__(self, dialect: Dialect, plan: Plan, fill: Fill) -> None:
+        self.is_done = False
+        """Its terminator has come."""
+        self.reason: Reason | None = None
+        """Why it cannot be recorded."""
+        self._dialect = dialect
+        self._plan = plan
+        self._recorder = dialect.record(plan.call, fill)
+        self._splitter = sse.Splitter()
+        self._choices = _choices(plan, fill)
+        self._finishes: list[Event] | None = None
+        """Of the stored choices, until they are sent; None before the first event."""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that the bytes complete, none of them held back."""
+        events: list[Event] = []
+        if self._finishes is None:
+            events += self._begin()
+        for event in self._splitter.feed(data):
+            events += self._take(event)
+        return events
+
+    def split(self) -> Split:
+        """The samples of a stream that is done; raises `Refused`."""
+        if self.reason:
+            raise Refused(self.reason)
+        return self._recorder.split()
+
+    def _begin(self) -> list[Event]:
+        """The stored choices."""
+        if not self._plan.have:
+            self._finishes = []
+            return []
+        script = self._dialect.script(self._plan.call, self._plan.stored)
+        self._finishes = [Event(event, Part.FINISH) for event in script.finishes]
+        return [Event(event, Part.DELTA) for events in script.deltas for event in events]
+
+    def _take(self, event: bytes) -> list[Event]:
+        said = sse.data(event)
+        if said is None:
+            return [Event(event, Part.OTHER)]
+        if said == sse.DONE_DATA:
+            self.is_done = True
+            return [*self._take_finishes(), Event(event, Part.OTHER)]
+        try:
+            value = orjson.loads(said)
+        except ValueError:
+            self.reason = self.reason or Reason.UNREADABLE
+            return [Event(event, Part.OTHER)]
+        part, choice = self._record(value)
+        before = self._take_finishes() if part in (Part.FINISH, Part.USAGE) else []
+        if self._plan.have:
+            event, choice = self._rewrite(event, value, part, choice)
+        return [*before, Event(event, part, choice)]
+
+    def _record(self, value: Any) -> tuple[Part, int]:
+        if self.reason:
+            return Part.OTHER, 0
+        try:
+            return self._recorder.add(value)
+        except Refused as refused:
+            self.reason = refused.reason
+            return Part.OTHER, 0
+
+    def _take_finishes(self) -> list[Event]:
+        """Choices end together, so the stored ones do when the first of upstream's does."""
+        finishes, self._finishes = self._finishes, []
+        return finishes or []
+
+    def _rewrite(self, event: bytes, value: Any, part: Part, choice: int) -> tuple[bytes, int]:
+        """Makes an event of a fill one of the client's answer."""
+        if part is Part.USAGE:
+            return self._usage() or event, 0
+        if part in (Part.ERROR, Part.OTHER):
+            return event, 0
+        like = next(self._plan.samples())
+        self._dialect.renumber(value, self._choices, like)
+        return sse.event(orjson.dumps(value)), self._choices[choice]
+
+    def _usage(self) -> bytes | None:
+        try:
+            split = self.split()
+        except Refused:
+            return None
+        whole = cache.recorded(self._plan, split.generations)
+        return self._dialect.usage(self._plan.call, whole)
+
+
+def _choices(plan: Plan, fill: Fill) -> list[int]:
+    """Which choice of the client's answer each one of the fill is."""
+    taken = [len(pool) for pool in plan.stored]
+    choices = []
+    for item in fill.order:
+        for _ in range(fill.n):
+            choices.append(item * plan.call.n + taken[item])
+            taken[item] += 1
+    return choices
+
+
+class View:
+    """What one client gets."""
+
+    def __init__(self, dialect: Dialect, call: Call) -> None:
+        self._dialect = dialect
+        self._rids = call.rids
+        self._wants_usage = call.stream is not None and call.stream.usage
+
+    def show(self, events: Sequence[Event]) -> list[bytes]:
+        """These events in the client's own words."""
+        return [
+            self._named(event) if self._rids else event.data
+            for event in events
+            if self._wants_usage or event.part is not Part.USAGE
+        ]
+
+    def _named(self, event: Event) -> bytes:
+        """With the client's ids, where the event has any."""
+        if event.part in (Part.ERROR, Part.OTHER):
+            return event.data
+        value = orjson.loads(sse.data(event.data) or b"null")
+        self._dialect.rename(value, self._rids)
+        return sse.event(orjson.dumps(value))
