@@ -133,6 +133,7 @@ def test_hit_after_miss() -> None:
         "hits": 1,
         "misses": 1,
         "partial_hits": 0,
+        "collapsed": 0,
         "hit_rate": 0.5,
         "bypasses": {},
         "not_stored": {},
@@ -273,10 +274,10 @@ def test_refusal_of_equal_requests() -> None:
     """A request that is refused again would not be counted, or be for another reason."""
     way = Way()
     for _ in range(3):
-        decision = way.receive(b'{"text":"a","stream":true}')
+        decision = way.receive(b'{"text":"a","stream":1}')
         assert isinstance(decision, Bypass)
-        assert decision.outcome.reason is Reason.STREAM
-    assert way.counts["bypasses"] == {"stream": 3}
+        assert decision.outcome.reason is Reason.MALFORMED
+    assert way.counts["bypasses"] == {"malformed": 3}
 
 
 def test_equal_bytes_under_another_head() -> None:
@@ -383,7 +384,7 @@ def test_age_of_the_oldest() -> None:
         (b"{", JSON, Reason.INVALID_JSON),
         (b"[]", JSON, Reason.MALFORMED),
         (b'{"text":"a","text":"b"}', JSON, Reason.DUPLICATE_KEY),
-        (b'{"text":"a","stream":true}', JSON, Reason.STREAM),
+        (b'{"text":"a","stream":true,"return_hidden_states":true}', JSON, Reason.STREAM),
         (b'{"text":"a","session_params":{}}', JSON, Reason.STATE),
         (b'{"text":"a","image_data":"a.png"}', JSON, Reason.MEDIA),
         (b'{"text":"a","x":18446744073709551616}', JSON, Reason.INVALID_JSON),

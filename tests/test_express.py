@@ -106,10 +106,11 @@ def normal(data: bytes) -> bytes:
 
 def both(twins: Twins, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
     """What each of the two answers; at once where the pieces met a closed door."""
-    lane, hooks = talk(twins.lane, pieces), talk(twins.hooks, pieces)
-    if lane != hooks and not (lane and hooks):
-        pieces = [b"".join(pieces)]
+    for _ in range(10):
         lane, hooks = talk(twins.lane, pieces), talk(twins.hooks, pieces)
+        if lane == hooks or (lane and hooks):
+            break
+        pieces = [b"".join(pieces)]
     assert lane is not None
     assert hooks is not None
     return lane, hooks

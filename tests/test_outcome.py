@@ -42,7 +42,7 @@ def test_cache_status_is_a_structured_field() -> None:
     """Tools that read `Cache-Status` would drop the field."""
     for outcome in OUTCOMES:
         found = parameters(outcome.cache_status)
-        assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "detail"}
+        assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "collapsed", "detail"}
         assert ("hit" in found) != ("fwd" in found)
         assert ("hit" in found) == (outcome.kind is Kind.HIT)
         if "fwd-status" in found:
@@ -59,6 +59,8 @@ def test_cache_status_is_a_structured_field() -> None:
     [
         (Outcome(Kind.HIT, 3, 3, age=5), "sglang-cached; hit"),
         (Outcome(Kind.MISS, 0, 3), "sglang-cached; fwd=miss; stored"),
+        (Outcome(Kind.MISS, 0, 3, is_open=True), "sglang-cached; fwd=miss"),
+        (Outcome(Kind.COLLAPSED, 0, 3), "sglang-cached; fwd=miss; collapsed"),
         (
             Outcome(Kind.MISS, 0, 1, Reason.ABORT),
             "sglang-cached; fwd=miss; detail=abort",
@@ -136,6 +138,7 @@ def test_counters_at_the_start() -> None:
         "hits": 0,
         "misses": 0,
         "partial_hits": 0,
+        "collapsed": 0,
         "hit_rate": 0.0,
         "bypasses": {},
         "not_stored": {},
@@ -162,6 +165,7 @@ def test_counters() -> None:
         "hits": 1,
         "misses": 3,
         "partial_hits": 1,
+        "collapsed": 0,
         "hit_rate": 0.2,
         "bypasses": {"beam": 1, "stream": 2},
         "not_stored": {"abort": 1, "status": 1},

@@ -295,7 +295,8 @@ def test_log_lines(simulator: Simulator, proxy: Proxy) -> None:
     """One line a request: kind, path, have/want, time, reason."""
     for n in (1, 1, 2):
         post(proxy, "/generate", {"text": "a", "sampling_params": {**PARAMS, "n": n}})
-    post(proxy, "/generate", {"text": "a", "stream": True, "sampling_params": PARAMS})
+    post(proxy, "/generate", {"text": "a", "stream": "odd", "sampling_params": PARAMS})
+    post(proxy, "/generate", {"text": "s", "stream": True, "sampling_params": PARAMS})
     requests.get(f"{proxy.url}/model_info", timeout=30)
     # The last line of a relayed answer may be written after its last byte.
     until(lambda: "/model_info" in proxy.log)
@@ -305,14 +306,16 @@ def test_log_lines(simulator: Simulator, proxy: Proxy) -> None:
         "[Cache hit] /generate 1/1 ",
         "[Cache partial] /generate 1/2 ",
         "[Cache bypass] /generate ",
+        "[Cache miss] /generate 0/1 ",
         "[Cache bypass] /model_info ",
     ]
     assert len(lines) == len(starts)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start)
         assert " ms" in line
-    assert lines[3].endswith("(stream)")
-    assert lines[4].endswith("(route)")
+    assert lines[3].endswith("(malformed)")
+    assert lines[4].endswith(" ms")
+    assert lines[5].endswith("(route)")
 
 
 def test_quiet(simulator: Simulator, start_proxy: StartProxy) -> None:
@@ -333,7 +336,7 @@ BYPASSES = {
     "media-by-reference": {"body": {"image_data": "http://example.com/a.png"}},
     "beam": {"body": {"sampling_params": {"beam_width": 4}}},
     "malformed": {"body": {"text": 7}},
-    "stream": {"body": {"stream": True}},
+    "stream": {"body": {"stream": True, "return_hidden_states": True}},
 }
 
 
