@@ -137,7 +137,7 @@ def differences(real: Any, own: Any, at: str = "$", lengths: tuple[str, ...] = (
 
 
 def kind_of(event: Any) -> str:
-    """What a stream event is: done, error, usage, role, reasoning, tool, text or end."""
+    """What a stream event is: done, error, usage, role, reasoning, tool, text, rows or end."""
     if isinstance(event, str):
         return "done"
     if "error" in event:
@@ -151,11 +151,11 @@ def kind_of(event: Any) -> str:
     choice = event["choices"][0]
     if choice["finish_reason"] is not None:
         return "end"
-    delta = choice.get("delta", {})
-    for key, kind in (("tool_calls", "tool"), ("role", "role"), ("content", "text")):
-        if key in delta:
-            return kind
-    return "reasoning" if delta else "text"
+    if "delta" not in choice:
+        return "text"
+    kinds = {"tool_calls": "tool", "role": "role", "content": "text"}
+    kinds["reasoning_content"] = "reasoning"
+    return next((kinds[k] for k in kinds if choice["delta"].get(k) is not None), "rows")
 
 
 def index_of(event: Any) -> int | None:
@@ -289,6 +289,8 @@ REFUSED: list[tuple[str, Json, int, str]] = [
     ("/v1/completions", {"prompt": []}, 400, '"Prompt cannot be empty","type":"BadRequestError"'),
     ("/v1/completions", {"prompt": "a", "max_tokens": 0}, 400, "max_tokens must be positive"),
     ("/v1/completions", {"prompt": "a", "top_p": 7}, 400, "top_p must be in (0, 1], got 7.0."),
+    ("/v1/completions", {"prompt": "a", "stream_options": "x"}, 400, "Input should be a valid dic"),
+    ("/v1/chat/completions", {**CHAT, "stream_options": 5}, 400, "'type': 'model_attributes_type'"),
     ("/v1/chat/completions", {"messages": []}, 400, "Messages cannot be empty."),
     ("/v1/chat/completions", {"messages": "x"}, 400, "Input should be a valid list"),
     ("/v1/chat/completions", {**CHAT, "max_tokens": -1}, 400, "max_new_tokens must be at least 0"),
@@ -436,7 +438,267 @@ def test_thinking(shared: Simulator) -> None:
     assert "".join(thought) == message["reasoning_content"]
 
 
+# ---------------------------------------------------------------- streams
+
+
+def events_of(simulator: Simulator, path: str, body: Json) -> list[Any]:
+    """The events of a stream without [DONE]."""
+    events = parsed(post(simulator, path, {**body, "stream": True}).text)
+    assert events.pop() == "[DONE]"
+    return events
+
+
+def chat_events(simulator: Simulator, body: Json) -> list[Any]:
+    return events_of(simulator, "/v1/chat/completions", body)
+
+
+def delta_of(event: Any) -> Json:
+    delta: Json = event["choices"][0]["delta"]
+    return delta
+
+
+def words_of(events: list[Any]) -> dict[int, list[str]]:
+    """Per index, the texts of its events."""
+    found: dict[int, list[str]] = {}
+    for event in events:
+        if (index := index_of(event)) is not None:
+            choice = event["choices"][0] if "choices" in event else event
+            text = choice["text"] if "text" in choice else choice["delta"].get("content")
+            found.setdefault(index, []).extend([text] * bool(text))
+    return found
+
+
+def rows_of(event: Any) -> list[str]:
+    """The tokens whose log-probabilities an event of chat carries."""
+    return [row["token"] for row in (event["choices"][0]["logprobs"] or {"content": []})["content"]]
+
+
+COLD = {**CHAT, "temperature": 0, "max_tokens": 8}
+THINK = {**COLD, "chat_template_kwargs": {"enable_thinking": True}}
+AUTO = {**COLD, "tools": TOOLS}
+CALL = {**AUTO, "tool_choice": "required"}
+COUNTS = ["prompt_tokens", "total_tokens", "completion_tokens", "prompt_tokens_details",
+          "reasoning_tokens", "completion_tokens_details"]  # fmt: skip
+OPTIONS: list[tuple[Json | None, bool, bool]] = [
+    (None, False, False),
+    ({}, False, False),
+    ({"include_usage": None, "continuous_usage_stats": None}, False, False),
+    ({"include_usage": False, "continuous_usage_stats": False}, False, False),
+    ({"include_usage": True}, False, True),
+    ({"continuous_usage_stats": True}, True, False),
+    ({"continuous_usage_stats": True, "include_usage": False}, True, False),
+    ({"continuous_usage_stats": True, "include_usage": True}, True, True),
+]
+COUNTED: list[tuple[str, Json]] = [
+    ("/v1/completions", {"prompt": ["one two", "three"], "max_tokens": 3}),
+    *(("/v1/chat/completions", body) for body in (COLD, THINK, AUTO, CALL)),
+]
+
+
+@pytest.mark.parametrize(("options", "each", "last"), OPTIONS)
+@pytest.mark.parametrize(("path", "body"), COUNTED)
+def test_usage_in_streams(
+    path: str, body: Json, options: Json | None, each: bool, last: bool, shared: Simulator
+) -> None:
+    """One option counts each choice at each of its deltas, the other all of them at the end."""
+    body = {**body, "n": 2}
+    whole = post(shared, path, body).json()["usage"]
+    events = events_of(shared, path, {**body, "stream_options": options})
+    assert [kind_of(event) == "usage" for event in events].count(True) == last
+    if last:
+        shown = {k: v for k, v in whole.items() if v is not None or path != "/v1/completions"}
+        assert events.pop()["usage"] == shown
+    counts: dict[int | None, list[Json]] = {}
+    for event in events:
+        is_delta = path == "/v1/completions" or kind_of(event) in ("text", "reasoning", "tool")
+        by_pydantic = path == "/v1/completions" or "role" in delta_of(event)
+        if each and is_delta:
+            assert list(event) == ["id", "object", "created", "model", "choices", "usage"]
+            counts.setdefault(index_of(event), []).append(event["usage"])
+        elif by_pydantic and is_delta:
+            assert event["usage"] is None
+        else:
+            assert "usage" not in event
+    for told in counts.values():
+        assert [list(one) for one in told] == [COUNTS] * len(told)
+        totals = [one["completion_tokens"] for one in told]
+        assert totals == sorted(totals) and len(set(totals)) > 1 and totals[0] == 1
+        assert [one["total_tokens"] - one["prompt_tokens"] for one in told] == totals
+    if each:
+        ends = [told[-1] for told in counts.values()]
+        assert sum(one["completion_tokens"] for one in ends) == whole["completion_tokens"]
+        assert sum(one["reasoning_tokens"] for one in ends) == whole["reasoning_tokens"]
+        assert sum(one["prompt_tokens"] for one in ends) == 2 * whole["prompt_tokens"]
+
+
+def test_event_with_usage_like_recorded(shared: Simulator) -> None:
+    """A chunk of `continuous_usage_stats`, as a real server sent it."""
+    real = json.loads(
+        '{"id":"ecbf46ab9f35406d9776eb4e98681997","object":"chat.completion.chunk","created":'
+        '1795431938,"model":"default","choices":[{"index":0,"delta":{"reasoning_content":null,'
+        '"content":"ve"},"logprobs":{"content":[{"token":"ve","bytes":[118,101],"logprob":'
+        '-2.9917097091674805,"top_logprobs":[]}]},"finish_reason":null,"matched_stop":null}],'
+        '"usage":{"prompt_tokens":20,"total_tokens":21,"completion_tokens":1,'
+        '"prompt_tokens_details":null,"reasoning_tokens":0,"completion_tokens_details":null}}'
+    )
+    body = {**COLD, "logprobs": True, "stream_options": {"continuous_usage_stats": True}}
+    assert differences(real, chat_events(shared, body)[1]) == []
+
+
+NO_ROLE = {"role": None, "content": None, "reasoning_content": None}
+
+
+def test_call_in_a_stream(shared: Simulator) -> None:
+    """A call's chunks are worded by pydantic; the stream names the stop that JSON hides."""
+    first, *others, end = chat_events(shared, CALL)[1:]
+    call = delta_of(first)["tool_calls"][0]
+    assert call["id"].startswith("call_")
+    named = {"id": call["id"], "index": 0, "type": "function"}
+    named["function"] = {"name": "add", "arguments": ""}
+    assert json.dumps(delta_of(first)) == json.dumps({**NO_ROLE, "tool_calls": [named]})
+    for event in others:
+        function = {
+            "name": None,
+            "arguments": delta_of(event)["tool_calls"][0]["function"]["arguments"],
+        }
+        more = {"id": None, "index": 0, "type": "function", "function": function}
+        assert json.dumps(delta_of(event)) == json.dumps({**NO_ROLE, "tool_calls": [more]})
+    assert [event["usage"] for event in (first, *others)] == [None] * (1 + len(others))
+    assert delta_of(end) == {"reasoning_content": None} and "usage" not in end
+    whole = post(shared, "/v1/chat/completions", CALL).json()["choices"][0]
+    assert (end["choices"][0]["finish_reason"], whole["finish_reason"]) == ("tool_calls",) * 2
+    assert (end["choices"][0]["matched_stop"], whole["matched_stop"]) == (2, None)
+
+
+def test_words_past_the_parser_of_calls(shared: Simulator) -> None:
+    """Where calls are looked for, plain words are worded by pydantic, too."""
+    told = [event for event in chat_events(shared, AUTO) if kind_of(event) == "text"]
+    assert [list(delta_of(event)) for event in told] == [list(NO_ROLE)] * 8
+    assert [event["usage"] for event in told] == [None] * 8
+    plain = chat_events(shared, {**AUTO, "tool_choice": "none"})
+    assert list(delta_of(plain[1])) == ["reasoning_content", "content"] and "usage" not in plain[1]
+
+
+# Kinds of the events, and for how many tokens each has log-probabilities.
+ROWS: list[tuple[str, Json, int, list[tuple[str, int]]]] = [
+    ("plain", COLD, 3, [("role", 0), ("text", 3), ("text", 3), ("text", 2), ("end", 0)]),
+    ("thinking", THINK, 3, [("role", 0), ("reasoning", 3), ("reasoning", 3), ("text", 0),
+                            ("text", 2), ("end", 0)]),
+    ("tools", AUTO, 4, [("role", 0), ("text", 0), ("rows", 4), ("text", 0), ("rows", 4),
+                        ("end", 0)]),
+    ("thinking and tools", {**THINK, "tools": TOOLS}, 4, [
+        ("role", 0), ("reasoning", 4), ("text", 0), ("rows", 4), ("end", 0)]),
+    ("call", CALL, 99, [("role", 0), ("tool", 0), ("tool", 0), ("rows", 4), ("end", 0)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "body", "coalesce", "expected"), ROWS)
+def test_logprobs_in_a_stream(
+    name: str, body: Json, coalesce: int, expected: list[tuple[str, int]]
+) -> None:
+    """A step's log-probabilities come with its first chunk, or behind what the parser told."""
+    with running(Profile(coalesce=coalesce)) as simulator:
+        events = chat_events(simulator, {**body, "logprobs": True})
+        assert [(kind_of(event), len(rows_of(event))) for event in events] == expected
+        alone = [event for event in events if kind_of(event) == "rows"]
+        assert [delta_of(event) for event in alone] == [{"reasoning_content": None}] * len(alone)
+        assert not any("usage" in event for event in alone)
+        counting = {"logprobs": True, "stream_options": {"continuous_usage_stats": True}}
+        told = [e for e in chat_events(simulator, {**body, **counting}) if kind_of(e) == "rows"]
+        assert [list(event["usage"]) for event in told] == [COUNTS] * len(alone)
+
+
+@pytest.mark.parametrize(("body", "lost"), [(COLD, 1), (AUTO, 0)])
+def test_logprobs_of_a_step_that_says_nothing(body: Json, lost: int, shared: Simulator) -> None:
+    """A trimmed stop leaves no chunk: its log-probabilities are lost, save behind a parser."""
+    words = texts(shared, "/v1/chat/completions", body)[0].split(" ")
+    body = {**body, "stop": [f" {words[2]}"], "logprobs": True}
+    rows = [row for event in chat_events(shared, body) for row in rows_of(event)]
+    assert rows == [words[0], f" {words[1]}", f" {words[2]}"][: 3 - lost]
+
+
+@pytest.mark.parametrize("top", [None, 0, 2])
+@pytest.mark.parametrize("echo", [False, True])
+def test_completions_stream(echo: bool, top: int | None, shared: Simulator) -> None:
+    """A stream tells choice by choice what the answer tells, the prompt with the first delta."""
+    body = {"prompt": ["one two", "three"], "n": 2, "max_tokens": 3, "temperature": 0,
+            "echo": echo, "logprobs": top}  # fmt: skip
+    whole = post(shared, "/v1/completions", body).json()["choices"]
+    events = events_of(shared, "/v1/completions", body)
+    for choice in whole:
+        own = [e["choices"][0] for e in events if index_of(e) == choice["index"]]
+        assert [list(one) for one in own] == [list(choice)] * 3
+        assert [one["finish_reason"] for one in own] == [None, None, "length"]
+        assert "".join(one["text"] for one in own) == choice["text"]
+        assert own[0]["text"].startswith(body["prompt"][choice["index"] // 2]) is echo
+        for name, value in (choice["logprobs"] or {}).items():
+            assert [row for one in own for row in one["logprobs"][name]] == value
+        if top is not None:
+            prompt = (2 - choice["index"] // 2) if echo and top else 0
+            assert [len(one["logprobs"]["tokens"]) for one in own] == [prompt + 1, 1, 1]
+
+
+def test_last_delta_may_be_empty(shared: Simulator) -> None:
+    """The step of a stop that is trimmed still ends its choice, in completions with its row."""
+    body = {"prompt": "one two", "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    words = texts(shared, "/v1/completions", body)[0].split(" ")
+    events = events_of(shared, "/v1/completions", {**body, "stop": f" {words[2]}"})
+    end = events[-1]["choices"][0]
+    assert (end["text"], end["finish_reason"], end["matched_stop"]) == ("", "stop", f" {words[2]}")
+    assert end["logprobs"]["tokens"] == [f" {words[2]}"]
+
+
+@pytest.mark.parametrize("coalesce", [1, 3, 9])
+@pytest.mark.parametrize("incremental", [False, True])
+def test_generate_stream(incremental: bool, coalesce: int) -> None:
+    """States that grow, or what is new in each; counts and the prompt are whole in both."""
+    body = {"text": ["one two", "three"], "return_logprob": True, "logprob_start_len": 0,
+            "top_logprobs_num": 2, "require_reasoning": True,
+            "sampling_params": {"max_new_tokens": 8, "temperature": 0}}  # fmt: skip
+    with running(Profile(incremental=incremental, coalesce=coalesce)) as simulator:
+        wholes = post(simulator, "/generate", body).json()
+        events = events_of(simulator, "/generate", body)
+    counts = [min(count, 8) for count in range(coalesce, 8 + coalesce, coalesce)]
+    assert wholes[0]["meta_info"]["reasoning_tokens"] == 4
+    for index, whole in enumerate(wholes):
+        own = [event for event in events if event["index"] == index]
+        since = [0, *counts] if incremental else [0] * len(own)
+        assert len(own) == len(counts)
+        if incremental:
+            assert "".join(event["text"] for event in own) == whole["text"]
+        else:
+            assert own[-1]["text"] == whole["text"]
+            assert all(whole["text"].startswith(event["text"]) for event in own)
+        for event, start, count in zip(own, since, counts, strict=False):
+            meta, last = event["meta_info"], count == 8
+            assert event["output_ids"] == whole["output_ids"][start:count]
+            for name in ("output_token_logprobs", "output_top_logprobs"):
+                assert meta[name] == whole["meta_info"][name][start:count]
+            for name in ("input_token_logprobs", "input_top_logprobs", "prompt_tokens"):
+                assert meta[name] == whole["meta_info"][name]
+            assert meta["output_token_logprobs_length"] == meta["completion_tokens"] == count
+            assert meta["reasoning_tokens"] == min(count, 4)
+            assert ("response_sent_to_client_ts" in meta) is (event is own[0])
+            assert ("e2e_latency" in meta) is ("weight_versions" in meta) is last
+            assert meta["finish_reason"] == ({"type": "length", "length": 8} if last else None)
+
+
+@pytest.mark.parametrize(("coalesce", "expected"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8])])
+@pytest.mark.parametrize("path", ROUTES)
+def test_coalesce(path: str, coalesce: int, expected: list[int]) -> None:
+    """Several tokens an event, and the same words."""
+    body = heated(ROUTES[path], 0, 2)
+    with running(Profile(coalesce=coalesce, incremental=True)) as simulator:
+        told = words_of(events_of(simulator, path, body))
+        assert ["".join(told[k]) for k in (0, 1)] == texts(simulator, path, body)
+        assert [[len(text.split()) for text in told[k]] for k in (0, 1)] == [expected] * 2
+        assert simulator.tokens == 32
+
+
 # ---------------------------------------------------------------- faults
+
+
+WAITS = (Fault.HOLD, Fault.PAUSE)
 
 
 def reasons(path: str, value: Any) -> list[str]:
@@ -446,7 +708,7 @@ def reasons(path: str, value: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault is not Fault.HOLD])
+@pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in WAITS])
 def test_fault(fault: Fault, path: str) -> None:
     """Each fault spoils one answer; the next one is whole."""
     body = heated(ROUTES[path], 0, 2)
@@ -457,7 +719,7 @@ def test_fault(fault: Fault, path: str) -> None:
             Fault.TWO_WEIGHTS: (2, 0), Fault.TOO_FEW: (1, 0)}.get(fault, (0, 0))  # fmt: skip
         whole = post(simulator, path, body)
         assert whole.status_code == 200 and reasons(path, whole.json()) == ["length"] * 2
-        if fault is Fault.ERROR_503:
+        if fault in (Fault.ERROR_503, Fault.ERROR_EVENT):
             assert raw == (b'{"object":"error","message":"The request queue is full.",'
                            b'"type":"503","param":null,"code":503}')  # fmt: skip
         elif fault is Fault.NOT_JSON:
@@ -490,6 +752,136 @@ def test_fault_in_stream(path: str) -> None:
         assert len(ends) == 2 and all('"abort"' in json.dumps(event) for event in ends)
         assert {index_of(event) for event in parsed("".join(short[1]))} == {0, None}
         assert broken[1] == ["data: not json\n\n", "data: [DONE]\n\n"]
+
+
+TOLD = {"object": "error", "message": "Request running timeout reached.",
+        "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("usage", [False, True])
+def test_error_event(path: str, usage: bool) -> None:
+    """Half of a stream, then an error, counts if they are asked for, [DONE]; nothing counts."""
+    body = {**heated(ROUTES[path], 0, 2), "stream_options": {"include_usage": usage}}
+    with running() as simulator:
+        simulator.faults.append(Fault.ERROR_EVENT)
+        raw = post(simulator, path, {**body, "stream": True}).text
+        events = parsed(raw)
+        place = next(k for k, event in enumerate(events) if kind_of(event) == "error")
+        counted = usage and path != "/generate"
+        assert [kind_of(e) for e in events[place:]] == ["error", *["usage"] * counted, "done"]
+        assert "end" not in [kind_of(event) for event in events]
+        told = [e for e in events[:place] if index_of(e) == 0 and kind_of(e) != "role"]
+        assert len(told) == 4
+        if path == "/generate":
+            assert events[place]["error"] == {
+                "message": TOLD["message"], "type": "invalid_request_error", "code": 400,
+                "retryable": False}  # fmt: skip
+        else:
+            assert f"data: {json.dumps({'error': TOLD})}\n\n" in raw
+        assert (simulator.samples, simulator.aborted, simulator.running) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("coalesce", [1, 3])
+def test_cut_stream(path: str, coalesce: int) -> None:
+    """Half of the tokens come, whole events, and no end of any kind."""
+    with running(Profile(coalesce=coalesce)) as simulator:
+        simulator.faults.append(Fault.CUT)
+        body = json.dumps({**heated(ROUTES[path], 0, 1), "stream": True})
+        _, chunks, ended = http_chunks(read_all(connect(simulator, path, body)))
+        kinds = [kind_of(event) for event in parsed("".join(chunks)) if kind_of(event) != "role"]
+        assert not ended and set(kinds) <= {"first", "text"}
+        assert len(kinds) == {1: 4, 3: 2}[coalesce]
+
+
+def paused(simulator: Simulator, path: str, body: Json) -> tuple[socket.socket, bytes]:
+    """A stream held in its middle: its connection, and all that has come."""
+    simulator.faults.append(Fault.PAUSE)
+    conn = connect(simulator, path, json.dumps({**body, "stream": True}))
+    until(lambda: simulator.waiting == 1)
+    raw = b""
+    while raw.count(b"\n\n\r\n") < simulator.events:
+        raw += conn.recv(65536)
+    return conn, raw
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("coalesce", [1, 3, 8])
+def test_pause(path: str, coalesce: int) -> None:
+    """Half of the tokens of each sample come at once, the others after `release`."""
+    with running(Profile(coalesce=coalesce, incremental=True)) as simulator:
+        conn, raw = paused(simulator, path, heated(ROUTES[path], 0, 2))
+        half = parsed("".join(http_chunks(raw)[1]))
+        assert len(half) == simulator.events and simulator.running == 2
+        assert not {"end", "done"} & {kind_of(event) for event in half}
+        assert [len("".join(words_of(half)[k]).split()) for k in (0, 1)] == [4, 4]
+        simulator.release()
+        _, chunks, ended = http_chunks(raw + read_all(conn))
+        events = parsed("".join(chunks))
+        assert ended and events.pop() == "[DONE]" and len(chunks) == simulator.events
+        assert [len("".join(words_of(events)[k]).split()) for k in (0, 1)] == [8, 8]
+        assert (simulator.waiting, simulator.samples, simulator.aborted) == (0, 2, 0)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_pause_ends_early(path: str) -> None:
+    """An abort ends a paused stream properly, its client by leaving at once."""
+    with running() as simulator:
+        conn, raw = paused(simulator, path, {**heated(ROUTES[path], 0, 1), "rid": "x"})
+        post(simulator, "/abort_request", {"rid": "x"})
+        _, chunks, ended = http_chunks(raw + read_all(conn))
+        *_, end, done = parsed("".join(chunks))
+        assert ended and done == "[DONE]" and '"abort"' in json.dumps(end)
+        assert (simulator.waiting, simulator.samples, simulator.aborted) == (0, 0, 1)
+        sent = simulator.events
+        simulator.faults.append(Fault.PAUSE)
+        conn = connect(simulator, path, json.dumps({**heated(ROUTES[path], 0, 2), "stream": True}))
+        until(lambda: simulator.waiting == 1)
+        assert simulator.events > sent
+        conn.close()
+        until(lambda: simulator.running == 0)
+        assert (simulator.waiting, simulator.samples, simulator.aborted) == (0, 0, 3)
+
+
+def test_finishes_of_chat() -> None:
+    """They come in the order of the last words, all with the id of who spoke last."""
+    body = {**COLD, "n": 2, "stream_options": {"include_usage": True}}
+    with running() as simulator:
+        conn, raw = paused(simulator, "/v1/chat/completions", body)
+        ids = {index_of(e): e["id"] for e in parsed("".join(http_chunks(raw)[1]))}
+        post(simulator, "/abort_request", {"rid": ids[1]})
+        simulator.release()
+        *_, first, second, usage, _ = parsed("".join(http_chunks(raw + read_all(conn))[1]))
+        found = [(index_of(e), e["choices"][0]["finish_reason"]) for e in (first, second)]
+        assert found == [(1, "abort"), (0, "length")]
+        assert [event["id"] for event in (first, second, usage)] == [ids[0]] * 3
+        assert usage["usage"]["completion_tokens"] == 4 + 8
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_rows_without_tokens(stream: bool) -> None:
+    """What adds no token has no log-probabilities in a stream, and empty ones in an answer."""
+    body = {**ROUTES["/v1/completions"], "rid": "x", "logprobs": 1, "stream": stream}
+    with running() as simulator:
+        simulator.faults.append(Fault.HOLD)
+        conn = connect(simulator, "/v1/completions", json.dumps(body))
+        until(lambda: simulator.waiting == 1)
+        post(simulator, "/abort_request", {"rid": "x"})
+        raw = read_all(conn)
+        assert b'"finish_reason":"abort"' in raw
+        assert (b'"logprobs":null' in raw, b'"tokens":[]' in raw) == (stream, not stream)
+
+
+def test_pause_without_stream() -> None:
+    """An answer that is no stream waits just the same."""
+    with running() as simulator:
+        simulator.faults.append(Fault.PAUSE)
+        conn = connect(simulator, "/generate", json.dumps(ROUTES["/generate"]))
+        until(lambda: simulator.waiting == 1)
+        simulator.release()
+        assert b'"completion_tokens":8' in read_all(conn)
+        assert (simulator.samples, simulator.events) == (1, 0)
 
 
 def test_hold() -> None:
@@ -591,6 +983,13 @@ def test_pace() -> None:
         post(simulator, "/generate", heated({"text": "a", "sampling_params": {
             "max_new_tokens": 10}}, 1, 4))  # fmt: skip
         assert 0.149 < time.monotonic() - began < 0.45
+    with running(Profile(tokens_per_second=100, coalesce=4)) as simulator:
+        conn, _ = paused(simulator, "/generate", ROUTES["/generate"])
+        time.sleep(0.1)  # is not made up for
+        began = time.monotonic()
+        simulator.release()
+        read_all(conn)
+        assert 0.039 < time.monotonic() - began < 0.3
 
 
 def test_port_taken() -> None:

@@ -6,6 +6,7 @@ Pure but for clocks and new ids.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import orjson
 
@@ -37,7 +38,8 @@ def read(body: Json) -> Ask:
     name = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     limit = 32 if body.get(name) is None else whole(PATH, body, name, 0)
     params, n = openai.sampling(PATH, body, limit)
-    return Ask(body, [_render(body)], [params], False, n, chat=True)
+    thinks = (body.get("chat_template_kwargs") or {}).get("enable_thinking") is True
+    return Ask(body, [_render(body)], [params], False, n, chat=True, thinks=thinks)
 
 
 def _render(body: Json) -> str:
@@ -102,40 +104,58 @@ def answer(ask: Ask, runs: list[Run]) -> Json:
     return openai.answer(ask, runs, "chat.completion", _choice)
 
 
+def _parses_calls(ask: Ask) -> bool:
+    """Whether SGLang looks for calls in what is said."""
+    return bool(ask.body.get("tools")) and ask.body.get("tool_choice") != "none"
+
+
 def _deltas(ask: Ask, run: Run) -> Iterator[Json]:
     """What the tokens since the last event add to the message."""
-    if run.silent:
-        yield {"reasoning_content": None, "role": "assistant", "content": ""}
-    if run.tool:
-        empty = {"role": None, "content": None, "reasoning_content": None}
-        if run.silent:
-            yield {**empty, "tool_calls": _call(run.tool, run.call_id, "")}
-        if text := run.said(run.sent, run.count):
-            yield {**empty, "tool_calls": _call(None, None, text)}
-        return
     split = _split(ask, run)
     if thought := run.said(run.sent, min(run.count, split)):
         yield {"reasoning_content": thought}
-    if text := run.said(max(run.sent, split), run.count):
-        yield {"reasoning_content": None, "content": text}
+    text = run.said(max(run.sent, split), run.count)
+    if not _parses_calls(ask):
+        if text:
+            yield {"reasoning_content": None, "content": text}
+        return
+    parsed = {"role": None, "content": None, "reasoning_content": None}
+    if run.tool and run.silent:
+        yield {**parsed, "tool_calls": _call(run.tool, run.call_id, "")}
+    if text:
+        said = {"tool_calls": _call(None, None, text)} if run.tool else {"content": text}
+        yield {**parsed, **said}
+
+
+def _event(ask: Ask, run: Run, delta: Json, logprobs: Json | None, **more: Any) -> Json:
+    choice = {"index": run.index, "delta": delta, "logprobs": logprobs}
+    choices = [{**choice, "finish_reason": None, "matched_stop": None}]
+    return {**openai.envelope(ask, run.rid, _CHUNK, choices), **more}
 
 
 def events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
-    logprobs = _logprobs(ask, run, run.sent)
+    if run.silent:
+        role = {"reasoning_content": None, "role": "assistant", "content": ""}
+        yield _event(ask, run, role, None)
+    counts = openai.usage_so_far(ask, run)
+    told = {"usage": counts} if counts else {}
+    logprobs = _logprobs(ask, run, run.sent) if run.count > run.sent else None
     for delta in _deltas(ask, run):
-        choice: Json = {"index": run.index, "delta": delta, "logprobs": None}
-        if not {"role", "tool_calls"} & delta.keys():  # with the first words of the event
-            choice["logprobs"], logprobs = logprobs, None
-        choices = [{**choice, "finish_reason": None, "matched_stop": None}]
-        event = openai.envelope(ask, run.rid, _CHUNK, choices)
-        yield {**event, "usage": None} if "tool_calls" in delta else event
+        if "role" in delta:  # what the parser of calls lets through has no log-probabilities
+            yield _event(ask, run, delta, None, usage=counts)
+        else:
+            yield _event(ask, run, delta, logprobs, **told)
+            logprobs = None
+    if logprobs and (run.thinking or _parses_calls(ask)):  # else they are lost
+        yield _event(ask, run, {"reasoning_content": None}, logprobs, **told)
 
 
-def last_events(ask: Ask, ended: list[Run]) -> Iterator[Json]:
-    for run in ended:
-        choice = {"index": run.index, "delta": {"reasoning_content": None}, "logprobs": None}
-        yield openai.envelope(ask, ended[-1].rid, _CHUNK, [{**choice, **_finish(run)}])
-    yield from openai.usage_events(ask, ended, _CHUNK, nulls=True)
+def last_events(ask: Ask, spoken: list[Run]) -> Iterator[Json]:
+    for run in spoken:
+        if run.over:
+            choice = {"index": run.index, "delta": {"reasoning_content": None}, "logprobs": None}
+            yield openai.envelope(ask, spoken[-1].rid, _CHUNK, [{**choice, **_finish(run)}])
+    yield from openai.usage_events(ask, spoken, _CHUNK, nulls=True)
 
 
 CHAT = Api(read, answer, events, last_events)

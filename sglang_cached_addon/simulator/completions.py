@@ -41,9 +41,11 @@ def _logprobs(ask: Ask, run: Run, since: int, echo: bool) -> Json | None:
         return None
     top = int(ask.body["logprobs"])
     rows = scored(run.tokens[: run.count], run.ids, since, top)
-    if echo:
+    if echo and top:
         rows = scored(pieces(run.prompt), token_ids(run.prompt), 0, top) + rows
         rows[0].update(logprob=None, top_logprobs=None)
+    if ask.stream and not rows:
+        return None
     tops = [row["top_logprobs"] for row in rows]
     return {
         "text_offset": [-1] * len(rows),
@@ -70,11 +72,12 @@ def answer(ask: Ask, runs: list[Run]) -> Json:
 
 def events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
     choices = [_choice(ask, run, run.sent)]
-    yield {**openai.envelope(ask, run.rid, _KIND, choices), "usage": None}
+    counts = openai.usage_so_far(ask, run)
+    yield {**openai.envelope(ask, run.rid, _KIND, choices), "usage": counts}
 
 
-def last_events(ask: Ask, ended: list[Run]) -> Iterator[Json]:
-    return openai.usage_events(ask, ended, _KIND, nulls=False)
+def last_events(ask: Ask, spoken: list[Run]) -> Iterator[Json]:
+    return openai.usage_events(ask, spoken, _KIND, nulls=False)
 
 
 COMPLETIONS = Api(read, answer, events, last_events)

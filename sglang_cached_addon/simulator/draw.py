@@ -33,18 +33,13 @@ def draw(ask: Ask, index: int, rid: str, profile: Profile, number: int, fault: F
     if fault is Fault.TWO_WEIGHTS:
         spans = [(version, 0.5), (f"{version}-next", 1.0)]
     run = Run(index, rid, prompt, tokens, ids, text, reason, spans)
+    if ask.thinks:
+        run.thinking = (len(run.ids) + 1) // 2
     if ask.chat:
-        _think(ask.body, run)
         _call(ask.body, run, dice)
     if fault is Fault.ABORT:
         run.shorten(len(run.ids) // 2)
     return run
-
-
-def _think(body: Json, run: Run) -> None:
-    """Make the first half reasoning, if asked."""
-    if (body.get("chat_template_kwargs") or {}).get("enable_thinking") is True:
-        run.thinking = (len(run.ids) + 1) // 2
 
 
 def _call(body: Json, run: Run, dice: random.Random) -> None:

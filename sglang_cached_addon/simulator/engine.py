@@ -28,10 +28,16 @@ class Engine:
         self.tokens = 0  # completion tokens of these
         self.running = 0  # samples in progress, held ones too
         self.aborted = 0  # samples ended by /abort_request or because the client left
+        self.events = 0  # of streams, sent; [DONE] is one
         self.faults: deque[Fault] = deque()  # each spoils one sampling request
         self.jobs: set[Job] = set()
         self.startup_time: Json = {}  # differs from start to start
         self._numbers = itertools.count(1)  # of the samples that are not greedy
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for `release`, all events before that sent."""
+        return sum(job.waiting for job in tuple(self.jobs))
 
     def open(self, ask: Ask, fault: Fault | None) -> Job:
         """Check the values of a request and begin its samples."""
@@ -42,7 +48,7 @@ class Engine:
             if name in busy:
                 raise Flaw(f"Duplicate request ID detected: {name}")
         runs = [self._draw(ask, index, name, fault) for index, name in enumerate(names)]
-        job = Job(runs[:-1] if fault is Fault.TOO_FEW else runs, fault is Fault.HOLD)
+        job = Job(runs[:-1] if fault is Fault.TOO_FEW else runs, fault)
         self.jobs.add(job)
         self.running += len(job.runs)
         return job

@@ -69,7 +69,8 @@ def read(body: Json) -> Ask:
         raise crash()
     if len(set(wanted)) > 1:
         raise Flaw("The parallel_sample_num should be the same for all samples in sample params.")
-    return Ask(body, prompts, each, many, max(1, wanted[0]))
+    thinks = body.get("require_reasoning") is True
+    return Ask(body, prompts, each, many, max(1, wanted[0]), thinks=thinks)
 
 
 def _item(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:

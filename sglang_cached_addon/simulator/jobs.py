@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 
-from sglang_cached_addon.simulator.profile import Profile
+from sglang_cached_addon.simulator.profile import Fault, Profile
 from sglang_cached_addon.simulator.sample import Run
+
+_HALFWAY = (Fault.CUT, Fault.ERROR_EVENT, Fault.PAUSE)  # they come to pass at half of the tokens
 
 
 class Left(Exception):
@@ -17,10 +19,13 @@ class Left(Exception):
 class Job:
     """The samples of one request."""
 
-    def __init__(self, runs: list[Run], held: bool) -> None:
+    def __init__(self, runs: list[Run], fault: Fault | None) -> None:
         self.runs = runs
-        self.held = held
         self.gone = False  # the client has left
+        self.waiting = False  # for `release`
+        self._longest = max((len(run.ids) for run in runs), default=0)
+        self.turn = self._longest // 2 if fault in _HALFWAY else 0  # tokens before the fault
+        self._held = fault in (Fault.HOLD, Fault.PAUSE)
         self._wake = asyncio.Event()
 
     def leave(self) -> None:
@@ -28,7 +33,7 @@ class Job:
         self._wake.set()
 
     def release(self) -> None:
-        self.held = False
+        self._held = False
         self._wake.set()
 
     def abort(self, run: Run) -> None:
@@ -36,24 +41,32 @@ class Job:
         self._wake.set()
 
     async def steps(self, profile: Profile) -> AsyncIterator[Run]:
-        """Each run each time it has got a token, at the pace of the profile, up to its end."""
-        while self.held and not all(run.over for run in self.runs):
-            await self._nap(None)
-            for run in self._news():
-                yield run
-        start = asyncio.get_running_loop().time() + profile.time_to_first_token
+        """Each run each time it has got tokens, at the pace of the profile, up to its end."""
+        clock = asyncio.get_running_loop().time
+        due = clock() + profile.time_to_first_token
         pace = 1 / profile.tokens_per_second if profile.tokens_per_second > 0 else 0.0
-        step = 0
+        count = 0
         while not all(run.told for run in self.runs):
-            step += 1
-            while await self._nap(start + step * pace):
+            self.waiting = self._held and count == self.turn
+            if self.waiting:
+                since = clock()
+                await self._nap(None)
+                due += clock() - since
+                for run in self._news():
+                    yield run
+                continue
+            stop = self.turn if count < self.turn else self._longest
+            gain = min(profile.coalesce, stop - count)
+            count += gain
+            due += gain * pace
+            while await self._nap(due):
                 for run in self._news():
                     yield run
             for run in self.runs:
                 if run.told:
                     continue
                 if not run.over:
-                    run.advance(step)
+                    run.advance(count)
                 run.told = run.over
                 yield run
 

@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator
 
 from sglang_cached_addon.simulator.profile import Json
 from sglang_cached_addon.simulator.reading import whole
-from sglang_cached_addon.simulator.refusals import Flaw
+from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid
 from sglang_cached_addon.simulator.sample import Ask, Run
 from sglang_cached_addon.simulator.words import token_ids
 
 
 def sampling(path: str, body: Json, limit: int) -> tuple[Json, int]:
     """The native sampling parameters of a body, and `n`."""
+    options = body.get("stream_options")
+    if not isinstance(options, dict | None):
+        text = "Input should be a valid dictionary or object to extract fields from"
+        raise invalid(path, flaw("model_attributes_type", ("stream_options",), text, options))
     n = whole(path, body, "n", 1)
     if n == 0 and not body.get("stream"):  # a stream does not count by strides of n
         raise Flaw("range() arg 3 must not be zero", "BadRequest")
@@ -47,13 +51,13 @@ def answer(ask: Ask, runs: list[Run], kind: str, choice: Callable[[Ask, Run], Js
         metadata = {"weight_version": version, "weight_versions": runs[0].weight_versions()}
     rid = runs[0].rid if runs else uuid.uuid4().hex
     choices = [choice(ask, run) for run in runs]
-    counts = usage(runs, ask.n)
+    counts = usage([runs[place] for place in range(0, len(runs), ask.n)], runs)
     return {**envelope(ask, rid, kind, choices), "usage": counts, "metadata": metadata}
 
 
-def usage(runs: list[Run], stride: int) -> Json:
-    """Token counts: prompts once per `stride` samples, completions of all."""
-    prompt = sum(len(token_ids(runs[k].prompt)) for k in range(0, len(runs), stride))
+def usage(firsts: list[Run], runs: list[Run]) -> Json:
+    """Token counts: prompts of the first sample of each prompt, completions of all samples."""
+    prompt = sum(len(token_ids(run.prompt)) for run in firsts)
     completion, reasoning = sum(run.count for run in runs), sum(run.reasoning for run in runs)
     return {
         "prompt_tokens": prompt,
@@ -65,11 +69,16 @@ def usage(runs: list[Run], stride: int) -> Json:
     }
 
 
-def usage_events(ask: Ask, ended: list[Run], kind: str, nulls: bool) -> Iterator[Json]:
+def usage_so_far(ask: Ask, run: Run) -> Json | None:
+    """The counts of one sample, if `continuous_usage_stats` asks for them."""
+    wanted = (ask.body.get("stream_options") or {}).get("continuous_usage_stats")
+    return usage([run], [run]) if wanted else None
+
+
+def usage_events(ask: Ask, spoken: list[Run], kind: str, nulls: bool) -> Iterator[Json]:
     """The event that `include_usage` asks for, with or without the keys that are null."""
     if not (ask.body.get("stream_options") or {}).get("include_usage"):
         return
-    # the first sample of each prompt stands for the prompt
-    counts = usage(sorted(ended, key=lambda run: run.index), ask.samples)
+    counts = usage([run for run in spoken if run.index % ask.samples == 0], spoken)
     shown = {name: value for name, value in counts.items() if nulls or value is not None}
-    yield {**envelope(ask, ended[-1].rid if ended else "", kind, []), "usage": shown}
+    yield {**envelope(ask, spoken[-1].rid if spoken else "", kind, []), "usage": shown}

@@ -21,7 +21,9 @@ class Fault(enum.StrEnum):
     NOT_JSON = "not_json"  # status 200, `not json` (as the only event of a stream)
     TOO_FEW = "too_few"  # one sample fewer than asked
     ERROR_BODY = "error_body"  # status 200, an error object (as the only event of a stream)
+    ERROR_EVENT = "error_event"  # half of a stream, an error event, [DONE]; else ERROR_503
     HOLD = "hold"  # waits for `Simulator.release`, an abort or the client's leaving
+    PAUSE = "pause"  # the same after half of the tokens, whose events are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Profile:
     api_key: str = ""  # "": open
     admin_api_key: str = ""
     incremental: bool = False  # --incremental-streaming-output: deltas in /generate streams
+    coalesce: int = 1  # tokens per event of a stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import orjson
 
 from sglang_cached_addon.simulator.profile import Json
 
@@ -37,9 +40,22 @@ def crash() -> Refusal:
     return Refusal(500, b"Internal Server Error")
 
 
+def busy() -> Refusal:
+    return openai_error(503, "The request queue is full.", "503")
+
+
 def openai_error(status: int, message: str, kind: str) -> Refusal:
     body = {"object": "error", "message": message, "type": kind, "param": None, "code": status}
     return Refusal(status, body)
+
+
+def error_event(path: str, message: str) -> bytes:
+    """An error told in a stream: of the request in /generate, else of the server."""
+    if path == "/generate":
+        error = {"message": message, "type": "invalid_request_error", "code": 400}
+        return orjson.dumps({"error": {**error, "retryable": False}})
+    body = openai_error(503, message, "SERVICE_UNAVAILABLE").body
+    return json.dumps({"error": body}).encode()  # with spaces, as SGLang has it
 
 
 def invalid(path: str, *flaws: Json) -> Refusal:

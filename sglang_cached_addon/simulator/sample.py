@@ -27,6 +27,7 @@ class Ask:
     many: bool  # a list was given: rids are numbered, /generate answers a list
     n: int = 1
     chat: bool = False
+    thinks: bool = False  # half of the tokens are to be reasoning
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -109,4 +110,4 @@ class Api:
     events: Callable[[Ask, Run, bool], Iterable[Json]]
     """For the tokens since a run's last event; the flag is `Profile.incremental`."""
     last_events: Callable[[Ask, list[Run]], Iterable[Json]]
-    """Once all samples are over; they come in the order in which they ended."""
+    """After the last sample; the samples come in the order of their last events."""

@@ -8,8 +8,8 @@ from tornado.iostream import StreamClosedError
 from sglang_cached_addon.simulator import chat, completions, generate
 from sglang_cached_addon.simulator.handler import JSON, Handler
 from sglang_cached_addon.simulator.jobs import Job, Left
-from sglang_cached_addon.simulator.profile import Fault, Json
-from sglang_cached_addon.simulator.refusals import Refusal, openai_error
+from sglang_cached_addon.simulator.profile import Fault
+from sglang_cached_addon.simulator.refusals import Refusal, busy, error_event, openai_error
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
 
 APIS: dict[str, Api] = {
@@ -27,10 +27,12 @@ async def sample(handler: Handler) -> None:
     engine, api = handler.engine, APIS[handler.request.path]
     fault = engine.faults.popleft() if engine.faults else None
     if fault is Fault.ERROR_503:
-        raise openai_error(503, "The request queue is full.", "503")
+        raise busy()
     body = handler.document()
     try:
         ask = api.read(body)
+        if fault is Fault.ERROR_EVENT and not ask.stream:
+            raise busy()
         if fault in _BODIES:
             await _one(handler, ask.stream, _BODIES[fault])
             return
@@ -51,11 +53,9 @@ async def _refuse(handler: Handler, stream: bool, wrong: ValueError) -> None:
     """Tell a wrong value in the manner of the route."""
     if handler.request.path != generate.PATH:
         raise openai_error(400, str(wrong), getattr(wrong, "kind", "BadRequest"))
-    error: Json = {"message": str(wrong)}
     if not stream:
-        raise Refusal(400, {"error": error})
-    error |= {"type": "invalid_request_error", "code": 400, "retryable": False}
-    await _one(handler, True, orjson.dumps({"error": error}))
+        raise Refusal(400, {"error": {"message": str(wrong)}})
+    await _one(handler, True, error_event(generate.PATH, str(wrong)))
 
 
 async def _one(handler: Handler, stream: bool, body: bytes) -> None:
@@ -90,18 +90,21 @@ async def _collect(handler: Handler, api: Api, ask: Ask, job: Job, fault: Fault 
 
 async def _stream(handler: Handler, api: Api, ask: Ask, job: Job, fault: Fault | None) -> None:
     profile = handler.engine.profile
-    ended: list[Run] = []
-    half = max((len(run.ids) for run in job.runs), default=0) // 2
+    spoken: dict[int, Run] = {}  # in the order of their last events
     async for run in job.steps(profile):
         for event in api.events(ask, run, profile.incremental):
             await handler.emit(orjson.dumps(event))
         run.silent, run.sent = False, run.count
-        if run.over:
-            ended.append(run)
-        if fault is Fault.CUT and run.count >= half:
+        spoken.pop(run.index, None)
+        spoken[run.index] = run
+        if fault is Fault.CUT and run.count >= job.turn:
             _cut(handler, job)
             return
-    for event in api.last_events(ask, ended):
+        if fault is Fault.ERROR_EVENT and run.count >= job.turn:
+            text = "Request running timeout reached."
+            await handler.emit(error_event(handler.request.path, text))
+            break
+    for event in api.last_events(ask, list(spoken.values())):
         await handler.emit(orjson.dumps(event))
-    handler.engine.close(job, sent=True)
+    handler.engine.close(job, sent=fault is not Fault.ERROR_EVENT)
     await handler.emit(b"[DONE]")
