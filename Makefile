@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 # The end-to-end tests against a real server: make test-sglang URL=http://localhost:30000
 test-sglang: $(VENV)/.dev
 	@test -n "$(URL)" || { echo "usage: make test-sglang URL=http://localhost:30000"; exit 2; }
-	SGLANG_URL=$(URL) $(BIN)/python -m pytest -q tests/e2e/test_sglang.py $(ARGS)
+	SGLANG_URL=$(URL) $(BIN)/python -m pytest -q tests/e2e/test_sglang.py tests/e2e/test_clients.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

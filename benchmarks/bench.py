@@ -21,9 +21,31 @@ import orjson
 from benchmarks import client, entries, servers, wrk
 from benchmarks.bounds import entries as entries_name
 from benchmarks.calls import SMALL
-from benchmarks.cases import COSTS, SPREAD_COSTS, STREAMS, TARGETS, Case, load, scale, spread
+from benchmarks.cases import (
+    COSTS,
+    REPLAYS,
+    SPREAD_COSTS,
+    STREAMS,
+    TARGETS,
+    Case,
+    load,
+    scale,
+    spread,
+)
 from benchmarks.results import Results
-from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, Server
+from benchmarks.servers import (
+    DIRECT,
+    EARLY,
+    JSON,
+    LATE,
+    MITMDUMP,
+    NGINX,
+    OURS,
+    RELAYED,
+    REPLAYED,
+    UNSTORED,
+    Server,
+)
 
 FAILURES = (
     servers.ServerError, client.NotAsClaimed, wrk.WrkError,
@@ -75,6 +97,7 @@ class Bench:
             stub = self._start(stack, servers.direct())
             if stub:
                 self._targets(turn, stub)
+                self._replays(turn, stub)
                 self._spread(turn, stub)
                 self._scale(turn, stub)
 
@@ -98,17 +121,58 @@ class Bench:
                 self._load(case, [stub, *started], turn)
             relays = [stub, *(server for server in started if server.name != NGINX)]
             if "streams-64" in others:
+                events = EVENTS_PER_SECOND * self._seconds
                 for server in _rotated(relays, turn):
-                    self._stream(
-                        "streams-64", server, turn, 64, EVENTS_PER_SECOND * self._seconds, 1
-                    )
+                    self._stream("streams-64", "/s", DIRECT, server, turn, 64, events)
+                    if server.name == OURS:
+                        self._stream(
+                            "streams-64", "/s", DIRECT, server, turn, 64, events,
+                            "--unstored", target=UNSTORED,
+                        )  # fmt: skip
             if "first-event" in others:
                 for server in _rotated(relays, turn):
-                    self._stream("first-event", server, turn, 1, 3, 50 * self._seconds)
+                    self._stream(
+                        "first-event", "ms", DIRECT, server, turn, 1, 3,
+                        "--times", str(50 * self._seconds),
+                    )  # fmt: skip
             for server in (stub, *started):
                 with self._attempt(f"memory {server.name}"):
                     peak = server.memory("VmHWM")
                     self._add("memory", "MiB", MITMDUMP, server, turn, peak)
+
+    def _replays(self, turn: int, stub: Server) -> None:
+        """Streams through our proxy: relayed and recorded, replayed, and let go of."""
+        wanted = [name for name in REPLAYS if self._is_wanted(name)]
+        if not wanted:
+            return
+        with ExitStack() as stack:
+            server = self._start(stack, servers.ours(stub, self._work / f"replays-{turn}"))
+            if server is None:
+                return
+            if "deltas-64" in wanted:
+                # As fast as the proxy takes them; and then from the store, over and over.
+                load = ("--interval-ms", "0.5", "--same")
+                row = ("deltas-64", "/s", RELAYED, server, turn, 64, 400)
+                start = next(self._unused)
+                self._stream(*row, *load, target=RELAYED, start=start)
+                again = ("--hits", "--times", str(10 * self._seconds))
+                self._stream(*row, *load, *again, target=REPLAYED, start=start)
+            if "first-replay" in wanted:
+                once = ("first-replay", "ms", JSON, server, turn, 1, 100, "--same")
+                start = next(self._unused)
+                self._stream(*once, "--interval-ms", "0", target=None, start=start)
+                hits = ("--hits", "--interval-ms", "0", "--times", str(300 * self._seconds))
+                self._stream(*once, *hits, target=REPLAYED, start=start)
+                self._stream(*once, *hits, "--json", target=JSON, start=start)
+            if "streams-memory" in wanted:
+                # Recorded to their ends, and then not stored: what stays would be a leak.
+                memory = ("--interval-ms", "0", "--same", "--no-usage")
+                start = next(self._unused)
+                for target, times in ((EARLY, "16"), (LATE, "157")):
+                    of = ("streams-memory", "MiB", EARLY, server, turn, 64, 100)
+                    self._stream(*of, *memory, "--times", times, target=None, start=start)
+                    resident = server.memory("VmRSS")
+                    self._add("streams-memory", "MiB", EARLY, server, turn, resident, target)
 
     def _spread(self, turn: int, stub: Server) -> None:
         """Hits at random over few and over many entries, and what those entries cost."""
@@ -177,29 +241,47 @@ class Bench:
                     self._add(name, unit, case.reference, server, turn, value)
 
     def _stream(
-        self, name: str, server: Server, turn: int, streams: int, events: int, times: int
+        self,
+        name: str,
+        unit: str,
+        reference: str,
+        server: Server,
+        turn: int,
+        streams: int,
+        events: int,
+        *options: str,
+        target: str | None = "",
+        start: int | None = None,
     ) -> None:
-        _say(f"round {turn + 1}: {name} {server.name}")
+        """One measurement, for the server or the `target` that it is; None keeps no figure."""
+        _say(f"round {turn + 1}: {name} {target or server.name}")
+        start = next(self._unused) if start is None else start
         command = [sys.executable, "-m", "benchmarks.streams", str(server.port),
-                   "--streams", str(streams), "--events", str(events), "--times", str(times),
-                   "--start", str(next(self._unused))]  # fmt: skip
-        with self._attempt(f"{name} {server.name}"):
+                   "--streams", str(streams), "--events", str(events), "--start", str(start),
+                   *options]  # fmt: skip
+        with self._attempt(f"{name} {target or server.name}"):
             done = subprocess.run(
                 command, cwd=servers.ROOT, capture_output=True, text=True, timeout=600
             )
             if done.returncode:
                 raise ValueError(done.stderr.strip())
             found = orjson.loads(done.stdout)
-            if streams > 1:
-                self._add(name, "/s", DIRECT, server, turn, found["rate"])
-            else:
-                self._add(name, "ms", DIRECT, server, turn, found["first_ms"])
+            value = found["rate" if unit == "/s" else "first_ms"]
+            if target is not None:
+                self._add(name, unit, reference, server, turn, value, target)
 
     def _add(
-        self, name: str, unit: str, reference: str, server: Server, turn: int, value: float
+        self,
+        name: str,
+        unit: str,
+        reference: str,
+        server: Server,
+        turn: int,
+        value: float,
+        target: str = "",
     ) -> None:
         if self._is_wanted(name.split()[0]):
-            self.results.add(name, unit, reference, server.name, turn, value)
+            self.results.add(name, unit, reference, target or server.name, turn, value)
 
     def _wants(self, case: Case) -> bool:
         return self._wrk is not None and self._is_wanted(case.name)

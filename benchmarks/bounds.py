@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.results import Row
-from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS
+from benchmarks.servers import (
+    DIRECT,
+    EARLY,
+    JSON,
+    LATE,
+    MITMDUMP,
+    NGINX,
+    OURS,
+    RELAYED,
+    REPLAYED,
+    UNSTORED,
+)
 
 
 def entries(count: int) -> str:
@@ -76,5 +87,17 @@ def bounds(few: int, many: int, little: int, large: int) -> list[Bound]:
         Bound("miss, p50 added", "miss p50", DIRECT, "<=", 450, by="difference"),
         Bound("cost of a hit, spread", "spread p50", entries(few), "<=", 1.15, entries(many)),
         Bound("64 streams, events/s", "streams-64", DIRECT, ">=", 0.97),
+        Bound("64 streams, cost of recording", "streams-64", UNSTORED, ">=", 0.97),
+        Bound("deltas/s replayed", "deltas-64", RELAYED, ">=", 20, REPLAYED),
+        Bound("first event of a replay", "first-replay", JSON, "<=", 2, REPLAYED),
+        Bound(
+            "memory kept by 10,000 streams",
+            "streams-memory",
+            EARLY,
+            "<=",
+            4,
+            LATE,
+            by="difference",
+        ),
         Bound("first event, added", "first-event", DIRECT, "<=", 3, by="difference"),
     ]

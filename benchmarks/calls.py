@@ -45,14 +45,28 @@ def generate(length: int, n: int | None = None) -> Call:
     return Call("/generate", orjson.dumps(body).decode())
 
 
-def chat_stream(events: int) -> Call:
-    """A streamed call of OpenAI's API that the stub answers with so many events."""
-    body = {
+def chat_stream(
+    events: int,
+    interval_ms: float = 5,
+    *,
+    is_stream: bool = True,
+    is_stored: bool = True,
+    has_usage: bool = True,
+) -> Call:
+    """A call of OpenAI's API that the stub answers with so many events, so far apart.
+
+    Not `is_stored`: no cache looks at it. Not `has_usage`: its answer is recorded, and cannot
+    be stored in the end."""
+    body: dict[str, object] = {
         "model": "stub",
         "messages": [{"role": "user", "content": prompt(100)}],
         "max_tokens": events,
-        "stream": True,
+        "interval_ms": interval_ms,
+        "has_usage": has_usage,
+        "stream": is_stream,
     }
+    if not is_stored:
+        body["return_hidden_states"] = True
     return Call("/v1/chat/completions", orjson.dumps(body).decode())
 
 

@@ -49,6 +49,8 @@ TARGETS = (
 )
 """All four targets, one request over and over, or always another one."""
 STREAMS = ("streams-64", "first-event")
+REPLAYS = ("deltas-64", "first-replay", "streams-memory")
+"""Streams through our proxy alone."""
 COSTS = ("start", "memory")
 
 

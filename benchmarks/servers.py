@@ -29,6 +29,11 @@ START_SECONDS = 300.0
 STOP_SECONDS = 15.0
 
 DIRECT, NGINX, MITMDUMP, OURS = "direct", "nginx", "mitmdump", "sglang-cached"
+UNSTORED = "sglang-cached, unstored"
+"""Ours with calls that it passes on without a look at the answer."""
+JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
+EARLY, LATE = "after 1,000", "after 11,000"
+"""Ours, in what it does."""
 
 
 class ServerError(Exception):

@@ -1,8 +1,10 @@
 """A client for streams, in a process of its own: `python -m benchmarks.streams PORT ...`.
 
 Opens all connections, sends all requests at once, and counts events until every stream has
-ended, `--times` over. Prints one JSON object: `rate` (events a second over all streams,
-median of the times) and `first_ms` (from a request to its first event, median over all).
+ended, `--times` over: new requests each time, or with `--same` each connection its own one.
+Prints one JSON object: `rate` (events a second over all streams, median of the times) and
+`first_ms` (from a request to its first event, median over all). With `--json`, the calls want
+no stream, and an answer counts as one event.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ import orjson
 from benchmarks.calls import Call, chat_stream
 
 _EVENT = b"data: {"
+_ANSWER = b'"choices":'
 _LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Stream(asyncio.Protocol):
     """One connection, used for one stream after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: bytes, end: bytes) -> None:
+        self._mark = mark
+        self._last = end
         self.closed = False
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.events = 0
@@ -51,12 +56,12 @@ class Stream(asyncio.Protocol):
         if not self.head:
             self.head = data.split(b"\r\n\r\n", 1)[0]
         data = self._rest + data
-        self.events += data.count(_EVENT)
+        self.events += data.count(self._mark)
         if self.events and not self.first:
             self.first = time.perf_counter()
         # It may be the beginning of a mark that goes on in the next read.
-        self._rest = data[1 - len(_EVENT) :]
-        if data.endswith(_LAST_CHUNK):
+        self._rest = data[1 - len(self._mark) :]
+        if data.endswith(self._last):
             self._end()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -71,25 +76,38 @@ class Stream(asyncio.Protocol):
         self._transport.close()
 
 
-async def measure(port: int, streams: int, events: int, times: int, start: int) -> dict[str, float]:
-    """Raises ValueError when a stream is not as long as it should be, or came from a cache."""
+async def measure(o: argparse.Namespace) -> dict[str, float]:
+    """Raises ValueError when a stream is not as long as it should be, or is no hit, or is one,
+    against what is asked for."""
     loop = asyncio.get_running_loop()
-    call = chat_stream(events)
-    pairs = [await loop.create_connection(Stream, "127.0.0.1", port) for _ in range(streams)]
+    port, streams, events = o.port, o.streams, o.events
+    call = chat_stream(
+        events,
+        o.interval_ms,
+        is_stream=not o.json,
+        is_stored=not o.unstored,
+        has_usage=not o.no_usage,
+    )
+    marks = (_ANSWER, b"}") if o.json else (_EVENT, _LAST_CHUNK)
+    events = 1 if o.json else events
+    pairs = [
+        await loop.create_connection(lambda: Stream(*marks), "127.0.0.1", port)
+        for _ in range(streams)
+    ]
     clients = [client for _, client in pairs]
     rates, firsts = [], []
-    for turn in range(times):
+    for turn in range(o.times):
         began = {}
         for i, client in enumerate(clients):
             began[client] = time.perf_counter()
-            client.start(call, start + turn * streams + i)
+            client.start(call, o.start + i + (0 if o.same else turn * streams))
         await asyncio.gather(*(client.ended for client in clients))
         took = time.perf_counter() - began[clients[0]]
         for client in clients:
             if client.closed or client.events != events:
                 raise ValueError(f"{client.events} of {events} events, {client.head!r}")
-            if b"x-cache: hit" in client.head.lower():
-                raise ValueError("a stream came from the cache")
+            if (b"x-cache: hit" in client.head.lower()) != o.hits:
+                raise ValueError("a stream came from the cache" if not o.hits else "no hit")
             firsts.append((client.first - began[client]) * 1000)
         rates.append(streams * events / took)
     for client in clients:
@@ -103,10 +121,16 @@ def main() -> int:
     parser.add_argument("--streams", type=int, required=True)
     parser.add_argument("--events", type=int, required=True)
     parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--interval-ms", type=float, default=5.0, help="between events")
+    parser.add_argument("--unstored", action="store_true", help="calls that no cache looks at")
+    parser.add_argument("--no-usage", action="store_true", help="streams that cannot be stored")
+    parser.add_argument("--json", action="store_true", help="calls that want no stream")
+    parser.add_argument("--same", action="store_true", help="the same requests every time")
+    parser.add_argument("--hits", action="store_true", help="all must be hits; else none may be")
     parser.add_argument("--start", type=int, required=True, help="the first request's number")
     o = parser.parse_args()
     try:
-        found = asyncio.run(measure(o.port, o.streams, o.events, o.times, o.start))
+        found = asyncio.run(measure(o))
     except (OSError, ValueError) as e:
         print(e, file=sys.stderr)
         return 1

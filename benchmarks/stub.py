@@ -2,9 +2,9 @@
 
 HTTP/1.1 with keep-alive on one event loop, and as little work as possible: answers are
 fixed bytes in SGLang's shape (0.5.23), made once per `n`. A call with `"stream": true` gets
-as many events as it has tokens to generate, one HTTP chunk each, the first at once and the
-others `--interval-ms` apart, on a schedule that does not drift. Answers what the benchmark
-sends, not what HTTP allows.
+as many events as it has tokens to generate, and the usage if it asks for that, one HTTP chunk
+each, the first at once and the others `interval_ms` of the call apart (5), on a schedule that
+does not drift. Answers what the benchmark sends, not what HTTP allows.
 """
 
 from __future__ import annotations
@@ -64,10 +64,15 @@ def event(path: str, i: int, events: int) -> bytes:
         finish = {"type": "length", "length": events} if is_last else None
         data: Any = native(" sea" * (i + 1), TOKENS[:1] * (i + 1), finish)
     else:
-        choice = {"index": 0, "delta": {"role": "assistant" if i == 0 else None, "content": " sea"},
-                  "logprobs": None, "finish_reason": "length" if is_last else None}  # fmt: skip
+        first = {"reasoning_content": None, "role": "assistant", "content": ""}
+        delta = {"reasoning_content": None} if is_last else first
+        if 0 < i < events - 1:
+            delta = {"reasoning_content": None, "content": " sea"}
+        choice = {"index": 0, "delta": delta, "logprobs": None,
+                  "finish_reason": "length" if is_last else None,
+                  "matched_stop": None}  # fmt: skip
         data = {"id": ID, "object": "chat.completion.chunk", "created": 1795408031,
-                "model": "stub", "choices": [choice], "usage": None}  # fmt: skip
+                "model": "stub", "choices": [choice]}  # fmt: skip
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
@@ -82,12 +87,27 @@ def answer(path: str, n: int) -> bytes:
     return response(orjson.dumps(generated(n) if path == "/generate" else chat(n)))
 
 
+def usage(events: int) -> bytes:
+    """The usage of a chat stream."""
+    counts = {"prompt_tokens": 20, "total_tokens": 18 + events, "completion_tokens": events - 2,
+              "prompt_tokens_details": None, "reasoning_tokens": 0,
+              "completion_tokens_details": None}  # fmt: skip
+    data = {"id": ID, "object": "chat.completion.chunk", "created": 1795408031, "model": "stub",
+            "choices": [], "usage": counts}  # fmt: skip
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 @cache
-def chunk(path: str, i: int, events: int) -> bytes:
+def chunk(path: str, i: int, events: int, wants_usage: bool) -> bytes:
     """An event as an HTTP chunk, or the end of the stream."""
-    data = event(path, i, events) if i < events else b"data: [DONE]\n\n"
-    end = b"" if i < events else b"0\r\n\r\n"
-    return b"%x\r\n%b\r\n%b" % (len(data), data, end)
+    if i < events:
+        return chunked(event(path, i, events))
+    counts = chunked(usage(events)) if wants_usage else b""
+    return counts + chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 STREAM_HEAD = (
@@ -99,8 +119,7 @@ STREAM_HEAD = (
 class Connection(asyncio.Protocol):
     """One client."""
 
-    def __init__(self, interval: float) -> None:
-        self._interval = interval
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._buffer = b""
         self._timer: asyncio.TimerHandle | None = None
@@ -133,7 +152,10 @@ class Connection(asyncio.Protocol):
             if call.get("stream"):
                 events = params.get("max_new_tokens") or params.get("max_tokens") or 16
                 self._transport.write(STREAM_HEAD)
-                self._stream(path, 0, events, self._loop.time())
+                interval = call.get("interval_ms", 5) / 1000
+                options = call.get("stream_options") or {}
+                wants_usage = bool(options.get("include_usage")) and call.get("has_usage", True)
+                self._stream(path, 0, events, wants_usage, interval, self._loop.time())
             else:
                 self._transport.write(answer(path, params.get("n", 1)))
         elif path in INFO:
@@ -141,16 +163,19 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.write(response(b'{"detail":"Not Found"}', b"404 Not Found"))
 
-    def _stream(self, path: str, i: int, events: int, started: float) -> None:
-        self._transport.write(chunk(path, i, events))
+    def _stream(
+        self, path: str, i: int, events: int, usage: bool, interval: float, started: float
+    ) -> None:
+        self._transport.write(chunk(path, i, events, usage))
         if i < events:
-            due = started + (i + 1) * self._interval
-            self._timer = self._loop.call_at(due, self._stream, path, i + 1, events, started)
+            due = started + (i + 1) * interval
+            call = (path, i + 1, events, usage, interval, started)
+            self._timer = self._loop.call_at(due, self._stream, *call)
 
 
-async def serve(port: int, interval: float) -> None:
+async def serve(port: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Connection(interval), "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(Connection, "127.0.0.1", port, backlog=1024)
     async with server:
         await server.serve_forever()
 
@@ -158,7 +183,6 @@ async def serve(port: int, interval: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--interval-ms", type=float, default=5.0)
     options = parser.parse_args()
     with suppress(KeyboardInterrupt):
-        asyncio.run(serve(options.port, options.interval_ms / 1000))
+        asyncio.run(serve(options.port))

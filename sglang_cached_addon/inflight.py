@@ -37,8 +37,8 @@ class Stream:
         """Completion tokens of the whole answer, once it is complete."""
         self._events: list[Event | None] = []
         """None where a later event has all of it."""
-        self._of_choice: dict[int, list[int]] = {}
-        """Where the events of a choice are that a later one may make superfluous."""
+        self._states: dict[int, int] = {}
+        """Where the newest of these is, by choice."""
         self._news: asyncio.Future[None] | None = None
 
     @property
@@ -55,13 +55,10 @@ class Stream:
 
     def publish(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.part in (Part.DELTA, Part.STATE):
-                places = self._of_choice.setdefault(event.choice, [])
-                if event.part is Part.STATE:
-                    for place in places:
-                        self._events[place] = None
-                    places.clear()
-                places.append(len(self._events))
+            if event.part is Part.STATE:
+                if (place := self._states.get(event.choice)) is not None:
+                    self._events[place] = None
+                self._states[event.choice] = len(self._events)
             self._events.append(event)
         self.tell()
 

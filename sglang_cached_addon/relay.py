@@ -69,6 +69,8 @@ class Relay:
     def _take(self, event: bytes) -> list[Event]:
         said = sse.data(event)
         if said is None:
+            if not sse.is_silent(event):
+                self.reason = self.reason or Reason.UNREADABLE
             return [Event(event, Part.OTHER)]
         if said == sse.DONE_DATA:
             self.is_done = True
@@ -85,12 +87,11 @@ class Relay:
         return [*before, Event(event, part, choice)]
 
     def _record(self, value: Any) -> tuple[Part, int]:
-        if self.reason:
-            return Part.OTHER, 0
+        """What an event is, also where there is nothing to be recorded any more."""
         try:
             return self._recorder.add(value)
         except Refused as refused:
-            self.reason = refused.reason
+            self.reason = self.reason or refused.reason
             return Part.OTHER, 0
 
     def _take_finishes(self) -> list[Event]:
@@ -102,19 +103,25 @@ class Relay:
         """Makes an event of a fill one of the client's answer."""
         if part is Part.USAGE:
             return self._usage() or event, 0
-        if part in (Part.ERROR, Part.OTHER):
+        if part is Part.ERROR:
             return event, 0
         like = next(self._plan.samples())
-        self._dialect.renumber(value, self._choices, like)
-        return sse.event(orjson.dumps(value)), self._choices[choice]
+        try:
+            self._dialect.renumber(value, self._choices, like)
+            return sse.event(orjson.dumps(value)), self._choices[choice]
+        except _ODD:
+            return event, 0
 
     def _usage(self) -> bytes | None:
         try:
-            split = self.split()
+            whole = cache.recorded(self._plan, self.split().generations)
+            return self._dialect.usage(self._plan.call, whole)
         except Refused:
             return None
-        whole = cache.recorded(self._plan, split.generations)
-        return self._dialect.usage(self._plan.call, whole)
+
+
+# What comes of putting numbers or ids into an event that has no place for them.
+_ODD = (AttributeError, LookupError, TypeError, ValueError)
 
 
 def _choices(plan: Plan, fill: Fill) -> list[int]:
@@ -146,8 +153,11 @@ class View:
 
     def _named(self, event: Event) -> bytes:
         """With the client's ids, where the event has any."""
-        if event.part in (Part.ERROR, Part.OTHER):
+        if event.part is Part.ERROR:
             return event.data
-        value = orjson.loads(sse.data(event.data) or b"null")
-        self._dialect.rename(value, self._rids)
-        return sse.event(orjson.dumps(value))
+        try:
+            value = orjson.loads(sse.data(event.data) or b"")
+            self._dialect.rename(value, self._rids)
+            return sse.event(orjson.dumps(value))
+        except _ODD:
+            return event.data

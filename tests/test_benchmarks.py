@@ -160,7 +160,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
 def test_the_stubs_streams(path: str) -> None:
     """One event a chunk, a finish reason in the last, then the end."""
-    chunks = [stub.chunk(path, i, 3) for i in range(4)]
+    chunks = [stub.chunk(path, i, 3, False) for i in range(4)]
     for chunk in chunks:
         size, data = chunk.split(b"\r\n", 1)
         assert data[int(size, 16) :].startswith(b"\r\n")

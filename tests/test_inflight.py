@@ -74,14 +74,14 @@ async def after_the_end(stream: Stream) -> None:
 
 
 async def states(stream: Stream) -> None:
-    """Of events that have all so far, the last is enough, for each choice."""
+    """Of events that have all so far, the newest is enough, for each choice."""
     stream.open()
     stream.publish([delta("a"), delta("x", 1), state("ab"), state("abc"), delta("xy", 1)])
     stream.publish([Event(b"!", Part.OTHER)])
     follower = Follower(stream)
     stream.publish([state("abcd")])
     stream.end(complete=True)
-    assert await text(follower) == "xxy!abcd"
+    assert await text(follower) == "axxy!abcd"
 
 
 async def cut(stream: Stream) -> None:

@@ -118,7 +118,7 @@ class Recorder(Protocol):
     def add(self, event: Any) -> tuple[Part, int]:
         """Takes the parsed data of the next event; gives what it is, and of which choice.
 
-        Raises `Refused` where it is not understood, after which no more are to be added."""
+        Raises `Refused` where it is not understood; after that it only tells what events are."""
 
     def split(self) -> Split:
         """The samples of a stream that has ended; raises `Refused` if they are not whole."""

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.openai_stream import Sequel
+from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
 from sglang_cached_addon.policy import Reason, Refused
 
 JSON_KIND = "chat.completion"
@@ -42,7 +42,8 @@ class Step(StrEnum):
 
 
 _KNOWN_DELTA = ("role", "content", "reasoning_content", "tool_calls")
-_KNOWN_CHOICE = ("index", "delta", "message", "logprobs", "finish_reason", "matched_stop")
+_FUNCTION = ("name", "arguments")
+_KNOWN_CHOICE = frozenset((*CHOICE, "delta"))
 
 
 class Tape:
@@ -76,11 +77,11 @@ class Tape:
         rows = self._take_rows(choice.get("logprobs"))
         self._told = self._told if tokens is None else tokens
         before = len(self._steps)
-        self._take(delta, choice.get("finish_reason") is not None, rows, tokens)
-        if choice.get("finish_reason") is not None:
+        is_end = choice.get("finish_reason") is not None
+        refuse_unknown(choice, _KNOWN_CHOICE, is_end=is_end)
+        self._take(delta, is_end, rows, tokens)
+        if is_end:
             self._finish(choice)
-        elif any(v is not None for name, v in choice.items() if name not in _KNOWN_CHOICE):
-            raise Refused(Reason.UNREADABLE)
         return self.is_finished and len(self._steps) == before
 
     def _take(
@@ -126,16 +127,20 @@ class Tape:
             if not isinstance(call, dict) or type(call.get("index")) is not int:
                 raise Refused(Reason.UNREADABLE)
             function = call.get("function")
-            if not isinstance(function, dict):
+            if not isinstance(function, dict) or call.get("type") not in (None, "function"):
                 raise Refused(Reason.UNREADABLE)
-            begun = self._calls.setdefault(call["index"], {"id": None, "name": None, "text": ""})
-            begun["id"] = begun["id"] or call.get("id")
-            begun["name"] = begun["name"] or function.get("name")
-            begun["text"] += function.get("arguments") or ""
+            said = {"id": call.get("id"), **{name: function.get(name) for name in _FUNCTION}}
+            if any(type(text) not in (str, base.NULL) for text in said.values()):
+                raise Refused(Reason.UNREADABLE)
+            begun = self._calls.setdefault(call["index"], dict.fromkeys(said))
+            begun["id"] = begun["id"] or said["id"]
+            begun["name"] = begun["name"] or said["name"]
+            begun["arguments"] = (begun["arguments"] or "") + (said["arguments"] or "")
 
     def _finish(self, choice: dict[str, Any]) -> None:
         self.is_finished = True
-        self._end = {name: v for name, v in choice.items() if name not in ("index", "delta")}
+        left_out = ("index", "delta", "message")
+        self._end = {name: v for name, v in choice.items() if name not in left_out}
         if self._end["finish_reason"] == "tool_calls" and self._end.get("matched_stop") is not None:
             # JSON has null here.
             self._matched = [[Step.MATCHED, self._end["matched_stop"]]]
@@ -154,7 +159,7 @@ class Tape:
                     "id": call["id"],
                     "index": index,
                     "type": "function",
-                    "function": {"name": call["name"], "arguments": call["text"]},
+                    "function": {name: call[name] for name in _FUNCTION},
                 }
                 for index, call in sorted(self._calls.items())
             ]
@@ -208,17 +213,17 @@ class _Told:
 
 def _whole(choice: dict[str, Any]) -> list[Any]:
     """The steps of a sample that came as JSON: one for each thing that it says."""
-    message, logprobs = choice.get("message") or {}, choice.get("logprobs")
+    message, logprobs = member(choice, "message", dict), member(choice, "logprobs", dict)
     steps: list[list[Any]] = []
-    if reasoning := message.get("reasoning_content"):
+    if reasoning := member(message, "reasoning_content", str):
         steps.append([Step.REASONING, len(reasoning)])
-    if content := message.get("content"):
+    if content := member(message, "content", str):
         steps.append([Step.CONTENT, len(content)])
-    steps += [[Step.TOOL_CALLS, [call]] for call in message.get("tool_calls") or ()]
+    steps += [[Step.TOOL_CALLS, [call]] for call in member(message, "tool_calls", list)]
     others = {n: v for n, v in message.items() if n not in _KNOWN_DELTA and v is not None}
     if others:
         steps.append([Step.OTHER, others])
-    if rows := (logprobs or {}).get("content"):
+    if rows := member(logprobs, "content", list):
         if not steps:
             steps.append([Step.NOTHING, None])
         steps[0].append(len(rows))
@@ -231,10 +236,10 @@ class _Writer:
     def __init__(self, sequel: Sequel, created: Any) -> None:
         self._sequel = sequel
         self._choice = sequel.choice
-        message = sequel.choice.get("message") or {}
-        self._content: str = message.get("content") or ""
-        self._reasoning: str = message.get("reasoning_content") or ""
-        self._rows: list[Any] = (sequel.choice.get("logprobs") or {}).get("content") or []
+        message = member(sequel.choice, "message", dict)
+        self._content = member(message, "content", str)
+        self._reasoning = member(message, "reasoning_content", str)
+        self._rows = member(member(sequel.choice, "logprobs", dict), "content", list)
         head = sequel.head(KIND, created)
         self._begin = b'data: %b,"choices":[{"index":%d,"delta":' % (head, sequel.index)
 
@@ -287,7 +292,7 @@ class _Writer:
             "logprobs": None,
             "finish_reason": choice.get("finish_reason"),
             "matched_stop": matched[0] if matched else choice.get("matched_stop"),
-            **{name: value for name, value in choice.items() if name not in _KNOWN_CHOICE},
+            **{n: v for n, v in choice.items() if n not in (*CHOICE, "message")},
         }
         delta = b'{"reasoning_content":null},'
         return self._begin + delta + orjson.dumps(end)[1:-1] + b"}" + _END

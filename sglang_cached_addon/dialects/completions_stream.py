@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.openai_stream import Sequel
+from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
 from sglang_cached_addon.policy import Reason, Refused
 
 KIND = "text_completion"
 
-_KNOWN = ("index", "text", "logprobs", "finish_reason", "matched_stop")
+_KNOWN = frozenset((*CHOICE, "text"))
 _ROWS = "tokens"
 """The list of `logprobs` that has one entry for each row."""
 
@@ -50,10 +50,9 @@ class Tape:
             step.pop()
         self._steps.append(step if len(step) > 1 else len(text))
         self.is_finished = choice.get("finish_reason") is not None
+        refuse_unknown(choice, _KNOWN, is_end=self.is_finished)
         if self.is_finished:
             self._end = {n: v for n, v in choice.items() if n not in ("index", "text")}
-        elif any(v is not None for name, v in choice.items() if name not in _KNOWN):
-            raise Refused(Reason.UNREADABLE)
         return False
 
     def _take_rows(self, logprobs: Any) -> int | None:
@@ -63,12 +62,16 @@ class Tape:
             raise Refused(Reason.UNREADABLE)
         if self._logprobs is None:
             self._logprobs = {name: [] for name in logprobs}
+        count = len(logprobs[_ROWS])
         for name, rows in logprobs.items():
             if not isinstance(rows, list) or name not in self._logprobs:
                 raise Refused(Reason.UNREADABLE)
             self._logprobs[name] += rows
-        self.rows += len(logprobs[_ROWS])
-        return len(logprobs[_ROWS])
+        self.rows += count
+        # Those that were not asked for stay empty.
+        if any(len(rows) not in (0, self.rows) for rows in self._logprobs.values()):
+            raise Refused(Reason.UNREADABLE)
+        return count
 
     def choice(self) -> dict[str, Any]:
         text = "".join(self._text)
@@ -80,11 +83,12 @@ class Tape:
 
 def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
     """The events of a choice; it has no finish of its own."""
-    choice, text = sequel.choice, sequel.choice.get("text") or ""
-    logprobs = choice.get("logprobs") or {}
+    choice, text = sequel.choice, member(sequel.choice, "text", str)
+    logprobs = member(choice, "logprobs", dict)
     steps = sequel.steps
     if not steps:
-        steps = [[len(text), len(logprobs[_ROWS])] if logprobs.get(_ROWS) else len(text)]
+        rows = member(logprobs, _ROWS, list)
+        steps = [[len(text), len(rows)] if rows else len(text)]
     told = [(*((step,) if isinstance(step, int) else step), None, None)[:3] for step in steps]
     begin = b'data: %b,"choices":[{"index":%d,"text":' % (sequel.head(KIND, created), sequel.index)
     counts = None
@@ -96,13 +100,15 @@ def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
         scored = b"null"
         if rows is not None:
             # A list may be empty for all, as that of the alternatives is if none were asked for.
-            news = {name: values[row : row + rows] for name, values in logprobs.items()}
+            end = row + rows
+            news = {n: v[row:end] if isinstance(v, list) else v for n, v in logprobs.items()}
             scored = orjson.dumps(news)
-            row += rows
+            row = end
         usage = b"null" if counts is None else sequel.usage_so_far(counts[k])
-        end = _last(choice) if k == len(told) - 1 else _GOES_ON
+        rest = _last(choice) if k == len(told) - 1 else _GOES_ON
         delta = orjson.dumps(text[at : at + length])
-        said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b}\n\n' % (begin, delta, scored, end, usage))
+        members = (begin, delta, scored, rest, usage)
+        said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b}\n\n' % members)
         at += length
     return said, None
 

@@ -60,20 +60,25 @@ class Tape:
         if type(tokens) is not int or not isinstance(ids, list):
             raise Refused(Reason.UNREADABLE)
         self._tell_style(len(ids), tokens)
-        if self.incremental:
-            self._ids += ids
-            self._text += text
-            for name in _BY_TOKEN:
-                if name in meta:
-                    self._rows.setdefault(name, []).extend(meta[name] or ())
-        else:
+        if self.incremental is False:
             if not text.startswith(self._text):
                 self._retract(text)
             self._text, self._ids = text, ids
+        else:
+            self._add_news(text, ids, meta)
         if self._first_meta is None:
             self._first_meta = meta
         self._last = event
         self._steps.append([len(self._text), tokens, len(self._ids), meta.get("reasoning_tokens")])
+
+    def _add_news(self, text: str, ids: list[Any], meta: dict[str, Any]) -> None:
+        if self.incremental is None and (self._text or self._ids):
+            raise Refused(Reason.UNREADABLE)  # whose tokens are not counted
+        self._text += text
+        self._ids += ids
+        for name in _BY_TOKEN:
+            if isinstance(meta.get(name), list):
+                self._rows.setdefault(name, []).extend(meta[name])
 
     def _tell_style(self, count: int, tokens: int) -> None:
         before = self._steps[-1][1] if self._steps else 0
@@ -163,7 +168,7 @@ class _Begun:
     ) -> None:
         self._native = native
         self._meta = {name: value for name, value in meta.items() if name not in last_only}
-        self._lists = [name for name in _BY_TOKEN if isinstance(meta.get(name), list)]
+        self._lists = [name for name in _BY_TOKEN if isinstance(self._meta.get(name), list)]
         self._incremental = incremental
         self._text: str = native.get("text", "")
         self._said = 0
@@ -217,7 +222,8 @@ class Recorder:
             raise Refused(Reason.UNREADABLE)
         tape = self._tapes[index]
         tape.add(event)
-        return (Part.STATE if tape.incremental is False else Part.DELTA), index
+        # The first of a choice is all of it so far, in either style.
+        return (Part.DELTA if tape.incremental else Part.STATE), index
 
     def split(self) -> Split:
         if self._is_error:

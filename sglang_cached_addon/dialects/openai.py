@@ -152,7 +152,8 @@ def split_usage(
     if not isinstance(usage, dict):
         return [None] * len(choices)
     generated = tokens or [_generated_length(choice) for choice in choices]
-    reasoned = [len(_message(choice).get("reasoning_content") or "") for choice in choices]
+    thoughts = [_message(choice).get("reasoning_content") for choice in choices]
+    reasoned = [len(thought) if isinstance(thought, str) else 0 for thought in thoughts]
     shares = [dict(usage) for _ in choices]
     for name, value in usage.items():
         if name.startswith("prompt_tokens"):

@@ -7,10 +7,10 @@ chunks add to it is for a `Tape` of the API. Checked against SGLang 0.5.23.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 
@@ -18,6 +18,8 @@ from sglang_cached_addon import sse
 from sglang_cached_addon.dialects import base, openai
 from sglang_cached_addon.dialects.base import Call, Part, Recorded, Script, Split
 from sglang_cached_addon.policy import Reason, Refused
+
+_T = TypeVar("_T")
 
 UNSTREAMABLE = (
     "return_hidden_states",
@@ -32,6 +34,9 @@ UNSTREAMABLE = (
     "return_meta_info",
 )
 """Fields that a stream answers in chunks of their own, or not at all."""
+
+CHOICE = ("index", "logprobs", "finish_reason", "matched_stop")
+"""What a choice has, JSON's and a chunk's of either API."""
 
 _NOT_OF_THE_HEAD = ("choices", "usage", "metadata", "sglext")
 
@@ -77,6 +82,22 @@ class Tape(Protocol):
         """Where the chunks began and ended."""
 
 
+def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> None:
+    """Raises `Refused` for a chunk's choice that says what is not known to be kept. Its end may
+    tell facts of the whole, but no lists: these had parts before, or are too late."""
+    if choice.keys() <= known:
+        return
+    for name, value in choice.items():
+        if name not in known and value is not None and (not is_end or type(value) in (list, dict)):
+            raise Refused(Reason.UNREADABLE)
+
+
+def member(value: Any, name: str, kind: type[_T]) -> _T:
+    """A member of an object; an empty value where there is none of this kind."""
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, kind) else kind()
+
+
 class Recorder:
     """Sorts the chunks of a stream by choice."""
 
@@ -116,13 +137,13 @@ class Recorder:
             return Part.USAGE, 0
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise Refused(Reason.UNREADABLE)
-        index = choices[0].get("index")
-        if type(index) is not int or not 0 <= index < len(self._tapes):
+        index, rid = choices[0].get("index"), event.get("id")
+        if type(index) is not int or not 0 <= index < len(self._tapes) or not isinstance(rid, str):
             raise Refused(Reason.UNREADABLE)
-        self._ids[index] = self._ids[index] or str(event.get("id"))
+        self._ids[index] = self._ids[index] or rid
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
         is_finish = self._tapes[index].add(choices[0], tokens if type(tokens) is int else None)
-        if is_finish and "id" in event:
+        if is_finish:
             # SGLang's has the id of whichever choice spoke last.
             event["id"] = self._ids[index]
         return (Part.FINISH if is_finish else Part.DELTA), index
@@ -182,7 +203,7 @@ class Sequel:
         self.choice: dict[str, Any] = answer["choices"][0]
         self.steps: list[Any] | None = orjson.loads(sample.deltas) if sample.deltas else None
         self.is_counted = bool(call.stream and call.stream.continuous_usage)
-        self.usage: dict[str, Any] = answer.get("usage") or {}
+        self.usage: dict[str, Any] = member(answer, "usage", dict)
 
     def head(self, kind: str, created: Any) -> bytes:
         """The chunk's members but for its choices; open at the end."""
@@ -194,8 +215,8 @@ class Sequel:
 
     def usage_so_far(self, tokens: int) -> bytes:
         """`continuous_usage_stats`, after so many tokens."""
-        prompt = self.usage.get("prompt_tokens") or 0
-        reasoning = min(self.usage.get("reasoning_tokens") or 0, tokens)
+        prompt = member(self.usage, "prompt_tokens", int)
+        reasoning = min(member(self.usage, "reasoning_tokens", int), tokens)
         return orjson.dumps(
             {
                 "prompt_tokens": prompt,
@@ -209,7 +230,7 @@ class Sequel:
 
     def counts(self, lengths: Sequence[int], known: Sequence[int | None]) -> list[int]:
         """Tokens so far at each chunk; where the recording does not tell, by lengths of text."""
-        total = self.usage.get("completion_tokens") or 0
+        total = member(self.usage, "completion_tokens", int)
         least = 1 if total >= len(lengths) else 0
         parts = openai.apportion(total - least * len(lengths), lengths) if lengths else []
         guessed = accumulate(part + least for part in parts)
@@ -264,7 +285,8 @@ def renumber(event: Any, choices: Sequence[int], like: Recorded) -> None:
     """As `Dialect.renumber`."""
     for choice in event["choices"]:
         choice["index"] = choices[choice["index"]]
-    event["created"] = orjson.loads(like.answer).get("created")
+    if "created" in event:
+        event["created"] = orjson.loads(like.answer).get("created")
 
 
 def rename(event: Any, rids: Sequence[str]) -> None:

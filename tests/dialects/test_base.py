@@ -90,12 +90,6 @@ def test_n_that_is_upstreams_to_judge(n: Any) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("stream", True, Reason.STREAM),
-        ("stream", 1, Reason.MALFORMED),
-        ("stream", 0, Reason.MALFORMED),
-        ("stream", "true", Reason.MALFORMED),
-        ("stream", "false", Reason.MALFORMED),
-        ("stream", [], Reason.MALFORMED),
         ("session_params", {"id": "x"}, Reason.STATE),
         ("session_params", {}, Reason.STATE),
         ("previous_response_id", "resp_1", Reason.STATE),
@@ -116,6 +110,23 @@ def test_unstorable(field: str, value: Any, reason: Reason) -> None:
     with pytest.raises(Refused) as caught:
         base.refuse_unstorable({"text": "a", field: value})
     assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("stream", [1, 0, "true", "false", [], None])
+def test_odd_stream(stream: Any) -> None:
+    """SGLang refuses what a laxer reader would take for a stream, or for none."""
+    with pytest.raises(Refused) as caught:
+        base.is_stream({"stream": stream}, ())
+    assert caught.value.reason is Reason.MALFORMED
+
+
+def test_unstreamable() -> None:
+    """A field that a stream answers in another form would be lost in the other."""
+    assert base.is_stream({"stream": True, "a": False, "b": 1}, ("a",))
+    assert not base.is_stream({"a": True}, ("a",))
+    with pytest.raises(Refused) as caught:
+        base.is_stream({"stream": True, "a": True}, ("a",))
+    assert caught.value.reason is Reason.STREAM
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def part(name: str, url: Any) -> dict[str, Any]:
         (chat(rid=["x"]), Reason.MALFORMED),
         (chat(rid=1), Reason.MALFORMED),
         (chat(n=2, return_routed_experts=True), Reason.INSEPARABLE),
-        (chat(stream=True), Reason.STREAM),
+        (chat(stream=True, return_hidden_states=True), Reason.STREAM),
         (chat(stream="yes"), Reason.MALFORMED),
         (chat(previous_response_id="x"), Reason.STATE),
         (chat(session_params={"id": "x"}), Reason.STATE),

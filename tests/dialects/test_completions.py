@@ -256,7 +256,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
         (batch(not_yet_invented=[1, 2, 3]), Reason.INSEPARABLE),
         (one(n=2, return_routed_experts=True), Reason.INSEPARABLE),
         (batch(return_routed_experts=True), Reason.INSEPARABLE),
-        (one(stream=True), Reason.STREAM),
+        (one(stream=True, return_hidden_states=True), Reason.STREAM),
         (one(stream=1), Reason.MALFORMED),
         (one(session_params={"id": "s"}), Reason.STATE),
         (one(bootstrap_room=1), Reason.DISAGGREGATION),

@@ -359,7 +359,7 @@ def test_ids_that_all_prompts_share() -> None:
         (one(image_data="http://example.com/a.png"), Reason.MEDIA),
         (one(video_data=["/tmp/a.mp4"]), Reason.MEDIA),
         (one(audio_data={"url": "file:///tmp/a.wav"}), Reason.MEDIA),
-        (one(stream=True), Reason.STREAM),
+        (one(stream=True, return_hidden_states=True), Reason.STREAM),
         (one(stream="true"), Reason.MALFORMED),
         (one(session_params={"id": "s"}), Reason.STATE),
         (one(bootstrap_room=1), Reason.DISAGGREGATION),

@@ -1,0 +1,584 @@
+"""Streams of `/v1/chat/completions`: recorded, and told again as they were."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon import sse
+from sglang_cached_addon.dialects.base import Generation, Part
+from sglang_cached_addon.dialects.chat import DIALECT
+from sglang_cached_addon.policy import Reason, Refused
+from tests.conftest import corpus
+from tests.dialects.test_completions_stream import by_choice, mixed, mutated, parsed, worded
+
+RECORDED = corpus("chat-stream")
+ONE = {"messages": [{"role": "user", "content": "a"}], "stream": True}
+TWO = {**ONE, "n": 2}
+SCORED = {**ONE, "logprobs": True, "top_logprobs": 1}
+COUNTED = {**ONE, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
+def record(body: dict[str, Any], events: Sequence[Any]) -> tuple[Generation, ...]:
+    """The samples of a stream; raises `Refused` where they may not be stored."""
+    call = DIALECT.read(body)
+    recorder = DIALECT.record(call, DIALECT.trim(call, [call.n], lambda: "minted"))
+    for event in events:
+        recorder.add(copy.deepcopy(event))
+    split = recorder.split()
+    if split.refusal:
+        raise Refused(split.refusal)
+    return split.generations
+
+
+def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
+    """The events of each choice, the finish being the last, and then that of the usage."""
+    call = DIALECT.read(body)
+    script, usage = DIALECT.script(call, [samples]), DIALECT.usage(call, [samples])
+    assert len(script.finishes) == len(samples)
+    assert usage
+    pairs = zip(script.deltas, script.finishes, strict=True)
+    return [*([*events, finish] for events, finish in pairs), [usage]]
+
+
+def usage(completion: int, *, reasoning: int = 0, rid: str = "id0") -> dict[str, Any]:
+    """SGLang's last chunk."""
+    head = {"id": rid, "object": "chat.completion.chunk", "created": 7, "model": "m"}
+    return {**head, "choices": [], "usage": counts(completion, reasoning)}
+
+
+def counts(completion: int, reasoning: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_tokens": 3,
+        "total_tokens": 3 + completion,
+        "completion_tokens": completion,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": reasoning,
+        "completion_tokens_details": {"reasoning_tokens": reasoning} if reasoning else None,
+    }
+
+
+def own_ids(raw: Sequence[bytes]) -> list[bytes]:
+    """A stream of SGLang whose finishes and usage have the ids that ours have: their choice's
+    own, and the first one's."""
+    ids: dict[int, str] = {}
+    found = []
+    for event in map(parsed, raw):
+        choices = event["choices"]
+        index = choices[0]["index"] if choices else 0
+        event["id"] = ids.setdefault(index, event["id"])
+        found.append(worded(event))
+    return found
+
+
+@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+def test_recordings(pair: dict[str, Any]) -> None:
+    """A hit would differ from what SGLang has sent, be it in one byte."""
+    body = json.loads(pair["request"]["body"])
+    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
+    events = [parsed(event) for event in raw]
+    if events[-1]["choices"]:
+        with pytest.raises(Refused) as caught:
+            record(body, events)
+        assert caught.value.reason is Reason.NO_USAGE
+        end = usage(body["max_tokens"])
+        end.update({name: events[0][name] for name in ("id", "created", "model")})
+        events.append(end)
+        raw.append(worded(end))
+    if body.get("n", 1) == 1:
+        assert own_ids(raw) == raw
+    assert replay(body, record(body, events)) == by_choice(own_ids(raw))
+
+
+def test_json_is_as_sglangs() -> None:
+    """Clients that read members by place, or compare answers, would see which are replayed."""
+    (pair,) = corpus("chat-stream-n2")
+    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
+    samples = record(json.loads(pair["request"]["body"]), [parsed(event) for event in raw])
+    (like,) = corpus("chat-n1")
+    wanted = json.loads(like["response"]["body"])
+    for sample in samples:
+        found = orjson.loads(sample.answer)
+        assert list(found) == list(wanted)
+        assert list(found["choices"][0]) == list(wanted["choices"][0])
+        assert list(found["choices"][0]["message"]) == list(wanted["choices"][0]["message"])
+        assert list(found["usage"]) == list(wanted["usage"])
+        assert found["object"] == wanted["object"]
+        assert found["choices"][0]["finish_reason"] == "length"
+    # Each has 6, which chunks of several tokens do not tell.
+    assert sum(sample.tokens for sample in samples) == 12
+
+
+def chunk(
+    delta: dict[str, Any],
+    *,
+    index: int = 0,
+    rows: Any = None,
+    finish: Any = None,
+    matched: Any = None,
+    rid: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A chunk as SGLang's msgspec writes it."""
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    choice["matched_stop"] = matched
+    if rows is not None:
+        choice["logprobs"] = {"content": rows}
+    head = {"id": rid or f"id{index}", "object": "chat.completion.chunk"}
+    return {**head, "created": 7, "model": "m", "choices": [choice], **more}
+
+
+def role(index: int = 0) -> dict[str, Any]:
+    delta = {"reasoning_content": None, "role": "assistant", "content": ""}
+    return chunk(delta, index=index)
+
+
+def says(text: str, **more: Any) -> dict[str, Any]:
+    return chunk({"reasoning_content": None, "content": text}, **more)
+
+
+def thinks(text: str, **more: Any) -> dict[str, Any]:
+    return chunk({"reasoning_content": text}, **more)
+
+
+def scores(*rows: Any, **more: Any) -> dict[str, Any]:
+    """Log-probabilities that came with nothing to be said."""
+    return chunk({"reasoning_content": None}, rows=list(rows), **more)
+
+
+def ends(finish: Any = "stop", **more: Any) -> dict[str, Any]:
+    return chunk({"reasoning_content": None}, finish=finish, **more)
+
+
+def passes(text: str, **more: Any) -> dict[str, Any]:
+    """Text behind a parser of tool calls, as SGLang's pydantic writes it."""
+    delta = {"role": None, "content": text, "reasoning_content": None}
+    return chunk(delta, **{"usage": None, **more})
+
+
+def calls(arguments: str, name: str | None = None, number: int = 0, **more: Any) -> dict[str, Any]:
+    """A tool call, or a piece of one."""
+    call = {
+        "id": f"call_{number}" if name else None,
+        "index": number,
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
+    delta = {"role": None, "content": None, "reasoning_content": None, "tool_calls": [call]}
+    return chunk(delta, **{"usage": None, **more})
+
+
+def row(token: str) -> dict[str, Any]:
+    said = {"token": token, "bytes": list(token.encode()), "logprob": -0.5}
+    return {**said, "top_logprobs": [said]}
+
+
+A, B, C, D = (row(token) for token in ("a", "𝄞", "\ufffd", ""))
+
+STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "plain": (ONE, [role(), says("a"), says("b"), ends(), usage(2)]),
+    "matched": (ONE, [role(), says("a"), ends(matched=7), usage(2)]),
+    "matched text": (ONE, [role(), says("a"), ends(matched="\n"), usage(2)]),
+    "empty": (ONE, [role(), ends(), usage(1)]),
+    "no tokens": (ONE, [role(), ends("length"), usage(0)]),
+    "characters": (ONE, [role(), says("𝄞"), says("ñ\ufffd\u2028\0"), says("𝄞"), ends(), usage(3)]),
+    "an empty text": (ONE, [role(), says(""), says("a"), ends(), usage(2)]),
+    "reasoning": (
+        ONE, [role(), thinks("h"), thinks("m𝄞"), says("a"), ends(), usage(4, reasoning=3)],
+    ),
+    "reasoning alone": (ONE, [role(), thinks("h"), ends("length"), usage(2, reasoning=2)]),
+    "tool calls": (
+        ONE,
+        [role(), passes("I'll "), passes("add"), calls("", "add"), calls('{"a": '), calls("1}"),
+         calls("", "sub", 1), calls("{}", None, 1), ends("tool_calls", matched=2), usage(9)],
+    ),
+    "a tool call in one piece": (ONE, [role(), calls("{}", "f"), ends("tool_calls"), usage(9)]),
+    "thoughts and tool calls": (
+        ONE,
+        [role(), thinks("h"), passes("a"), calls("{}", "f"), calls('"𝄞"'),
+         ends("tool_calls", matched="x"), usage(9, reasoning=1)],
+    ),
+    "an unfinished tool call": (ONE, [role(), calls('{"a', "f"), ends("length"), usage(9)]),
+    "a parser without calls": (ONE, [role(), passes("a"), passes("b"), ends(), usage(2)]),
+    "scored": (SCORED, [role(), says("a", rows=[A]), says("𝄞b", rows=[B, C]), ends(), usage(3)]),
+    "scored, left over": (
+        SCORED,
+        [role(), thinks("a", rows=[A]), scores(B, C), calls("{}", "f"), scores(D), says("a"),
+         ends("tool_calls", matched=1), usage(4)],
+    ),
+    "scored, no rows": (
+        SCORED, [role(), says("a", rows=[]), says("b", rows=[A]), ends(), usage(1)],
+    ),
+    "scored, nothing said": (SCORED, [role(), scores(A), ends(), usage(1)]),
+    "counted": (
+        COUNTED,
+        [role(), says("a", usage=counts(1)), says("bc", usage=counts(4)), ends(), usage(5)],
+    ),
+    "counted, thoughts and tool calls": (
+        COUNTED,
+        [role(), thinks("a", usage=counts(2, 2)), passes("b", usage=counts(4, 3)),
+         calls("{}", "f", usage=counts(5, 3)), ends("tool_calls", matched=1),
+         usage(5, reasoning=3)],
+    ),
+    "counted and scored": (
+        {**SCORED, **COUNTED},
+        [role(), says("a", rows=[A], usage=counts(1)), scores(B, usage=counts(2)), ends(),
+         usage(2)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    """A hit would tell other tokens than SGLang, or at other times."""
+    assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
+
+
+@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    """A call without `stream` would get less from the stream's sample than from SGLang."""
+    (sample,) = record(body, events)
+    answer = orjson.loads(sample.answer)
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert message["content"] == "".join(delta.get("content") or "" for delta in deltas)
+    thoughts = [d["reasoning_content"] for d in deltas if d["reasoning_content"]]
+    assert message["reasoning_content"] == ("".join(thoughts) if thoughts else None)
+    assert list(choice) == ["index", "message", "logprobs", "finish_reason", "matched_stop"]
+    end = events[-2]["choices"][0]
+    natural = end["finish_reason"] != "tool_calls"
+    assert choice["finish_reason"] == end["finish_reason"]
+    assert choice["matched_stop"] == (end["matched_stop"] if natural else None)
+    scored = [event["choices"][0]["logprobs"] for event in events[:-1]]
+    rows = [row for each in scored if each for row in each["content"]]
+    assert choice["logprobs"] == ({"content": rows} if any(scored) else None)
+    assert answer["usage"] == events[-1]["usage"]
+    assert list(answer["usage"]) == list(events[-1]["usage"])
+    assert sample.tokens == events[-1]["usage"]["completion_tokens"]
+
+
+def test_json_of_tool_calls() -> None:
+    """A client's tool would be called with half of its arguments, or not at all."""
+    (sample,) = record(*STREAMS["tool calls"])
+    message = orjson.loads(sample.answer)["choices"][0]["message"]
+    assert list(message) == ["role", "content", "reasoning_content", "tool_calls"]
+    assert message["content"] == "I'll add"
+    assert message["tool_calls"] == [
+        {"id": "call_0", "index": 0, "type": "function",
+         "function": {"name": "add", "arguments": '{"a": 1}'}},
+        {"id": "call_1", "index": 1, "type": "function",
+         "function": {"name": "sub", "arguments": "{}"}},
+    ]  # fmt: skip
+
+
+def answer(message: dict[str, Any], **choice: Any) -> dict[str, Any]:
+    """A JSON answer of SGLang's."""
+    return {
+        "id": "id0",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "", "reasoning_content": None}
+                | message,
+                "logprobs": None,
+                "finish_reason": "stop",
+                "matched_stop": None,
+                **choice,
+            }
+        ],
+        "usage": counts(4, 1 if "reasoning_content" in message else 0),
+        "metadata": {"weight_version": "default"},
+    }
+
+
+CALLS = [
+    {"id": f"call_{k}", "index": k, "type": "function",
+     "function": {"name": f"f{k}", "arguments": '{"x":"𝄞"}'}}
+    for k in range(2)
+]  # fmt: skip
+ROWS = {"content": [A, B, C, D]}
+JSON_ANSWERS: dict[str, tuple[dict[str, Any], int]] = {
+    "empty": (answer({}), 0),
+    "text": (answer({"content": "a𝄞"}), 1),
+    "thoughts": (answer({"reasoning_content": "h"}), 1),
+    "thoughts and text": (answer({"content": "a", "reasoning_content": "h"}), 2),
+    "matched": (answer({"content": "a"}, matched_stop="x"), 1),
+    "tool calls": (answer({"tool_calls": CALLS}, finish_reason="tool_calls"), 2),
+    "all": (
+        answer({"content": "a", "reasoning_content": "h", "tool_calls": CALLS}, logprobs=ROWS), 4,
+    ),
+    "scored": (answer({"content": "a"}, logprobs=ROWS), 1),
+    "scored thoughts": (answer({"reasoning_content": "h", "content": "a"}, logprobs=ROWS), 2),
+    "scored, nothing said": (answer({}, logprobs=ROWS), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("whole", "deltas"), JSON_ANSWERS.values(), ids=JSON_ANSWERS)
+def test_stream_of_a_json_sample(whole: dict[str, Any], deltas: int) -> None:
+    """A client that wants a stream would generate again what is stored, or get less of it."""
+    call = DIALECT.read(ONE)
+    fill = DIALECT.trim(call, [1], lambda: "minted")
+    samples = DIALECT.split(call, fill, copy.deepcopy(whole)).generations
+    events, (end,) = replay(ONE, samples)
+    assert len(events) == 1 + deltas + 1
+    assert events[0] == worded(role())
+    choice = whole["choices"][0]
+    finish = parsed(events[-1])["choices"][0]
+    assert finish["finish_reason"] == choice["finish_reason"]
+    assert finish["matched_stop"] == choice["matched_stop"]
+    scored = [parsed(event)["choices"][0]["logprobs"] for event in events]
+    assert [each for each in scored if each] == ([ROWS] if choice["logprobs"] else [])
+    (again,) = record(ONE, [parsed(event) for event in [*events, end]])
+    assert orjson.loads(again.answer) == {**whole, "metadata": None}
+    assert [list(c) for c in orjson.loads(again.answer)["choices"]] == [list(choice)]
+
+
+RECORDED_JSON = [
+    pair
+    for pair in corpus("chat-")
+    if pair["response"]["body"].startswith("{") and '"choices":[{' in pair["response"]["body"]
+]
+
+
+@pytest.mark.parametrize("pair", RECORDED_JSON, ids=lambda pair: pair["name"])
+def test_stream_of_a_recorded_json_answer(pair: dict[str, Any]) -> None:
+    """As above, of SGLang's own answers, with one choice and with two."""
+    body, whole = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
+    body = {name: value for name, value in body.items() if name not in ("rid", "return_meta_info")}
+    body["stream"] = True
+    for choice in whole["choices"]:
+        choice.pop("meta_info", None)
+    call = DIALECT.read(body)
+    fill = DIALECT.trim(call, [call.n], lambda: "minted")
+    samples = DIALECT.split(call, fill, copy.deepcopy(whole)).generations
+    again = record(body, [parsed(event) for events in replay(body, samples) for event in events])
+    found = json.loads(DIALECT.write(call, [[sample.answer for sample in again]]))
+    assert found == {**whole, "metadata": None}
+
+
+def test_messages_of_another_server() -> None:
+    """What SGLang does not say would be lost on the way from JSON to a stream."""
+    whole = answer({"content": "a", "refusal": "no", "audio": None})
+    call = DIALECT.read(ONE)
+    samples = DIALECT.split(call, DIALECT.trim(call, [1], lambda: ""), whole).generations
+    deltas = [parsed(event)["choices"][0]["delta"] for event in replay(ONE, samples)[0]]
+    assert {"refusal": "no"} in deltas
+    assert not any("audio" in delta for delta in deltas)
+
+
+def test_counts_that_are_not_known() -> None:
+    """A client that wants to be told the tokens so far would not be, or not in all."""
+    (sample,) = record(ONE, [role(), says("a"), says("bcd"), says("e"), ends(), usage(9)])
+    events = replay(COUNTED, [sample])[0][1:-1]
+    found = [parsed(event)["usage"]["completion_tokens"] for event in events]
+    assert found == sorted(found)
+    assert found[0] > 0
+    assert found[-1] == 9
+    assert {parsed(event)["usage"]["prompt_tokens"] for event in events} == {3}
+    # Who has not asked is not told.
+    (told,) = record(*STREAMS["counted"])
+    assert not any("usage" in parsed(event) for event in replay(ONE, [told])[0])
+
+
+def choice_of(index: int, *texts: str) -> list[dict[str, Any]]:
+    return [role(index), *(says(text, index=index) for text in texts)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_two_choices(seed: int) -> None:
+    """Words of one choice would end in the other; each sample has its own id and tokens."""
+    deltas = mixed([choice_of(0, "a", "𝄞", "b"), choice_of(1, "x")], seed)
+    last = deltas[-1]["id"]
+    finishes = [ends(index=1, rid=last), ends("length", index=0, rid=last)]
+    events = [*deltas, *finishes, usage(4, rid=last)]
+    samples = record(TWO, events)
+    assert [orjson.loads(sample.answer)["id"] for sample in samples] == ["id0", "id1"]
+    assert [sample.tokens for sample in samples] == [3, 1]
+    raw = [worded(event) for event in events]
+    raw[-1] = worded(usage(4))
+    assert replay(TWO, samples) == by_choice(own_ids(raw))
+
+
+def test_client_rid() -> None:
+    """A client would not find its own id in an event."""
+    (sample,) = record(*STREAMS["thoughts and tool calls"])
+    said = replay({**ONE, "rid": "mine"}, [sample])
+    assert {parsed(event)["id"] for events in said for event in events} == {"mine"}
+
+
+ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
+GOOD = [role(), says("a"), says("b"), ends(), usage(2)]
+DOUBLE = [role(0), role(1), says("a"), says("b", index=1)]
+
+
+def but(place: int, **members: Any) -> list[dict[str, Any]]:
+    """The good stream with other members of one chunk's choice."""
+    found = copy.deepcopy(GOOD)
+    found[place]["choices"][0].update(members)
+    return found
+
+
+def with_delta(place: int, **members: Any) -> list[dict[str, Any]]:
+    found = copy.deepcopy(GOOD)
+    found[place]["choices"][0]["delta"].update(members)
+    return found
+
+
+def without(place: int, name: str) -> list[dict[str, Any]]:
+    found = copy.deepcopy(GOOD)
+    del found[place]["choices"][0][name]
+    return found
+
+
+def calling(call: Any) -> list[dict[str, Any]]:
+    return with_delta(1, tool_calls=call)
+
+
+UNREADABLE = Reason.UNREADABLE
+FUNCTION = {"name": "f", "arguments": "{}"}
+BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
+    "nothing": (ONE, [], Reason.UNFINISHED),
+    "an error": (ONE, [ERROR], Reason.ERROR),
+    "an error in the middle": (ONE, [*GOOD[:2], ERROR, *GOOD[2:]], Reason.ERROR),
+    "an error behind all": (ONE, [*GOOD, ERROR], Reason.ERROR),
+    "abort": (ONE, [*GOOD[:3], ends("abort"), usage(2)], Reason.ABORT),
+    "abort of the first": (
+        TWO, [*DOUBLE, ends("abort"), ends(index=1), usage(2)], Reason.ABORT,
+    ),
+    "abort of the second": (
+        TWO, [*DOUBLE, ends(), ends("abort", index=1), usage(2)], Reason.ABORT,
+    ),
+    "no finish": (ONE, [*GOOD[:3], usage(2)], Reason.UNFINISHED),
+    "an odd finish": (ONE, but(3, finish_reason={"type": "stop"}), Reason.UNFINISHED),
+    "no finish of the second": (TWO, [*DOUBLE, ends(), usage(2)], Reason.UNFINISHED),
+    "the second is missing": (TWO, GOOD, Reason.UNFINISHED),
+    "no usage": (ONE, GOOD[:-1], Reason.NO_USAGE),
+    "no usage, but counts": (COUNTED, STREAMS["counted"][1][:-1], Reason.NO_USAGE),
+    "lost rows": (SCORED, [role(), says("a", rows=[A]), ends(), usage(2)], Reason.LOST_LOGPROBS),
+    "no rows": (SCORED, GOOD, Reason.LOST_LOGPROBS),
+    "rows of the first alone": (
+        {**SCORED, "n": 2},
+        [role(0), role(1), says("a", rows=[A]), says("b", index=1), ends(), ends(index=1),
+         usage(2)], Reason.LOST_LOGPROBS,
+    ),
+    "behind the finish": (ONE, [*GOOD[:4], says("c"), GOOD[4]], UNREADABLE),
+    "two finishes": (ONE, [*GOOD[:4], *GOOD[3:]], UNREADABLE),
+    "hidden states": (
+        ONE, [*GOOD[:4], chunk({"role": None, "hidden_states": [1.0]}, usage=None), GOOD[4]],
+        UNREADABLE,
+    ),
+    "hidden states before the finish": (ONE, with_delta(1, hidden_states=[1.0]), UNREADABLE),
+    "hidden states in the finish": (ONE, with_delta(3, hidden_states=[1.0]), UNREADABLE),
+    "hidden states of a choice": (ONE, but(1, hidden_states=[1.0]), UNREADABLE),
+    "hidden states at the end": (ONE, but(3, hidden_states=[1.0]), UNREADABLE),
+    "an unknown delta": (ONE, with_delta(1, audio="x"), UNREADABLE),
+    "an unknown delta that is false": (ONE, with_delta(1, audio=False), UNREADABLE),
+    "an unknown member": (ONE, but(1, surprise=0), UNREADABLE),
+    "a message": (ONE, but(1, message={"content": "x"}), UNREADABLE),
+    "a message at the end": (ONE, but(3, message={"content": "x"}), UNREADABLE),
+    "sglext": (ONE, [*GOOD[:4], {**usage(2), "sglext": {"x": 1}, "usage": None}], UNREADABLE),
+    "sglext with the usage": (ONE, [*GOOD[:4], {**usage(2), "sglext": {"x": 1}}], UNREADABLE),
+    "no index": (ONE, without(0, "index"), UNREADABLE),
+    "an index too high": (ONE, but(0, index=1), UNREADABLE),
+    "an index too low": (ONE, but(0, index=-1), UNREADABLE),
+    "an index that is true": (TWO, but(0, index=True), UNREADABLE),
+    "an index as a float": (ONE, but(0, index=0.0), UNREADABLE),
+    "an index as text": (ONE, but(0, index="0"), UNREADABLE),
+    "two choices": (TWO, [{**GOOD[0], "choices": GOOD[0]["choices"] * 2}], UNREADABLE),
+    "no choices": (ONE, [{**GOOD[0], "choices": []}], UNREADABLE),
+    "a choice that is none": (ONE, [{**GOOD[0], "choices": [None]}], UNREADABLE),
+    "no id": (ONE, [{n: v for n, v in GOOD[0].items() if n != "id"}, *GOOD[1:]], UNREADABLE),
+    "no delta": (ONE, without(1, "delta"), UNREADABLE),
+    "a delta that is none": (ONE, but(1, delta="x"), UNREADABLE),
+    "content that is none": (ONE, with_delta(1, content=["x"]), UNREADABLE),
+    "content that is empty, but none": (ONE, with_delta(1, content=[]), UNREADABLE),
+    "thoughts that are none": (ONE, with_delta(1, reasoning_content=1), UNREADABLE),
+    "a role that is none": (ONE, with_delta(1, role=1), UNREADABLE),
+    "rows that are none": (ONE, but(1, logprobs={"content": None}), UNREADABLE),
+    "scores that are none": (ONE, but(1, logprobs=[]), UNREADABLE),
+    "scores of completions": (ONE, but(1, logprobs={"tokens": ["a"]}), UNREADABLE),
+    "calls that are none": (ONE, calling("x"), UNREADABLE),
+    "a call that is none": (ONE, calling(["x"]), UNREADABLE),
+    "a call without a place": (ONE, calling([{"id": "x", "function": FUNCTION}]), UNREADABLE),
+    "a call of nothing": (ONE, calling([{"index": 0, "function": None}]), UNREADABLE),
+    "a call of another kind": (
+        ONE, calling([{"index": 0, "type": "custom", "function": FUNCTION}]), UNREADABLE,
+    ),
+    "arguments that are no text": (
+        ONE, calling([{"index": 0, "function": {"name": "f", "arguments": {"a": 1}}}]), UNREADABLE,
+    ),
+    "text": (ONE, ["text"], UNREADABLE),
+    "null": (ONE, [None], UNREADABLE),
+    "an array": (ONE, [GOOD], UNREADABLE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "events", "reason"), BAD.values(), ids=BAD)
+def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
+    """What is broken, or not understood, would be given to all who ask the same."""
+    with pytest.raises(Refused) as caught:
+        record(body, events)
+    assert caught.value.reason is reason
+
+
+def test_parts() -> None:
+    """Stored choices would end too early, or the usage be shown to who has not asked."""
+    call = DIALECT.read(TWO)
+    recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
+    events = [
+        role(1),
+        says("a", index=1),
+        calls("{}", "f", index=1),
+        ends(index=1),
+        usage(2),
+        ERROR,
+    ]
+    found = [recorder.add(event) for event in events]
+    wanted = [(Part.DELTA, 1)] * 3 + [(Part.FINISH, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
+    assert found == wanted
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_comes(seed: int) -> None:
+    """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
+    rng = random.Random(seed)
+    stored = 0
+    for _ in range(150):
+        body, events = STREAMS[rng.choice(list(STREAMS))]
+        if rng.random() < 0.2:
+            body, events = TWO, [*DOUBLE, ends(), ends(index=1), usage(2)]
+        try:
+            samples = record(body, mutated(events, rng))
+        except Refused:
+            continue
+        stored += 1
+        for wanted in (body, {**body, "stream_options": COUNTED["stream_options"]}):
+            for choice in replay(wanted, samples):
+                assert all(isinstance(parsed(event), dict) for event in choice)
+    assert stored
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_stored(seed: int) -> None:
+    """An odd answer that was stored as JSON would end the next request in a traceback."""
+    rng = random.Random(seed)
+    call = DIALECT.read(COUNTED)
+    for _ in range(200):
+        whole = copy.deepcopy(JSON_ANSWERS[rng.choice(list(JSON_ANSWERS))][0])
+        whole["choices"] = [mutated(whole["choices"][0], rng)]
+        whole["usage"] = mutated(whole["usage"], rng)
+        pools = [[Generation(0, orjson.dumps(whole), 1)]]
+        script = DIALECT.script(call, pools)
+        for event in [*script.deltas[0], *script.finishes]:
+            assert isinstance(parsed(event), dict)
+        DIALECT.usage(call, pools)

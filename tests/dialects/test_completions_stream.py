@@ -1,0 +1,474 @@
+"""Streams of `/v1/completions`: recorded, and told again as they were."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon import sse
+from sglang_cached_addon.dialects.base import Fill, Generation, Part
+from sglang_cached_addon.dialects.completions import DIALECT
+from sglang_cached_addon.policy import Reason, Refused
+from tests.conftest import corpus
+
+RECORDED = corpus("completions-stream")
+ONE = {"prompt": "a", "stream": True}
+TWO = {"prompt": "a", "stream": True, "n": 2}
+BATCH = {"prompt": ["a", "b"], "stream": True, "n": 2}
+COUNTED = {**ONE, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
+def record(body: dict[str, Any], events: Sequence[Any]) -> tuple[Generation, ...]:
+    """The samples of a stream; raises `Refused` where they may not be stored."""
+    call = DIALECT.read(body)
+    fill: Fill = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
+    recorder = DIALECT.record(call, fill)
+    for event in events:
+        recorder.add(copy.deepcopy(event))
+    split = recorder.split()
+    if split.refusal:
+        raise Refused(split.refusal)
+    return split.generations
+
+
+def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
+    """The events of each choice, and then that of the usage."""
+    call = DIALECT.read(body)
+    pools = [samples[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
+    script, usage = DIALECT.script(call, pools), DIALECT.usage(call, pools)
+    assert script.finishes == []
+    assert usage
+    return [*script.deltas, [usage]]
+
+
+def parsed(event: bytes) -> Any:
+    return orjson.loads(sse.data(event) or b"")
+
+
+def worded(event: Any) -> bytes:
+    return sse.event(orjson.dumps(event))
+
+
+def by_choice(events: Sequence[bytes]) -> list[list[bytes]]:
+    """Events as `replay` sorts them."""
+    found: dict[int, list[bytes]] = {}
+    for event in events:
+        choices = parsed(event)["choices"]
+        found.setdefault(choices[0]["index"] if choices else 99, []).append(event)
+    return [found[key] for key in sorted(found)]
+
+
+def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[str, Any]:
+    """SGLang's last chunk: what is null is left out."""
+    counts = {"prompt_tokens": prompt, "total_tokens": prompt + completion}
+    counts |= {"completion_tokens": completion, **more, "reasoning_tokens": 0}
+    head = {"id": rid, "object": "text_completion", "created": 7, "model": "m"}
+    return {**head, "choices": [], "usage": counts}
+
+
+@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+def test_recordings(pair: dict[str, Any]) -> None:
+    """A hit would differ from what SGLang has sent, be it in one byte."""
+    body = json.loads(pair["request"]["body"])
+    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
+    events = [parsed(event) for event in raw]
+    if events[-1]["choices"]:
+        with pytest.raises(Refused) as caught:
+            record(body, events)
+        assert caught.value.reason is Reason.NO_USAGE
+        head = {name: events[0][name] for name in ("id", "object", "created", "model")}
+        events.append({**head, "choices": [], "usage": usage(1, 8)["usage"]})
+        raw.append(worded(events[-1]))
+    assert replay(body, record(body, events)) == by_choice(raw)
+
+
+def test_json_is_as_sglangs() -> None:
+    """Clients that read members by place, or compare answers, would see which are replayed."""
+    (pair,) = corpus("completions-stream-usage")
+    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
+    body = json.loads(pair["request"]["body"])
+    (sample,) = record(body, [parsed(event) for event in raw])
+    (like,) = corpus("completions-n1")
+    wanted, found = json.loads(like["response"]["body"]), orjson.loads(sample.answer)
+    assert list(found) == list(wanted)
+    assert list(found["choices"][0]) == list(wanted["choices"][0])
+    assert list(found["usage"]) == list(wanted["usage"])
+    assert found["object"] == wanted["object"]
+    assert found["choices"][0]["text"] == 'scri "__sep super'
+    assert found["choices"][0]["finish_reason"] == "length"
+    assert found["usage"]["completion_tokens_details"] is None
+    assert sample.tokens == 4
+
+
+def scores(first: int, count: int, tops: int = 2, echoed: bool = False) -> dict[str, Any]:
+    """SGLang's log-probabilities of some tokens."""
+    tokens = [f"t{k}" for k in range(first, first + count)]
+    known = [None if echoed and k == 0 else -0.5 - k for k in range(first, first + count)]
+    return {
+        "text_offset": [-1] * count,
+        "token_logprobs": known,
+        "tokens": tokens,
+        "top_logprobs": [
+            None if value is None else {f"{token}{i}": value - i for i in range(tops)}
+            for token, value in zip(tokens, known, strict=True)
+        ]
+        if tops
+        else [],
+    }
+
+
+def stream(
+    texts: Sequence[str],
+    *,
+    index: int = 0,
+    logprobs: Sequence[Any] = (),
+    counts: Sequence[int] = (),
+    finish: Any = "length",
+    matched: Any = None,
+    **end: Any,
+) -> list[dict[str, Any]]:
+    """The chunks of a choice in SGLang's own shape."""
+    events = []
+    for k, text in enumerate(texts):
+        is_last = k == len(texts) - 1
+        choice = {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs[k] if logprobs else None,
+            "finish_reason": finish if is_last else None,
+            "matched_stop": matched if is_last else None,
+            **(end if is_last else {}),
+        }
+        told = None
+        if counts:
+            told = {"prompt_tokens": 3, "total_tokens": 3 + counts[k]}
+            told |= {"completion_tokens": counts[k], "prompt_tokens_details": None}
+            told |= {"reasoning_tokens": 0, "completion_tokens_details": None}
+        head = {"id": f"id{index}", "object": "text_completion", "created": 7, "model": "m"}
+        events.append({**head, "choices": [choice], "usage": told})
+    return events
+
+
+STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "plain": (ONE, [*stream(["a", "b", "c"]), usage(3, 3)]),
+    "one chunk": (ONE, [*stream(["abc"]), usage(3, 3)]),
+    "empty": (ONE, [*stream([""]), usage(3, 1)]),
+    "no tokens": (ONE, [*stream([""]), usage(3, 0)]),
+    "empty texts": (ONE, [*stream(["", "a", "", ""]), usage(3, 4)]),
+    "coalesced": (ONE, [*stream(["a", "bcd", "ef"]), usage(3, 6)]),
+    "characters": (ONE, [*stream(["𝄞", "ñ�", "\u2028\0", "𝄞"]), usage(3, 4)]),
+    "matched": (ONE, [*stream(["a", ""], finish="stop", matched=7), usage(3, 2)]),
+    "matched text": (ONE, [*stream(["a", ""], finish="stop", matched="\n"), usage(3, 2)]),
+    "cached": (
+        ONE, [*stream(["a"]), usage(3, 1, prompt_tokens_details={"cached_tokens": 2})],
+    ),
+    "scored": (
+        {**ONE, "logprobs": 2},
+        [*stream(["a", "b"], logprobs=[scores(0, 1), scores(1, 3)]), usage(3, 4)],
+    ),
+    "scored, none of the others": (
+        {**ONE, "logprobs": 0},
+        [*stream(["a", "b"], logprobs=[scores(0, 1, 0), scores(1, 3, 0)]), usage(3, 4)],
+    ),
+    "scored, an end without": (
+        {**ONE, "logprobs": 2}, [*stream(["a", ""], logprobs=[scores(0, 1), None]), usage(3, 1)],
+    ),
+    "scored, an empty chunk": (
+        {**ONE, "logprobs": 2},
+        [*stream(["a", "b"], logprobs=[scores(0, 0), scores(0, 2)]), usage(3, 2)],
+    ),
+    "echo": (
+        {**ONE, "logprobs": 2, "echo": True},
+        [*stream(["a prompt: a", "b"], logprobs=[scores(0, 4, echoed=True), scores(4, 1)]),
+         usage(3, 2)],
+    ),
+    "counted": (COUNTED, [*stream(["a", "bc", ""], counts=[1, 5, 6]), usage(3, 6)]),
+    "counted and scored": (
+        {**COUNTED, "logprobs": 2},
+        [*stream(["a", "b"], counts=[1, 3], logprobs=[scores(0, 1), scores(1, 2)]), usage(3, 3)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    """A hit would tell other tokens than SGLang, or at other times."""
+    assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
+
+
+@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
+    """A call without `stream` would get less from the stream's sample than from SGLang."""
+    (sample,) = record(body, events)
+    answer = orjson.loads(sample.answer)
+    (choice,) = answer["choices"]
+    chunks = [event["choices"][0] for event in events[:-1]]
+    assert choice["text"] == "".join(chunk["text"] for chunk in chunks)
+    assert choice["matched_stop"] == chunks[-1]["matched_stop"]
+    scored = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
+    if scored:
+        joined = {name: [v for s in scored for v in s[name]] for name in scored[0]}
+        assert choice["logprobs"] == joined
+    else:
+        assert choice["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] == events[-1]["usage"]["completion_tokens"]
+    assert sample.tokens == events[-1]["usage"]["completion_tokens"]
+
+
+JSON_ANSWERS = [
+    pair
+    for pair in corpus("completions-")
+    if pair["response"]["body"].startswith("{") and '"choices":[{' in pair["response"]["body"]
+]
+
+
+@pytest.mark.parametrize("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
+def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
+    """A client that wants a stream would generate again what is stored, or get less of it."""
+    body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
+    call = DIALECT.read(body)
+    fill = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
+    samples = DIALECT.split(call, fill, answer).generations
+    streamed = {**body, "stream": True}
+    replayed = replay(streamed, samples)
+    assert [len(events) for events in replayed] == [1] * (len(answer["choices"]) + 1)
+    again = record(streamed, [parsed(event) for events in replayed for event in events])
+    for before, after in zip(samples, again, strict=True):
+        wanted = orjson.loads(before.answer)
+        found = orjson.loads(after.answer)
+        assert found == {**wanted, "metadata": None, "usage": found["usage"]}
+        assert list(found) == list(wanted)
+        assert list(found["choices"][0]) == list(wanted["choices"][0])
+    pools = [again[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
+    whole = json.loads(DIALECT.write(call, [[s.answer for s in pool] for pool in pools]))
+    assert whole == {**answer, "metadata": None}
+
+
+def test_counts_that_are_not_known() -> None:
+    """A client that wants to be told the tokens so far would not be, or not in all."""
+    (sample,) = record(ONE, [*stream(["a", "bcd", "e"]), usage(3, 9)])
+    (events, _) = replay(COUNTED, [sample])
+    counts = [parsed(event)["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+    assert counts[0] > 0
+    assert counts[-1] == 9
+    assert {parsed(event)["usage"]["prompt_tokens"] for event in events} == {3}
+    # Who has not asked is not told.
+    (told,) = record(COUNTED, STREAMS["counted"][1])
+    assert [parsed(event)["usage"] for event in replay(ONE, [told])[0]] == [None] * 3
+
+
+def mixed(streams: Sequence[list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
+    """Choices that take turns in some way."""
+    rng, queues = random.Random(seed), [list(events) for events in streams]
+    found = []
+    while left := [queue for queue in queues if queue]:
+        found.append(rng.choice(left).pop(0))
+    return found
+
+
+FOUR = [
+    stream(["a", "b"], index=0),
+    stream(["𝄞"], index=1),
+    stream(["", "d", "�"], index=2, finish="stop", matched=1),
+    stream(["", ""], index=3),
+]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_batch(seed: int) -> None:
+    """A prompt would get the words of another, as soon as two are generated at once."""
+    end = usage(10, 8)
+    samples = record(BATCH, [*mixed(FOUR, seed), end])
+    assert [sample.item for sample in samples] == [0, 0, 1, 1]
+    assert [sample.tokens for sample in samples] == [2, 1, 3, 2]
+    assert [orjson.loads(sample.answer)["id"] for sample in samples] == ["id0", "id1", "id2", "id3"]
+    assert replay(BATCH, samples) == [*([worded(e) for e in events] for events in FOUR), [
+        worded(end)]]  # fmt: skip
+
+
+def test_client_rids() -> None:
+    """A client would not find its own id in an event."""
+    (sample,) = record(*STREAMS["plain"])
+    body = {**ONE, "prompt": ["a", "b"], "rid": "x"}
+    said = replay(body, [sample, sample])
+    assert [{parsed(e)["id"] for e in events} for events in said] == [{"x_0"}, {"x_1"}, {"x_0"}]
+
+
+ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
+GOOD = [*stream(["a", "b", "c"]), usage(3, 3)]
+END = usage(3, 6)
+
+
+def but(place: int, **members: Any) -> list[dict[str, Any]]:
+    """The good stream with other members of one chunk's choice."""
+    found = copy.deepcopy(GOOD)
+    found[place]["choices"][0].update(members)
+    return found
+
+
+def without(place: int, name: str) -> list[dict[str, Any]]:
+    found = copy.deepcopy(GOOD)
+    del found[place]["choices"][0][name]
+    return found
+
+
+def pair(**second: Any) -> list[dict[str, Any]]:
+    return [*stream(["a", "b", "c"]), *stream(["d", "e", "f"], index=1, **second), END]
+
+
+UNREADABLE = Reason.UNREADABLE
+BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
+    "nothing": (ONE, [], Reason.UNFINISHED),
+    "an error": (ONE, [ERROR], Reason.ERROR),
+    "an error in the middle": (ONE, [*GOOD[:1], ERROR, *GOOD[1:]], Reason.ERROR),
+    "an error behind all": (ONE, [*GOOD, ERROR], Reason.ERROR),
+    "abort": (ONE, [*stream(["a"], finish="abort"), usage(3, 1)], Reason.ABORT),
+    "abort of the second": (TWO, pair(finish="abort"), Reason.ABORT),
+    "abort of the first": (
+        TWO, [*stream(["a"], finish="abort"), *stream(["b"], index=1), END], Reason.ABORT,
+    ),
+    "no finish": (ONE, [*GOOD[:2], usage(3, 2)], Reason.UNFINISHED),
+    "an odd finish": (ONE, but(2, finish_reason={"type": "stop"}), Reason.UNFINISHED),
+    "no finish of the second": (TWO, pair(finish=None), Reason.UNFINISHED),
+    "the second is missing": (TWO, GOOD, Reason.UNFINISHED),
+    "no usage": (ONE, GOOD[:-1], Reason.NO_USAGE),
+    "no usage, but counts": (COUNTED, STREAMS["counted"][1][:-1], Reason.NO_USAGE),
+    "behind the finish": (ONE, [*GOOD[:3], *GOOD[2:]], UNREADABLE),
+    "hidden states behind the finish": (
+        ONE, [*GOOD[:3], *stream([""], finish=None, hidden_states=[1.0]), GOOD[3]], UNREADABLE,
+    ),
+    "hidden states": (ONE, but(1, hidden_states=[[1.0]]), UNREADABLE),
+    "hidden states in the end": (ONE, but(2, hidden_states=[[1.0]]), UNREADABLE),
+    "token ids": (ONE, but(1, token_ids=[1]), UNREADABLE),
+    "token ids in the end": (ONE, but(2, token_ids=[1]), UNREADABLE),
+    "an unknown member": (ONE, but(0, surprise=0), UNREADABLE),
+    "an unknown member in place of a known": (
+        ONE, [{**GOOD[0], "choices": [{"index": 0, "text": "a", "logprobs": None, "x": 1,
+                                       "finish_reason": None}]}, *GOOD[1:]], UNREADABLE,
+    ),
+    "sglext": (
+        ONE, [*GOOD[:3], {**usage(3, 3), "usage": None, "sglext": {"x": 1}}, GOOD[3]], UNREADABLE,
+    ),
+    "sglext with the usage": (ONE, [*GOOD[:3], {**GOOD[3], "sglext": {"x": 1}}], UNREADABLE),
+    "no index": (ONE, without(0, "index"), UNREADABLE),
+    "an index too high": (ONE, but(0, index=1), UNREADABLE),
+    "an index too low": (ONE, but(0, index=-1), UNREADABLE),
+    "an index that is true": (TWO, but(0, index=True), UNREADABLE),
+    "an index as a float": (ONE, but(0, index=0.0), UNREADABLE),
+    "an index as text": (ONE, but(0, index="0"), UNREADABLE),
+    "two choices": (TWO, [{**GOOD[0], "choices": GOOD[0]["choices"] * 2}], UNREADABLE),
+    "no choices": (ONE, [{**GOOD[0], "choices": []}], UNREADABLE),
+    "a choice that is none": (ONE, [{**GOOD[0], "choices": [None]}], UNREADABLE),
+    "choices that are none": (ONE, [{**GOOD[0], "choices": {"0": {}}}], UNREADABLE),
+    "no text": (ONE, without(1, "text"), UNREADABLE),
+    "text that is none": (ONE, but(1, text=None), UNREADABLE),
+    "no id": (ONE, [{n: v for n, v in GOOD[0].items() if n != "id"}, *GOOD[1:]], UNREADABLE),
+    "an id that is none": (ONE, [{**GOOD[0], "id": None}, *GOOD[1:]], UNREADABLE),
+    "text alone": (ONE, ["text"], UNREADABLE),
+    "null": (ONE, [None], UNREADABLE),
+    "an array": (ONE, [GOOD], UNREADABLE),
+    "odd scores": (ONE, but(0, logprobs=[]), UNREADABLE),
+    "scores without tokens": (ONE, but(0, logprobs={"token_logprobs": [1]}), UNREADABLE),
+    "scores that are none": (ONE, but(0, logprobs={**scores(0, 1), "tokens": None}), UNREADABLE),
+    "fewer scores than tokens": (
+        ONE, but(0, logprobs={**scores(0, 2), "top_logprobs": [None]}), UNREADABLE,
+    ),
+    "scores of another kind": (
+        ONE, [*stream(["a", "b"], logprobs=[scores(0, 1), {**scores(1, 1), "x": [1]}]), END],
+        UNREADABLE,
+    ),
+    "scores that are lost": (
+        ONE, [*stream(["a", "b"], logprobs=[scores(0, 1), scores(1, 1, 0)]), END], UNREADABLE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "events", "reason"), BAD.values(), ids=BAD)
+def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
+    """What is broken, or not understood, would be given to all who ask the same."""
+    with pytest.raises(Refused) as caught:
+        record(body, events)
+    assert caught.value.reason is reason
+
+
+def test_parts() -> None:
+    """Stored choices would end too early, or the usage be shown to who has not asked."""
+    call = DIALECT.read(TWO)
+    recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
+    found = [recorder.add(event) for event in [*stream(["a", "b"], index=1), END, ERROR]]
+    assert found == [(Part.DELTA, 1), (Part.DELTA, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
+
+
+JUNK = [None, True, 0, -1, 7, 10**18, 1.5, "", "x", [], {}, [None], {"x": None}, [[]], "abort"]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each object or array in a value, with each of its keys."""
+    keys = value if isinstance(value, dict) else range(len(value) if type(value) is list else 0)
+    for key in keys:
+        yield value, key
+        yield from places(value[key])
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """A copy with a few members lost, doubled, or replaced."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randrange(1, 4)):
+        found = list(places(value))
+        if not found:
+            break
+        holder, key = rng.choice(found)
+        kind = rng.randrange(4)
+        if kind == 0:
+            del holder[key]
+        elif kind == 1 and isinstance(holder, list):
+            holder.insert(key, copy.deepcopy(rng.choice(holder)))
+        elif kind == 2:
+            other, name = rng.choice(found)
+            holder[key] = copy.deepcopy(other.get(name) if isinstance(other, dict) else JUNK)
+        else:
+            holder[key] = copy.deepcopy(rng.choice(JUNK))
+    return value
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_comes(seed: int) -> None:
+    """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
+    rng = random.Random(seed)
+    stored = 0
+    for _ in range(150):
+        four = (BATCH, [*mixed(FOUR, seed), usage(10, 8)])
+        body, events = rng.choice([STREAMS[rng.choice(list(STREAMS))], four])
+        try:
+            samples = record(body, mutated(events, rng))
+        except Refused:
+            continue
+        stored += 1
+        for wanted in (body, {**body, "stream_options": COUNTED["stream_options"]}):
+            for choice in replay(wanted, samples):
+                assert all(isinstance(parsed(event), dict) for event in choice)
+    assert stored
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_stored(seed: int) -> None:
+    """An odd answer that was stored as JSON would end the next request in a traceback."""
+    rng = random.Random(seed)
+    call = DIALECT.read(COUNTED)
+    fill = DIALECT.trim(call, [1], lambda: "minted")
+    answers = [record(body, events)[0].answer for body, events in STREAMS.values()]
+    for _ in range(150):
+        try:
+            split = DIALECT.split(call, fill, mutated(orjson.loads(rng.choice(answers)), rng))
+        except Refused:
+            continue
+        (events,) = DIALECT.script(call, [split.generations]).deltas
+        assert all(isinstance(parsed(event), dict) for event in events)
+        DIALECT.usage(call, [split.generations])

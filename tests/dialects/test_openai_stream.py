@@ -1,0 +1,387 @@
+"""What completions and chat streams have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon import sse
+from sglang_cached_addon.dialects import chat, completions, openai_stream
+from sglang_cached_addon.dialects.base import Call, Generation, Split, Streaming
+from sglang_cached_addon.dialects.openai_stream import (
+    CHOICE,
+    UNSTREAMABLE,
+    Recorder,
+    Sequel,
+    member,
+    refuse_unknown,
+)
+from sglang_cached_addon.policy import Reason, Refused
+from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({}, None),
+        ({"stream": False, "stream_options": "upstream's to judge"}, None),
+        ({"stream": True}, Streaming()),
+        ({"stream": True, "stream_options": None}, Streaming()),
+        ({"stream": True, "stream_options": {}}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": None}}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": True}}, Streaming(True)),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            Streaming(False, True),
+        ),
+        ({"stream": True, "return_token_ids": False}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": [1]}, Reason.MALFORMED),
+        ({"stream": "true"}, Reason.MALFORMED),
+        ({"stream": None}, Reason.MALFORMED),
+        *(({"stream": True, name: True}, Reason.STREAM) for name in UNSTREAMABLE),
+        *(({"stream": False, name: True}, None) for name in UNSTREAMABLE),
+    ],
+)
+def test_streaming(body: dict[str, Any], wanted: Any) -> None:
+    """A client would get a stream, or an end of one, that it has not asked for."""
+    try:
+        assert openai_stream.streaming(body) == wanted
+    except Refused as refused:
+        assert refused.reason is wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"include_usage": True}),
+        ({"stream_options": None}, {"include_usage": True}),
+        ({"stream_options": {"include_usage": False}}, {"include_usage": True}),
+        (
+            {"stream_options": {"continuous_usage_stats": True}},
+            {"continuous_usage_stats": True, "include_usage": True},
+        ),
+    ],
+)
+def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> None:
+    """No stream could be recorded, or the client's own body would be changed."""
+    body = {"prompt": "a", "stream": True, **options}
+    before = orjson.dumps(body)
+    call = completions.DIALECT.read(body)
+    fill = completions.DIALECT.trim(call, [1], lambda: "minted")
+    assert fill.body["stream_options"] == asked
+    assert orjson.dumps(call.body) == before
+    plain = completions.DIALECT.read({"prompt": "a"})
+    assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_end", "refused"),
+    [
+        (dict.fromkeys(CHOICE), False, False),
+        ({}, False, False),
+        ({"x": None}, True, False),
+        ({"x": None}, False, False),
+        ({"x": 1}, False, True),
+        ({"x": False}, False, True),
+        ({"x": 1}, True, False),
+        ({"x": "y"}, True, False),
+        ({"x": []}, True, True),
+        ({"x": {}}, True, True),
+        ({**dict.fromkeys(CHOICE[1:]), "x": [1]}, False, True),
+    ],
+)
+def test_unknown(choice: dict[str, Any], is_end: bool, refused: bool) -> None:
+    """What a stream says in pieces would be stored as its last piece."""
+    if refused:
+        with pytest.raises(Refused):
+            refuse_unknown(choice, frozenset(CHOICE), is_end=is_end)
+    else:
+        refuse_unknown(choice, frozenset(CHOICE), is_end=is_end)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "found"),
+    [
+        ({"x": "y"}, str, "y"),
+        ({"x": 1}, str, ""),
+        ({"x": None}, list, []),
+        ({"x": {"y": 1}}, dict, {"y": 1}),
+        ({}, int, 0),
+        (None, dict, {}),
+        ([], str, ""),
+        ("x", str, ""),
+    ],
+)
+def test_member(value: Any, kind: type, found: Any) -> None:
+    """Another server's sample would end a request in a traceback."""
+    assert member(value, "x", kind) == found
+
+
+class Tape:
+    """Chunks that say no more than how many rows and tokens they have."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.tokens: int | None = None
+        self.is_finished = False
+
+    def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
+        self.rows += choice.get("rows", 0)
+        self.tokens = tokens
+        self.is_finished = "end" in choice
+        return self.is_finished
+
+    def choice(self) -> dict[str, Any]:
+        return {"index": 0, "said": self.tokens}
+
+    def deltas(self) -> bytes:
+        return b"%d" % self.rows
+
+
+Asked = tuple[Any, list[str], list[int] | None]
+
+
+def recorder(count: int = 2, **options: bool) -> tuple[Recorder, list[Asked]]:
+    """A recorder, and what it will ask to be taken apart."""
+    asked: list[Asked] = []
+
+    def split(answer: Any, ids: Any, tokens: Any) -> Split:
+        asked.append((answer, list(ids), tokens))
+        return Split(tuple(Generation(0, b"", 0) for _ in answer["choices"]))
+
+    return Recorder([Tape() for _ in range(count)], "json", split, **options), asked
+
+
+def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
+    told = None if tokens is None else {"completion_tokens": tokens}
+    head = {"id": rid or f"id{index}", "object": "chunk", "created": 7}
+    return {**head, "choices": [{"index": index, **choice}], "usage": told}
+
+
+END = {"id": "id9", "object": "chunk", "choices": [], "usage": {"completion_tokens": 5}}
+
+
+def test_envelope() -> None:
+    """JSON clients would get an answer whose members are those of a chunk."""
+    made, asked = recorder()
+    for event in (chunk(1), chunk(0, end=1), chunk(1, end=1), END):
+        made.add(event)
+    split = made.split()
+    ((answer, ids, _),) = asked
+    assert list(answer) == ["id", "object", "created", "choices", "usage", "metadata"]
+    assert answer["object"] == "json"
+    assert answer["metadata"] is None
+    assert answer["usage"] == {"completion_tokens": 5}
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert ids == ["id0", "id1"]
+    assert [sample.deltas for sample in split.generations] == [b"0", b"0"]
+
+
+def test_usage_of_json() -> None:
+    """A JSON answer would lack members that SGLang's has."""
+    made, asked = recorder(1)
+    for event in (chunk(0, end=1), usage(3, 5)):
+        made.add(event)
+    made.split()
+    assert list(asked[0][0]["usage"].items()) == [
+        ("prompt_tokens", 3), ("total_tokens", 8), ("completion_tokens", 5),
+        ("prompt_tokens_details", None), ("reasoning_tokens", 0),
+        ("completion_tokens_details", None),
+    ]  # fmt: skip
+
+
+def test_own_ids() -> None:
+    """A finish would seem to be another choice's."""
+    made, _ = recorder()
+    made.add(chunk(0))
+    finish = chunk(0, rid="id1", end=1)
+    made.add(finish)
+    assert finish["id"] == "id0"
+
+
+@pytest.mark.parametrize(
+    ("counts", "exact"),
+    [
+        ((2, 3), [2, 3]),
+        ((5, 0), [5, 0]),
+        ((2, 2), None),
+        ((None, 5), None),
+        ((None, None), None),
+        ((True, 4), None),
+        (("2", 3), None),
+    ],
+)
+def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> None:
+    """The usage of one choice would be a guess though it is known, or be wrong."""
+    made, asked = recorder()
+    for k, count in enumerate(counts):
+        made.add(chunk(k, count, end=1))
+    made.add(END)
+    made.split()
+    assert asked[0][2] == exact
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [((2, 3), None), ((5, 0), None), ((2, 2), Reason.LOST_LOGPROBS), ((0, 0), Reason.LOST_LOGPROBS),
+     ((3, 3), Reason.LOST_LOGPROBS)],
+)  # fmt: skip
+def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
+    """JSON clients would get fewer log-probabilities than tokens."""
+    for wants in (True, False):
+        made, _ = recorder(wants_rows=wants)
+        for k, count in enumerate(rows):
+            made.add(chunk(k, rows=count, end=1))
+        made.add(END)
+        if wants and reason:
+            with pytest.raises(Refused) as caught:
+                made.split()
+            assert caught.value.reason is reason
+        else:
+            made.split()
+
+
+@pytest.mark.parametrize(
+    ("told", "shares"),
+    [
+        ([[1, 7], [1]], [7, 1]),
+        ([[1, 4], [4]], [4, 4]),
+        ([[], []], [6, 2]),
+    ],
+)
+def test_usage_of_samples(told: list[list[int]], shares: list[int]) -> None:
+    """Two choices of one call: each has its own tokens, and they sum to what upstream said."""
+    first = stream(["aaa", "aaa"], counts=told[0])
+    second = stream(["b"] * (len(told[1]) or 2), index=1, counts=told[1])
+    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
+    made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
+    for event in [*first, *second, usage(3, 8)]:
+        made.add(event)
+    samples = made.split().generations
+    assert [sample.tokens for sample in samples] == shares
+    usages = [orjson.loads(sample.answer)["usage"] for sample in samples]
+    assert [each["completion_tokens"] for each in usages] == shares
+    assert [each["total_tokens"] for each in usages] == [3 + share for share in shares]
+
+
+def test_usage_by_chunks() -> None:
+    """Where each token came in a chunk of its own, the chunks tell what texts do not."""
+    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
+    made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
+    for event in [*stream(["", "", "a"]), *stream(["long text"], index=1), usage(3, 4)]:
+        made.add(event)
+    assert [sample.tokens for sample in made.split().generations] == [3, 1]
+
+
+def sequel(**members: Any) -> Sequel:
+    answer = {"id": "up", "object": "json", "created": 7, "model": "m", "choices": [{"index": 0}]}
+    answer |= {"usage": {"prompt_tokens": 3, "completion_tokens": 9}, "metadata": {}, **members}
+    call = Call({}, (b"",), 1, False, (), Streaming(False, True))
+    return Sequel(call, Generation(0, orjson.dumps(answer), 0), 2, None)
+
+
+def test_head() -> None:
+    """Chunks would have members of the whole answer, or lack their own."""
+    found = sequel(sglext={"x": 1}, service_tier="y").head("chunk", 8)
+    assert orjson.loads(found + b"}") == {
+        "id": "up", "object": "chunk", "created": 8, "model": "m", "service_tier": "y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "known", "found"),
+    [
+        ([], [], []),
+        ([1], [None], [9]),
+        ([1, 1, 1], [None] * 3, [3, 6, 9]),
+        ([0, 10], [None] * 2, [1, 9]),
+        ([1, 7], [2, 9], [2, 9]),
+        ([1] * 10, [None] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
+    ],
+)
+def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
+    """Tokens so far would not sum to those of the whole, or not grow."""
+    assert sequel().counts(lengths, known) == found
+
+
+def test_usage_so_far() -> None:
+    """A client that counts as it reads would find other members than SGLang's."""
+    wanted = {
+        "prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
+        "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None,
+    }  # fmt: skip
+    assert sequel().usage_so_far(2) == orjson.dumps(wanted)
+    thinking = sequel(usage={"prompt_tokens": 3, "completion_tokens": 9, "reasoning_tokens": 5})
+    for tokens, thoughts in ((2, 2), (7, 5)):
+        found = orjson.loads(thinking.usage_so_far(tokens))
+        assert found["reasoning_tokens"] == thoughts
+        assert found["completion_tokens_details"] == {"reasoning_tokens": thoughts}
+    assert orjson.loads(sequel(usage="x").usage_so_far(1))["prompt_tokens"] == 0
+
+
+def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Generation:
+    told: Any = {"prompt_tokens": prompt, "total_tokens": prompt + tokens}
+    told |= {"completion_tokens": tokens, "prompt_tokens_details": None, "reasoning_tokens": 0}
+    answer = {"id": f"id{tokens}", "object": "text_completion", "created": created, "model": "m"}
+    answer |= {"choices": [{"index": 0, "text": "x"}], "usage": told, "metadata": {}, **more}
+    return Generation(0, orjson.dumps(answer), tokens)
+
+
+def test_usage_of_a_whole_answer() -> None:
+    """Prompts would be counted once per sample, or samples not at all."""
+    call = completions.DIALECT.read({"prompt": ["a", "b"], "n": 2, "stream": True})
+    pools = [[sample_of(1), sample_of(2)], [sample_of(4, 5), sample_of(8, 5)]]
+    said = completions.DIALECT.usage(call, pools)
+    wanted = {"prompt_tokens": 8, "total_tokens": 23, "completion_tokens": 15}
+    assert said
+    assert orjson.loads(sse.data(said) or b"")["usage"] == {**wanted, "reasoning_tokens": 0}
+    whole = chat.DIALECT.usage(call, pools)
+    assert whole
+    found = orjson.loads(sse.data(whole) or b"")
+    assert found["usage"] == {**wanted, "prompt_tokens_details": None, "reasoning_tokens": 0}
+    assert found["object"] == "chat.completion.chunk"
+    assert found["id"] == "id1"
+    assert completions.DIALECT.usage(call, [pools[0], [sample_of(1, usage=None)]]) is None
+
+
+def test_created() -> None:
+    """A stream would seem to be put together: a server's has one time."""
+    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
+    script = completions.DIALECT.script(call, [[sample_of(1, created=5), sample_of(2, created=6)]])
+    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
+    assert [event["created"] for event in found] == [5, 5]
+    assert [event["choices"][0]["index"] for event in found] == [0, 1]
+    assert by_choice(script.in_turn()) == [list(events) for events in script.deltas]
+
+
+def test_fewer_samples_than_asked_for() -> None:
+    """The stored choices of a call that is topped up would get the wrong numbers."""
+    call = completions.DIALECT.read({"prompt": ["a", "b", "c"], "n": 2, "stream": True})
+    script = completions.DIALECT.script(call, [[sample_of(1)], [], [sample_of(2), sample_of(3)]])
+    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
+    assert [event["choices"][0]["index"] for event in found] == [0, 4, 5]
+
+
+def test_renumber() -> None:
+    """A choice of upstream's would be mixed with a stored one."""
+    event = stream(["a"], index=1, logprobs=[scores(0, 1)])[0]
+    openai_stream.renumber(event, [2, 5], sample_of(1, created=9))
+    assert event["choices"][0]["index"] == 5
+    assert event["created"] == 9
+    wanted = {**stream(["a"], index=5, logprobs=[scores(0, 1)])[0], "created": 9, "id": "id1"}
+    assert worded(event) == worded(wanted)
+
+
+def test_rename() -> None:
+    """A client would not find its own id."""
+    event = stream(["a"], index=1)[0]
+    openai_stream.rename(event, ["x", "y"])
+    assert event["id"] == "y"
+    end = usage(1, 1)
+    openai_stream.rename(end, ["x", "y"])
+    assert end["id"] == "x"
