@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from inspect import isawaitable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ class SglangCached:
         self._heads = wire.HeadReader(self._dialects)
         self._broken = express.self_check()
         self._said_closed = False
-        self._hooks: dict[str, Callable[[http.HTTPFlow], object]] = {
+        self._hooks: dict[str, Callable[[http.HTTPFlow], Awaitable[None] | None]] = {
             "requestheaders": self.requestheaders,
             "request": self.request,
             "responseheaders": self.responseheaders,
@@ -224,17 +223,20 @@ class SglangCached:
 
     def response(self, flow: http.HTTPFlow) -> None:
         live = self._live.pop(flow, None)
+        self._streaming.forget(flow)
         if live is None or flow.response is None:
             return
         if live.fetch and self._exchange:
             if flow.response.stream:
-                live.outcome = self._exchange.fail(live.fetch, Reason.CUT, 200).outcome
+                ended = self._exchange.fail(live.fetch, Reason.CUT, 200, ended=True)
+                live.outcome = ended.outcome
             else:
                 live.outcome = self._complete(flow, live.fetch, flow.response, live.started)
         self._log(flow, live)
 
     def error(self, flow: http.HTTPFlow) -> None:
         live = self._live.pop(flow, None)
+        self._streaming.forget(flow)
         if live is None:
             return
         if live.fetch and self._exchange:
@@ -283,7 +285,7 @@ class SglangCached:
         except Exception:  # as mitmproxy does: the flow goes on without us
             logger.exception("sglang-cached: error in %s", hook.name)
             return Run.DONE
-        if not isawaitable(waits):
+        if waits is None:
             return Run.DONE
         task = asyncio.ensure_future(self._finish_hook(hook, flow, waits))
         self._tasks.add(task)
@@ -305,8 +307,11 @@ class SglangCached:
         if self._exchange is None or self.settings is None:
             return None
         started = time.monotonic()
-        hit = self._exchange.lookup(head.method, head.path, body, time.time())
-        if hit is None or (hit.is_stream and self.settings.replay_rate):
+        # Paced replays wait, which the lane does not.
+        streams = not self.settings.replay_rate
+        now = time.time()
+        hit = self._exchange.lookup(head.method, head.path, body, now, streams=streams)
+        if hit is None:
             return None
         if not self.settings.quiet:
             logger.info("%s", hit.outcome.line(head.path, time.monotonic() - started))
@@ -385,7 +390,8 @@ class SglangCached:
         assert flow.response and self._exchange
         if fetch.lead is None:
             return False
-        media_type = flow.response.headers.get("content-type", "").partition(";")[0].strip()
+        content_type = flow.response.headers.get("content-type", "")
+        media_type = content_type.partition(";")[0].strip().lower()
         if media_type == "text/event-stream" and "content-encoding" not in flow.response.headers:
             live.outcome = self._exchange.open(fetch)
             flow.response.stream = self._streaming.tee(self._exchange, fetch, live)

@@ -170,13 +170,20 @@ class Exchange:
             return self.bypass(found)
         if isinstance(found, Known):
             return (self._follow(found) if may_follow else None) or self._fetch(found)
+        self.counters.hit(found.saved)
         return found
 
-    def lookup(self, method: str, path: str, body: bytes, now: float) -> Hit | None:
+    def lookup(
+        self, method: str, path: str, body: bytes, now: float, *, streams: bool = True
+    ) -> Hit | None:
         """The answer, if every sample is stored. For a request whose head was found plain; the
-        same request may come to `receive` after this, and is not read twice."""
+        same request may come to `receive` after this, and is not read twice. Without `streams`,
+        only JSON is answered."""
         found = self._find(self.dialects[method, path], body, now)
-        return found if isinstance(found, Hit) else None
+        if not isinstance(found, Hit) or (found.is_stream and not streams):
+            return None
+        self.counters.hit(found.saved)
+        return found
 
     def bypass(self, reason: Reason) -> Bypass:
         """Counts a request that is not looked up."""
@@ -200,7 +207,6 @@ class Exchange:
         """A sample as the whole answer, which it is to a plain call for one."""
         age = max(0, int(now - sample.stored_at))
         saved = Saved(1, sample.tokens, sample.seconds)
-        self.counters.hit(saved)
         return Hit(sample.answer, Outcome(Kind.HIT, 1, 1, age=age), saved, sample.stored_at)
 
     def _parse(self, dialect: Dialect, body: bytes, raw: bytes) -> Known | Reason:
@@ -222,7 +228,6 @@ class Exchange:
             hit = self._assemble(known, plan, now)
         elif (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
             known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
-        self.counters.hit(hit.saved)
         return hit
 
     def _assemble(self, known: Known, plan: Plan, now: float) -> Hit:
@@ -322,9 +327,14 @@ class Exchange:
         When the stream is done (`is_done` of its relay), `complete_stream` is due, before the
         client has the last word: who repeats a request at once finds it answered."""
         assert fetch.lead
+        if fetch.lead.is_verbatim:
+            fetch.lead.stream.publish(fetch.lead.relay.feed(data))
+            return data
+        if not data:  # the end, be it in the middle of an event
+            return fetch.lead.relay.rest
         events = fetch.lead.relay.feed(data)
         fetch.lead.stream.publish(events)
-        return data if fetch.lead.is_verbatim else fetch.lead.view.show(events)
+        return fetch.lead.view.show(events)
 
     def complete_stream(self, fetch: Fetch, *, now: float, seconds: float) -> Outcome:
         """Stores what a stream that is done has brought."""
@@ -346,11 +356,12 @@ class Exchange:
         """Counts one who has read along to the end."""
         self.counters.follow(Saved(follow.outcome.want, follow.follower.tokens))
 
-    def fail(self, fetch: Fetch, reason: Reason, status: int) -> Completed:
-        """Ends a fetch that has no answer, or not all of it."""
+    def fail(self, fetch: Fetch, reason: Reason, status: int, *, ended: bool = False) -> Completed:
+        """Ends a fetch that has no answer, or not all of it. `ended`: upstream ended it in good
+        order, as followers are to see."""
         self._release(fetch)
         if fetch.lead:
-            fetch.lead.stream.end(complete=False)
+            fetch.lead.stream.end(complete=ended)
         return self._finish(fetch, None, status, reason)
 
     def abort_targets(self, body: bytes) -> list[str]:

@@ -9,6 +9,7 @@ events, from the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.inflight import Cut
+
+logger = logging.getLogger("sglang_cached_addon")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +122,8 @@ class Pump:
             is_complete = True
         except Cut:
             pass
+        except Exception:  # the client would wait for ever
+            logger.exception("sglang-cached: a stream broke off")
         finally:
             self._answer.ended(is_complete)
         await self._handler.server_event(Ended(feed, is_complete))

@@ -36,6 +36,7 @@ class Relay:
         """Why it cannot be recorded."""
         self._dialect = dialect
         self._plan = plan
+        self._is_topped_up = plan.have > 0
         self._recorder = dialect.record(plan.call, fill)
         self._splitter = sse.Splitter()
         self._choices = _choices(plan, fill)
@@ -44,12 +45,15 @@ class Relay:
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that the bytes complete, none of them held back."""
-        events: list[Event] = []
-        if self._finishes is None:
-            events += self._begin()
+        events = self._begin() if self._finishes is None else []
         for event in self._splitter.feed(data):
-            events += self._take(event)
+            self._take(event, events)
         return events
+
+    @property
+    def rest(self) -> bytes:
+        """What has come of an event that goes on."""
+        return self._splitter.rest
 
     def split(self) -> Split:
         """The samples of a stream that is done; raises `Refused`."""
@@ -59,32 +63,37 @@ class Relay:
 
     def _begin(self) -> list[Event]:
         """The stored choices."""
-        if not self._plan.have:
+        if not self._is_topped_up:
             self._finishes = []
             return []
         script = self._dialect.script(self._plan.call, self._plan.stored)
         self._finishes = [Event(event, Part.FINISH) for event in script.finishes]
         return [Event(event, Part.DELTA) for events in script.deltas for event in events]
 
-    def _take(self, event: bytes) -> list[Event]:
+    def _take(self, event: bytes, events: list[Event]) -> None:
+        """Adds what comes of one of upstream's events."""
         said = sse.data(event)
         if said is None:
             if not sse.is_silent(event):
                 self.reason = self.reason or Reason.UNREADABLE
-            return [Event(event, Part.OTHER)]
+            events.append(Event(event, Part.OTHER))
+            return
         if said == sse.DONE_DATA:
             self.is_done = True
-            return [*self._take_finishes(), Event(event, Part.OTHER)]
+            events += [*self._take_finishes(), Event(event, Part.OTHER)]
+            return
         try:
             value = orjson.loads(said)
         except ValueError:
             self.reason = self.reason or Reason.UNREADABLE
-            return [Event(event, Part.OTHER)]
+            events.append(Event(event, Part.OTHER))
+            return
         part, choice = self._record(value)
-        before = self._take_finishes() if part in (Part.FINISH, Part.USAGE) else []
-        if self._plan.have:
+        if self._is_topped_up:
+            if part is Part.FINISH or part is Part.USAGE:
+                events += self._take_finishes()
             event, choice = self._rewrite(event, value, part, choice)
-        return [*before, Event(event, part, choice)]
+        events.append(Event(event, part, choice))
 
     def _record(self, value: Any) -> tuple[Part, int]:
         """What an event is, also where there is nothing to be recorded any more."""

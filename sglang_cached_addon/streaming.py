@@ -57,6 +57,11 @@ class Streaming:
         lead = self._leads.pop(client, None)
         return lead.stream.unattended() if lead else None
 
+    def forget(self, flow: http.HTTPFlow) -> None:
+        """Lets go of what a flow that is over was answered with: whole streams hang on it."""
+        self._answers.pop(flow, None)
+        self._leads.pop(flow.client_conn, None)
+
     # Leaders
 
     def lead(self, flow: http.HTTPFlow, lead: Lead) -> None:
@@ -73,23 +78,27 @@ class Streaming:
         self, exchange: Exchange, fetch: Fetch, live: Live
     ) -> Callable[[bytes], bytes | list[bytes]]:
         """Records what passes from upstream to a client; gives what that client gets."""
+        is_broken = False
 
         def take(data: bytes) -> bytes | list[bytes]:
+            nonlocal is_broken
             if live.fetch is None:
-                return data  # it is done with, one way or the other
+                # It is done with. What upstream numbers anew for a part of an answer would be
+                # taken for the stored part, so that of a broken one there is no more.
+                return b"" if is_broken and fetch.is_partial else data
+            shown: bytes | list[bytes] = b"" if fetch.is_partial else data
             try:
                 shown = exchange.relay(fetch, data)
                 if fetch.lead and fetch.lead.relay.is_done:
                     live.fetch = None
                     seconds = time.monotonic() - live.started
                     live.outcome = exchange.complete_stream(fetch, now=time.time(), seconds=seconds)
-                return shown
             except Exception:
                 # mitmproxy would drop the connection, and what is relayed matters more.
                 logger.exception("sglang-cached: a stream is not recorded any more")
                 live.outcome = exchange.fail(fetch, Reason.UNREADABLE, 200).outcome
-                live.fetch = None
-                return data
+                live.fetch, is_broken = None, True
+            return shown
 
         return take
 
@@ -115,7 +124,7 @@ class Streaming:
         """Answers with a stream that another request fetches."""
 
         def ended(is_complete: bool) -> None:
-            follow.follower.leave()
+            self.leave(flow.client_conn, follow.follower)
             if is_complete:
                 exchange.followed(follow)
 
@@ -124,13 +133,17 @@ class Streaming:
     async def opened(self, flow: http.HTTPFlow, follow: Follow) -> bool:
         """Whether there is a stream to follow, once that is known; False too where the client
         does not wait for it."""
-        waiting = self._followers.setdefault(flow.client_conn, set())
-        waiting.add(follow.follower)
+        self._followers.setdefault(flow.client_conn, set()).add(follow.follower)
         if await follow.follower.opened():
             return True
-        follow.follower.leave()
-        waiting.discard(follow.follower)
+        self.leave(flow.client_conn, follow.follower)
         return False
+
+    def leave(self, client: Client, follower: Follower) -> None:
+        """A follower has what it wanted, or does not want it any more."""
+        follower.leave()
+        if followers := self._followers.get(client):
+            followers.discard(follower)
 
 
 async def _shown(follow: Follow) -> AsyncIterator[list[bytes]]:

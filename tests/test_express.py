@@ -108,7 +108,7 @@ def both(twins: Twins, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
     """What each of the two answers; at once where the pieces met a closed door."""
     for _ in range(10):
         lane, hooks = talk(twins.lane, pieces), talk(twins.hooks, pieces)
-        if lane == hooks or (lane and hooks):
+        if lane is not None and hooks is not None and (lane == hooks or (lane and hooks)):
             break
         pieces = [b"".join(pieces)]
     assert lane is not None

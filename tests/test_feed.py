@@ -65,6 +65,11 @@ async def said(*batches: list[bytes], cut: bool = False) -> AsyncIterator[list[b
         raise Cut
 
 
+async def broken() -> AsyncIterator[list[bytes]]:
+    yield [b"a"]
+    raise RuntimeError("broken")
+
+
 async def settled() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
@@ -126,6 +131,21 @@ def test_client_leaves() -> None:
         assert len(handler.heard) == 1
 
     asyncio.run(run())
+
+
+def test_what_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """A client would wait for ever for a piece that nobody makes."""
+
+    async def run() -> None:
+        ended: list[bool] = []
+        feed, handler = made(broken(), ended)
+        list(feed.handle_event(RequestEndOfMessage(STREAM)))
+        await settled()
+        assert isinstance(handler.heard[-1], ResponseProtocolError)
+        assert ended == [False]
+
+    asyncio.run(run())
+    assert "broken" in caplog.text
 
 
 def test_no_server() -> None:

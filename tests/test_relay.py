@@ -22,7 +22,7 @@ from sglang_cached_addon.store.memory import Memory
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
 from tests.dialects import test_generate_stream as natives
-from tests.dialects.test_completions_stream import mutated, parsed, worded
+from tests.dialects.streams import mutated, parsed, worded
 
 Events = list[dict[str, Any]]
 

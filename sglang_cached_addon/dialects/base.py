@@ -8,7 +8,7 @@ answer for any `n`, and `split` is its inverse.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -148,6 +148,12 @@ class Split:
     generations: tuple[Generation, ...]
     refusal: Reason | None = None
     """Why none of it may be stored, though it may be answered."""
+
+
+def with_deltas(split: Split, deltas: Sequence[bytes]) -> Split:
+    """With the boundaries that each generation's stream had."""
+    pairs = zip(split.generations, deltas, strict=True)
+    return replace(split, generations=tuple(replace(g, deltas=d) for g, d in pairs))
 
 
 class Dialect(Protocol):

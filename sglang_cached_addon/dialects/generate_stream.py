@@ -10,7 +10,6 @@ and in the same style. Checked against SGLang 0.5.23 (tokenizer_manager.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -103,6 +102,8 @@ class Tape:
             raise Refused(Reason.UNFINISHED)
         native = {name: value for name, value in self._last.items() if name != "index"}
         meta = native["meta_info"] = dict(native["meta_info"])
+        if self.incremental and any(map(_is_news, meta, meta.values())):
+            raise Refused(Reason.UNREADABLE)
         if self.incremental:
             native["output_ids"] = self._ids
             if "text" in native:
@@ -125,6 +126,13 @@ class Tape:
             style["last"] = last_only
         whole = meta.get("reasoning_tokens")
         return base.dump([style, *[_short(step, whole) for step in self._steps[:-1]]])
+
+
+def _is_news(name: str, value: Any) -> bool:
+    """Whether a member of the last event's `meta_info` may be of its tokens alone, and is none of
+    those that are put together."""
+    is_whole = name in (*_BY_TOKEN, "weight_versions") or name.startswith("input_")
+    return isinstance(value, list) and not is_whole
 
 
 def _short(step: list[Any], reasoning: Any) -> list[Any]:
@@ -230,8 +238,4 @@ class Recorder:
             raise Refused(Reason.ERROR)
         natives = [tape.native() for tape in self._tapes]
         split = self._split(natives if self._is_array else natives[0])
-        pairs = zip(split.generations, self._tapes, strict=True)
-        return replace(
-            split,
-            generations=tuple(replace(sample, deltas=tape.deltas()) for sample, tape in pairs),
-        )
+        return base.with_deltas(split, [tape.deltas() for tape in self._tapes])

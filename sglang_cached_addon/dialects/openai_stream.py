@@ -8,7 +8,6 @@ chunks add to it is for a `Tape` of the API. Checked against SGLang 0.5.23.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
 
@@ -169,11 +168,7 @@ class Recorder:
         counts = [tape.tokens for tape in self._tapes if tape.tokens is not None]
         is_exact = len(counts) == len(self._tapes) and sum(counts) == total
         split = self._split(answer, self._ids, counts if is_exact else None)
-        pairs = zip(split.generations, self._tapes, strict=True)
-        return replace(
-            split,
-            generations=tuple(replace(sample, deltas=tape.deltas()) for sample, tape in pairs),
-        )
+        return base.with_deltas(split, [tape.deltas() for tape in self._tapes])
 
 
 def _json_usage(usage: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from sglang_cached_addon.dialects.base import Generation, Part
 from sglang_cached_addon.dialects.chat import DIALECT
 from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
-from tests.dialects.test_completions_stream import by_choice, mixed, mutated, parsed, worded
+from tests.dialects import streams
+from tests.dialects.streams import mutated, parsed, worded
+from tests.dialects.test_completions_stream import by_choice, mixed
 
 RECORDED = corpus("chat-stream")
 ONE = {"messages": [{"role": "user", "content": "a"}], "stream": True}
@@ -25,16 +27,8 @@ SCORED = {**ONE, "logprobs": True, "top_logprobs": 1}
 COUNTED = {**ONE, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
-def record(body: dict[str, Any], events: Sequence[Any]) -> tuple[Generation, ...]:
-    """The samples of a stream; raises `Refused` where they may not be stored."""
-    call = DIALECT.read(body)
-    recorder = DIALECT.record(call, DIALECT.trim(call, [call.n], lambda: "minted"))
-    for event in events:
-        recorder.add(copy.deepcopy(event))
-    split = recorder.split()
-    if split.refusal:
-        raise Refused(split.refusal)
-    return split.generations
+def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
+    return streams.record(DIALECT, body, events)
 
 
 def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
 from sglang_cached_addon import sse
-from sglang_cached_addon.dialects.base import Fill, Generation, Part
+from sglang_cached_addon.dialects.base import Generation, Part
 from sglang_cached_addon.dialects.completions import DIALECT
 from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
+from tests.dialects import streams
+from tests.dialects.streams import mutated, parsed, worded
 
 RECORDED = corpus("completions-stream")
 ONE = {"prompt": "a", "stream": True}
@@ -24,17 +26,8 @@ BATCH = {"prompt": ["a", "b"], "stream": True, "n": 2}
 COUNTED = {**ONE, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
-def record(body: dict[str, Any], events: Sequence[Any]) -> tuple[Generation, ...]:
-    """The samples of a stream; raises `Refused` where they may not be stored."""
-    call = DIALECT.read(body)
-    fill: Fill = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
-    recorder = DIALECT.record(call, fill)
-    for event in events:
-        recorder.add(copy.deepcopy(event))
-    split = recorder.split()
-    if split.refusal:
-        raise Refused(split.refusal)
-    return split.generations
+def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
+    return streams.record(DIALECT, body, events)
 
 
 def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
@@ -45,14 +38,6 @@ def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[byt
     assert script.finishes == []
     assert usage
     return [*script.deltas, [usage]]
-
-
-def parsed(event: bytes) -> Any:
-    return orjson.loads(sse.data(event) or b"")
-
-
-def worded(event: Any) -> bytes:
-    return sse.event(orjson.dumps(event))
 
 
 def by_choice(events: Sequence[bytes]) -> list[list[bytes]]:
@@ -404,38 +389,6 @@ def test_parts() -> None:
     recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
     found = [recorder.add(event) for event in [*stream(["a", "b"], index=1), END, ERROR]]
     assert found == [(Part.DELTA, 1), (Part.DELTA, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
-
-
-JUNK = [None, True, 0, -1, 7, 10**18, 1.5, "", "x", [], {}, [None], {"x": None}, [[]], "abort"]
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each object or array in a value, with each of its keys."""
-    keys = value if isinstance(value, dict) else range(len(value) if type(value) is list else 0)
-    for key in keys:
-        yield value, key
-        yield from places(value[key])
-
-
-def mutated(value: Any, rng: random.Random) -> Any:
-    """A copy with a few members lost, doubled, or replaced."""
-    value = copy.deepcopy(value)
-    for _ in range(rng.randrange(1, 4)):
-        found = list(places(value))
-        if not found:
-            break
-        holder, key = rng.choice(found)
-        kind = rng.randrange(4)
-        if kind == 0:
-            del holder[key]
-        elif kind == 1 and isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(rng.choice(holder)))
-        elif kind == 2:
-            other, name = rng.choice(found)
-            holder[key] = copy.deepcopy(other.get(name) if isinstance(other, dict) else JUNK)
-        else:
-            holder[key] = copy.deepcopy(rng.choice(JUNK))
-    return value
 
 
 @pytest.mark.parametrize("seed", range(8))

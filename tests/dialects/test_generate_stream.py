@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -17,6 +17,8 @@ from sglang_cached_addon.dialects.base import Call, Fill, Generation, Part
 from sglang_cached_addon.dialects.generate import DIALECT
 from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
+from tests.dialects import streams
+from tests.dialects.streams import mutated, parsed
 
 RECORDED = [
     pair
@@ -35,15 +37,8 @@ def call_and_fill(body: dict[str, Any]) -> tuple[Call, Fill]:
     return call, DIALECT.trim(call, [call.n] * len(call.items), lambda: f"minted{next(numbers)}")
 
 
-def record(body: dict[str, Any], events: Sequence[Any]) -> tuple[Generation, ...]:
-    """The samples of a stream; raises `Refused` where they may not be stored."""
-    recorder = DIALECT.record(*call_and_fill(body))
-    for event in events:
-        recorder.add(copy.deepcopy(event))
-    split = recorder.split()
-    if split.refusal:
-        raise Refused(split.refusal)
-    return split.generations
+def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
+    return streams.record(DIALECT, body, events)
 
 
 def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
@@ -57,10 +52,6 @@ def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[byt
 
 def raw_events(pair: dict[str, Any]) -> list[bytes]:
     return sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
-
-
-def parsed(event: bytes) -> Any:
-    return orjson.loads(sse.data(event) or b"")
 
 
 def worded(event: Any) -> bytes:
@@ -361,6 +352,9 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
     "two styles, the other way": (
         ONE, [*stream(PLAIN, incremental=True)[:2], GOOD[2]], Reason.UNREADABLE,
     ),
+    "news of a kind of its own": (
+        ONE, changed(stream(PLAIN, incremental=True), 2, confidence=[0.5]), Reason.UNREADABLE,
+    ),
     "text without tokens": (ONE, stream([("a", 0), ("ab", 0), ("abc", 1)]), Reason.UNREADABLE),
 }  # fmt: skip
 
@@ -371,41 +365,6 @@ def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -
     with pytest.raises(Refused) as caught:
         record(body, events)
     assert caught.value.reason is reason
-
-
-JUNK = [None, True, 0, -1, 7, 10**18, 1.5, "", "x", [], {}, [None], {"x": None}, [[]], "abort"]
-
-
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each object or array in a value, with each of its keys."""
-    keys = value if isinstance(value, dict) else range(len(value) if type(value) is list else 0)
-    for key in keys:
-        yield value, key
-        yield from places(value[key])
-
-
-def mutated(events: list[Any], rng: random.Random) -> list[Any]:
-    events = copy.deepcopy(events)
-    for _ in range(rng.randrange(1, 4)):
-        found = list(places(events))
-        if not found:
-            break
-        holder, key = rng.choice(found)
-        kind = rng.randrange(4)
-        if kind == 0:
-            del holder[key]
-        elif kind == 1 and isinstance(holder, list):
-            holder.insert(key, copy.deepcopy(holder[rng.randrange(len(holder))]))
-        elif kind == 2:
-            holder[key] = copy.deepcopy(rng.choice(rng.choice(found)[0:1]))
-        else:
-            holder[key] = rng.choice(JUNK)
-        if kind == 2:  # without what holds itself
-            try:
-                events = orjson.loads(orjson.dumps(events))
-            except TypeError:
-                holder[key] = None
-    return events
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.simulator import Profile, running
 from tests.conftest import Proxy, StartProxy
 
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
@@ -43,3 +45,19 @@ def start_front(tmp_path_factory: pytest.TempPathFactory, lane: list[str]) -> It
     assert codes == [0] * len(codes)
     for proxy in started:
         assert "Traceback" not in proxy.log, proxy.log
+
+
+@pytest.fixture(scope="module")
+def upstream_url() -> Iterator[str]:
+    """The simulator, or a real server where SGLANG_URL names one."""
+    if url := os.environ.get("SGLANG_URL"):
+        yield url.rstrip("/")
+    else:
+        with running(Profile()) as simulator:
+            yield simulator.url
+
+
+@pytest.fixture(scope="module")
+def front(upstream_url: str, start_front: StartFront) -> Proxy:
+    """A proxy in front of that."""
+    return start_front(upstream_url)

@@ -7,13 +7,10 @@ compared with what was heard before, never with a constant.
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from sglang_cached_addon.simulator import Profile, running
 from tests.conftest import Proxy
 from tests.e2e.clients import (
     CHAT,
@@ -32,7 +29,6 @@ from tests.e2e.clients import (
     runtime_stream,
     whole,
 )
-from tests.e2e.conftest import StartFront
 from tests.e2e.test_sglang import API, completion, prompt
 
 V1 = [COMPLETIONS, CHAT]
@@ -71,20 +67,6 @@ def asked(path: str, ask: str) -> Json:
 
 def with_usage(path: str, body: Json) -> Json:
     return body if path == GENERATE else {**body, **USAGE}
-
-
-@pytest.fixture(scope="module")
-def upstream_url() -> Iterator[str]:
-    if url := os.environ.get("SGLANG_URL"):
-        yield url.rstrip("/")
-    else:
-        with running(Profile()) as simulator:
-            yield simulator.url
-
-
-@pytest.fixture(scope="module")
-def front(upstream_url: str, start_front: StartFront) -> Proxy:
-    return start_front(upstream_url)
 
 
 TABLE: list[tuple[Client, list[str], str]] = [

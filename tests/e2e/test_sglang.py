@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,9 +18,7 @@ import openai
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, running
 from tests.conftest import Proxy
-from tests.e2e.conftest import StartFront
 
 Post = Callable[..., requests.Response]
 
@@ -30,20 +28,6 @@ _numbers = itertools.count()
 def prompt(words: str = "Once upon a time") -> str:
     """A prompt that no other test has used."""
     return f"{os.getpid()} {next(_numbers)} {words}"
-
-
-@pytest.fixture(scope="module")
-def upstream_url() -> Iterator[str]:
-    if url := os.environ.get("SGLANG_URL"):
-        yield url.rstrip("/")
-    else:
-        with running(Profile()) as simulator:
-            yield simulator.url
-
-
-@pytest.fixture(scope="module")
-def front(upstream_url: str, start_front: StartFront) -> Proxy:
-    return start_front(upstream_url)
 
 
 @pytest.fixture

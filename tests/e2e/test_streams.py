@@ -206,7 +206,12 @@ def test_batch_item_by_item(path: str, simulator: Simulator, proxy: Proxy) -> No
     assert sorted(replayed) == sorted(chunks)
 
 
-FAULTS = {Fault.ABORT: "abort", Fault.ERROR_BODY: "error", Fault.TOO_FEW: "unfinished"}
+FAULTS = {
+    Fault.ABORT: "abort",
+    Fault.ERROR_BODY: "error",
+    Fault.ERROR_EVENT: "error",
+    Fault.TOO_FEW: "unfinished",
+}
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -239,9 +244,19 @@ def test_upstream_cuts(path: str, simulator: Simulator, proxy: Proxy) -> None:
 
 @pytest.fixture
 def slow() -> Iterator[Simulator]:
-    """An upstream that takes its time, so that streams are seen under way."""
+    """An upstream that takes its time, for streams that nobody hears to their ends."""
     with running(Profile(tokens_per_second=40)) as upstream:
         yield upstream
+
+
+def paused(simulator: Simulator, proxy: Proxy, path: str, body: Any) -> tuple[Stream, list[bytes]]:
+    """A leader whose stream waits half way until `release`; and what it has got by then."""
+    simulator.faults.append(Fault.PAUSE)
+    leader = Stream(proxy.url, path, body)
+    until(lambda: simulator.waiting == 1)
+    leader.begin()
+    chunks = leader.chunks()
+    return leader, [next(chunks) for _ in range(simulator.events)]
 
 
 @pytest.fixture
@@ -261,60 +276,65 @@ def test_client_leaves(path: str, slow: Simulator, behind: Proxy) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_late_joiner(path: str, slow: Simulator, behind: Proxy) -> None:
+def test_late_joiner(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """An equal call attaches to the stream under way: what came so far, then each event."""
     body = {**sampling(path, tokens=40), "stream": True}
-    with closing(Stream(behind.url, path, body)) as leader:
-        began = leader.begin().chunks()
-        first = [next(began) for _ in range(4)]
-        with closing(Stream(behind.url, path, body)) as follower:
-            joined = follower.begin().chunks()
-            early = next(joined)
-            whole, also = [*first, *began], [early, *joined]
+    leader, first = paused(simulator, proxy, path, body)
+    with closing(leader), closing(Stream(proxy.url, path, body)) as follower:
+        joined = follower.begin().chunks()
+        early = next(joined)
+        assert proxy.stats()["followers"] == 1
+        simulator.release()
+        whole, also = first + leader.rest(), [early, *joined]
     assert follower.headers["x-cache"] == "COLLAPSED"
     assert follower.headers["cache-status"] == "sglang-cached; fwd=miss; collapsed"
     assert also[-1] == whole[-1] == DONE
     if path == "/generate":
-        # Each event has all of the text, so that of those before it the last is enough.
-        assert also == whole[-len(also) :]
-        assert early in whole
+        # Each event has all of the text, so that of those that wait the newest is enough.
+        assert early == first[-1]
+        assert [chunk for chunk in whole if chunk in also] == also
+        assert also[-2:] == whole[-2:]
     else:
         assert also == whole
-    assert len(sampled(slow)) == 1
-    stats = behind.stats()
+    assert len(sampled(simulator)) == 1
+    stats = proxy.stats()
     assert (stats["collapsed"], stats["hits"], stats["misses"]) == (1, 1, 1)
-    assert stats["samples_from_cache"] == 1
-    assert stats["tokens_saved"] == 40
-    assert stream(behind, path, sampling(path, tokens=40))[1] == whole
+    assert (stats["samples_from_cache"], stats["tokens_saved"]) == (1, 40)
+    assert (stats["streams_in_flight"], stats["followers"]) == (0, 0)
+    assert stream(proxy, path, sampling(path, tokens=40))[1] == whole
 
 
-def test_followers_see_their_own(slow: Simulator, behind: Proxy) -> None:
+def test_followers_see_their_own(simulator: Simulator, proxy: Proxy) -> None:
     """Followers may want usage where the leader does not, and have a rid of their own."""
     path = "/v1/chat/completions"
     body = {**sampling(path, tokens=40), "stream": True}
-    with closing(Stream(behind.url, path, body)) as leader:
-        next(leader.begin().chunks())
-        other = {**body, "rid": "mine", "stream_options": USAGE}
-        with closing(Stream(behind.url, path, other)) as follower:
-            events = said(follower.begin().rest())
-            assert {event["id"] for event in events} == {"mine"}
-            assert events[-1]["usage"]["completion_tokens"] == 40
-            assert all("usage" not in event for event in said(leader.rest()))
-    assert len(sampled(slow)) == 1
+    leader, first = paused(simulator, proxy, path, body)
+    other = {**body, "rid": "mine", "stream_options": USAGE}
+    with closing(leader), closing(Stream(proxy.url, path, other)) as follower:
+        joined = follower.begin().chunks()
+        early = next(joined)
+        simulator.release()
+        events = said([early, *joined])
+        assert {event["id"] for event in events} == {"mine"}
+        assert events[-1]["usage"]["completion_tokens"] == 40
+        assert all("usage" not in event for event in said(first + leader.rest()))
+    assert len(sampled(simulator)) == 1
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_outlives_the_leader(path: str, slow: Simulator, behind: Proxy) -> None:
+def test_outlives_the_leader(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """When the leader's client leaves, the fetch goes on for who is attached."""
     body = {**sampling(path, tokens=40), "stream": True}
-    with closing(Stream(behind.url, path, body)) as leader:
-        next(leader.begin().chunks())
-        follower = Stream(behind.url, path, body)
-        next(follower.begin().chunks())
-    with closing(follower):
-        assert follower.rest()[-1] == DONE
-    assert slow.aborted == 0
-    assert stream(behind, path, sampling(path, tokens=40))[0]["x-cache"] == "HIT"
+    leader, _ = paused(simulator, proxy, path, body)
+    with closing(Stream(proxy.url, path, body)) as follower:
+        joined = follower.begin().chunks()
+        next(joined)
+        leader.close()
+        assert stream(proxy, path, sampling(path))[1][-1] == DONE  # it goes on for others, too
+        simulator.release()
+        assert list(joined)[-1] == DONE
+    assert simulator.aborted == 0
+    assert stream(proxy, path, sampling(path, tokens=40))[0]["x-cache"] == "HIT"
 
 
 def test_ends_with_the_last_follower(slow: Simulator, behind: Proxy) -> None:
@@ -366,7 +386,7 @@ def test_followers_of_a_cut(slow: Simulator, behind: Proxy) -> None:
     """A stream that breaks off breaks off for all."""
     path = "/v1/completions"
     slow.faults.append(Fault.CUT)
-    body = {**sampling(path, tokens=40), "stream": True}
+    body = {**sampling(path, tokens=200), "stream": True}
     with closing(Stream(behind.url, path, body)) as leader:
         next(leader.begin().chunks())
         with closing(Stream(behind.url, path, body)) as follower:
@@ -387,6 +407,7 @@ def test_paced_replay(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert time.monotonic() - began >= 0.2
     assert headers["x-cache"] == "HIT"
     assert replayed == recorded
+    assert (proxy.stats()["hits"], proxy.stats()["misses"]) == (1, 1)
 
 
 @pytest.mark.parametrize("path", BODIES)
