@@ -54,11 +54,11 @@ def free_port() -> int:
 
 
 def refuses(url: str) -> bool:
-    """Whether new connections are refused."""
+    """Whether new connections are refused, or cut down with the listener that they waited for."""
     parts = urlsplit(url)
     try:
         socket.create_connection((parts.hostname or "", parts.port or 0), 5).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
         return True
     return False
 
