@@ -32,7 +32,7 @@ DIRECT, NGINX, MITMDUMP, OURS = "direct", "nginx", "mitmdump", "sglang-cached"
 UNSTORED = "sglang-cached, unstored"
 """Ours with calls that it passes on without a look at the answer."""
 JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
-EARLY, LATE = "after 1,000", "after 11,000"
+EARLY, LATE = "after 10,000", "after 20,000"
 """Ours, in what it does."""
 
 

@@ -86,7 +86,8 @@ class SglangCached:
         }
         self._exchange: Exchange | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
-        self._lanes: WeakKeyDictionary[Client, express.Lane] = WeakKeyDictionary()
+        self._lanes: dict[Client, express.Lane] = {}
+        """Of the clients that are there."""
         self._streaming = Streaming(_handler_of)
         self._tasks: set[asyncio.Task[None]] = set()
         """Of hooks that wait."""
@@ -173,6 +174,7 @@ class SglangCached:
                 self._streaming.enable(nextlayer.context.client)
 
     def client_disconnected(self, client: Client) -> Awaitable[None] | None:
+        self._lanes.pop(client, None)
         return self._streaming.left(client)
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:

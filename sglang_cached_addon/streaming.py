@@ -78,15 +78,15 @@ class Streaming:
         self, exchange: Exchange, fetch: Fetch, live: Live
     ) -> Callable[[bytes], bytes | list[bytes]]:
         """Records what passes from upstream to a client; gives what that client gets."""
-        is_broken = False
+        is_partial, is_broken = fetch.is_partial, False
 
         def take(data: bytes) -> bytes | list[bytes]:
             nonlocal is_broken
             if live.fetch is None:
                 # It is done with. What upstream numbers anew for a part of an answer would be
                 # taken for the stored part, so that of a broken one there is no more.
-                return b"" if is_broken and fetch.is_partial else data
-            shown: bytes | list[bytes] = b"" if fetch.is_partial else data
+                return b"" if is_broken and is_partial else data
+            shown: bytes | list[bytes] = b"" if is_partial else data
             try:
                 shown = exchange.relay(fetch, data)
                 if fetch.lead and fetch.lead.relay.is_done:
@@ -123,8 +123,10 @@ class Streaming:
     ) -> None:
         """Answers with a stream that another request fetches."""
 
+        client = flow.client_conn  # the flow itself would be held by what it is the key of
+
         def ended(is_complete: bool) -> None:
-            self.leave(flow.client_conn, follow.follower)
+            self.leave(client, follow.follower)
             if is_complete:
                 exchange.followed(follow)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import orjson
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
+from mitmproxy.connection import Client
 from mitmproxy.http import Headers, HTTPFlow, Response
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow, tutils
 
+from sglang_cached_addon import express
 from sglang_cached_addon.addon import SglangCached
 from tests.conftest import corpus
 
@@ -157,3 +161,33 @@ def test_needs_one_upstream(mode: list[str], addon: SglangCached, tmp_path: Path
     assert addon.failure
     assert "exactly one upstream" in addon.failure
     assert addon.store is None
+
+
+def test_a_client_that_left_is_forgotten(
+    addon: SglangCached, master: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every connection that there ever was would stay in memory."""
+
+    class Lane:
+        """Knows its client, as the real one does."""
+
+        def __init__(self, client: Client) -> None:
+            self.client = client
+
+    opened = []
+
+    def open_lane(handler: Any, *args: Any) -> Lane:
+        lane = Lane(handler)
+        opened.append(weakref.ref(lane))
+        return lane
+
+    monkeypatch.setattr(express, "open_lane", open_lane)
+    client = make_flow().client_conn
+    connections = master.master.addons.get("proxyserver").connections
+    connections[client.id] = client
+    addon.client_connected(client)
+    assert opened[0]()
+    assert addon.client_disconnected(client) is None
+    gc.collect()
+    assert opened[0]() is None
+    del connections[client.id]

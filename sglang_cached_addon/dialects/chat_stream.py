@@ -41,7 +41,7 @@ class Step(StrEnum):
     """No chunk: the `matched_stop` of the finish, where JSON leaves it out."""
 
 
-_KNOWN_DELTA = ("role", "content", "reasoning_content", "tool_calls")
+_KNOWN_DELTA = frozenset(("role", "content", "reasoning_content", "tool_calls"))
 _FUNCTION = ("name", "arguments")
 _KNOWN_CHOICE = frozenset((*CHOICE, "delta"))
 
@@ -72,8 +72,7 @@ class Tape:
         delta = choice.get("delta")
         if not isinstance(delta, dict) or self.is_finished:
             raise Refused(Reason.UNREADABLE)
-        if any(v is not None for name, v in delta.items() if name not in _KNOWN_DELTA):
-            raise Refused(Reason.UNREADABLE)
+        refuse_unknown(delta, _KNOWN_DELTA, is_end=False)
         rows = self._take_rows(choice.get("logprobs"))
         self._told = self._told if tokens is None else tokens
         before = len(self._steps)
@@ -89,9 +88,9 @@ class Tape:
     ) -> None:
         content, reasoning = delta.get("content"), delta.get("reasoning_content")
         calls, role = delta.get("tool_calls"), delta.get("role")
-        texts = (content, reasoning, role)
-        if any(type(text) not in (str, base.NULL) for text in texts):
-            raise Refused(Reason.UNREADABLE)
+        for text in (content, reasoning, role):
+            if text is not None and type(text) is not str:
+                raise Refused(Reason.UNREADABLE)
         # An empty text is no delta with a role or at the end.
         is_bare = role is None and not is_end
         self._has_reasoning = self._has_reasoning or reasoning is not None

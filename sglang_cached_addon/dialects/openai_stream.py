@@ -82,8 +82,8 @@ class Tape(Protocol):
 
 
 def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> None:
-    """Raises `Refused` for a chunk's choice that says what is not known to be kept. Its end may
-    tell facts of the whole, but no lists: these had parts before, or are too late."""
+    """Raises `Refused` for a chunk's choice, or its delta, that says what is not known to be kept.
+    Its end may tell facts of the whole, but no lists: these had parts before, or are too late."""
     if choice.keys() <= known:
         return
     for name, value in choice.items():
