@@ -358,7 +358,7 @@ def test_many_at_once(simulator: Simulator, proxy: Proxy) -> None:
     simulator.faults.append(Fault.HOLD)
     with ThreadPoolExecutor(20) as pool:
         answers = [pool.submit(stream, proxy, path, sampling(path)) for _ in range(20)]
-        until(lambda: proxy.stats()["followers"] == 19)
+        until(lambda: proxy.stats()["followers"] == 19 and simulator.waiting)
         simulator.release()
         kinds = sorted(answer.result()[0]["x-cache"] for answer in answers)
     assert len(sampled(simulator)) == 1
@@ -374,7 +374,7 @@ def test_next_in_line(simulator: Simulator, proxy: Proxy) -> None:
     with closing(Stream(proxy.url, path, body)) as leader, ThreadPoolExecutor(3) as pool:
         until(lambda: proxy.stats()["streams_in_flight"] == 1)
         followers = [pool.submit(stream, proxy, path, sampling(path)) for _ in range(3)]
-        until(lambda: proxy.stats()["followers"] == 3)
+        until(lambda: proxy.stats()["followers"] == 3 and simulator.waiting)
         leader.close()
         simulator.release()
         answers = [follower.result() for follower in followers]
