@@ -12,9 +12,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q $(ARGS)
 
 # The end-to-end tests against a real server: make test-sglang URL=http://localhost:30000
+# START='python -m sglang.launch_server --model-path M --port {port}' adds those that start others.
 test-sglang: $(VENV)/.dev
 	@test -n "$(URL)" || { echo "usage: make test-sglang URL=http://localhost:30000"; exit 2; }
-	SGLANG_URL=$(URL) $(BIN)/python -m pytest -q tests/e2e/test_sglang.py tests/e2e/test_clients.py $(ARGS)
+	SGLANG_URL=$(URL) SGLANG_START="$(START)" $(BIN)/python -m pytest -q \
+	  tests/e2e/test_sglang.py tests/e2e/test_sglang_model.py tests/e2e/test_clients.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

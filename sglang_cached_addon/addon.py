@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,30 +31,38 @@ from mitmproxy.proxy.events import HookCompleted
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server import ConnectionHandler
 
-from sglang_cached_addon import __version__, dialects, express, gateway, policy, routes, wire
-from sglang_cached_addon.exchange import (
-    Bypass,
-    Exchange,
-    Fetch,
-    Follow,
-    Hit,
-    Live,
-    Request,
-    error_body,
+from sglang_cached_addon import (
+    __version__,
+    dialects,
+    directives,
+    express,
+    gateway,
+    identity,
+    keys,
+    nearest,
+    policy,
+    routes,
+    wire,
 )
+from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request, error_body
 from sglang_cached_addon.feed import Feed
 from sglang_cached_addon.gateway import Run
-from sglang_cached_addon.outcome import Outcome
-from sglang_cached_addon.policy import Reason
+from sglang_cached_addon.identity import Change
+from sglang_cached_addon.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.policy import Mode, Reason
+from sglang_cached_addon.service import Answer, Ask, Reply, Service, unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import DiskStore, StoreError
-from sglang_cached_addon.streaming import Streaming
+from sglang_cached_addon.streaming import Live, Streaming
 from sglang_cached_addon.upstream import State, Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
 
 # Hooks of flows, which the fast lane does without.
 _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
+
+NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
+"""How many stored calls are looked at for the nearest one, and for how long."""
 
 # In a flow's metadata: the header fields of its outcome.
 _HEADERS = "sglang_cached"
@@ -85,10 +93,13 @@ class SglangCached:
             "error": self.error,
         }
         self._exchange: Exchange | None = None
+        self._service: Service | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
         self._lanes: dict[Client, express.Lane] = {}
         """Of the clients that are there."""
         self._streaming = Streaming(_handler_of)
+        self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
+        """What requests to our own routes were sent to."""
         self._tasks: set[asyncio.Task[None]] = set()
         """Of hooks that wait."""
 
@@ -118,8 +129,9 @@ class SglangCached:
             return
         assert self.settings
         try:
-            self.upstream = Upstream(_upstream_url(), insecure=ctx.options.ssl_insecure)
+            url = _upstream_url()
             self.store = DiskStore(self.settings.cache_path)
+            self._serve(url, self.store, self.settings)
         except (ValueError, StoreError) as e:
             self.failure = str(e)
             logger.error("sglang-cached: %s", e)
@@ -127,7 +139,6 @@ class SglangCached:
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        self._exchange = Exchange(self._dialects, self.store, lambda: uuid.uuid4().hex)
         if self._broken:
             logger.warning(
                 "sglang-cached: fast lane off, this mitmproxy is not as it should be: %s",
@@ -135,19 +146,59 @@ class SglangCached:
             )
         # With `eager`, every client would open an upstream connection before its first request.
         ctx.options.update(connection_strategy="lazy")
-        loaded = self.store.loaded
-        if not self._announce:
-            return
-        logger.info(
-            "sglang-cached: %s, %d entries (%d samples) from %s",
-            self.upstream.url,
-            loaded.keys,
-            loaded.samples,
-            self.store.journal.path,
+        if self._announce:
+            loaded = self.store.loaded
+            logger.info(
+                "sglang-cached: %s, %d entries (%d samples) from %s",
+                url,
+                loaded.keys,
+                loaded.samples,
+                self.store.journal.path,
+            )
+
+    def _serve(self, url: str, store: DiskStore, settings: Settings) -> None:
+        """Puts together what answers; raises ValueError."""
+        exchange = Exchange(self._dialects, store, lambda: uuid.uuid4().hex)
+
+        def entered(upstream: Upstream) -> None:
+            weights = upstream.identity.weight_version if upstream.identity else None
+            exchange.enter(upstream.fingerprint, upstream.epochs, weights, upstream.turn)
+
+        self.upstream = Upstream(
+            url,
+            store.state,
+            insecure=ctx.options.ssl_insecure,
+            keeps_host=ctx.options.keep_host_header,
+            interval=settings.poll,
+            is_offline=settings.mode is Mode.OFFLINE,
+            entered=entered,
+        )
+        self._exchange = exchange
+        self._service = Service(
+            exchange,
+            self.upstream,
+            mode=settings.mode,
+            collapses=settings.collapse,
+            isolates=settings.isolate,
+            nearest=self._nearest,
         )
 
+    async def _nearest(self, known: Known, with_values: bool) -> str:
+        """Which stored call is nearest to one that is not stored."""
+        store, _, _ = self._opened()
+        model = keys.prefix(self.upstream.fingerprint if self.upstream else "")
+
+        def search() -> str:
+            calls = store.calls(NEAREST_CALLS, NEAREST_SECONDS)
+            item, name = known.call.items[0], known.dialect.name
+            return nearest.sentence(item, name, model, calls, with_values=with_values)
+
+        return await asyncio.to_thread(search)
+
     def done(self) -> None:
-        store, self.store, self._exchange = self.store, None, None
+        store, self.store, self._exchange, self._service = self.store, None, None, None
+        if self.upstream:
+            self.upstream.close()
         if store:
             store.close()
 
@@ -173,22 +224,27 @@ class SglangCached:
             if nextlayer.layer:
                 self._streaming.enable(nextlayer.context.client)
 
-    def client_disconnected(self, client: Client) -> Awaitable[None] | None:
+    def client_disconnected(self, client: Client) -> None:
         self._lanes.pop(client, None)
-        return self._streaming.left(client)
+        self._streaming.left(client)
 
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
-            return
+            return None
         live = self._live[flow] = Live(time.monotonic())
         if routes.find(flow.request.path):
-            return
+            return None
         reason = self._unread(flow.request)
-        if reason:
-            # Passed on as it comes, whatever its size.
-            flow.request.stream = not _is_abort(flow.request)
-            if self._exchange:
-                live.outcome = self._exchange.bypass(reason).outcome
+        if not reason or self._is_denied(flow.request, reason):
+            return None
+        if self._exchange:
+            live.outcome = self._exchange.bypass(reason).outcome
+        change = identity.change(flow.request.method, flow.request.path)
+        if change is Change.ADAPTER and _length(flow.request) <= policy.MAX_NAMES:
+            return None  # its body names the adapter
+        # Passed on as it comes, whatever its size.
+        flow.request.stream = not _is_abort(flow.request)
+        return self._change(live, change, None) if change else None
 
     def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         live = self._live.get(flow)
@@ -196,10 +252,18 @@ class SglangCached:
             return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
+        if (reason := self._unread(flow.request)) and self._is_denied(flow.request, reason):
+            flow.response = _json_response(504, _denial(flow.request))
+            return None
         if _is_abort(flow.request):
-            return self._translate_abort(flow)
-        if self._exchange and live.outcome is None:
-            return self._carry_out(flow, live, self._receive(flow))
+            return self._translate_abort(flow, live)
+        if self._service and live.outcome is None:
+            live.ask = _ask(flow, self._streaming.can_answer(flow))
+            return self._carry_out(flow, live, self._service.receive(live.ask))
+        change = identity.change(flow.request.method, flow.request.path)
+        if change and not flow.request.stream:
+            name = identity.adapter_name(flow.request.get_content(strict=False) or b"")
+            return self._change(live, change, name)
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -209,49 +273,51 @@ class SglangCached:
             return
         if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
             return  # not ours, or not from upstream
+        status = flow.response.status_code
         if self.upstream:
             self.upstream.seen(True, time.monotonic())
-        status = flow.response.status_code
-        if live.fetch and self._exchange:
-            if status != 200:
-                live.outcome = self._exchange.fail(live.fetch, Reason.STATUS, status).outcome
-                live.fetch = None
-            elif not self._open(flow, live, live.fetch):
-                return  # buffered, for `response` to read
+            if live.ask:
+                self.upstream.heard(live.ask.credential, status, time.monotonic())
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
             _mark(flow, flow.response, live.outcome)
 
     def response(self, flow: http.HTTPFlow) -> None:
-        live = self._live.pop(flow, None)
-        self._streaming.forget(flow)
-        if live is None or flow.response is None:
-            return
-        if live.fetch and self._exchange:
-            if flow.response.stream:
-                ended = self._exchange.fail(live.fetch, Reason.CUT, 200, ended=True)
-                live.outcome = ended.outcome
-            else:
-                live.outcome = self._complete(flow, live.fetch, flow.response, live.started)
-        self._log(flow, live)
+        if flow.response:
+            self._end(flow, flow.response.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
+        live = self._end(flow, None)
+        if live and live.outcome and live.outcome.reason is not Reason.ROUTE:
+            _show(flow, live.outcome)
+
+    def _end(self, flow: http.HTTPFlow, status: int | None) -> Live | None:
+        """A flow is over; `status` is that of its whole answer."""
         live = self._live.pop(flow, None)
         self._streaming.forget(flow)
         if live is None:
-            return
-        if live.fetch and self._exchange:
-            was_sent = flow.server_conn.timestamp_tcp_setup is not None
-            reason = Reason.CUT if was_sent else Reason.UNREACHABLE
-            live.outcome = self._exchange.fail(live.fetch, reason, 502).outcome
-        if live.outcome and live.outcome.reason is not Reason.ROUTE:
-            _show(flow, live.outcome)
+            return None
+        if live.changed:
+            live.changed(status)
+        if live.aborted and status == 200:
+            live.aborted()
+        if live.streamed:
+            live.streamed.close()
+            live.outcome = live.streamed.outcome
         self._log(flow, live)
+        return live
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         if self.upstream:
             self.upstream.seen(False, time.monotonic())
+
+    def _is_denied(self, request: http.Request, reason: Reason) -> bool:
+        """Whether a request that is not even read must not go upstream."""
+        if self.settings is not None and self.settings.mode is Mode.OFFLINE:
+            return True
+        headers = _request_headers(request)
+        return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
 
     # The fast lane
 
@@ -306,18 +372,19 @@ class SglangCached:
 
     def _answer(self, head: wire.Head, body: bytes) -> bytes | None:
         """A full hit as bytes of HTTP, or None."""
-        if self._exchange is None or self.settings is None:
+        if self._service is None or self.settings is None:
             return None
         started = time.monotonic()
         # Paced replays wait, which the lane does not.
         streams = not self.settings.replay_rate
-        now = time.time()
-        hit = self._exchange.lookup(head.method, head.path, body, now, streams=streams)
+        hit = self._service.look_up(head.method, head.path, body, head.credential, streams=streams)
         if hit is None:
             return None
+        outcome = hit.outcome
         if not self.settings.quiet:
-            logger.info("%s", hit.outcome.line(head.path, time.monotonic() - started))
-        return wire.hit(hit.body, hit.outcome.age, is_stream=hit.is_stream)
+            logger.info("%s", outcome.line(head.path, time.monotonic() - started))
+        status = hit_status(outcome.key)
+        return wire.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
 
     # What the hooks do
 
@@ -326,38 +393,51 @@ class SglangCached:
         if (request.method, request.path) not in self._dialects:
             has_query = (request.method, request.path.split("?", 1)[0]) in self._dialects
             return Reason.QUERY if has_query else Reason.ROUTE
-        length = request.headers.get("content-length", "0")
-        return Reason.TOO_LARGE if length.isdigit() and int(length) > policy.MAX_BODY else None
-
-    def _receive(self, flow: http.HTTPFlow) -> Hit | Follow | Fetch | Bypass:
-        assert self._exchange
-        may_follow = self._streaming.can_answer(flow)
-        return self._exchange.receive(_request(flow.request), time.time(), may_follow=may_follow)
+        return Reason.TOO_LARGE if _length(request) > policy.MAX_BODY else None
 
     def _carry_out(
-        self, flow: http.HTTPFlow, live: Live, decision: Hit | Follow | Fetch | Bypass
+        self, flow: http.HTTPFlow, live: Live, answer: Answer | Coroutine[Any, Any, Answer]
     ) -> Awaitable[None] | None:
-        if isinstance(decision, Hit):
-            self._replay(flow, live, decision)
-        elif isinstance(decision, Bypass):
-            live.outcome = decision.outcome
-        elif isinstance(decision, Follow):
-            return self._follow(flow, live, decision)
-        else:
-            live.fetch = decision
-            if decision.lead:
-                self._streaming.lead(flow, decision.lead)
-                # A compressed stream could not be read as it passes.
-                flow.request.headers["accept-encoding"] = "identity"
-            if decision.body is not None:
-                flow.request.raw_content = decision.body
-                flow.request.headers["content-length"] = str(len(decision.body))
-                flow.request.headers.pop("transfer-encoding", None)
+        if isinstance(answer, Coroutine):
+            return self._wait(flow, live, answer)
+        self._give(flow, live, answer)
         return None
 
-    def _replay(self, flow: http.HTTPFlow, live: Live, hit: Hit) -> None:
+    async def _wait(
+        self, flow: http.HTTPFlow, live: Live, way: Coroutine[Any, Any, Answer]
+    ) -> None:
+        try:
+            with self._streaming.waiting(flow.client_conn):
+                answer = await way
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task:
+                task.uncancel()
+            # The client has left; without an answer mitmproxy would ask upstream.
+            flow.response = _json_response(499, b"")
+            live.outcome = Outcome(Kind.MISS, reason=Reason.CUT)
+            self._end(flow, None)
+        else:
+            self._give(flow, live, answer)
+
+    def _give(self, flow: http.HTTPFlow, live: Live, answer: Answer) -> None:
+        """Answers a flow, or lets it pass."""
+        live.outcome = answer.outcome
+        if isinstance(answer, Bypass):
+            return
+        if isinstance(answer, Hit):
+            self._replay(flow, answer)
+        elif isinstance(answer, Reply):
+            flow.response = _response(answer.status, answer.headers, answer.body)
+            _mark(flow, flow.response, answer.outcome)
+        else:
+            live.streamed = answer
+            head = _stream_response(answer.headers)
+            _mark(flow, head, answer.outcome)
+            self._streaming.give(flow, head, answer)
+
+    def _replay(self, flow: http.HTTPFlow, hit: Hit) -> None:
         assert self.settings
-        live.outcome = hit.outcome
         flow.is_replay = "response"
         if not hit.is_stream:
             flow.response = _json_response(200, hit.body)
@@ -371,100 +451,61 @@ class SglangCached:
             flow.response = http.Response.make(200, body, {"Content-Type": wire.EVENT_STREAM})
             _mark(flow, flow.response, hit.outcome)
 
-    async def _follow(self, flow: http.HTTPFlow, live: Live, follow: Follow) -> None:
-        """Reads along with another's fetch, or does as if there had been none."""
-        while not await self._streaming.opened(flow, follow):
-            if not flow.client_conn.connected or self._exchange is None:
-                return
-            decision = self._receive(flow)
-            if not isinstance(decision, Follow):
-                self._carry_out(flow, live, decision)
-                return
-            follow = decision
-        assert self._exchange
-        live.outcome = follow.outcome
-        head = _stream_response()
-        _mark(flow, head, follow.outcome)
-        self._streaming.follow(flow, head, follow, self._exchange)
-
-    def _open(self, flow: http.HTTPFlow, live: Live, fetch: Fetch) -> bool:
-        """Upstream answers what was asked for: whether it is passed on as it comes."""
-        assert flow.response and self._exchange
-        if fetch.lead is None:
-            return False
-        content_type = flow.response.headers.get("content-type", "")
-        media_type = content_type.partition(";")[0].strip().lower()
-        if media_type == "text/event-stream" and "content-encoding" not in flow.response.headers:
-            live.outcome = self._exchange.open(fetch)
-            flow.response.stream = self._streaming.tee(self._exchange, fetch, live)
-            return True
-        if fetch.is_partial:
-            return False  # it cannot be a part of the answer
-        live.outcome = self._exchange.fail(fetch, Reason.UNREADABLE, 200).outcome
-        live.fetch = None
-        return True
-
-    def _complete(
-        self, flow: http.HTTPFlow, fetch: Fetch, response: http.Response, started: float
-    ) -> Outcome:
-        assert self._exchange
-        seconds = time.monotonic() - started
-        body = response.get_content(strict=False) or b""
-        completed = self._exchange.complete(fetch, 200, body, now=time.time(), seconds=seconds)
-        if completed.status != 200:
-            flow.response = response = _json_response(completed.status, completed.body or b"")
-        elif completed.body is not None:
-            response.headers.pop("content-encoding", None)
-            response.headers.pop("transfer-encoding", None)
-            response.raw_content = completed.body
-            response.headers["content-length"] = str(len(completed.body))
-        _mark(flow, response, completed.outcome)
-        return completed.outcome
+    async def _change(self, live: Live, change: Change, adapter: str | None) -> None:
+        """A request that changes the model is to be passed on."""
+        if self.upstream:
+            live.changed = await self.upstream.change(change, adapter)
 
     def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """What a client gets when upstream gives nothing."""
         url = self.upstream.url if self.upstream else "the upstream"
-        text = (
-            f"sglang-cached cannot get an answer from {url}: {message}. "
-            "Check that the server runs, and that --sglang-url names it; "
-            "stored answers are served meanwhile."
-        )
-        response = _json_response(502, error_body(502, "BadGateway", text))
+        response = _json_response(502, unreachable(url, message))
         for name, value in flow.metadata.get(_HEADERS, {}).items():
             response.headers[name] = value
         return response
+
+    def note_host(self, request: http.Request) -> None:
+        """As `gateway.Front`."""
+        if routes.find(request.path):
+            self._hosts[request] = request.headers.get("host", "")
 
     def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
         """As `gateway.Front`."""
         return self._streaming.open_feed(flow, context)
 
-    def outlives(self, flow: http.HTTPFlow) -> bool:
-        """As `gateway.Front`."""
-        return self._streaming.outlives(flow)
-
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
-        reply = await routes.answer(route, flow.request.method, _is_local(flow), self)
+        if self._service:
+            await self._service.settled()
+        request = flow.request
+        _, _, query = request.path.partition("?")
+        token = self.settings.admin_token if self.settings else ""
+        caller = _caller(flow, self._hosts.get(request, ""))
+        reply = await routes.answer(route, request.method, query, caller, token, self)
         flow.response = _json_response(reply.status, reply.body, reply.headers)
 
-    async def _translate_abort(self, flow: http.HTTPFlow) -> None:
-        """Sends an abort on under the ids that upstream knows."""
-        if not (self._exchange and self.upstream):
+    async def _translate_abort(self, flow: http.HTTPFlow, live: Live) -> None:
+        """Sends an abort on under the ids that upstream knows. Calls that share a fetch are ended
+        here, when upstream has agreed."""
+        service, upstream = self._service, self.upstream
+        message = _object(flow.request.get_content(strict=False) or b"")
+        if not (service and upstream and message):
             return
-        body = flow.request.get_content(strict=False) or b""
-        targets = self._exchange.abort_targets(body)
-        if not targets:
-            return
-        first, *others = targets
-        message = orjson.loads(body)
-        names = ("authorization", "content-type")
-        headers = {
-            name: flow.request.headers[name] for name in names if name in flow.request.headers
-        }
-        for other in others:
-            await self.upstream.post(
-                "/abort_request", orjson.dumps({**message, "rid": other}), headers
-            )
-        flow.request.content = orjson.dumps({**message, "rid": first})
+        rid = message.get("rid")
+        if message.get("abort_all"):
+            live.aborted = service.aborting(None)
+        elif isinstance(rid, str) and service.is_known(rid):
+            live.aborted = service.aborting(rid)
+            # One that upstream does not know means nothing to it.
+            first, *others = service.targets(rid) or [uuid.uuid4().hex]
+            shown = [
+                (name, value)
+                for name, value in _request(flow.request).headers.items()
+                if name in (b"authorization", b"content-type")
+            ]
+            for other in others:
+                body = orjson.dumps({**message, "rid": other})
+                await upstream.post("/abort_request", body, shown)
+            flow.request.content = orjson.dumps({**message, "rid": first})
 
     def _log(self, flow: http.HTTPFlow, live: Live) -> None:
         if live.outcome and self.settings and not self.settings.quiet:
@@ -473,36 +514,58 @@ class SglangCached:
 
     @property
     def active(self) -> int:
-        """Requests that are being served."""
-        return len(self._live)
+        """Requests that are being served, and answers on their way to the store."""
+        return len(self._live) + (len(self._service.flights) if self._service else 0)
 
     # What the routes see
 
     def stats(self) -> dict[str, Any]:
-        store, exchange = self._opened()
+        store, exchange, service = self._opened()
         return {
             "num_keys": len(store.memory),
             "total_responses": store.memory.samples,
             "cache_file": str(store.journal.path),
             "pending_writes": store.journal.pending,
-            "streams_in_flight": len(exchange.streams),
-            "followers": exchange.streams.followers,
+            "fetches_in_flight": len(service.flights),
+            "streams_in_flight": service.flights.streams,
+            "followers": service.flights.waiting,
             **exchange.counters.as_json(),
         }
 
     def info(self) -> dict[str, Any]:
-        store, _ = self._opened()
+        store, _, _ = self._opened()
         assert self.settings and self.upstream
+        upstream, samples = self.upstream, store.memory.by_model()
         return {
             **self.stats(),
             "cache_dir": str(self.settings.cache_path),
             "version": __version__,
-            "upstream": self.upstream.url,
+            "upstream": upstream.url,
+            "model": {
+                "name": upstream.identity.model if upstream.identity else None,
+                "fingerprint": upstream.fingerprint,
+                "weight_version": upstream.identity.weight_version if upstream.identity else None,
+                "epochs": upstream.epochs.as_json(),
+                "asks_keys": upstream.asks_keys,
+            },
+            "models": [
+                {
+                    "name": upstream.models.get(fingerprint),
+                    "fingerprint": fingerprint,
+                    "key": (key := keys.prefix(fingerprint).hex()),
+                    "samples": samples.get(key, 0),
+                }
+                for fingerprint in upstream.models
+            ],
             "settings": {
                 "cache_path": str(self.settings.cache_path),
                 "quiet": self.settings.quiet,
                 "express": self.settings.express,
                 "replay_tokens_per_second": self.settings.replay_rate,
+                "mode": self.settings.mode,
+                "collapse": self.settings.collapse,
+                "isolate_by_credential": self.settings.isolate,
+                "poll_seconds": self.settings.poll,
             },
             "dialects": {
                 dialect.name: store.memory.by_dialect[dialect.name]
@@ -524,19 +587,20 @@ class SglangCached:
         state = await self.upstream.check(time.monotonic())
         return {"status": "ok", "upstream": {"url": self.upstream.url, "state": state}}
 
-    async def clear(self) -> dict[str, Any]:
-        store, _ = self._opened()
-        keys, samples = len(store.memory), store.memory.samples
-        try:
-            await asyncio.wrap_future(store.clear())
-        except StoreError as e:
-            raise OSError(str(e)) from e
-        return {"status": "success", "cleared_keys": keys, "cleared_responses": samples}
+    async def clear(self, which: str) -> dict[str, Any]:
+        store, _, _ = self._opened()
+        assert self.upstream
+        entries, samples = len(store.memory), store.memory.samples
+        model = None if which == "all" else keys.prefix(self.upstream.fingerprint)
+        is_done = store.clear(model, others=which == "other")
+        entries, samples = entries - len(store.memory), samples - store.memory.samples
+        await asyncio.wrap_future(is_done)
+        return {"status": "success", "cleared_keys": entries, "cleared_responses": samples}
 
-    def _opened(self) -> tuple[DiskStore, Exchange]:
-        if self.store is None or self._exchange is None:
+    def _opened(self) -> tuple[DiskStore, Exchange, Service]:
+        if self.store is None or self._exchange is None or self._service is None:
             raise OSError(self.failure or "the cache is not open")
-        return self.store, self._exchange
+        return self.store, self._exchange, self._service
 
 
 def _handler_of(client: Client) -> ConnectionHandler | None:
@@ -571,18 +635,68 @@ def _is_abort(request: http.Request) -> bool:
     return request.path == "/abort_request" and request.method == "POST"
 
 
+def _length(request: http.Request) -> int:
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdigit() and len(length) < 20 else 0
+
+
+def _caller(flow: http.HTTPFlow, host: str) -> routes.Caller:
+    """Who asks for one of our own routes, as sent to that host."""
+    headers = flow.request.headers
+    return routes.Caller(
+        _is_local(flow),
+        host,
+        headers.get("origin"),
+        headers.get("sec-fetch-site"),
+        headers.get("authorization"),
+    )
+
+
+def _request_headers(request: http.Request) -> dict[bytes, bytes]:
+    headers: dict[bytes, bytes] = {}
+    for name, value in request.headers.fields:
+        name = name.lower()
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
+def _request(request: http.Request) -> Request:
+    body = request.raw_content or b""
+    return Request(request.method, request.path, _request_headers(request), body)
+
+
+def _ask(flow: http.HTTPFlow, is_chunkable: bool) -> Ask:
+    request = flow.request
+    return Ask(_request(request), request.headers.fields, is_chunkable, _is_local(flow))
+
+
 def _is_local(flow: http.HTTPFlow) -> bool:
     address = ip_address(flow.client_conn.peername[0].split("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
 
 
-def _request(request: http.Request) -> Request:
-    headers: dict[bytes, bytes] = {}
-    for name, value in request.headers.fields:
-        name = name.lower()
-        headers[name] = headers[name] + b", " + value if name in headers else value
-    return Request(request.method, request.path, headers, request.raw_content or b"")
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _denial(request: http.Request) -> bytes:
+    why = "--mode offline, or only-if-cached"
+    text = f"sglang-cached: {request.path} would have to go upstream, and must not ({why})"
+    return error_body(504, "GatewayTimeout", text)
+
+
+def _response(status: int, fields: Iterable[tuple[bytes, bytes]], body: bytes) -> http.Response:
+    """A whole answer, with upstream's header fields."""
+    response = http.Response.make(status, body)
+    length = response.headers.pop("content-length")
+    response.headers = http.Headers(fields)
+    response.headers["content-length"] = length
+    return response
 
 
 def _json_response(
@@ -591,11 +705,14 @@ def _json_response(
     return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
-def _stream_response() -> http.Response:
-    """The head of a streamed answer."""
-    headers = {"Content-Type": wire.EVENT_STREAM, "Transfer-Encoding": "chunked"}
-    response = http.Response.make(200, b"", headers)
-    response.headers.pop("content-length", None)
+def _stream_response(fields: Iterable[tuple[bytes, bytes]] = ()) -> http.Response:
+    """The head of a streamed answer, with upstream's header fields."""
+    headers = http.Headers(fields)
+    headers.pop("content-length", None)
+    headers.setdefault("Content-Type", wire.EVENT_STREAM)
+    headers["Transfer-Encoding"] = "chunked"
+    response = http.Response.make(200, b"")
+    response.headers = headers
     return response
 
 

@@ -7,8 +7,9 @@ wants n takes the first n. Prompts that come twice in one call take turns, so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Protocol
 
 from sglang_cached_addon.dialects.base import Call, Generation, Recorded
@@ -37,6 +38,10 @@ class Store(Protocol):
     def generation(self) -> int:
         """Rises when samples are removed. Within one generation, pools only grow at their end."""
 
+    @property
+    def clears(self) -> int:
+        """Rises when somebody clears the store, or a part of it."""
+
     def get(self, key: bytes) -> Sequence[Sample]:
         """The pool of this key, oldest first; empty if there is none."""
 
@@ -50,14 +55,17 @@ class Store(Protocol):
         content: bytes,
         samples: Sequence[Sample],
         raw: bytes = b"",
+        *,
+        since: float | None = None,
     ) -> None:
         """Adds to a pool. `content` is the canonical call, kept for people who read the journal;
-        `raw`, if any, the name of a body that the pool's first sample answers."""
+        `raw`, if any, the name of a body that the pool's first sample answers. Samples that were
+        stored before `since` (Unix seconds) are dropped first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a call gets from the store, and what has to be fetched."""
+    """What a call has of its samples, and what it lacks."""
 
     call: Call
     keys: tuple[bytes, ...]
@@ -67,63 +75,102 @@ class Plan:
 
     @property
     def shortfalls(self) -> tuple[int, ...]:
-        """Samples to fetch, per item."""
+        """Samples that are missing, per item."""
         return tuple(self.call.n - len(samples) for samples in self.stored)
 
     @property
     def have(self) -> int:
-        """Stored samples, of `call.total` wanted."""
+        """Samples that are there, of `call.total` wanted."""
         return sum(len(samples) for samples in self.stored)
 
+    @property
+    def needs(self) -> dict[bytes, int]:
+        """The pools that are too small, and how many samples each would have to have."""
+        needs: dict[bytes, int] = {}
+        for key, short in zip(self.keys, self.shortfalls, strict=True):
+            if short:
+                needs[key] = self.call.n * self.keys.count(key)
+        return needs
+
     def samples(self) -> Iterator[Sample]:
-        """The stored samples of all items."""
+        """Those that are there, of all items."""
         return (sample for pool in self.stored for sample in pool)
 
+    def with_samples(self, samples: Iterable[tuple[int, Sample]]) -> Plan:
+        """With more samples, each given with the number of its item."""
+        pools = [list(pool) for pool in self.stored]
+        for item, sample in samples:
+            pools[item].append(sample)
+        return replace(self, stored=tuple(tuple(pool[: self.call.n]) for pool in pools))
 
-def plan(call: Call, keys: tuple[bytes, ...], store: Store) -> Plan:
-    """Takes what the store has for a call."""
+    def again(self, keys: Collection[bytes], store: Store, since: float = -inf) -> Plan:
+        """With what the store has of these pools by now."""
+        fresh = plan(self.call, self.keys, store, since)
+        pairs = zip(self.keys, fresh.stored, self.stored, strict=True)
+        return replace(self, stored=tuple(new if key in keys else old for key, new, old in pairs))
+
+
+def plan(call: Call, keys: tuple[bytes, ...], store: Store, since: float = -inf) -> Plan:
+    """Takes what the store has for a call, of samples stored at `since` or later."""
     if len(keys) == 1:
-        return Plan(call, keys, (tuple(store.get(keys[0])[: call.n]),))
+        return Plan(call, keys, (tuple(_fresh(store.get(keys[0]), since)[: call.n]),))
     taken: dict[bytes, int] = {}
     stored = []
     for key in keys:
         start = taken.get(key, 0)
-        samples = tuple(store.get(key)[start : start + call.n])
+        samples = tuple(_fresh(store.get(key), since)[start : start + call.n])
         taken[key] = start + len(samples)
         stored.append(samples)
     return Plan(call, keys, tuple(stored))
 
 
+def _fresh(pool: Sequence[Sample], since: float) -> Sequence[Sample]:
+    if since == -inf:
+        return pool
+    return [sample for sample in pool if sample.stored_at >= since]
+
+
+def samples(
+    generations: Iterable[Generation], now: float, seconds: float
+) -> list[tuple[int, Sample]]:
+    """What upstream generated, as it is kept, each with the number of its item."""
+    return [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
+
+
 def commit(
     plan: Plan,
     dialect: str,
-    generations: Sequence[Generation],
+    new: Iterable[tuple[int, Sample]],
     store: Store,
     *,
-    now: float,
-    seconds: float,
     raw: bytes = b"",
+    since: float | None = None,
 ) -> None:
-    """Stores what upstream generated, in the order of the call; `raw` as the store has it."""
+    """Stores new samples, in the order of the call; `raw` and `since` as the store has them."""
     by_key: dict[bytes, list[Sample]] = {}
     contents: dict[bytes, bytes] = {}
-    for generation in generations:
-        key = plan.keys[generation.item]
-        contents[key] = plan.call.items[generation.item]
-        sample = Sample(generation.answer, now, seconds, generation.tokens, generation.deltas)
+    for item, sample in new:
+        key = plan.keys[item]
+        contents[key] = plan.call.items[item]
         by_key.setdefault(key, []).append(sample)
-    for key, samples in by_key.items():
-        store.append(key, dialect, contents[key], samples, raw)
+    for key, pool in by_key.items():
+        store.append(key, dialect, contents[key], pool, raw, since=since)
 
 
-def recorded(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[Recorded]]:
-    """`call.n` samples per item: the stored ones first, then the new ones."""
+def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Recorded]]:
+    """`call.n` samples per item: those that are there first, then the new ones."""
     whole: list[list[Recorded]] = [list(pool) for pool in plan.stored]
     for generation in generations:
         whole[generation.item].append(generation)
     return whole
 
 
-def answers(plan: Plan, generations: Sequence[Generation] = ()) -> list[list[bytes]]:
-    """The answers of `recorded`."""
-    return [[sample.answer for sample in pool] for pool in recorded(plan, generations)]
+def stored_choices(plan: Plan) -> list[int]:
+    """Which choices of the answer are there, in the order of `Plan.samples`."""
+    n = plan.call.n
+    return [i * n + j for i, pool in enumerate(plan.stored) for j in range(len(pool))]
+
+
+def answers(plan: Plan) -> list[list[bytes]]:
+    """The answers of all samples."""
+    return [[sample.answer for sample in pool] for pool in plan.stored]

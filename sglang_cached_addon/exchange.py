@@ -1,28 +1,30 @@
 """A request's way through the cache, from body bytes to answer bytes.
 
-`receive` reads and plans a request and says what to do: answer (`Hit`), read along with
-another's fetch (`Follow`), pass on untouched (`Bypass`), or fetch (`Fetch`), whose upstream
-answer goes to `complete`, or piece by piece to `relay`. Free of mitmproxy, clocks and I/O:
-times and ids are arguments. One object serves one upstream, on one thread.
+`find` reads a request and says what to do: answer (`Hit`), pass on untouched (`Bypass`), or
+gather the samples (`Known`, whose `plan` tells what is short). `fetch` makes the
+one call to upstream for what is short, `land` reads its answer, `commit` stores it, and `answer`
+writes the client's. Free of mitmproxy, clocks and I/O: times and ids are arguments. One object
+serves one upstream, on one thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon import cache, keys, policy, sse, wire
+from sglang_cached_addon import cache, identity, keys, policy, sse, wire
 from sglang_cached_addon.cache import Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
-from sglang_cached_addon.inflight import Follower, Stream, Streams
+from sglang_cached_addon.identity import Epochs
 from sglang_cached_addon.memo import Memo
 from sglang_cached_addon.outcome import Counters, Kind, Outcome, Saved
-from sglang_cached_addon.policy import Reason, Refused
-from sglang_cached_addon.relay import Relay, View
+from sglang_cached_addon.policy import PLAIN, Reason, Refused, Terms
+from sglang_cached_addon.relay import Relay
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,71 +59,69 @@ class Bypass:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Lead:
-    """A streamed fetch: its events, for whom they are, and who else reads them."""
-
-    relay: Relay
-    view: View
-    """Of the client that the fetch was begun for."""
-    is_verbatim: bool
-    """That client gets upstream's bytes as they are."""
-    stream: Stream
-    identity: Hashable
-    """What a call is like that may read along."""
-
-
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """Another's fetch gives the same answer: to be read along with."""
-
-    follower: Follower
-    view: View
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fetch:
-    """Samples are short: `body` goes upstream (None: the client's own bytes)."""
-
-    dialect: Dialect
-    plan: Plan
-    fill: Fill
-    body: bytes | None
-    generation: int
-    """Of the store, when this was planned."""
-    raw: bytes = b""
-    """The name of the client's body, where the first sample of its pool answers it."""
-    lead: Lead | None = None
-    """If a stream is wanted."""
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether upstream is asked for less than the client asked for."""
-        return self.plan.have > 0
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The end of a fetch. `body` is None where upstream's own bytes are the answer."""
-
-    body: bytes | None
-    outcome: Outcome
-    status: int
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Known:
     """A body that was read, and the answer that it had."""
 
     dialect: Dialect
     call: Call
     keys: tuple[bytes, ...]
+    turn: int = 0
+    """Of the model whose keys these are: see `Exchange.enter`."""
     raw: bytes = b""
     """The name of the body, where the first sample of its pool answers it."""
     hit: Hit | None = None
     generation: int = -1
     """Of the store, when `hit` was put together."""
+
+    @property
+    def key(self) -> bytes:
+        """Of its pool, where it has just one."""
+        return self.keys[0] if len(self.keys) == 1 else b""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """Samples are short: `body` goes upstream (None: the client's own bytes)."""
+
+    known: Known
+    plan: Plan
+    fill: Fill
+    body: bytes | None
+    terms: Terms
+    stamp: Stamp
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether upstream is asked for all that the client asked for."""
+        return self.fill.total == self.plan.call.total
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """The pools that it fills."""
+        return frozenset(self.plan.keys[item] for item in self.fill.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The state of things when a fetch was planned; in another, its answer is not stored."""
+
+    clears: int
+    turn: int
+    """Of the model: see `Exchange.enter`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What upstream answered to a fetch."""
+
+    status: int
+    body: bytes | None = None
+    """In the client's words, where it is the whole answer; None: upstream's own bytes are."""
+    split: Split | None = None
+    """None where there are no samples in it."""
+    refusal: Reason | None = None
+    """Why it is not to be stored."""
 
 
 MEMO_BYTES = 16 << 20
@@ -130,17 +130,8 @@ MEMO_BYTES = 16 << 20
 MEMO_OVERHEAD = 2048
 """Bytes of an entry beside what grows with the body."""
 
-
-@dataclass(slots=True)
-class Live:
-    """A request under way."""
-
-    started: float
-    """Seconds, on the caller's clock."""
-    fetch: Fetch | None = None
-    """What upstream was asked for, until its answer is here."""
-    outcome: Outcome | None = None
-    """None until it is decided."""
+TENANTS = 1024
+"""Credentials whose digesters are kept at hand, where caches are apart."""
 
 
 class Exchange:
@@ -151,35 +142,66 @@ class Exchange:
         self.counters = Counters()
         self._store = store
         self._mint = mint
-        self._digesters = {
-            dialect.name: keys.Digester(fingerprint, dialect.name) for dialect in dialects.values()
-        }
-        self._rids: dict[str, list[str]] = {}
-        self.streams = Streams()
-        """Under way."""
-        self._memo: Memo[tuple[str, bytes], Known | Reason] = Memo(MEMO_BYTES)
+        self._fingerprint = fingerprint
+        self._epochs = Epochs()
+        self._weights: str | None = None
+        self._turn = 0
+        self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
+        self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
-    def receive(
-        self, request: Request, now: float, *, may_follow: bool = True
-    ) -> Hit | Follow | Fetch | Bypass:
-        """Decides a request whose route has a dialect."""
-        if reason := policy.lookup_refusal(request.headers):
-            return self.bypass(reason)
-        found = self._find(self.dialects[request.method, request.path], request.body, now)
-        if isinstance(found, Reason):
-            return self.bypass(found)
-        if isinstance(found, Known):
-            return (self._follow(found) if may_follow else None) or self._fetch(found)
-        self.counters.hit(found.saved)
+    # The model
+
+    def enter(self, fingerprint: str, epochs: Epochs, weights: str | None, turn: int) -> None:
+        """From now on this model answers. `weights` is the `weight_version` that it names; another
+        `turn` says that it may have been another one in between."""
+        self._fingerprint, self._epochs, self._weights = fingerprint, epochs, weights
+        self._turn = turn
+        self._digesters.clear()
+        self._memo.clear()
+
+    def _digester(self, dialect: str, tenant: bytes) -> keys.Digester:
+        found = self._digesters.get((dialect, tenant))
+        if found is None:
+            if len(self._digesters) >= TENANTS:
+                self._digesters.clear()
+            adapters = self._epochs.adapters_token
+            found = keys.Digester(self._fingerprint, dialect, tenant, adapters)
+            self._digesters[dialect, tenant] = found
         return found
 
+    def _key(self, dialect: str, tenant: bytes, item: bytes) -> bytes:
+        """The name of an item's pool."""
+        digester = self._digester(dialect, tenant)
+        if not self._epochs.adapters_token:
+            return digester.key(item)
+        return digester.key(item, self._epochs.adapter_epochs(identity.adapters(item)))
+
+    # Reading
+
+    def find(
+        self, request: Request, now: float, terms: Terms = PLAIN, tenant: bytes = b""
+    ) -> Hit | Known | Bypass:
+        """What there is for a request whose route has a dialect. A hit is not counted yet."""
+        if reason := policy.lookup_refusal(request.headers):
+            return self.bypass(reason)
+        dialect = self.dialects[request.method, request.path]
+        found = self._find(dialect, request.body, now, tenant, terms)
+        return self.bypass(found) if isinstance(found, Reason) else found
+
     def lookup(
-        self, method: str, path: str, body: bytes, now: float, *, streams: bool = True
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        now: float,
+        *,
+        tenant: bytes = b"",
+        streams: bool = True,
     ) -> Hit | None:
-        """The answer, if every sample is stored. For a request whose head was found plain; the
-        same request may come to `receive` after this, and is not read twice. Without `streams`,
+        """The answer, if every sample is stored, counted. For a request whose head was found plain;
+        the same request may come to `find` after this, and is not read twice. Without `streams`,
         only JSON is answered."""
-        found = self._find(self.dialects[method, path], body, now)
+        found = self._find(self.dialects[method, path], body, now, tenant, PLAIN)
         if not isinstance(found, Hit) or (found.is_stream and not streams):
             return None
         self.counters.hit(found.saved)
@@ -191,41 +213,49 @@ class Exchange:
         self.counters.add(outcome)
         return Bypass(outcome)
 
-    def _find(self, dialect: Dialect, body: bytes, now: float) -> Hit | Known | Reason:
+    def _find(
+        self, dialect: Dialect, body: bytes, now: float, tenant: bytes, terms: Terms
+    ) -> Hit | Known | Reason:
         """The answer to a body, or what is known of it: from memory, or by its name, or read."""
-        known = self._memo.get((dialect.name, body))
+        known = self._memo.get((dialect.name, tenant, body))
         if known is None:
-            raw = self._digesters[dialect.name].raw(body)
+            raw = self._digester(dialect.name, tenant).raw(body)
             key = self._store.find(raw)
-            if key and (pool := self._store.get(key)):
-                return self._plain(pool[0], now)
-            known = self._parse(dialect, body, raw)
-            self._memo.put((dialect.name, body), known, MEMO_OVERHEAD + 4 * len(body))
-        return known if isinstance(known, Reason) else self._hit(known, now) or known
+            if key and (pool := self._store.get(key)) and terms.since == -inf:
+                return self._plain(key, pool[0], now)
+            known = self._parse(dialect, tenant, body, raw)
+            self._memo.put((dialect.name, tenant, body), known, MEMO_OVERHEAD + 4 * len(body))
+        return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
 
-    def _plain(self, sample: Sample, now: float) -> Hit:
+    def _plain(self, key: bytes, sample: Sample, now: float) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""
         age = max(0, int(now - sample.stored_at))
         saved = Saved(1, sample.tokens, sample.seconds)
-        return Hit(sample.answer, Outcome(Kind.HIT, 1, 1, age=age), saved, sample.stored_at)
+        outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key)
+        return Hit(sample.answer, outcome, saved, sample.stored_at)
 
-    def _parse(self, dialect: Dialect, body: bytes, raw: bytes) -> Known | Reason:
+    def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
         try:
             call = dialect.read(keys.parse(body))
         except Refused as refused:
             return refused.reason
-        key = self._digesters[dialect.name].key
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
-        pools = tuple([key(item) for item in call.items])
-        return Known(dialect, call, pools, raw if is_plain else b"")
+        pools = tuple([self._key(dialect.name, tenant, item) for item in call.items])
+        return Known(dialect, call, pools, self._turn, raw if is_plain else b"")
 
-    def _hit(self, known: Known, now: float) -> Hit | None:
+    def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
         hit = known.hit
+        if terms.since > -inf:
+            plan = self.plan(known, terms)
+            return None if plan.needs else self._assemble(known, plan, now)
         if hit is None or known.generation != self._store.generation:
-            plan = cache.plan(known.call, known.keys, self._store)
+            plan = self.plan(known)
             if plan.have < known.call.total:
                 return None
             hit = self._assemble(known, plan, now)
+            # Within a generation pools only grow at their end, so this stays the answer.
+            if hit.body is plan.stored[0][0].answer or self._memo.charge(len(hit.body)):
+                known.hit, known.generation = hit, self._store.generation
         elif (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
             known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
         return hit
@@ -234,203 +264,160 @@ class Exchange:
         samples = list(plan.samples())
         oldest = min(sample.stored_at for sample in samples)
         total = known.call.total
-        outcome = Outcome(Kind.HIT, total, total, age=max(0, int(now - oldest)))
+        age = max(0, int(now - oldest))
+        outcome = Outcome(Kind.HIT, total, total, age=age, key=known.key)
         longest = max(sample.tokens for sample in samples)
         is_stream = known.call.stream is not None
-        body = _replay(known, plan) if is_stream else _write(known, plan)
-        # Within a generation pools only grow at their end, so this stays the answer.
-        hit = Hit(body, outcome, Saved.of(samples), oldest, is_stream, longest)
-        if body is samples[0].answer or self._memo.charge(len(body)):
-            known.hit, known.generation = hit, self._store.generation
-        return hit
+        body = wire.chunked(_events(known, plan.stored)) if is_stream else self.answer(known, plan)
+        return Hit(body, outcome, Saved.of(samples), oldest, is_stream, longest)
 
-    def _fetch(self, known: Known) -> Fetch:
-        plan = cache.plan(known.call, known.keys, self._store)
-        fill = known.dialect.trim(known.call, plan.shortfalls, self._mint)
+    def is_present(self, known: Known) -> bool:
+        """Whether its keys are those of the model that answers now."""
+        return known.turn == self._turn
+
+    # Fetching
+
+    def plan(self, known: Known, terms: Terms = PLAIN) -> Plan:
+        """What the store has for a call, and what is short."""
+        return cache.plan(known.call, known.keys, self._store, terms.since)
+
+    def again(self, plan: Plan, terms: Terms = PLAIN) -> Plan:
+        """A plan, with what the store has by now of what was short."""
+        return plan.again(plan.needs, self._store, terms.since)
+
+    def fetch(
+        self, known: Known, plan: Plan, terms: Terms = PLAIN, busy: Collection[bytes] = ()
+    ) -> Fetch:
+        """The call that brings what is short, but for `busy` pools, which others fill."""
+        pairs = zip(plan.keys, plan.shortfalls, strict=True)
+        shortfalls = tuple(0 if key in busy else short for key, short in pairs)
+        fill = known.dialect.trim(known.call, shortfalls, self._mint)
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
-        for rid, unique in fill.rids.items():
-            self._rids.setdefault(rid, []).append(unique)
-        lead = self._lead(known, plan, fill) if known.call.stream else None
-        return Fetch(known.dialect, plan, fill, body, self._store.generation, known.raw, lead)
+        stamp = Stamp(self._store.clears, known.turn)
+        return Fetch(known, plan, fill, body, terms, stamp)
 
-    def _identity(self, known: Known) -> Hashable:
-        """Calls of one identity have one answer, but for the usage at its end, and ids."""
+    def land(self, fetch: Fetch, status: int, body: bytes) -> Landed:
+        """Reads what upstream answered."""
+        if reason := policy.store_refusal(status):
+            return Landed(status, refusal=reason)
+        try:
+            split = fetch.known.dialect.split(fetch.known.call, fetch.fill, _parse(body))
+        except Refused as refused:
+            return self.unreadable(fetch, body, refused.reason)
+        shown = _with_client_rids(body, fetch.fill.rids)
+        return Landed(200, shown, split, self._refusal(fetch, split))
+
+    def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
+        """Reads a stream that is done."""
+        try:
+            split = relay.split()
+        except Refused as refused:
+            return Landed(200, refusal=refused.reason)
+        return Landed(200, None, split, self._refusal(fetch, split))
+
+    def _refusal(self, fetch: Fetch, split: Split) -> Reason | None:
+        """Why what has come is not stored, as far as it says itself."""
+        if split.refusal:
+            return split.refusal
+        if len(split.versions) > 1:
+            return Reason.MIXED_WEIGHTS
+        if self._weights is not None and split.versions - {self._weights}:
+            return Reason.OTHER_WEIGHTS
+        return fetch.terms.refusal
+
+    def commit(self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]) -> Reason | None:
+        """Stores what a fetch has brought, or says why not."""
+        if fetch.stamp.clears != self._store.clears:
+            # Who clears the cache wants nothing back that was on its way then.
+            return Reason.CLEARED
+        if fetch.stamp.turn != self._turn:
+            return Reason.MODEL_CHANGED
+        cache.commit(
+            fetch.plan,
+            fetch.known.dialect.name,
+            samples,
+            self._store,
+            raw=fetch.known.raw,
+            since=fetch.terms.replaces,
+        )
+        return None
+
+    def relay(self, fetch: Fetch) -> Relay:
+        """What makes the whole answer's events of upstream's bytes."""
+        return Relay(fetch.known.dialect, fetch.plan, fetch.fill)
+
+    def likeness(self, known: Known) -> Hashable:
+        """Calls that are alike have one stream, but for the usage at its end, and ids."""
         call = known.call
         counts = call.stream is not None and call.stream.continuous_usage
-        parts = (known.keys, call.n, call.batched, counts, self._store.generation)
+        parts = (known.keys, call.n, call.batched, counts, self._store.clears, known.turn)
         return (known.dialect.name, *parts)
 
-    def _lead(self, known: Known, plan: Plan, fill: Fill) -> Lead:
-        view = View(known.dialect, known.call)
-        asked = known.call.body.get("stream_options") == fill.body.get("stream_options")
-        is_verbatim = asked and not (plan.have or fill.rids)
-        identity = self._identity(known)
-        relay = Relay(known.dialect, plan, fill)
-        return Lead(relay, view, is_verbatim, self.streams.lead(identity), identity)
+    # Writing
 
-    def _follow(self, known: Known) -> Follow | None:
-        if known.call.stream is None:
-            return None
-        stream = self.streams.find(self._identity(known))
-        if stream is None:
-            return None
-        total = known.call.total
-        view = View(known.dialect, known.call)
-        return Follow(Follower(stream), view, Outcome(Kind.COLLAPSED, 0, total))
+    def aborted(self, known: Known, now: float) -> bytes:
+        """The answer to a call that was aborted before its first token."""
+        if known.call.stream:
+            return b"".join(self.aborted_events(known, now))
+        samples = self._aborted(known, now)
+        answers = [[sample.answer for sample in pool] for pool in samples]
+        return known.dialect.write(known.call, answers)
 
-    def complete(
-        self, fetch: Fetch, status: int, body: bytes, *, now: float, seconds: float
-    ) -> Completed:
-        """Stores what upstream answered, and puts the client's answer together."""
-        self._release(fetch)
-        if fetch.lead:  # a stream was asked for
-            fetch.lead.stream.end(complete=False)
-            return self._unreadable(fetch, body, Reason.UNREADABLE)
-        if reason := policy.store_refusal(status):
-            return self._finish(fetch, None, status, reason)
-        try:
-            split = fetch.dialect.split(fetch.plan.call, fetch.fill, _parse(body))
-        except Refused as refused:
-            return self._unreadable(fetch, body, refused.reason)
-        answer = self._answer(fetch, split, body)
-        return self._store_split(fetch, split, answer, now=now, seconds=seconds)
+    def aborted_events(
+        self,
+        known: Known,
+        now: float,
+        states: Mapping[int, bytes] | None = None,
+        ended: Collection[int] = (),
+    ) -> list[bytes]:
+        """The end of a stream that was aborted. `states` are the newest events of choices that each
+        have all of it so far; choices that have `ended` are as they are."""
+        samples = self._aborted(known, now)
+        script = known.dialect.script(known.call, samples)
+        if script.finishes or not (states or ended):
+            return _events(known, samples)
+        events = []
+        for choice, said in enumerate(script.deltas):
+            if states and choice in states:
+                value = orjson.loads(sse.data(states[choice]) or b"null")
+                known.dialect.cut(value)
+                events.append(sse.event(orjson.dumps(value)))
+            elif choice not in ended:
+                events += said
+        return [*events, sse.DONE]
 
-    def _store_split(
-        self, fetch: Fetch, split: Split, answer: bytes | None, *, now: float, seconds: float
-    ) -> Completed:
-        refusal = split.refusal
-        if fetch.generation != self._store.generation:
-            # Who clears the cache wants nothing back that was on its way then.
-            refusal = refusal or Reason.CLEARED
-        if not refusal:
-            cache.commit(
-                fetch.plan,
-                fetch.dialect.name,
-                split.generations,
-                self._store,
-                now=now,
-                seconds=seconds,
-                raw=fetch.raw,
-            )
-        return self._finish(fetch, answer, 200, refusal, len(split.generations))
+    def _aborted(self, known: Known, now: float) -> list[list[Sample]]:
+        answer = known.dialect.aborted(known.call, self._mint(), now)
+        return [[Sample(answer, now, 0.0, 0)] * known.call.n for _ in known.call.items]
 
-    def open(self, fetch: Fetch) -> Outcome:
-        """Upstream answers with a stream: what can be said of it now."""
-        assert fetch.lead
-        fetch.lead.stream.open()
-        kind = Kind.PARTIAL if fetch.is_partial else Kind.MISS
-        return Outcome(kind, fetch.plan.have, fetch.plan.call.total, is_open=True)
+    def answer(self, known: Known, plan: Plan) -> bytes:
+        """The answer to a call whose samples are all there."""
+        return known.dialect.write(known.call, cache.answers(plan))
 
-    def relay(self, fetch: Fetch, data: bytes) -> bytes | list[bytes]:
-        """What of upstream's bytes, and of the store, the client gets now; followers get theirs.
-
-        When the stream is done (`is_done` of its relay), `complete_stream` is due, before the
-        client has the last word: who repeats a request at once finds it answered."""
-        assert fetch.lead
-        if fetch.lead.is_verbatim:
-            fetch.lead.stream.publish(fetch.lead.relay.feed(data))
-            return data
-        if not data:  # the end, be it in the middle of an event
-            return fetch.lead.relay.rest
-        events = fetch.lead.relay.feed(data)
-        fetch.lead.stream.publish(events)
-        return fetch.lead.view.show(events)
-
-    def complete_stream(self, fetch: Fetch, *, now: float, seconds: float) -> Outcome:
-        """Stores what a stream that is done has brought."""
-        assert fetch.lead
-        self._release(fetch)
-        try:
-            split = fetch.lead.relay.split()
-        except Refused as refused:
-            completed = self._finish(fetch, None, 200, refused.reason)
-        else:
-            stored = sum(sample.tokens for sample in fetch.plan.samples())
-            generated = sum(sample.tokens for sample in split.generations)
-            fetch.lead.stream.tokens = stored + generated
-            completed = self._store_split(fetch, split, None, now=now, seconds=seconds)
-        fetch.lead.stream.end(complete=True)
-        return completed.outcome
-
-    def followed(self, follow: Follow) -> None:
-        """Counts one who has read along to the end."""
-        self.counters.follow(Saved(follow.outcome.want, follow.follower.tokens))
-
-    def fail(self, fetch: Fetch, reason: Reason, status: int, *, ended: bool = False) -> Completed:
-        """Ends a fetch that has no answer, or not all of it. `ended`: upstream ended it in good
-        order, as followers are to see."""
-        self._release(fetch)
-        if fetch.lead:
-            fetch.lead.stream.end(complete=ended)
-        return self._finish(fetch, None, status, reason)
-
-    def abort_targets(self, body: bytes) -> list[str]:
-        """What upstream calls the `rid` of an `/abort_request`, if it is one of ours."""
-        try:
-            rid = orjson.loads(body).get("rid")
-        except (ValueError, AttributeError):
-            return []
-        return list(self._rids.get(rid, ())) if isinstance(rid, str) else []
-
-    def _answer(self, fetch: Fetch, split: Split, body: bytes) -> bytes | None:
-        if fetch.is_partial:
-            whole = cache.answers(fetch.plan, split.generations)
-            return fetch.dialect.write(fetch.plan.call, whole)
-        return _with_client_rids(body, fetch.fill.rids)
-
-    def _unreadable(self, fetch: Fetch, body: bytes, reason: Reason) -> Completed:
+    def unreadable(self, fetch: Fetch, body: bytes, reason: Reason = Reason.UNREADABLE) -> Landed:
         """A 200 that is not what was asked for: relayed where it answers the client's own
         request, and an error where it answers a trimmed one."""
-        if not fetch.is_partial:
-            return self._finish(fetch, _with_client_rids(body, fetch.fill.rids), 200, reason)
+        if fetch.is_whole:
+            return Landed(200, _with_client_rids(body, fetch.fill.rids), refusal=reason)
+        missing, total = fetch.fill.total, fetch.plan.call.total
         error = error_body(
             502,
             "BadGateway",
-            f"sglang-cached had {fetch.plan.have} of {fetch.plan.call.total} samples and asked "
-            "upstream for the others, but cannot read its answer. Repeat the request with other "
-            "numbers of samples, or clear the cache (POST /cache/clear).",
+            f"sglang-cached asked upstream for {missing} of {total} samples, as it had the others, "
+            "but cannot read its answer. Repeat the request with other numbers of "
+            "samples, or clear the cache (POST /cache/clear).",
         )
-        return Completed(error, self._finish(fetch, None, 200, reason).outcome, 502)
-
-    def _finish(
-        self,
-        fetch: Fetch,
-        body: bytes | None,
-        status: int,
-        reason: Reason | None,
-        generated: int = 0,
-    ) -> Completed:
-        kind = Kind.PARTIAL if fetch.is_partial else Kind.MISS
-        outcome = Outcome(kind, fetch.plan.have, fetch.plan.call.total, reason, status)
-        # Stored samples count as served only if they were.
-        saved = Saved.of(fetch.plan.samples()) if generated else Saved()
-        self.counters.add(outcome, saved, generated)
-        return Completed(body, outcome, status)
-
-    def _release(self, fetch: Fetch) -> None:
-        """Nobody is to find the fetch any more."""
-        if fetch.lead:
-            self.streams.drop(fetch.lead.identity, fetch.lead.stream)
-        for rid, unique in fetch.fill.rids.items():
-            left = [known for known in self._rids.get(rid, ()) if known != unique]
-            if left:
-                self._rids[rid] = left
-            else:
-                self._rids.pop(rid, None)
+        return Landed(502, error, refusal=reason)
 
 
-def _write(known: Known, plan: Plan) -> bytes:
-    return known.dialect.write(known.call, cache.answers(plan))
-
-
-def _replay(known: Known, plan: Plan) -> bytes:
-    """A stream from the store, as it goes over the wire."""
+def _events(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
+    """A stream of whole samples."""
     dialect, call = known.dialect, known.call
-    script = dialect.script(call, plan.stored)
+    script = dialect.script(call, samples)
     events = [*script.in_turn(), *script.finishes]
-    if call.stream and call.stream.usage and (usage := dialect.usage(call, plan.stored)):
+    if call.stream and call.stream.usage and (usage := dialect.usage(call, samples)):
         events.append(usage)
-    return wire.chunked([*events, sse.DONE])
+    return [*events, sse.DONE]
 
 
 def error_body(status: int, kind: str, message: str) -> bytes:

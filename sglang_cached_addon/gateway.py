@@ -2,9 +2,9 @@
 
 mitmproxy tells a client in HTML that the upstream cannot be reached, and closes the
 connection; API clients get JSON here, and keep theirs. Where a hook can be run at once, its
-flow goes on at once. A streamed answer of ours comes from a `Feed` in upstream's place; and a
-stream that others read too goes on when its own client leaves. What is overridden is where
-`HttpLayer` receives an event, hands one to a layer of its own, and looks for a connection.
+flow goes on at once. A streamed answer of ours comes from a `Feed` in upstream's place. What is
+overridden is where `HttpLayer` receives an event, hands one to a layer of its own, and looks for
+a connection.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import (
     HttpStream,
 )
 from mitmproxy.proxy.layers.http._events import (
-    RequestProtocolError,
+    RequestHeaders,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
@@ -56,11 +56,11 @@ class Front(Protocol):
     def run_hook(self, hook: commands.StartHook) -> Run:
         """Runs a hook at once, if it can be."""
 
+    def note_host(self, request: http.Request) -> None:
+        """A request as the client sent it: mitmproxy is about to put upstream's name into it."""
+
     def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
         """What answers a flow in upstream's place."""
-
-    def outlives(self, flow: http.HTTPFlow) -> bool:
-        """Whether the flow goes on without its client."""
 
 
 class Gateway(HttpLayer):
@@ -109,12 +109,8 @@ class Gateway(HttpLayer):
     def event_to_child(
         self, child: layer.Layer, event: events.Event
     ) -> layer.CommandGenerator[None]:
-        if (
-            isinstance(event, RequestProtocolError)
-            and isinstance(child, HttpStream)
-            and self._front.outlives(child.flow)
-        ):
-            return
+        if isinstance(event, RequestHeaders) and isinstance(child, HttpStream):
+            self._front.note_host(event.request)
         if isinstance(child, Feed):
             yield from super().event_to_child(child, event)
             if child.is_over:

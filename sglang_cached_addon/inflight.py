@@ -1,21 +1,35 @@
-"""Streams under way, and who reads them: leaders and followers (collapsed requests, RFC 9111 §4).
+"""Fetches under way, and who waits for them (collapsed requests, RFC 9111 §4).
 
-The leader's request fetches; followers, whose calls are the same, read what came so far and
-then each event as it comes. Knows asyncio, and neither mitmproxy nor what events say.
+A `Flight` is one call to upstream that fills some pools. Who needs a pool that is being filled
+waits in `Flights`; when the flight is over, those who need most go first, so that of all who
+wait one goes upstream, for all of them. A `Stream` is the events of a flight as they come, for
+any number of followers. Knows asyncio, and neither mitmproxy nor what events say.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections import Counter, deque
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import ExitStack, contextmanager
 from enum import Enum
+from weakref import WeakSet
 
 from sglang_cached_addon.dialects.base import Part
+from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.relay import Event
 
 
 class State(Enum):
-    """How far a fetch is."""
+    """How far a stream is."""
 
     WAITING = "upstream has not answered yet"
     OPEN = "events come"
@@ -27,18 +41,26 @@ class Cut(Exception):
     """A stream that was followed has broken off."""
 
 
+BACKLOG = 64
+"""Superseded events that are kept for a reader who is behind."""
+
+
 class Stream:
     """The events of one fetch."""
 
     def __init__(self) -> None:
         self.state = State.WAITING
-        self.followers = 0
         self.tokens = 0
         """Completion tokens of the whole answer, once it is complete."""
-        self._events: list[Event | None] = []
+        self.stored: Collection[int] = ()
+        """The choices that were there before, and are told first."""
+        self.events: list[Event | None] = []
         """None where a later event has all of it."""
         self._states: dict[int, int] = {}
         """Where the newest of these is, by choice."""
+        self._superseded: deque[int] = deque()
+        """Where others are, which somebody may still want to see."""
+        self._readers: WeakSet[Reader] = WeakSet()
         self._news: asyncio.Future[None] | None = None
 
     @property
@@ -46,7 +68,7 @@ class Stream:
         """Whether there may be more to come."""
         return self.state in (State.WAITING, State.OPEN)
 
-    # The leader's side. Nothing here waits for a follower.
+    # Who fetches. Nothing here waits for a reader.
 
     def open(self) -> None:
         """Upstream answers with a stream."""
@@ -57,9 +79,10 @@ class Stream:
         for event in events:
             if event.part is Part.STATE:
                 if (place := self._states.get(event.choice)) is not None:
-                    self._events[place] = None
-                self._states[event.choice] = len(self._events)
-            self._events.append(event)
+                    self._superseded.append(place)
+                self._states[event.choice] = len(self.events)
+            self.events.append(event)
+        self._drop()
         self.tell()
 
     def end(self, *, complete: bool) -> None:
@@ -68,99 +91,203 @@ class Stream:
             self.state = State.COMPLETE if complete else State.FAILED
             self.tell()
 
-    async def unattended(self) -> None:
-        """Returns when nobody needs the fetch any more: it is over, or has no followers."""
-        while self.is_live and self.followers:
+    def _drop(self) -> None:
+        """Lets go of what is superseded and has been seen, or of the oldest of too much of it."""
+        seen = min((reader.place for reader in self._readers), default=0)
+        while self._superseded and (self._superseded[0] < seen or len(self._superseded) > BACKLOG):
+            self.events[self._superseded.popleft()] = None
+
+    # Who follows.
+
+    def reader(self) -> Reader:
+        """One more who is to see the events: those that there are, and from now on each."""
+        self._drop()
+        reader = Reader(self)
+        self._readers.add(reader)
+        return reader
+
+    async def opened(self) -> bool:
+        """Whether there is something to read, once that is known."""
+        while self.state is State.WAITING:
             await self.changed()
-
-    # What followers use.
-
-    @property
-    def has_begun(self) -> bool:
-        return bool(self._events)
-
-    def since(self, place: int) -> tuple[int, list[Event]]:
-        """The events from a place on, and the place of the next one."""
-        news = [event for event in self._events[place:] if event is not None]
-        return len(self._events), news
+        return self.state is not State.FAILED or bool(self.events)
 
     async def changed(self) -> None:
-        """Waits for a change of any kind."""
         if self._news is None:
             self._news = asyncio.get_running_loop().create_future()
         # Shared by all who wait, so that one who is cancelled must not end it.
         await asyncio.shield(self._news)
 
     def tell(self) -> None:
-        """Wakes all who wait for a change."""
+        """Lets all who wait look again."""
         if self._news:
             self._news.set_result(None)
             self._news = None
 
 
-class Follower:
-    """One who reads a stream that another leads."""
+class Reader:
+    """One who sees the events of a stream."""
 
     def __init__(self, stream: Stream) -> None:
+        self.place = 0
+        """Of the next event to be seen."""
         self._stream = stream
-        self._has_left = False
-        stream.followers += 1
 
-    @property
-    def tokens(self) -> int:
-        """As `Stream.tokens`."""
-        return self._stream.tokens
-
-    def leave(self) -> None:
-        """Is no longer interested; may be called twice."""
-        if not self._has_left:
-            self._has_left = True
-            self._stream.followers -= 1
-            self._stream.tell()
-
-    async def opened(self) -> bool:
-        """Whether there is something to read, once that is known."""
-        while self._stream.state is State.WAITING and not self._has_left:
-            await self._stream.changed()
-        return self._stream.state in (State.OPEN, State.COMPLETE) or self._stream.has_begun
-
-    async def read(self) -> AsyncIterator[list[Event]]:
-        """All events: those that there are, then the others as they come. Raises `Cut`."""
-        place = 0
-        while True:
-            place, news = self._stream.since(place)
+    async def read(self, is_over: Callable[[], bool] = bool) -> AsyncIterator[list[Event]]:
+        """The events as they come, until `is_over`. Raises `Cut`."""
+        stream = self._stream
+        while not is_over():
+            news = [event for event in stream.events[self.place :] if event is not None]
+            self.place = len(stream.events)
             if news:
                 yield news
-            elif self._stream.is_live:
-                await self._stream.changed()
-            elif self._stream.state is State.FAILED:
+            elif stream.is_live:
+                await stream.changed()
+            elif stream.state is State.FAILED:
                 raise Cut
             else:
                 return
 
 
-class Streams:
-    """The streams under way, by what they answer."""
+class Flight:
+    """One call to upstream."""
+
+    def __init__(self, keys: Collection[bytes], identity: Hashable = None) -> None:
+        """`keys` name the pools that it fills; calls of one `identity` have one answer."""
+        self.keys = keys
+        self.identity = identity
+        self.stream: Stream | None = None
+        """Of a streamed one."""
+        self.task: asyncio.Task[None] | None = None
+        self.replaces = False
+        """What it brings takes the place of what is stored."""
+        self.is_answered = False
+        """What it brings is known, and on its way to the store."""
+        self.refusal: Reason | None = None
+        """Why what it brings is not stored, as far as it is known."""
+        self.clients = 0
+        """Those who want what it brings."""
+
+    @contextmanager
+    def wanted(self) -> Iterator[None]:
+        """While somebody wants it. When nobody does any more, it ends: upstream generates nothing
+        for nobody."""
+        self.clients += 1
+        try:
+            yield
+        finally:
+            self.clients -= 1
+            if not self.clients and not self.is_answered and self.task:
+                self.task.cancel()
+
+
+class _Waiter:
+    """One who waits for any of some pools."""
+
+    def __init__(self, needs: Mapping[bytes, int]) -> None:
+        self.needs = needs
+        self.woken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+
+class Flights:
+    """The flights under way."""
 
     def __init__(self) -> None:
-        self._streams: dict[Hashable, Stream] = {}
-
-    def find(self, identity: Hashable) -> Stream | None:
-        return self._streams.get(identity)
-
-    def lead(self, identity: Hashable) -> Stream:
-        """Begins one; another of the same identity goes on, but is not found any more."""
-        stream = self._streams[identity] = Stream()
-        return stream
+        self._flights: set[Flight] = set()
+        self._by_key: dict[bytes, Flight] = {}
+        self._by_identity: dict[Hashable, Flight] = {}
+        self._settling: Counter[bytes] = Counter()
+        """Flights that are answered, by the pools that they fill."""
+        self.replacing: set[Flight] = set()
+        """Those of them that replace what is stored, which is out of date until they end."""
+        self._waiters: dict[bytes, list[_Waiter]] = {}
 
     def __len__(self) -> int:
-        return len(self._streams)
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(tuple(self._flights))
 
     @property
-    def followers(self) -> int:
-        """Of all streams."""
-        return sum(stream.followers for stream in self._streams.values())
+    def waiting(self) -> int:
+        """Those who wait for others' flights, or read along."""
+        return sum(max(0, flight.clients - 1) for flight in self._flights)
 
-    def drop(self, identity: Hashable, stream: Stream) -> None:
-        if self._streams.get(identity) is stream:
-            del self._streams[identity]
+    @property
+    def streams(self) -> int:
+        """Streams that are being fetched."""
+        return sum(bool(flight.stream and flight.stream.is_live) for flight in self._flights)
+
+    def busy(self, keys: Collection[bytes]) -> set[bytes]:
+        """Those of the pools that are being filled."""
+        return {key for key in keys if key in self._by_key}
+
+    def settling(self, keys: Collection[bytes]) -> set[bytes]:
+        """Those of the pools for which something is on its way to the store."""
+        return {key for key in keys if key in self._settling}
+
+    def find(self, identity: Hashable) -> Flight | None:
+        """A streamed flight of this identity, if it can be followed."""
+        flight = self._by_identity.get(identity)
+        if flight is None or flight.is_answered or not flight.stream:
+            return None
+        return flight if flight.stream.is_live else None
+
+    def begin(self, flight: Flight, *, alone: bool) -> None:
+        """`alone`: nobody is to wait for what upstream says."""
+        self._flights.add(flight)
+        if not alone:
+            self._by_key |= dict.fromkeys(flight.keys, flight)
+            if flight.identity is not None:
+                self._by_identity[flight.identity] = flight
+
+    def answer(self, flight: Flight) -> None:
+        """What it brings is known. From here on it is as good as stored: all wait for that."""
+        if not flight.is_answered:
+            flight.is_answered = True
+            self._settling.update(flight.keys)
+            if flight.replaces:
+                self.replacing.add(flight)
+
+    def end(self, flight: Flight, *, is_lasting: bool = False) -> None:
+        """It is over. `is_lasting`: what it brought can never be stored, and the next would bring
+        the same, so that those who wait need not go one after the other."""
+        self._flights.discard(flight)
+        self.replacing.discard(flight)
+        if self._by_identity.get(flight.identity) is flight:
+            del self._by_identity[flight.identity]
+        for key in flight.keys:
+            is_led = self._by_key.get(key) is flight
+            if is_led:
+                del self._by_key[key]
+            if flight.is_answered:
+                self._settling[key] -= 1
+                if not self._settling[key]:
+                    del self._settling[key]
+            if is_led or flight.is_answered:
+                self._wake(key, is_lasting)
+
+    def _wake(self, key: bytes, is_lasting: bool) -> None:
+        # Resumed in this order. The first that still lacks something leads, and has what all the
+        # others need; stable, so that among equals who came first goes first.
+        for waiter in sorted(self._waiters.pop(key, []), key=lambda w: -w.needs[key]):
+            if not waiter.woken.done():
+                waiter.woken.set_result(is_lasting)
+
+    async def wait(self, needs: Mapping[bytes, int]) -> bool:
+        """Waits until something has become of any of these pools; whether to go on alone. `needs`
+        are the sizes that they are to have; for each, a flight is under way."""
+        waiter = _Waiter(needs)
+        for key in needs:
+            self._waiters.setdefault(key, []).append(waiter)
+        try:
+            with ExitStack() as wants:
+                for flight in {self._by_key[key] for key in needs if key in self._by_key}:
+                    wants.enter_context(flight.wanted())
+                return await waiter.woken
+        finally:
+            for key in needs:
+                if waiter in (waiters := self._waiters.get(key, [])):
+                    waiters.remove(waiter)
+                    if not waiters:
+                        del self._waiters[key]

@@ -17,8 +17,11 @@ import orjson
 
 from sglang_cached_addon.policy import Reason, Refused
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every key and of every journal line; raised when either changes its meaning."""
+
+PREFIX = 8
+"""Bytes of a key that name the model, so that what belongs to one can be told from the others."""
 
 FLOAT_FIELDS = frozenset(
     {
@@ -90,29 +93,46 @@ def canonical(content: dict[str, Any]) -> bytes:
     return dumps(top)
 
 
+def prefix(fingerprint: str) -> bytes:
+    """The 8 bytes that each key of a model begins with."""
+    return hashlib.sha256(fingerprint.encode()).digest()[:PREFIX]
+
+
 class Digester:
-    """Names the pools of one dialect and one model: SHA-256 over parts that cannot run into
-    each other."""
+    """Names the pools of one API, model and tenant: SHA-256 over parts that cannot run into each
+    other."""
 
-    def __init__(self, fingerprint: str, dialect: str) -> None:
+    def __init__(
+        self, fingerprint: str, dialect: str, tenant: bytes = b"", adapters: str = ""
+    ) -> None:
+        """`adapters` stands for the epochs of all adapters: a body is named before it is read, so
+        that it may select any."""
+        self._prefix = prefix(fingerprint)
         self._begun = hashlib.sha256()
-        for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode()):
-            self._begun.update(b"%d:%b" % (len(part), part))
+        for part in (b"%d" % FORMAT_VERSION, fingerprint.encode(), dialect.encode(), tenant):
+            _add(self._begun, part)
         self._raw = self._begun.copy()
-        self._raw.update(b"raw:")
+        _add(self._raw, b"raw")
+        _add(self._raw, adapters.encode())
 
-    def key(self, content: bytes) -> bytes:
-        """The 32-byte key of a pool."""
+    def key(self, content: bytes, adapters: str = "") -> bytes:
+        """The 32-byte key of a pool; `adapters` stands for the epochs of those that it selects."""
         sha = self._begun.copy()
-        sha.update(b"%d:" % len(content))
-        sha.update(content)
-        return sha.digest()
+        _add(sha, content)
+        if adapters:
+            _add(sha, adapters.encode())
+        return self._prefix + sha.digest()[: 32 - PREFIX]
 
     def raw(self, body: bytes) -> bytes:
         """16 bytes that name a body as it came, before it is read."""
         sha = self._raw.copy()
         sha.update(body)
         return sha.digest()[:16]
+
+
+def _add(sha: hashlib._Hash, part: bytes) -> None:
+    sha.update(b"%d:" % len(part))
+    sha.update(part)
 
 
 def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:

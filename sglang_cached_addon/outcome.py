@@ -15,6 +15,20 @@ from typing import Any
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.policy import Reason
 
+SHOWN = 16
+"""Bytes of a key that people see; the journal has all of it, and this is how it begins: 8 of the
+model, and 8 of the call."""
+
+
+def hit_status(key: bytes) -> bytes:
+    """`Cache-Status` of a hit; `key` is as in `Outcome`."""
+    return b'sglang-cached; hit; key="%b"' % key[:SHOWN].hex().encode() if key else _HIT
+
+
+_HIT = b"sglang-cached; hit"
+
+_DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
+
 
 class Kind(StrEnum):
     """How much of an answer came from the store."""
@@ -43,14 +57,18 @@ class Outcome:
     """Of the oldest sample of a hit, in seconds."""
     is_open: bool = False
     """The answer is on its way, and whether it will be stored is not known yet."""
+    key: bytes = b""
+    """Of the pool, where the call has just one."""
 
     @property
     def cache_status(self) -> str:
         """The value of `Cache-Status`."""
+        if self.kind is Kind.HIT:
+            return hit_status(self.key).decode()
         parts = ["sglang-cached"]
         detail = [str(self.reason)] if self.reason else []
-        if self.kind is Kind.HIT:
-            parts.append("hit")
+        if self.reason in _DENIALS:
+            pass  # it was not forwarded
         elif self.kind is Kind.COLLAPSED:
             parts += [f"fwd={Kind.MISS}", "collapsed"]
         else:
@@ -61,6 +79,8 @@ class Outcome:
                 parts.append("stored")
             if self.kind is Kind.PARTIAL:
                 detail.insert(0, f"{self.have} of {self.want} stored")
+        if self.key:
+            parts.append(f'key="{self.key[:SHOWN].hex()}"')
         if detail:
             value = ", ".join(detail)
             parts.append(f'detail="{value}"' if self.kind is Kind.PARTIAL else f"detail={value}")
@@ -120,8 +140,11 @@ class Counters:
     """By reason."""
     not_stored: Counter[Reason] = field(default_factory=Counter)
     """Answers of misses and partial hits that were not stored, by reason."""
+    denied: int = 0
+    """Of the misses, those that were not to go upstream: 504."""
     samples_from_cache: int = 0
     samples_from_upstream: int = 0
+    """Also those that nobody waited for any more."""
     tokens_saved: int = 0
     """Completion tokens of the samples that came from the store."""
     upstream_seconds_saved: float = 0.0
@@ -139,9 +162,8 @@ class Counters:
         self.collapsed += 1
         self.hit(saved)
 
-    def add(self, outcome: Outcome, saved: Saved = NOTHING, generated: int = 0) -> None:
-        """Counts a request that went upstream: what the store gave to it, and the samples that
-        upstream generated for it."""
+    def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
+        """Counts a request that was no full hit, and what the store gave to it."""
         if outcome.kind is Kind.BYPASS:
             self.bypasses[outcome.reason or Reason.ROUTE] += 1
             return
@@ -151,9 +173,10 @@ class Counters:
             self.partial_hits += 1
         else:
             self.misses += 1
-        if outcome.reason:
+        if outcome.reason in _DENIALS:
+            self.denied += 1
+        elif outcome.reason:
             self.not_stored[outcome.reason] += 1
-        self.samples_from_upstream += generated
 
     @property
     def hit_rate(self) -> float:
@@ -168,6 +191,7 @@ class Counters:
             "partial_hits": self.partial_hits,
             "collapsed": self.collapsed,
             "hit_rate": self.hit_rate,
+            "denied": self.denied,
             "bypasses": _plain(self.bypasses),
             "not_stored": _plain(self.not_stored),
             "samples_from_cache": self.samples_from_cache,

@@ -9,13 +9,20 @@ with a reason from here. Unknown means: forward untouched, and do not store.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
+
+from sglang_cached_addon.directives import Directives
 
 MAX_N = 10_000
 """Samples of one prompt in one call. SGLang names no bound; more than this is forwarded unread."""
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of a request body that are read to be keyed; a larger one is passed on as it comes."""
+
+MAX_NAMES = 1024 * 1024
+"""Bytes of a request body that is read to see which adapter it names."""
 
 
 class Reason(StrEnum):
@@ -38,6 +45,14 @@ class Reason(StrEnum):
     DISAGGREGATION = "disaggregation"
     BEAM = "beam"
     INSEPARABLE = "inseparable"
+    HTTP_1_0 = "http-1.0"
+    NO_STORE = "no-store"
+    OFF = "off"
+    NO_MODEL = "no-model"
+    UNAUTHORIZED = "unauthorized"
+    # not looked up further: neither stored nor to be fetched
+    ONLY_IF_CACHED = "only-if-cached"
+    OFFLINE = "offline"
     # looked up and forwarded, but the answer is not stored
     STATUS = "status"
     ERROR = "error"
@@ -47,6 +62,10 @@ class Reason(StrEnum):
     NO_USAGE = "no-usage"
     LOST_LOGPROBS = "lost-logprobs"
     UNREADABLE = "unreadable-answer"
+    OTHER_WEIGHTS = "other-weights"
+    MODEL_CHANGED = "model-changed"
+    UNCONFIRMED = "unconfirmed"
+    READONLY = "readonly"
     CLEARED = "cleared"
     UNREACHABLE = "unreachable"
     CUT = "cut"
@@ -70,6 +89,13 @@ REASONS = {
     Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",
     Reason.BEAM: "beam search",
     Reason.INSEPARABLE: "a list or `n > 1` with fields that cannot be told apart by prompt",
+    Reason.HTTP_1_0: "a stream for a client that cannot be answered in chunks",
+    Reason.NO_STORE: "the client asked for it: `Cache-Control: no-store`",
+    Reason.OFF: "`--mode off`",
+    Reason.NO_MODEL: "the upstream does not say, or has not yet said, which model it serves",
+    Reason.UNAUTHORIZED: "a credential that the upstream has not accepted: it is asked itself",
+    Reason.ONLY_IF_CACHED: "not stored, and the client wants nothing else: 504",
+    Reason.OFFLINE: "not stored, and `--mode offline` asks nobody: 504",
     Reason.STATUS: "the upstream's status is not 200",
     Reason.ERROR: "an error in a 200",
     Reason.ABORT: "an aborted sample anywhere in the answer",
@@ -79,6 +105,11 @@ REASONS = {
     Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
     "answer has",
     Reason.UNREADABLE: "an answer that is not what was asked for",
+    Reason.OTHER_WEIGHTS: "the answer names another `weight_version` than the upstream does",
+    Reason.MODEL_CHANGED: "the model behind the URL changed, or may have, while the answer was on "
+    "its way",
+    Reason.UNCONFIRMED: "the upstream could not be asked whether it still is the same model",
+    Reason.READONLY: "`--mode readonly`",
     Reason.CLEARED: "the cache was cleared while the answer was on its way",
     Reason.UNREACHABLE: "no connection to the upstream",
     Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
@@ -121,3 +152,52 @@ def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
 def store_refusal(status: int) -> Reason | None:
     """Why an answer with this status is not stored."""
     return None if status == 200 else Reason.STATUS
+
+
+class Mode(StrEnum):
+    """What the whole proxy does with the cache; the values of `--mode`."""
+
+    READWRITE = "readwrite"
+    READONLY = "readonly"
+    REFRESH = "refresh"
+    OFFLINE = "offline"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms one request may be answered from the store, and fill it."""
+
+    since: float = -inf
+    """Samples that were stored before this (Unix seconds) do not count."""
+    refusal: Reason | None = None
+    """Why nothing of what it brings is stored."""
+    denial: Reason | None = None
+    """Why upstream is not asked."""
+    replaces: float | None = None
+    """Samples that were stored before this are dropped for what it brings."""
+
+
+PLAIN = Terms()
+_READONLY = Terms(refusal=Reason.READONLY)
+_OFFLINE = Terms(refusal=Reason.OFFLINE, denial=Reason.OFFLINE)
+
+
+def terms(mode: Mode, asked: Directives, now: float) -> Terms | Reason:
+    """What the proxy's mode and a client's directives (RFC 9111 §5.2.1) come to, the stricter
+    one each; a reason where the request is to be passed on untouched."""
+    if mode is Mode.OFF:
+        return Reason.OFF
+    if asked.is_default and mode is not Mode.REFRESH:
+        return {Mode.READONLY: _READONLY, Mode.OFFLINE: _OFFLINE}.get(mode, PLAIN)
+    denial = Reason.ONLY_IF_CACHED if asked.only_if_cached else None
+    if mode is Mode.OFFLINE:
+        denial = Reason.OFFLINE
+    if asked.no_store:
+        return Terms(inf, Reason.NO_STORE, denial) if denial else Reason.NO_STORE
+    refusal = Reason.READONLY if mode is Mode.READONLY else None
+    if asked.no_cache or mode is Mode.REFRESH:
+        return Terms(inf, refusal, denial, now)
+    if asked.max_age is not None:
+        return Terms(now - asked.max_age, refusal, denial, now - asked.max_age)
+    return Terms(-inf, refusal, denial)

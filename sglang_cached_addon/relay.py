@@ -50,10 +50,10 @@ class Relay:
             self._take(event, events)
         return events
 
-    @property
-    def rest(self) -> bytes:
-        """What has come of an event that goes on."""
-        return self._splitter.rest
+    def remains(self) -> list[Event]:
+        """What has come of an event that was to go on."""
+        rest = self._splitter.rest
+        return [Event(rest, Part.OTHER)] if rest else []
 
     def split(self) -> Split:
         """The samples of a stream that is done; raises `Refused`."""
@@ -68,7 +68,8 @@ class Relay:
             return []
         script = self._dialect.script(self._plan.call, self._plan.stored)
         self._finishes = [Event(event, Part.FINISH) for event in script.finishes]
-        return [Event(event, Part.DELTA) for events in script.deltas for event in events]
+        pairs = zip(cache.stored_choices(self._plan), script.deltas, strict=True)
+        return [Event(event, Part.DELTA, choice) for choice, events in pairs for event in events]
 
     def _take(self, event: bytes, events: list[Event]) -> None:
         """Adds what comes of one of upstream's events."""

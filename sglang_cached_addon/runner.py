@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from mitmproxy.proxy.server import ConnectionIO
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.policy import Mode
 from sglang_cached_addon.upstream import State
 
 DRAIN_SECONDS = 30.0
@@ -51,6 +52,11 @@ class Start:
     scripts: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     replay_tokens_per_second: int = 0
+    mode: str = Mode.READWRITE.value
+    collapse: bool = True
+    isolate_by_credential: bool = False
+    admin_token: str = field(default="", repr=False)
+    poll_seconds: float = 5.0
 
 
 class StartError(Exception):
@@ -134,6 +140,11 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_cache_path=start.cache_path,
             sglang_quiet=start.quiet,
             sglang_replay_tokens_per_second=start.replay_tokens_per_second,
+            sglang_mode=start.mode,
+            sglang_collapse=start.collapse,
+            sglang_isolate_by_credential=start.isolate_by_credential,
+            sglang_admin_token=start.admin_token,
+            sglang_poll_seconds=str(start.poll_seconds),
             connection_strategy="lazy",
         )
         for spec in start.sets:
@@ -214,8 +225,10 @@ class Startup:
         )
         if self._start.web:
             print(f"  web        {self._web_url()}")
+        if upstream.identity:
+            print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
         sys.stdout.flush()
-        if state is not State.UP:
+        if state is State.DOWN:
             print(
                 f"sglang-cached: warning: {upstream.url} does not answer; "
                 "stored answers are served, and misses get 502 until it does",

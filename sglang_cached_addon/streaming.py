@@ -1,15 +1,17 @@
-"""Streamed answers of the addon: recorded as they pass, replayed, and read along with.
+"""Flows of the addon, and what answers them piece by piece.
 
-The part of the addon that keeps what lives as long as a stream: who leads one, who follows,
-and what answers a flow in upstream's place. Decides nothing: `exchange` does.
+Keeps what lives as long as a flow, or as its client: what is known of a request under way, what
+plays upstream's part for it, and what waits on a client's behalf. Decides nothing: `service` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import http
@@ -18,26 +20,41 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon import wire
-from sglang_cached_addon.exchange import Exchange, Fetch, Follow, Hit, Lead, Live
+from sglang_cached_addon.exchange import Hit
 from sglang_cached_addon.feed import Answer, Feed
-from sglang_cached_addon.inflight import Follower
-from sglang_cached_addon.policy import Reason
-
-logger = logging.getLogger("sglang_cached_addon")
+from sglang_cached_addon.outcome import Outcome
+from sglang_cached_addon.service import Ask, Streamed
 
 HandlerOf = Callable[[Client], ConnectionHandler | None]
 """Finds what serves a client's connection."""
 
 
+@dataclass(slots=True)
+class Live:
+    """A request under way."""
+
+    started: float
+    """Monotonic, in seconds."""
+    outcome: Outcome | None = None
+    """None until it is decided."""
+    ask: Ask | None = None
+    """If it is for samples."""
+    streamed: Streamed | None = None
+    """What answers it, in pieces."""
+    changed: Callable[[int | None], None] | None = None
+    """To be told what upstream answered to a change of the model."""
+    aborted: Callable[[], None] | None = None
+    """To be called when upstream has agreed to an abort."""
+
+
 class Streaming:
-    """The streams of all clients."""
+    """The answers in pieces of all clients, and what waits for them."""
 
     def __init__(self, handler_of: HandlerOf) -> None:
         self._handler_of = handler_of
         self._able: WeakSet[Client] = WeakSet()
         self._answers: WeakKeyDictionary[http.HTTPFlow, Answer] = WeakKeyDictionary()
-        self._leads: WeakKeyDictionary[Client, Lead] = WeakKeyDictionary()
-        self._followers: WeakKeyDictionary[Client, set[Follower]] = WeakKeyDictionary()
+        self._waiting: dict[Client, set[asyncio.Task[Any]]] = {}
 
     # Clients
 
@@ -49,60 +66,27 @@ class Streaming:
         """Whether a flow can be answered piece by piece: HTTP/1.0 knows no chunks."""
         return flow.client_conn in self._able and flow.request.http_version == "HTTP/1.1"
 
-    def left(self, client: Client) -> Awaitable[None] | None:
-        """Ends what a client was part of. To be awaited before its upstream is hung up on, which
-        others may still listen to."""
-        for follower in self._followers.pop(client, ()):
-            follower.leave()
-        lead = self._leads.pop(client, None)
-        return lead.stream.unattended() if lead else None
+    @contextmanager
+    def waiting(self, client: Client) -> Iterator[None]:
+        """What the current task waits for is of no use without the client: when that leaves, the
+        task is cancelled."""
+        task = asyncio.current_task()
+        assert task
+        tasks = self._waiting.setdefault(client, set())
+        tasks.add(task)
+        try:
+            yield
+        finally:
+            tasks.discard(task)
+            if not tasks and self._waiting.get(client) is tasks:
+                del self._waiting[client]
 
-    def forget(self, flow: http.HTTPFlow) -> None:
-        """Lets go of what a flow that is over was answered with: whole streams hang on it."""
-        self._answers.pop(flow, None)
-        self._leads.pop(flow.client_conn, None)
+    def left(self, client: Client) -> None:
+        """A client is gone."""
+        for task in self._waiting.pop(client, ()):
+            task.cancel()
 
-    # Leaders
-
-    def lead(self, flow: http.HTTPFlow, lead: Lead) -> None:
-        """A flow whose upstream answer others may follow."""
-        if flow.client_conn in self._able:
-            self._leads[flow.client_conn] = lead
-
-    def outlives(self, flow: http.HTTPFlow) -> bool:
-        """Whether the flow goes on though its client has left."""
-        lead = self._leads.get(flow.client_conn)
-        return lead is not None and lead.stream.is_live and lead.stream.followers > 0
-
-    def tee(
-        self, exchange: Exchange, fetch: Fetch, live: Live
-    ) -> Callable[[bytes], bytes | list[bytes]]:
-        """Records what passes from upstream to a client; gives what that client gets."""
-        is_partial, is_broken = fetch.is_partial, False
-
-        def take(data: bytes) -> bytes | list[bytes]:
-            nonlocal is_broken
-            if live.fetch is None:
-                # It is done with. What upstream numbers anew for a part of an answer would be
-                # taken for the stored part, so that of a broken one there is no more.
-                return b"" if is_broken and is_partial else data
-            shown: bytes | list[bytes] = b"" if is_partial else data
-            try:
-                shown = exchange.relay(fetch, data)
-                if fetch.lead and fetch.lead.relay.is_done:
-                    live.fetch = None
-                    seconds = time.monotonic() - live.started
-                    live.outcome = exchange.complete_stream(fetch, now=time.time(), seconds=seconds)
-            except Exception:
-                # mitmproxy would drop the connection, and what is relayed matters more.
-                logger.exception("sglang-cached: a stream is not recorded any more")
-                live.outcome = exchange.fail(fetch, Reason.UNREADABLE, 200).outcome
-                live.fetch, is_broken = None, True
-            return shown
-
-        return take
-
-    # Answers of ours
+    # Answers
 
     def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
         """What plays upstream's part for a flow, if something does."""
@@ -118,39 +102,13 @@ class Streaming:
         pieces = _paced(wire.unchunked(hit.body), hit.longest / rate if rate else 0.0)
         self._answers[flow] = Answer(head, pieces, lambda is_complete: None)
 
-    def follow(
-        self, flow: http.HTTPFlow, head: http.Response, follow: Follow, exchange: Exchange
-    ) -> None:
-        """Answers with a stream that another request fetches."""
+    def give(self, flow: http.HTTPFlow, head: http.Response, streamed: Streamed) -> None:
+        """Answers with a stream that is being fetched."""
+        self._answers[flow] = Answer(head, streamed.pieces, streamed.close)
 
-        client = flow.client_conn  # the flow itself would be held by what it is the key of
-
-        def ended(is_complete: bool) -> None:
-            self.leave(client, follow.follower)
-            if is_complete:
-                exchange.followed(follow)
-
-        self._answers[flow] = Answer(head, _shown(follow), ended)
-
-    async def opened(self, flow: http.HTTPFlow, follow: Follow) -> bool:
-        """Whether there is a stream to follow, once that is known; False too where the client
-        does not wait for it."""
-        self._followers.setdefault(flow.client_conn, set()).add(follow.follower)
-        if await follow.follower.opened():
-            return True
-        self.leave(flow.client_conn, follow.follower)
-        return False
-
-    def leave(self, client: Client, follower: Follower) -> None:
-        """A follower has what it wanted, or does not want it any more."""
-        follower.leave()
-        if followers := self._followers.get(client):
-            followers.discard(follower)
-
-
-async def _shown(follow: Follow) -> AsyncIterator[list[bytes]]:
-    async for events in follow.follower.read():
-        yield follow.view.show(events)
+    def forget(self, flow: http.HTTPFlow) -> None:
+        """Lets go of what a flow that is over was answered with: whole streams hang on it."""
+        self._answers.pop(flow, None)
 
 
 async def _paced(events: list[bytes], seconds: float) -> AsyncIterator[list[bytes]]:

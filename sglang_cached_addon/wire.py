@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from sglang_cached_addon import policy
+from sglang_cached_addon import admission, directives, policy
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request head."""
@@ -40,6 +40,8 @@ class Head:
     """Bytes of the body."""
     closes: bool
     """The client wants the connection closed after the answer."""
+    credential: bytes = b""
+    """As `admission.credential`."""
 
 
 # A field line without obs-fold, control characters or space around the name.
@@ -47,7 +49,15 @@ _FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\xff\t ]*?)[ 
 _LENGTH = re.compile(rb"[0-9]{1,10}")
 # Fields that change how the message is framed, or what may follow it.
 _FRAMING = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
-_ONCE = {b"content-length", b"host", b"content-type", b"connection", b"authorization"}
+_ONCE = {
+    b"content-length",
+    b"host",
+    b"content-type",
+    b"connection",
+    b"cache-control",
+    b"x-cache-control",
+    *admission.CREDENTIAL_FIELDS,
+}
 
 
 class HeadReader:
@@ -108,20 +118,24 @@ class HeadReader:
             or int(length) > policy.MAX_BODY
             or connection not in (b"keep-alive", b"close")
             or policy.lookup_refusal(fields)
+            or not directives.parse(fields).is_default
         ):
             return None
-        return Head(*route, len(raw), int(length), connection == b"close")
+        credential = admission.credential(fields)
+        return Head(*route, len(raw), int(length), connection == b"close", credential)
 
 
-def hit(body: bytes, age: int, *, is_stream: bool = False) -> bytes:
-    """A hit as it goes over the wire: byte for byte what the ordinary way sends. The body of a
-    stream is in chunks already."""
-    return _STREAM_HIT % (age, body) if is_stream else _HIT % (len(body), age, body)
+def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:
+    """A hit as it goes over the wire: byte for byte what the ordinary way sends. `status` is the
+    value of `Cache-Status`. The body of a stream is in chunks already."""
+    if is_stream:
+        return _STREAM_HIT % (status, age, body)
+    return _HIT % (len(body), status, age, body)
 
 
 _HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
-    b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: %d\r\n\r\n%b"
+    b"Cache-Status: %b\r\nX-Cache: HIT\r\nAge: %d\r\n\r\n%b"
 )
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -129,7 +143,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 _STREAM_HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n"
-    b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: %%d\r\n\r\n%%b"
+    b"Cache-Status: %%b\r\nX-Cache: HIT\r\nAge: %%d\r\n\r\n%%b"
 ) % EVENT_STREAM.encode()
 
 

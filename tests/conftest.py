@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,11 @@ def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
 def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
     """The proxy in front of the simulator."""
     return start_proxy(simulator.url)
+
+
+def cache_status(headers: Mapping[str, str]) -> str:
+    """`Cache-Status`, without the key of the call."""
+    return re.sub(r'; key="[0-9a-f]{32}"', "", headers.get("cache-status", ""))
 
 
 def corpus(prefix: str = "") -> list[dict[str, Any]]:

@@ -7,10 +7,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 # Written by the server itself.
 _FRAMING = {"content-length", "transfer-encoding", "date", "server"}
+
+
+# What the server says of itself, whichever pair it serves.
+_NOTHING = {"request": {}, "response": {"status": 404, "headers": [], "body": ""}}
+INFO: dict[str, Any] = {
+    "/model_info": json.loads((Path(__file__).parent / "corpus/get-model_info.json").read_bytes()),
+    "/server_info": _NOTHING,
+}
 
 
 class Replayer(ThreadingHTTPServer):
@@ -34,9 +43,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.server.received.append(body)
-        recorded = self.server.pair["response"]
-        answer = _under_rid(self.server.pair, body).encode()
+        pair = self.server.pair
+        if self.path in INFO and pair.get("request", {}).get("path") != self.path:
+            pair = INFO[self.path]
+        elif body != b"{":  # with which the proxy tries whether a credential is accepted
+            self.server.received.append(body)
+        recorded = pair["response"]
+        answer = _under_rid(pair, body).encode()
         self.send_response(recorded["status"])
         for name, value in recorded["headers"]:
             if name.lower() not in _FRAMING:

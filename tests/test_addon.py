@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from sglang_cached_addon import express
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import corpus
+from tests.replayer import Replayer, replaying
+from tests.test_upstream import until
 
 PAIR = next(pair for pair in corpus("generate-n1"))
 URL = "reverse:http://127.0.0.1:9"
@@ -35,64 +40,80 @@ def make_flow(path: str = "/generate", mode: str = URL) -> HTTPFlow:
     return flow
 
 
-def make_response() -> Response:
-    body = PAIR["response"]["body"].encode()
-    return Response.make(200, body, {"Content-Type": "application/json"})
-
-
 @pytest.fixture
 def addon() -> SglangCached:
     return SglangCached()
 
 
+@contextmanager
+def running_addon(
+    addon: SglangCached, folder: Path, url: str = URL, **options: Any
+) -> Iterator[Any]:
+    """A master with the addon loaded and running on a cache folder; in a loop."""
+    tctx = taddons.context(Proxyserver(), addon, loadcore=False)
+    with tctx:
+        tctx.configure(addon, mode=[url], sglang_cache_path=str(folder), **options)
+        addon.running()
+        try:
+            yield tctx
+        finally:
+            addon.done()
+
+
 @pytest.fixture
 def master(addon: SglangCached, tmp_path: Path) -> Iterator[Any]:
-    """A master with the addon loaded and running on a cache folder."""
+    with ExitStack() as stack:
 
-    async def enter() -> Any:
-        tctx = taddons.context(Proxyserver(), addon, loadcore=False)
-        tctx.__enter__()
-        tctx.configure(addon, mode=[URL], sglang_cache_path=str(tmp_path))
-        addon.running()
-        return tctx
+        async def enter() -> Any:
+            return stack.enter_context(running_addon(addon, tmp_path))
 
-    tctx = asyncio.run(enter())
-    yield tctx
-    addon.done()
-    tctx.__exit__(None, None, None)
+        yield asyncio.run(enter())
 
 
-async def pass_through(addon: SglangCached, flow: HTTPFlow) -> None:
-    """The hooks of one flow, with an upstream that answers with the recorded pair."""
-    addon.requestheaders(flow)
-    assert addon.request(flow) is None
-    if flow.response is None:
-        flow.response = make_response()
-        addon.responseheaders(flow)
-    else:
+@pytest.fixture
+def upstream() -> Iterator[Replayer]:
+    """A server that answers with the recorded pair."""
+    with replaying() as server:
+        server.pair = PAIR
+        yield server
+
+
+async def pass_through(addon: SglangCached, flow: HTTPFlow, status: int = 200) -> HTTPFlow:
+    """The hooks of one flow. What the addon does not answer is answered with this status."""
+    for hook in (addon.requestheaders, addon.request):
+        if waits := hook(flow):
+            await waits
+    if flow.response:
         flow.server_conn.timestamp_start = None
-        addon.responseheaders(flow)
+    else:
+        flow.response = Response.make(status, b"", {"Cache-Status": "other; hit"})
+    addon.responseheaders(flow)
     addon.response(flow)
+    return flow
 
 
-def test_people_recognise_a_hit(addon: SglangCached, master: Any) -> None:
+def test_people_recognise_a_hit(addon: SglangCached, upstream: Replayer, tmp_path: Path) -> None:
     """In mitmweb a cached flow has the replay mark, and says what happened in its comment."""
 
     async def run() -> list[HTTPFlow]:
-        flows = [make_flow(), make_flow()]
-        for flow in flows:
-            await pass_through(addon, flow)
-        return flows
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            flows = [await pass_through(addon, make_flow())]
+            await until(lambda: addon.stats()["total_responses"])
+            flows.append(await pass_through(addon, make_flow()))
+            await until(lambda: not addon.active)
+            return flows
 
     miss, hit = asyncio.run(run())
-    assert (miss.is_replay, miss.comment) == (None, "cache: fwd=miss; stored")
-    assert (hit.is_replay, hit.comment) == ("response", "cache: hit")
+    key = r'key="[0-9a-f]{32}"'
+    assert (miss.is_replay, hit.is_replay) == (None, "response")
+    assert re.fullmatch(f"cache: fwd=miss; stored; {key}", miss.comment)
+    assert re.fullmatch(f"cache: hit; {key}", hit.comment)
     assert hit.response and miss.response
     assert hit.response.content == miss.response.content
+    assert len(upstream.received) == 1
     for flow in (miss, hit):
         flow.copy()
         orjson.dumps(flow.metadata)
-    assert addon.active == 0
 
 
 def test_answered_by_another_addon(addon: SglangCached, master: Any) -> None:
@@ -111,23 +132,80 @@ def test_answered_by_another_addon(addon: SglangCached, master: Any) -> None:
 
 def test_other_modes_are_left_alone(addon: SglangCached, master: Any) -> None:
     """A flow of a regular proxy is none of ours, whatever its path."""
-    flow = make_flow(mode="regular")
-    asyncio.run(pass_through(addon, flow))
+    flow = asyncio.run(pass_through(addon, make_flow(mode="regular")))
     assert flow.response
     assert "X-Cache" not in flow.response.headers
 
 
-def test_an_upstream_cache_keeps_its_word(addon: SglangCached, master: Any) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/generate", "fwd=miss; stored; key="), ("/generate?x=1", "fwd=bypass; detail=query")],
+)
+def test_an_upstream_cache_keeps_its_word(
+    path: str, said: str, addon: SglangCached, upstream: Replayer, tmp_path: Path
+) -> None:
     """Cache-Status of a cache behind us stays in the list, before ours."""
-    flow = make_flow()
-    addon.requestheaders(flow)
-    assert addon.request(flow) is None
-    flow.response = make_response()
-    flow.response.headers["Cache-Status"] = "other; hit"
-    addon.responseheaders(flow)
-    addon.response(flow)
+    headers = [*PAIR["response"]["headers"], ["Cache-Status", "other; hit"]]
+    upstream.pair = {**PAIR, "response": {**PAIR["response"], "headers": headers}}
+
+    async def run() -> HTTPFlow:
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            return await pass_through(addon, make_flow(path))
+
+    flow = asyncio.run(run())
+    assert flow.response
     value = flow.response.headers["Cache-Status"]
-    assert value == "other; hit, sglang-cached; fwd=miss; stored"
+    assert value.startswith(f"other; hit, sglang-cached; {said}")
+
+
+def test_a_client_that_leaves(addon: SglangCached, simulator: Simulator, tmp_path: Path) -> None:
+    """Without an answer of ours mitmproxy would ask upstream itself, for nobody."""
+
+    async def run() -> HTTPFlow:
+        simulator.faults.append(Fault.HOLD)
+        flow = make_flow()
+        with running_addon(addon, tmp_path, f"reverse:{simulator.url}"):
+            assert addon.requestheaders(flow) is None
+            waits = addon.request(flow)
+            assert waits
+            task = asyncio.ensure_future(waits)
+            await until(lambda: simulator.waiting)
+            addon.client_disconnected(flow.client_conn)
+            await task
+            await until(lambda: simulator.aborted == 1)
+            await until(lambda: not addon.active)
+        return flow
+
+    flow = asyncio.run(run())
+    assert flow.response
+    assert flow.response.status_code == 499
+
+
+@pytest.mark.parametrize(("status", "is_changed"), [(200, True), (404, False), (None, True)])
+def test_a_change_of_the_model(
+    status: int | None, is_changed: bool, addon: SglangCached, upstream: Replayer, tmp_path: Path
+) -> None:
+    """Answers of the old weights would be given for those of the new."""
+
+    async def run() -> None:
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            await pass_through(addon, make_flow())
+            await until(lambda: addon.stats()["total_responses"])
+            flow = make_flow("/update_weights_from_disk")
+            if status:
+                await pass_through(addon, flow, status)
+            else:
+                waits = addon.requestheaders(flow)
+                assert waits
+                await waits
+                addon.error(flow)
+            again = await pass_through(addon, make_flow())
+            assert again.response
+            kind = "MISS" if is_changed else "HIT"
+            assert again.response.headers["X-Cache"] == kind
+            await until(lambda: not addon.active)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("path", ["", "   "])

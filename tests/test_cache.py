@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 
-from sglang_cached_addon.cache import Plan, Sample, answers, commit, plan
+from sglang_cached_addon.cache import Plan, Sample, answers, commit, plan, recorded, samples
 from sglang_cached_addon.dialects.base import Call, Generation
 from sglang_cached_addon.store.memory import Memory
 
@@ -19,12 +20,14 @@ class Store(Memory):
         content: bytes,
         samples: Sequence[Sample],
         raw: bytes = b"",
+        *,
+        since: float | None = None,
     ) -> None:
-        super().append(key, f"{dialect} {content.decode()}", samples, raw)
+        super().append(key, f"{dialect} {content.decode()}", samples, raw, since=since)
 
 
-def sample(answer: str) -> Sample:
-    return Sample(answer.encode(), 1.0, 2.0, 3)
+def sample(answer: str, stored_at: float = 1.0) -> Sample:
+    return Sample(answer.encode(), stored_at, 2.0, 3)
 
 
 def store_of(pools: dict[str, str]) -> Store:
@@ -35,10 +38,27 @@ def store_of(pools: dict[str, str]) -> Store:
     return store
 
 
-def plan_of(items: str, n: int, store: Store) -> Plan:
+def aged(pools: dict[str, str]) -> Store:
+    """A store whose samples are digits that tell when they were stored."""
+    store = Store()
+    for key, digits in pools.items():
+        store.append(key.encode(), "d", b"", [sample(digit, float(digit)) for digit in digits])
+    return store
+
+
+def plan_of(items: str, n: int, store: Store, since: float = -inf) -> Plan:
     """A plan of a call whose items are letters, each its own key."""
     contents = tuple(letter.encode() for letter in items)
-    return plan(Call({}, contents, n, len(items) > 1), contents, store)
+    return plan(Call({}, contents, n, len(items) > 1), contents, store, since)
+
+
+def letters(pools: Sequence[Sequence[Sample]]) -> list[str]:
+    """The answers of each item."""
+    return ["".join(s.answer.decode() for s in pool) for pool in pools]
+
+
+def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
+    return [(item, sample(letter)) for item, letter in pairs]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +85,7 @@ def test_plan(
 ) -> None:
     """A stored sample would be generated again, come twice in one answer, or be another's."""
     made = plan_of(items, n, store_of(pools))
-    assert ["".join(s.answer.decode() for s in pool) for pool in made.stored] == stored
+    assert letters(made.stored) == stored
     assert made.shortfalls == short
     assert made.have == sum(map(len, stored))
     assert made.have + sum(short) == made.call.total
@@ -81,52 +101,155 @@ def test_plan_does_not_change() -> None:
     assert answers(made) == [[b"1"]]
 
 
+SINCE: list[tuple[dict[str, str], str, int, float, list[str]]] = [
+    ({"a": "12"}, "a", 2, -inf, ["12"]),
+    ({"a": "12"}, "a", 2, 1.0, ["12"]),
+    ({"a": "12"}, "a", 2, 1.5, ["2"]),
+    ({"a": "12"}, "a", 1, 1.5, ["2"]),
+    ({"a": "12"}, "a", 2, 2.5, [""]),
+    ({"a": "12"}, "a", 2, inf, [""]),
+    ({"a": "3142"}, "a", 2, 2.0, ["34"]),  # a clock that was set back
+    ({"a": "12", "b": "34"}, "ab", 2, 2.0, ["2", "34"]),
+    ({"a": "1234"}, "aa", 1, 2.0, ["2", "3"]),
+    ({"a": "1234"}, "aa", 2, 3.0, ["34", ""]),
+]
+
+
+@pytest.mark.parametrize(("pools", "items", "n", "since", "stored"), SINCE)
+def test_plan_since(
+    pools: dict[str, str], items: str, n: int, since: float, stored: list[str]
+) -> None:
+    """What is too old would be answered, or what is not be generated again."""
+    assert letters(plan_of(items, n, aged(pools), since).stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("pools", "items", "n", "needs"),
+    [
+        ({}, "a", 1, {"a": 1}),
+        ({}, "a", 3, {"a": 3}),
+        ({"a": "1"}, "a", 1, {}),
+        ({"a": "1"}, "a", 3, {"a": 3}),
+        ({"a": "1"}, "ab", 1, {"b": 1}),
+        ({"a": "1"}, "aa", 1, {"a": 2}),
+        ({"a": "12"}, "aa", 1, {}),
+        ({"a": "1"}, "aba", 2, {"a": 4, "b": 2}),
+    ],
+)
+def test_needs(pools: dict[str, str], items: str, n: int, needs: dict[str, int]) -> None:
+    """One who waits would let go another first who leaves too few samples, or wait for nothing."""
+    assert plan_of(items, n, store_of(pools)).needs == {k.encode(): v for k, v in needs.items()}
+
+
+@pytest.mark.parametrize(
+    ("pools", "items", "n", "new", "whole"),
+    [
+        ({}, "a", 2, [(0, "x"), (0, "y")], ["xy"]),
+        ({"a": "1"}, "a", 3, [(0, "x"), (0, "y")], ["1xy"]),
+        ({"a": "1"}, "a", 3, [(0, "x")], ["1x"]),
+        ({"a": "1"}, "a", 3, [], ["1"]),
+        ({"a": "1", "b": "23"}, "ab", 2, [(0, "x")], ["1x", "23"]),
+        ({"b": "1"}, "abc", 1, [(0, "x"), (2, "y")], ["x", "1", "y"]),
+        ({"a": "1"}, "aa", 2, [(0, "x"), (1, "y"), (1, "z")], ["1x", "yz"]),
+        ({"a": "1"}, "ab", 1, [(0, "x"), (1, "y")], ["1", "y"]),  # more than were short
+    ],
+)
+def test_with_samples(
+    pools: dict[str, str], items: str, n: int, new: list[tuple[int, str]], whole: list[str]
+) -> None:
+    """A prompt would be answered by another prompt's sample."""
+    made = plan_of(items, n, store_of(pools))
+    before = letters(made.stored)
+    assert letters(made.with_samples(new_of(*new)).stored) == whole
+    assert letters(made.stored) == before
+
+
+def test_again() -> None:
+    """Samples that others brought would not be seen, or those that were chosen be others now."""
+    store = store_of({"a": "1"})
+    made = plan_of("abc", 2, store).with_samples(new_of((1, "x"), (1, "y")))
+    for key, letter in {"a": "2", "b": "3", "c": "4"}.items():
+        store.append(key.encode(), "d", b"", [sample(letter)])
+    again = made.again(made.needs, store)
+    assert letters(again.stored) == ["12", "xy", "4"]
+    assert again.needs == {b"c": 2}
+    assert letters(made.again([], store).stored) == ["1", "xy", ""]
+
+
+def test_again_of_a_repeated_prompt() -> None:
+    """Two equal prompts of a batch would get one sample twice."""
+    store = store_of({"a": "1"})
+    made = plan_of("aba", 1, store)
+    store.append(b"a", "d", b"", [sample("2"), sample("3")])
+    assert letters(made.again(made.needs, store).stored) == ["1", "", "2"]
+
+
+def test_again_since() -> None:
+    """Who waits for a fresh sample would be given an old one."""
+    store = aged({"a": "1"})
+    made = plan_of("a", 2, store, 2.0)
+    store.append(b"a", "d", b"", [sample("3", 3.0)])
+    assert letters(made.again(made.needs, store, 2.0).stored) == ["3"]
+
+
+def test_samples() -> None:
+    """A sample would lose its tokens, or where the events of its stream ended."""
+    generations = [Generation(0, b"1", 7), Generation(2, b"2", 8, b"[1]")]
+    assert samples(generations, 10.0, 0.5) == [
+        (0, Sample(b"1", 10.0, 0.5, 7)),
+        (2, Sample(b"2", 10.0, 0.5, 8, b"[1]")),
+    ]
+
+
 def test_commit() -> None:
     """New samples would be lost, or be found under another prompt."""
     store = store_of({"a": "1"})
     made = plan_of("abc", 2, store)
-    new = [Generation(0, b"2", 7), Generation(1, b"3", 8), Generation(1, b"4", 9)]
-    new += [Generation(2, b"5", 1), Generation(2, b"6", 2)]
-    commit(made, "chat", new, store, now=10.0, seconds=0.5)
-    assert [s.answer for s in store.get(b"a")] == [b"1", b"2"]
-    assert list(store.get(b"b")) == [Sample(b"3", 10.0, 0.5, 8), Sample(b"4", 10.0, 0.5, 9)]
-    assert [s.answer for s in store.get(b"c")] == [b"5", b"6"]
-    assert store.by_dialect == {"d ": 1, "chat a": 1, "chat b": 2, "chat c": 2}
+    new = new_of((0, "2"), (1, "3"), (1, "4"), (2, "5"), (2, "6"))
+    commit(made, "chat", new, store)
+    assert letters([store.get(key) for key in made.keys]) == ["12", "34", "56"]
+    assert store.get(b"b")[0] is new[1][1]
+    assert store.by_dialect == {"d ": 2, "chat b": 2, "chat c": 2}
 
 
 def test_commit_of_a_repeated_prompt() -> None:
     """`["a", "a"]` would be stored as two calls, or in another order than it was answered."""
     store = Store()
     made = plan_of("aba", 1, store)
-    new = [Generation(0, b"1", 0), Generation(1, b"2", 0), Generation(2, b"3", 0)]
-    commit(made, "d", new, store, now=0.0, seconds=0.0)
-    assert [s.answer for s in store.get(b"a")] == [b"1", b"3"]
-    assert [s.answer for s in store.get(b"b")] == [b"2"]
-    again = plan_of("aba", 1, store)
-    assert answers(again) == answers(made, new)
+    new = new_of((0, "1"), (1, "2"), (2, "3"))
+    commit(made, "d", new, store)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["13", "2"]
+    assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
 
 
 def test_commit_of_nothing() -> None:
     """An empty answer would leave an empty pool that counts as a key."""
     store = Store()
-    commit(plan_of("a", 1, store), "d", [], store, now=0.0, seconds=0.0)
+    commit(plan_of("a", 1, store), "d", [], store)
     assert len(store) == 0
 
 
-@pytest.mark.parametrize(
-    ("pools", "items", "n", "new", "whole"),
-    [
-        ({}, "a", 2, [(0, "x"), (0, "y")], [["x", "y"]]),
-        ({"a": "1"}, "a", 3, [(0, "x"), (0, "y")], [["1", "x", "y"]]),
-        ({"a": "1", "b": "23"}, "ab", 2, [(0, "x")], [["1", "x"], ["2", "3"]]),
-        ({"b": "1"}, "abc", 1, [(0, "x"), (2, "y")], [["x"], ["1"], ["y"]]),
-        ({"a": "1"}, "aa", 2, [(0, "x"), (1, "y"), (1, "z")], [["1", "x"], ["y", "z"]]),
-    ],
-)
-def test_answers(
-    pools: dict[str, str], items: str, n: int, new: list[tuple[int, str]], whole: list[list[str]]
-) -> None:
-    """A prompt would be answered by another prompt's sample."""
-    generations = [Generation(item, text.encode(), 0) for item, text in new]
-    made = plan_of(items, n, store_of(pools))
-    assert answers(made, generations) == [[t.encode() for t in pool] for pool in whole]
+def test_commit_since() -> None:
+    """What is replaced would stay, or what is fresh, or another prompt's, would go."""
+    store = aged({"a": "123", "b": "1"})
+    made = plan_of("ab", 3, store, 2.0)
+    commit(made, "d", [(0, sample("4", 4.0))], store, since=2.0)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["234", "1"]
+
+
+def test_commit_of_a_named_body() -> None:
+    """A body that came before would be read again after a restart."""
+    store = Store()
+    commit(plan_of("a", 1, store), "d", new_of((0, "1")), store, raw=b"name")
+    commit(plan_of("b", 1, store), "d", new_of((0, "2")), store)
+    assert store.find(b"name") == b"a"
+    assert store.find(b"") is None
+
+
+def test_recorded() -> None:
+    """A stream's end would count another prompt's sample, or one of them not at all."""
+    made = plan_of("ab", 2, store_of({"a": "1"}))
+    new = [Generation(0, b"x", 1), Generation(1, b"y", 2), Generation(1, b"z", 3)]
+    whole = [[r.answer.decode() for r in pool] for pool in recorded(made, new)]
+    assert whole == [["1", "x"], ["y", "z"]]
+    assert [len(pool) for pool in recorded(made)] == [1, 0]

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.keys import FLOAT_FIELDS, FORMAT_VERSION, canonical, digest, parse
+from sglang_cached_addon.keys import (
+    FLOAT_FIELDS,
+    FORMAT_VERSION,
+    Digester,
+    canonical,
+    digest,
+    parse,
+    prefix,
+)
 from sglang_cached_addon.policy import Reason, Refused
 
 
@@ -270,28 +278,83 @@ def test_argument_is_left_alone() -> None:
 
 def test_digest_is_what_the_journal_has() -> None:
     """Stored answers would be lost with an update that keeps the format version."""
-    parts = [str(FORMAT_VERSION).encode(), "f\u00fc".encode(), b"openai-chat", b"{}"]
+    parts = [str(FORMAT_VERSION).encode(), "f\u00fc".encode(), b"openai-chat", b"", b"{}"]
     framed = b"".join(b"%d:%s" % (len(part), part) for part in parts)
-    assert digest("f\u00fc", "openai-chat", b"{}") == hashlib.sha256(framed).digest()
+    model = hashlib.sha256("f\u00fc".encode()).digest()[:8]
+    expected = model + hashlib.sha256(framed).digest()[:24]
+    assert digest("f\u00fc", "openai-chat", b"{}") == expected
+    assert Digester("f\u00fc", "openai-chat").key(b"{}") == expected
+
+
+# Fingerprint, dialect, tenant, content, epochs of the adapters.
+Named = tuple[str, str, bytes, bytes, str]
+PARTS: list[Named] = [
+    ("", "", b"", b"", ""),
+    ("ab", "", b"", b"", ""),
+    ("a", "b", b"", b"", ""),
+    ("a", "", b"b", b"", ""),
+    ("a", "", b"", b"b", ""),
+    ("a", "", b"", b"", "b"),
+    ("", "ab", b"", b"", ""),
+    ("", "a", b"b", b"", ""),
+    ("", "a", b"", b"b", ""),
+    ("", "", b"ab", b"", ""),
+    ("", "", b"a", b"b", ""),
+    ("", "", b"", b"ab", ""),
+    ("", "", b"", b"a", "b"),
+    ("", "", b"", b"", "ab"),
+    ("1:b", "", b"", b"", ""),
+    ("", "1:b", b"", b"", ""),
+    ("", "", b"1:b", b"", ""),
+    ("", "", b"", b"1:b", ""),
+    ("", "", b"", b"", "1:b"),
+    ("", "", b"", b"a1:b", ""),
+    ("", "", b"", b"a", "1:b"),
+    ("0:", "", b"", b"", ""),
+    ("", "0:", b"", b"", ""),
+    ("0:0:", "", b"", b"", ""),
+    ("", "", b"", b"0:", ""),
+    ("", "", b"", b"raw", ""),
+    ("", "", b"", b"raw", "a"),
+]
 
 
 def test_digest_parts_do_not_run_together() -> None:
-    """One model's or one API's answer would be given as another's."""
-    calls = [
-        ("", "", b""),
-        ("ab", "", b""),
-        ("a", "b", b""),
-        ("a", "", b"b"),
-        ("", "ab", b""),
-        ("", "a", b"b"),
-        ("", "", b"ab"),
-        ("1:b", "", b""),
-        ("", "1:b", b""),
-        ("", "", b"1:b"),
-        ("0:", "", b""),
-        ("", "0:", b""),
-        ("0:0:", "", b""),
-    ]
-    digests = {digest(*call) for call in calls}
-    assert len(digests) == len(calls)
-    assert {len(value) for value in digests} == {32}
+    """One model's, API's, client's or adapter's answer would be given as another's."""
+    names = {Digester(*begun).key(content, adapters) for *begun, content, adapters in PARTS}
+    assert len(names) == len(PARTS)
+    assert {len(name) for name in names} == {32}
+
+
+def test_names_of_bodies_do_not_run_together() -> None:
+    """A body would be answered with what another model, client or adapter said to it."""
+    names = {Digester(*begun, adapters).raw(content) for *begun, content, adapters in PARTS}
+    assert len(names) == len(PARTS)
+    assert {len(name) for name in names} == {16}
+
+
+def test_all_adapters_name_a_body_and_only_those_of_a_call_its_pool() -> None:
+    """A body would be answered with what an adapter said that is no more; or, the other way, new
+    weights of one adapter would cost the answers of all."""
+    before, after = Digester("f", "chat", b"", "x=1"), Digester("f", "chat", b"", "x=2")
+    assert before.raw(b"{}") != after.raw(b"{}")
+    assert before.key(b"{}") == after.key(b"{}") == digest("f", "chat", b"{}")
+    assert before.key(b"{}", "x=1") != after.key(b"{}", "x=2")
+
+
+def test_a_digester_can_be_used_again() -> None:
+    """What was named before would change the name of what comes after it."""
+    digester = Digester("f", "chat", b"me", "x=1")
+    first = digester.key(b"a"), digester.key(b"a", "x"), digester.raw(b"a")
+    digester.key(b"b", "y"), digester.raw(b"b")
+    assert (digester.key(b"a"), digester.key(b"a", "x"), digester.raw(b"a")) == first
+
+
+@pytest.mark.parametrize("fingerprint", ["", "f", "f\u00fc", "0" * 64])
+def test_keys_begin_with_their_model(fingerprint: str) -> None:
+    """A clear of one model would take others' answers away, or leave its own."""
+    assert prefix(fingerprint) == hashlib.sha256(fingerprint.encode()).digest()[:8]
+    for tenant, content, adapters in [(b"", b"", ""), (b"t", b"{}", ""), (b"", b"{}", "a")]:
+        key = Digester(fingerprint, "chat", tenant).key(content, adapters)
+        assert key.startswith(prefix(fingerprint))
+        assert not key.startswith(prefix(f"{fingerprint}x"))

@@ -9,26 +9,29 @@ import re
 import pytest
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.outcome import NOTHING, Counters, Kind, Outcome, Saved
+from sglang_cached_addon.outcome import NOTHING, Counters, Kind, Outcome, Saved, hit_status
 from sglang_cached_addon.policy import Reason
 
 # RFC 8941, section 3.3: a token, an integer, a string; 3.1.2: a parameter's key.
 TOKEN = r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"
 VALUE = rf'(?:{TOKEN}|-?[0-9]{{1,15}}|"(?:[ !#-\[\]-~]|\\["\\])*")'
-KEY = r"[a-z*][a-z0-9_\-.*]*"
+PARAMETER = r"[a-z*][a-z0-9_\-.*]*"
 
+KEY = bytes(range(1, 33))
+SHOWN = '"0102030405060708090a0b0c0d0e0f10"'
+DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
 OUTCOMES = [
-    Outcome(kind, have, want, reason, status, age)
-    for kind, (have, want), reason, status, age in itertools.product(
-        Kind, [(0, 0), (0, 1), (1, 3), (3, 3)], [None, *Reason], [200, 400, 502], [0, 7]
+    Outcome(kind, have, want, reason, status, age, key=key)
+    for kind, (have, want), reason, status, age, key in itertools.product(
+        Kind, [(0, 0), (0, 1), (1, 3), (3, 3)], [None, *Reason], [200, 400, 502], [0, 7], [b"", KEY]
     )
 ]
 
 
 def parameters(value: str) -> dict[str, str | None]:
     """The parameters of a `Cache-Status` with one member, checked against the grammar."""
-    assert re.fullmatch(rf"{TOKEN}(?:; *{KEY}(?:={VALUE})?)*", value), value
-    name, *rest = re.split(rf"; *(?={KEY}(?:[=;]|$))", value)
+    assert re.fullmatch(rf"{TOKEN}(?:; *{PARAMETER}(?:={VALUE})?)*", value), value
+    name, *rest = re.split(rf"; *(?={PARAMETER}(?:[=;]|$))", value)
     assert name == "sglang-cached"
     found: dict[str, str | None] = {}
     for parameter in rest:
@@ -42,15 +45,19 @@ def test_cache_status_is_a_structured_field() -> None:
     """Tools that read `Cache-Status` would drop the field."""
     for outcome in OUTCOMES:
         found = parameters(outcome.cache_status)
-        assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "collapsed", "detail"}
-        assert ("hit" in found) != ("fwd" in found)
+        assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "collapsed", "key", "detail"}
+        assert not ("hit" in found and "fwd" in found)
         assert ("hit" in found) == (outcome.kind is Kind.HIT)
+        # RFC 9211, section 2.2: `fwd` says that and why it was forwarded.
+        is_denied = outcome.reason in DENIALS
+        assert ("fwd" in found) == (outcome.kind is not Kind.HIT and not is_denied)
+        assert found.get("key") == (SHOWN if outcome.key else None)
         if "fwd-status" in found:
             assert found["fwd-status"] == str(outcome.status)
         if "stored" in found:
             assert outcome.reason is None
             assert outcome.kind in (Kind.MISS, Kind.PARTIAL)
-        if outcome.reason:
+        if outcome.reason and outcome.kind is not Kind.HIT:
             assert str(outcome.reason) in (found["detail"] or "")
 
 
@@ -81,11 +88,40 @@ def test_cache_status_is_a_structured_field() -> None:
             Outcome(Kind.BYPASS, reason=Reason.STREAM),
             "sglang-cached; fwd=bypass; detail=stream",
         ),
+        (Outcome(Kind.HIT, 1, 1, key=KEY), f"sglang-cached; hit; key={SHOWN}"),
+        (Outcome(Kind.MISS, 0, 1, key=KEY), f"sglang-cached; fwd=miss; stored; key={SHOWN}"),
+        (
+            Outcome(Kind.COLLAPSED, 0, 1, key=KEY),
+            f"sglang-cached; fwd=miss; collapsed; key={SHOWN}",
+        ),
+        (
+            Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503, key=KEY),
+            f"sglang-cached; fwd=partial; fwd-status=503; key={SHOWN}; "
+            'detail="1 of 3 stored, status"',
+        ),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
+            f"sglang-cached; key={SHOWN}; detail=only-if-cached",
+        ),
+        (
+            Outcome(Kind.MISS, 0, 3, Reason.OFFLINE, 504),
+            "sglang-cached; detail=offline",
+        ),
+        (
+            Outcome(Kind.BYPASS, reason=Reason.HTTP_1_0),
+            "sglang-cached; fwd=bypass; detail=http-1.0",
+        ),
     ],
 )
 def test_cache_status(outcome: Outcome, value: str) -> None:
     """A user could not tell what became of a request, or why."""
     assert outcome.cache_status == value
+
+
+@pytest.mark.parametrize("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
+def test_hit_status(key: bytes) -> None:
+    """The fast lane would say something else of a hit than the ordinary way."""
+    assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -108,6 +144,10 @@ def test_headers(kind: Kind) -> None:
             "[Cache miss] /generate 0/1 1.5 ms (status)",
         ),
         (Outcome(Kind.BYPASS, reason=Reason.STREAM), "[Cache bypass] /generate 1.5 ms (stream)"),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504, key=KEY),
+            "[Cache miss] /generate 0/1 1.5 ms (offline)",
+        ),
     ],
 )
 def test_line(outcome: Outcome, line: str) -> None:
@@ -140,6 +180,7 @@ def test_counters_at_the_start() -> None:
         "partial_hits": 0,
         "collapsed": 0,
         "hit_rate": 0.0,
+        "denied": 0,
         "bypasses": {},
         "not_stored": {},
         "samples_from_cache": 0,
@@ -152,27 +193,32 @@ def test_counters_at_the_start() -> None:
 def test_counters() -> None:
     """The savings that people report would be wrong."""
     counters = Counters()
-    counters.add(Outcome(Kind.MISS, 0, 3), generated=3)
+    counters.samples_from_upstream += 3
+    counters.add(Outcome(Kind.MISS, 0, 3))
     counters.hit(Saved.of([sample(2.0, 5), sample(2.0, 6), sample(0.5, 7)]))
     stored = Saved.of([sample(2.0, 5), sample(2.0, 6)])
-    counters.add(Outcome(Kind.PARTIAL, 2, 5), stored, generated=3)
+    counters.add(Outcome(Kind.PARTIAL, 2, 5), stored)
     counters.add(Outcome(Kind.MISS, 0, 4, Reason.STATUS, 503))
-    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ABORT), generated=1)
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ABORT))
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504))
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504))
+    counters.follow(Saved(1, 4, 9.0))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.BEAM))
     assert counters.as_json() == {
-        "hits": 1,
-        "misses": 3,
+        "hits": 2,
+        "misses": 5,
         "partial_hits": 1,
-        "collapsed": 0,
-        "hit_rate": 0.2,
+        "collapsed": 1,
+        "hit_rate": 0.25,
+        "denied": 2,
         "bypasses": {"beam": 1, "stream": 2},
         "not_stored": {"abort": 1, "status": 1},
-        "samples_from_cache": 5,
-        "samples_from_upstream": 3 + 3 + 1,
-        "tokens_saved": 29,
-        "upstream_seconds_saved": 2.0,
+        "samples_from_cache": 3 + 2 + 1,
+        "samples_from_upstream": 3,
+        "tokens_saved": 18 + 11 + 4,
+        "upstream_seconds_saved": 2.0 + 9.0,
     }
 
 

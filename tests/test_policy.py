@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import re
+from math import inf
 
 import pytest
 
-from sglang_cached_addon.policy import REASONS, Reason, Refused, lookup_refusal, store_refusal
+from sglang_cached_addon.directives import Directives
+from sglang_cached_addon.policy import (
+    PLAIN,
+    REASONS,
+    Mode,
+    Reason,
+    Refused,
+    Terms,
+    lookup_refusal,
+    store_refusal,
+    terms,
+)
 
 JSON = {b"content-type": b"application/json"}
 
@@ -65,7 +77,7 @@ def test_200_is_stored() -> None:
 @pytest.mark.parametrize("reason", Reason)
 def test_reason_is_a_token(reason: Reason) -> None:
     """A reason that has to be quoted would break the header and the counters' names."""
-    assert re.fullmatch("[a-z][a-z0-9]*(-[a-z0-9]+)*", str(reason))
+    assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9.]+)*", str(reason))
 
 
 def test_refused_has_its_reason() -> None:
@@ -78,3 +90,117 @@ def test_refused_has_its_reason() -> None:
 def test_reason_is_explained(reason: Reason) -> None:
     """A reason in a header could not be looked up."""
     assert REASONS[reason]
+
+
+NOW = 1000.0
+ASKED = {
+    "nothing": Directives(),
+    "no-store": Directives(no_store=True),
+    "no-cache": Directives(no_cache=True),
+    "max-age=0": Directives(max_age=0),
+    "max-age=60": Directives(max_age=60),
+    "only-if-cached": Directives(only_if_cached=True),
+    "no-cache, max-age=60": Directives(no_cache=True, max_age=60),
+    "no-store, no-cache": Directives(no_store=True, no_cache=True),
+    "no-store, max-age=60": Directives(no_store=True, max_age=60),
+    "only-if-cached, no-cache": Directives(only_if_cached=True, no_cache=True),
+    "only-if-cached, no-store": Directives(only_if_cached=True, no_store=True),
+    "only-if-cached, max-age=60": Directives(only_if_cached=True, max_age=60),
+}
+
+# Since when samples count, why nothing is stored, why upstream is not asked, what is replaced.
+OFF, NO_STORE = Reason.OFF, Reason.NO_STORE
+READONLY, OFFLINE, ONLY = Reason.READONLY, Reason.OFFLINE, Reason.ONLY_IF_CACHED
+TERMS: dict[Mode, dict[str, Reason | Terms]] = {
+    Mode.READWRITE: {
+        "nothing": PLAIN,
+        "no-store": NO_STORE,
+        "no-cache": Terms(inf, None, None, 1000.0),
+        "max-age=0": Terms(1000.0, None, None, 1000.0),
+        "max-age=60": Terms(940.0, None, None, 940.0),
+        "only-if-cached": Terms(-inf, None, ONLY),
+        "no-cache, max-age=60": Terms(inf, None, None, 1000.0),
+        "no-store, no-cache": NO_STORE,
+        "no-store, max-age=60": NO_STORE,
+        "only-if-cached, no-cache": Terms(inf, None, ONLY, 1000.0),
+        "only-if-cached, no-store": Terms(inf, NO_STORE, ONLY),
+        "only-if-cached, max-age=60": Terms(940.0, None, ONLY, 940.0),
+    },
+    Mode.READONLY: {
+        "nothing": Terms(-inf, READONLY),
+        "no-store": NO_STORE,
+        "no-cache": Terms(inf, READONLY, None, 1000.0),
+        "max-age=0": Terms(1000.0, READONLY, None, 1000.0),
+        "max-age=60": Terms(940.0, READONLY, None, 940.0),
+        "only-if-cached": Terms(-inf, READONLY, ONLY),
+        "no-cache, max-age=60": Terms(inf, READONLY, None, 1000.0),
+        "no-store, no-cache": NO_STORE,
+        "no-store, max-age=60": NO_STORE,
+        "only-if-cached, no-cache": Terms(inf, READONLY, ONLY, 1000.0),
+        "only-if-cached, no-store": Terms(inf, NO_STORE, ONLY),
+        "only-if-cached, max-age=60": Terms(940.0, READONLY, ONLY, 940.0),
+    },
+    Mode.REFRESH: {
+        "nothing": Terms(inf, None, None, 1000.0),
+        "no-store": NO_STORE,
+        "no-cache": Terms(inf, None, None, 1000.0),
+        "max-age=0": Terms(inf, None, None, 1000.0),
+        "max-age=60": Terms(inf, None, None, 1000.0),
+        "only-if-cached": Terms(inf, None, ONLY, 1000.0),
+        "no-cache, max-age=60": Terms(inf, None, None, 1000.0),
+        "no-store, no-cache": NO_STORE,
+        "no-store, max-age=60": NO_STORE,
+        "only-if-cached, no-cache": Terms(inf, None, ONLY, 1000.0),
+        "only-if-cached, no-store": Terms(inf, NO_STORE, ONLY),
+        "only-if-cached, max-age=60": Terms(inf, None, ONLY, 1000.0),
+    },
+    Mode.OFFLINE: {
+        "nothing": Terms(-inf, None, OFFLINE),
+        "no-store": Terms(inf, NO_STORE, OFFLINE),
+        "no-cache": Terms(inf, None, OFFLINE, 1000.0),
+        "max-age=0": Terms(1000.0, None, OFFLINE, 1000.0),
+        "max-age=60": Terms(940.0, None, OFFLINE, 940.0),
+        "only-if-cached": Terms(-inf, None, OFFLINE),
+        "no-cache, max-age=60": Terms(inf, None, OFFLINE, 1000.0),
+        "no-store, no-cache": Terms(inf, NO_STORE, OFFLINE),
+        "no-store, max-age=60": Terms(inf, NO_STORE, OFFLINE),
+        "only-if-cached, no-cache": Terms(inf, None, OFFLINE, 1000.0),
+        "only-if-cached, no-store": Terms(inf, NO_STORE, OFFLINE),
+        "only-if-cached, max-age=60": Terms(940.0, None, OFFLINE, 940.0),
+    },
+    Mode.OFF: dict.fromkeys(ASKED, OFF),
+}
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("asked", ASKED)
+def test_terms(mode: Mode, asked: str) -> None:
+    """A mode or a client would get what it has forbidden; the stricter of the two holds."""
+    wanted, found = TERMS[mode][asked], terms(mode, ASKED[asked], NOW)
+    if not isinstance(wanted, Terms):
+        assert found is wanted
+        return
+    assert isinstance(found, Terms)
+    assert (found.since, found.denial) == (wanted.since, wanted.denial)
+    if not wanted.denial:  # else nothing comes that could be stored
+        assert found == wanted
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
+    """An answer would be dropped that could have been given."""
+    found = terms(mode, ASKED[asked], NOW)
+    if isinstance(found, Terms) and found.replaces is not None:
+        assert found.replaces <= found.since
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_plain_terms(mode: Mode) -> None:
+    """An ordinary call would not be collapsed with others, or one of another mode would be."""
+    assert (terms(mode, Directives(), NOW) == PLAIN) is (mode is Mode.READWRITE)
+
+
+def test_modes() -> None:
+    """A mode of the README would be unknown."""
+    assert set(Mode) == {"readwrite", "readonly", "refresh", "offline", "off"}

@@ -31,9 +31,16 @@ class Store(Memory):
     """Pools that are kept nowhere."""
 
     def append(  # type: ignore[override]
-        self, key: bytes, dialect: str, content: bytes, samples: Sequence[Sample], raw: bytes = b""
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float | None = None,
     ) -> None:
-        super().append(key, dialect, samples, raw)
+        super().append(key, dialect, samples, raw, since=since)
 
 
 class Way:
@@ -235,6 +242,25 @@ def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
     pieces = [again.relay.feed(data[i : i + 1]) for i in range(len(data))]
     assert [event for piece in pieces for event in piece] == found
     assert again.relay.split() == way.relay.split()
+
+
+@pytest.mark.parametrize("end", range(1, 12))
+def test_what_remains(end: int) -> None:
+    """A client would lose what upstream said before it hung up, or get something twice."""
+    way = Way(completions.DIALECT, texts.ONE)
+    data = sse.event(b"1")
+    found = way.relay.feed(data * 2 + data[:end])
+    rest = way.relay.remains()
+    assert b"".join(event.data for event in [*found, *rest]) == data * 2 + data[:end]
+    assert [event.part for event in rest] == ([] if end >= len(data) else [Part.OTHER])
+
+
+def test_nothing_remains() -> None:
+    """An empty event would be sent behind the last."""
+    way = Way(completions.DIALECT, texts.ONE)
+    assert way.relay.remains() == []
+    way.feed(texts.GOOD)
+    assert way.relay.remains() == []
 
 
 ODD: dict[str, tuple[bytes, bool]] = {

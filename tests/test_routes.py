@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.routes import ROUTES, Reply, answer, find
+from sglang_cached_addon.routes import ROUTES, Caller, Reply, answer, find, refusal
+
+HERE = Caller(is_local=True, host="localhost:8000")
+AWAY = Caller(is_local=False, host="10.0.0.1:8000")
+TOKEN = "s3cret"
 
 
 class Proxy:
@@ -30,32 +34,33 @@ class Proxy:
         self.calls.append("health")
         return {"status": "ok"}
 
-    async def clear(self) -> dict[str, Any]:
-        self.calls.append("clear")
+    async def clear(self, which: str) -> dict[str, Any]:
+        self.calls.append(f"clear {which}")
         if self.error:
             raise self.error
         return {"cleared": True}
 
 
-def ask(path: str, method: str, view: Proxy, is_local: bool = True) -> Reply:
+def ask(path: str, method: str, view: Proxy, caller: Caller = HERE, token: str = "") -> Reply:
     route = find(path)
     assert route
-    return asyncio.run(answer(route, method, is_local, view))
+    query = path.partition("?")[2]
+    return asyncio.run(answer(route, method, query, caller, token, view))
 
 
 @pytest.mark.parametrize(
-    ("path", "methods", "local_only"),
+    ("path", "methods", "is_private"),
     [
         ("/cache/stats", ("GET", "HEAD"), False),
-        ("/cache/info", ("GET", "HEAD"), False),
+        ("/cache/info", ("GET", "HEAD"), True),
         ("/cache/clear", ("POST",), True),
         ("/health", ("GET", "HEAD"), False),
     ],
 )
-def test_table(path: str, methods: tuple[str, ...], local_only: bool) -> None:
+def test_table(path: str, methods: tuple[str, ...], is_private: bool) -> None:
     """A documented route would be missing, or open to more than it should be."""
     route = ROUTES[path]
-    assert (route.path, route.methods, route.local_only) == (path, methods, local_only)
+    assert (route.path, route.methods, route.is_private) == (path, methods, is_private)
 
 
 def test_nothing_else() -> None:
@@ -99,8 +104,8 @@ def test_find(path: str, found: str | None) -> None:
         ("/cache/info", "HEAD", "info", {"version": "x"}),
         ("/health", "GET", "health", {"status": "ok"}),
         ("/health", "HEAD", "health", {"status": "ok"}),
-        ("/cache/clear", "POST", "clear", {"cleared": True}),
-        ("/cache/clear?now=1", "POST", "clear", {"cleared": True}),
+        ("/cache/clear", "POST", "clear all", {"cleared": True}),
+        ("/cache/stats?now=1", "GET", "stats", {"hits": 1}),
     ],
 )
 def test_answers(path: str, method: str, call: str, body: dict[str, Any]) -> None:
@@ -112,12 +117,13 @@ def test_answers(path: str, method: str, call: str, body: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("path", sorted(ROUTES))
-@pytest.mark.parametrize("is_local", [True, False])
+@pytest.mark.parametrize("caller", [HERE, AWAY], ids=["here", "away"])
+@pytest.mark.parametrize("token", ["", TOKEN])
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", ""])
-def test_other_methods(path: str, is_local: bool, method: str) -> None:
+def test_other_methods(path: str, caller: Caller, token: str, method: str) -> None:
     """A wrong method would do something, or not tell which one is right."""
     view = Proxy()
-    reply = ask(path, method, view, is_local)
+    reply = ask(path, method, view, caller, token)
     assert reply.status == 405
     assert reply.headers == {"Allow": ", ".join(ROUTES[path].methods)}
     assert json.loads(reply.body)["error"]["code"] == 405
@@ -132,19 +138,286 @@ def test_clear_is_not_a_link(method: str) -> None:
     assert (reply.status, reply.headers, view.calls) == (405, {"Allow": "POST"}, [])
 
 
-def test_clear_from_elsewhere() -> None:
-    """Anyone on the network could empty the cache."""
+# What is cleared
+
+
+@pytest.mark.parametrize(
+    ("query", "which"),
+    [
+        ("", "all"),
+        ("?", "all"),
+        ("?model=all", "all"),
+        ("?model=current", "current"),
+        ("?model=other", "other"),
+    ],
+)
+def test_what_is_cleared(query: str, which: str) -> None:
+    """Somebody would clear more than was meant, or less."""
     view = Proxy()
-    reply = ask("/cache/clear", "POST", view, is_local=False)
-    assert reply.status == 403
-    assert json.loads(reply.body)["error"]["code"] == 403
+    assert ask(f"/cache/clear{query}", "POST", view).status == 200
+    assert view.calls == [f"clear {which}"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "model",
+        "model=",
+        "=all",
+        "model=others",
+        "model=ALL",
+        "Model=all",
+        "model=current,other",
+        "model=current&model=other",
+        "model=all&model=all",
+        "model=current&now=1",
+        "now=1&model=current",
+        "now=1",
+        "models=current",
+        "model=current&",
+        "&model=current",
+        "model=current;x",
+        "model=%61ll",
+        "model==all",
+        "model=all=",
+        "model=all?model=current",
+        "model=all#x",
+        "model= all",
+        "&",
+        "=",
+        "model[]=current",
+        "a=" + "x" * 100_000,
+        "\ud800=\udc00",
+        "model=\x00",
+    ],
+    ids=ascii,
+)
+def test_what_cannot_be_cleared(query: str) -> None:
+    """A slip of the pen would empty the whole cache."""
+    view = Proxy()
+    reply = ask(f"/cache/clear?{query}", "POST", view)
+    assert reply.status == 400
+    error = json.loads(reply.body)["error"]
+    assert error["code"] == 400
+    assert "current|other|all" in error["message"]
     assert view.calls == []
 
 
-@pytest.mark.parametrize("path", ["/cache/stats", "/cache/info", "/health"])
-def test_reading_from_elsewhere(path: str) -> None:
+# Who may call
+
+PRIVATE = sorted(path for path, route in ROUTES.items() if route.is_private)
+OPEN = sorted(path for path, route in ROUTES.items() if not route.is_private)
+
+
+def caller(is_local: bool = True, host: str = "localhost", **fields: str | None) -> Caller:
+    return Caller(is_local, host, **fields)  # type: ignore[arg-type]
+
+
+def bearer(credential: str, **fields: Any) -> Caller:
+    return caller(is_local=False, host="proxy.lan", authorization=credential, **fields)
+
+
+RIGHT = f"Bearer {TOKEN}"
+# Caller, and the statuses without a token and with one.
+CALLERS: list[tuple[Caller, int, int]] = [
+    (caller(), 200, 401),
+    (caller(is_local=False), 403, 401),
+    (caller(authorization=RIGHT), 200, 200),
+    (caller(is_local=False, authorization=RIGHT), 403, 200),
+    (caller(is_local=False, host="10.0.0.1"), 403, 401),
+    # By what name it was called
+    *((caller(host=host), 200, 401) for host in ("localhost:80", "LocalHost", "a.b.localhost:1")),
+    *((caller(host=host), 200, 401) for host in ("127.0.0.1", "127.0.0.1:8000", "10.1.2.3:1")),
+    *((caller(host=host), 200, 401) for host in ("[::1]", "[::1]:8000", "[FE80::1]", "0.0.0.0")),
+    *(
+        (caller(host=host), 403, 401)
+        for host in (
+            "",
+            "evil.example",
+            "evil.example:8000",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "evillocalhost",
+            "localhost.",
+            "localhost, evil.example",
+            "127.0.0.1, evil.example",
+            "localhost:80:80",
+            "localhost:x",
+            "localhost/",
+            "localhost#.evil.example",
+            "evil.example@localhost",
+            "localhost@evil.example",
+            "evil.example:x@127.0.0.1",
+            " localhost",
+            "localhost\n",
+            "127.0.0.1\n",
+            ":80",
+            ":",
+            "::1",
+            "[::1",
+            "::1]",
+            "[]",
+            "[]:80",
+            "[localhost]",
+            "[127.0.0.1]",
+            "[::1].evil.example",
+            "1",
+            "2130706433",
+            "0x7f.1",
+            "127.1",
+            "127.0.0.1.",
+            "127.0.0.256",
+            "\u0661\u0662\u0667.0.0.1",
+            "\ud800",
+            "\udcff",
+        )
+    ),
+    # From which page
+    *((caller(fetch_site=site), 200, 401) for site in ("same-origin", "none")),
+    *(
+        (caller(fetch_site=site, authorization=RIGHT), 403, 403)
+        for site in (
+            "cross-site",
+            "same-site",
+            "",
+            "Same-Origin",
+            "none, cross-site",
+            "x",
+            "\ud800",
+        )
+    ),
+    *(
+        (caller(host=host, origin=origin, authorization=RIGHT), 200, 200)
+        for host, origin in (
+            ("localhost", "http://localhost"),
+            ("localhost:8000", "http://localhost:8000"),
+            ("LOCALHOST:8000", "http://localhost:8000"),
+            ("[::1]:8000", "http://[::1]:8000"),
+            ("127.0.0.1:8000", "https://127.0.0.1:8000"),
+        )
+    ),
+    *(
+        (caller(host=host, origin=origin, authorization=RIGHT), 403, 403)
+        for host, origin in (
+            ("localhost:8000", "null"),
+            ("localhost:8000", ""),
+            ("localhost:8000", "localhost:8000"),
+            ("localhost:8000", "://localhost:8000"),
+            ("localhost:8000", "http://localhost"),
+            ("localhost:8000", "http://localhost:8001"),
+            ("localhost:8000", "http://127.0.0.1:8000"),
+            ("localhost:8000", "http://localhost:8000/"),
+            ("localhost:8000", "http://localhost:8000.evil.example"),
+            ("localhost:8000", "http://x@localhost:8000"),
+            ("localhost:8000", "http://localhost:8000, http://evil.example"),
+            ("localhost:8000", "https://evil.example"),
+            ("", "http://"),
+            ("null", "null"),
+            ("localhost", "\ud800://\udfff"),
+        )
+    ),
+    (caller(origin="http://localhost", fetch_site="cross-site"), 403, 403),
+    (caller(origin="http://evil.example", fetch_site="same-origin"), 403, 403),
+    # With which credential
+    (bearer(RIGHT), 403, 200),
+    (bearer(RIGHT, origin="https://PROXY.lan", fetch_site="same-origin"), 403, 200),
+    (bearer(f"bearer {TOKEN}"), 403, 200),
+    (bearer(f"BEARER   {TOKEN} "), 403, 200),
+    *(
+        (bearer(credential), 403, 401)
+        for credential in (
+            "",
+            " ",
+            "Bearer",
+            "Bearer ",
+            TOKEN,
+            f" {RIGHT}",
+            f"Bearer\t{TOKEN}",
+            f"Bearer{TOKEN}",
+            f"Basic {TOKEN}",
+            f"Token {TOKEN}",
+            f"Bearer {TOKEN.upper()}",
+            f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}",
+            f"Bearer {TOKEN} {TOKEN}",
+            f"{RIGHT}, {RIGHT}",
+            f"Bearer {TOKEN}\x00",
+            f'Bearer "{TOKEN}"',
+            "Bearer \ud800",
+            "Bearer \udcff\udfff",
+            "Bearer sécret",
+            "Bearer 😀",
+            "\ud800 x",
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+@pytest.mark.parametrize(("who", "bare", "with_token"), CALLERS, ids=ascii)
+def test_private(path: str, who: Caller, bare: int, with_token: int) -> None:
+    """A page of another site, or anybody on the network, could read or empty the cache; or its
+    owner could not."""
+    for token, status in (("", bare), (TOKEN, with_token)):
+        view = Proxy()
+        reply = ask(path, ROUTES[path].methods[0], view, who, token)
+        assert (reply.status, bool(view.calls)) == (status, status == 200)
+        assert (refusal(ROUTES[path], who, token) is None) == (status == 200)
+        assert reply.headers == ({"WWW-Authenticate": "Bearer"} if status == 401 else {})
+        if status != 200:
+            error = json.loads(reply.body)["error"]
+            assert error["code"] == status
+            assert path in error["message"]
+            assert TOKEN not in reply.body.decode()
+
+
+@pytest.mark.parametrize("path", OPEN)
+@pytest.mark.parametrize("token", ["", TOKEN])
+@pytest.mark.parametrize(
+    "who",
+    [
+        AWAY,
+        caller(is_local=False, host=""),
+        caller(is_local=False, host="evil.example", origin="null", fetch_site="cross-site"),
+        bearer("Bearer wrong"),
+    ],
+    ids=ascii,
+)
+def test_open(path: str, token: str, who: Caller) -> None:
     """A monitor on another machine would be locked out."""
-    assert ask(path, "GET", Proxy(), is_local=False).status == 200
+    assert ask(path, "GET", Proxy(), who, token).status == 200
+
+
+@pytest.mark.parametrize(
+    ("who", "token", "hint"),
+    [
+        (AWAY, "", "--admin-token"),
+        (caller(is_local=False, host="127.0.0.1"), TOKEN, "Authorization: Bearer"),
+        (caller(host="evil.example"), "", "other sites"),
+        (caller(origin="http://evil.example"), TOKEN, "other sites"),
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("path", PRIVATE)
+def test_refusals_say_what_to_do(path: str, who: Caller, token: str, hint: str) -> None:
+    """Who is locked out would not know why, or what to do."""
+    refused = refusal(ROUTES[path], who, token)
+    assert refused
+    assert hint in json.loads(refused.body)["error"]["message"]
+
+
+@pytest.mark.parametrize("token", ["sécret", "😀", "\udcff", "\ud800", "a b", "=", "x" * 10_000])
+def test_any_token(token: str) -> None:
+    """A token that somebody has chosen would lock out everybody, or end in a traceback."""
+    for credential, status in ((token, 200), (f"{token}x", 401), ("?", 401), (token[:-1], 401)):
+        who = bearer(f"Bearer {credential}")
+        assert ask("/cache/info", "GET", Proxy(), who, token).status == status
+
+
+def test_clear_is_refused_before_it_is_read() -> None:
+    """Anybody could find out what the cache can do."""
+    assert ask("/cache/clear?x", "POST", Proxy(), AWAY).status == 403
+    assert ask("/cache/clear?x", "POST", Proxy(), AWAY, TOKEN).status == 401
 
 
 def test_clear_that_fails() -> None:

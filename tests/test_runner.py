@@ -22,7 +22,7 @@ import requests
 
 import sglang_cached_addon
 from sglang_cached_addon.runner import StartError, normal_url
-from sglang_cached_addon.simulator import Fault, Simulator
+from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, corpus
 from tests.replayer import Replayer
 from tests.test_upstream import dead_url, self_signed
@@ -134,6 +134,7 @@ def test_banner(simulator: Simulator, proxy: Proxy) -> None:
     assert re.search(
         r"^  cache      \S+/cache/cache\.jsonl \(0 entries, 0 samples\)$", proxy.banner, re.M
     )
+    assert re.fullmatch(r"simulated \([0-9a-f]{16}\)", line_of(proxy, "model"))
     assert proxy.log == ""
 
 
@@ -204,7 +205,7 @@ def test_stop(number: signal.Signals, simulator: Simulator, start_proxy: StartPr
         hit = post(again.url, text)
         assert hit.headers["X-Cache"] == "HIT"
         assert hit.json()["text"] == answer.result().json()["text"]
-    assert [r.path for r in simulator.received[asked:]] == ["/v1/models"]
+    assert {r.path for r in simulator.received[asked:]} <= {"/model_info", "/server_info"}
 
 
 def test_stop_with_idle_clients(proxy: Proxy) -> None:
@@ -274,14 +275,48 @@ def test_stop_with_slow_client(start_proxy: StartProxy) -> None:
         assert proxy.process.wait(20) == 0
 
 
-def test_restart_without_upstream(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Stored answers could not be had while the server is down."""
-    first = start_proxy(simulator.url)
-    text = post(first.url).json()["text"]
-    assert first.stop() == 0
-    second = start_proxy(dead_url())
-    answer = post(second.url)
-    assert (answer.headers["X-Cache"], answer.json()["text"]) == ("HIT", text)
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+def test_stop_with_followers(form: Any, simulator: Simulator, proxy: Proxy) -> None:
+    """Those who wait for others' answers would get none."""
+    body = {**request("shared"), **form}
+    simulator.faults.append(Fault.HOLD)
+    with ThreadPoolExecutor(5) as pool:
+        answers = [
+            pool.submit(requests.post, f"{proxy.url}/generate", json=body, timeout=30)
+            for _ in range(5)
+        ]
+        try:
+            until(lambda: proxy.stats()["followers"] == 4 and simulator.waiting)
+            proxy.process.send_signal(signal.SIGTERM)
+            until(lambda: refuses(proxy.url))
+        finally:
+            simulator.release()
+        kinds = sorted(answer.result().headers["X-Cache"] for answer in answers)
+        assert kinds == ["COLLAPSED"] * 4 + ["MISS"]
+        assert len({answer.result().content for answer in answers}) == 1
+        assert proxy.process.wait(20) == 0
+    assert "Traceback" not in proxy.log
+
+
+def test_restart_without_upstream(start_proxy: StartProxy) -> None:
+    """Stored answers could not be had while the server is down; or be given for another's."""
+    with running(Profile()) as upstream:
+        first = start_proxy(upstream.url)
+        text = post(first.url).json()["text"]
+        assert first.stop() == 0
+    for url, arguments, kind in (
+        (upstream.url, [], "HIT"),
+        (dead_url(), [], "BYPASS"),
+        (dead_url(), ["--mode", "offline"], "HIT"),
+    ):
+        again = start_proxy(url, *arguments)
+        answer = post(again.url)
+        assert answer.headers["X-Cache"] == kind
+        if kind == "HIT":
+            assert answer.json()["text"] == text
+        else:
+            assert answer.status_code == 502
+        assert again.stop() == 0
 
 
 def test_killed_under_load(simulator: Simulator, start_proxy: StartProxy) -> None:
@@ -379,8 +414,8 @@ def test_set(simulator: Simulator, start_proxy: StartProxy) -> None:
     proxy = start_proxy(
         simulator.url, "--set", "body_size_limit=1k", "--set", "keep_host_header=true"
     )
-    assert post(proxy.url).status_code == 200
-    (sent,) = (r for r in simulator.received if r.path == "/generate")
+    assert requests.get(f"{proxy.url}/v1/models", timeout=10).status_code == 200
+    (sent,) = (r for r in simulator.received if r.path == "/v1/models")
     assert sent.headers["host"] == urlsplit(proxy.url).netloc
     assert post(proxy.url, "word " * 1000).status_code == 413
 

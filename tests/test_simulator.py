@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from sglang_cached_addon.simulator import Fault, Profile, Simulator, control, running
 
 Json = dict[str, Any]
 CORPUS = {path.stem: json.loads(path.read_text("utf-8"))
@@ -67,6 +68,11 @@ def locked() -> Iterator[Simulator]:
 
 def post(simulator: Simulator, path: str, body: Any, **more: Any) -> requests.Response:
     return requests.post(simulator.url + path, json=body, timeout=10, **more)
+
+
+def info(simulator: Simulator, path: str = "/model_info") -> Json:
+    value: Json = requests.get(simulator.url + path, timeout=10).json()
+    return value
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -716,12 +722,15 @@ def test_fault(fault: Fault, path: str) -> None:
         simulator.faults.append(fault)
         _, _, raw = read_all(connect(simulator, path, json.dumps(body))).partition(b"\r\n\r\n")
         assert (simulator.samples, simulator.running) == {
-            Fault.TWO_WEIGHTS: (2, 0), Fault.TOO_FEW: (1, 0)}.get(fault, (0, 0))  # fmt: skip
+            Fault.TWO_WEIGHTS: (2, 0), Fault.OTHER_VERSION: (2, 0), Fault.TOO_FEW: (1, 0),
+        }.get(fault, (0, 0))  # fmt: skip
         whole = post(simulator, path, body)
         assert whole.status_code == 200 and reasons(path, whole.json()) == ["length"] * 2
         if fault in (Fault.ERROR_503, Fault.ERROR_EVENT):
             assert raw == (b'{"object":"error","message":"The request queue is full.",'
                            b'"type":"503","param":null,"code":503}')  # fmt: skip
+        elif fault is Fault.UNAUTHORIZED:
+            assert raw == b'{"error":"Unauthorized"}'
         elif fault is Fault.NOT_JSON:
             assert raw == b"not json"
         elif fault is Fault.ERROR_BODY:
@@ -735,8 +744,15 @@ def test_fault(fault: Fault, path: str) -> None:
         else:
             value = json.loads(raw)
             place = value[1]["meta_info"] if path == "/generate" else value["metadata"]
-            ends = [(span["start"], span["end"]) for span in place["weight_versions"]]
-            assert ends == [(0, 4), (4, 8)]
+            spans = [tuple(span.values()) for span in place["weight_versions"]]
+            assert (
+                spans
+                == {
+                    Fault.TWO_WEIGHTS: [("default", 0, 4), ("default-next", 4, 8)],
+                    Fault.OTHER_VERSION: [("default-other", 0, 8)],
+                }[fault]
+            )
+            assert place["weight_version"] == spans[-1][0] != info(simulator)["weight_version"]
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -1000,6 +1016,445 @@ def test_port_taken() -> None:
             pass
 
 
+# ---------------------------------------------------------------- other models
+
+
+TENSORS = {"serialized_named_tensors": ["AA=="]}
+NAMED: Json = {"names": [], "dtypes": [], "shapes": []}
+# Route, body, message, whether other words come then, and the label that is shown then.
+UPDATES: list[tuple[str, Json, str, bool, str]] = [
+    ("/update_weights_from_tensor", TENSORS, "Success", True, "default"),
+    ("/update_weights_from_tensor", {**TENSORS, "weight_version": "7"},
+     "Success Weight version updated to 7.", True, "7"),
+    ("/update_weights_from_distributed", NAMED, "Succeeded to update parameter online.", True,
+     "default"),
+    ("/update_weights_from_ipc", {"zmq_handles": {}, "weight_version": "7"},
+     "Succeeded to update model weights. Weight version updated to 7.", True, "7"),
+    ("/update_weights_from_disk", {"model_path": "simulated"},
+     "Succeeded to update model weights.", False, "default"),
+    ("/update_weights_from_disk", {"model_path": "simulated", "weight_version": "7"},
+     "Succeeded to update model weights. Weight version updated to 7.", False, "7"),
+    ("/update_weight_version", {"new_version": "7"}, "Weight version updated to 7", False, "7"),
+    ("/begin_weight_update", {}, "Success", False, "default"),
+    ("/weights_checker", {"action": "reset_tensors"}, "Success.", True, "default"),
+    ("/weights_checker", {"action": "snapshot"}, "Success.", False, "default"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "message", "other", "label"), UPDATES)
+def test_update(path: str, body: Json, message: str, other: bool, label: str) -> None:
+    """An update went unheard, or could be seen where SGLang does not show it."""
+    with running() as simulator:
+        asked = {path: heated(ROUTES[path], 0, 1) for path in ROUTES}
+        said = {path: texts(simulator, path, asked[path]) for path in ROUTES}
+        before = [info(simulator), info(simulator, "/server_info")["random_seed"]]
+        for again in (False, True):
+            done = post(simulator, path, body)
+            if not (again and path == "/begin_weight_update"):
+                told = (done.json()["success"], done.json()["message"])
+                assert (done.status_code, *told) == (200, True, message)
+            now = {path: texts(simulator, path, asked[path]) for path in ROUTES}
+            assert [now[path] != said[path] for path in ROUTES] == [other] * 3
+            said = now
+        assert info(simulator) == {**before[0], "weight_version": label}
+        assert info(simulator, "/server_info")["random_seed"] == before[1]
+        assert info(simulator, "/server_info")["weight_version"] == "default"
+
+
+REFUSED_CONTROL: list[tuple[str, Json, str]] = [
+    ("/update_weights_from_tensor", {}, "Field required"),
+    ("/update_weights_from_distributed", {"names": []}, "2 validation errors:"),
+    ("/update_weight_version", {}, "Field required"),
+    ("/end_weight_update", {}, "no weight-update session is open"),
+    ("/weights_checker", {"action": "x"}, "Unsupported action='x'"),
+    ("/pause_generation", {"mode": "x"}, "Input should be 'abort', 'retract' or 'in_place'"),
+    (
+        "/load_lora_adapter",
+        {"lora_name": "a", "lora_path": "/b"},
+        "Failed to load LoRA adapter a because it is already loaded",
+    ),
+    ("/load_lora_adapter", {"lora_name": "b"}, "Field required"),
+    (
+        "/unload_lora_adapter",
+        {"lora_name": "b"},
+        "LoRA with name b does not exist. Loaded LoRAs: odict_keys(['a'])",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "text"), REFUSED_CONTROL)
+def test_refused_control(path: str, body: Json, text: str) -> None:
+    """A change that SGLang refuses was told as done, or was done."""
+    with running(Profile(lora_paths=("a=/a",))) as simulator:
+        before = simulator.loaded.profile, simulator.loaded.adapters.paths
+        answer = post(simulator, path, body)
+        assert (answer.status_code, text in answer.text) == (400, True), answer.text
+        assert (simulator.loaded.profile, simulator.loaded.adapters.paths) == before
+        assert not simulator.paused
+
+
+def test_begin_and_end_of_an_update() -> None:
+    """A second session opened inside of the first."""
+    with running() as simulator:
+        paths = ["/begin_weight_update", "/begin_weight_update", "/end_weight_update"]
+        answers = [post(simulator, path, {}) for path in [*paths, "/end_weight_update"]]
+        assert [answer.status_code for answer in answers] == [200, 400, 200, 400]
+        assert [answer.json()["success"] for answer in answers] == [True, False, True, False]
+
+
+def test_other_control() -> None:
+    """The shapes of the rest of the control routes; released weights came back by themselves."""
+    with running() as simulator:
+        for given, told in (({"pp_max_micro_batch_size": 8}, [True]), ({"x": 1}, [False])):
+            body = {"server_args": given}
+            assert post(simulator, "/set_internal_state", body).json() == told
+        said = simulator.says("/generate", ROUTES["/generate"])
+        sums = post(simulator, "/weights_checker", {}).json()
+        assert list(sums) == ["success", "message", "ranks", "per_engine_checksum"]
+        for tags, same in (({"tags": ["kv_cache"]}, True), ({}, False)):
+            for path in ("/release_memory_occupation", "/resume_memory_occupation"):
+                answer = post(simulator, path, tags)
+                assert (answer.status_code, answer.text) == (200, "null")
+            assert (simulator.says("/generate", ROUTES["/generate"]) == said) is same
+        assert post(simulator, "/weights_checker", {}).json() != sums
+
+
+CHANGES: list[tuple[Json, str | None]] = [
+    ({"weights": "w"}, None),
+    ({"dtype": "float16"}, "dtype"),
+    ({"quantization": "fp8"}, "quantization"),
+    ({"revision": "main"}, "revision"),
+    ({"chat_template": "t"}, "chat_template"),
+]
+
+
+@pytest.mark.parametrize(("changes", "shown"), CHANGES)
+def test_become(changes: Json, shown: str | None) -> None:
+    """Another model said the same, or showed itself in more than its own field."""
+    path, body = "/generate", heated(ROUTES["/generate"], 0, 1)
+    with running() as simulator:
+        simulator.faults.append(Fault.HOLD)
+        held = connect(simulator, path, json.dumps(body))
+        until(lambda: simulator.waiting == 1)
+        first = simulator.says(path, body)
+        expected = simulator.says(path, body, **changes)
+        infos = [info(simulator), info(simulator, "/server_info"), info(simulator, "/v1/models")]
+        simulator.become(**changes)
+        assert texts(simulator, path, body) == [expected] != [first]
+        for name in ("created", "internal_states"):
+            for found in (infos[1], infos[2]["data"][0]):
+                found.pop(name, None)
+        now = [info(simulator), info(simulator, "/server_info"), info(simulator, "/v1/models")]
+        assert now[0] == infos[0]
+        differing = [name for name in infos[1] if infos[1][name] != now[1][name]]
+        assert differing == ([shown] if shown else [])
+        assert {**now[2]["data"][0], **infos[2]["data"][0]} == now[2]["data"][0]
+        simulator.release()
+        assert first.encode() in read_all(held)  # it goes on as it began
+
+
+def test_become_is_at_once() -> None:
+    """A poll in the midst of a change read the name of one model and the label of the other."""
+    names = ("model_path", "served_model_name", "tokenizer_path", "weight_version")
+    with running() as simulator, requests.Session() as session:
+        ended = threading.Event()
+
+        def change() -> None:
+            for count in itertools.count():
+                simulator.become(model=f"m{count}", weight_version=f"m{count}")
+                if ended.is_set():
+                    return
+
+        simulator.become(model="m", weight_version="m")
+        thread = threading.Thread(target=change)
+        thread.start()
+        found = [session.get(simulator.url + "/model_info", timeout=10).json() for _ in range(50)]
+        ended.set()
+        thread.join()
+    assert [len({poll[name] for name in names}) for poll in found] == [1] * 50
+    assert len({poll["model_path"] for poll in found}) > 1
+
+
+def test_alias() -> None:
+    """Another model behind the same alias could be seen by it; an update from disk kept it."""
+    with running(Profile(served_model_name="alias")) as simulator:
+        body = heated(ROUTES["/generate"], 0, 1)
+        first = texts(simulator, "/generate", body)
+        simulator.become(model="m2")
+        assert info(simulator)["model_path"] == "m2"
+        assert texts(simulator, "/generate", body) != first
+        assert info(simulator)["served_model_name"] == "alias"
+        assert info(simulator, "/v1/models")["data"][0]["id"] == "alias"
+        post(simulator, "/update_weights_from_disk", {"model_path": "m3"})
+        assert info(simulator, "/v1/models")["data"][0]["id"] == "m3"
+
+
+def test_restart() -> None:
+    """A restart could not be noticed, kept what an update had done, or lost the records."""
+    body = {**heated(ROUTES["/generate"], 0, 1), "rid": "x"}
+    with running(Profile(tokens_per_second=20)) as simulator:
+        held = [connect(simulator, path, json.dumps({**ROUTES[path], "stream": stream}))
+                for path in ROUTES for stream in (False, True)]  # fmt: skip
+        until(lambda: simulator.running == 6)
+        idle = connect(simulator, "/ping", "", {"connection": "keep-alive"}, "GET")
+        assert idle.recv(99).startswith(b"HTTP/1.1 200")
+        before, server = info(simulator), info(simulator, "/server_info")
+        post(simulator, "/update_weights_from_tensor", {**TENSORS, "weight_version": "7"})
+        post(simulator, "/load_lora_adapter", {"lora_name": "a", "lora_path": "/a"})
+        post(simulator, "/pause_generation", {"mode": "in_place"})
+        parked = connect(simulator, "/generate", json.dumps(body))
+        until(lambda: simulator.parked == 1)
+        url, count = simulator.url, len(simulator.received)
+        simulator.restart(tokens_per_second=0)
+        assert (simulator.running, simulator.parked, simulator.samples) == (0, 0, 0)
+        for conn in (*held, idle, parked):
+            assert b"[DONE]" not in read_all(conn)
+        assert simulator.url == url and len(simulator.received) == count
+        assert info(simulator) == before
+        again = info(simulator, "/server_info")
+        assert again["startup_time"] != server["startup_time"]
+        assert again["random_seed"] != server["random_seed"]
+        assert len(info(simulator, "/v1/models")["data"]) == 1
+        assert texts(simulator, "/generate", body) == [simulator.says("/generate", body)]
+        assert len(simulator.received) == count + 4
+
+
+def test_down_and_up() -> None:
+    """A server that is down answered, gave its port away, or came back as the same process."""
+    with running() as simulator, requests.Session() as session:
+        seeds = [session.get(simulator.url + "/server_info", timeout=10).json()["random_seed"]]
+        simulator.down()
+        simulator.down()
+        for _ in range(3):
+            with pytest.raises(requests.ConnectionError):
+                session.get(simulator.url + "/ping", timeout=10)
+        simulator.up(model="m2", api_key="k")
+        assert session.get(simulator.url + "/model_info", timeout=10).status_code == 401
+        simulator.up(api_key="")
+        assert info(simulator)["model_path"] == "m2"
+        seeds.append(info(simulator, "/server_info")["random_seed"])
+        assert len(set(seeds)) == 2
+        with pytest.raises(TypeError):
+            simulator.restart(no_such_field=1)
+        assert info(simulator)["model_path"] == "m2"
+        simulator.down()
+
+
+def test_restart_needs_a_thread() -> None:
+    """A simulator that is not started, or ended, waited for ever."""
+    with pytest.raises(RuntimeError):
+        Simulator().restart()
+
+
+# ---------------------------------------------------------------- adapters
+
+
+ADAPTED: list[tuple[str, Json]] = [
+    ("/generate", {"lora_path": "a"}),
+    ("/generate", {"lora_path": ["a"], "text": ["one two"]}),
+    ("/v1/completions", {"lora_path": "a"}),
+    ("/v1/completions", {"model": "simulated:a"}),
+    ("/v1/completions", {"model": "anything:a", "lora_path": "never"}),
+    ("/v1/chat/completions", {"lora_path": "a"}),
+    ("/v1/chat/completions", {"model": "simulated: a "}),
+]
+
+
+@pytest.mark.parametrize(("path", "more"), ADAPTED)
+def test_adapter(path: str, more: Json) -> None:
+    """An adapter, or what its name stands for, made no difference, or an unknown one was taken."""
+    plain = heated(ROUTES[path], 0, 1)
+    body = {**plain, **more}
+    with running() as simulator:
+        base = texts(simulator, path, plain)
+        told = post(simulator, path, body)
+        assert told.status_code == 400
+        assert "Got LoRA adapter that has never been loaded: a\\nAll loaded adapters: " in told.text
+        said = []
+        tensors = {"lora_name": "a", "config_dict": {}, **TENSORS}
+        others = {**tensors, "serialized_named_tensors": ["BB=="]}
+        for kind, load in (("", {"lora_name": "a", "lora_path": "/1"}),
+                           ("", {"lora_name": "a", "lora_path": "/2"}),
+                           ("_from_tensors", tensors), ("_from_tensors", others)):  # fmt: skip
+            done = post(simulator, f"/load_lora_adapter{kind}", load)
+            where = load.get("lora_path", "__tensor__")
+            assert (done.status_code, done.json()) == (200, {
+                "rid": None, "http_worker_ipc": None, "success": True, "error_message": "",
+                "loaded_adapters": {"a": where}})  # fmt: skip
+            card = info(simulator, "/v1/models")["data"][1]
+            assert (card["id"], card["root"], card["parent"]) == ("a", where, "simulated")
+            assert card["max_model_len"] is None
+            said += texts(simulator, path, body)
+            assert texts(simulator, path, plain) == base
+            done = post(simulator, "/unload_lora_adapter", {"lora_name": "a"})
+            assert done.json()["success"] and done.json()["loaded_adapters"] == {}
+        assert len({*base, *said}) == 5
+
+
+def test_adapters_of_a_batch() -> None:
+    """An adapter for each prompt: one took another's, or one without took any."""
+    body = {"text": ["x"] * 3, "sampling_params": {"max_new_tokens": 4, "temperature": 0}}
+    with running(Profile(lora_paths=("a=/a", "b=/b"))) as simulator:
+        said = texts(simulator, "/generate", {**body, "lora_path": ["a", None, "b"]})
+        assert len(set(said)) == 3 and said[1] == texts(simulator, "/generate", body)[0]
+        assert said[2] == texts(simulator, "/generate", {**body, "lora_path": "b"})[0]
+        simulator.become(lora_paths=("a=/other",))
+        assert said[0] != texts(simulator, "/generate", {**body, "lora_path": "a"})[0]
+        assert [card["id"] for card in info(simulator, "/v1/models")["data"]] == ["simulated", "a"]
+
+
+def test_unloaded_adapter_is_loaded_again() -> None:
+    """As SGLang does, from its path; what came as tensors is gone."""
+    with running(Profile(lora_paths=("a=/a",))) as simulator:
+        body = {**heated(ROUTES["/generate"], 0, 1), "lora_path": "a"}
+        said = texts(simulator, "/generate", body)
+        for status in (200, 400):
+            post(simulator, "/unload_lora_adapter", {"lora_name": "a"})
+            assert post(simulator, "/generate", body).status_code == status
+            if status == 200:
+                assert texts(simulator, "/generate", body) == said
+                post(simulator, "/unload_lora_adapter", {"lora_name": "a"})
+                tensors = {"lora_name": "a", "config_dict": {}, **TENSORS}
+                post(simulator, "/load_lora_adapter_from_tensors", tensors)
+
+
+def test_names_with_colons() -> None:
+    """A served name with a colon was taken for one with an adapter, as another is."""
+    body = {"prompt": "a", "max_tokens": 2}
+    with running(Profile(model="s3://m")) as simulator:
+        for model, status in (("s3://m", 200), ("s3://m:", 200), ("llama3:8b", 400)):
+            answer = post(simulator, "/v1/completions", {**body, "model": model})
+            assert answer.status_code == status
+        simulator.become(enable_lora=False)
+        answer = post(simulator, "/v1/completions", {**body, "lora_path": "x"})
+        assert answer.status_code == 400 and "but LoRA is not enabled." in answer.text
+        load = {"lora_name": "a", "lora_path": "/a"}
+        assert "LoRA is not enabled." in post(simulator, "/load_lora_adapter", load).text
+
+
+# ---------------------------------------------------------------- pauses, and info routes
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_pause_of_the_server(path: str, stream: bool) -> None:
+    """A paused server answered, or said what the weights before the pause would have said."""
+    body = {**heated(ROUTES[path], 0, 1), "stream": stream}
+    with running() as simulator:
+        post(simulator, "/pause_generation", {})
+        gone, conn = (connect(simulator, path, json.dumps(body)) for _ in range(2))
+        until(lambda: simulator.parked == 2)
+        gone.close()
+        until(lambda: simulator.parked == 1)
+        simulator.become(weights="new")
+        done = post(simulator, "/continue_generation", {})
+        assert done.json() == {"message": "Generation continued successfully.", "status": "ok"}
+        raw = read_all(conn)
+        assert simulator.samples == 1 and (b"[DONE]" in raw) is stream
+        if not stream:
+            assert simulator.says(path, body).encode() in raw
+        assert (simulator.parked, simulator.aborted) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["abort", "retract", "in_place"])
+def test_pause_of_a_running_sample(mode: str) -> None:
+    """A pause let a running sample go on, or ended one that was to stand still."""
+    with running() as simulator:
+        conn, _ = paused(simulator, "/v1/completions", heated(ROUTES["/v1/completions"], 0, 1))
+        post(simulator, "/pause_generation", {"mode": mode})
+        simulator.release()
+        if mode == "abort":
+            assert b'"finish_reason":"abort"' in read_all(conn)
+        post(simulator, "/weights_checker", {})  # time to go on, if it would
+        assert (simulator.running, simulator.samples) == (int(mode != "abort"), 0)
+        post(simulator, "/continue_generation", {})
+        if mode != "abort":
+            assert b'"finish_reason":"length"' in read_all(conn)
+        assert simulator.aborted == int(mode == "abort")
+
+
+QUEUED = ["id", "finish_reason", "weight_version", "e2e_latency", "weight_versions"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", [{"abort_all": True}, {"rid": "x"}])
+def test_abort_in_the_queue(path: str, stream: bool, how: Json) -> None:
+    """An abort before the first token looked like one after it: SGLang knows no prompt then."""
+    body = {**ROUTES[path], "rid": "x", "stream": stream}
+    with running() as simulator:
+        simulator.faults.append(Fault.HOLD)
+        conn = connect(simulator, path, json.dumps(body))
+        until(lambda: simulator.waiting == 1)
+        assert post(simulator, "/abort_request", how).status_code == 200
+        raw = read_all(conn)
+        assert raw.startswith(b"HTTP/1.1 200 ") and (b"[DONE]" in raw) is stream
+        assert (simulator.samples, simulator.aborted) == (0, 1)
+        if stream:
+            events = parsed("".join(http_chunks(raw)[1]))
+            kinds = {"/generate": ["only"], "/v1/completions": ["end"]}
+            assert [kind_of(e) for e in events] == [*kinds.get(path, ["role", "end"]), "done"]
+            value = events[-2]
+        else:
+            value = json.loads(raw.partition(b"\r\n\r\n")[2])
+        if path == "/generate":
+            meta = value["meta_info"]
+            assert (value["text"], value["output_ids"]) == ("", [])
+            assert list(meta) == [*QUEUED, "completion_tokens", "response_sent_to_client_ts"]
+            assert meta["finish_reason"] == {"type": "abort", "message": "Abort in waiting queue"}
+            assert meta["weight_versions"] == [{"version": "default", "start": 0, "end": 0}]
+        else:
+            choice = value["choices"][0]
+            assert (choice["finish_reason"], choice["matched_stop"]) == ("abort", None)
+            if not stream:
+                assert choice.get("text", choice.get("message", {}).get("content")) == ""
+                assert [value["usage"][name] for name in COUNTS[:3]] == [0, 0, 0]
+                assert value["metadata"]["weight_version"] == "default"
+
+
+INFOS = ["/model_info", "/server_info", "/get_model_info", "/get_server_info", "/v1/models"]
+
+
+@pytest.mark.parametrize(("kind", "found"), [
+    ("sglang", INFOS), ("old", INFOS[2:]), ("openai", INFOS[4:]), ("none", []),
+])  # fmt: skip
+def test_info_routes(kind: str, found: list[str]) -> None:
+    """Servers of other ages and makes could not be played."""
+    with running(Profile(info=kind)) as simulator:
+        for path in INFOS:
+            answer = requests.get(simulator.url + path, timeout=10)
+            assert answer.status_code == (200 if path in found else 404)
+        assert texts(simulator, "/generate", ROUTES["/generate"])
+        assert simulator.infos == 5
+
+
+def test_info_delay() -> None:
+    """A poll that takes long told of the model before, or stopped the server from ending."""
+    with running(Profile(info_delay=0.1)) as simulator:
+        conn = connect(simulator, "/model_info", "", method="GET")
+        until(lambda: simulator.parked == 1)
+        simulator.become(model="m2")
+        assert b'"model_path":"m2"' in read_all(conn)
+        simulator.become(info_delay=1000.0)
+        conn = connect(simulator, "/server_info", "", method="GET")
+        until(lambda: simulator.parked == 1)
+        assert texts(simulator, "/generate", ROUTES["/generate"])
+    assert read_all(conn) == b""
+
+
+def test_thousand_connections() -> None:
+    """Clients that come all at once were refused, or waited for a second SYN."""
+    with running() as simulator:
+        body = json.dumps(ROUTES["/generate"])
+        simulator.faults.extend([Fault.HOLD] * 1000)
+        began = time.monotonic()
+        conns = [connect(simulator, "/generate", body) for _ in range(1000)]
+        until(lambda: simulator.waiting == 1000)
+        simulator.release()
+        assert all(b'"type":"length"' in read_all(conn) for conn in conns)
+        assert simulator.samples == 1000 and time.monotonic() - began < 30
+
+
 # ---------------------------------------------------------------- other routes
 
 
@@ -1039,6 +1494,37 @@ def test_auth(keys: Json, method: str, path: str, given: str, status: int) -> No
             assert answer.text == '{"error":"Unauthorized"}'
 
 
+def test_two_keys() -> None:
+    """Tenants could not be told apart, or a key that was taken away still worked."""
+    with running(Profile(api_key="a,b", admin_api_key="c")) as simulator:
+
+        def status(path: str, key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            return post(simulator, path, {}, headers=headers).status_code
+
+        def statuses() -> list[int]:
+            return [status("/v1/models", key) for key in ("a", "b", "c", "a,b", "")]
+
+        assert statuses() == [405, 405, 401, 401, 401]
+        simulator.become(api_key="b")
+        assert statuses() == [401, 405, 401, 401, 401]
+        simulator.restart(api_key="")
+        assert statuses() == [405] * 5
+        for path in ROUTES:
+            assert status(path, "") == 400
+        for path in control.ROUTES:
+            assert status(path, "b") == 401 and status(path, "c") != 401
+
+
+def test_ready() -> None:
+    """A probe without a key could not see a pause."""
+    with running(Profile(api_key="a", admin_api_key="a")) as simulator:
+        assert requests.get(simulator.url + "/ready", timeout=10).status_code == 200
+        headers = {"authorization": "Bearer a"}
+        assert post(simulator, "/pause_generation", {}, headers=headers).status_code == 200
+        assert requests.get(simulator.url + "/ready", timeout=10).status_code == 503
+
+
 def test_weights_update() -> None:
     """/update_weights_from_disk changes model and version everywhere."""
     with running() as simulator:
@@ -1062,8 +1548,9 @@ def test_server_info() -> None:
             headers = {"authorization": "Bearer k"}
             infos.append(requests.get(simulator.url + "/get_server_info", headers=headers,
                                       timeout=10).json())  # fmt: skip
-    assert (infos[0]["version"], infos[0]["random_seed"], infos[0]["api_key"]) == ("0.5.23", 5, "k")
+    assert (infos[0]["version"], infos[0]["api_key"]) == ("0.5.23", "k")
     assert infos[0]["startup_time"] != infos[1]["startup_time"]
+    assert len({5, *(found["random_seed"] for found in infos)}) == 3
 
 
 def test_received(shared: Simulator) -> None:

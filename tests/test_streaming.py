@@ -1,4 +1,4 @@
-"""What the addon keeps of streams: who is waited for, and what a broken one does."""
+"""What the addon keeps of flows and their clients: who is waited for, and what is let go of."""
 
 from __future__ import annotations
 
@@ -6,180 +6,195 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 from mitmproxy import http
+from mitmproxy.connection import Client
+from mitmproxy.options import Options
+from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
-from sglang_cached_addon import dialects
-from sglang_cached_addon.exchange import Exchange, Fetch, Follow, Live, Request
-from sglang_cached_addon.inflight import Follower, State
-from sglang_cached_addon.policy import Reason
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon import wire
+from sglang_cached_addon.exchange import Hit
+from sglang_cached_addon.feed import Feed
+from sglang_cached_addon.outcome import NOTHING, Kind, Outcome
+from sglang_cached_addon.service import Streamed
 from sglang_cached_addon.streaming import Streaming
 
-HEADERS = {b"content-type": b"application/json"}
-BODY = b'{"prompt":"a","stream":true}'
-COUNTED = BODY.replace(b"}", b',"stream_options":{"include_usage":true}}')
-CHUNK = b'data: {"id":"i","choices":[{"index":0,"text":"b","finish_reason":"stop"}]}\n\n'
-USAGE = b'data: {"id":"i","choices":[],"usage":{"completion_tokens":1}}\n\n'
-DONE = b"data: [DONE]\n\n"
+EVENTS = [b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"]
+MISS = Outcome(Kind.MISS)
 
 
-class Store(Memory):
-    """Pools that are kept nowhere."""
-
-    def append(
-        self, key: bytes, dialect: str, content: Any, samples: Any, raw: bytes = b""
-    ) -> None:
-        super().append(key, dialect, samples, raw)
+def streaming(handler: Any = None) -> Streaming:
+    return Streaming(lambda client: handler)
 
 
-@pytest.fixture
-def exchange() -> Exchange:
-    return Exchange(dialects.installed(), Store(), lambda: "id")
+def stored(longest: int = 0) -> Hit:
+    """A stored stream."""
+    return Hit(wire.chunked(EVENTS), MISS, NOTHING, 0.0, is_stream=True, longest=longest)
 
 
-def led(exchange: Exchange, body: bytes = BODY) -> tuple[Fetch, Live]:
-    fetch = exchange.receive(Request("POST", "/v1/completions", HEADERS, body), 0.0)
-    assert isinstance(fetch, Fetch)
-    return fetch, Live(time.monotonic(), fetch)
+def fetched(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> Streamed:
+    """One that is being fetched."""
+
+    def end(is_complete: bool) -> Outcome:
+        ended.append(is_complete)
+        return MISS
+
+    return Streamed((), pieces, MISS, end, ExitStack())
 
 
-def tee(
-    exchange: Exchange, body: bytes = BODY
-) -> tuple[Callable[[bytes], bytes | list[bytes]], Fetch, Live]:
-    fetch, live = led(exchange, body)
-    live.outcome = exchange.open(fetch)
-    return Streaming(lambda client: None).tee(exchange, fetch, live), fetch, live
+async def said(*batches: list[bytes]) -> AsyncIterator[list[bytes]]:
+    for batch in batches:
+        yield batch
 
 
-def whole(pieces: bytes | list[bytes]) -> bytes:
-    return pieces if isinstance(pieces, bytes) else b"".join(pieces)
+async def collected(feed: Feed) -> list[list[bytes]]:
+    """What a feed would send."""
+    return [pieces async for pieces in feed._pump._answer.pieces]
 
 
-def test_stored_with_the_last_word(exchange: Exchange) -> None:
-    """Who repeats a call as soon as it is done finds it answered."""
-    take, _, live = tee(exchange)
-    assert take(CHUNK) == [CHUNK]
-    assert take(USAGE) == []
-    assert live.fetch
-    assert take(DONE) == [DONE]
-    assert live.fetch is None
-    assert live.outcome
-    assert live.outcome.reason is None
-    assert exchange.lookup("POST", "/v1/completions", BODY, 0.0)
-    assert take(b"") == b""
+def context() -> Context:
+    return Context(tflow.tclient_conn(), Options())
 
 
-@pytest.mark.parametrize("where", ["relay", "complete_stream"])
-def test_never_raises(
-    where: str, exchange: Exchange, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    """What goes wrong in recording costs the recording, and not the client."""
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError("broken")
-
-    take, fetch, live = tee(exchange)
-    follower = Follower(fetch.lead.stream) if fetch.lead else None
-    monkeypatch.setattr(exchange, where, broken)
-    data = DONE if where == "complete_stream" else CHUNK
-    assert whole(take(data)) == data
-    assert take(CHUNK) == CHUNK
-    assert live.fetch is None
-    assert live.outcome
-    assert live.outcome.reason == "unreadable-answer"
-    assert "broken" in caplog.text
-    assert follower
-    assert fetch.lead
-    assert not fetch.lead.stream.is_live
-
-
-def test_a_broken_part(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choices that upstream numbers for itself would be taken for those that are stored."""
-    take, _, _ = tee(exchange)
-    for event in (CHUNK, USAGE, DONE):
-        take(event)
-    take, fetch, _ = tee(exchange, BODY.replace(b"}", b',"n":2}'))
-    assert fetch.is_partial
-    monkeypatch.setattr(exchange, "relay", lambda fetch, data: 1 / 0)
-    assert [take(CHUNK), take(DONE), take(b"")] == [b"", b"", b""]
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(
-    "body", [BODY, BODY.replace(b"}", b',"stream_options":{"include_usage":true}}')]
+    ("is_enabled", "version", "can"),
+    [
+        (True, "HTTP/1.1", True),
+        (True, "HTTP/1.0", False),
+        (False, "HTTP/1.1", False),
+        (True, "HTTP/2.0", False),
+    ],
 )
-def test_half_an_event(body: bytes, exchange: Exchange) -> None:
-    """What upstream ends in the middle of reaches the client as it is, and is not stored."""
-    take, _, live = tee(exchange, body)
-    assert whole(take(CHUNK + DONE[:-1])) + whole(take(b"")) == CHUNK + DONE[:-1]
-    assert live.fetch
+def test_who_can_be_answered(is_enabled: bool, version: str, can: bool) -> None:
+    """A client would get chunks that it cannot read, or an answer that nobody sends."""
+    streams, flow = streaming(), tflow.tflow()
+    flow.request.http_version = version
+    if is_enabled:
+        streams.enable(flow.client_conn)
+    assert streams.can_answer(flow) is can
 
 
-def test_followers_see_the_end(exchange: Exchange) -> None:
-    """Followers of a stream that ends without its terminator would see it hung up on."""
-    for ended, state in ((True, State.COMPLETE), (False, State.FAILED)):
-        fetch, _ = led(exchange)
-        assert fetch.lead
-        exchange.open(fetch)
-        exchange.fail(fetch, Reason.CUT, 200, ended=ended)
-        assert fetch.lead.stream.state is state
-
-
-def test_nothing_is_held(exchange: Exchange) -> None:
-    """A client that stays connected would hold all that it was ever streamed."""
+def test_a_client_leaves() -> None:
+    """What waits for a client who is gone would wait on; or that of others end, too."""
 
     async def run() -> None:
-        streaming = Streaming(lambda client: None)
-        leading, following = tflow.tflow(), tflow.tflow()
-        streaming.enable(leading.client_conn)
-        fetch = led(exchange)[0]
-        assert fetch.lead
-        streaming.lead(leading, fetch.lead)
-        follow = exchange.receive(Request("POST", "/v1/completions", HEADERS, BODY), 0.0)
-        assert isinstance(follow, Follow)
-        exchange.open(fetch)
-        assert await streaming.opened(following, follow)
-        streaming.follow(following, http.Response.make(), follow, exchange)
-        exchange.complete_stream(fetch, now=0.0, seconds=0.0)
-        for flow in (leading, following):
-            streaming.forget(flow)
-        streaming.leave(following.client_conn, follow.follower)
-        held = weakref.ref(fetch.lead.stream)
-        del fetch, follow
-        gc.collect()
-        assert held() is None
-        assert leading.client_conn
-        assert following.client_conn
+        streams, never = streaming(), asyncio.Event()
+        mine, other = tflow.tclient_conn(), tflow.tclient_conn()
+
+        async def wait(client: Client) -> None:
+            with streams.waiting(client):
+                await never.wait()
+
+        tasks = [asyncio.ensure_future(wait(client)) for client in (mine, mine, other)]
+        await settled()
+        streams.left(mine)
+        streams.left(mine)
+        await settled()
+        assert [task.cancelled() for task in tasks] == [True, True, False]
+        never.set()
+        await tasks[2]
+        streams.left(other)
+        assert not streams._waiting
 
     asyncio.run(run())
 
 
-def test_outlives(exchange: Exchange) -> None:
-    """A flow goes on without its client for as long as somebody follows."""
+def test_done_is_forgotten() -> None:
+    """A client that stays would hold each task that ever was, or its leaving end what goes on."""
 
     async def run() -> None:
-        streaming = Streaming(lambda client: None)
-        flow = tflow.tflow()
-        fetch, _ = led(exchange)
-        assert fetch.lead
-        streaming.lead(flow, fetch.lead)
-        assert not streaming.outlives(flow)  # its client is not behind a gateway
-        streaming.enable(flow.client_conn)
-        streaming.lead(flow, fetch.lead)
-        assert not streaming.outlives(flow)
-        follower = Follower(fetch.lead.stream)
-        assert streaming.outlives(flow)
-        waits = streaming.left(flow.client_conn)
-        assert waits
-        task = asyncio.ensure_future(waits)
-        await asyncio.sleep(0)
-        assert not task.done()
-        follower.leave()
-        await asyncio.wait_for(task, 10)
-        assert streaming.left(flow.client_conn) is None
+        streams, client = streaming(), tflow.tclient_conn()
+        for error in (None, ValueError):
+            with suppress(ValueError), streams.waiting(client):
+                if error:
+                    raise error
+            assert not streams._waiting
+            streams.left(client)
+            await settled()
+
+    asyncio.run(run())
+
+
+def test_feeds() -> None:
+    """A flow would be answered by upstream, too, or with another's stream."""
+
+    async def run() -> None:
+        streams = streaming(handler=object())
+        ended: list[bool] = []
+        flows = [tflow.tflow() for _ in range(3)]
+        head = http.Response.make()
+        streams.give(flows[0], head, fetched(said([b"a"], [b"b", b"c"]), ended))
+        streams.replay(flows[1], head, stored(), 0)
+        assert [streams.is_fed(flow) for flow in flows] == [True, True, False]
+        feeds = [streams.open_feed(flow, context()) for flow in flows]
+        assert feeds[2] is None
+        assert feeds[0]
+        assert feeds[1]
+        assert await collected(feeds[0]) == [[b"a"], [b"b", b"c"]]
+        assert await collected(feeds[1]) == [EVENTS]
+        feeds[0]._pump._answer.ended(True)
+        feeds[0]._pump._answer.ended(False)
+        assert ended == [True]
+
+    asyncio.run(run())
+
+
+def test_no_handler() -> None:
+    """A client that is gone by now would have a stream pumped to it."""
+    streams, flow = streaming(), tflow.tflow()
+    streams.replay(flow, http.Response.make(), stored(), 0)
+    assert streams.open_feed(flow, context()) is None
+
+
+@pytest.mark.parametrize(("rate", "least"), [(0, 0.0), (100, 0.09)])
+def test_pace(rate: float, least: float) -> None:
+    """A replay would come at once where it is to look like a generation; or late where not."""
+
+    async def run() -> None:
+        streams, flow = streaming(handler=object()), tflow.tflow()
+        streams.replay(flow, http.Response.make(), stored(longest=10), rate)
+        feed = streams.open_feed(flow, context())
+        assert feed
+        began = time.monotonic()
+        batches = await collected(feed)
+        assert time.monotonic() - began >= least
+        assert batches == ([[event] for event in EVENTS] if rate else [EVENTS])
+
+    asyncio.run(run())
+
+
+def test_nothing_is_held() -> None:
+    """A client that stays connected would hold all that it was ever streamed."""
+
+    async def run() -> None:
+        streams = streaming(handler=object())
+        given, replayed = tflow.tflow(), tflow.tflow()
+        streamed, hit = fetched(said(EVENTS), []), stored()
+        streams.give(given, http.Response.make(), streamed)
+        streams.replay(replayed, http.Response.make(), hit, 0)
+        held = weakref.ref(streamed)
+        for flow in (given, replayed, tflow.tflow()):
+            streams.forget(flow)
+            assert not streams.is_fed(flow)
+        del streamed
+        gc.collect()
+        assert held() is None
+        # A flow that nobody forgets takes its answer along.
+        streamed, flow = fetched(said(EVENTS), []), tflow.tflow()
+        streams.give(flow, http.Response.make(), streamed)
+        held = weakref.ref(streamed)
+        del streamed, flow
+        gc.collect()
+        assert held() is None
 
     asyncio.run(run())

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from sglang_cached_addon import admission
+from sglang_cached_addon.outcome import hit_status
 from sglang_cached_addon.policy import MAX_BODY
-from sglang_cached_addon.wire import MAX_HEAD, Head, HeadReader, NoHead, hit
+from sglang_cached_addon.wire import (
+    MAX_HEAD,
+    Head,
+    HeadReader,
+    NoHead,
+    chunked,
+    hit,
+    unchunked,
+)
 
 ROUTES = [("POST", "/generate"), ("PUT", "/generate"), ("POST", "/v1/chat/completions")]
 LINE = b"POST /generate HTTP/1.1"
@@ -28,7 +38,7 @@ UNDERSTOOD = {
     ),
     "PUT": (head(b"PUT /generate HTTP/1.1", *PLAIN), ("PUT", False)),
     "other fields": (
-        head(LINE, *PLAIN, b"Authorization: Bearer x", b"X-A: 1", b"X-A: 2"),
+        head(LINE, *PLAIN, b"X-A: 1", b"X-A: 2", b"Proxy-Authorization: a"),
         ("POST", False),
     ),
     "charset": (
@@ -45,6 +55,14 @@ UNDERSTOOD = {
     ),
     "close": (head(LINE, *PLAIN, b"Connection: close"), ("POST", True)),
     "empty value": (head(LINE, *PLAIN, b"X-Empty:"), ("POST", False)),
+    "unknown directives": (
+        head(LINE, *PLAIN, b"Cache-Control: no-transform, max-stale=9", b"Pragma: no-cache"),
+        ("POST", False),
+    ),
+    "no directives": (
+        head(LINE, *PLAIN, b"Cache-Control:", b"X-Cache-Control: x"),
+        ("POST", False),
+    ),
 }
 
 
@@ -114,6 +132,19 @@ FOREIGN = {
     "gzip": head(LINE, *PLAIN, b"Content-Encoding: gzip"),
     "origin": head(LINE, *PLAIN, b"Origin: http://x"),
     "two credentials": head(LINE, *PLAIN, b"Authorization: a", b"Authorization: b"),
+    "one credential twice": head(LINE, *PLAIN, b"Authorization: a", b"authorization: a"),
+    "two keys": head(LINE, *PLAIN, b"X-API-Key: a", b"x-api-key: b"),
+    "two of Azure's": head(LINE, *PLAIN, b"Api-Key: a", b"Api-Key: b"),
+    "two cookies": head(LINE, *PLAIN, b"Cookie: a=1", b"Cookie: b=2"),
+    "no-store": head(LINE, *PLAIN, b"Cache-Control: no-store"),
+    "no-cache": head(LINE, *PLAIN, b"cache-control: No-Cache"),
+    "max-age": head(LINE, *PLAIN, b"Cache-Control: max-age=60"),
+    "only-if-cached": head(LINE, *PLAIN, b"Cache-Control: only-if-cached"),
+    "a directive among others": head(LINE, *PLAIN, b"Cache-Control: x, no-transform,no-store"),
+    "X-Cache-Control": head(LINE, *PLAIN, b"X-Cache-Control: no-store"),
+    "the other one": head(LINE, *PLAIN, b"Cache-Control: x", b"X-Cache-Control: no-cache"),
+    "two fields of directives": head(LINE, *PLAIN, b"Cache-Control: x", b"Cache-Control: y"),
+    "two of the other": head(LINE, *PLAIN, b"X-Cache-Control: x", b"X-Cache-Control: y"),
     "bare LFs": b"POST /generate HTTP/1.1\nHost: x\nContent-Length: 2\n\n{}\r\n\r\n",
 }
 
@@ -139,10 +170,57 @@ def test_an_endless_head() -> None:
     assert read(LINE + b"\r\nX-A: " + b"a" * MAX_HEAD) is NoHead.FOREIGN
 
 
-def test_hit() -> None:
+CREDENTIALS: dict[str, tuple[bytes, ...]] = {
+    "none": (),
+    "a bearer": (b"Authorization: Bearer x",),
+    "another": (b"Authorization: Bearer y",),
+    "as a key": (b"X-API-Key: Bearer x",),
+    "as Azure's": (b"Api-Key: Bearer x",),
+    "a cookie": (b"Cookie: Bearer x",),
+    "two kinds": (b"Authorization: Bearer x", b"Cookie: a=1"),
+    "an empty one": (b"Authorization:",),
+}
+
+
+@pytest.mark.parametrize("name", CREDENTIALS)
+def test_credential(name: str) -> None:
+    """A client would be taken for another one, or the fast lane know it by another name than the
+    ordinary way does."""
+    found = read(head(LINE, *PLAIN, *CREDENTIALS[name]))
+    assert isinstance(found, Head)
+    pairs = [line.split(b":", 1) for line in CREDENTIALS[name]]
+    fields = {field.lower(): value.strip() for field, value in pairs}
+    assert found.credential == admission.credential(fields)
+    assert len(found.credential) == (0 if name == "none" else 32)
+    for other, lines in CREDENTIALS.items():
+        same = read(head(LINE, *PLAIN, *lines))
+        assert isinstance(same, Head)
+        assert (same.credential == found.credential) is (other == name)
+
+
+@pytest.mark.parametrize("key", [b"", bytes(range(32))])
+def test_hit(key: bytes) -> None:
     """A hit is a whole HTTP message."""
-    sent = hit(b"{}", 7)
-    assert sent == (
+    status = hit_status(key)
+    assert hit(b"{}", 7, status) == (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n"
-        b"Cache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\nAge: 7\r\n\r\n{}"
+        b"Cache-Status: " + status + b"\r\nX-Cache: HIT\r\nAge: 7\r\n\r\n{}"
     )
+
+
+def test_stream_hit() -> None:
+    """As above, of a stream."""
+    body = chunked([b"data: 100%\n\n", b"data: [DONE]\n\n"])
+    assert hit(body, 7, hit_status(b""), is_stream=True) == (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+        b"Transfer-Encoding: chunked\r\nCache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\n"
+        b"Age: 7\r\n\r\nc\r\ndata: 100%\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "events", [[], [b"a"], [b"a" * 15, b"b" * 16, b"c" * 70_000], [b"0\r\n\r\n", b"\r\n"]]
+)
+def test_chunks(events: list[bytes]) -> None:
+    """A client would take something else for an event."""
+    assert unchunked(chunked(events)) == events

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from sglang_cached_addon.policy import Mode
+
 
 def _env(name: str) -> str:
     return f"SGLANG_CACHED_{name}"
@@ -63,6 +65,49 @@ def _env(name: str) -> str:
     help="How fast stored streams are replayed; 0 for at once.",
 )
 @click.option(
+    "--mode",
+    type=click.Choice([mode.value for mode in Mode]),
+    default=Mode.READWRITE.value,
+    show_default=True,
+    envvar=_env("MODE"),
+    show_envvar=True,
+    help="readonly stores nothing; refresh fetches everything anew, and replaces; offline never "
+    "asks the server; off only passes on.",
+)
+@click.option(
+    "--no-collapse",
+    is_flag=True,
+    envvar=_env("NO_COLLAPSE"),
+    show_envvar=True,
+    help="Let equal requests at the same time each go to the server.",
+)
+@click.option(
+    "--isolate-by-credential",
+    is_flag=True,
+    envvar=_env("ISOLATE_BY_CREDENTIAL"),
+    show_envvar=True,
+    help="A cache for each API key, apart from the others'.",
+)
+@click.option(
+    "--admin-token",
+    default="",
+    metavar="TOKEN",
+    envvar=_env("ADMIN_TOKEN"),
+    show_envvar=True,
+    help="What /cache/info and /cache/clear ask for; without one, they only answer to this "
+    "machine. Better in the environment, where other users of the machine do not see it.",
+)
+@click.option(
+    "--poll-seconds",
+    type=click.FloatRange(0.1, 86_400),
+    default=5.0,
+    show_default=True,
+    metavar="S",
+    envvar=_env("POLL_SECONDS"),
+    show_envvar=True,
+    help="How often the server is asked which model it has, while there is traffic.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     envvar=_env("INSECURE"),
@@ -102,6 +147,11 @@ def start(
     cache_path: str,
     quiet: bool,
     replay_tokens_per_second: int,
+    mode: str,
+    no_collapse: bool,
+    isolate_by_credential: bool,
+    admin_token: str,
+    poll_seconds: float,
     insecure: bool,
     web: bool,
     scripts: tuple[str, ...],
@@ -123,6 +173,11 @@ def start(
                 scripts=scripts,
                 sets=sets,
                 replay_tokens_per_second=replay_tokens_per_second,
+                mode=mode,
+                collapse=not no_collapse,
+                isolate_by_credential=isolate_by_credential,
+                admin_token=admin_token,
+                poll_seconds=poll_seconds,
             )
         )
     )

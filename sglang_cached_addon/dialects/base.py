@@ -148,6 +148,8 @@ class Split:
     generations: tuple[Generation, ...]
     refusal: Reason | None = None
     """Why none of it may be stored, though it may be answered."""
+    versions: frozenset[str] = frozenset()
+    """The `weight_version`s that the answer names."""
 
 
 def with_deltas(split: Split, deltas: Sequence[bytes]) -> Split:
@@ -187,6 +189,10 @@ class Dialect(Protocol):
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         """The answer to `call` from `n` samples of each item."""
 
+    def aborted(self, call: Call, rid: str, now: float) -> bytes:
+        """The answer for `n=1` to a call of this kind that was aborted while it waited, at this
+        Unix time: without a token."""
+
     # Streams. A dialect whose `read` refuses them is not asked for the rest.
 
     def record(self, call: Call, fill: Fill) -> Recorder:
@@ -204,6 +210,10 @@ class Dialect(Protocol):
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
         """Puts the client's ids into the parsed data of an event."""
+
+    def cut(self, event: Any) -> None:
+        """Makes the parsed data of an event that has all of a choice so far (`Part.STATE`) its
+        last, as if the choice was aborted then."""
 
 
 def trimmed_n(shortfalls: Sequence[int]) -> int:
@@ -362,6 +372,12 @@ def weights_refusal(meta: Any) -> Reason | None:
     """An answer that spans two sets of weights belongs to neither model."""
     spans = meta.get("weight_versions") if isinstance(meta, dict) else None
     return Reason.MIXED_WEIGHTS if isinstance(spans, list) and len(spans) > 1 else None
+
+
+def weight_versions(metas: Iterable[Any]) -> frozenset[str]:
+    """What `meta_info` or `metadata` objects name as the weights that they come from."""
+    found = (meta.get("weight_version") for meta in metas if isinstance(meta, dict))
+    return frozenset(version for version in found if isinstance(version, str))
 
 
 def finish_refusal(kind: Any) -> Reason | None:

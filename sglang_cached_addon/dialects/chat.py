@@ -49,6 +49,10 @@ class Chat:
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
 
+    def aborted(self, call: Call, rid: str, now: float) -> bytes:
+        said = {"message": {"role": "assistant", "content": "", "reasoning_content": None}}
+        return openai.aborted(call, rid, now, "chat.completion", said)
+
     def record(self, call: Call, fill: Fill) -> Recorder:
         return openai_stream.Recorder(
             [chat_stream.Tape() for _ in range(fill.total)],
@@ -68,6 +72,9 @@ class Chat:
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
         openai_stream.rename(event, rids)
+
+    def cut(self, event: Any) -> None:
+        pass  # no event has all of a choice
 
 
 def _names_media(message: Any) -> bool:

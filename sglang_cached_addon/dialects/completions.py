@@ -59,6 +59,10 @@ class Completions:
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
 
+    def aborted(self, call: Call, rid: str, now: float) -> bytes:
+        said = {"text": ""}
+        return openai.aborted(call, rid, now, "text_completion", said)
+
     def record(self, call: Call, fill: Fill) -> Recorder:
         return openai_stream.Recorder(
             [completions_stream.Tape() for _ in range(fill.total)],
@@ -79,6 +83,9 @@ class Completions:
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
         openai_stream.rename(event, rids)
+
+    def cut(self, event: Any) -> None:
+        pass  # no event has all of a choice
 
 
 def _lengths(call: Call, fill: Fill) -> list[int]:

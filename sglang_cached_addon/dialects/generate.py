@@ -148,7 +148,8 @@ class Generate:
                     tokens if isinstance(tokens, int) else 0,
                 )
             )
-        return Split(tuple(generations), refusal)
+        metas = [native["meta_info"] for native in natives]
+        return Split(tuple(generations), refusal, base.weight_versions(metas))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         natives = [sample for pool in samples for sample in pool]
@@ -159,6 +160,10 @@ class Generate:
         if call.batched or call.n > 1:
             return b"[" + b",".join(natives) + b"]"
         return natives[0]
+
+    def aborted(self, call: Call, rid: str, now: float) -> bytes:
+        meta = {"id": rid, "finish_reason": _ABORTED, "completion_tokens": 0}
+        return base.dump({"text": "", "output_ids": [], "meta_info": meta})
 
     def record(self, call: Call, fill: Fill) -> Recorder:
         is_array = call.batched or fill.n > 1
@@ -185,6 +190,12 @@ class Generate:
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
         event["meta_info"]["id"] = rids[event.get("index", 0)]
+
+    def cut(self, event: Any) -> None:
+        event["meta_info"]["finish_reason"] = _ABORTED
+
+
+_ABORTED = {"type": "abort", "message": "Abort in waiting queue"}
 
 
 def _batch_size(body: dict[str, Any]) -> int | None:

@@ -83,7 +83,32 @@ def split(
                 count if isinstance(count, int) else 0,
             )
         )
-    return Split(tuple(generations), refusal)
+    metas = [answer.get("metadata"), *(choice.get("meta_info") for choice in choices)]
+    return Split(tuple(generations), refusal, base.weight_versions(metas))
+
+
+def aborted(call: Call, rid: str, now: float, kind: str, said: dict[str, Any]) -> bytes:
+    """The answer of an API, `kind`, to a call that was aborted while it waited; `said` is where
+    its text would be."""
+    choice = {"index": 0, **said, "logprobs": None, "finish_reason": "abort", "matched_stop": None}
+    usage = {
+        "prompt_tokens": 0,
+        "total_tokens": 0,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": 0,
+    }
+    return base.dump(
+        {
+            "id": rid,
+            "object": kind,
+            "created": int(now),
+            "model": call.body.get("model", "default"),
+            "choices": [choice],
+            "usage": usage,
+            "metadata": None,
+        }
+    )
 
 
 def _in_order(choices: list[Any], total: int) -> list[dict[str, Any]]:

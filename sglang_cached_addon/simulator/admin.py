@@ -1,9 +1,8 @@
-"""The routes that generate nothing: control, /tokenize, and what the server says of itself."""
+"""The routes that generate and change nothing: /tokenize, what the server says of itself."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 from sglang_cached_addon.simulator.handler import Handler
 from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json
@@ -45,30 +44,12 @@ async def nothing(handler: Handler) -> None:
     handler.reply(b"")
 
 
+async def ready(handler: Handler) -> None:
+    handler.reply(b"", 503 if handler.engine.paused else 200)
+
+
 async def root(handler: Handler) -> None:
     handler.reply("simulated SGLang is running")
-
-
-async def abort(handler: Handler) -> None:
-    body = handler.document()
-    handler.engine.abort(str(body.get("rid") or ""), bool(body.get("abort_all")))
-    handler.reply(b"")
-
-
-async def flush_cache(handler: Handler) -> None:
-    text = "Cache flushed.\nPlease check backend logs for more details. (When there are running"
-    text += " or waiting requests, the operation will not be performed.)\n"
-    handler.reply(text.encode(), 400 if handler.engine.running else 200)
-
-
-async def update_weights(handler: Handler) -> None:
-    body, old = handler.document(), handler.engine.profile
-    if not isinstance(body.get("model_path"), str):
-        raise missing(handler.request.path, body, "model_path")
-    version = body.get("weight_version") or old.weight_version
-    handler.engine.profile = replace(old, model=body["model_path"], weight_version=version)
-    text = "Succeeded to update model weights."
-    handler.reply({"success": True, "message": text, "num_paused_requests": 0})
 
 
 async def tokenize(handler: Handler) -> None:
@@ -80,19 +61,28 @@ async def tokenize(handler: Handler) -> None:
 
 
 async def models(handler: Handler) -> None:
-    model = handler.engine.profile.model
-    card = {"id": model, "object": "model", "created": int(time.time()), "owned_by": "sglang"}
-    card |= {"root": model, "parent": None, "max_model_len": CONTEXT_LENGTH}
-    handler.reply({"object": "list", "data": [card]})
+    """The model, then the loaded adapters."""
+    loaded = handler.engine.loaded
+    model = loaded.profile.served
+    cards = [_card(model, model, None, CONTEXT_LENGTH)]
+    cards += [_card(name, path, model, None) for name, path in loaded.adapters.paths.items()]
+    handler.reply({"object": "list", "data": cards})
+
+
+def _card(name: str, root: str, parent: str | None, length: int | None) -> Json:
+    card: Json = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sglang"}
+    return {**card, "root": root, "parent": parent, "max_model_len": length}
 
 
 async def model_info(handler: Handler) -> None:
-    profile = handler.engine.profile
+    await handler.rest(handler.engine.profile.info_delay)
+    loaded = handler.engine.loaded
+    profile = loaded.profile
     handler.reply(
         {
             "model_path": profile.model,
-            "served_model_name": profile.model,
-            "tokenizer_path": profile.model,
+            "served_model_name": profile.served,
+            "tokenizer_path": loaded.launched.model,
             "is_generation": True,
             "preferred_sampling_params": None,
             "weight_version": profile.weight_version,
@@ -110,19 +100,42 @@ async def model_info(handler: Handler) -> None:
 
 
 async def server_info(handler: Handler) -> None:
-    """A few of SGLang's keys, in its order; the API keys are shown in clear, as there."""
-    profile = handler.engine.profile
+    """A few of SGLang's keys; the API keys are shown in clear, as there.
+
+    It is told what the server was started with: an update of the weights is not seen here.
+    """
+    engine = handler.engine
+    await handler.rest(engine.profile.info_delay)
+    profile = engine.loaded.launched
+    adapters = [given.partition("=") for given in profile.lora_paths]
     handler.reply(
         {
             "model_path": profile.model,
-            "random_seed": profile.seed,
+            "tokenizer_path": profile.model,
+            "load_format": "auto",
+            "context_length": None,
+            "revision": profile.revision or None,
+            "dtype": profile.dtype,
+            "quantization": profile.quantization or None,
+            "kv_cache_dtype": "auto",
+            "random_seed": engine.random_seed,
             "api_key": profile.api_key or None,
             "admin_api_key": profile.admin_api_key or None,
-            "served_model_name": profile.model,
+            "served_model_name": profile.served,
             "weight_version": profile.weight_version,
+            "chat_template": profile.chat_template or None,
+            "enable_lora": profile.enable_lora,
+            "lora_paths": [
+                {"lora_name": name, "lora_path": path or name, "pinned": False}
+                for name, _, path in adapters
+            ],
             "incremental_streaming_output": profile.incremental,
             "status": "ready",
-            "startup_time": handler.engine.startup_time,
+            "max_total_num_tokens": 65536,
+            "max_req_input_len": CONTEXT_LENGTH - 6,
+            "startup_time": engine.startup_time,
+            "internal_states": [{"last_gen_throughput": float(engine.tokens)}],
             "version": "0.5.23",
+            "frontend": "python",
         }
     )

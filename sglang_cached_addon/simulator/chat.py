@@ -39,7 +39,8 @@ def read(body: Json) -> Ask:
     limit = 32 if body.get(name) is None else whole(PATH, body, name, 0)
     params, n = openai.sampling(PATH, body, limit)
     thinks = (body.get("chat_template_kwargs") or {}).get("enable_thinking") is True
-    return Ask(body, [_render(body)], [params], False, n, chat=True, thinks=thinks)
+    model = str(body.get("model", "default"))
+    return Ask(body, [_render(body)], [params], False, n, model=model, chat=True, thinks=thinks)
 
 
 def _render(body: Json) -> str:

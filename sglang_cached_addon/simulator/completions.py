@@ -33,7 +33,9 @@ def read(body: Json) -> Ask:
     many = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts = prompt if many else [prompt]
     params, n = openai.sampling(PATH, body, limit)
-    return Ask(body, prompts, [params] * len(prompts), many, n)
+    return Ask(
+        body, prompts, [params] * len(prompts), many, n, model=str(body.get("model", "default"))
+    )
 
 
 def _logprobs(ask: Ask, run: Run, since: int, echo: bool) -> Json | None:

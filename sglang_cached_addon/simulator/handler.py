@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any
 
 import orjson
@@ -11,14 +12,13 @@ from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler
 
 from sglang_cached_addon.simulator.engine import Engine
-from sglang_cached_addon.simulator.jobs import Job
-from sglang_cached_addon.simulator.profile import Json, Received
+from sglang_cached_addon.simulator.jobs import Job, Left
+from sglang_cached_addon.simulator.profile import INFO_ROUTES, Json, Received
 from sglang_cached_addon.simulator.reading import document
 from sglang_cached_addon.simulator.refusals import Refusal, crash
 
 JSON = "application/json"
-_OPEN = ("/health", "/metrics")  # paths that need no key begin like this
-_ADMIN = {"/abort_request", "/flush_cache", "/update_weights_from_disk"}
+_OPEN = ("/health", "/ready", "/metrics")  # paths that need no key begin like this
 
 
 class Recorder(RequestHandler):
@@ -43,10 +43,12 @@ class Handler(Recorder):
 
     SUPPORTED_METHODS = ("GET", "HEAD", "POST", "DELETE", "PATCH", "PUT", "OPTIONS")
     job: Job | None = None  # the samples asked for
+    _rest: asyncio.Future[None] | None = None
 
-    def initialize(self, engine: Engine, routes: Routes) -> None:
+    def initialize(self, engine: Engine, routes: Routes, admin: Container[str]) -> None:
         self.engine = engine
         self.routes = routes
+        self.admin = admin  # the paths that want the admin key
 
     def compute_etag(self) -> str | None:
         return None
@@ -54,12 +56,30 @@ class Handler(Recorder):
     def on_connection_close(self) -> None:
         if self.job is not None:
             self.job.leave()
+        if self._rest is not None and not self._rest.done():
+            self._rest.set_exception(Left())
+
+    async def rest(self, seconds: float | None) -> None:
+        """Wait so long, or (None) as long as generation is paused. Raises Left."""
+        loop, resting = asyncio.get_running_loop(), self.engine.resting
+        end = None if seconds is None else loop.time() + seconds
+        while self.engine.paused if end is None else loop.time() < end:
+            rest = self._rest = loop.create_future()
+            resting.add(rest)
+            timer = None if end is None else loop.call_at(end, _wake, rest)
+            try:
+                await rest
+            finally:
+                resting.discard(rest)
+                if timer is not None:
+                    timer.cancel()
 
     async def serve(self) -> None:
         path, method = self.request.path, self.request.method or ""
         if not self._permitted():
-            self.clear_header("Vary")
-            self.reply({"error": "Unauthorized"}, 401)
+            self.unauthorized()
+        elif path in INFO_ROUTES["sglang"] - INFO_ROUTES[self.engine.profile.info]:
+            self.reply({"detail": "Not Found"}, 404)
         elif path in self.routes:
             methods, endpoint = self.routes[path]
             await self._serve(endpoint if method in methods else None, methods)
@@ -81,16 +101,22 @@ class Handler(Recorder):
             await endpoint(self)
         except Refusal as refusal:
             self.refuse(refusal)
+        except Left:
+            self.detach().close()
 
     def _permitted(self) -> bool:
         path, profile = self.request.path, self.engine.profile
         if self.request.method == "OPTIONS" or path.startswith(_OPEN):
             return True
-        admin = path in _ADMIN and profile.admin_api_key
+        admin = path in self.admin and profile.admin_api_key
         wanted = profile.admin_api_key if admin else profile.api_key
         scheme, _, key = self.request.headers.get("Authorization", "").partition(" ")
-        given = scheme.lower() == "bearer" and hmac.compare_digest(key.encode(), wanted.encode())
-        return not wanted or given
+        same = [hmac.compare_digest(key.encode(), one.encode()) for one in wanted.split(",")]
+        return not wanted or (scheme.lower() == "bearer" and any(same))
+
+    def unauthorized(self) -> None:
+        self.clear_header("Vary")
+        self.reply({"error": "Unauthorized"}, 401)
 
     def document(self) -> Json:
         kind = self.request.headers.get("Content-Type", "")
@@ -142,6 +168,11 @@ class Echo(WebSocketHandler, Recorder):
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             self.ws_connection.stream.close()
         self.on_close()
+
+
+def _wake(rest: asyncio.Future[None]) -> None:
+    if not rest.done():
+        rest.set_result(None)
 
 
 Endpoint = Callable[[Handler], Awaitable[None]]

@@ -22,7 +22,8 @@ class Job:
     def __init__(self, runs: list[Run], fault: Fault | None) -> None:
         self.runs = runs
         self.gone = False  # the client has left
-        self.waiting = False  # for `release`
+        self.waiting = False  # for `release`, or to go on after a pause of the whole server
+        self._frozen = False
         self._longest = max((len(run.ids) for run in runs), default=0)
         self.turn = self._longest // 2 if fault in _HALFWAY else 0  # tokens before the fault
         self._held = fault in (Fault.HOLD, Fault.PAUSE)
@@ -36,8 +37,13 @@ class Job:
         self._held = False
         self._wake.set()
 
+    def freeze(self, frozen: bool) -> None:
+        """Say no more for now, or go on."""
+        self._frozen = frozen
+        self._wake.set()
+
     def abort(self, run: Run) -> None:
-        run.abort()
+        run.abort(self.waiting)
         self._wake.set()
 
     async def steps(self, profile: Profile) -> AsyncIterator[Run]:
@@ -47,7 +53,7 @@ class Job:
         pace = 1 / profile.tokens_per_second if profile.tokens_per_second > 0 else 0.0
         count = 0
         while not all(run.told for run in self.runs):
-            self.waiting = self._held and count == self.turn
+            self.waiting = self._frozen or (self._held and count == self.turn)
             if self.waiting:
                 since = clock()
                 await self._nap(None)

@@ -12,6 +12,9 @@ from sglang_cached_addon.simulator.words import likely, pieces, token_ids, word
 
 def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
     """`meta_info` after `run.count` tokens; its output log-probabilities from `since` on."""
+    stamp = {"response_sent_to_client_ts": time.time()} if stamped else {}
+    if run.queued:
+        return {**_of_queued(ask, run), **stamp}
     ended: Json = {}
     latency: Json = {}
     if run.over:
@@ -31,7 +34,24 @@ def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
         "cached_tokens_details": None,
         "dp_rank": None,
         **latency,
-        **({"response_sent_to_client_ts": time.time()} if stamped else {}),
+        **stamp,
+    }
+
+
+def _of_queued(ask: Ask, run: Run) -> Json:
+    """Of a sample that was aborted before it began: little is known of it."""
+    names = ["input_token_logprobs", "output_token_logprobs", "output_token_logprobs_length"]
+    if int(ask.item("top_logprobs_num", run, 0)):
+        names += ["input_top_logprobs", "output_top_logprobs"]
+    logprobs: Json = {name: 0 if name.endswith("_length") else [] for name in names}
+    return {
+        "id": run.rid,
+        "finish_reason": run.reason,
+        "weight_version": run.spans[-1][0],
+        "e2e_latency": time.perf_counter() - run.started,
+        "weight_versions": run.weight_versions()[:1],
+        **(logprobs if ask.item("return_logprob", run, False) else {}),
+        "completion_tokens": 0,
     }
 
 

@@ -57,7 +57,7 @@ def answer(ask: Ask, runs: list[Run], kind: str, choice: Callable[[Ask, Run], Js
 
 def usage(firsts: list[Run], runs: list[Run]) -> Json:
     """Token counts: prompts of the first sample of each prompt, completions of all samples."""
-    prompt = sum(len(token_ids(run.prompt)) for run in firsts)
+    prompt = sum(len(token_ids(run.prompt)) for run in firsts if not run.queued)
     completion, reasoning = sum(run.count for run in runs), sum(run.reasoning for run in runs)
     return {
         "prompt_tokens": prompt,

@@ -72,8 +72,8 @@ def flaw(kind: str, loc: tuple[Any, ...], text: str, given: Any) -> Json:
     return {"type": kind, "loc": ("body", *loc), "msg": text, "input": given}
 
 
-def missing(path: str, body: Json, name: str) -> Refusal:
-    return invalid(path, flaw("missing", (name,), "Field required", body))
+def missing(path: str, body: Json, *names: str) -> Refusal:
+    return invalid(path, *(flaw("missing", (name,), "Field required", body) for name in names))
 
 
 def none_of(path: str, body: Json, name: str, *types: str) -> Refusal:

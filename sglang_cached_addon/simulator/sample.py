@@ -15,6 +15,7 @@ from sglang_cached_addon.simulator.profile import Json
 from sglang_cached_addon.simulator.words import Prompt
 
 ABORTED: Json = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
+ABORTED_IN_QUEUE: Json = {"type": "abort", "message": "Abort in waiting queue"}
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Ask:
     params: list[Json]  # of each prompt
     many: bool  # a list was given: rids are numbered, /generate answers a list
     n: int = 1
+    model: str = ""  # as the OpenAI routes are given it
     chat: bool = False
     thinks: bool = False  # half of the tokens are to be reasoning
     created: int = field(default_factory=lambda: int(time.time()))
@@ -68,6 +70,7 @@ class Run:
     over: bool = False
     told: bool = False  # the end has been handed on
     aborted: bool = False  # by a client
+    queued: bool = False  # it was aborted before it began
 
     def advance(self, count: int) -> None:
         self.count = min(count, len(self.ids))
@@ -78,10 +81,13 @@ class Run:
         self.text, self.reason = self.said(0, count), ABORTED
         del self.tokens[count:], self.ids[count:]
 
-    def abort(self) -> None:
+    def abort(self, waiting: bool) -> None:
+        """End it with what it has said; one that has not begun may still wait for its turn."""
         if not self.over:
             self.over = self.aborted = True
             self.shorten(self.count)
+            if waiting and not self.count:
+                self.queued, self.reason = True, ABORTED_IN_QUEUE
 
     def said(self, start: int, end: int) -> str:
         """The text of tokens `start` to `end`, as far as it is not trimmed."""

@@ -28,6 +28,9 @@ async def sample(handler: Handler) -> None:
     fault = engine.faults.popleft() if engine.faults else None
     if fault is Fault.ERROR_503:
         raise busy()
+    if fault is Fault.UNAUTHORIZED:
+        handler.unauthorized()
+        return
     body = handler.document()
     try:
         ask = api.read(body)
@@ -36,6 +39,7 @@ async def sample(handler: Handler) -> None:
         if fault in _BODIES:
             await _one(handler, ask.stream, _BODIES[fault])
             return
+        await handler.rest(None)
         job = handler.job = engine.open(ask, fault)
     except ValueError as wrong:
         await _refuse(handler, bool(body.get("stream")), wrong)

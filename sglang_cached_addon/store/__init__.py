@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.store.journal import Journal, Loaded, StoreError
+from sglang_cached_addon.store.journal import Journal, Loaded
 from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.state import StateFile, StoreError
 
 __all__ = ["DiskStore", "Loaded", "StoreError"]
 
@@ -23,15 +25,23 @@ class DiskStore:
         """Opens a cache folder and loads it; raises `StoreError` with what to do."""
         self.memory = Memory()
         self.journal = Journal(folder)
+        self.state = StateFile(folder)
+        """What is known of the upstream, beside the answers."""
         try:
-            self.loaded: Loaded = self.journal.load(self.memory.append)
+            loaded = self.journal.load(self.memory.append)
         except BaseException:
             self.journal.close()
             raise
+        # What was replaced by later lines was not loaded.
+        self.loaded: Loaded = replace(loaded, keys=len(self.memory), samples=self.memory.samples)
 
     @property
     def generation(self) -> int:
         return self.memory.generation
+
+    @property
+    def clears(self) -> int:
+        return self.memory.clears
 
     def get(self, key: bytes) -> Sequence[Sample]:
         return self.memory.get(key)
@@ -46,15 +56,31 @@ class DiskStore:
         content: bytes,
         samples: Sequence[Sample],
         raw: bytes = b"",
+        *,
+        since: float | None = None,
     ) -> None:
+        # All lines of a key stay or go together, so its first one keeps what was asked: samples
+        # that a `since` drops leave their line where it is.
         is_new = not self.memory.get(key)
-        self.memory.append(key, dialect, samples, raw)
-        self.journal.append(key, dialect, content if is_new else None, samples, raw)
+        self.memory.append(key, dialect, samples, raw, since=since)
+        self.journal.append(key, dialect, content if is_new else None, samples, raw, since=since)
 
-    def clear(self) -> Future[None]:
-        """Empties memory now and the file in its turn; the future is done when the disk has it."""
-        self.memory.clear()
-        return self.journal.clear()
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+        """Empties memory now and the file in its turn; the future is done when the disk has it.
+        With a `model`, only what belongs to it (as a key begins), or to all `others`."""
+        if model is None:
+            self.memory.clear()
+            return self.journal.clear()
+
+        def is_cleared(key: bytes) -> bool:
+            return key.startswith(model) is not others
+
+        self.memory.clear(is_cleared)
+        return self.journal.clear(is_cleared)
+
+    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+        """As `Journal.calls`."""
+        return self.journal.calls(limit, seconds)
 
     def close(self) -> None:
         """Writes what is pending, and lets go of the folder."""

@@ -1,13 +1,16 @@
-"""The journal: `cache.jsonl`, append-only, one self-describing JSON object a line.
+"""The journal: `cache.jsonl`, one self-describing JSON object a line, added at the end.
 
-    {"v":1,"key":"<64 hex>","raw":"<32 hex>","dialect":"...","at":<unix s>,"seconds":<s>,
-     "tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..]}
+    {"v":2,"key":"<64 hex>","raw":"<32 hex>","since":<unix s>,"dialect":"...","at":<unix s>,
+     "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..]}
 
 `answers` are samples, each the whole answer of its API for n=1; `deltas`, where they came as
 streams, holds the boundaries of each one's events, or null; `call` is what was asked, on the
-first line of a key; `raw` names a body that the first answer of the key answers. One
+first line of a key; `raw` names a body that the first answer of the key answers; `since`, if
+any, says that samples of the key stored before that are no more. One
 thread owns the file: it writes what has gathered, at the latest `FLUSH_SECONDS` after it
-came, so a killed process loses no more than that. At open, a torn last line is moved to
+came, so a killed process loses no more than that. A clear of all cuts the file to nothing; one
+of some keys takes all of their lines out, and no other: what is left of them is written to
+`cache.jsonl.new` and renamed, so there is no half of it. At open, a torn last line is moved to
 `cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
 and counted. A lock on the folder keeps a second process out.
 """
@@ -18,16 +21,18 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.keys import FORMAT_VERSION, dumps
+from sglang_cached_addon.store.state import StoreError, sync_folder
 
 FLUSH_SECONDS = 0.05
 """How long a line may wait for company."""
@@ -37,12 +42,32 @@ RETRY_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
-Add = Callable[[bytes, str, Sequence[Sample], bytes], None]
-"""Takes the key, dialect, samples and raw name of a line."""
+OLD_VERSIONS = (1,)
+"""Lines of these are kept, and of no use: the first did not name the model."""
 
 
-class StoreError(Exception):
-    """The cache folder cannot be used; the message says why and what to do."""
+class Add(Protocol):
+    """Takes what a line holds."""
+
+    def __call__(
+        self,
+        key: bytes,
+        dialect: str,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float | None = None,
+    ) -> object: ...
+
+
+IsCleared = Callable[[bytes], bool]
+"""Whether the lines of a key are to go."""
+
+Clear = tuple[Future[None], IsCleared | None]
+"""What is done when the disk has it, and whose lines go: everybody's, if it does not say."""
+
+Lines = list[tuple[bytes, bytes]]
+"""Keys and lines, in the order of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +89,17 @@ class Journal:
         """Takes the folder (made if missing) for this process; raises `StoreError`."""
         self.folder = folder
         self.path = folder / "cache.jsonl"
+        self._aside = folder / "cache.jsonl.new"
         self._lock_file = _lock(folder)
         try:
+            self._aside.unlink(missing_ok=True)  # of a rewriting that did not come to its end
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         except OSError as e:
             os.close(self._lock_file)
-            raise StoreError(f"cannot write {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
-        self._pending: list[bytes] = []
-        self._clears: list[Future[None]] = []
+            name = e.filename or self.path
+            raise StoreError(f"cannot write {name}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+        self._pending: Lines = []
+        self._clears: list[Clear] = []
         self._changed = threading.Condition()
         self._hurry = threading.Event()
         """Set when the writer should not wait: for a clear, and at the end."""
@@ -93,23 +121,44 @@ class Journal:
         content: bytes | None,
         samples: Sequence[Sample],
         raw: bytes = b"",
+        *,
+        since: float | None = None,
     ) -> None:
         """Queues one line; `content` is the canonical call, or None if the journal has it."""
-        line = encode(key, dialect, content, samples, raw)
+        line = encode(key, dialect, content, samples, raw, since)
         with self._changed:
-            self._pending.append(line)
+            self._pending.append((key, line))
             if len(self._pending) == 1:
                 self._changed.notify()
 
-    def clear(self) -> Future[None]:
-        """Queues the replacement of the file by an empty one; what was pending goes with it."""
+    def clear(self, is_cleared: IsCleared | None = None) -> Future[None]:
+        """Queues the removal of some keys' lines, or of the whole file's; what was pending of them
+        goes with it."""
         done: Future[None] = Future()
         with self._changed:
-            self._pending.clear()
-            self._clears.append(done)
+            self._pending = _without(self._pending, is_cleared)
+            self._clears.append((done, is_cleared))
             self._hurry.set()
             self._changed.notify()
         return done
+
+    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+        """The key, dialect and canonical call of the stored calls, oldest first, from the file as
+        it is: not more than so many, and not for longer. To be used in a thread; a file that
+        cannot be read has none."""
+        deadline = time.monotonic() + seconds
+        try:
+            # Opened anew, so that the writer's place in the file is its own. What a clear takes
+            # away meanwhile may still be seen.
+            with open(self.path, "rb") as lines:
+                for line in lines:
+                    if limit <= 0 or time.monotonic() > deadline:
+                        return
+                    if (found := _call_of(line)) is not None:
+                        limit -= 1
+                        yield found
+        except OSError as e:
+            logger.debug("%s", e)
 
     # Before serving, and after.
 
@@ -129,19 +178,29 @@ class Journal:
     def _load(self, add: Add) -> Loaded:
         torn = self._set_torn_line_aside()
         keys: set[bytes] = set()
-        samples = skipped = 0
+        samples = skipped = old = 0
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    key, dialect, found, raw = _parse(line)
+                    key, dialect, found, raw, since = _parse(line)
+                except _OldVersion:
+                    old += 1
+                    continue
                 except (ValueError, KeyError, TypeError) as e:
                     skipped += 1
                     logger.warning("%s:%d: line skipped: %s", self.path, number, e)
                     continue
-                add(key, dialect, found, raw)
+                add(key, dialect, found, raw, since=since)
                 keys.add(key)
                 samples += len(found)
-        return Loaded(len(keys), samples, skipped, torn)
+        if old:
+            logger.warning(
+                "%s: lines of an older version, which did not note the model, are not used (%d); "
+                "only a clear of all (POST /cache/clear) removes them",
+                self.path,
+                old,
+            )
+        return Loaded(len(keys), samples, skipped + old, torn)
 
     def close(self) -> None:
         """Writes what is pending, syncs, and gives the folder free. May be called twice."""
@@ -203,15 +262,16 @@ class Journal:
             if not self._closing:
                 self._hurry.clear()
         if clears:
-            self._empty(clears)
+            self._clear_all(clears)
         if lines:
-            self._append_all(b"".join(lines))
+            self._append_all(lines)
         self._writing = 0
         with self._changed:
             return bool(self._pending or self._clears or not self._closing)
 
-    def _append_all(self, data: bytes) -> None:
-        """Writes the bytes as one run of whole lines, waiting while the disk refuses."""
+    def _append_all(self, lines: Lines) -> None:
+        """Writes them as one run of whole lines, waiting while the disk refuses."""
+        data = b"".join(line for _, line in lines)
         start, warned = os.fstat(self._file.fileno()).st_size, False
         while True:
             try:
@@ -225,25 +285,63 @@ class Journal:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                     warned = True
             if self._hurry.wait(RETRY_SECONDS):
-                if not self._clears:
-                    logger.warning("%s: %d bytes could not be written", self.path, len(data))
-                return  # what was to be written is cleared, or the end has come
+                with self._changed:
+                    for _, is_cleared in self._clears:
+                        lines = _without(lines, is_cleared)
+                    if self._clears:
+                        # Clears go first; what they leave of these is still before what came since.
+                        self._pending, self._writing = lines + self._pending, 0
+                        return
+                logger.warning("%s: %d bytes could not be written", self.path, len(data))
+                return  # the end has come
 
-    def _empty(self, clears: list[Future[None]]) -> None:
-        """Cuts the file to nothing: one operation, so there is no half of it."""
-        failure = None
-        try:
-            self._file.truncate(0)
-            os.fsync(self._file.fileno())
-        except OSError as e:
-            failure = StoreError(f"cannot clear {self.path}: {e.strerror}")
-        for done in clears:
+    def _clear_all(self, clears: list[Clear]) -> None:
+        for done, is_cleared in clears:
+            failure = None
+            try:
+                if is_cleared:
+                    self._rewrite(is_cleared)
+                else:
+                    # Cut to nothing: one operation, so there is no half of it.
+                    self._file.truncate(0)
+                    os.fsync(self._file.fileno())
+            except Exception as e:  # whoever waits for this must be told, whatever it is
+                reason = e.strerror if isinstance(e, OSError) else repr(e)
+                failure = StoreError(f"cannot clear {self.path}: {reason}")
             if not done.set_running_or_notify_cancel():
                 continue  # nobody waits for it any more
             if failure:
                 done.set_exception(failure)
             else:
                 done.set_result(None)
+
+    def _rewrite(self, is_cleared: IsCleared) -> None:
+        """Puts a journal without some keys' lines in the place of this one: written aside, synced,
+        and renamed over it. A line whose key cannot be told stays, for people to look at."""
+        file = None
+        try:
+            with open(self.path, "rb") as lines, open(self._aside, "wb") as kept:
+                # Who may not read the answers now may not read them afterwards.
+                os.fchmod(kept.fileno(), os.fstat(lines.fileno()).st_mode & 0o7777)
+                for line in lines:
+                    key = _key_of(line)
+                    if key is None or not is_cleared(key):
+                        kept.write(line)
+                kept.flush()
+                os.fsync(kept.fileno())
+            # Opened before it has its name: behind the renaming nothing may fail that would leave
+            # us with a file that is gone.
+            file = open(self._aside, "ab", buffering=0)  # noqa: SIM115
+            self._aside.replace(self.path)
+        except BaseException:
+            if file:
+                file.close()
+            _try_to(lambda: self._aside.unlink(missing_ok=True))
+            raise
+        self._file, old = file, self._file
+        old.close()
+        # If this fails the lines are gone, but might be back after a power cut: not to be promised.
+        sync_folder(self.folder)
 
 
 _CHOOSE_ANOTHER = "choose another folder with --cache-path"
@@ -275,12 +373,14 @@ def encode(
     content: bytes | None,
     samples: Sequence[Sample],
     raw: bytes = b"",
+    since: float | None = None,
 ) -> bytes:
     """A line of the journal, with its newline."""
     record: dict[str, Any] = {
         "v": FORMAT_VERSION,
         "key": key.hex(),
         **({"raw": raw.hex()} if raw else {}),
+        **({"since": since} if since is not None else {}),
         "dialect": dialect,
         "at": samples[0].stored_at,
         "seconds": samples[0].seconds,
@@ -294,9 +394,44 @@ def encode(
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _parse(line: bytes) -> tuple[bytes, str, list[Sample], bytes]:
+class _OldVersion(Exception):
+    """A line of a version that was once written."""
+
+
+def _without(lines: Lines, is_cleared: IsCleared | None) -> Lines:
+    return [one for one in lines if is_cleared and not is_cleared(one[0])]
+
+
+def _key_of(line: bytes) -> bytes | None:
+    """The key of a line; None for one that is broken, or of another version."""
+    try:
+        record = orjson.loads(line)
+        key = bytes.fromhex(record["key"])
+        return key if record["v"] == FORMAT_VERSION and len(key) == 32 else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
+    """The key, dialect and canonical call of a line; None if it has none, or is broken."""
+    key = _key_of(line) if b'"call":' in line else None
+    if key is None:
+        return None
+    record = orjson.loads(line)
+    dialect, call = record.get("dialect"), record.get("call")
+    if not (isinstance(dialect, str) and isinstance(call, dict)):
+        return None
+    try:
+        return key, dialect, dumps(call)
+    except TypeError:  # nested deeper than can be written
+        return None
+
+
+def _parse(line: bytes) -> tuple[bytes, str, list[Sample], bytes, float | None]:
     """Raises ValueError, KeyError or TypeError for a line that this version cannot use."""
     record = orjson.loads(line)
+    if record["v"] in OLD_VERSIONS:
+        raise _OldVersion
     if record["v"] != FORMAT_VERSION:
         raise ValueError(f"format version {record['v']!r}")
     key = bytes.fromhex(record["key"])
@@ -319,7 +454,10 @@ def _parse(line: bytes) -> tuple[bytes, str, list[Sample], bytes]:
         Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps))
         for answer, count, steps in zip(answers, tokens, deltas, strict=True)
     ]
-    return key, dialect, samples, bytes.fromhex(record.get("raw", ""))
+    since = record.get("since")
+    if not isinstance(since, int | float | None):
+        raise TypeError("since is not a number")
+    return key, dialect, samples, bytes.fromhex(record.get("raw", "")), since
 
 
 def _try_to(action: Callable[[], object]) -> None:

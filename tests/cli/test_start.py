@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,8 +26,10 @@ from tests.test_upstream import dead_url, self_signed
 
 OPTIONS = (
     "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",
-    "--script", "--set",
+    "--script", "--set", "--replay-tokens-per-second", "--mode", "--no-collapse",
+    "--isolate-by-credential", "--admin-token", "--poll-seconds",
 )  # fmt: skip
+TOKEN = "token-of-the-admin"
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
 
 
@@ -106,6 +109,8 @@ class Configured:
     first: requests.Response
     second: requests.Response
     large: requests.Response
+    info: requests.Response
+    refused: requests.Response
 
 
 def free_port() -> int:
@@ -133,6 +138,12 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
         "SGLANG_CACHED_HOST": "127.0.0.1",
         "SGLANG_CACHED_CACHE_PATH": str(folder / "kept"),
         "SGLANG_CACHED_QUIET": "1",
+        "SGLANG_CACHED_REPLAY_TOKENS_PER_SECOND": "1000",
+        "SGLANG_CACHED_MODE": "readwrite",
+        "SGLANG_CACHED_NO_COLLAPSE": "1",
+        "SGLANG_CACHED_ISOLATE_BY_CREDENTIAL": "1",
+        "SGLANG_CACHED_ADMIN_TOKEN": TOKEN,
+        "SGLANG_CACHED_POLL_SECONDS": "7.5",
         "SGLANG_CACHED_INSECURE": "true",
         "SGLANG_CACHED_WEB": "yes",
         "SGLANG_CACHED_SCRIPT": "script.py",
@@ -157,20 +168,36 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
                 line = process.stdout.readline()
                 assert line, (folder / "err").read_text()
                 banner += line
-            url = f"http://127.0.0.1:{port}/generate"
-            first, second, large = (
-                requests.post(url, json={**GENERATE, "text": text}, timeout=20)
-                for text in ("one", "one", "word " * 1000)
+            proxy = f"http://127.0.0.1:{port}"
+            answers = []
+            for text in ("one", "one", "word " * 1000):
+                body = {**GENERATE, "text": text}
+                answers.append(requests.post(f"{proxy}/generate", json=body, timeout=20))
+                # Answered when what came before is stored.
+                requests.get(f"{proxy}/cache/stats", timeout=20)
+            first, second, large = answers
+            info, refused = (
+                requests.get(
+                    f"{proxy}/cache/info",
+                    headers={"Authorization": f"Bearer {token}"},
+                    timeout=20,
+                )
+                for token in (TOKEN, "wrong")
             )
             yield Configured(
                 banner, (folder / "err").read_text, port, web_port, folder / "kept", upstream,
-                first, second, large,
+                first, second, large, info, refused,
             )  # fmt: skip
         finally:
             process.kill()
             replayer.shutdown()
             thread.join()
             replayer.server_close()
+
+
+def setting(name: str, value: Any) -> Callable[[Configured], bool]:
+    """Whether the proxy says that it runs with this value."""
+    return lambda c: c.info.json()["settings"][name] == value
 
 
 CHECKS: dict[str, Callable[[Configured], bool]] = {
@@ -184,6 +211,12 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
     ),
     "WEB": lambda c: "  web " in c.banner,
     "SCRIPT": lambda c: c.first.headers["X-Script"] == "was here",
+    "REPLAY_TOKENS_PER_SECOND": setting("replay_tokens_per_second", 1000),
+    "MODE": setting("mode", "readwrite"),
+    "NO_COLLAPSE": setting("collapse", False),
+    "ISOLATE_BY_CREDENTIAL": setting("isolate_by_credential", True),
+    "POLL_SECONDS": setting("poll_seconds", 7.5),
+    "ADMIN_TOKEN": lambda c: (c.info.status_code, c.refused.status_code) == (200, 401),
     "SET": lambda c: c.large.status_code == 413 and f":{c.web_port}/" in c.banner,
 }
 
@@ -192,6 +225,17 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
 def test_environment(name: str, configured: Configured) -> None:
     """A container that is set up by its environment would run with defaults."""
     assert CHECKS[name](configured)
+
+
+def test_no_secret_is_told(configured: Configured) -> None:
+    """The token would be read by whoever reads the log, or what the proxy says of itself."""
+    for text in (
+        configured.banner,
+        configured.log(),
+        configured.info.text,
+        configured.refused.text,
+    ):
+        assert TOKEN not in text
 
 
 def test_command_line_wins(simulator: Simulator, tmp_path: Path) -> None:
@@ -255,6 +299,9 @@ def world(tmp_path: Path) -> Iterator[World]:
         ("--set listen_port=x", ["listen_port", "x"]),
         ("--set http2=maybe", ["http2"]),
         ("--set mode=regular", ["upstream"]),
+        ("--set sglang_mode=odd", ["sglang_mode", "odd", "readonly"]),
+        ("--set sglang_poll_seconds=0", ["sglang_poll_seconds", "0.1"]),
+        ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),
         ("--web --set web_port={w.taken} --set confdir={w.folder}", ["{w.taken}", "web_port"]),
         ("--web --set web_port=x --set confdir={w.folder}", ["web_port"]),
     ],
@@ -276,6 +323,28 @@ def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path)
     for word in words:
         assert word.format(w=world) in done.stderr
     assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--mode", "odd"], {}, ["--mode", "odd", "readonly"]),
+        ([], {"SGLANG_CACHED_MODE": "odd"}, ["--mode", "odd", "readonly"]),
+        (["--poll-seconds", "0"], {}, ["--poll-seconds", "0.1"]),
+        (["--poll-seconds", "x"], {}, ["--poll-seconds", "x"]),
+        (["--replay-tokens-per-second", "-1"], {}, ["--replay-tokens-per-second", "-1"]),
+        (["--no-such-option"], {}, ["--no-such-option"]),
+    ],
+)
+def test_wrong_value(
+    arguments: list[str], environment: dict[str, str], words: list[str], tmp_path: Path
+) -> None:
+    """A mistyped value would be taken for another."""
+    done = run("start", "--sglang-url", dead_url(), *arguments, cwd=tmp_path, **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
 
 
 def need_port(port: int) -> None:

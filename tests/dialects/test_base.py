@@ -296,6 +296,24 @@ def test_weights(meta: Any, mixed: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("metas", "versions"),
+    [
+        ([], set()),
+        ([{"weight_version": "a"}], {"a"}),
+        ([{"weight_version": "a"}, {"weight_version": "a"}], {"a"}),
+        ([{"weight_version": "a"}, {"weight_version": "b"}], {"a", "b"}),
+        ([{"weight_version": "a"}, {}, None, [], "weight_version"], {"a"}),
+        ([{"weight_version": ""}], {""}),
+        ([{"weight_version": value} for value in (None, 1, True, ["a"], {})], set()),
+        ([{"weight_versions": [{"version": "a"}]}], set()),
+    ],
+)
+def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
+    """An answer of other weights would be stored, or one that does not tell not be."""
+    assert base.weight_versions(metas) == versions
+
+
+@pytest.mark.parametrize(
     ("kind", "reason"),
     [
         ("stop", None),

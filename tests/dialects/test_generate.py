@@ -607,6 +607,16 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     assert len(result.generations) == 3
 
 
+@pytest.mark.parametrize(
+    ("names", "versions"),
+    [([], set()), (["a"], {"a"}), (["a", "a"], {"a"}), (["a", "b"], {"a", "b"})],
+)
+def test_versions(names: list[str], versions: set[str]) -> None:
+    """An answer of other weights than those that were asked would be stored as theirs."""
+    answer = [*(native(weight_version=name) for name in names), native(), native(), native()][:3]
+    assert split(batch(), (1, 1, 1), answer).versions == versions
+
+
 def test_error_beside_an_answer() -> None:
     """A failure that a server reports within a 200 would be repeated for ever."""
     try:

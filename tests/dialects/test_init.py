@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from typing import Any
+
+import orjson
 import pytest
 
 from sglang_cached_addon.dialects import chat, completions, generate, installed, registry
+from sglang_cached_addon.dialects.base import Call, Dialect, Generation, Part
+from sglang_cached_addon.policy import Reason
+from tests.conftest import corpus
+from tests.dialects import test_chat_stream as chats
+from tests.dialects import test_completions_stream as texts
+from tests.dialects import test_generate_stream as natives
+from tests.dialects.streams import parsed
 
 OURS = (chat.DIALECT, completions.DIALECT, generate.DIALECT)
 
@@ -70,3 +82,117 @@ def test_third_party() -> None:
 def test_empty() -> None:
     """A set-up without dialects would not start."""
     assert registry([]) == {}
+
+
+RECORDED = [
+    pair
+    for pair in [*corpus("chat-"), *corpus("completions-"), *corpus("generate-")]
+    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
+]
+
+
+def dialect_of(pair: dict[str, Any]) -> Dialect:
+    return installed()["POST", pair["request"]["path"]]
+
+
+@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+def test_versions_of_recordings(pair: dict[str, Any]) -> None:
+    """Weights that change while an answer is on its way would not be noticed."""
+    dialect = dialect_of(pair)
+    call = dialect.read(json.loads(pair["request"]["body"]))
+    fill = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
+    split = dialect.split(call, fill, json.loads(pair["response"]["body"]))
+    assert split.versions == {"default"}
+
+
+ABORTS: dict[str, tuple[Dialect, dict[str, Any]]] = {
+    "chat": (chat.DIALECT, {**chats.ONE, "model": "m"}),
+    "chat, n": (chat.DIALECT, chats.TWO),
+    "chat, rid": (chat.DIALECT, {**chats.ONE, "rid": "mine"}),
+    "completions": (completions.DIALECT, {**texts.ONE, "model": "m"}),
+    "completions, list": (completions.DIALECT, {"prompt": ["a", "b"], "n": 2, "stream": True}),
+    "completions, rids": (
+        completions.DIALECT,
+        {"prompt": ["a", "b"], "rid": ["x", "y"], "stream": True},
+    ),
+    "generate": (generate.DIALECT, natives.ONE),
+    "generate, n": (generate.DIALECT, natives.TWO),
+    "generate, list": (generate.DIALECT, natives.BATCH),
+    "generate, rid": (generate.DIALECT, {**natives.ONE, "rid": "mine"}),
+}
+
+
+def aborted(dialect: Dialect, call: Call) -> list[list[Generation]]:
+    """As many samples as a call wants, none of which has begun."""
+    answer = dialect.aborted(call, "minted", 1234.5)
+    return [[Generation(i, answer, 0)] * call.n for i in range(len(call.items))]
+
+
+@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
+    """A client that aborts its call would get what it cannot read, or what looks like a success;
+    or it would be stored."""
+    call = dialect.read({**body, "stream": False})
+    one = dialect.read({n: v for n, v in body.items() if n not in ("n", "sampling_params", "rid")})
+    if len(call.items) == 1:
+        fill = dialect.trim(one, [1], lambda: "x")
+        lone = dialect.split(one, fill, orjson.loads(dialect.aborted(one, "minted", 1234.5)))
+        assert (lone.refusal, lone.versions) == (Reason.ABORT, set())
+        assert [generation.tokens for generation in lone.generations] == [0]
+    pools = [[sample.answer for sample in pool] for pool in aborted(dialect, call)]
+    whole = orjson.loads(dialect.write(call, pools))
+    fill = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
+    split = dialect.split(call, fill, whole)
+    assert split.refusal is Reason.ABORT
+    assert len(split.generations) == call.total
+
+
+@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
+    """As above, of a stream."""
+    call = dialect.read(body)
+    samples = aborted(dialect, call)
+    script = dialect.script(call, samples)
+    events = [*script.in_turn(), *script.finishes]
+    usage = dialect.usage(call, samples)
+    # A recorder of the whole answer understands it, as it does upstream's.
+    numbers = itertools.count()
+    fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"x{next(numbers)}")
+    recorder = dialect.record(call, fill)
+    parts = [recorder.add(parsed(event))[0] for event in [*events, *([usage] if usage else [])]]
+    assert Part.ERROR not in parts
+    split = recorder.split()
+    assert split.refusal is Reason.ABORT
+    assert len(split.generations) == call.total
+    assert sum(generation.tokens for generation in split.generations) == 0
+
+
+@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+def test_ids_of_the_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
+    """A client would not know which of its calls was aborted."""
+    call = dialect.read(body)
+    script = dialect.script(call, aborted(dialect, call))
+    events = [parsed(event) for event in [*script.in_turn(), *script.finishes]]
+    found = {event["meta_info"]["id"] if "meta_info" in event else event["id"] for event in events}
+    assert found == (set(call.rids) or {"minted"})
+
+
+def test_time_and_model_of_the_aborted() -> None:
+    """OpenAI's clients read these, and would end in an error of their own."""
+    for dialect, body in ABORTS.values():
+        answer = orjson.loads(dialect.aborted(dialect.read(body), "minted", 1234.5))
+        if dialect is not generate.DIALECT:
+            assert (answer["created"], answer["model"]) == (1234, body.get("model", "default"))
+            assert answer["usage"]["total_tokens"] == 0
+
+
+@pytest.mark.parametrize("index", [None, 0, 1])
+def test_cut(index: int | None) -> None:
+    """A client that aborts a stream would see it go on, or lose what it had of it."""
+    for event in natives.stream([("a", 1), ("ab", 2), ("abc", 3)], index=index)[:2]:
+        text = event["text"]
+        before = {n: v for n, v in event["meta_info"].items() if n != "finish_reason"}
+        generate.DIALECT.cut(event)
+        assert event["text"] == text
+        assert event["meta_info"].pop("finish_reason")["type"] == "abort"
+        assert event["meta_info"] == before

@@ -233,6 +233,29 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
     assert len(split.generations) == 2
 
 
+@pytest.mark.parametrize(
+    ("value", "versions"),
+    [
+        (answer({}, {}), set()),
+        (answer({}, {}, metadata=None), set()),
+        (answer({}, {}, metadata={"weight_version": "a"}), {"a"}),
+        (answer({}, {"meta_info": {"weight_version": "a"}}), {"a"}),
+        (
+            answer({"meta_info": {"weight_version": "a"}}, {"meta_info": {"weight_version": "b"}}),
+            {"a", "b"},
+        ),
+        (
+            answer({}, {"meta_info": {"weight_version": "b"}}, metadata={"weight_version": "a"}),
+            {"a", "b"},
+        ),
+        (answer({"meta_info": None}, {"meta_info": []}, metadata="a"), set()),
+    ],
+)
+def test_versions(value: dict[str, Any], versions: set[str]) -> None:
+    """An answer of other weights than those that were asked would be stored as theirs."""
+    assert openai.split(FILL2, value, [1]).versions == versions
+
+
 def test_no_finish_reason() -> None:
     """An unfinished generation would be stored as a whole one."""
     value = answer({}, {})

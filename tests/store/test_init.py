@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from sglang_cached_addon.store import DiskStore, Loaded, StoreError
 A, B = b"a" * 32, b"b" * 32
 
 
-def sample(answer: bytes) -> Sample:
-    return Sample(answer, 1.5, 0.25, 3)
+def sample(answer: bytes, at: float = 1.5) -> Sample:
+    return Sample(answer, at, 0.25, 3)
 
 
 @contextmanager
@@ -109,8 +110,13 @@ def block_journal(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def block_aside(tmp_path: Path) -> Path:
+    (tmp_path / "cache.jsonl.new").mkdir()
+    return tmp_path
+
+
 def block_torn(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl").write_bytes(b'{"v":1,')
+    (tmp_path / "cache.jsonl").write_bytes(b'{"v":2,')
     (tmp_path / "cache.jsonl.torn").mkdir()
     return tmp_path
 
@@ -122,9 +128,8 @@ def block_torn(tmp_path: Path) -> Path:
         block_folder,
         block_lock,
         block_journal,
-        pytest.param(
-            block_torn,
-        ),
+        block_aside,
+        block_torn,
     ],
 )
 def test_unusable_folder(block: Any, tmp_path: Path) -> None:
@@ -138,11 +143,18 @@ def test_unusable_folder(block: Any, tmp_path: Path) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["cache.jsonl", "cache.jsonl.torn"])
-def test_failed_open_frees_the_folder(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        (block_journal, "cache.jsonl"),
+        (block_aside, "cache.jsonl.new"),
+        (block_torn, "cache.jsonl.torn"),
+    ],
+)
+def test_failed_open_frees_the_folder(block: Any, name: str, tmp_path: Path) -> None:
     """After mending the folder, the same process would find it "in use"."""
-    (block_journal if name == "cache.jsonl" else block_torn)(tmp_path)
-    with pytest.raises((StoreError, OSError)):
+    block(tmp_path)
+    with pytest.raises(StoreError):
         DiskStore(tmp_path)
     (tmp_path / name).rmdir()
     with opened(tmp_path) as store:
@@ -163,3 +175,108 @@ def test_names_of_bodies_survive(tmp_path: Path) -> None:
         assert again.find(b"r" * 16) is None
     finally:
         again.close()
+
+
+# Samples that are replaced
+
+
+def test_since_survives(tmp_path: Path) -> None:
+    """A client that asked for fresh samples would get the old ones again after a restart."""
+    raw = b"r" * 16
+    with opened(tmp_path) as store:
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)], raw)
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 2.0)])
+        store.append(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 1.0)])
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0)
+        assert (store.generation, store.clears) == (1, 0)
+        before = list(store.get(A))
+        assert [s.answer for s in before] == [b'{"x":2}', b'{"x":4}']
+    for _ in range(2):
+        with opened(tmp_path) as store:
+            assert list(store.get(A)) == before
+            assert store.find(raw) == A
+            assert store.loaded == Loaded(keys=2, samples=3)
+
+
+def test_call_stays_when_all_is_replaced(tmp_path: Path) -> None:
+    """The file would not say any more what was asked, or say it with each replacement."""
+    with opened(tmp_path) as store:
+        for at in (1.0, 2.0, 3.0):
+            store.append(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=at)
+        assert len(store.get(A)) == 1
+        store.clear(B[:8]).result(10)
+        store.append(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=4.0)
+    assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, None, None]
+    with opened(tmp_path) as store:
+        assert list(store.calls(9, 9)) == [(A, "chat", b'{"q":1}')]
+
+
+# Models
+
+
+def key(model: bytes, n: int) -> bytes:
+    return model * 8 + b"%024d" % n
+
+
+@pytest.mark.parametrize(
+    ("model", "others", "left"),
+    [
+        (None, False, ""),
+        (None, True, ""),
+        (b"x", False, "yz"),
+        (b"x", True, "x"),
+        (b"z", False, "xy"),
+        (b"w", False, "xyz"),
+        (b"w", True, ""),
+    ],
+)
+def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path: Path) -> None:
+    """Another model's answers would go, or this one's come back with a restart."""
+    with opened(tmp_path) as store:
+        for n in range(3):
+            for one in (b"x", b"y", b"z"):
+                asked = b'{"q":%d}' % n
+                store.append(key(one, n), "chat", asked, [sample(b'{"x":1}')], one * 15 + b"%d" % n)
+        done = store.clear(model and model * 8, others=others)
+        expected = {(one.encode() * 8).hex(): 3 for one in left}
+        assert store.memory.by_model() == expected
+        assert (store.generation, store.clears) == (1, 1)
+        assert done.result(10) is None
+        store.append(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")])
+        store.append(key(b"x", 0), "chat", b'{"q":0}', [sample(b"{}")])
+    with opened(tmp_path) as store:
+        came_back = (b"x" * 8).hex()
+        expected[came_back] = expected.get(came_back, 0) + 2
+        assert store.memory.by_model() == expected
+        for one in (b"x", b"y", b"z"):
+            found = store.find(one * 15 + b"1")
+            assert found == (key(one, 1) if one.decode() in left else None)
+        # What was asked is there once for each key, of those that came back, too.
+        asked_of = [found for found, _, _ in store.calls(99, 9)]
+        assert len(asked_of) == len(set(asked_of)) == len(store.memory)
+
+
+def test_failed_clear_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who cleared a model would be told that it is gone while the disk has it."""
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path) as store:
+        store.append(A, "chat", b"{}", [sample(b"{}")])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", fail)
+            with pytest.raises(StoreError, match=r"cannot clear .*cache\.jsonl: No space left"):
+                store.clear(A[:8]).result(10)
+        assert len(store.get(A)) == 0
+
+
+def test_state(tmp_path: Path) -> None:
+    """What is known of the upstream would go with the answers, or lie elsewhere."""
+    with opened(tmp_path) as store:
+        assert store.state.load() == {}
+        store.state.save({"a": 1})
+        store.clear().result(10)
+    with opened(tmp_path) as store:
+        assert store.state.load() == {"a": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.jsonl", "cache.lock", "state.json"]

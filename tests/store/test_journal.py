@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ import orjson
 import pytest
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.store.journal import Journal, Loaded, StoreError
+from sglang_cached_addon.keys import FORMAT_VERSION
+from sglang_cached_addon.store import StoreError
+from sglang_cached_addon.store.journal import Journal, Loaded
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 Line = tuple[bytes, str, tuple[Sample, ...]]
@@ -29,6 +32,7 @@ class Opened:
 
     def __init__(self, folder: Path) -> None:
         self.lines: list[Line] = []
+        self.since: list[float | None] = []
         self.journal = Journal(folder)
         try:
             self.loaded = self.journal.load(self._add)
@@ -36,11 +40,26 @@ class Opened:
             self.journal.close()
             raise
 
-    def _add(self, key: bytes, dialect: str, samples: Sequence[Sample], raw: bytes) -> None:
+    def _add(
+        self,
+        key: bytes,
+        dialect: str,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float | None = None,
+    ) -> None:
         self.lines.append((key, dialect, tuple(samples)))
+        self.since.append(since)
 
-    def append(self, line: Line, content: bytes | None = None) -> None:
-        self.journal.append(line[0], line[1], content, line[2])
+    def append(
+        self, line: Line, content: bytes | None = None, *, since: float | None = None
+    ) -> None:
+        self.journal.append(line[0], line[1], content, line[2], since=since)
+
+    def settle(self) -> None:
+        """Waits until the file has it all."""
+        wait_until(lambda: self.journal.pending == 0)
 
 
 @contextmanager
@@ -120,10 +139,10 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
     """People could not read or process the file with other tools."""
     with opened(tmp_path) as journal:
         journal.append(line(A, b'{"x":1}', b'{"x":2}'), b'{"text":"hi"}')
-        journal.append(line(A, b'{"x":3}'))
+        journal.append(line(A, b'{"x":3}'), since=1.5)
     first, second = map(json.loads, (tmp_path / "cache.jsonl").read_text().splitlines())
     assert first == {
-        "v": 1,
+        "v": 2,
         "key": A.hex(),
         "dialect": "chat",
         "at": 1700000000.25,
@@ -133,6 +152,17 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
         "answers": [{"x": 1}, {"x": 2}],
     }
     assert "call" not in second
+    assert second["since"] == 1.5
+
+
+@pytest.mark.parametrize("since", [0.0, 1.0, 1700000000.1234567, 1e-300, -5.0, None])
+def test_since_round_trip(since: float | None, tmp_path: Path) -> None:
+    """After a restart a sample that was replaced would be back, or a good one be gone."""
+    with opened(tmp_path) as journal:
+        journal.append(line(A, b"{}"), since=since)
+        journal.append(line(A, b"{}"))
+    with opened(tmp_path) as journal:
+        assert journal.since == [since, None]
 
 
 def test_written_while_open(tmp_path: Path) -> None:
@@ -192,7 +222,7 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     """A torn line of a large answer would be cut at the wrong place."""
     wanted = line(A, b'{"x":1}')
     data = write(tmp_path, wanted)
-    torn = b'{"v":1,"key":"' + b"x" * 300_000
+    torn = b'{"v":2,"key":"' + b"x" * 300_000
     path = tmp_path / "cache.jsonl"
     path.write_bytes(data + torn)
     with opened(tmp_path) as journal:
@@ -207,7 +237,7 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
 
 
 GOOD: dict[str, Any] = {
-    "v": 1,
+    "v": FORMAT_VERSION,
     "key": C.hex(),
     "dialect": "chat",
     "at": 1.5,
@@ -238,8 +268,9 @@ BROKEN = {
     "json-empty": b"{}",
     "deep": b"[" * 5000 + b"]" * 5000,
     "older": changed(v=0),
-    "newer": changed(v=2),
-    "version-text": changed(v="1"),
+    "newer": changed(v=FORMAT_VERSION + 1),
+    "version-text": changed(v=str(FORMAT_VERSION)),
+    "version-list": changed(v=[1]),
     "no-version": changed(v=None),
     "no-key": changed(key=None),
     "key-number": changed(key=5),
@@ -257,6 +288,8 @@ BROKEN = {
     "more-tokens": changed(tokens=[1, 2]),
     "no-answers": changed(answers=None),
     "more-answers": changed(answers=[{}, {}]),
+    "since-words": changed(since="now"),
+    "since-list": changed(since=[1.5]),
 }
 LENIENT = {
     "answers-text": changed(answers=["x"]),
@@ -296,6 +329,23 @@ def test_broken_line(bad: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert path.read_bytes().count(bad + b"\n") >= 3, "a broken line was not left for people to see"
 
 
+def test_lines_without_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An update would answer for whatever model it was, flood the log, or destroy the answers."""
+    wanted = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
+    first, second = write(tmp_path, *wanted).splitlines(keepends=True)
+    old = changed(v=1) + b"\n"
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(data := old * 1000 + first + old + second + old)
+    with opened(tmp_path) as journal:
+        assert journal.lines == wanted
+        assert journal.loaded == Loaded(keys=2, samples=2, skipped=1002)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(path) in record.getMessage()
+    assert "1002" in record.getMessage()
+    assert path.read_bytes() == data
+
+
 @pytest.mark.parametrize("bit", [0x01, 0x04, 0x20, 0x80])
 def test_flipped_anywhere(bit: int, tmp_path: Path) -> None:
     """A flipped bit on the disk would keep the proxy from starting, or cost other entries."""
@@ -319,7 +369,7 @@ import signal, sys
 from pathlib import Path
 from sglang_cached_addon.store.journal import Journal
 journal = Journal(Path(sys.argv[1]))
-journal.load(lambda *line: None)
+journal.load(lambda *line, since: None)
 print("open", flush=True)
 sys.stdin.read()
 journal.close()
@@ -486,17 +536,17 @@ logging.getLogger().addHandler(Note())
 folder, end = Path(sys.argv[1]), sys.argv[2]
 path = folder / "cache.jsonl"
 journal = module.Journal(folder)
-journal.load(lambda *line: None)
+journal.load(lambda *line, since: None)
 
-def append(n):
-    journal.append(b"a" * 32, "chat", None, [Sample(b'{"x":%d}' % n, 1.5, 0.5, n)])
+def append(n, key=b"a" * 32):
+    journal.append(key, "chat", None, [Sample(b'{"x":%d}' % n, 1.5, 0.5, n)])
 
 append(0)
 until(lambda: journal.pending == 0)
 size = path.stat().st_size
 limit(size + 1000)
 for n in range(1, 101):
-    append(n)
+    append(n, b"ab"[n % 2:][:1] * 32 if end.startswith("part") else b"a" * 32)
 until(lambda: messages)
 attempts = set()
 until(lambda: attempts.add(path.stat().st_mtime_ns) or len(attempts) > 3)
@@ -512,6 +562,22 @@ elif end == "clear":
     journal.clear().result(3)
     seen["cleared"] = path.stat().st_size
     append(1000)
+elif end == "part":
+    done = journal.clear(lambda key: key == b"a" * 32)
+    append(1000)
+    limit(resource.RLIM_INFINITY)
+    done.result(3)
+    until(lambda: journal.pending == 0)
+elif end == "part-refused":
+    limit(size - 1)
+    try:
+        journal.clear(lambda key: key == b"b" * 32).result(3)
+    except module.StoreError as e:
+        seen["error"] = str(e)
+    seen["names"] = sorted(p.name for p in folder.iterdir())
+    limit(resource.RLIM_INFINITY)
+    append(1000)
+    until(lambda: journal.pending == 0)
 journal.close()
 limit(resource.RLIM_INFINITY)
 print(json.dumps({**seen, "messages": messages}))
@@ -557,3 +623,333 @@ def test_clear_while_disk_is_full(tmp_path: Path) -> None:
     seen = refused(tmp_path, "clear")
     assert seen["cleared"] == 0
     assert read(tmp_path)[0][2][0].answer == b'{"x":1000}'
+
+
+def numbers(folder: Path) -> list[int]:
+    return [json.loads(s.answer)["x"] for _, _, samples in read(folder) for s in samples]
+
+
+def test_clear_of_a_part_while_disk_is_full(tmp_path: Path) -> None:
+    """Clearing one model would cost what others have learned while the disk was full, or let
+    what was cleared come to the file after all."""
+    seen = refused(tmp_path, "part")
+    # 0 and the even ones are A's, and so are those from 101 on; the odd ones are B's.
+    assert numbers(tmp_path) == [*range(1, 101, 2), 1000]
+    assert not any("could not be written" in message for message in seen["messages"])
+
+
+def test_refused_clear_of_a_part_while_disk_is_full(tmp_path: Path) -> None:
+    """A clear for which there is no room would cost the file, or what waits for room."""
+    seen = refused(tmp_path, "part-refused")
+    assert str(tmp_path / "cache.jsonl") in seen["error"]
+    assert seen["names"] == ["cache.jsonl", "cache.lock"]
+    assert numbers(tmp_path) == [*range(0, 101, 2), *range(101, 201), 1000]
+
+
+# Clear of a part
+
+
+def of_a(key: bytes) -> bool:
+    return key == A
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Held:
+    """Keeps the writer from its work, so that much is queued when it goes on."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._go = threading.Event()
+        self._entered = threading.Event()
+        self.done = journal.clear(self._wait)
+        # Asked for a line of the file: it is in the middle of rewriting.
+        assert self._entered.wait(10)
+
+    def _wait(self, key: bytes) -> bool:
+        self._entered.set()
+        assert self._go.wait(10)
+        return False
+
+    def release(self) -> None:
+        self._go.set()
+        self.done.result(10)
+
+
+def test_clear_of_a_part(tmp_path: Path) -> None:
+    """Other models' answers would go, change or lose their order, or new ones go to a file that is
+    no more."""
+    lines = [line(key, b'{"x":%d}' % n) for n in range(20) for key in (A, B, C)]
+    before = write(tmp_path, *lines).splitlines(keepends=True)
+    path = tmp_path / "cache.jsonl"
+    path.chmod(0o600)
+    with opened(tmp_path) as journal:
+        journal.journal.clear(of_a).result(10)
+        kept = [one for one in before if A.hex().encode() not in one]
+        assert path.read_bytes().splitlines(keepends=True) == kept
+        journal.append(line(A, b'{"x":"after"}'))
+        journal.settle()
+        assert len(path.read_bytes().splitlines()) == len(kept) + 1
+    wanted = [*(one for one in lines if one[0] != A), line(A, b'{"x":"after"}')]
+    assert read(tmp_path) == wanted
+    assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_clear_of_a_part_keeps_what_it_cannot_read(tmp_path: Path) -> None:
+    """What somebody might mend, or another release read, would be destroyed."""
+    good = write(tmp_path, line(A, b'{"x":1}'), line(B, b'{"x":2}')).splitlines()
+    old, newer = changed(v=1, key=A.hex()), changed(v=FORMAT_VERSION + 1, key=A.hex())
+    # A line of this version that names its key is told by it, whatever else is wrong with it.
+    told = b'"v":%d,"key":"%s"' % (FORMAT_VERSION, C.hex().encode())
+    unknown = [bad for bad in BROKEN.values() if not bad.startswith(b"{" + told + b",")]
+    unknown += [BROKEN["cut"], BROKEN["two"]]
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(b"".join(one + b"\n" for one in (old, *unknown, *good, newer, *unknown, old)))
+    with opened(tmp_path) as journal:
+        journal.journal.clear(lambda key: True).result(10)
+    kept = [old, *unknown, newer, *unknown, old]
+    assert path.read_bytes() == b"".join(one + b"\n" for one in kept)
+
+
+def test_clear_of_a_part_of_nothing(tmp_path: Path) -> None:
+    """A clear of an empty cache would never come to its end."""
+    with opened(tmp_path) as journal:
+        journal.journal.clear(of_a).result(10)
+        journal.append(line(A, b"{}"))
+    assert read(tmp_path) == [line(A, b"{}")]
+
+
+def test_since_survives_a_clear_of_others(tmp_path: Path) -> None:
+    """Samples that were replaced would be back."""
+    with opened(tmp_path) as journal:
+        journal.append(line(A, b'{"x":1}'))
+        journal.append(line(B, b'{"x":1}'), b'{"q":1}')
+        journal.append(line(B, b'{"x":2}'), since=5.5)
+        journal.journal.clear(of_a).result(10)
+    with opened(tmp_path) as journal:
+        assert journal.lines == [line(B, b'{"x":1}'), line(B, b'{"x":2}')]
+        assert journal.since == [None, 5.5]
+        assert [call for _, _, call in journal.journal.calls(9, 9)] == [b'{"q":1}']
+
+
+def test_pending_lines_keep_their_place(tmp_path: Path) -> None:
+    """A clear under load would lose answers of others, or let its own come after it."""
+    write(tmp_path, line(A, b'{"x":"file"}'), line(B, b'{"x":"file"}'))
+    with opened(tmp_path) as journal:
+        held = Held(journal.journal)
+        for key in (A, B, C):
+            journal.append(line(key, b'{"x":"before"}'))
+        first = journal.journal.clear(of_a)
+        for key in (A, B, C):
+            journal.append(line(key, b'{"x":"between"}'))
+        second = journal.journal.clear(lambda key: key == B)
+        for key in (A, B, C):
+            journal.append(line(key, b'{"x":"after"}'))
+        held.release()
+        assert first.result(10) is second.result(10) is None
+    assert read(tmp_path) == [
+        line(C, b'{"x":"before"}'),
+        line(A, b'{"x":"between"}'),
+        line(C, b'{"x":"between"}'),
+        *(line(key, b'{"x":"after"}') for key in (A, B, C)),
+    ]
+
+
+@pytest.mark.parametrize("part_first", [True, False])
+def test_clear_of_all_beside_one_of_a_part(part_first: bool, tmp_path: Path) -> None:
+    """The smaller one would bring back what the other took."""
+    write(tmp_path, line(A, b'{"x":"file"}'), line(B, b'{"x":"file"}'))
+    with opened(tmp_path) as journal:
+        held = Held(journal.journal)
+        clears = []
+        for is_part in (part_first, not part_first):
+            journal.append(line(B, b'{"x":%d}' % is_part))
+            clears.append(journal.journal.clear(of_a if is_part else None))
+        journal.append(line(A, b'{"x":"after"}'))
+        held.release()
+        for done in clears:
+            assert done.result(10) is None
+    between = [] if part_first else [line(B, b'{"x":1}')]
+    assert read(tmp_path) == [*between, line(A, b'{"x":"after"}')]
+
+
+def test_clears_of_parts_under_load(tmp_path: Path) -> None:
+    """Somewhere between rewriting and adding, a line would be lost or come twice."""
+    wanted: list[int] = []
+    with opened(tmp_path) as journal:
+        clears = []
+        for n in range(300):
+            journal.append(line(A, b'{"x":%d}' % n))
+            journal.append(line(B, b'{"x":%d}' % (n + 1000)))
+            wanted.append(n + 1000)
+            if n % 30 == 29:
+                clears.append(journal.journal.clear(of_a))
+            time.sleep(0.001 * (n % 3))
+        for done in clears:
+            assert done.result(10) is None
+    assert numbers(tmp_path) == wanted
+
+
+def fail(*args: object, **more: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def break_rename(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "replace", fail)
+
+
+def break_sync(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "fsync", fail)
+
+
+def break_mode(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "fchmod", fail)
+
+
+@pytest.mark.parametrize("break_it", [break_rename, break_sync, break_mode])
+def test_failed_clear_of_a_part(
+    break_it: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clear that cannot be done would cost the journal, or say that it was done."""
+    lines = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
+    before = write(tmp_path, *lines)
+    path = tmp_path / "cache.jsonl"
+    with opened(tmp_path) as journal:
+        with monkeypatch.context() as patch:
+            break_it(patch)
+            with pytest.raises(StoreError) as caught:
+                journal.journal.clear(of_a).result(10)
+        assert str(caught.value) == f"cannot clear {path}: No space left on device"
+        assert path.read_bytes() == before
+        assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+        journal.append(line(C, b'{"x":3}'))
+        journal.settle()
+        assert path.read_bytes().startswith(before)
+        journal.journal.clear(of_a).result(10)
+    assert read(tmp_path) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')]
+
+
+def test_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that comes after the renaming would be written to a file that is gone."""
+    write(tmp_path, line(A, b'{"x":1}'), line(B, b'{"x":2}'))
+    with opened(tmp_path) as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr("sglang_cached_addon.store.journal.sync_folder", fail)
+            with pytest.raises(StoreError, match="No space left"):
+                journal.journal.clear(of_a).result(10)
+        journal.append(line(C, b'{"x":3}'))
+    assert read(tmp_path) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')]
+
+
+def test_clear_that_meets_a_bug(tmp_path: Path) -> None:
+    """A slip of ours would keep the client waiting for ever, and the writer from its work."""
+    lines = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
+    write(tmp_path, *lines)
+
+    def slip(key: bytes) -> bool:
+        raise RuntimeError("a slip")
+
+    with opened(tmp_path) as journal:
+        with pytest.raises(StoreError, match="a slip"):
+            journal.journal.clear(slip).result(10)
+        assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+    assert read(tmp_path) == lines
+
+
+def test_killed_in_the_middle_of_a_clear(tmp_path: Path) -> None:
+    """Half of a journal would be taken for the whole, or its rest for what is to be added to."""
+    lines = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
+    before = write(tmp_path, *lines)
+    aside = tmp_path / "cache.jsonl.new"
+    aside.write_bytes(before[: len(before) // 2])
+    with opened(tmp_path) as journal:
+        assert journal.lines == lines
+        assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+        aside.write_bytes(b"x" * 9999)
+        journal.journal.clear(of_a).result(10)
+    assert read(tmp_path) == [line(B, b'{"x":2}')]
+    assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sglang_cached_addon.store.journal import Journal
+
+journal = Journal(Path(sys.argv[1]))
+journal.load(lambda *line, since: None)
+renaming = os.replace
+def replace(*names):
+    if sys.argv[2] == "after":
+        renaming(*names)
+    os._exit(7)
+os.replace = replace
+journal.clear(lambda key: key == b"a" * 32).result(10)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_the_renaming(when: str, tmp_path: Path) -> None:
+    """There would be neither the old journal nor the new one."""
+    lines = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
+    write(tmp_path, *lines)
+    child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), when], check=False)
+    assert child.returncode == 7
+    assert read(tmp_path) == (lines if when == "before" else lines[1:])
+    assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+
+
+# The calls
+
+
+def calls(folder: Path, limit: int = 100, seconds: float = 10.0) -> list[tuple[bytes, str, bytes]]:
+    with opened(folder) as journal:
+        return list(journal.journal.calls(limit, seconds))
+
+
+def test_calls(tmp_path: Path) -> None:
+    """Who asks what was stored would get something else, or a traceback of a broken line."""
+    with opened(tmp_path) as journal:
+        journal.append(line(A, b"{}"), '{"q":"é","z":1,"a":2.0}'.encode())
+        journal.append(line(A, b'{"call":1}'))
+        journal.append(line(B, b"{}", dialect="generate"), b'{"q":2}')
+    found = [(A, "chat", '{"q":"é","z":1,"a":2.0}'.encode()), (B, "generate", b'{"q":2}')]
+    assert calls(tmp_path) == found
+    path = tmp_path / "cache.jsonl"
+    odd = [changed(call=value) for value in ("x", 1, [])] + [changed(v=1, call={"q": 0})]
+    deep = b'{"v":2,"key":"%s","dialect":"x","call":%s}' % (
+        C.hex().encode(),
+        b'{"a":' * 500 + b"1" + b"}" * 500,
+    )
+    bad = b"".join(one + b"\n" for one in (*BROKEN.values(), *odd, deep))
+    path.write_bytes(bad + path.read_bytes() + bad)
+    assert calls(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds", "count"), [(0, 9, 0), (1, 9, 1), (2, 9, 2), (9, 9, 3), (9, -1, 0)]
+)
+def test_calls_end(limit: int, seconds: float, count: int, tmp_path: Path) -> None:
+    """A large journal would hold up the answer that only was to explain a miss."""
+    write(tmp_path, *(line(key, b"{}") for key in (A, B, C)))
+    assert len(calls(tmp_path, limit, seconds)) == count
+
+
+def test_calls_do_not_disturb(tmp_path: Path) -> None:
+    """Reading would hold up the writer, or end badly when the file is replaced under it."""
+    write(tmp_path, *(line(key, b"{}") for key in (A, B, C) * 2000))
+    with opened(tmp_path) as journal:
+        reading = journal.journal.calls(10_000, 10)
+        assert next(reading)[0] == A
+        journal.append(line(A, b'{"x":1}'))
+        journal.journal.clear(of_a).result(10)
+        assert len(list(reading)) == 5999
+        cut = journal.journal.calls(10_000, 10)
+        assert next(cut)[0] == B
+        journal.journal.clear().result(10)
+        list(cut)
+        assert list(journal.journal.calls(9, 9)) == []
+        (tmp_path / "cache.jsonl").unlink()
+        assert list(journal.journal.calls(9, 9)) == []

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
+
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.store.memory import Memory
 
 A, B = b"a" * 32, b"b" * 32
+RAW = b"r" * 16
 
 
-def sample(answer: bytes) -> Sample:
-    return Sample(answer, 1.5, 0.25, 3)
+def sample(answer: bytes, at: float = 1.5, deltas: bytes = b"") -> Sample:
+    return Sample(answer, at, 0.25, 3, deltas)
+
+
+def answers(memory: Memory, key: bytes = A) -> list[bytes]:
+    return [s.answer for s in memory.get(key)]
 
 
 def test_unknown_key() -> None:
@@ -24,8 +33,8 @@ def test_order() -> None:
     memory.append(A, "chat", [sample(b"1"), sample(b"2")])
     memory.append(B, "chat", [sample(b"x")])
     memory.append(A, "chat", [sample(b"3")])
-    assert [s.answer for s in memory.get(A)] == [b"1", b"2", b"3"]
-    assert [s.answer for s in memory.get(B)] == [b"x"]
+    assert answers(memory) == [b"1", b"2", b"3"]
+    assert answers(memory, B) == [b"x"]
 
 
 def test_appended_list_is_not_kept() -> None:
@@ -34,26 +43,154 @@ def test_appended_list_is_not_kept() -> None:
     samples = [sample(b"1")]
     memory.append(A, "chat", samples)
     samples.append(sample(b"2"))
-    assert [s.answer for s in memory.get(A)] == [b"1"]
+    assert answers(memory) == [b"1"]
 
 
 def test_counts() -> None:
     """`/cache/info` would tell sizes that are not there."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"12"), sample(b"345")])
+    memory.append(A, "chat", [sample(b"12"), sample(b"345", deltas=b"[1]")])
     memory.append(A, "chat", [sample(b"6")])
     memory.append(B, "generate", [sample("é".encode())])
-    assert (len(memory), memory.samples, memory.bytes) == (2, 4, 8)
+    assert (len(memory), memory.samples, memory.bytes) == (2, 4, 11)
     assert memory.by_dialect == {"chat": 3, "generate": 1}
 
 
 def test_clear() -> None:
     """A cleared cache would go on answering, or counting what it has no more."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"12")])
+    memory.append(A, "chat", [sample(b"12")], RAW)
     memory.clear()
     assert len(memory.get(A)) == 0
+    assert memory.find(RAW) is None
     assert (len(memory), memory.samples, memory.bytes, memory.by_dialect) == (0, 0, 0, {})
     memory.append(A, "generate", [sample(b"345")])
     assert (len(memory), memory.samples, memory.bytes) == (1, 1, 3)
     assert memory.by_dialect == {"generate": 1}
+
+
+# Samples that are replaced
+
+
+@pytest.mark.parametrize(
+    ("since", "kept"),
+    [
+        (None, [b"1", b"2", b"3"]),
+        (float("-inf"), [b"1", b"2", b"3"]),
+        (0.0, [b"1", b"2", b"3"]),
+        (1.0, [b"1", b"2", b"3"]),
+        (1.5, [b"2", b"3"]),
+        (2.0, [b"2", b"3"]),
+        (2.5, [b"3"]),
+        (9.0, []),
+    ],
+)
+def test_since(since: float | None, kept: list[bytes]) -> None:
+    """A client that asked for fresh samples would get old ones next time, or lose good ones."""
+    memory = Memory()
+    memory.append(A, "chat", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
+    memory.append(B, "chat", [sample(b"other", 0.0)])
+    memory.append(A, "chat", [sample(b"new", 4.0)], since=since)
+    assert answers(memory) == [*kept, b"new"]
+    assert answers(memory, B) == [b"other"]
+    assert (memory.samples, memory.by_dialect) == (len(kept) + 2, {"chat": len(kept) + 2})
+    assert memory.bytes == len(kept) + len(b"new") + len(b"other")
+    # Only where something went does anybody have to look again.
+    assert (memory.generation, memory.clears) == (0 if len(kept) == 3 else 1, 0)
+
+
+def test_since_in_the_middle() -> None:
+    """Clocks that were set back would let old samples live on behind newer ones."""
+    memory = Memory()
+    memory.append(A, "chat", [sample(b"late", 9.0), sample(b"old", 1.0), sample(b"later", 10.0)])
+    memory.append(A, "chat", [sample(b"new", 11.0)], since=5.0)
+    assert answers(memory) == [b"late", b"later", b"new"]
+
+
+def test_new_samples_may_be_older_than_since() -> None:
+    """What was asked for would be gone before it was stored."""
+    memory = Memory()
+    memory.append(A, "chat", [sample(b"1", 1.0)], since=5.0)
+    assert answers(memory) == [b"1"]
+    assert memory.generation == 0
+
+
+def test_names_of_bodies_follow_the_first_sample() -> None:
+    """A plain call would get the answer that its client wanted replaced, or be read again."""
+    memory = Memory()
+    memory.append(A, "chat", [sample(b"1", 1.0)], RAW)
+    memory.append(A, "chat", [sample(b"2", 2.0)], since=2.0)
+    assert memory.find(RAW) == A
+    assert answers(memory) == [b"2"]
+
+
+def test_one_key_of_two_dialects() -> None:
+    """A journal that was tampered with would leave counts below nothing."""
+    memory = Memory()
+    memory.append(A, "chat", [sample(b"1", 1.0)])
+    memory.append(A, "chbt", [sample(b"2", 2.0)], since=2.0)
+    assert memory.by_dialect == {"chat": 1}
+    memory.clear(lambda key: True)
+    assert memory.by_dialect == {}
+
+
+# Models
+
+
+def key(model: bytes, n: int) -> bytes:
+    return model * 8 + b"%024d" % n
+
+
+def test_by_model() -> None:
+    """Nobody could tell what a model that is no more still takes."""
+    memory = Memory()
+    assert memory.by_model() == {}
+    memory.append(key(b"x", 1), "chat", [sample(b"1", 1.0), sample(b"2", 2.0)])
+    memory.append(key(b"x", 2), "generate", [sample(b"1")])
+    memory.append(key(b"y", 1), "chat", [sample(b"1")])
+    assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
+    memory.append(key(b"x", 1), "chat", [sample(b"3", 3.0)], since=3.0)
+    assert memory.by_model() == {(b"x" * 8).hex(): 2, (b"y" * 8).hex(): 1}
+    memory.clear(lambda k: k.startswith(b"x"))
+    assert memory.by_model() == {(b"y" * 8).hex(): 1}
+
+
+def test_clear_of_a_part() -> None:
+    """Another model's answers would go, too, or names and counts be left of what is gone."""
+    memory = Memory()
+    memory.append(key(b"x", 1), "chat", [sample(b"12", deltas=b"[2]")], b"1" * 16)
+    memory.append(key(b"x", 2), "generate", [sample(b"345")], b"2" * 16)
+    memory.append(key(b"y", 1), "chat", [sample(b"6789")], b"3" * 16)
+    memory.clear(lambda k: k.startswith(b"x" * 8))
+    assert (len(memory), memory.samples, memory.bytes) == (1, 1, 4)
+    assert memory.by_dialect == {"chat": 1}
+    assert [memory.find(b"%d" % n * 16) for n in (1, 2, 3)] == [None, None, key(b"y", 1)]
+    assert (memory.generation, memory.clears) == (1, 1)
+
+
+def test_every_clear_counts() -> None:
+    """What was on its way when somebody cleared would be stored after all."""
+    memory = Memory()
+    memory.clear()
+    memory.clear(lambda key: False)
+    assert (memory.generation, memory.clears) == (2, 2)
+
+
+def test_counts_stay_right() -> None:
+    """Whatever happens in whatever order, the counts are those of what is there."""
+    rng = random.Random(0)
+    memory, everything = Memory(), [key(model, n) for model in (b"x", b"y") for n in range(4)]
+    for now in range(2000):
+        at = rng.choice(everything)
+        if rng.random() < 0.02:
+            model = rng.choice([b"x", b"y"])
+            memory.clear(rng.choice([None, lambda k, m=model: k.startswith(m)]))
+        else:
+            new = [sample(b"x" * rng.randrange(9), float(now))] * rng.randrange(1, 4)
+            since = rng.choice([None, now - rng.randrange(40)])
+            memory.append(at, "chat" if at < b"y" else "generate", new, since=since)
+        pools = [memory.get(k) for k in everything]
+        assert memory.samples == sum(map(len, pools)) == sum(memory.by_model().values())
+        assert memory.samples == sum(memory.by_dialect.values())
+        assert memory.bytes == sum(len(s.answer) for pool in pools for s in pool)
+        assert len(memory) == sum(map(bool, pools))

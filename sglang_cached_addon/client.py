@@ -1,0 +1,285 @@
+"""HTTP/1.1 to one upstream, on connections that are kept: asyncio's streams, and h11 for the
+protocol.
+
+Nothing here waits for an answer with a limit: who asks sets one, if any. Who is cancelled, or
+leaves before the end of a body, has the connection closed, which is how SGLang learns that
+nobody wants the answer any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import h11
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header fields, in order."""
+
+CONNECT_SECONDS = 10.0
+
+IDLE_SECONDS = 4.0
+"""How long a connection is kept for the next request: uvicorn hangs up after 5."""
+
+MAX_IDLE = 256
+"""Connections that are kept."""
+
+_HEAD_BYTES = 64 * 1024
+_READ_BYTES = 64 * 1024
+
+# Fields of one connection, not of the message (RFC 9110 §7.6.1), and those that are ours to say.
+_HOP_BY_HOP = {
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+}
+_OURS = _HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
+
+_numbers = itertools.count(1)
+
+
+class Unreachable(Exception):
+    """No connection could be made; the message says why."""
+
+
+class Broken(Exception):
+    """The upstream hung up, or spoke no HTTP, before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    """Without those of the connection; names as upstream writes them."""
+    body: bytes
+    connection: int
+    """The number of the connection that it came on: an equal one is the same connection."""
+
+
+class Response:
+    """A response whose body comes in pieces."""
+
+    def __init__(self, connection: _Connection, head: h11.Response) -> None:
+        self._connection = connection
+        self.status: int = head.status_code
+        self.headers = _end_to_end(head.headers.raw_items())
+        self.connection = connection.number
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `Broken`."""
+        while not isinstance(event := await self._connection.receive(), h11.EndOfMessage):
+            if not isinstance(event, h11.Data):
+                raise Broken("it hung up in the middle of an answer")
+            yield bytes(event.data)
+
+
+class _Connection:
+    """One, with what h11 knows of it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.number = next(_numbers)
+        self.is_fresh = True
+        """It has not carried a whole exchange."""
+        self.has_begun = False
+        """Some of the present answer has come."""
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        self._idle_since = 0.0
+
+    async def send(self, request: h11.Request, body: bytes) -> None:
+        data = self._http.send(request) or b""
+        if body:
+            data += self._http.send(h11.Data(data=body)) or b""
+        data += self._http.send(h11.EndOfMessage()) or b""
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except ConnectionError:
+            pass  # it may have answered before it hung up
+
+    async def head(self) -> h11.Response:
+        """The head of the answer. Raises `Broken`."""
+        while isinstance(event := await self.receive(), h11.InformationalResponse):
+            pass
+        if not isinstance(event, h11.Response):
+            raise Broken("it hung up without an answer")
+        return event
+
+    async def receive(self) -> object:
+        """h11's next event. Raises `Broken`."""
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                data = await self._reader.read(_READ_BYTES)
+                self.has_begun = self.has_begun or bool(data)
+                self._http.receive_data(data)
+        except OSError as e:
+            raise Broken(_text(e)) from e
+        except h11.RemoteProtocolError as e:
+            raise Broken(f"it does not speak HTTP as it should: {e}") from e
+        return event
+
+    def rest(self) -> bool:
+        """Gets ready for the next request; whether there can be one."""
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        if self._http.trailing_data[0]:
+            return False  # more than one answer
+        self._http.start_next_cycle()
+        self.is_fresh = self.has_begun = False
+        self._idle_since = time.monotonic()
+        return True
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether an idle connection is as it was: what has come since belongs to no request."""
+        unread = self._reader._buffer  # type: ignore[attr-defined]
+        is_young = time.monotonic() - self._idle_since < IDLE_SECONDS
+        return is_young and not (unread or self._reader.at_eof() or self._writer.is_closing())
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+
+class Client:
+    """Asks one upstream."""
+
+    def __init__(self, url: str, *, insecure: bool = False, keeps_host: bool = False) -> None:
+        """`url` is scheme://host[:port]. `insecure`: its certificate is not checked. `keeps_host`:
+        it is told the host that the client has asked."""
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        self._authority = parts.netloc.encode()
+        self._ssl: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._ssl = ssl.create_default_context()
+            if insecure:
+                self._ssl.check_hostname = False
+                self._ssl.verify_mode = ssl.CERT_NONE
+        self._keeps_host = keeps_host
+        self._idle: list[_Connection] = []
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def open(
+        self, method: str, path: str, headers: Headers, body: bytes = b""
+    ) -> AsyncIterator[Response]:
+        """Sends a request, with the client's own header fields, and gives the answer's head as soon
+        as it is there. Raises `Unreachable` or `Broken`."""
+        connection, head = await self._exchange(self._request(method, path, headers, body), body)
+        try:
+            yield Response(connection, head)
+        except BaseException:
+            connection.close()
+            raise
+        self._give_back(connection)
+
+    async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> Answer:
+        """Sends a request, and gives its whole answer. Raises `Unreachable` or `Broken`."""
+        async with self.open(method, path, headers, body) as response:
+            pieces = [piece async for piece in response.pieces()]
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return Answer(response.status, response.headers, data, response.connection)
+
+    def close(self) -> None:
+        """Hangs up what is idle; what is in use when it is done."""
+        self._is_closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def _request(self, method: str, path: str, headers: Headers, body: bytes) -> h11.Request:
+        dropped = _OURS | _named(headers)
+        fields = [(n, v) for n, v in headers if n.lower() not in dropped]
+        hosts = [value for name, value in headers if name.lower() == b"host"]
+        host = hosts[0] if self._keeps_host and hosts else self._authority
+        fields.append((b"Host", host))
+        # It is read as it passes.
+        fields.append((b"Accept-Encoding", b"identity"))
+        if body or method in ("POST", "PUT", "PATCH"):
+            fields.append((b"Content-Length", b"%d" % len(body)))
+        try:
+            return h11.Request(method=method, target=path, headers=fields)
+        except h11.LocalProtocolError as e:
+            raise Broken(f"the request cannot be sent: {e}") from e
+
+    async def _exchange(
+        self, request: h11.Request, body: bytes
+    ) -> tuple[_Connection, h11.Response]:
+        """Sends a request, and waits for the head of its answer."""
+        while True:
+            connection = self._take() or await self._connect()
+            try:
+                await connection.send(request, body)
+                return connection, await connection.head()
+            except Broken:
+                connection.close()
+                # A kept connection may be hung up at the very moment at which it is used: what
+                # was not answered at all is sent once more.
+                if connection.is_fresh or connection.has_begun:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+
+    def _take(self) -> _Connection | None:
+        """The connection that was used last, if it still can be."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                return connection
+            connection.close()
+        return None
+
+    def _give_back(self, connection: _Connection) -> None:
+        if connection.rest() and not self._is_closed and len(self._idle) < MAX_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    async def _connect(self) -> _Connection:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                streams = await asyncio.open_connection(self._host, self._port, ssl=self._ssl)
+        except TimeoutError:
+            raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None
+        except OSError as e:
+            raise Unreachable(_text(e)) from e
+        return _Connection(*streams)
+
+
+def _named(headers: Headers) -> set[bytes]:
+    """The fields that `Connection` says are of the connection, too."""
+    values = [value for name, value in headers if name.lower() == b"connection"]
+    return {name.strip().lower() for value in values for name in value.split(b",")}
+
+
+def _end_to_end(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    dropped = _HOP_BY_HOP | _named(headers)
+    return tuple((n, v) for n, v in headers if n.lower() not in dropped)
+
+
+def _text(error: OSError) -> str:
+    """What went wrong, for people."""
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
+    if error.errno is None:  # asyncio's summary of several attempts
+        return "no address of it can be connected to" if "Multiple" in str(error) else str(error)
+    # asyncio's own words for a refused connection say less than the system's; those for a name
+    # that is not known are the system's.
+    is_name = isinstance(error, socket.gaierror)
+    return str(error.strerror) if is_name else os.strerror(error.errno)

@@ -1,0 +1,237 @@
+"""The routes that change what the server does: weights, adapters, pauses, aborts, the KV cache.
+
+With an admin key all of them, and nothing else, ask for it. An update of the weights does not
+wait for running samples, as in SGLang while generation is paused; those say what they would have
+said. Tensors are taken without /begin_weight_update, too, as older servers do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.simulator.handler import Endpoint, Handler, Routes
+from sglang_cached_addon.simulator.lora import TENSORS, Adapter
+from sglang_cached_addon.simulator.profile import CONTENT, Json
+from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid, missing
+
+_MODES = ("abort", "retract", "in_place")
+_STATES = (
+    "pp_max_micro_batch_size",
+    "speculative_accept_threshold_single",
+    "speculative_accept_threshold_acc",
+)
+_ROLE = {"role": "target", "tp_rank": 0, "tp_size": 1, "dp_rank": 0, "dp_size": 1}
+_ROLE |= {"pp_rank": 0, "pp_size": 1, "rank": 0, "size": 1}
+
+
+def _given(handler: Handler, *names: str) -> Json:
+    """The body, which has these fields."""
+    body = handler.document()
+    absent = [name for name in names if name not in body]
+    if absent:
+        raise missing(handler.request.path, body, *absent)
+    return body
+
+
+def _told(handler: Handler, success: bool, message: str, **more: Any) -> None:
+    handler.reply({"success": success, "message": message, **more}, 200 if success else 400)
+
+
+async def abort(handler: Handler) -> None:
+    body = handler.document()
+    handler.engine.abort(str(body.get("rid") or ""), bool(body.get("abort_all")))
+    handler.reply(b"")
+
+
+async def flush_cache(handler: Handler) -> None:
+    text = "Cache flushed.\nPlease check backend logs for more details. (When there are running"
+    text += " or waiting requests, the operation will not be performed.)\n"
+    handler.reply(text.encode(), 400 if handler.engine.running else 200)
+
+
+async def pause(handler: Handler) -> None:
+    body = handler.document()
+    mode = body.get("mode", "abort")
+    if mode not in _MODES:
+        text = "Input should be 'abort', 'retract' or 'in_place'"
+        raise invalid(handler.request.path, flaw("literal_error", ("mode",), text, mode))
+    handler.engine.pause(mode)
+    handler.reply({"message": "Generation paused successfully.", "status": "ok"})
+
+
+async def proceed(handler: Handler) -> None:
+    handler.document()
+    handler.engine.proceed()
+    handler.reply({"message": "Generation continued successfully.", "status": "ok"})
+
+
+def _update(handler: Handler, weights: str, message: str, body: Json, **changes: Any) -> str:
+    """Change the weights, and what the body says besides; the message that tells of it."""
+    if body.get("abort_all_requests"):
+        handler.engine.abort("", True)
+    version = body.get("weight_version")
+    if version is not None:
+        changes["weight_version"] = version
+        message += f" Weight version updated to {version}."
+    handler.engine.update(weights, **changes)
+    return message
+
+
+async def update_from_disk(handler: Handler) -> None:
+    """Served are the weights at a path from now on, by its name."""
+    body = handler.document()
+    path = body.get("model_path")
+    if not isinstance(path, str):
+        raise missing(handler.request.path, body, "model_path")
+    text = "Succeeded to update model weights."
+    message = _update(handler, "", text, body, model=path, served_model_name="")
+    _told(handler, True, message, num_paused_requests=0)
+
+
+def _updates(kind: str, message: str, *names: str) -> Endpoint:
+    """An update by weights that came in a request: nothing shows it but the label, if given."""
+
+    async def update(handler: Handler) -> None:
+        _told(handler, True, _update(handler, kind, message, _given(handler, *names)))
+
+    return update
+
+
+async def begin_update(handler: Handler) -> None:
+    handler.document()
+    if handler.engine.updating:
+        text = "a weight-update session is already open; call end_weight_update() first"
+        _told(handler, False, text)
+        return
+    handler.engine.updating = True
+    _told(handler, True, "Success")
+
+
+async def end_update(handler: Handler) -> None:
+    handler.document()
+    if not handler.engine.updating:
+        text = "no weight-update session is open; call begin_weight_update() first"
+        _told(handler, False, text)
+        return
+    handler.engine.updating = False
+    _told(handler, True, "Success")
+
+
+async def update_version(handler: Handler) -> None:
+    """Only the label changes."""
+    body = _given(handler, "new_version")
+    version = body["new_version"]
+    if body.get("abort_all_requests", True):
+        handler.engine.abort("", True)
+    handler.engine.update(None, weight_version=version)
+    _told(handler, True, f"Weight version updated to {version}", new_version=version)
+
+
+async def set_state(handler: Handler) -> None:
+    asked = _given(handler, "server_args")["server_args"]
+    handler.reply([all(name in _STATES for name in asked)])
+
+
+async def release_memory(handler: Handler) -> None:
+    """The weights are gone, if they are among the tags."""
+    tags = handler.document().get("tags")
+    if not tags or "weights" in tags:
+        handler.engine.update("released")
+    handler.reply(None)
+
+
+async def resume_memory(handler: Handler) -> None:
+    """Room for the weights is there again; what is in it is not what was."""
+    handler.document()
+    handler.reply(None)
+
+
+async def check_weights(handler: Handler) -> None:
+    body = handler.document() if handler.request.body else {}
+    action = body.get("action", "checksum")
+    if action not in ("checksum", "snapshot", "compare", "reset_tensors"):
+        _told(handler, False, f"Unsupported {action=}")
+        return
+    if action == "reset_tensors":
+        handler.engine.update("random")
+    if action != "checksum":
+        _told(handler, True, "Success.")
+        return
+    profile = handler.engine.profile
+    content = repr([profile.seed, profile.model, *(getattr(profile, name) for name in CONTENT)])
+    one = hashlib.sha256(content.encode()).hexdigest()
+    rank = {"checksums": {"simulated": one}, "per_gpu_checksum": one, "parallelism_info": [_ROLE]}
+    whole = hashlib.sha256(one.encode()).hexdigest()
+    _told(handler, True, "Success.", ranks=[rank], per_engine_checksum=whole)
+
+
+def _adapters(handler: Handler, wrong: Flaw | None, loaded: dict[str, str] | None) -> None:
+    """Tell how loading or unloading went."""
+    told = {"success": wrong is None, "error_message": str(wrong or ""), "loaded_adapters": loaded}
+    handler.reply({"rid": None, "http_worker_ipc": None, **told}, 400 if wrong else 200)
+
+
+def _load(handler: Handler, name: str, adapter: Adapter) -> None:
+    adapters, wrong = handler.engine.loaded.adapters, None
+    try:
+        adapters.load(name, adapter)
+    except Flaw as found:
+        wrong = found
+    _adapters(handler, wrong, adapters.paths)
+
+
+async def load_adapter(handler: Handler) -> None:
+    body = _given(handler, "lora_name", "lora_path")
+    _load(handler, str(body["lora_name"]), Adapter(str(body["lora_path"])))
+
+
+async def load_adapter_from_tensors(handler: Handler) -> None:
+    """What the name stands for is what was sent, and no route shows it."""
+    body = _given(handler, "lora_name", "config_dict", "serialized_named_tensors")
+    content = orjson.dumps([body["config_dict"], body["serialized_named_tensors"]])
+    adapter = Adapter(TENSORS, hashlib.sha256(content).hexdigest())
+    _load(handler, str(body["lora_name"]), adapter)
+
+
+async def unload_adapter(handler: Handler) -> None:
+    name = str(_given(handler, "lora_name")["lora_name"])
+    adapters = handler.engine.loaded.adapters
+    try:
+        adapters.unload(name)
+    except Flaw as wrong:
+        _adapters(handler, wrong, None)
+    else:
+        _adapters(handler, None, adapters.paths)
+
+
+_POST = ("POST",)
+_BOTH = ("GET", "POST")
+_DISTRIBUTED = ("distributed", "Succeeded to update parameter online.", "names", "dtypes", "shapes")
+_IPC = ("ipc", "Succeeded to update model weights.", "zmq_handles")
+
+ROUTES: Routes = {
+    "/abort_request": (_POST, abort),
+    "/flush_cache": (_BOTH, flush_cache),
+    "/pause_generation": (_POST, pause),
+    "/continue_generation": (_POST, proceed),
+    "/update_weights_from_disk": (_POST, update_from_disk),
+    "/update_weights_from_tensor": (
+        _POST,
+        _updates("tensor", "Success", "serialized_named_tensors"),
+    ),
+    "/update_weights_from_distributed": (_POST, _updates(*_DISTRIBUTED)),
+    "/update_weights_from_ipc": (_POST, _updates(*_IPC)),
+    "/begin_weight_update": (_POST, begin_update),
+    "/end_weight_update": (_POST, end_update),
+    "/update_weight_version": (_POST, update_version),
+    "/set_internal_state": (("POST", "PUT"), set_state),
+    "/release_memory_occupation": (_BOTH, release_memory),
+    "/resume_memory_occupation": (_BOTH, resume_memory),
+    "/weights_checker": (_BOTH, check_weights),
+    "/load_lora_adapter": (_POST, load_adapter),
+    "/load_lora_adapter_from_tensors": (_POST, load_adapter_from_tensors),
+    "/unload_lora_adapter": (_POST, unload_adapter),
+}

@@ -1,0 +1,92 @@
+"""LoRA adapters: which are loaded, what their names stand for, and which one a request wants."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from sglang_cached_addon.simulator.profile import Profile
+from sglang_cached_addon.simulator.refusals import Flaw, crash
+from sglang_cached_addon.simulator.sample import Ask
+
+TENSORS = "__tensor__"  # the path of an adapter that came in a request
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a name stands for: the weights at a path, or sent as `content`."""
+
+    path: str
+    content: str = ""
+
+
+class Adapters:
+    """The adapters of one process. What it refuses is a Flaw in SGLang's words."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._enabled = profile.enable_lora
+        self._loaded: OrderedDict[str, Adapter] = OrderedDict()
+        self._known: dict[str, Adapter] = {}  # all that ever were loaded
+        for given in profile.lora_paths:
+            name, _, path = given.partition("=")
+            self.load(name, Adapter(path or name))
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Of the loaded ones."""
+        return {name: adapter.path for name, adapter in tuple(self._loaded.items())}
+
+    def load(self, name: str, adapter: Adapter) -> None:
+        self._check()
+        if name in self._loaded:
+            raise Flaw(f"Failed to load LoRA adapter {name} because it is already loaded")
+        self._loaded[name] = self._known[name] = adapter
+
+    def unload(self, name: str) -> None:
+        self._check()
+        if name not in self._loaded:
+            loaded = self._loaded.keys()
+            raise Flaw(f"LoRA with name {name} does not exist. Loaded LoRAs: {loaded}")
+        del self._loaded[name]
+
+    def _check(self) -> None:
+        if not self._enabled:
+            raise Flaw("LoRA is not enabled. Please set `--enable-lora` to enable LoRA.")
+
+    def chosen(self, ask: Ask, served: str) -> list[str]:
+        """For each prompt all that is to be known of its adapter, "" for none.
+
+        One that was unloaded is loaded again from its path.
+        """
+        names = _names(ask, served)
+        first = next((name for name in names if name), None)
+        if first and not self._enabled:
+            text = f"LoRA adapter '{first}' was requested, but LoRA is not enabled. Please launch "
+            text += "the server with --enable-lora flag and preload adapters using --lora-paths or "
+            raise Flaw(text + "/load_lora_adapter endpoint.")
+        return ["" if name is None else self._found(name) for name in names]
+
+    def _found(self, name: str) -> str:
+        adapter = self._known.get(name)
+        if adapter is None:
+            text = f"Got LoRA adapter that has never been loaded: {name}\n"
+            raise Flaw(f"{text}All loaded adapters: {self._known.keys()}.")
+        if name not in self._loaded and adapter.path == TENSORS:
+            raise Flaw(f"Failed to implicitly load LoRA adapter {name}: no such path: {TENSORS}")
+        self._loaded.setdefault(name, adapter)
+        return f"{name}={adapter.path}={adapter.content}"
+
+
+def _names(ask: Ask, served: str) -> list[str | None]:
+    """The adapter's name for each prompt: the suffix of the model goes before `lora_path`."""
+    suffix = ""
+    if ask.model.startswith(f"{served}:"):
+        suffix = ask.model[len(served) + 1 :]
+    elif ask.model != served:
+        suffix = ask.model.partition(":")[2]
+    given = suffix.strip() or ask.body.get("lora_path") or None
+    if not isinstance(given, list):
+        return [given] * len(ask.prompts)
+    if len(given) < len(ask.prompts):
+        raise crash()
+    return given

@@ -1,0 +1,82 @@
+"""One small JSON document beside the journal, `state.json`: what is known of the upstream.
+
+Written whole or not at all. Synchronous: belongs into a thread. What may be in it is its
+user's business; no secrets are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+logger = logging.getLogger(__name__)
+
+
+class StoreError(OSError):
+    """The cache folder cannot be used; the message says why and what to do."""
+
+
+class StateFile:
+    """The document of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "state.json"
+
+    def load(self) -> dict[str, Any]:
+        """The document; empty if there is none. One that makes no sense is moved aside. Raises
+        `StoreError` where the disk fails."""
+        try:
+            data = self.path.read_bytes()
+            try:
+                value = orjson.loads(data)
+                if not isinstance(value, dict):
+                    raise ValueError("not an object")
+            except ValueError as e:
+                aside = self.path.with_suffix(".json.broken")
+                self.path.replace(aside)
+                logger.warning("%s: %s; moved to %s", self.path, e, aside.name)
+                return {}
+        except FileNotFoundError:
+            return {}
+        except OSError as e:
+            raise StoreError(f"cannot read {self.path}: {e.strerror}") from e
+        return value
+
+    def save(self, document: dict[str, Any]) -> None:
+        """Replaces the document; raises `StoreError`, and then the old one is still there. Not for
+        two threads at once."""
+        data = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        try:
+            _replace(self.path, data)
+        except OSError as e:
+            raise StoreError(f"cannot write {self.path}: {e.strerror}") from e
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Writes a file whole: aside, synced, and renamed over the old one."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in a folder outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,282 @@
+"""The proxy's own routes: who may see and clear what is stored."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Profile, Simulator, running
+from tests.conftest import Proxy, StartProxy
+from tests.e2e.conftest import StartFront
+from tests.e2e.test_proxy import BODIES, post, sampled
+from tests.e2e.test_streams import sampling
+
+TOKEN = "t0ken-\xe9 with=odd/signs"
+OPEN = (("GET", "/cache/stats"), ("GET", "/health"))
+PRIVATE = (("GET", "/cache/info"), ("POST", "/cache/clear"))
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Simulator]:
+    with running(Profile()) as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def shared(upstream: Simulator, start_front: StartFront) -> Proxy:
+    """A proxy without a token, of a cache that is never empty."""
+    proxy = start_front(upstream.url)
+    assert fill(proxy) == 1
+    return proxy
+
+
+@pytest.fixture
+def guarded(upstream: Simulator, start_proxy: StartProxy) -> Proxy:
+    """A proxy with a token, on all interfaces."""
+    proxy = start_proxy(upstream.url, "--admin-token", TOKEN, "--host", "0.0.0.0")
+    assert fill(proxy) == 1
+    return proxy
+
+
+def fill(proxy: Proxy) -> int:
+    post(proxy, "/generate", BODIES["/generate"])
+    stored: int = proxy.stats()["total_responses"]
+    return stored
+
+
+def call(url: str, method: str, path: str, headers: dict[str, Any]) -> tuple[int, bytes, Any]:
+    """Status, body and head; the header fields are sent as they are, in Latin-1."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    try:
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for name, value in {"Content-Length": "0", **headers}.items():
+            connection.putheader(name, value.encode("utf-8"))
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.headers
+    finally:
+        connection.close()
+
+
+def statuses(url: str, headers: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """What the open and the private routes answer; info first, so that a clear spoils nothing."""
+    found = [[call(url, m, path, headers)[0] for m, path in routes] for routes in (OPEN, PRIVATE)]
+    return found[0], found[1]
+
+
+def elsewhere(proxy: Proxy) -> str:
+    """The proxy's URL by an address of this machine that is not the loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+            address = probe.getsockname()[0]
+        except OSError:
+            address = "127.0.0.1"
+    if address.startswith("127."):
+        pytest.skip("this machine has no other address")
+    return f"http://{address}:{urlsplit(proxy.url).port}"
+
+
+def test_on_this_machine(shared: Proxy) -> None:
+    """Without a token, who is on the machine may see and clear."""
+    port = urlsplit(shared.url).port
+    for headers in (
+        {},
+        {"Host": f"localhost:{port}"},
+        {"Host": "LOCALHOST"},
+        {"Host": f"[::1]:{port}"},
+        {"Host": f"10.1.2.3:{port}"},
+        {"Sec-Fetch-Site": "none"},
+        {"Authorization": "Bearer anything"},
+    ):
+        assert fill(shared) == 1
+        assert statuses(shared.url, headers) == ([200, 200], [200, 200]), headers
+        assert shared.stats()["total_responses"] == 0
+
+
+CROSS_SITE: list[dict[str, str]] = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": ""},
+    {"Origin": "http://localhost"},  # another port is another origin
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
+]
+REBOUND: list[dict[str, str]] = [
+    {"Host": "evil.example"},
+    {"Host": "evil.example:30001"},
+    {"Host": "localhost.evil.example"},
+    {"Host": "127.0.0.1.evil.example"},
+    {"Host": "127.0.0.1@evil.example"},
+    {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"},
+]
+
+
+def test_pages_of_other_sites(shared: Proxy) -> None:
+    """A page in somebody's browser neither reads what was asked nor clears it."""
+    for headers in CROSS_SITE:
+        assert fill(shared) == 1
+        assert statuses(shared.url, headers) == ([200, 200], [403, 403]), headers
+        status, body, _ = call(shared.url, "GET", "/cache/info", headers)
+        assert (status, b"pages of other sites" in body) == (403, True)
+        assert b"cache_dir" not in body
+        assert shared.stats()["total_responses"] == 1, headers
+
+
+def test_rebound_name(shared: Proxy) -> None:
+    """A name that was made to point here (DNS rebinding) opens nothing."""
+    for headers in REBOUND:
+        assert fill(shared) == 1
+        assert statuses(shared.url, headers) == ([200, 200], [403, 403]), headers
+        assert shared.stats()["total_responses"] == 1, headers
+
+
+def test_page_of_its_own(shared: Proxy) -> None:
+    """A page that the proxy's own address has served, mitmweb's beside it apart, may ask."""
+    for more in ({}, {"Sec-Fetch-Site": "same-origin"}):
+        assert statuses(shared.url, {"Origin": shared.url, **more}) == ([200, 200], [200, 200])
+
+
+def test_upstream_has_a_name(start_proxy: StartProxy) -> None:
+    """How upstream is called says nothing of who asks."""
+    proxy = start_proxy("http://gpu-box.invalid:30000")
+    assert statuses(proxy.url, {}) == ([200, 200], [200, 200])
+
+
+def test_from_another_machine(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Without a token, nobody else may."""
+    proxy = start_proxy(simulator.url, "--host", "0.0.0.0")
+    url = elsewhere(proxy)
+    assert fill(proxy) == 1
+    for headers in ({}, {"Host": "localhost"}, {"X-Forwarded-For": "127.0.0.1"}, BEARER):
+        assert statuses(url, headers) == ([200, 200], [403, 403]), headers
+    assert b"--admin-token" in call(url, "POST", "/cache/clear", {})[1]
+    assert proxy.stats()["total_responses"] == 1
+    answer = requests.post(f"{url}/generate", json=BODIES["/generate"], timeout=30)
+    assert answer.headers["X-Cache"] == "HIT"
+    assert statuses(proxy.url, {}) == ([200, 200], [200, 200])
+
+
+def test_token(guarded: Proxy) -> None:
+    """With a token it is asked of everybody, also on the machine."""
+    for value in (
+        None,
+        "",
+        TOKEN,
+        "Bearer",
+        "Bearer ",
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer {TOKEN.upper()}",
+        f"Basic {TOKEN}",
+        f"Bearer Bearer {TOKEN}",
+        f"Bearer {TOKEN}, Bearer x",
+    ):
+        headers = {} if value is None else {"Authorization": value}
+        assert statuses(guarded.url, headers) == ([200, 200], [401, 401]), value
+        _, body, head = call(guarded.url, "GET", "/cache/info", headers)
+        assert head["WWW-Authenticate"] == "Bearer"
+        assert b"admin token" in body
+        assert TOKEN.encode() not in body
+        assert b"cache_dir" not in body
+    assert guarded.stats()["total_responses"] == 1
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        assert fill(guarded) == 1
+        headers = {"Authorization": f"{scheme} {TOKEN}"}
+        assert statuses(guarded.url, headers) == ([200, 200], [200, 200]), scheme
+        assert guarded.stats()["total_responses"] == 0
+
+
+def test_token_and_pages(guarded: Proxy) -> None:
+    """A token that a browser knows is no leave for a page of another site; but a proxy with a
+    token may have any name."""
+    for headers in CROSS_SITE:
+        assert statuses(guarded.url, {**headers, **BEARER}) == ([200, 200], [403, 403]), headers
+    assert guarded.stats()["total_responses"] == 1
+    for headers in REBOUND[:-1]:
+        assert statuses(guarded.url, {**headers, **BEARER})[1] == [200, 200], headers
+
+
+def test_token_from_another_machine(guarded: Proxy) -> None:
+    """With a token, it may be anywhere."""
+    url = elsewhere(guarded)
+    assert statuses(url, {}) == ([200, 200], [401, 401])
+    assert statuses(url, BEARER) == ([200, 200], [200, 200])
+
+
+def test_token_goes_nowhere(upstream: Simulator, guarded: Proxy) -> None:
+    """Upstream neither hears the token nor of these routes, whatever the method."""
+    upstream.received.clear()
+    for method in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH"):
+        for _, path in (*OPEN, *PRIVATE):
+            call(guarded.url, method, f"{path}?x=1", BEARER)
+    assert [
+        r.path for r in upstream.received if r.path not in ("/model_info", "/server_info")
+    ] == []
+    assert not [r for r in upstream.received if TOKEN in str(r.headers)]
+
+
+QUERIES = ["model=", "model=none", "model=all&model=all", "Model=all", "model=al%6C", "x", "all=1"]
+
+
+def test_clear_what(shared: Proxy) -> None:
+    """What is not understood clears nothing."""
+    assert fill(shared) == 1
+    for query in QUERIES:
+        status, body, _ = call(shared.url, "POST", f"/cache/clear?{query}", {})
+        assert status == 400, query
+        assert b"current|other|all" in body
+    assert shared.stats()["total_responses"] == 1
+    for query, cleared in (("model=other", 0), ("model=current", 1), ("model=all", 0)):
+        answer = requests.post(f"{shared.url}/cache/clear?{query}", timeout=30)
+        assert answer.json() == {
+            "status": "success", "cleared_keys": cleared, "cleared_responses": cleared
+        }  # fmt: skip
+
+
+def test_stats_after_each_answer(upstream: Simulator, shared: Proxy) -> None:
+    """Who has an answer finds it counted, and stored."""
+    upstream.become(info_delay=0.05)
+    try:
+        for path in BODIES:
+            for more in ({}, {"stream": True}):
+                before = shared.stats()
+                body = {**sampling(path), **more, "temperature": 0.5, "top_k": 9}
+                body["cache_salt"] = str(more)
+                assert post(shared, path, body).headers["X-Cache"] == "MISS"
+                after = shared.stats()
+                assert after["total_responses"] == before["total_responses"] + 1
+                assert after["misses"] == before["misses"] + 1
+                assert after["fetches_in_flight"] == 0
+    finally:
+        upstream.become(info_delay=0.0)
+
+
+def test_while_it_works(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Clears under load lose no answer and bring none back."""
+    proxy = start_proxy(simulator.url)
+
+    def ask(k: int) -> list[str]:
+        bodies = [{**BODIES["/generate"], "text": f"{k} {i % 5}"} for i in range(25)]
+        return [post(proxy, "/generate", body).json()["text"] for body in bodies]
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(ask, k) for k in range(4)]
+        while not all(answer.done() for answer in answers):
+            assert requests.post(f"{proxy.url}/cache/clear", timeout=30).status_code == 200
+        assert all(all(answer.result()) for answer in answers)
+    stats = proxy.stats()
+    assert stats["misses"] == len(sampled(simulator))
+    lost = sum(stats["not_stored"].values())
+    assert stats["not_stored"] == ({"cleared": lost} if lost else {})
+    assert stats["total_responses"] + lost <= len(sampled(simulator))

@@ -1,0 +1,107 @@
+"""The small document beside the journal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.store import StoreError
+from sglang_cached_addon.store.state import StateFile
+
+DOCUMENT: dict[str, Any] = {"b": 1, "a": {"é": [1.5, None, True, "\n"]}, "epochs": {}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_nothing_yet(tmp_path: Path) -> None:
+    """A first start would fail, or make a file that says nothing."""
+    assert StateFile(tmp_path).load() == {}
+    assert names(tmp_path) == []
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """After a restart the proxy would know other things than before."""
+    StateFile(tmp_path).save({"old": "x" * 10_000})
+    StateFile(tmp_path).save(DOCUMENT)
+    assert StateFile(tmp_path).load() == DOCUMENT
+    assert json.loads((tmp_path / "state.json").read_bytes()) == DOCUMENT
+    assert names(tmp_path) == ["state.json"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b'{"a":1}{', b"[]", b"null", b"1", b"\xff\xfe", b"\0" * 64, b"[" * 5000],
+    ids=["empty", "cut", "two", "list", "null", "number", "bytes", "nul", "deep"],
+)
+def test_broken(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A power cut would keep the proxy from starting, or destroy what somebody might mend."""
+    state = StateFile(tmp_path)
+    state.path.write_bytes(data)
+    assert state.load() == {}
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(state.path) in record.getMessage()
+    assert "state.json.broken" in record.getMessage()
+    assert (tmp_path / "state.json.broken").read_bytes() == data
+    assert state.load() == {}
+    assert len(caplog.records) == 1
+    state.save(DOCUMENT)
+    assert state.load() == DOCUMENT
+
+
+def fail(*args: object, **more: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failed_save(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk would cost what was known, or leave litter, or not say which file it was."""
+    state = StateFile(tmp_path)
+    state.save(DOCUMENT)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(StoreError) as caught:
+            state.save({"new": 1})
+    assert str(caught.value) == f"cannot write {state.path}: No space left on device"
+    assert state.load() == DOCUMENT
+    assert names(tmp_path) == ["state.json"]
+
+
+def test_unreadable(tmp_path: Path) -> None:
+    """A folder in the place of the file would end in a traceback."""
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(StoreError, match=r"cannot read .*state\.json"):
+        StateFile(tmp_path).load()
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    """A folder that somebody removed would end in a traceback."""
+    with pytest.raises(StoreError, match=r"cannot write .*state\.json: No such file"):
+        StateFile(tmp_path / "gone").save({})
+
+
+def test_left_by_a_crash(tmp_path: Path) -> None:
+    """Half of a document would be taken for one, or be in the way."""
+    state = StateFile(tmp_path)
+    state.save(DOCUMENT)
+    (tmp_path / "state.json.new").write_bytes(b'{"half": "' + b"x" * 9999)
+    assert state.load() == DOCUMENT
+    state.save({"new": 1})
+    assert state.load() == {"new": 1}
+    assert names(tmp_path) == ["state.json"]
+
+
+def test_not_json(tmp_path: Path) -> None:
+    """A slip of ours would cost what was known."""
+    state = StateFile(tmp_path)
+    state.save(DOCUMENT)
+    with pytest.raises(TypeError):
+        state.save({"a": object()})
+    assert state.load() == DOCUMENT
