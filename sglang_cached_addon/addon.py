@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -44,6 +45,7 @@ from sglang_cached_addon import (
     routes,
     wire,
 )
+from sglang_cached_addon.client import tls_context
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request, error_body
 from sglang_cached_addon.feed import Feed
 from sglang_cached_addon.gateway import Run
@@ -167,7 +169,7 @@ class SglangCached:
         self.upstream = Upstream(
             url,
             store.state,
-            insecure=ctx.options.ssl_insecure,
+            tls=_tls() if url.startswith("https:") else None,
             keeps_host=ctx.options.keep_host_header,
             interval=settings.poll,
             is_offline=settings.mode is Mode.OFFLINE,
@@ -618,6 +620,21 @@ def _upstream_url() -> str:
         raise ValueError("needs exactly one upstream: --mode reverse:http://HOST:PORT")
     host, port = modes[0].address[:2]
     return f"{modes[0].scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tls() -> ssl.SSLContext:
+    """How upstream is spoken to, as mitmproxy's options say; raises ValueError."""
+    certificate = ctx.options.client_certs
+    if certificate and Path(certificate).expanduser().is_dir():
+        raise ValueError("client_certs: must name a file, as there is one upstream")
+    try:
+        return tls_context(
+            insecure=ctx.options.ssl_insecure,
+            authorities=ctx.options.ssl_verify_upstream_trusted_ca,
+            certificate=str(Path(certificate).expanduser()) if certificate else None,
+        )
+    except OSError as e:
+        raise ValueError(f"TLS to the upstream cannot be set up: {e}") from e
 
 
 def _onlookers(own: object) -> list[str]:

@@ -47,6 +47,8 @@ _HOP_BY_HOP = {
 }
 _OURS = _HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
 
+_PORTS = {"http": 80, "https": 443}
+
 _numbers = itertools.count(1)
 
 
@@ -101,16 +103,23 @@ class _Connection:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._idle_since = 0.0
 
-    async def send(self, request: h11.Request, body: bytes) -> None:
+    def send(self, request: h11.Request, body: bytes) -> None:
+        """Hands the request to the system, as much of it at once as that takes. The rest goes while
+        the answer is waited for: it may come before upstream has read the body, or never does."""
         data = self._http.send(request) or b""
         if body:
             data += self._http.send(h11.Data(data=body)) or b""
         data += self._http.send(h11.EndOfMessage()) or b""
+        self._writer.write(data)
+
+    async def exchange(self, request: h11.Request, body: bytes) -> h11.Response:
+        """Sends a request; the head of its answer. Closed if there is none. Raises `Broken`."""
         try:
-            self._writer.write(data)
-            await self._writer.drain()
-        except ConnectionError:
-            pass  # it may have answered before it hung up
+            self.send(request, body)
+            return await self.head()
+        except BaseException:
+            self.close()
+            raise
 
     async def head(self) -> h11.Response:
         """The head of the answer. Raises `Broken`."""
@@ -139,6 +148,8 @@ class _Connection:
             return False
         if self._http.trailing_data[0]:
             return False  # more than one answer
+        if self._writer.transport.get_write_buffer_size():
+            return False  # answered before the body was sent
         self._http.start_next_cycle()
         self.is_fresh = self.has_begun = False
         self._idle_since = time.monotonic()
@@ -158,19 +169,19 @@ class _Connection:
 class Client:
     """Asks one upstream."""
 
-    def __init__(self, url: str, *, insecure: bool = False, keeps_host: bool = False) -> None:
-        """`url` is scheme://host[:port]. `insecure`: its certificate is not checked. `keeps_host`:
-        it is told the host that the client has asked."""
+    def __init__(
+        self, url: str, *, tls: ssl.SSLContext | None = None, keeps_host: bool = False
+    ) -> None:
+        """`url` is scheme://host[:port]. `tls` is how an https one is spoken to, if not with the
+        system's certificates. `keeps_host`: it is told the host that the client has asked."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
-        self._port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        self._authority = parts.netloc.encode()
-        self._ssl: ssl.SSLContext | None = None
-        if parts.scheme == "https":
-            self._ssl = ssl.create_default_context()
-            if insecure:
-                self._ssl.check_hostname = False
-                self._ssl.verify_mode = ssl.CERT_NONE
+        self._port = parts.port or _PORTS[parts.scheme]
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        is_default = self._port == _PORTS[parts.scheme]
+        self._authority = (host if is_default else f"{host}:{self._port}").encode()
+        is_https = parts.scheme == "https"
+        self._ssl = (tls or ssl.create_default_context()) if is_https else None
         self._keeps_host = keeps_host
         self._idle: list[_Connection] = []
         self._is_closed = False
@@ -214,27 +225,23 @@ class Client:
             fields.append((b"Content-Length", b"%d" % len(body)))
         try:
             return h11.Request(method=method, target=path, headers=fields)
-        except h11.LocalProtocolError as e:
+        except (h11.LocalProtocolError, UnicodeEncodeError) as e:
             raise Broken(f"the request cannot be sent: {e}") from e
 
     async def _exchange(
         self, request: h11.Request, body: bytes
     ) -> tuple[_Connection, h11.Response]:
         """Sends a request, and waits for the head of its answer."""
-        while True:
-            connection = self._take() or await self._connect()
-            try:
-                await connection.send(request, body)
-                return connection, await connection.head()
-            except Broken:
-                connection.close()
-                # A kept connection may be hung up at the very moment at which it is used: what
-                # was not answered at all is sent once more.
-                if connection.is_fresh or connection.has_begun:
-                    raise
-            except BaseException:
-                connection.close()
+        connection = self._take() or await self._connect()
+        try:
+            return connection, await connection.exchange(request, body)
+        except Broken:
+            # A kept connection may be hung up at the very moment at which it is used: what was not
+            # answered at all is sent once more, and not on another kept one, which may be as dead.
+            if connection.is_fresh or connection.has_begun:
                 raise
+        connection = await self._connect()
+        return connection, await connection.exchange(request, body)
 
     def _take(self) -> _Connection | None:
         """The connection that was used last, if it still can be."""
@@ -250,6 +257,9 @@ class Client:
             self._idle.append(connection)
         else:
             connection.close()
+        # Those below are older. What a burst has left would else stay half closed for ever.
+        while self._idle and not self._idle[0].is_usable:
+            self._idle.pop(0).close()
 
     async def _connect(self) -> _Connection:
         try:
@@ -260,6 +270,21 @@ class Client:
         except OSError as e:
             raise Unreachable(_text(e)) from e
         return _Connection(*streams)
+
+
+def tls_context(
+    *, insecure: bool = False, authorities: str | None = None, certificate: str | None = None
+) -> ssl.SSLContext:
+    """How TLS is spoken. `insecure`: the server's certificate is not checked; `authorities` is a
+    file of those that are trusted instead of the system's, `certificate` one with the client's
+    own and its key. Raises `OSError` where one cannot be read."""
+    context = ssl.create_default_context(cafile=authorities)
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if certificate:
+        context.load_cert_chain(certificate)
+    return context
 
 
 def _named(headers: Headers) -> set[bytes]:
@@ -278,7 +303,8 @@ def _text(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     if error.errno is None:  # asyncio's summary of several attempts
-        return "no address of it can be connected to" if "Multiple" in str(error) else str(error)
+        text = str(error) or type(error).__name__
+        return "no address of it can be connected to" if "Multiple" in text else text
     # asyncio's own words for a refused connection say less than the system's; those for a name
     # that is not known are the system's.
     is_name = isinstance(error, socket.gaierror)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -94,7 +95,7 @@ class Upstream:
         url: str,
         memory: Memory,
         *,
-        insecure: bool = False,
+        tls: ssl.SSLContext | None = None,
         keeps_host: bool = False,
         interval: float = INTERVAL_SECONDS,
         is_offline: bool = False,
@@ -103,7 +104,7 @@ class Upstream:
         """`entered` is told whenever the model behind is, or may be, another one."""
         self.url = url
         self.state = State.UNKNOWN
-        self.client = Client(url, insecure=insecure, keeps_host=keeps_host)
+        self.client = Client(url, tls=tls, keeps_host=keeps_host)
         """For anything that is not about its identity."""
         self.identity: Identity | None = None
         self.epochs = Epochs()
@@ -117,7 +118,7 @@ class Upstream:
         self._entered = entered
         self._admission = Admission()
         # One connection, if it is not hung up on: that it lives on shows that upstream does.
-        self._probe = Client(url, insecure=insecure)
+        self._probe = Client(url, tls=tls)
         self._lock = asyncio.Lock()
         self._info_path: str | None = None
         self._said: tuple[int, bytes] | None = None

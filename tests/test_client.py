@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from sglang_cached_addon import client as client_module
 from sglang_cached_addon.client import Answer, Broken, Client, Unreachable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -29,7 +31,7 @@ async def request(reader: asyncio.StreamReader) -> bytes:
     return head + (await reader.readexactly(int(length[0].split(b":")[1])) if length else b"")
 
 
-def against(serve: Serve, case: Case) -> None:
+def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **options: bool) -> None:
     """Runs a case against a server, in bounded time."""
 
     async def run() -> None:
@@ -47,8 +49,8 @@ def against(serve: Serve, case: Case) -> None:
                 writer.close()
 
         async with asyncio.timeout(10):
-            server = await asyncio.start_server(handle, "127.0.0.1", 0)
-            client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            server = await asyncio.start_server(handle, "::1" if "[" in url else "127.0.0.1", 0)
+            client = Client(f"{url}:{server.sockets[0].getsockname()[1]}", **options)
             try:
                 await case(client)
             finally:
@@ -170,6 +172,69 @@ def test_hung_up_on_the_request() -> None:
     against(serve, case)
 
 
+def test_hung_up_on_the_request_with_others_idle() -> None:
+    """A request that upstream dies of would be sent on each kept connection in turn."""
+    received: list[bytes] = []
+    together = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await request(reader))
+        if len(received) == 3:
+            together.set()
+        await together.wait()
+        writer.write(OK)
+        await writer.drain()
+        if again := await request(reader):  # and hangs up on it
+            received.append(again)
+
+    async def case(client: Client) -> None:
+        await asyncio.gather(*(client.ask(*ASKED) for _ in range(3)))
+        assert len(client._idle) == 3
+        assert (await client.ask(*ASKED)).body == b"ok"
+        assert len(received) == 5
+
+    against(serve, case)
+
+
+def test_idle_for_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection would be used at the moment at which upstream closes it."""
+    monkeypatch.setattr(client_module, "IDLE_SECONDS", 0.0)
+
+    async def case(client: Client) -> None:
+        answers = [await client.ask(*ASKED) for _ in range(2)]
+        assert len({answer.connection for answer in answers}) == 2
+
+    against(saying(OK, OK), case)
+
+
+def test_left_by_a_burst() -> None:
+    """Connections that upstream has closed would be held for ever below the one in use."""
+    counts, hang_up, last = itertools.count(1), asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        is_last = next(counts) == 3
+        if is_last:
+            await last.wait()
+        writer.write(OK)
+        await writer.drain()
+        await (request(reader) if is_last else hang_up.wait())
+
+    async def case(client: Client) -> None:
+        asking = [asyncio.ensure_future(client.ask(*ASKED)) for _ in range(3)]
+        while len(client._idle) < 2:
+            await asyncio.sleep(0)
+        hang_up.set()
+        while any(idle.is_usable for idle in client._idle):  # until it has heard of it
+            await asyncio.sleep(0)
+        last.set()
+        numbers = {answer.connection for answer in await asyncio.gather(*asking)}
+        assert len(numbers) == 3
+        assert len(client._idle) == 1
+
+    against(serve, case)
+
+
 def test_bytes_that_belong_to_no_request() -> None:
     """An answer that nobody asked for would be taken for the next one's."""
     sent = asyncio.Event()
@@ -203,10 +268,29 @@ def test_unreachable() -> None:
         port = server.sockets[0].getsockname()[1]
         server.close()
         await server.wait_closed()
-        with pytest.raises(Unreachable, match="refused"):
-            await Client(f"http://127.0.0.1:{port}").ask(*ASKED)
+        async with asyncio.timeout(10):
+            with pytest.raises(Unreachable, match="refused"):
+                await Client(f"http://127.0.0.1:{port}").ask(*ASKED)
 
     asyncio.run(run())
+
+
+BAD_TLS = {"no TLS": (OK, "TLS failed"), "hung up": (b"", ".")}
+
+
+@pytest.mark.parametrize(("answer", "reason"), BAD_TLS.values(), ids=BAD_TLS)
+def test_no_tls(answer: bytes, reason: str) -> None:
+    """An upstream without TLS would be a traceback, or fail without a reason."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+
+    async def case(client: Client) -> None:
+        with pytest.raises(Unreachable, match=reason):
+            await client.ask(*ASKED)
+
+    against(serve, case, url="https://127.0.0.1")
 
 
 def test_cancelled() -> None:
@@ -227,6 +311,26 @@ def test_cancelled() -> None:
         await left.wait()
         with pytest.raises(asyncio.CancelledError):
             await asking
+
+    against(serve, case)
+
+
+def test_left_unread() -> None:
+    """The rest of an answer that nobody read would be taken for the next one's."""
+    left = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(OK)
+        with suppress(ConnectionError):
+            assert await reader.read(1) == b""
+        left.set()
+
+    async def case(client: Client) -> None:
+        async with client.open(*ASKED) as response:
+            assert response.status == 200
+        assert not client._idle
+        await left.wait()
 
     against(serve, case)
 
@@ -287,6 +391,73 @@ def test_fields() -> None:
     assert b"Accept-Encoding: identity" in fields
 
 
+HOSTS = {
+    "http://h:8080": b"h:8080",
+    "http://h": b"h",
+    "http://h:80": b"h",
+    "http://h:443": b"h:443",
+    "https://h:443": b"h",
+    "https://h:80": b"h:80",
+    "http://[::1]:80": b"[::1]",
+    "http://[::1]:81": b"[::1]:81",
+    "http://user:secret@h:81": b"h:81",
+}
+
+
+@pytest.mark.parametrize(("url", "host"), HOSTS.items(), ids=HOSTS)
+def test_host(url: str, host: bytes) -> None:
+    """Upstream would be asked for a host that it is not, or told a password."""
+    sent = Client(url)._request("GET", "/", [(b"Host", b"elsewhere")], b"")
+    assert [value for name, value in sent.headers if name == b"host"] == [host]
+
+
+def test_host_that_is_kept() -> None:
+    """A virtual host would not be found by the name that its client has used."""
+    received: list[bytes] = []
+
+    async def case(client: Client) -> None:
+        await client.ask("GET", "/", [(b"host", b"elsewhere")])
+
+    against(saying(OK, received=received), case, keeps_host=True)
+    assert [f for f in received[0].split(b"\r\n") if f.startswith(b"Host:")] == [b"Host: elsewhere"]
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.socket(socket.AF_INET6) as s:
+        s.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+def test_ipv6() -> None:
+    """An upstream at a numeric IPv6 address would not be found."""
+
+    async def case(client: Client) -> None:
+        assert (await client.ask(*ASKED)).body == b"ok"
+
+    against(saying(OK), case, url="http://[::1]")
+
+
+def test_early_answer_of_who_reads_no_more() -> None:
+    """A refusal would wait for ever for a body that upstream does not read; its connection would
+    carry the rest of that body before the next request."""
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+        await done.wait()
+
+    async def case(client: Client) -> None:
+        got = await client.ask("POST", "/generate", [], b"x" * 32_000_000)
+        assert (got.status, got.body) == (413, b"no")
+        assert not client._idle
+        done.set()
+
+    against(serve, case)
+
+
 def test_early_answer() -> None:
     """A refusal that comes before a large body was sent would be lost."""
 
@@ -315,12 +486,20 @@ def test_no_body() -> None:
     against(saying(head, OK), case)
 
 
-def test_request_that_cannot_be_sent() -> None:
-    """An odd field would be a traceback."""
+UNSENDABLE: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
+    "a field of two lines": ("/", [(b"X", b"a\nb")]),
+    "a space in the path": ("/a b", []),
+    "a letter that is not ASCII": ("/\u00e9", []),
+}
+
+
+@pytest.mark.parametrize(("path", "fields"), UNSENDABLE.values(), ids=UNSENDABLE)
+def test_request_that_cannot_be_sent(path: str, fields: list[tuple[bytes, bytes]]) -> None:
+    """An odd request would be a traceback."""
 
     async def case(client: Client) -> None:
-        with pytest.raises(Broken):
-            await client.ask("POST", "/", [(b"X", b"a\nb")], b"")
+        with pytest.raises(Broken, match="cannot be sent"):
+            await client.ask("POST", path, fields, b"")
 
     against(saying(OK), case)
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sglang_cached_addon import admission
 from sglang_cached_addon import upstream as module
-from sglang_cached_addon.client import Headers
+from sglang_cached_addon.client import Headers, tls_context
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.store.state import StateFile
@@ -1057,7 +1057,7 @@ def test_self_signed(insecure: bool, state: State, tmp_path: Path) -> None:
     async def test() -> None:
         server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with asking(url, insecure=insecure) as upstream:
+        async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
             assert await upstream.check(1e9) is state
         assert len(received) == int(insecure)
         server.close()
