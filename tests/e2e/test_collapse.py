@@ -245,6 +245,7 @@ def test_most_first(
     simulator.release()
     assert leader.result().headers["X-Cache"] == "PARTIAL"
     waiting(proxy, 1)  # the last but one is answered, or reads along
+    until(lambda: simulator.waiting == 1)
     simulator.release()
     found = [heard(path, answer.result()) for answer in [leader, *answers]]
     assert [len(one) for one in found] == sizes
