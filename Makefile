@@ -9,7 +9,7 @@ demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 # The end-to-end tests against a real server: make test-sglang URL=http://localhost:30000
 # START='python -m sglang.launch_server --model-path M --port {port}' adds those that start others.

@@ -14,8 +14,8 @@ from benchmarks.__main__ import parse_options
 from benchmarks.bounds import bounds
 from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS
-from sglang_cached_addon import dialects, keys
-from sglang_cached_addon.exchange import Exchange, Fetch, Hit, Request
+from sglang_cached_addon import cache, dialects, keys
+from sglang_cached_addon.exchange import Exchange, Hit, Known, Request
 from sglang_cached_addon.store import DiskStore
 
 JSON_HEAD = {b"content-type": b"application/json"}
@@ -145,12 +145,15 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
     try:
         exchange = Exchange(dialects.installed(), store, lambda: "0" * 32)
         request = Request("POST", call.path, JSON_HEAD, call.body(1))
-        fetch = exchange.receive(request, 0.0)
-        assert isinstance(fetch, Fetch)
+        known = exchange.find(request, 0.0)
+        assert isinstance(known, Known)
+        fetch = exchange.fetch(known, exchange.plan(known))
         n = fetch.plan.call.n
         answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
-        exchange.complete(fetch, 200, answer, now=0.0, seconds=0.0)
-        hit = exchange.receive(request, 0.0)
+        landed = exchange.land(fetch, 200, answer)
+        assert landed.split
+        exchange.commit(fetch, cache.samples(landed.split.generations, 0.0, 0.0))
+        hit = exchange.find(request, 0.0)
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)
     finally:

@@ -35,7 +35,13 @@ def test_demo() -> None:
 
 def test_keep() -> None:
     """--keep leaves both running, prints curl lines that work, and ends on Ctrl+C."""
-    process = subprocess.Popen([str(COMMAND), "demo", "--keep"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(COMMAND), "demo", "--keep"],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout
     try:
         output = ""
