@@ -216,24 +216,24 @@ class Startup:
             return
         state = await upstream.check(time.monotonic())
         host, port = servers[0].listen_addrs[0][:2]
-        print(f"sglang-cached {__version__}")
-        print(f"  listening  http://{f'[{host}]' if ':' in host else host}:{port}")
-        print(f"  upstream   {upstream.url}")
-        loaded = store.loaded
-        print(
-            f"  cache      {store.journal.path} ({loaded.keys} entries, {loaded.samples} samples)"
-        )
-        if self._start.web:
-            print(f"  web        {self._web_url()}")
-        if upstream.identity:
-            print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
-        sys.stdout.flush()
         if state is State.DOWN:
             print(
                 f"sglang-cached: warning: {upstream.url} does not answer; "
                 "stored answers are served, and misses get 502 until it does",
                 file=sys.stderr,
             )
+        print(f"sglang-cached {__version__}")
+        print(f"  listening  http://{f'[{host}]' if ':' in host else host}:{port}")
+        print(f"  upstream   {upstream.url}")
+        if upstream.identity:
+            print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
+        loaded = store.loaded
+        print(
+            f"  cache      {store.journal.path} ({loaded.keys} entries, {loaded.samples} samples)"
+        )
+        if self._start.web:
+            print(f"  web        {self._web_url()}")
+        sys.stdout.flush()
 
     def stop(self) -> None:
         """Ends the proxy: at once if asked twice."""

@@ -450,9 +450,10 @@ class Service:
 
         with ExitStack() as exits:
             exits.enter_context(flight.wanted())
+            reader = stream.reader()  # from now on each event
             if not await stream.opened():
                 return None
-            pieces = self._show(ask, known, stream, stream.reader())
+            pieces = self._show(ask, known, stream, reader)
             return Streamed((), pieces, outcome, end, exits.pop_all())
 
     async def _begin(
