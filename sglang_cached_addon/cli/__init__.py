@@ -5,9 +5,11 @@ from __future__ import annotations
 import click
 
 from sglang_cached_addon import __version__
+from sglang_cached_addon.cli.compact import compact
 from sglang_cached_addon.cli.demo import demo
 from sglang_cached_addon.cli.simulate import simulate
 from sglang_cached_addon.cli.start import start
+from sglang_cached_addon.cli.verify import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,5 +18,5 @@ def main() -> None:
     """A response cache in front of SGLang: the same request is generated once."""
 
 
-for command in (start, demo, simulate):
+for command in (start, verify, compact, demo, simulate):
     main.add_command(command)

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from sglang_cached_addon.store.journal import seal
 from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled, until
@@ -294,7 +296,8 @@ def aged(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> Proxy
     journal = Path(proxy.stats()["cache_file"])
     assert proxy.stop() == 0
     lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
-    journal.write_text("".join(json.dumps({**d, "at": d["at"] - 100}) + "\n" for d in lines))
+    aged = [{k: v for k, v in {**d, "at": d["at"] - 100}.items() if k != "sum"} for d in lines]
+    journal.write_bytes(b"".join(seal(orjson.dumps(record)) for record in aged))
     return start_proxy(simulator.url)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,3 +281,37 @@ def test_state(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert store.state.load() == {"a": 1}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.jsonl", "cache.lock", "state.json"]
+
+
+def test_compacts_by_itself(tmp_path: Path) -> None:
+    """Whoever refreshes every day would fill the disk."""
+    path = tmp_path / "cache.jsonl"
+    big = b'{"x":"' + b"x" * 100_000 + b'"}'
+    with opened(tmp_path) as store:
+        store.append(B, "chat", b'{"q":2}', [sample(b'{"kept":1}')])
+        for at in range(40):
+            store.append(A, "chat", b'{"q":1}', [sample(big, at)], since=at)
+        deadline = time.monotonic() + 10
+        while path.stat().st_size > 1_500_000 or store.journal.pending:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    with opened(tmp_path) as store:
+        assert [s.stored_at for s in store.get(A)] == [39]
+        assert len(store.get(B)) == 1
+        assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
+
+
+def test_since_of_a_line_that_was_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that were replaced while the disk did not keep up would be back."""
+    with opened(tmp_path) as store:
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)])
+        with monkeypatch.context() as patch:
+            patch.setattr("sglang_cached_addon.store.journal.MAX_PENDING", 0)
+            store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 3.0)], since=2.0)
+            store.append(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 3.0)])
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 4.0)])
+        store.append(B, "chat", b'{"q":2}', [sample(b'{"x":5}', 4.0)])
+    with opened(tmp_path) as store:
+        assert [s.answer for s in store.get(A)] == [b'{"x":4}']
+        assert [s.answer for s in store.get(B)] == [b'{"x":5}']
+        assert b'{"q":2}' in {call for _, _, call in store.calls(9, 9)}

@@ -1,0 +1,39 @@
+"""`sglang-cached compact`: rewrites the journal without what later lines have replaced.
+
+Needs the folder for itself; a running proxy does this by itself when it is worth it.
+Exit codes: 0, 1 if it could not be done, 2 if there is no such cache.
+"""
+
+from __future__ import annotations
+
+import click
+
+from sglang_cached_addon.cli.verify import cache_path_option, journal_of
+
+
+def _forget(*line: object, **more: object) -> None:
+    """Nothing is kept in memory."""
+
+
+@click.command()
+@cache_path_option
+def compact(cache_path: str) -> None:
+    """Make the file smaller, where stored answers were replaced."""
+    from sglang_cached_addon.store import StoreError
+    from sglang_cached_addon.store.journal import Journal
+
+    path = journal_of(cache_path)
+    try:
+        before = path.stat().st_size
+        journal = Journal(path.parent)
+        try:
+            journal.load(_forget)
+            journal.compact().result()
+        finally:
+            journal.close()
+        after = path.stat().st_size
+    except StoreError as e:
+        raise click.ClickException(str(e)) from None
+    except OSError as e:
+        raise click.ClickException(f"cannot read {path}: {e.strerror}") from None
+    click.echo(f"{path}: {before} bytes before, {after} bytes after")

@@ -1,0 +1,81 @@
+"""`sglang-cached verify`: whether what is stored can be read, and what to do if not.
+
+Only reads, and so works beside a running proxy; `--repair` needs the folder for itself.
+Exit codes: 0 if all is well (or is now), 1 if not, 2 if there is no such cache.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+cache_path_option = click.option(
+    "--cache-path",
+    default="~/.sglang_cache",
+    show_default=True,
+    metavar="FOLDER",
+    envvar="SGLANG_CACHED_CACHE_PATH",
+    show_envvar=True,
+    help="Where answers are kept.",
+)
+
+
+def journal_of(cache_path: str) -> Path:
+    """The journal of a cache that exists; nothing is made."""
+    try:
+        path = Path(cache_path.strip()).expanduser().absolute() / "cache.jsonl"
+    except RuntimeError as e:
+        raise click.BadParameter(str(e), param_hint="--cache-path") from None
+    if not cache_path.strip() or not path.is_file():
+        message = f"no cache in {path.parent}: there is no {path.name}"
+        raise click.BadParameter(message, param_hint="--cache-path")
+    return path
+
+
+@click.command()
+@cache_path_option
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Move what cannot be read to cache.jsonl.broken; the proxy must be stopped.",
+)
+def verify(cache_path: str, repair: bool) -> None:
+    """Check each stored line."""
+    from sglang_cached_addon.store import StoreError
+    from sglang_cached_addon.store.journal import Journal, examine, is_taken
+
+    path = journal_of(cache_path)
+
+    def tell(number: int, why: str) -> None:
+        click.echo(f"{path}:{number}: {why}")
+
+    try:
+        found = examine(path, tell)
+        is_well = not found.broken
+        if found.torn:
+            # Lines are written whole, but somebody may read in the middle of it.
+            is_written = not repair and is_taken(path.parent)
+            is_well = is_well and is_written
+            what = "being written" if is_written else "torn last line"
+            click.echo(f"{path}: {what} ({found.torn} bytes)")
+        click.echo(
+            f"{found.entries} entries, {found.samples} samples, {found.bytes} bytes, "
+            f"{found.broken} broken lines, {found.others} lines of other versions, "
+            f"{found.torn} torn bytes"
+        )
+        if repair:
+            journal = Journal(path.parent)
+            try:
+                if not is_well:
+                    journal.repair()
+                    click.echo(f"what could not be read is in {path.with_suffix('.jsonl.broken')}")
+            finally:
+                journal.close()
+            is_well = True
+    except StoreError as e:
+        raise click.ClickException(str(e)) from None
+    except OSError as e:
+        raise click.ClickException(f"cannot read {path}: {e.strerror}") from None
+    sys.exit(0 if is_well else 1)

@@ -1,0 +1,78 @@
+"""Killed without warning, again and again: what was answered is there, and nothing is wrong.
+
+`CRASHES=N` kills more often than the suite does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import requests
+
+from sglang_cached_addon.simulator import Simulator
+from tests.conftest import StartProxy
+
+CRASHES = int(os.environ.get("CRASHES", "5"))
+THREADS = 4
+SAFE_SECONDS = 0.1
+"""An answer that is older has reached the file."""
+
+Acknowledged = dict[int, tuple[float, bytes]]
+"""By number of the call: when its answer came, and which."""
+
+
+def ask(session: requests.Session, url: str, number: int) -> requests.Response:
+    body = {
+        "text": f"call {number}",
+        "sampling_params": {"temperature": 0.9, "max_new_tokens": 16},
+    }
+    return session.post(f"{url}/generate", json=body, timeout=10)
+
+
+def load(url: str, numbers: itertools.count[int], seen: Acknowledged) -> None:
+    """Asks new things until the proxy is gone."""
+    with requests.Session() as session, suppress(requests.RequestException):
+        while True:
+            number = next(numbers)
+            answer = ask(session, url, number)
+            # An answer that is cut short raises before it gets here.
+            seen[number] = time.monotonic(), answer.content
+            assert answer.status_code == 200, answer.text
+
+
+def test_killed_under_load(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A crash would cost answers that clients already have, or serve others in their place."""
+    seed = random.Random(20)
+    numbers: itertools.count[int] = itertools.count()
+    for crash in range(CRASHES):
+        proxy = start_proxy(simulator.url, "--quiet")
+        seen: Acknowledged = {}
+        threads = [
+            threading.Thread(target=load, args=(proxy.url, numbers, seen)) for _ in range(THREADS)
+        ]
+        for thread in threads:
+            thread.start()
+        threads[0].join(0.3 + seed.random() * 0.5)
+        killed = time.monotonic()
+        proxy.stop(signal.SIGKILL)
+        for thread in threads:
+            thread.join(20)
+        proxy = start_proxy(simulator.url, "--quiet")
+        safe = {n: data for n, (when, data) in seen.items() if when < killed - SAFE_SECONDS}
+        assert safe, f"crash {crash}: there was no load"
+        with requests.Session() as session:
+            for number, (_, data) in seen.items():
+                answer = ask(session, proxy.url, number)
+                hit = answer.headers["X-Cache"] == "HIT"
+                assert hit or number not in safe, f"crash {crash}: call {number} was lost"
+                if hit:
+                    assert answer.content == data, f"crash {crash}: call {number}"
+        assert "line skipped" not in proxy.log
+        proxy.stop()
