@@ -7,7 +7,7 @@ wants n takes the first n. Prompts that come twice in one call take turns, so th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Protocol
@@ -31,6 +31,23 @@ class Sample:
     """As `Generation.deltas`."""
 
 
+class Lease(Protocol):
+    """The right to fill some pools, which no other proxy has meanwhile."""
+
+    def release(self) -> None:
+        """What was to be stored is stored, or will not be. Returns at once; what was appended
+        before comes to others before this does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What came of looking further than what is at hand."""
+
+    lease: Lease | None = None
+    is_shared: bool = False
+    """Another proxy had the lease, and has let go of it: there may be more to bring by now."""
+
+
 class Store(Protocol):
     """Where pools live. Methods return at once; what is slow happens elsewhere."""
 
@@ -43,7 +60,13 @@ class Store(Protocol):
         """Rises when somebody clears the store, or a part of it."""
 
     def get(self, key: bytes) -> Sequence[Sample]:
-        """The pool of this key, oldest first; empty if there is none."""
+        """What is at hand of the pool of this key, oldest first: all or nothing of it, or its
+        beginning."""
+
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        """Brings what is not at hand of these pools, up to so many samples each; None if there is
+        nothing to wait for. Who `claims` what is still short then gets a lease for it, unless
+        others have one: those are waited for."""
 
     def find(self, raw: bytes) -> bytes | None:
         """The key of the pool whose first sample answers a body of this name."""

@@ -9,7 +9,7 @@ serves one upstream, on one thread.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon import cache, identity, keys, policy, sse, wire
-from sglang_cached_addon.cache import Plan, Sample, Store
+from sglang_cached_addon.cache import Brought, Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
 from sglang_cached_addon.identity import Epochs
@@ -284,6 +284,13 @@ class Exchange:
     def again(self, plan: Plan, terms: Terms = PLAIN) -> Plan:
         """A plan, with what the store has by now of what was short."""
         return plan.again(plan.needs, self._store, terms.since)
+
+    def bring(
+        self, plan: Plan, keys: Collection[bytes], *, claims: bool
+    ) -> Awaitable[Brought] | None:
+        """As `Store.bring`, for what is short of these pools."""
+        needs = {key: need for key, need in plan.needs.items() if key in keys}
+        return self._store.bring(needs, claims=claims)
 
     def fetch(
         self, known: Known, plan: Plan, terms: Terms = PLAIN, busy: Collection[bytes] = ()

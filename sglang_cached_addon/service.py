@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from sglang_cached_addon import admission, cache, directives, policy, wire
-from sglang_cached_addon.cache import Plan, Sample
+from sglang_cached_addon.cache import Brought, Lease, Plan, Sample
 from sglang_cached_addon.client import Broken, Headers, Response, Unreachable
 from sglang_cached_addon.dialects.base import Part
 from sglang_cached_addon.exchange import (
@@ -338,22 +338,28 @@ class Service:
             settling = self._settling(needs, terms)
             busy = set() if alone else self.flights.busy(needs)
             awaited = settling or (busy if len(busy) == len(needs) else None)
+            found: _Arrived | Brought | None = None
             if terms.denial and not settling:
-                return await self._deny(ask, known, terms.denial)
-            if awaited:
+                found = await self._bring(plan, terms)
+                if not found:
+                    return await self._deny(ask, known, terms.denial)
+            elif awaited:
                 is_late = is_late and bool(settling)
-                is_unshared = await self.flights.wait({key: needs[key] for key in awaited})
+                alone |= await self.flights.wait({key: needs[key] for key in awaited})
+            else:
+                fetch = exchange.fetch(known, plan, terms, busy)
+                flight = Flight(fetch.keys)
+                flight.replaces = terms.replaces is not None
+                with flight.wanted():
+                    found = await self._fetch(ask, fetch, flight, alone=alone)
+            if not isinstance(found, _Arrived):  # others may have stored something
+                is_late = is_late and not (found and found.is_shared)
                 if self._is_out_of_date(ask, known):
                     return await self._admit(ask, terms)
-                alone = alone or is_unshared
                 before, plan = plan.have, exchange.again(plan, terms)
                 have += plan.have - before
                 continue
-            fetch = exchange.fetch(known, plan, terms, busy)
-            flight = Flight(fetch.keys)
-            flight.replaces = terms.replaces is not None
-            with flight.wanted():
-                arrived = await self._fetch(ask, fetch, flight, alone=alone)
+            arrived = found
             if fetch.is_whole or arrived.landed.split is None:
                 reply = arrived.reply(outcome())
                 exchange.counters.add(reply.outcome)
@@ -417,18 +423,22 @@ class Service:
                     return await self._wait_for_replacement(ask, terms)
                 return self._replay(ask, terms, is_late=is_late)
             settling = self._settling(needs, terms)
-            if terms.denial and not settling:
-                return await self._deny(ask, known, terms.denial)
             awaited = settling or (set() if alone else self.flights.busy(needs))
-            if not awaited:
-                if not ask.is_chunkable:
+            if (terms.denial or not ask.is_chunkable) and not awaited:
+                if not await self._bring(plan, terms):
+                    if terms.denial:
+                        return await self._deny(ask, known, terms.denial)
                     return exchange.bypass(Reason.HTTP_1_0)
-                return await self._begin(ask, known, plan, terms, alone=alone)
-            is_late = is_late and bool(settling)
-            is_unshared = await self.flights.wait({key: needs[key] for key in awaited})
+            elif awaited:
+                is_late = is_late and bool(settling)
+                alone |= await self.flights.wait({key: needs[key] for key in awaited})
+            else:
+                begun = await self._begin(ask, known, plan, terms, alone=alone)
+                if not isinstance(begun, Brought):
+                    return begun
+                is_late = is_late and not begun.is_shared
             if self._is_out_of_date(ask, known):
                 return await self._admit(ask, terms)
-            alone = alone or is_unshared
 
     def _replay(self, ask: Ask, terms: Terms, *, is_late: bool) -> Hit:
         """A stream from the store, after others have filled it."""
@@ -458,8 +468,8 @@ class Service:
 
     async def _begin(
         self, ask: Ask, known: Known, plan: Plan, terms: Terms, *, alone: bool
-    ) -> Answer:
-        """Fetches a stream."""
+    ) -> Answer | Brought:
+        """Fetches a stream, unless others have stored something of it."""
         fetch = self._exchange.fetch(known, plan, terms)
         flight = Flight(fetch.keys, self._exchange.likeness(known))
         flight.replaces = terms.replaces is not None
@@ -479,6 +489,8 @@ class Service:
             # Held for as long as the client reads.
             exits.enter_context(flight.wanted())
             arrived = await self._fetch(ask, fetch, flight, alone=alone)
+            if isinstance(arrived, Brought):
+                return arrived
             if not arrived.is_stream:
                 reply = arrived.reply(outcome)
                 self._exchange.counters.add(reply.outcome)
@@ -507,11 +519,23 @@ class Service:
 
     # Fetches
 
-    async def _fetch(self, ask: Ask, fetch: Fetch, flight: Flight, *, alone: bool) -> _Arrived:
-        """Asks upstream for what is short. Others may wait for it, unless it is `alone`."""
-        arrived: asyncio.Future[_Arrived] = asyncio.get_running_loop().create_future()
+    async def _bring(self, plan: Plan, terms: Terms) -> Brought | None:
+        """Looks further than what is at hand; None if nothing came of it."""
+        bringing = self._exchange.bring(plan, plan.needs, claims=False)
+        if bringing is None:
+            return None
+        brought = await bringing
+        return brought if self._exchange.again(plan, terms).have > plan.have else None
+
+    async def _fetch(
+        self, ask: Ask, fetch: Fetch, flight: Flight, *, alone: bool
+    ) -> _Arrived | Brought:
+        """Asks upstream for what is short, unless others have stored something of it. Others may
+        wait for it, unless it is `alone`."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[_Arrived | Brought] = loop.create_future()
         self.flights.begin(flight, alone=alone)
-        flight.task = asyncio.create_task(self._fly(flight, ask, fetch, arrived))
+        flight.task = asyncio.create_task(self._fly(flight, ask, fetch, arrived, alone=alone))
         ask.flight, ask.rids = flight, fetch.fill.rids
         try:
             return await arrived
@@ -519,11 +543,24 @@ class Service:
             ask.flight = None
 
     async def _fly(
-        self, flight: Flight, ask: Ask, fetch: Fetch, arrived: asyncio.Future[_Arrived]
+        self,
+        flight: Flight,
+        ask: Ask,
+        fetch: Fetch,
+        arrived: asyncio.Future[_Arrived | Brought],
+        *,
+        alone: bool,
     ) -> None:
         """One fetch, from its request to the store."""
-        started = time.monotonic()
+        lease: Lease | None = None
         try:
+            if bringing := self._exchange.bring(fetch.plan, fetch.keys, claims=not alone):
+                brought = await bringing
+                lease = brought.lease
+                if brought.is_shared or self._has_more(fetch):
+                    _tell(arrived, brought)
+                    return
+            started = time.monotonic()
             landing = await self._receive_all(flight, ask, fetch, arrived)
             self.flights.answer(flight)
             flight.refusal = landing.landed.refusal
@@ -539,13 +576,23 @@ class Service:
             logger.exception("sglang-cached: a fetch failed")
             _tell(arrived, self._failure(Broken("an error in sglang-cached itself")))
         finally:
+            if lease:
+                lease.release()
             if flight.stream:
                 flight.stream.end(complete=False)
             self.flights.end(flight, is_lasting=flight.refusal in _LASTING)
             arrived.cancel()
 
+    def _has_more(self, fetch: Fetch) -> bool:
+        """Whether more is at hand than when a fetch was planned."""
+        return self._exchange.again(fetch.plan, fetch.terms).have > fetch.plan.have
+
     async def _receive_all(
-        self, flight: Flight, ask: Ask, fetch: Fetch, arrived: asyncio.Future[_Arrived]
+        self,
+        flight: Flight,
+        ask: Ask,
+        fetch: Fetch,
+        arrived: asyncio.Future[_Arrived | Brought],
     ) -> _Arrived:
         """What upstream answers; the events of a stream are passed on as they come."""
         self._upstream.watch(ask.shown)
@@ -636,7 +683,7 @@ def unreachable(url: str, message: str) -> bytes:
     return error_body(502, "BadGateway", text)
 
 
-def _tell(arrived: asyncio.Future[_Arrived], landing: _Arrived) -> None:
+def _tell(arrived: asyncio.Future[_Arrived | Brought], landing: _Arrived | Brought) -> None:
     if not arrived.done():  # nobody may wait for it any more, or not for the end of a stream
         arrived.set_result(landing)
 

@@ -13,7 +13,7 @@ from sglang_cached_addon.store.memory import Memory
 
 
 class Store(Memory):
-    def append(  # type: ignore[override]
+    def append(
         self,
         key: bytes,
         dialect: str,
@@ -23,7 +23,7 @@ class Store(Memory):
         *,
         since: float | None = None,
     ) -> None:
-        super().append(key, f"{dialect} {content.decode()}", samples, raw, since=since)
+        super().append(key, f"{dialect} {content.decode()}", content, samples, raw, since=since)
 
 
 def sample(answer: str, stored_at: float = 1.0) -> Sample:

@@ -13,7 +13,6 @@ import orjson
 import pytest
 
 from sglang_cached_addon import cache, keys, sse
-from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.dialects import chat, completions, generate, registry
 from sglang_cached_addon.exchange import (
     TENANTS,
@@ -37,20 +36,6 @@ JSON = {b"content-type": b"application/json"}
 GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 
 
-class Store(Memory):
-    def append(  # type: ignore[override]
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float | None = None,
-    ) -> None:
-        super().append(key, dialect, samples, raw, since=since)
-
-
 @dataclass(frozen=True)
 class Done:
     """The end of a fetch, as its client sees it."""
@@ -65,9 +50,9 @@ class Done:
 class Way:
     """A client, the exchange, and an upstream that answers `/generate` as SGLang does."""
 
-    def __init__(self, store: Store | None = None, fingerprint: str = "") -> None:
+    def __init__(self, store: Memory | None = None, fingerprint: str = "") -> None:
         numbers = itertools.count(1)
-        self.store = Store() if store is None else store
+        self.store = Memory() if store is None else store
         self.exchange = Exchange(
             registry([generate.DIALECT, completions.DIALECT, chat.DIALECT]),
             self.store,
@@ -387,7 +372,7 @@ def test_other_dialects() -> None:
 
 def test_other_model() -> None:
     """One model's answer would be given as another's."""
-    store = Store()
+    store = Memory()
     Way(store, "m1").ask(body())
     assert isinstance(Way(store, "m2").receive(body()), Fetch)
     assert isinstance(Way(store, "m1").receive(body()), Hit)
@@ -710,7 +695,7 @@ def test_clear_during_a_fetch() -> None:
 
 def test_the_very_bytes_of_a_plain_call() -> None:
     """Bytes that came before would be read again after a restart, or answer another call."""
-    store = Store()
+    store = Memory()
     Way(store).ask(body())
     raw = json.dumps(body()).encode()
     again = Way(store)
@@ -730,7 +715,7 @@ def test_the_very_bytes_of_a_plain_call() -> None:
 )
 def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
     """A call for more than one sample, for an array or with a rid would get a lone answer."""
-    store = Store()
+    store = Memory()
     first = Way(store).ask(asked)[1]
     kind, second = Way(store).ask(asked)
     assert kind is Kind.HIT
@@ -766,7 +751,7 @@ def test_too_old_samples_do_not_count() -> None:
 
 def test_too_old_samples_by_name() -> None:
     """The short cut for bytes that came before would give a too old answer after a restart."""
-    store = Store()
+    store = Memory()
     Way(store).ask(body(), now=100.0)
     assert isinstance(Way(store).find(body(), terms=seconds(101.0)), Known)
     assert isinstance(Way(store).find(body(), terms=seconds(100.0)), Hit)
@@ -886,7 +871,7 @@ ANN, BOB = b"a" * 32, b"b" * 32
 @pytest.mark.parametrize("asked", [body(), body(n=2), body(["a", "b"])], ids=str)
 def test_tenants(asked: dict[str, Any]) -> None:
     """One client's answer would be given to another, though they are to be apart."""
-    store = Store()
+    store = Memory()
     way = Way(store)
     way.ask(asked, tenant=ANN)
     for other in (BOB, b""):
@@ -1079,7 +1064,7 @@ def test_adapters_of_a_batch() -> None:
 
 def test_adapters_by_name() -> None:
     """The short cut for bytes that came before would not know that their adapter is another."""
-    store = Store()
+    store = Memory()
     asked = {"named": body(lora_path="a"), "other": body()}
     way = Way(store)
     for call in asked.values():
@@ -1186,7 +1171,7 @@ def test_refused_part_of_a_batch_with_busy_pools() -> None:
 )
 def test_key_of_an_outcome(asked: dict[str, Any], has_key: bool) -> None:
     """A user could not look up in the journal what was answered, or would find something else."""
-    store = Store()
+    store = Memory()
     way = Way(store, "m")
     way.ask({**asked, "stream": False})
     for same in (way, way, Way(store, "m")):  # assembled, from memory, and by name

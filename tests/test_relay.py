@@ -27,22 +27,6 @@ from tests.dialects.streams import mutated, parsed, worded
 Events = list[dict[str, Any]]
 
 
-class Store(Memory):
-    """Pools that are kept nowhere."""
-
-    def append(  # type: ignore[override]
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float | None = None,
-    ) -> None:
-        super().append(key, dialect, samples, raw, since=since)
-
-
 class Way:
     """A call that is topped up: `stored` holds streams of one choice each, by prompt."""
 
@@ -51,7 +35,7 @@ class Way:
     ) -> None:
         self.dialect = dialect
         self.call = dialect.read(body)
-        store = Store()
+        store = Memory()
         field = "text" if dialect is generate.DIALECT else "prompt"
         for prompt, streams in (stored or {}).items():
             alone = {name: v for name, v in body.items() if name not in ("n", "rid")}

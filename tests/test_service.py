@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.inflight import Cut
@@ -25,22 +24,6 @@ from sglang_cached_addon.upstream import State, Upstream
 from tests.test_upstream import INFO, Asked, Kept, Script, credential, run, serving, settled, until
 
 GENERATE, COMPLETIONS = "/generate", "/v1/completions"
-
-
-class Store(Memory):
-    """Pools that are kept nowhere else."""
-
-    def append(  # type: ignore[override]
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float | None = None,
-    ) -> None:
-        super().append(key, dialect, samples, raw, since=since)
 
 
 @dataclass
@@ -75,7 +58,7 @@ class Stage:
     def __init__(self, script: Script, **kwargs: Any) -> None:
         ids = itertools.count(1)
         self.script = script
-        self.store = Store()
+        self.store = Memory()
         self.exchange = Exchange(dialects.installed(), self.store, lambda: f"unique-{next(ids)}")
         self.upstream = Upstream(
             script.url,

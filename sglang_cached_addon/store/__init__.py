@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.store.journal import Journal, Loaded
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.store.state import StateFile, StoreError
@@ -52,6 +52,9 @@ class DiskStore:
     def find(self, raw: bytes) -> bytes | None:
         return self.memory.find(raw)
 
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        return None  # all that there is is at hand, and nobody else fills these pools
+
     def append(
         self,
         key: bytes,
@@ -85,7 +88,7 @@ class DiskStore:
     ) -> None:
         """To memory; the journal is told what that drops."""
         before, seen = self.memory.bytes, self.memory.generation
-        self.memory.append(key, dialect, samples, raw, since=since)
+        self.memory.append(key, dialect, b"", samples, raw, since=since)
         if self.memory.generation != seen:
             added = sum(len(sample.answer) + len(sample.deltas) for sample in samples)
             self.journal.died(before + added - self.memory.bytes)

@@ -6,9 +6,9 @@ No I/O. Not safe for threads: it belongs to the event loop.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.keys import PREFIX
 
 
@@ -23,7 +23,7 @@ class _Pool(list[Sample]):
 
 
 class Memory:
-    """All pools, by key."""
+    """All pools, by key: a `cache.Store` for itself."""
 
     def __init__(self) -> None:
         self._pools: dict[bytes, _Pool] = {}
@@ -48,10 +48,14 @@ class Memory:
     def find(self, raw: bytes) -> bytes | None:
         return self._keys.get(raw)
 
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        return None  # there is nothing else
+
     def append(
         self,
         key: bytes,
         dialect: str,
+        content: bytes,
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,

@@ -30,9 +30,9 @@ def test_unknown_key() -> None:
 def test_order() -> None:
     """A client would get other samples of its n than the time before."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"1"), sample(b"2")])
-    memory.append(B, "chat", [sample(b"x")])
-    memory.append(A, "chat", [sample(b"3")])
+    memory.append(A, "chat", b"", [sample(b"1"), sample(b"2")])
+    memory.append(B, "chat", b"", [sample(b"x")])
+    memory.append(A, "chat", b"", [sample(b"3")])
     assert answers(memory) == [b"1", b"2", b"3"]
     assert answers(memory, B) == [b"x"]
 
@@ -41,7 +41,7 @@ def test_appended_list_is_not_kept() -> None:
     """Whoever reuses a list would change what is stored."""
     memory = Memory()
     samples = [sample(b"1")]
-    memory.append(A, "chat", samples)
+    memory.append(A, "chat", b"", samples)
     samples.append(sample(b"2"))
     assert answers(memory) == [b"1"]
 
@@ -49,9 +49,9 @@ def test_appended_list_is_not_kept() -> None:
 def test_counts() -> None:
     """`/cache/info` would tell sizes that are not there."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"12"), sample(b"345", deltas=b"[1]")])
-    memory.append(A, "chat", [sample(b"6")])
-    memory.append(B, "generate", [sample("é".encode())])
+    memory.append(A, "chat", b"", [sample(b"12"), sample(b"345", deltas=b"[1]")])
+    memory.append(A, "chat", b"", [sample(b"6")])
+    memory.append(B, "generate", b"", [sample("é".encode())])
     assert (len(memory), memory.samples, memory.bytes) == (2, 4, 11)
     assert memory.by_dialect == {"chat": 3, "generate": 1}
 
@@ -59,12 +59,12 @@ def test_counts() -> None:
 def test_clear() -> None:
     """A cleared cache would go on answering, or counting what it has no more."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"12")], RAW)
+    memory.append(A, "chat", b"", [sample(b"12")], RAW)
     memory.clear()
     assert len(memory.get(A)) == 0
     assert memory.find(RAW) is None
     assert (len(memory), memory.samples, memory.bytes, memory.by_dialect) == (0, 0, 0, {})
-    memory.append(A, "generate", [sample(b"345")])
+    memory.append(A, "generate", b"", [sample(b"345")])
     assert (len(memory), memory.samples, memory.bytes) == (1, 1, 3)
     assert memory.by_dialect == {"generate": 1}
 
@@ -88,9 +88,9 @@ def test_clear() -> None:
 def test_since(since: float | None, kept: list[bytes]) -> None:
     """A client that asked for fresh samples would get old ones next time, or lose good ones."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
-    memory.append(B, "chat", [sample(b"other", 0.0)])
-    memory.append(A, "chat", [sample(b"new", 4.0)], since=since)
+    memory.append(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
+    memory.append(B, "chat", b"", [sample(b"other", 0.0)])
+    memory.append(A, "chat", b"", [sample(b"new", 4.0)], since=since)
     assert answers(memory) == [*kept, b"new"]
     assert answers(memory, B) == [b"other"]
     assert (memory.samples, memory.by_dialect) == (len(kept) + 2, {"chat": len(kept) + 2})
@@ -102,15 +102,17 @@ def test_since(since: float | None, kept: list[bytes]) -> None:
 def test_since_in_the_middle() -> None:
     """Clocks that were set back would let old samples live on behind newer ones."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"late", 9.0), sample(b"old", 1.0), sample(b"later", 10.0)])
-    memory.append(A, "chat", [sample(b"new", 11.0)], since=5.0)
+    memory.append(
+        A, "chat", b"", [sample(b"late", 9.0), sample(b"old", 1.0), sample(b"later", 10.0)]
+    )
+    memory.append(A, "chat", b"", [sample(b"new", 11.0)], since=5.0)
     assert answers(memory) == [b"late", b"later", b"new"]
 
 
 def test_new_samples_may_be_older_than_since() -> None:
     """What was asked for would be gone before it was stored."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"1", 1.0)], since=5.0)
+    memory.append(A, "chat", b"", [sample(b"1", 1.0)], since=5.0)
     assert answers(memory) == [b"1"]
     assert memory.generation == 0
 
@@ -118,8 +120,8 @@ def test_new_samples_may_be_older_than_since() -> None:
 def test_names_of_bodies_follow_the_first_sample() -> None:
     """A plain call would get the answer that its client wanted replaced, or be read again."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"1", 1.0)], RAW)
-    memory.append(A, "chat", [sample(b"2", 2.0)], since=2.0)
+    memory.append(A, "chat", b"", [sample(b"1", 1.0)], RAW)
+    memory.append(A, "chat", b"", [sample(b"2", 2.0)], since=2.0)
     assert memory.find(RAW) == A
     assert answers(memory) == [b"2"]
 
@@ -127,8 +129,8 @@ def test_names_of_bodies_follow_the_first_sample() -> None:
 def test_one_key_of_two_dialects() -> None:
     """A journal that was tampered with would leave counts below nothing."""
     memory = Memory()
-    memory.append(A, "chat", [sample(b"1", 1.0)])
-    memory.append(A, "chbt", [sample(b"2", 2.0)], since=2.0)
+    memory.append(A, "chat", b"", [sample(b"1", 1.0)])
+    memory.append(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0)
     assert memory.by_dialect == {"chat": 1}
     memory.clear(lambda key: True)
     assert memory.by_dialect == {}
@@ -145,11 +147,11 @@ def test_by_model() -> None:
     """Nobody could tell what a model that is no more still takes."""
     memory = Memory()
     assert memory.by_model() == {}
-    memory.append(key(b"x", 1), "chat", [sample(b"1", 1.0), sample(b"2", 2.0)])
-    memory.append(key(b"x", 2), "generate", [sample(b"1")])
-    memory.append(key(b"y", 1), "chat", [sample(b"1")])
+    memory.append(key(b"x", 1), "chat", b"", [sample(b"1", 1.0), sample(b"2", 2.0)])
+    memory.append(key(b"x", 2), "generate", b"", [sample(b"1")])
+    memory.append(key(b"y", 1), "chat", b"", [sample(b"1")])
     assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
-    memory.append(key(b"x", 1), "chat", [sample(b"3", 3.0)], since=3.0)
+    memory.append(key(b"x", 1), "chat", b"", [sample(b"3", 3.0)], since=3.0)
     assert memory.by_model() == {(b"x" * 8).hex(): 2, (b"y" * 8).hex(): 1}
     memory.clear(lambda k: k.startswith(b"x"))
     assert memory.by_model() == {(b"y" * 8).hex(): 1}
@@ -158,9 +160,9 @@ def test_by_model() -> None:
 def test_clear_of_a_part() -> None:
     """Another model's answers would go, too, or names and counts be left of what is gone."""
     memory = Memory()
-    memory.append(key(b"x", 1), "chat", [sample(b"12", deltas=b"[2]")], b"1" * 16)
-    memory.append(key(b"x", 2), "generate", [sample(b"345")], b"2" * 16)
-    memory.append(key(b"y", 1), "chat", [sample(b"6789")], b"3" * 16)
+    memory.append(key(b"x", 1), "chat", b"", [sample(b"12", deltas=b"[2]")], b"1" * 16)
+    memory.append(key(b"x", 2), "generate", b"", [sample(b"345")], b"2" * 16)
+    memory.append(key(b"y", 1), "chat", b"", [sample(b"6789")], b"3" * 16)
     memory.clear(lambda k: k.startswith(b"x" * 8))
     assert (len(memory), memory.samples, memory.bytes) == (1, 1, 4)
     assert memory.by_dialect == {"chat": 1}
@@ -188,7 +190,7 @@ def test_counts_stay_right() -> None:
         else:
             new = [sample(b"x" * rng.randrange(9), float(now))] * rng.randrange(1, 4)
             since = rng.choice([None, now - rng.randrange(40)])
-            memory.append(at, "chat" if at < b"y" else "generate", new, since=since)
+            memory.append(at, "chat" if at < b"y" else "generate", b"", new, since=since)
         pools = [memory.get(k) for k in everything]
         assert memory.samples == sum(map(len, pools)) == sum(memory.by_model().values())
         assert memory.samples == sum(memory.by_dialect.values())
