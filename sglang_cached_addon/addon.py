@@ -302,8 +302,8 @@ class SglangCached:
             return None
         if live.changed:
             live.changed(status)
-        if live.aborted and status == 200:
-            live.aborted()
+        if live.aborted:
+            live.aborted(status == 200)
         if live.streamed:
             live.streamed.close()
             live.outcome = live.streamed.outcome

@@ -81,6 +81,8 @@ class Ask:
     """That waits for its answer."""
     stream: Stream | None = None
     """That it reads."""
+    trial: asyncio.Future[None] | None = None
+    """Under way is a request to abort it."""
     is_aborted: bool = False
     """Its client has asked for that, and the fetch goes on for others."""
 
@@ -289,21 +291,30 @@ class Service:
         """Whether a call under way has this id."""
         return rid in self._asks
 
-    def aborting(self, rid: str | None) -> Callable[[], None]:
+    def aborting(self, rid: str | None) -> Callable[[bool], None]:
         """An abort of the calls of this id, or of all, is on its way to upstream. What is returned
-        is to be called if upstream agrees: it ends those calls that wait for a fetch which goes on
-        for others. Of a batch, one item cannot be ended so."""
+        is to be told whether upstream agrees: it ends those calls that wait for a fetch which goes
+        on for others. Of a batch, one item cannot be ended so."""
         named = self._attended if rid is None else self._asks.get(rid, set())
         leads = {ask: ask.flight for ask in named}
+        trial = asyncio.get_running_loop().create_future()
+        for ask in leads:
+            ask.trial = trial
 
-        def agreed() -> None:
+        def ended(is_agreed: bool) -> None:
             for ask, flight in leads.items():
+                if ask.trial is trial:
+                    ask.trial = None
+                if not is_agreed:
+                    continue
                 # Upstream's own answer is on its way, or was given.
                 is_own = flight is not None and ask.flight is flight and flight.clients == 1
                 if not (is_own or ask.is_aborted or (ask.rids and len(ask.rids) > 1)):
                     self._abort(ask)
+            if not trial.done():
+                trial.set_result(None)
 
-        return agreed
+        return ended
 
     def _abort(self, ask: Ask) -> None:
         if ask.task:
@@ -339,7 +350,9 @@ class Service:
             busy = set() if alone else self.flights.busy(needs)
             awaited = settling or (busy if len(busy) == len(needs) else None)
             found: _Arrived | Brought | None = None
-            if terms.denial and not settling:
+            if ask.trial:  # what it waited for may have been aborted, and so may it be itself
+                await asyncio.shield(ask.trial)
+            elif terms.denial and not settling:
                 found = await self._bring(plan, terms)
                 if not found:
                     return await self._deny(ask, known, terms.denial)
@@ -424,7 +437,9 @@ class Service:
                 return self._replay(ask, terms, is_late=is_late)
             settling = self._settling(needs, terms)
             awaited = settling or (set() if alone else self.flights.busy(needs))
-            if (terms.denial or not ask.is_chunkable) and not awaited:
+            if ask.trial:
+                await asyncio.shield(ask.trial)
+            elif (terms.denial or not ask.is_chunkable) and not awaited:
                 if not await self._bring(plan, terms):
                     if terms.denial:
                         return await self._deny(ask, known, terms.denial)

@@ -43,7 +43,7 @@ class Live:
     """What answers it, in pieces."""
     changed: Callable[[int | None], None] | None = None
     """To be told what upstream answered to a change of the model."""
-    aborted: Callable[[], None] | None = None
+    aborted: Callable[[bool], None] | None = None
     """To be called when upstream has agreed to an abort."""
 
 

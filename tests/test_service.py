@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon import dialects
+from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.inflight import Cut
@@ -55,10 +56,10 @@ class Got:
 class Stage:
     """A service, and what is before and behind it."""
 
-    def __init__(self, script: Script, **kwargs: Any) -> None:
+    def __init__(self, script: Script, store: Any = None, **kwargs: Any) -> None:
         ids = itertools.count(1)
         self.script = script
-        self.store = Memory()
+        self.store = Memory() if store is None else store
         self.exchange = Exchange(dialects.installed(), self.store, lambda: f"unique-{next(ids)}")
         self.upstream = Upstream(
             script.url,
@@ -800,8 +801,8 @@ def test_abort_of_one(rid: str) -> None:
             theirs = stage.generate("a", rid="theirs")
             third = stage.generate("a")
             await stage.waiting(2)
-            stage.service.aborting(rid)()
-            stage.service.aborting(rid)()
+            stage.service.aborting(rid)(True)
+            stage.service.aborting(rid)(True)
             aborted, other = (mine, theirs) if rid == "mine" else (theirs, mine)
             got = await aborted
             assert got.brief == "miss 200 abort"
@@ -823,8 +824,8 @@ def test_abort_alone() -> None:
     async def test() -> None:
         async with standing() as stage:
             task, asked = await stage.lead("a", rid="mine")
-            stage.service.aborting("mine")()
-            stage.service.aborting(None)()
+            stage.service.aborting("mine")(True)
+            stage.service.aborting(None)(True)
             await settled()
             assert not task.done()
             stage.generated(asked, end="abort")
@@ -844,31 +845,165 @@ def test_abort_all() -> None:
             leader, asked = await stage.lead("a", rid="0")
             others = [stage.generate("a", rid=str(i)) for i in range(1, 4)]
             await stage.waiting(3)
-            stage.service.aborting(None)()
+            stage.service.aborting(None)(True)
             assert set(await briefs(leader, *others)) == {"miss 200 abort"}
             await until(lambda: asked.is_left)
 
     run(test)
 
 
-def test_abort_all_that_is_overtaken() -> None:
-    """Upstream's aborted answer may come before its word that it has aborted all."""
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@pytest.mark.parametrize("is_agreed", [True, False], ids=["agreed", "refused"])
+def test_abort_all_that_is_overtaken(is_agreed: bool, form: dict[str, bool]) -> None:
+    """Upstream's aborted answer may come before its word that it has aborted all: who waited would
+    have it generated again, for nobody."""
 
     async def test() -> None:
         async with standing() as stage:
             leader, asked = await stage.lead("a", rid="0")
-            other = stage.generate("a", rid="1")
+            other = stage.generate("a", rid="1", **form)
             await stage.waiting(1)
-            agreed = stage.service.aborting(None)
+            ended = stage.service.aborting(None)
             stage.generated(asked, end="abort")
-            again = await stage.asked()
-            agreed()
+            await leader
+            await stage.service.settled()
             await settled()
-            is_ended = other.done()
-            if not is_ended:
-                stage.generated(again)
-            assert await briefs(leader) == ["miss 200 abort"]
-            assert is_ended
+            assert stage.is_quiet
+            ended(is_agreed)
+            if not is_agreed:
+                stage.generated(await stage.asked())
+            got = await other
+            assert got.status == 200
+            assert (b"abort" in got.body) == is_agreed
+            assert stage.is_quiet
+
+    run(test)
+
+
+# What is further away
+
+
+class Lent:
+    """A lease, which counts how often it is given back."""
+
+    def __init__(self) -> None:
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+
+
+class Far(Memory):
+    """A store that says what the test says when something is to be brought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: asyncio.Queue[Look] = asyncio.Queue()
+
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        look = Look(dict(needs), claims)
+        self.looks.put_nowait(look)
+        return look.answer
+
+
+@dataclass
+class Look:
+    needs: dict[bytes, int]
+    claims: bool
+    answer: asyncio.Future[Brought] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def found(self, store: Far, *texts: str, **kwargs: Any) -> None:
+        """Ends it, with native answers of one pool."""
+        (key,) = self.needs
+        answers = [Sample(json.dumps({"text": t, "meta_info": {}}).encode(), 1.0, 2.0, 3)
+                   for t in texts]  # fmt: skip
+        store.append(key, "generate", b"", answers)
+        self.answer.set_result(Brought(**kwargs))
+
+
+def test_far_samples_answer() -> None:
+    """What is stored elsewhere would be generated again."""
+
+    async def test() -> None:
+        async with standing(store=Far()) as stage:
+            tasks = [stage.generate("a", 2) for _ in range(3)]
+            look = await stage.store.looks.get()
+            assert (list(look.needs.values()), look.claims) == ([2], True)
+            await stage.waiting(2)
+            look.found(stage.store, "x", "y")
+            assert await briefs(*tasks) == ["hit 200", *["collapsed 200"] * 2]
+            assert tasks[0].result().texts == ["x", "y"]
+            assert stage.is_quiet
+            assert stage.store.looks.empty()
+
+    run(test)
+
+
+def test_far_samples_are_topped_up() -> None:
+    """What is still short would not be fetched, or its lease be kept for ever."""
+
+    async def test() -> None:
+        async with standing(store=Far()) as stage:
+            task = stage.generate("a", 3)
+            first, again = Lent(), Lent()
+            (await stage.store.looks.get()).found(stage.store, "x", lease=first)
+            look = await stage.store.looks.get()
+            assert first.released == 1
+            look.answer.set_result(Brought(lease=again))
+            asked = await stage.asked()
+            assert asked.json["sampling_params"]["n"] == 2
+            assert again.released == 0
+            stage.generated(asked)
+            assert (await task).brief == "partial 200"
+            await stage.service.settled()
+            assert (again.released, stage.stored) == (1, 3)
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+def test_another_proxy_fetches(form: dict[str, bool]) -> None:
+    """Who waited for another proxy would take a failure there for his own."""
+
+    async def test() -> None:
+        async with standing(store=Far()) as stage:
+            task = stage.generate("a", **form)
+            (await stage.store.looks.get()).answer.set_result(Brought(is_shared=True))
+            (await stage.store.looks.get()).found(stage.store, "x", is_shared=True)
+            assert (await task).brief == "collapsed 200"
+            assert stage.is_quiet
+
+    run(test)
+
+
+def test_a_lease_of_a_failure() -> None:
+    """A lease would be kept by who can no longer use it."""
+
+    async def test() -> None:
+        async with standing(store=Far()) as stage:
+            task, lent = stage.generate("a"), Lent()
+            (await stage.store.looks.get()).answer.set_result(Brought(lease=lent))
+            (await stage.asked()).answer(500, {})
+            assert (await task).status == 500
+            await until(lambda: lent.released == 1)
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@pytest.mark.parametrize("texts", [["x"], []], ids=["there", "nowhere"])
+def test_far_samples_offline(texts: list[str], form: dict[str, bool]) -> None:
+    """What is stored elsewhere would be denied."""
+
+    async def test() -> None:
+        async with standing(store=Far(), mode=Mode.OFFLINE) as stage:
+            task = stage.generate("a", **form)
+            look = await stage.store.looks.get()
+            assert not look.claims
+            look.found(stage.store, *texts)
+            assert (await task).brief == ("hit 200" if texts else "miss 504 offline")
 
     run(test)
 
@@ -1059,7 +1194,7 @@ def test_abort_of_a_stream(who: str) -> None:
             await stage.waiting(1)
             asked.send(chunk("more"))
             await settled()
-            stage.service.aborting(who)()
+            stage.service.aborting(who)(True)
             aborted, other = (mine, theirs) if who == "mine" else (theirs, mine)
             got = await aborted
             assert got.pieces[-1] == DONE
@@ -1089,7 +1224,7 @@ def test_abort_of_a_native_stream() -> None:
             asked.send(b"data: %b\n\n" % json.dumps(said).encode())
             await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
             await settled()
-            stage.service.aborting("theirs")()
+            stage.service.aborting("theirs")(True)
             got = await theirs
             asked.cut()
             await mine
