@@ -25,6 +25,7 @@ from benchmarks.cases import (
     COSTS,
     REPLAYS,
     SPREAD_COSTS,
+    STORE,
     STREAMS,
     TARGETS,
     Case,
@@ -34,13 +35,19 @@ from benchmarks.cases import (
 )
 from benchmarks.results import Results
 from benchmarks.servers import (
+    ANEW,
     DIRECT,
     EARLY,
+    FAR,
     JSON,
+    KEPT,
     LATE,
+    LINES,
     MITMDUMP,
+    NEAR,
     NGINX,
     OURS,
+    READ,
     RELAYED,
     REPLAYED,
     UNSTORED,
@@ -100,6 +107,7 @@ class Bench:
                 self._replays(turn, stub)
                 self._spread(turn, stub)
                 self._scale(turn, stub)
+        self._store(turn)
 
     def _targets(self, turn: int, stub: Server) -> None:
         """All four, side by side, with the same load."""
@@ -173,6 +181,35 @@ class Bench:
                     self._stream(*of, *memory, "--times", "157", target=None, start=start)
                     resident = server.memory("VmRSS")
                     self._add("streams-memory", "MiB", EARLY, server, turn, resident, target)
+
+    def _store(self, turn: int) -> None:
+        """A large journal without its index, and with it."""
+        if not any(map(self._is_wanted, STORE)):
+            return
+        with self._attempt("store"):
+            folder = self._journal(self.sizes.many)
+            found = {}
+            for name in (ANEW, KEPT):
+                if name == ANEW:
+                    (folder / "cache.index").unlink(missing_ok=True)
+                _say(f"round {turn + 1}: open, {name}")
+                command = [sys.executable, "-m", "benchmarks.opening", str(folder)]
+                done = subprocess.run(
+                    command, cwd=servers.ROOT, capture_output=True, text=True, timeout=600
+                )
+                if done.returncode:
+                    raise ValueError(done.stderr.strip())
+                found[name] = orjson.loads(done.stdout)
+            rows = {
+                "open": ("s", LINES, {READ: found[KEPT]["read"], LINES: found[KEPT]["lines"],
+                                      ANEW: found[ANEW]["open"], KEPT: found[KEPT]["open"]}),
+                "entry": ("B", KEPT, {name: found[name]["entry"] for name in (ANEW, KEPT)}),
+                "get": ("µs", NEAR, {FAR: found[KEPT]["far"], NEAR: found[KEPT]["near"]}),
+            }  # fmt: skip
+            for row, (unit, reference, values) in rows.items():
+                if self._is_wanted(row):
+                    for target, value in values.items():
+                        self.results.add(row, unit, reference, target, turn, value)
 
     def _spread(self, turn: int, stub: Server) -> None:
         """Hits at random over few and over many entries, and what those entries cost."""

@@ -14,7 +14,9 @@ from benchmarks.servers import (
     DIRECT,
     EARLY,
     JSON,
+    KEPT,
     LATE,
+    LINES,
     MITMDUMP,
     NGINX,
     OURS,
@@ -99,5 +101,6 @@ def bounds(few: int, many: int, little: int, large: int) -> list[Bound]:
             LATE,
             by="difference",
         ),
+        Bound("opening a large journal", "open", LINES, "<=", 4, KEPT),
         Bound("first event, added", "first-event", DIRECT, "<=", 3, by="difference"),
     ]

@@ -62,6 +62,10 @@ def spread(reference: str) -> tuple[Case, ...]:
     )
 
 
+STORE = ("open", "entry", "get")
+"""Opening a large journal, what its entries cost, and getting at them."""
+
+
 SPREAD_COSTS = ("spread-start", "spread-memory")
 
 

@@ -14,7 +14,7 @@ from benchmarks import stub
 from benchmarks.calls import Call, numbered
 from sglang_cached_addon import dialects, keys
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.store import journal
+from sglang_cached_addon.store.lines import encode
 
 FINGERPRINT = ""
 """Of the model behind the proxy: part of every key."""
@@ -35,5 +35,5 @@ def write_journal(folder: Path, call: Call, entries: int) -> None:
             for number in range(start, min(start + _BATCH, entries)):
                 asked = numbered(content, number)
                 raw = digester.raw(numbered(call.template, number))
-                lines += journal.encode(digester.key(asked), dialect.name, asked, [sample], raw)
+                lines += encode(digester.key(asked), dialect.name, asked, [sample], raw)
             file.write(lines)

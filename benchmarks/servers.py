@@ -30,6 +30,9 @@ STOP_SECONDS = 15.0
 
 DIRECT, NGINX, MITMDUMP, OURS = "direct", "nginx", "mitmdump", "sglang-cached"
 UNSTORED = "sglang-cached, unstored"
+READ, LINES = "reading the file", "reading its lines"
+ANEW, KEPT = "index made anew", "index kept"
+FAR, NEAR = "from disk", "from memory"
 """Ours with calls that it passes on without a look at the answer."""
 JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
 EARLY, LATE = "after 10,000", "after 20,000"
@@ -68,7 +71,12 @@ class Server:
         return sum(_status(p, field) for p in [pid, *children]) / 1024
 
 
-def _status(pid: int, field: str) -> int:
+def resident(pid: int | str) -> int:
+    """Bytes of memory of a process; "self" is this one."""
+    return _status(pid, "VmRSS") * 1024
+
+
+def _status(pid: int | str, field: str) -> int:
     """Kilobytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

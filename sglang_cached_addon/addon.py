@@ -11,11 +11,13 @@ import asyncio
 import gc
 import logging
 import ssl
+import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -54,7 +56,8 @@ from sglang_cached_addon.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.policy import Mode, Reason
 from sglang_cached_addon.service import Answer, Ask, Reply, Service, unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
-from sglang_cached_addon.store import DiskStore, StoreError
+from sglang_cached_addon.store import DiskStore, Limits, StoreError, machine_memory
+from sglang_cached_addon.store.shared import MemoryStore, SharedStore
 from sglang_cached_addon.streaming import Live, Streaming
 from sglang_cached_addon.upstream import State, Upstream
 
@@ -80,7 +83,7 @@ class SglangCached:
         self._announce = announce
         self.settings: Settings | None = None
         self.upstream: Upstream | None = None
-        self.store: DiskStore | None = None
+        self.store: DiskStore | SharedStore | None = None
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
         self._dialects = dialects.installed()
@@ -124,6 +127,8 @@ class SglangCached:
             raise exceptions.OptionsError(
                 "sglang_cache_path: cannot change while the cache is open"
             )
+        if self.store and self.settings and settings.store != self.settings.store:
+            raise exceptions.OptionsError("sglang_store: cannot change while the cache is open")
         self.settings = settings
 
     def running(self) -> None:
@@ -132,7 +137,7 @@ class SglangCached:
         assert self.settings
         try:
             url = _upstream_url()
-            self.store = DiskStore(self.settings.cache_path)
+            self.store = _open_store(self.settings)
             self._serve(url, self.store, self.settings)
         except (ValueError, StoreError) as e:
             self.failure = str(e)
@@ -155,10 +160,10 @@ class SglangCached:
                 url,
                 loaded.keys,
                 loaded.samples,
-                self.store.journal.path,
+                self.place,
             )
 
-    def _serve(self, url: str, store: DiskStore, settings: Settings) -> None:
+    def _serve(self, url: str, store: DiskStore | SharedStore, settings: Settings) -> None:
         """Puts together what answers; raises ValueError."""
         exchange = Exchange(self._dialects, store, lambda: uuid.uuid4().hex)
 
@@ -173,8 +178,11 @@ class SglangCached:
             keeps_host=ctx.options.keep_host_header,
             interval=settings.poll,
             is_offline=settings.mode is Mode.OFFLINE,
+            salt=store.salt if isinstance(store, SharedStore) else 0,
             entered=entered,
         )
+        if isinstance(store, SharedStore):
+            store.start(self.upstream)
         self._exchange = exchange
         self._service = Service(
             exchange,
@@ -516,28 +524,40 @@ class SglangCached:
 
     @property
     def active(self) -> int:
-        """Requests that are being served, and answers on their way to the store."""
-        return len(self._live) + (len(self._service.flights) if self._service else 0)
+        """Requests that are being served, and answers on their way to the store, or to others."""
+        unsent = self.store.unsent if isinstance(self.store, SharedStore) else 0
+        flights = len(self._service.flights) if self._service else 0
+        return len(self._live) + flights + unsent
+
+    @property
+    def place(self) -> str:
+        """Where answers are kept, for people."""
+        store = self.store
+        shared = [store.name] if isinstance(store, SharedStore) else []
+        folder = [str(store.journal.path)] if store and store.journal else []
+        return " and ".join([*shared, *folder])
 
     # What the routes see
 
     def stats(self) -> dict[str, Any]:
         store, exchange, service = self._opened()
         return {
-            "num_keys": len(store.memory),
-            "total_responses": store.memory.samples,
-            "cache_file": str(store.journal.path),
-            "pending_writes": store.journal.pending,
+            "num_keys": len(store.index),
+            "total_responses": store.index.samples,
+            "cache_file": str(store.journal.path) if store.journal else None,
+            "pending_writes": store.journal.pending if store.journal else 0,
+            "dropped_writes": store.journal.dropped if store.journal else 0,
             "fetches_in_flight": len(service.flights),
             "streams_in_flight": service.flights.streams,
             "followers": service.flights.waiting,
             **exchange.counters.as_json(),
+            **({"shared": store.facts()} if isinstance(store, SharedStore) else {}),
         }
 
     def info(self) -> dict[str, Any]:
         store, _, _ = self._opened()
         assert self.settings and self.upstream
-        upstream, samples = self.upstream, store.memory.by_model()
+        upstream, samples = self.upstream, store.index.by_model()
         return {
             **self.stats(),
             "cache_dir": str(self.settings.cache_path),
@@ -568,13 +588,20 @@ class SglangCached:
                 "collapse": self.settings.collapse,
                 "isolate_by_credential": self.settings.isolate,
                 "poll_seconds": self.settings.poll,
+                "fsync": self.settings.fsync,
+                "max_entries": _finite(self.settings.max_entries),
+                "max_bytes": _finite(self.settings.max_bytes),
+                "ttl_seconds": _finite(self.settings.ttl),
+                "memory_bytes": int(_memory(self.settings)),
+                "readonly": self.settings.readonly,
+                "store": store.name if isinstance(store, SharedStore) else "",
             },
             "dialects": {
-                dialect.name: store.memory.by_dialect[dialect.name]
+                dialect.name: store.index.by_dialect[dialect.name]
                 for dialect in self._dialects.values()
             },
             "memory_bytes": store.memory.bytes,
-            "file_bytes": _size(store.journal.path),
+            "file_bytes": _size(store.journal.path) if store.journal else 0,
             "loaded": {
                 "keys": store.loaded.keys,
                 "samples": store.loaded.samples,
@@ -592,17 +619,58 @@ class SglangCached:
     async def clear(self, which: str) -> dict[str, Any]:
         store, _, _ = self._opened()
         assert self.upstream
-        entries, samples = len(store.memory), store.memory.samples
+        entries, samples = len(store.index), store.index.samples
         model = None if which == "all" else keys.prefix(self.upstream.fingerprint)
         is_done = store.clear(model, others=which == "other")
-        entries, samples = entries - len(store.memory), samples - store.memory.samples
+        entries, samples = entries - len(store.index), samples - store.index.samples
         await asyncio.wrap_future(is_done)
         return {"status": "success", "cleared_keys": entries, "cleared_responses": samples}
 
-    def _opened(self) -> tuple[DiskStore, Exchange, Service]:
+    def _opened(self) -> tuple[DiskStore | SharedStore, Exchange, Service]:
         if self.store is None or self._exchange is None or self._service is None:
             raise OSError(self.failure or "the cache is not open")
         return self.store, self._exchange, self._service
+
+
+def _open_store(settings: Settings) -> DiskStore | SharedStore:
+    """Raises ValueError or `StoreError`."""
+    memory = _memory(settings)
+    limits = Limits(settings.max_entries, settings.max_bytes, settings.ttl, memory)
+
+    def disk() -> DiskStore:
+        return DiskStore(
+            settings.cache_path,
+            settings.fsync,
+            limits,
+            is_follower=settings.readonly,
+            progress=_show_progress if sys.stderr.isatty() else lambda share: None,
+        )
+
+    if not settings.store:
+        return disk()
+    local = disk() if settings.has_folder else MemoryStore(memory)
+    try:
+        return SharedStore(settings.store, local)
+    except ValueError as e:
+        if isinstance(local, DiskStore):
+            local.close()
+        raise ValueError(f"--store: {e}") from None
+
+
+def _memory(settings: Settings) -> float:
+    """Bytes that samples may take."""
+    return settings.memory or machine_memory() / 4
+
+
+def _finite(limit: float) -> int | None:
+    """A limit in JSON."""
+    return None if limit == inf else int(limit)
+
+
+def _show_progress(share: float) -> None:
+    """A line on the terminal while a large cache is read; 1 at the end of it."""
+    line = "" if share >= 1 else f"reading the cache: {share:.0%}"
+    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def _handler_of(client: Client) -> ConnectionHandler | None:

@@ -59,6 +59,13 @@ class Store(Protocol):
     def clears(self) -> int:
         """Rises when somebody clears the store, or a part of it."""
 
+    @property
+    def horizon(self) -> float:
+        """Samples that were stored before are no more: Unix seconds."""
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """Pools were used, as `get` notes by itself."""
+
     def get(self, key: bytes) -> Sequence[Sample]:
         """What is at hand of the pool of this key, oldest first: all or nothing of it, or its
         beginning."""

@@ -248,6 +248,8 @@ class Exchange:
         if terms.since > -inf:
             plan = self.plan(known, terms)
             return None if plan.needs else self._assemble(known, plan, now)
+        if hit and hit.oldest < self._store.horizon:
+            hit = None
         if hit is None or known.generation != self._store.generation:
             plan = self.plan(known)
             if plan.have < known.call.total:
@@ -256,7 +258,9 @@ class Exchange:
             # Within a generation pools only grow at their end, so this stays the answer.
             if hit.body is plan.stored[0][0].answer or self._memo.charge(len(hit.body)):
                 known.hit, known.generation = hit, self._store.generation
-        elif (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
+            return hit
+        self._store.touch(known.keys)
+        if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
             known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
         return hit
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -244,6 +244,9 @@ def adapter_name(body: bytes) -> str | None:
     return name if isinstance(name, str) and name else None
 
 
+SPAN = 1 << 20
+"""So many proxies that share their epochs can each have numbers of their own."""
+
 _COLONS = 8
 """How many colons of `model` may be the one before the adapter; a model may be named by a URL,
 `s3://host:9000/model`, which has two."""
@@ -266,6 +269,9 @@ def adapters(content: bytes) -> set[str]:
         parts = model.split(":", _COLONS)
         names = [*names, *(":".join(parts[i:]).strip() for i in range(len(parts)))]
     return {name for name in names if isinstance(name, str) and name}
+
+
+_MODEL, _ADAPTER = "m:", "a:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +300,11 @@ class Epochs:
     """`Identity.digest` to its epoch, where it is above the floor."""
     adapters: dict[str, int] = field(default_factory=dict)
     """Name of an adapter to its epoch, where it was ever changed."""
+    salt: int = 0
+    """From 1 to `SPAN` - 1 where others give epochs, too, and would give the same ones."""
+
+    def _next(self, last: int) -> int:
+        return (last // SPAN + 1) * SPAN + self.salt if self.salt else last + 1
 
     def of(self, digest: str) -> int:
         """A model's epoch."""
@@ -301,7 +312,7 @@ class Epochs:
 
     def raise_model(self, digest: str | None) -> None:
         """A model is changed, or may be; None: it is not known which."""
-        self.last += 1
+        self.last = self._next(self.last)
         if digest is None:
             self.floor = self.last
             self.models.clear()
@@ -311,7 +322,7 @@ class Epochs:
     def raise_adapter(self, name: str) -> None:
         """An adapter is loaded or unloaded, or may be. Where its name could not be read, raise
         the model: that makes all calls new, with and without an adapter."""
-        self.last += 1
+        self.last = self._next(self.last)
         self.adapters[name] = self.last
 
     def restarted(self, after: Identity) -> None:
@@ -324,7 +335,7 @@ class Epochs:
         is_changed = self.of(after.digest) > 0
         if not is_changed and not self.adapters:
             return
-        self.last += 1
+        self.last = self._next(self.last)
         if is_changed:
             self.models[after.digest] = self.last
         self.adapters = dict.fromkeys(self.adapters, self.last)
@@ -337,10 +348,36 @@ class Epochs:
         """Undoes what was raised right after the mark, because upstream refused the change
         outright. Whether it did: not if anything else was raised since, as that would be
         undone, too. What was stored in the meantime is never looked up again."""
-        if self.last != mark.last + 1:
+        if self.last != self._next(mark.last):
             return False
         self.floor = mark.floor
         self.models, self.adapters = dict(mark.models), dict(mark.adapters)
+        return True
+
+    def as_numbers(self) -> dict[str, int]:
+        """All that was ever raised, each number under a name of its own."""
+        numbers = {"last": self.last, "floor": self.floor}
+        numbers |= {f"{_MODEL}{digest}": number for digest, number in self.models.items()}
+        numbers |= {f"{_ADAPTER}{name}": number for name, number in self.adapters.items()}
+        return {name: number for name, number in numbers.items() if number}
+
+    def merge(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
+        """Takes what others have made of the numbers that were `known`, unless one has changed here
+        as well: then the higher one. Whether anything is another one now."""
+        mine = self.as_numbers()
+        merged = dict(theirs)
+        for name in mine | dict(known):
+            number = mine.get(name, 0)
+            if number != known.get(name, 0):
+                merged[name] = max(number, theirs.get(name, 0))
+        merged["last"] = max(mine.get("last", 0), *merged.values(), 0)
+        if {name: number for name, number in merged.items() if number} == mine:
+            return False
+        self.last, self.floor = merged["last"], merged.get("floor", 0)
+        self.models, self.adapters = (
+            {name[2:]: n for name, n in merged.items() if name.startswith(kind) and n}
+            for kind in (_MODEL, _ADAPTER)
+        )
         return True
 
     def fingerprint(self, identity: Identity) -> str:

@@ -57,6 +57,13 @@ class Start:
     isolate_by_credential: bool = False
     admin_token: str = field(default="", repr=False)
     poll_seconds: float = 5.0
+    fsync: str = "interval"
+    max_entries: int = 0
+    max_bytes: str = ""
+    ttl: str = ""
+    memory: str = ""
+    readonly: bool = False
+    store: str = field(default="", repr=False)
 
 
 class StartError(Exception):
@@ -145,6 +152,13 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_isolate_by_credential=start.isolate_by_credential,
             sglang_admin_token=start.admin_token,
             sglang_poll_seconds=str(start.poll_seconds),
+            sglang_fsync=start.fsync,
+            sglang_max_entries=start.max_entries,
+            sglang_max_bytes=start.max_bytes,
+            sglang_ttl=start.ttl,
+            sglang_memory=start.memory,
+            sglang_readonly=start.readonly,
+            sglang_store=start.store,
             connection_strategy="lazy",
         )
         for spec in start.sets:
@@ -228,9 +242,8 @@ class Startup:
         if upstream.identity:
             print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
         loaded = store.loaded
-        print(
-            f"  cache      {store.journal.path} ({loaded.keys} entries, {loaded.samples} samples)"
-        )
+        entries = f"{loaded.keys} entries, {loaded.samples} samples"
+        print(f"  cache      {self._addon.place} ({entries})")
         if self._start.web:
             print(f"  web        {self._web_url()}")
         sys.stdout.flush()

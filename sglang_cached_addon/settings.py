@@ -6,11 +6,18 @@ made once per change and never read from mitmproxy while a request is served.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
+from typing import TypeVar
 
 from sglang_cached_addon.policy import Mode
+
+FSYNC = ("always", "interval", "never")
+"""When what is written is made to outlive a power cut: before the next is written, within a second,
+or only at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +30,13 @@ class Option:
     help: str
 
 
+CACHE_PATH = "~/.sglang_cache"
+
 OPTIONS = (
     Option(
         "sglang_cache_path",
         str,
-        "~/.sglang_cache",
+        CACHE_PATH,
         "Folder of the cache. It is made if missing, and belongs to one process at a time.",
     ),
     Option(
@@ -82,6 +91,54 @@ OPTIONS = (
         "How often upstream is asked which model it serves, while there is traffic: so long may a "
         "hit be of the former one.",
     ),
+    Option(
+        "sglang_fsync",
+        str,
+        "interval",
+        "When answers are made to outlive a power cut: `always` with each write, `interval` within "
+        "a second, `never` by us.",
+    ),
+    Option(
+        "sglang_max_entries",
+        int,
+        0,
+        "How many entries are kept; those that were not used for the longest time go first. 0 for "
+        "any number.",
+    ),
+    Option(
+        "sglang_max_bytes",
+        str,
+        "",
+        "How much is kept in the folder, like `20G`; empty for any amount. The file may be twice "
+        "that until it is compacted, which it is by itself.",
+    ),
+    Option(
+        "sglang_ttl",
+        str,
+        "",
+        "How long a sample is kept, like `12h` or `30d`; empty for ever.",
+    ),
+    Option(
+        "sglang_memory",
+        str,
+        "",
+        "How much memory samples may take, like `2G`; what was used lately is there, the rest is "
+        "read from the folder. Empty for a quarter of the machine's.",
+    ),
+    Option(
+        "sglang_readonly",
+        bool,
+        False,
+        "Open the folder beside the process that it belongs to, follow what that stores, and "
+        "store nothing.",
+    ),
+    Option(
+        "sglang_store",
+        str,
+        "",
+        "URL of a Redis or Valkey server that several proxies share, like `redis://host:6379/0`. "
+        "With it, there is a folder only where `sglang_cache_path` is not the default.",
+    ),
 )
 
 
@@ -101,6 +158,19 @@ class Settings:
     admin_token: str = field(default="", repr=False)
     poll: float = 5.0
     """Seconds."""
+    fsync: str = "interval"
+    max_entries: float = inf
+    max_bytes: float = inf
+    ttl: float = inf
+    """Seconds."""
+    memory: float | None = None
+    """Bytes; None: as the machine has it."""
+    readonly: bool = False
+    """The folder belongs to somebody else."""
+    store: str = field(default="", repr=False)
+    """URL of a server that several proxies share."""
+    has_folder: bool = True
+    """What is stored is stored in the folder, too."""
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Settings:
@@ -112,17 +182,61 @@ class Settings:
             folder = Path(path).expanduser().absolute()
         except RuntimeError as e:
             raise ValueError(f"sglang_cache_path: {path}: {e}") from None
+        if values["sglang_readonly"] and str(values["sglang_store"]).strip():
+            raise ValueError("sglang_readonly: is for a folder alone, not beside sglang_store")
         return cls(
             folder,
             bool(values["sglang_quiet"]),
             bool(values["sglang_express"]),
             _rate(int(str(values["sglang_replay_tokens_per_second"]))),
-            _mode(str(values["sglang_mode"])),
+            _mode(str(values["sglang_mode"]), bool(values["sglang_readonly"])),
             bool(values["sglang_collapse"]),
             bool(values["sglang_isolate_by_credential"]),
             str(values["sglang_admin_token"]),
             _poll(str(values["sglang_poll_seconds"])),
+            _fsync(str(values["sglang_fsync"])),
+            _entries(int(str(values["sglang_max_entries"]))),
+            _amount("sglang_max_bytes", str(values["sglang_max_bytes"]), SIZES, inf),
+            _amount("sglang_ttl", str(values["sglang_ttl"]), TIMES, inf),
+            _amount("sglang_memory", str(values["sglang_memory"]), SIZES, None),
+            bool(values["sglang_readonly"]),
+            store := str(values["sglang_store"]).strip(),
+            not store or path != CACHE_PATH,
         )
+
+
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+"""What units stand for: bytes, and seconds."""
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)")
+
+T = TypeVar("T")
+
+
+def _amount(name: str, text: str, units: Mapping[str, int], default: T) -> float | T:
+    if not text.strip():
+        return default
+    found = _AMOUNT.fullmatch(text.strip())
+    unit = found[2] if found else "?"
+    if units is SIZES:
+        unit = unit.upper().removesuffix("B").removesuffix("I")
+    if not found or unit not in units or not float(found[1]):
+        known = ", ".join(unit for unit in units if unit)
+        raise ValueError(f"{name}: {text}: must be a number above 0, with a unit ({known}) or none")
+    return float(found[1]) * units[unit]
+
+
+def _fsync(text: str) -> str:
+    if text not in FSYNC:
+        raise ValueError(f"sglang_fsync: {text}: must be one of {', '.join(FSYNC)}")
+    return text
+
+
+def _entries(count: int) -> float:
+    if count < 0:
+        raise ValueError(f"sglang_max_entries: {count}: must be 0 or more")
+    return count or inf
 
 
 def _rate(rate: int) -> int:
@@ -131,11 +245,14 @@ def _rate(rate: int) -> int:
     return rate
 
 
-def _mode(name: str) -> Mode:
+def _mode(name: str, is_readonly: bool) -> Mode:
     try:
-        return Mode(name)
+        mode = Mode(name)
     except ValueError:
         raise ValueError(f"sglang_mode: {name}: must be one of {', '.join(Mode)}") from None
+    if is_readonly and mode is Mode.REFRESH:
+        raise ValueError("sglang_mode: refresh stores, which sglang_readonly forbids")
+    return Mode.READONLY if is_readonly and mode is Mode.READWRITE else mode
 
 
 def _poll(text: str) -> float:

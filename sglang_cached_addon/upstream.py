@@ -13,9 +13,9 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum, StrEnum
 from typing import Any, Protocol
 
@@ -99,15 +99,17 @@ class Upstream:
         keeps_host: bool = False,
         interval: float = INTERVAL_SECONDS,
         is_offline: bool = False,
+        salt: int = 0,
         entered: Callable[[Upstream], object] = lambda upstream: None,
     ) -> None:
-        """`entered` is told whenever the model behind is, or may be, another one."""
+        """`entered` is told whenever the model behind is, or may be, another one. `salt` as
+        `Epochs` has it."""
         self.url = url
         self.state = State.UNKNOWN
         self.client = Client(url, tls=tls, keeps_host=keeps_host)
         """For anything that is not about its identity."""
         self.identity: Identity | None = None
-        self.epochs = Epochs()
+        self.epochs = Epochs(salt=salt)
         self.turn = 0
         """Rises whenever the model may have been another one in between."""
         self.models: dict[str, str] = {}
@@ -232,7 +234,10 @@ class Upstream:
     async def check(self, now: float) -> State:
         """Whether it answers, asked for if nothing was seen of it for a while."""
         if now - self._seen_at > self._interval and not self._is_offline:
-            await self._learn_soon(())
+            # It may have to wait for a look at upstream that has more patience.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._learn_soon(())
         return self.state
 
     # Requests that change the model
@@ -266,6 +271,17 @@ class Upstream:
         self._enter()
         await self._remember()
         return ended
+
+    def adopt(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+        """Takes the epochs that other proxies have raised, as `Epochs.merge`."""
+        before = self.fingerprint, self.epochs.adapters_token
+        if not self.epochs.merge(known, theirs):
+            return
+        if before != (self.fingerprint, self.epochs.adapters_token):
+            if not self._is_offline:  # upstream may have another name by now
+                self._fresh_until, self._said = float("-inf"), None
+            self._enter()
+        self._spawn(self._remember())
 
     # Asking
 
@@ -491,7 +507,7 @@ class Upstream:
         known = self._memory.load()
         try:
             if "epochs" in known:
-                self.epochs = Epochs.from_json(known["epochs"])
+                self.epochs = replace(Epochs.from_json(known["epochs"]), salt=self.epochs.salt)
             self._is_unsettled = bool(known.get("unsettled"))
             self.models = {str(k): str(v) for k, v in dict(known.get("models", {})).items()}
             if known.get("identity") and (self._is_offline or known.get("url") == self.url):

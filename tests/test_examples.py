@@ -12,9 +12,11 @@ from sglang_cached_addon.simulator import Simulator
 from tests.conftest import Proxy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))
+"""The others are in `test_deployment`."""
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_example(path: Path, proxy: Proxy) -> None:
     """Each runs against a proxy and ends well."""
     command = [sys.executable] if path.suffix == ".py" else ["bash"]
@@ -25,7 +27,7 @@ def test_example(path: Path, proxy: Proxy) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
 def test_example_fails_without_a_cache(path: Path, simulator: Simulator) -> None:
     """Each notices when there is no cache behind the URL."""
     command = [sys.executable] if path.suffix == ".py" else ["bash"]

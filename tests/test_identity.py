@@ -12,6 +12,7 @@ import pytest
 
 from sglang_cached_addon.identity import (
     SERVER_KEYS,
+    SPAN,
     Change,
     Epochs,
     Identity,
@@ -586,6 +587,49 @@ def test_a_change_that_another_followed_stays(
     now = epochs.as_json()
     assert not epochs.restore(mark)
     assert epochs.as_json() == now
+
+
+def test_numbers_of_ones_own() -> None:
+    """Two proxies would give one number to two things."""
+    one, two = Epochs(salt=3), Epochs(salt=4)
+    mark = one.mark()
+    for epochs in (one, two):
+        epochs.raise_model("x")
+    assert (one.of("x"), two.of("x")) == (SPAN + 3, SPAN + 4)
+    assert one.restore(mark)
+    one.raise_model("x")
+    assert one.of("x") == 2 * SPAN + 3
+    assert not one.restore(mark)
+    assert Epochs.from_json(one.as_json()).of("x") == one.of("x")
+
+
+KNOWN = {"last": 5, "floor": 1, "m:x": 4, "a:a": 5}
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "merged"),
+    [
+        (KNOWN, KNOWN, KNOWN),
+        ({}, KNOWN, KNOWN),
+        (KNOWN, {**KNOWN, "m:x": 9, "last": 9}, {**KNOWN, "m:x": 9, "last": 9}),
+        (KNOWN, {"last": 5, "floor": 1, "a:a": 5}, {"last": 5, "floor": 1, "a:a": 5}),
+        ({**KNOWN, "m:x": 7, "last": 7}, {**KNOWN, "m:x": 9, "last": 9},
+         {**KNOWN, "m:x": 9, "last": 9}),
+        ({**KNOWN, "m:x": 9, "last": 9}, {**KNOWN, "m:x": 7, "last": 7},
+         {**KNOWN, "m:x": 9, "last": 9}),
+        ({**KNOWN, "m:y": 6, "last": 6}, {**KNOWN, "a:b": 7, "last": 7},
+         {**KNOWN, "m:y": 6, "a:b": 7, "last": 7}),
+        # Where nothing is left of what they knew.
+        (KNOWN, {}, {"last": 5}),
+    ],
+)  # fmt: skip
+def test_merge(mine: dict[str, int], theirs: dict[str, int], merged: dict[str, int]) -> None:
+    """Of two changes one would be lost."""
+    epochs = Epochs()
+    epochs.merge({}, mine)
+    assert epochs.merge(KNOWN if mine else {}, theirs) is (mine != merged)
+    assert epochs.as_numbers() == merged
+    assert Epochs.from_json(epochs.as_json()) == epochs
 
 
 def test_changes_are_undone_in_turn() -> None:

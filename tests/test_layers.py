@@ -18,7 +18,8 @@ KNOWS_MITMPROXY = {
 }  # fmt: skip
 DOES_IO = {
     "addon.py", "client.py", "express.py", "feed.py", "runner.py", "service.py", "streaming.py",
-    "upstream.py", "store/journal.py", "store/state.py", "store/__init__.py",
+    "upstream.py", "store/journal.py", "store/follower.py", "store/state.py", "store/__init__.py",
+    "store/outbox.py", "store/redis.py", "store/shared.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",
@@ -27,7 +28,8 @@ IO_MODULES = {
 PURE = {
     "admission.py", "cache.py", "directives.py", "exchange.py", "identity.py", "inflight.py",
     "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py", "routes.py",
-    "settings.py", "sse.py", "wire.py", "store/memory.py",
+    "settings.py", "sse.py", "wire.py",
+    "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ def test_defaults() -> None:
     assert settings.isolate is False
     assert settings.admin_token == ""
     assert settings.poll == 5.0
+    assert settings.fsync == "interval"
+    assert settings.max_entries == settings.max_bytes == settings.ttl == inf
+    assert settings.memory is None
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,7 @@ SWITCHES = {
     "sglang_express": "express",
     "sglang_collapse": "collapse",
     "sglang_isolate_by_credential": "isolate",
+    "sglang_readonly": "readonly",
 }
 
 
@@ -149,3 +154,76 @@ def test_settings_cannot_change() -> None:
     """A request could be served under two set-ups."""
     with pytest.raises(AttributeError):
         Settings.parse(DEFAULTS).quiet = True  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        ("max_bytes", "5", 5),
+        ("max_bytes", " 20G ", 20 << 30),
+        ("max_bytes", "1.5 GiB", 3 << 29),
+        ("max_bytes", "10kb", 10 << 10),
+        ("memory", "2t", 2 << 40),
+        ("memory", "64MB", 64 << 20),
+        ("ttl", "90", 90),
+        ("ttl", "1.5h", 5400),
+        ("ttl", "30d", 30 * 86_400),
+        ("ttl", "2w", 14 * 86_400),
+        ("ttl", "5m", 300),
+    ],
+)
+def test_amount(option: str, text: str, value: float) -> None:
+    """A limit would be a thousand times what was meant."""
+    assert getattr(Settings.parse({**DEFAULTS, f"sglang_{option}": text}), option) == value
+
+
+@pytest.mark.parametrize("option", ["max_bytes", "memory", "ttl"])
+@pytest.mark.parametrize("text", ["x", "0", "0G", "-1", "1e3", "5 y", "G", "1,5G", "inf", "nan"])
+def test_no_amount(option: str, text: str) -> None:
+    """What cannot be understood would be no limit at all."""
+    with pytest.raises(ValueError, match=rf"sglang_{option}: .*above 0, with a unit"):
+        Settings.parse({**DEFAULTS, f"sglang_{option}": text})
+
+
+@pytest.mark.parametrize("text", ["", "Always", "yes", "1"])
+def test_no_fsync(text: str) -> None:
+    """Somebody would count on a disk that is not synced."""
+    with pytest.raises(ValueError, match=r"sglang_fsync: .*always, interval, never"):
+        Settings.parse({**DEFAULTS, "sglang_fsync": text})
+
+
+def test_max_entries() -> None:
+    """A slip would empty the cache."""
+    assert Settings.parse({**DEFAULTS, "sglang_max_entries": 7}).max_entries == 7
+    with pytest.raises(ValueError, match="sglang_max_entries: -1"):
+        Settings.parse({**DEFAULTS, "sglang_max_entries": -1})
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [("readwrite", "readonly"), ("offline", "offline"), ("off", "off")]
+)
+def test_readonly(mode: str, found: str) -> None:
+    """It would store in somebody else's folder, or ask upstream that is not to be asked."""
+    values = {**DEFAULTS, "sglang_readonly": True, "sglang_mode": mode}
+    assert Settings.parse(values).mode == found
+    with pytest.raises(ValueError, match=r"refresh stores, which sglang_readonly forbids"):
+        Settings.parse({**values, "sglang_mode": "refresh"})
+    with pytest.raises(ValueError, match="not beside sglang_store"):
+        Settings.parse({**values, "sglang_store": "redis://h"})
+
+
+@pytest.mark.parametrize(
+    ("store", "path", "has_folder"),
+    [
+        ("", "~/.sglang_cache", True),
+        ("", "/x", True),
+        (" redis://host ", "~/.sglang_cache", False),
+        ("redis://host", "/x", True),
+    ],
+)
+def test_store(store: str, path: str, has_folder: bool) -> None:
+    """A folder would be locked that nobody asked for, or not be there for who did."""
+    values = {**DEFAULTS, "sglang_store": store, "sglang_cache_path": path}
+    settings = Settings.parse(values)
+    assert (settings.store, settings.has_folder) == (store.strip(), has_folder)
+    assert "host" not in repr(settings)  # there may be a password in it

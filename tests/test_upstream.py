@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -834,6 +835,36 @@ def test_two_changes() -> None:
     run(test)
 
 
+def test_change_by_another_proxy() -> None:
+    """What it has changed would go on being served, or be taken for what it was."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before, turn, asked = upstream.fingerprint, upstream.turn, len(script.asked)
+            assert upstream.identity
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 7, "m:another": 7})
+            assert (upstream.fingerprint, upstream.turn) == (before, turn)
+            assert upstream.admits(credential(None), time.monotonic())
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
+            assert upstream.fingerprint != before
+            assert upstream.turn > turn
+            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            assert not upstream.admits(credential(None), time.monotonic())
+            assert await refusal(upstream) is None  # it may have another name by now
+            assert len(script.asked) > asked
+            await until(lambda: kept.document["epochs"]["last"] == 8)
+            before = upstream.turn
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
+            assert upstream.turn > before
+
+    run(test)
+
+
 # What outlives the process
 
 
@@ -1013,6 +1044,19 @@ def test_not_http(data: bytes) -> None:
     """A wrong port (of SSH, say) would give a traceback in place of the warning."""
     with saying(data) as url:
         assert check(url) is State.DOWN
+
+
+def test_health_has_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe would wait as long as the store does for a server that hangs, and call us dead."""
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            upstream.seen(True, 0.0)
+            async with upstream._lock:  # as a look at it has that takes its time
+                assert await upstream.check(1e9) is State.UP
+
+    run(test)
 
 
 def test_seen(clock: Clock) -> None:

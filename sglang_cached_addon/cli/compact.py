@@ -11,10 +11,6 @@ import click
 from sglang_cached_addon.cli.verify import cache_path_option, journal_of
 
 
-def _forget(*line: object, **more: object) -> None:
-    """Nothing is kept in memory."""
-
-
 @click.command()
 @cache_path_option
 def compact(cache_path: str) -> None:
@@ -27,7 +23,7 @@ def compact(cache_path: str) -> None:
         before = path.stat().st_size
         journal = Journal(path.parent)
         try:
-            journal.load(_forget)
+            journal.load()
             journal.compact().result()
         finally:
             journal.close()

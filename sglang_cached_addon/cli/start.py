@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
+from click.core import ParameterSource
 
 from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.settings import FSYNC
 
 
 def _env(name: str) -> str:
@@ -108,6 +111,68 @@ def _env(name: str) -> str:
     help="How often the server is asked which model it has, while there is traffic.",
 )
 @click.option(
+    "--store",
+    default="",
+    metavar="URL",
+    envvar=_env("STORE"),
+    show_envvar=True,
+    help="A Redis or Valkey server that several proxies share, like redis://host:6379/0. Answers "
+    "are then kept in a folder only where --cache-path is given, too.",
+)
+@click.option(
+    "--fsync",
+    type=click.Choice(FSYNC),
+    default="interval",
+    show_default=True,
+    envvar=_env("FSYNC"),
+    show_envvar=True,
+    help="When answers are made to outlive a power cut: with each write, within a second, or when "
+    "the system likes to.",
+)
+@click.option(
+    "--max-entries",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    envvar=_env("MAX_ENTRIES"),
+    show_envvar=True,
+    help="How many entries are kept, those least recently used being the first to go; 0 for any "
+    "number.",
+)
+@click.option(
+    "--max-bytes",
+    default="",
+    metavar="SIZE",
+    envvar=_env("MAX_BYTES"),
+    show_envvar=True,
+    help="How much is kept on disk, like 20G.",
+)
+@click.option(
+    "--ttl",
+    default="",
+    metavar="TIME",
+    envvar=_env("TTL"),
+    show_envvar=True,
+    help="How long an answer is kept, like 12h or 30d.",
+)
+@click.option(
+    "--memory",
+    default="",
+    metavar="SIZE",
+    envvar=_env("MEMORY"),
+    show_envvar=True,
+    help="How much memory answers may take, like 2G; the others are read from disk. By default a "
+    "quarter of the machine's.",
+)
+@click.option(
+    "--readonly",
+    is_flag=True,
+    envvar=_env("READONLY"),
+    show_envvar=True,
+    help="Use a folder that another process owns, and store nothing.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     envvar=_env("INSECURE"),
@@ -152,6 +217,13 @@ def start(
     isolate_by_credential: bool,
     admin_token: str,
     poll_seconds: float,
+    fsync: str,
+    max_entries: int,
+    max_bytes: str,
+    ttl: str,
+    memory: str,
+    readonly: bool,
+    store: str,
     insecure: bool,
     web: bool,
     scripts: tuple[str, ...],
@@ -159,6 +231,10 @@ def start(
 ) -> None:
     """Put the cache in front of a server, until Ctrl+C."""
     from sglang_cached_addon.runner import Start, run  # mitmproxy takes its time to import
+
+    context = click.get_current_context()
+    if context.get_parameter_source("cache_path") is not ParameterSource.DEFAULT:
+        cache_path = os.path.expanduser(cache_path)  # noqa: PTH111 - said, even if it is the default
 
     sys.exit(
         run(
@@ -178,6 +254,13 @@ def start(
                 isolate_by_credential=isolate_by_credential,
                 admin_token=admin_token,
                 poll_seconds=poll_seconds,
+                fsync=fsync,
+                max_entries=max_entries,
+                max_bytes=max_bytes,
+                ttl=ttl,
+                memory=memory,
+                readonly=readonly,
+                store=store,
             )
         )
     )

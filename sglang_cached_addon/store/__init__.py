@@ -1,59 +1,174 @@
 """Where samples live: pools in memory, and the journal on disk behind them.
 
-`open_store` puts the two together. Knows nothing of HTTP, dialects or mitmproxy.
+`DiskStore` puts the two together. Memory holds what was used lately; the index of the journal
+knows all that is stored, and what is not in memory is read when it is asked for. Knows nothing of
+HTTP, dialects or mitmproxy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
 from pathlib import Path
 
 from sglang_cached_addon.cache import Brought, Sample
+from sglang_cached_addon.store.follower import Follower
+from sglang_cached_addon.store.index import Index
 from sglang_cached_addon.store.journal import Journal, Loaded
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.store.state import StateFile, StoreError
 
-__all__ = ["DiskStore", "Loaded", "StoreError"]
+__all__ = ["DiskStore", "Limits", "Loaded", "StoreError", "machine_memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is kept, and for how long."""
+
+    entries: float = inf
+    """Keys."""
+    bytes: float = inf
+    """Of the journal's lines that count."""
+    ttl: float = inf
+    """Seconds, of a sample."""
+    memory: float = inf
+    """Bytes of samples in memory."""
+
+
+STEP = 128
+"""What has grown beyond a limit is cut by that part of it, so that it is not done with each line;
+small limits are kept to the letter."""
+
+SWEEP = 64
+"""Entries that are looked at for expired samples with each one that is stored."""
 
 
 class DiskStore:
-    """Pools in memory, every change also in the journal."""
+    """Pools in memory and in the journal."""
 
-    def __init__(self, folder: Path, fsync: str = "interval") -> None:
-        """Opens a cache folder and loads it; raises `StoreError` with what to do. `fsync` as
-        `Journal` has it."""
-        self.memory = Memory()
-        self.journal = Journal(folder, fsync)
+    def __init__(
+        self,
+        folder: Path,
+        fsync: str = "interval",
+        limits: Limits = Limits(),
+        *,
+        is_follower: bool = False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        """Opens a cache folder; raises `StoreError` with what to do. `fsync` as `Journal` has
+        it; a follower opens a folder that another process owns, and stores nothing; `progress` is
+        told what share of the file is read, in the end 1."""
+        self._limits = limits
+        self.journal: Journal | Follower = (
+            Follower(folder) if is_follower else Journal(folder, fsync)
+        )
+        self.memory = Memory(limits.memory, is_pinned=self._is_pinned, evicted=self.journal.touch)
         self._unsaid: dict[bytes, float | None] = {}
         """Keys of which the journal lacks a line, and the `since` that went with it."""
-        self.state = StateFile(folder)
+        self._unswept: list[bytes] = []
+        self._removals = 0
+        self._turn = 0
+        self.state = StateFile(folder, is_ours=not is_follower)
+        self.journal.restoring = self.state.save_again
         """What is known of the upstream, beside the answers."""
         try:
-            loaded = self.journal.load(self._remember)
+            self.loaded: Loaded = self.journal.load(progress)
         except BaseException:
             self.journal.close()
             raise
-        # What was replaced by later lines was not loaded.
-        self.loaded: Loaded = replace(loaded, keys=len(self.memory), samples=self.memory.samples)
+        if limits.ttl < inf:
+            horizon = self.horizon
+            for key in list(self.index):
+                self.journal.expire(key, horizon)
+        if not is_follower:
+            self._limit()
+
+    @property
+    def index(self) -> Index:
+        """What is stored."""
+        return self.journal.index
 
     @property
     def generation(self) -> int:
-        return self.memory.generation
+        if self.journal.turn != self._turn:
+            self._turn = self.journal.turn
+            self.memory.clear()
+        return self.memory.generation + self._removals
+
+    def _follow(self) -> None:
+        """Lets go of pools that have grown behind our back."""
+        for key in self.journal.news():
+            self.memory.discard(key)
 
     @property
     def clears(self) -> int:
         return self.memory.clears
 
+    @property
+    def horizon(self) -> float:
+        ttl = self._limits.ttl
+        return time.time() - ttl if ttl < inf else -inf
+
+    def _is_pinned(self, key: bytes) -> bool:
+        return self.index.is_pending(key)
+
+    # Reading
+
     def get(self, key: bytes) -> Sequence[Sample]:
-        return self.memory.get(key)
+        if self.journal.turn != self._turn:
+            _ = self.generation
+        pool = self.memory.get(key)
+        if not pool:
+            if key not in self.index:
+                return pool
+            self._hold(key, self.journal.read(key, waits=False))
+            pool = self.memory.get(key)
+        if pool and self._limits.ttl < inf and pool[0].stored_at < (horizon := self.horizon):
+            self._expire(key, horizon)
+            pool = self.memory.get(key)
+        return pool
+
+    def _hold(self, key: bytes, samples: Sequence[Sample] | None) -> None:
+        """To memory, from the disk."""
+        if samples and key not in self.memory:
+            self.memory.append(key, "", b"", samples)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            if key in self.memory:
+                self.memory.get(key)
+            else:
+                self.journal.touch(key)
 
     def find(self, raw: bytes) -> bytes | None:
-        return self.memory.find(raw)
+        return self.index.find(raw)
 
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
-        return None  # all that there is is at hand, and nobody else fills these pools
+        self._follow()
+        far = [key for key in needs if key not in self.memory and key in self.index]
+        return self._bring(far) if far else None
+
+    async def _bring(self, keys: Collection[bytes]) -> Brought:
+        def read() -> list[tuple[bytes, list[Sample] | None]]:
+            return [(key, self.journal.read(key, waits=True)) for key in keys]
+
+        for key, samples in await asyncio.to_thread(read):
+            if key in self.index:  # it may be gone by now
+                self._hold(key, samples)
+        return Brought()
+
+    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+        """As `Journal.calls`."""
+        return self.journal.calls(limit, seconds)
+
+    # Changes
 
     def append(
         self,
@@ -67,8 +182,15 @@ class DiskStore:
     ) -> None:
         # All lines of a key stay or go together, so its first one keeps what was asked: samples
         # that a `since` drops leave their line where it is.
-        is_new = not self.memory.get(key)
-        self._remember(key, dialect, samples, raw, since=since)
+        is_new = key not in self.index and key not in self.memory
+        held: list[Sample] = []
+        if not is_new and key not in self.memory:
+            # It had to make room since it was planned for.
+            held = self.journal.read(key, waits=True) or []
+            if since is not None:
+                held = [sample for sample in held if sample.stored_at >= since]
+                self._removals += 1
+        self.memory.append(key, dialect, content, [*held, *samples], since=since)
         is_unsaid = key in self._unsaid
         if is_unsaid and (lost := self._unsaid.pop(key)) is not None:
             # What it dropped would be back after a restart, in front of what was stored since.
@@ -76,26 +198,52 @@ class DiskStore:
         said = content if is_new or is_unsaid else None
         if not self.journal.append(key, dialect, said, samples, raw, since=since):
             self._unsaid[key] = since
+        self._sweep()
+        self._limit()
 
-    def _remember(
-        self,
-        key: bytes,
-        dialect: str,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float | None = None,
-    ) -> None:
-        """To memory; the journal is told what that drops."""
-        before, seen = self.memory.bytes, self.memory.generation
-        self.memory.append(key, dialect, b"", samples, raw, since=since)
-        if self.memory.generation != seen:
-            added = sum(len(sample.answer) + len(sample.deltas) for sample in samples)
-            self.journal.died(before + added - self.memory.bytes)
+    def _expire(self, key: bytes, horizon: float) -> None:
+        if key in self.index and self.index.oldest(key) < horizon:
+            self.journal.expire(key, horizon)
+            self._removals += 1
+        self.memory.expire(key, horizon)
+
+    def _sweep(self) -> None:
+        """Looks for what has expired and is not asked for, a little at a time."""
+        if self._limits.ttl == inf:
+            return
+        self._unswept = self._unswept or list(self.index)
+        horizon = self.horizon
+        for _ in range(min(SWEEP, len(self._unswept))):
+            self._expire(self._unswept.pop(), horizon)
+
+    def _limit(self) -> None:
+        """Removes what was not used for the longest time, if there is too much."""
+        limits, index = self._limits, self.index
+        entries, size = len(index), index.bytes
+        if entries <= limits.entries and size <= limits.bytes:
+            return
+        least_entries, least_bytes = _below(limits.entries), _below(limits.bytes)
+        # What is in memory was used after what is not.
+        all_keys = list(index) if len(self.memory) < entries else []
+        cold = (key for key in all_keys if key not in self.memory)
+        hot = (key for key in self.memory if key in index)
+        victims = []
+        for key in chain(cold, hot):
+            if entries <= least_entries and size <= least_bytes:
+                break
+            victims.append(key)
+            entries -= 1
+            size -= sum(place.length for place in index.places(key))
+        for key in victims:
+            self.memory.discard(key)
+            self.journal.remove(key)
+            self._unsaid.pop(key, None)
+        self._removals += 1
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
         """Empties memory now and the file in its turn; the future is done when the disk has it.
         With a `model`, only what belongs to it (as a key begins), or to all `others`."""
+        self._unswept.clear()
         if model is None:
             self.memory.clear()
             self._unsaid.clear()
@@ -108,10 +256,6 @@ class DiskStore:
         self._unsaid = {key: at for key, at in self._unsaid.items() if not is_cleared(key)}
         return self.journal.clear(is_cleared)
 
-    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """As `Journal.calls`."""
-        return self.journal.calls(limit, seconds)
-
     def compact(self) -> Future[None]:
         """As `Journal.compact`."""
         return self.journal.compact()
@@ -119,3 +263,16 @@ class DiskStore:
     def close(self) -> None:
         """Writes what is pending, and lets go of the folder."""
         self.journal.close()
+
+
+def machine_memory() -> float:
+    """Bytes that this process may count on: the machine's, or its container's."""
+    found = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):
+        found = min(found, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found
+
+
+def _below(limit: float) -> float:
+    """To what is cut what has grown beyond a limit."""
+    return limit if limit == inf else limit - limit // STEP

@@ -1,23 +1,15 @@
-"""The journal: `cache.jsonl`, one self-describing JSON object a line, added at the end.
+"""The journal: `cache.jsonl`, lines added at the end, and the index of what is in it.
 
-    {"v":2,"key":"<64 hex>","raw":"<32 hex>","since":<unix s>,"dialect":"...","at":<unix s>,
-     "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
-     "sum":"<8 hex>"}
-
-`answers` are samples, each the whole answer of its API for n=1; `deltas`, where they came as
-streams, holds the boundaries of each one's events, or null; `call` is what was asked, on the
-first line of a key; `raw` names a body that the first answer of the key answers; `since`, if
-any, says that samples of the key stored before that are no more; `sum`
-is the CRC-32 of the line's bytes before `,"sum":`, so that a damaged line is never taken for
-another one. One thread owns the file: it writes what has gathered, at the latest
+What a line says is in `lines`. One thread owns the file: it writes what has gathered, at the latest
 `FLUSH_SECONDS` after it came, so a killed process loses no more than that; what a power cut may
 cost, `fsync` says. While the disk does not keep up, `MAX_PENDING` bytes wait, and what comes
 beyond is not kept. A clear of all cuts the file to nothing; one
 of some keys takes all of their lines out, and no other: what is left of them is written to
-`cache.jsonl.new` and renamed, so there is no half of it. At open, a torn last line is moved to
-`cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
-and counted. Compacting takes out the samples that a later `since` has dropped, and moves broken
-lines to `cache.jsonl.broken`; it happens by itself when dead samples are most of a large file.
+`cache.jsonl.new` and renamed, so there is no half of it. The index of a large file is kept in
+`cache.index`, and made anew when it is missing or not of this file. At open, a torn last line is
+moved to `cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
+and counted. Compacting takes out the lines that no longer count, and moves broken
+ones to `cache.jsonl.broken`; it happens by itself when dead lines are most of a large file.
 A lock on the folder keeps a second process out.
 """
 
@@ -25,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import threading
 import time
@@ -34,12 +27,23 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO
 
 import orjson
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.keys import FORMAT_VERSION, dumps
+from sglang_cached_addon.settings import FSYNC
+from sglang_cached_addon.store.index import PENDING, Head, Index, Place
+from sglang_cached_addon.store.lines import (
+    OLD_VERSIONS,
+    OtherVersion,
+    call_of,
+    encode,
+    key_of,
+    parse,
+    samples_of,
+    scan,
+)
 from sglang_cached_addon.store.state import StoreError, sync_folder
 
 FLUSH_SECONDS = 0.05
@@ -51,35 +55,21 @@ RETRY_SECONDS = 1.0
 SYNC_SECONDS = 1.0
 """How long what is written may be lost to a power cut, with `fsync="interval"`."""
 
-FSYNC = ("always", "interval", "never")
-"""When what is written is made to outlive a power cut: before the next is written, at the latest
-`SYNC_SECONDS` later, or only at the end."""
-
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
+
+PROGRESS_LINES = 20_000
+"""How often it is told how much is read."""
+
+INDEX_VERSION = 1
+
+INDEX_BYTES = 64 << 20
+"""The index of a smaller file is not kept: reading the file takes no time, and finds damage."""
 
 COMPACT_BYTES = 1 << 20
 """A smaller file is not compacted by itself."""
 
 logger = logging.getLogger(__name__)
-
-OLD_VERSIONS = (1,)
-"""Lines of these are kept, and of no use: the first did not name the model."""
-
-
-class Add(Protocol):
-    """Takes what a line holds."""
-
-    def __call__(
-        self,
-        key: bytes,
-        dialect: str,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float | None = None,
-    ) -> object: ...
-
 
 IsCleared = Callable[[bytes], bool]
 """Whether the lines of a key are to go."""
@@ -87,15 +77,12 @@ IsCleared = Callable[[bytes], bool]
 Clear = tuple[Future[None], IsCleared | None]
 """What is done when the disk has it, and whose lines go: everybody's, if it does not say."""
 
-Lines = list[tuple[bytes, bytes]]
-"""Keys and lines, in the order of the file."""
+Lines = list[tuple[Head, bytes, Place]]
+"""Lines that wait, in the order of the file; the number of each stands for its place."""
 
 
 Select = Callable[[Iterable[bytes]], Iterable[bytes]]
 """From the lines of a file to those of the one that takes its place."""
-
-Parsed = tuple[bytes, str, list[Sample], bytes, float | None]
-"""Key, dialect, samples, name of a raw body, and `since` of a line."""
 
 
 @dataclass(slots=True)
@@ -137,6 +124,7 @@ class Journal:
         self.folder = folder
         self.path = folder / "cache.jsonl"
         self._aside = folder / "cache.jsonl.new"
+        self._index_path = folder / "cache.index"
         self._lock_file = _lock(folder)
         try:
             self._aside.unlink(missing_ok=True)  # of a rewriting that did not come to its end
@@ -145,6 +133,20 @@ class Journal:
             os.close(self._lock_file)
             name = e.filename or self.path
             raise StoreError(f"cannot write {name}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+        self.index = Index()
+        """What is in the file, or waits to be. Changed under the lock."""
+        self._reader = Reader(self.path)
+        """Of the file that the index is of."""
+        self._others = 0
+        """Bytes of lines of later versions."""
+        self._compact_above = COMPACT_BYTES
+        self._lines = 0
+        """In the file."""
+        self._indexed = 0
+        """Bytes of the file that the kept index is of."""
+        self.restoring: Callable[[], object] = lambda: None
+        """Called before a file is put back that was removed, with its folder perhaps."""
+        self._serial = 0
         self._pending: Lines = []
         self._pending_bytes = 0
         self._clears: list[Clear] = []
@@ -152,8 +154,6 @@ class Journal:
         self.dropped = 0
         """Samples that were not kept, because too much was waiting for the disk."""
         self._dropping = False
-        self._dead = 0
-        """About how many bytes of the file are of samples that are no more."""
         self._unsynced: float | None = None
         """Since when something is written and not synced."""
         self._cannot_sync = False
@@ -162,6 +162,10 @@ class Journal:
         """Set when the writer should not wait: for a clear, and at the end."""
         self._closing = False
         self._writing = self._writing_bytes = 0
+        self._taken: Lines = []
+        """Lines that the writer has, and not yet written."""
+        self._undone: list[Clear] = []
+        """Clears that it has not come to."""
         self._thread: threading.Thread | None = None
 
     # On the event loop: nothing here waits for the disk.
@@ -189,13 +193,20 @@ class Journal:
         """Queues one line; `content` is the canonical call, or None if the journal has it. False if
         too much is waiting already: the line is not kept, then."""
         line = encode(key, dialect, content, samples, raw, since)
+        at = samples[0].stored_at if samples else 0.0
+        head = Head(key, raw, since, dialect, at, len(samples))
         with self._changed:
             if fits := self.pending_bytes + len(line) <= MAX_PENDING:
-                self._pending.append((key, line))
+                self._serial += 1
+                place = Place(PENDING + self._serial, len(line))
+                self.index.add(head, place)
+                self._pending.append((head, line, place))
                 self._pending_bytes += len(line)
                 if len(self._pending) == 1:
                     self._changed.notify()
                 return fits
+            if since is not None:
+                self.index.expire(key, since)
             self.dropped += len(samples)
             begins, self._dropping = not self._dropping, True
         if begins:
@@ -204,10 +215,57 @@ class Journal:
             )
         return fits
 
-    def died(self, count: int) -> None:
-        """Notes that so many bytes of answers, which it has or will have, are no more."""
+    def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
+        """The samples of a key, from the disk. None if that would have to wait and is not to, or
+        if some are not there yet. What is broken is reported, and found no more."""
         with self._changed:
-            self._dead += count
+            places, reader = self.index.places(key), self._reader
+        samples: list[Sample] = []
+        for place in places:
+            if place.offset >= PENDING:
+                return None
+            try:
+                line = reader.read(place, waits=waits)
+                if line is None:
+                    return None
+                samples += samples_of(line, key)
+            except OSError as e:
+                logger.warning("cannot read %s: %s", self.path, e.strerror)
+                return None
+            except (OtherVersion, ValueError, KeyError, TypeError) as e:
+                self._lose(key, place, reader, e)
+        return samples
+
+    def _lose(self, key: bytes, place: Place, reader: Reader, why: Exception) -> None:
+        logger.warning("%s:%d: line skipped: %s", self.path, reader.number(place), why)
+        with self._changed:
+            if reader is self._reader:
+                self.index.lose(key, place)
+
+    turn = 0
+    """Of the file: nobody else changes it."""
+
+    def news(self) -> tuple[bytes, ...]:
+        """Keys to which others have added something."""
+        return ()
+
+    def touch(self, key: bytes) -> None:
+        """Notes that a key was used just now."""
+        with self._changed:
+            self.index.touch(key)
+
+    def expire(self, key: bytes, before: float) -> None:
+        """Forgets what was stored before a time. Who opens the file again has to do the same."""
+        with self._changed:
+            self.index.expire(key, before)
+
+    def remove(self, key: bytes) -> None:
+        """Queues a line that says that all samples of a key are gone."""
+        with self._changed:
+            newest = self.index.newest(key)
+        if not self.append(key, "", None, (), since=math.nextafter(newest, math.inf)):
+            with self._changed:
+                self.index.remove(key)
 
     def compact(self) -> Future[None]:
         """Queues the rewriting of the file without dead and broken lines; what was queued before
@@ -224,6 +282,7 @@ class Journal:
         goes with it."""
         done: Future[None] = Future()
         with self._changed:
+            self.index.clear(is_cleared)
             self._pending = _without(self._pending, is_cleared)
             self._pending_bytes = _size(self._pending)
             self._clears.append((done, is_cleared))
@@ -235,29 +294,18 @@ class Journal:
         """The key, dialect and canonical call of the stored calls, oldest first, from the file as
         it is: not more than so many, and not for longer. To be used in a thread; a file that
         cannot be read has none."""
-        deadline = time.monotonic() + seconds
-        try:
-            # Opened anew, so that the writer's place in the file is its own. What a clear takes
-            # away meanwhile may still be seen.
-            with open(self.path, "rb") as lines:
-                for line in lines:
-                    if limit <= 0 or time.monotonic() > deadline:
-                        return
-                    if (found := _call_of(line)) is not None:
-                        limit -= 1
-                        yield found
-        except OSError as e:
-            logger.debug("%s", e)
+        return calls_of(self.path, limit, seconds)
 
     # Before serving, and after.
 
-    def load(self, add: Add) -> Loaded:
-        """Reads every line into `add(key, dialect, samples, raw)`, then starts the writer.
+    def load(self, progress: Callable[[float], object] = lambda share: None) -> Loaded:
+        """Reads what is there into the index, then starts the writer. `progress` is told what share
+        is read, now and then.
 
         Raises `StoreError` where the disk fails; a broken line is no such failure.
         """
         try:
-            loaded = self._load(add)
+            loaded = self._load(progress)
         except OSError as e:
             raise StoreError(f"cannot read {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
         if self._is_mostly_dead():
@@ -266,36 +314,97 @@ class Journal:
         self._thread.start()
         return loaded
 
-    def _load(self, add: Add) -> Loaded:
+    def _load(self, progress: Callable[[float], object]) -> Loaded:
         torn = self._set_torn_line_aside()
-        keys: set[bytes] = set()
-        samples = skipped = old = 0
-        with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+        skipped = old = 0
+        size = max(1, self.path.stat().st_size)
+        before, offset = self._load_index()
+        number = before
+        with open(self.path, "rb", buffering=1 << 20) as lines:
+            lines.seek(offset)
+            for number, line in enumerate(lines, before + 1):
+                if number % PROGRESS_LINES == 0:
+                    progress(offset / size)
+                place, offset = Place(offset, len(line)), offset + len(line)
                 try:
-                    key, dialect, found, raw, since = _parse(line)
-                except _OtherVersion as e:
+                    self.index.add(scan(line), place)
+                except OtherVersion as e:
                     if e.version in OLD_VERSIONS:
                         old += 1
                     else:
+                        self._others += len(line)
                         skipped += 1
                         logger.warning("%s:%d: line skipped: %s", self.path, number, e)
-                    continue
                 except (ValueError, KeyError, TypeError) as e:
                     skipped += 1
                     logger.warning("%s:%d: line skipped: %s", self.path, number, e)
-                    continue
-                add(key, dialect, found, raw, since=since)
-                keys.add(key)
-                samples += len(found)
         if old:
             logger.warning(
-                "%s: lines of an older version, which did not note the model, are not used (%d); "
-                "only a clear of all (POST /cache/clear) removes them",
+                "%s: lines of an older version, which did not note the model, are of no use (%d); "
+                "they go to %s.v1",
                 self.path,
                 old,
+                self.path.name,
             )
-        return Loaded(len(keys), samples, skipped + old, torn)
+            self.compact()
+        progress(1.0)
+        self._lines = number
+        return Loaded(len(self.index), self.index.samples, skipped + old, torn)
+
+    def _load_index(self) -> tuple[int, int]:
+        """Takes the index that was kept; how many lines and bytes of the file it is of."""
+        try:
+            with open(self._index_path, "rb") as file:
+                head, data = orjson.loads(file.readline()), file.read()
+            lines, size = int(head["lines"]), int(head["bytes"])
+            if head["v"] != INDEX_VERSION or head["sum"] != zlib.crc32(data):
+                raise ValueError("damaged, or of another version")
+            if head["tail"] != self._tail(size):
+                raise ValueError("not of this file")
+            self.index, self._others = Index.load(data), int(head["others"])
+        except FileNotFoundError:
+            return 0, 0
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            logger.info("%s: %s; made anew", self._index_path, e)
+            return 0, 0
+        self._indexed = size
+        return lines, size
+
+    def _tail(self, size: int) -> str:
+        """The end of the first so many bytes of the file, which tells it from others."""
+        with open(self.path, "rb") as file:
+            file.seek(max(0, size - 64))
+            return file.read(min(size, 64)).hex()
+
+    def _keep_index(self) -> None:
+        """Writes the index down, if the file is large, and has grown by much or is to be closed.
+        Nothing waits to be written; what fails costs no more than time."""
+        size = os.fstat(self._file.fileno()).st_size
+        grown = size - self._indexed
+        if size < INDEX_BYTES or not (grown > max(size // 4, INDEX_BYTES) or self._closing):
+            return
+        with self._changed:
+            if self._pending or not grown:
+                return
+            index, lines = self.index.copy(), self._lines
+        data = index.dump()  # not under the lock, which the event loop wants
+        aside = self._index_path.with_suffix(".index.new")
+        head = {
+            "v": INDEX_VERSION,
+            "sum": zlib.crc32(data),
+            "lines": lines,
+            "bytes": size,
+            "others": self._others,
+            "tail": self._tail(size),
+        }
+        try:
+            aside.write_bytes(orjson.dumps(head) + b"\n" + data)
+            aside.chmod(os.fstat(self._file.fileno()).st_mode & 0o7777)
+            aside.replace(self._index_path)
+            self._indexed = size
+        except OSError as e:
+            logger.debug("%s", e)
+            _try_to(lambda: aside.unlink(missing_ok=True))
 
     def close(self) -> None:
         """Writes what is pending, syncs, and gives the folder free. May be called twice."""
@@ -337,6 +446,7 @@ class Journal:
     # In the writer's thread.
 
     def _write(self) -> None:
+        self._keep_index()
         while True:
             try:
                 if not self._step():
@@ -361,6 +471,7 @@ class Journal:
             clears, self._clears = self._clears, []
             compactions, self._compactions = self._compactions, []
             lines, self._pending = self._pending, []
+            self._taken = lines
             self._writing, self._writing_bytes = len(lines), self._pending_bytes
             self._pending_bytes = 0
             if not self._closing:
@@ -372,6 +483,7 @@ class Journal:
             self._append_all(lines, is_patient=not compactions)
         if compactions or self._is_mostly_dead():
             self._compact_all(compactions)
+        self._keep_index()
         with self._changed:
             self._writing = self._writing_bytes = 0
             return not self._is_done()
@@ -407,16 +519,19 @@ class Journal:
     def _append_all(self, lines: Lines, *, is_patient: bool) -> None:
         """Writes them as one run of whole lines, waiting while the disk refuses; if it is not to
         wait, they go back to where they were."""
-        data = memoryview(b"".join(line for _, line in lines))
-        start, warned = os.fstat(self._file.fileno()).st_size, False
+        data = memoryview(b"".join(line for _, line, _ in lines))
+        warned = False
         while True:
+            start = os.fstat(self._file.fileno()).st_size
             try:
+                self._be_there()
+                start = os.fstat(self._file.fileno()).st_size
                 written = 0
                 while written < len(data):
                     written += self._file.write(data[written:])
                 break
             except OSError as e:
-                _try_to(lambda: self._file.truncate(start))
+                self._cut(start)
                 if not warned:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                     warned = True
@@ -428,10 +543,15 @@ class Journal:
                     if self._clears or self._compactions or not is_patient:
                         # Clears go first; what they leave of these is still before what came since.
                         self._pending, self._writing = lines + self._pending, 0
+                        self._taken = []
                         self._pending_bytes, self._writing_bytes = _size(self._pending), 0
                         return
+                self._taken = []
                 logger.warning("%s: %d bytes could not be written", self.path, len(data))
                 return  # the end has come
+        self._put_all(lines, start)
+        self._lines += len(lines)
+        self._taken = []
         if self._unsynced is None:
             self._unsynced = time.monotonic()
         if self.fsync == "always":
@@ -447,17 +567,43 @@ class Journal:
                 self.dropped,
             )
 
+    def _cut(self, size: int) -> None:
+        """Takes back what was written of a line."""
+        _try_to(lambda: self._file.truncate(size))
+
+    def _be_there(self) -> None:
+        """Puts the file back, if somebody has removed it: what is in it is served, and would be
+        gone with this process. Raises OSError."""
+        if os.fstat(self._file.fileno()).st_nlink:
+            return
+        lock = _lock(self.folder)  # of a new file, unless that is somebody else's by now
+        os.close(self._lock_file)
+        self._lock_file = lock
+        self.restoring()  # first: without it, answers might be taken for another model's
+        self._replace(lambda lines: lines)
+        logger.warning("%s: was removed; written anew", self.path)
+
+    def _put_all(self, lines: Lines, offset: int) -> None:
+        """Notes where lines have come to be."""
+        for start in range(0, len(lines), 64):
+            with self._changed:  # not for long: the event loop wants it, too
+                for head, line, place in lines[start : start + 64]:
+                    self.index.put(head.key, place, offset)
+                    offset += len(line)
+
     def _clear_all(self, clears: list[Clear]) -> None:
-        for done, is_cleared in clears:
+        for number, (done, is_cleared) in enumerate(clears, 1):
+            self._undone = clears[number:]
             failure = None
             try:
                 if is_cleared:
                     self._rewrite(is_cleared)
                 else:
+                    self._drop_index()
                     # Cut to nothing: one operation, so there is no half of it.
                     self._file.truncate(0)
                     os.fsync(self._file.fileno())
-                    self._unsynced, self._dead = None, 0
+                    self._unsynced, self._others, self._lines = None, 0, 0
             except Exception as e:  # whoever waits for this must be told, whatever it is
                 reason = e.strerror if isinstance(e, OSError) else repr(e)
                 failure = StoreError(f"cannot clear {self.path}: {reason}")
@@ -474,7 +620,7 @@ class Journal:
 
         def select(lines: Iterable[bytes]) -> Iterator[bytes]:
             for line in lines:
-                key = _key_of(line)
+                key = key_of(line)
                 if key is None or not is_cleared(key):
                     yield line
 
@@ -482,20 +628,21 @@ class Journal:
 
     def _is_mostly_dead(self) -> bool:
         size = os.fstat(self._file.fileno()).st_size
-        return size > COMPACT_BYTES and self._dead * 2 > size
+        with self._changed:
+            live = self.index.bytes - self.pending_bytes + self._others
+        return size > self._compact_above and live * 2 < size
 
     def _compact_all(self, waiting: list[Future[None]]) -> None:
         failure = None
-        dead = self._dead
         try:
             self._replace(self._living)
+            self._compact_above = COMPACT_BYTES
         except Exception as e:  # as in a clear
             reason = e.strerror if isinstance(e, OSError) else repr(e)
             failure = StoreError(f"cannot compact {self.path}: {reason}")
             logger.warning("%s", failure)
-        with self._changed:
-            # After a failure, too: not to be tried again with every line.
-            self._dead = max(0, self._dead - dead)
+            # Not to be tried again with every line.
+            self._compact_above = os.fstat(self._file.fileno()).st_size * 5 // 4
         for done in waiting:
             if not done.set_running_or_notify_cancel():
                 continue
@@ -505,55 +652,69 @@ class Journal:
                 done.set_result(None)
 
     def _living(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Without what a later `since` drops. All samples of a line were stored at one time, so
-        they go together."""
-        drops = _drops(self.path)
-        # What was asked, and the name of a body: of dead lines, for the next of the key.
-        orphans: dict[bytes, tuple[bytes | None, bytes]] = {}
-        for number, line, found in self._unbroken(lines):
-            if found is None or found[0] not in drops:
+        """Those that the index has, and those of later versions."""
+        # What was asked: of dead lines, for the next of the key.
+        orphans: dict[bytes, bytes] = {}
+        for place, line, head in self._unbroken(lines):
+            if head is None:
                 yield line
                 continue
-            key, dialect, samples, raw, since = found
-            later = drops[key]
-            while later and later[-1][0] <= number:
-                later.pop()
-            call = _call_of(line)
-            content = call[2] if call else None
-            old_content, old_raw = orphans.pop(key, (None, b""))
-            content, raw = content or old_content, raw or old_raw
-            if later and samples[0].stored_at < later[-1][1]:
-                orphans[key] = content, raw
-            elif since is None and old_content is None and not old_raw:
+            with self._changed:
+                is_alive = self.index.has(head.key, place)
+            if not is_alive:
+                if call := call_of(line):
+                    orphans[head.key] = call[2]
+            elif (content := orphans.pop(head.key, None)) and call_of(line) is None:
+                key, dialect, samples, raw, since = parse(line)
+                yield encode(key, dialect, content, samples, raw, since)
+            else:
                 yield line
-            else:  # nothing is left for its `since` to drop
-                yield encode(key, dialect, content, samples, raw)
 
-    def _unbroken(self, lines: Iterable[bytes]) -> Iterator[tuple[int, bytes, Parsed | None]]:
-        """Lines with their numbers and what is in them, nothing for those of other versions; the
-        broken ones are on the disk in `cache.jsonl.broken` when all are taken."""
+    def _unbroken(self, lines: Iterable[bytes]) -> Iterator[tuple[Place, bytes, Head | None]]:
+        """Lines with their places, and their heads but for those of later versions. Broken ones,
+        and those of older versions, are on the disk in files of their own when all are taken."""
+        offset = 0
         with ExitStack() as stack:
-            aside = None
+            asides: dict[str, IO[bytes]] = {}
+
+            def set_aside(kind: str) -> None:
+                if kind not in asides:
+                    name = self.path.with_suffix(f".jsonl.{kind}")
+                    asides[kind] = stack.enter_context(open(name, "ab"))
+                    mode = os.fstat(self._file.fileno()).st_mode & 0o7777
+                    os.fchmod(asides[kind].fileno(), mode)
+                asides[kind].write(line.removesuffix(b"\n") + b"\n")
+
             for number, line in enumerate(lines, 1):
                 if number % 16 == 0:
                     time.sleep(0)  # lets the event loop have its turn
-                found = None
+                place, offset = Place(offset, len(line)), offset + len(line)
                 try:
-                    found = _parse(line)
-                except _OtherVersion:
-                    pass
+                    yield place, line, scan(line)
+                except OtherVersion as e:
+                    if e.version in OLD_VERSIONS:
+                        set_aside(f"v{e.version}")
+                    else:
+                        yield place, line, None
                 except (ValueError, KeyError, TypeError):
-                    if aside is None:
-                        name = self.path.with_suffix(".jsonl.broken")
-                        aside = stack.enter_context(open(name, "ab"))
-                        mode = os.fstat(self._file.fileno()).st_mode & 0o7777
-                        os.fchmod(aside.fileno(), mode)
-                    aside.write(line.removesuffix(b"\n") + b"\n")
-                    continue
-                yield number, line, found
-            if aside:
+                    set_aside("broken")
+            for aside in asides.values():
                 aside.flush()
                 os.fsync(aside.fileno())
+
+    def _catch_up(self, index: Index) -> None:
+        """Brings the index of a new file to where the present one is."""
+        for _, is_cleared in (*self._undone, *self._clears):
+            index.clear(is_cleared)
+        for head, _, place in (*self._taken, *self._pending):
+            if not head.samples or self.index.has(head.key, place):
+                index.add(head, place)
+            elif head.since is not None:
+                index.expire(head.key, head.since)
+
+    def _drop_index(self) -> None:
+        self._indexed = 0
+        self._index_path.unlink(missing_ok=True)
 
     def repair(self) -> None:
         """Moves what cannot be read, and a torn last line, to `cache.jsonl.broken`. To be called
@@ -567,17 +728,28 @@ class Journal:
         """Puts a journal with other lines in the place of this one: written aside, synced, and
         renamed over it."""
         file = None
+        index, others, offset, count = Index(), 0, 0, 0
         try:
-            with open(self.path, "rb") as lines, open(self._aside, "wb") as kept:
+            with self._reader.open() as lines, open(self._aside, "wb") as kept:
                 # Who may not read the answers now may not read them afterwards.
                 os.fchmod(kept.fileno(), os.fstat(lines.fileno()).st_mode & 0o7777)
                 for line in select(lines):
                     kept.write(line)
+                    count += 1
+                    place, offset = Place(offset, len(line)), offset + len(line)
+                    try:
+                        index.add(scan(line), place)
+                    except OtherVersion:
+                        others += len(line)
+                    except (ValueError, KeyError, TypeError):
+                        pass
                 kept.flush()
                 os.fsync(kept.fileno())
             # Opened before it has its name: behind the renaming nothing may fail that would leave
             # us with a file that is gone.
             file = open(self._aside, "ab", buffering=0)  # noqa: SIM115
+            reader = Reader(self._aside)
+            self._drop_index()
             self._aside.replace(self.path)
         except BaseException:
             if file:
@@ -586,9 +758,73 @@ class Journal:
             raise
         self._file, old = file, self._file
         old.close()
-        self._unsynced = None
+        self._unsynced, self._others, self._lines = None, others, count
+        with self._changed:
+            self._catch_up(index)
+            self.index, self._reader = index, reader
         # If this fails the lines are gone, but might be back after a power cut: not to be promised.
         sync_folder(self.folder)
+
+
+class Reader:
+    """Reads lines of a file, also when it has got another name, or none."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = -1
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self, place: Place, *, waits: bool) -> bytes | None:
+        """A line; None if the disk would have to be waited for."""
+        if waits:
+            return os.pread(self._handle, place.length, place.offset)
+        line = bytearray(place.length)
+        try:
+            count = os.preadv(self._handle, [line], place.offset, os.RWF_NOWAIT)
+        except (OSError, AttributeError):  # not there, or not known to this system
+            return None
+        return bytes(line) if count == place.length else None
+
+    def open(self) -> IO[bytes]:
+        """The file from its beginning, whatever its name is now. Not for two at once."""
+        file = os.fdopen(os.dup(self._handle), "rb")
+        file.seek(0)
+        return file
+
+    def is_same(self, other: os.stat_result) -> bool:
+        """Whether this is what it is of."""
+        ours = os.fstat(self._handle)
+        return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)
+
+    def number(self, place: Place) -> int:
+        """Of a line, counted from 1."""
+        found, start = 1, 0
+        while start < place.offset:
+            data = os.pread(self._handle, min(1 << 20, place.offset - start), start)
+            if not data:
+                break
+            found, start = found + data.count(b"\n"), start + len(data)
+        return found
+
+
+def calls_of(path: Path, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+    """As `Journal.calls`, of the file of that name."""
+    deadline = time.monotonic() + seconds
+    try:
+        # Opened anew, so that the writer's place in the file is its own. What a clear takes
+        # away meanwhile may still be seen.
+        with open(path, "rb") as lines:
+            for line in lines:
+                if limit <= 0 or time.monotonic() > deadline:
+                    return
+                if (found := call_of(line)) is not None:
+                    limit -= 1
+                    yield found
+    except OSError as e:
+        logger.debug("%s", e)
 
 
 def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
@@ -603,8 +839,8 @@ def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
                 found.torn = len(line)
                 break
             try:
-                key, _, samples, _, since = _parse(line)
-            except _OtherVersion:
+                key, _, samples, _, since = parse(line)
+            except OtherVersion:
                 found.others += 1
                 continue
             except (ValueError, KeyError, TypeError) as e:
@@ -615,7 +851,7 @@ def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
             if since is not None:
                 pool[:] = [at for at in pool if at >= since]
             pool += [sample.stored_at for sample in samples]
-    found.entries = len(stored)
+    found.entries = sum(bool(pool) for pool in stored.values())
     found.samples = sum(map(len, stored.values()))
     return found
 
@@ -658,146 +894,12 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def encode(
-    key: bytes,
-    dialect: str,
-    content: bytes | None,
-    samples: Sequence[Sample],
-    raw: bytes = b"",
-    since: float | None = None,
-) -> bytes:
-    """A line of the journal, with its newline."""
-    record: dict[str, Any] = {
-        "v": FORMAT_VERSION,
-        "key": key.hex(),
-        **({"raw": raw.hex()} if raw else {}),
-        **({"since": since} if since is not None else {}),
-        "dialect": dialect,
-        "at": samples[0].stored_at,
-        "seconds": samples[0].seconds,
-        "tokens": [sample.tokens for sample in samples],
-    }
-    if any(sample.deltas for sample in samples):
-        record["deltas"] = [orjson.Fragment(sample.deltas or b"null") for sample in samples]
-    if content is not None:
-        record["call"] = orjson.Fragment(content)
-    record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
-    return seal(orjson.dumps(record))
-
-
-def seal(record: bytes) -> bytes:
-    """A line, with its newline, of a JSON object that lacks only the sum."""
-    body = record[:-1]
-    return b'%b,"sum":"%08x"}\n' % (body, zlib.crc32(body))
-
-
-class _OtherVersion(Exception):
-    """A whole line of a version that was, or will be."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(f"format version {version}")
-        self.version = version
-
-
-def _is_sealed(line: bytes) -> bool:
-    """Whether the sum is there and right."""
-    return line[-19:] == b',"sum":"%08x"}\n' % zlib.crc32(memoryview(line)[:-19])
-
-
 def _size(lines: Lines) -> int:
-    return sum(len(line) for _, line in lines)
-
-
-def _drops(path: Path) -> dict[bytes, list[tuple[int, float]]]:
-    """By key, the lines with a `since`, last first: the number of each, and the latest `since` of
-    it and those behind it."""
-    found: dict[bytes, list[tuple[int, float]]] = {}
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if b'"since":' not in line:
-                continue
-            try:
-                key, _, _, _, since = _parse(line)
-            except (_OtherVersion, ValueError, KeyError, TypeError):
-                continue
-            if since is not None:
-                found.setdefault(key, []).append((number, since))
-    for marks in found.values():
-        marks.reverse()
-        for place in range(1, len(marks)):
-            number, since = marks[place]
-            marks[place] = number, max(since, marks[place - 1][1])
-    return found
+    return sum(len(line) for _, line, _ in lines)
 
 
 def _without(lines: Lines, is_cleared: IsCleared | None) -> Lines:
-    return [one for one in lines if is_cleared and not is_cleared(one[0])]
-
-
-def _key_of(line: bytes) -> bytes | None:
-    """The key of a line; None for one that is broken, or of another version."""
-    if not _is_sealed(line):
-        return None
-    try:
-        record = orjson.loads(line)
-        key = bytes.fromhex(record["key"])
-        return key if record["v"] == FORMAT_VERSION and len(key) == 32 else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
-    """The key, dialect and canonical call of a line; None if it has none, or is broken."""
-    key = _key_of(line) if b'"call":' in line else None
-    if key is None:
-        return None
-    record = orjson.loads(line)
-    dialect, call = record.get("dialect"), record.get("call")
-    if not (isinstance(dialect, str) and isinstance(call, dict)):
-        return None
-    try:
-        return key, dialect, dumps(call)
-    except TypeError:  # nested deeper than can be written
-        return None
-
-
-def _parse(line: bytes) -> Parsed:
-    """Raises `_OtherVersion`, or ValueError, KeyError or TypeError for a broken line."""
-    is_sealed = _is_sealed(line)
-    record = orjson.loads(line)
-    version = record["v"]
-    if is_sealed or "sum" not in record:
-        # The first version had no sum, and nobody knows what later ones have.
-        if type(version) is int and (version in OLD_VERSIONS or version > FORMAT_VERSION):
-            raise _OtherVersion(version)
-        if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version!r}")
-    if not is_sealed:
-        raise ValueError("wrong checksum" if "sum" in record else "no checksum")
-    key = bytes.fromhex(record["key"])
-    if len(key) != 32:
-        raise ValueError("key is not 32 bytes")
-    at, seconds, dialect = record["at"], record["seconds"], record["dialect"]
-    if not (isinstance(at, int | float) and isinstance(seconds, int | float)):
-        raise TypeError("times are not numbers")
-    if not isinstance(dialect, str):
-        raise TypeError("dialect is not text")
-    answers, tokens = record["answers"], record["tokens"]
-    if not (isinstance(answers, list) and answers and all(isinstance(a, dict) for a in answers)):
-        raise TypeError("answers are not a list of objects")
-    if not (isinstance(tokens, list) and all(type(count) is int for count in tokens)):
-        raise TypeError("tokens are not a list of integers")
-    deltas = record.get("deltas", [None] * len(answers))
-    if not (isinstance(deltas, list) and all(isinstance(d, list | None) for d in deltas)):
-        raise TypeError("deltas are not a list of lists")
-    samples = [
-        Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps))
-        for answer, count, steps in zip(answers, tokens, deltas, strict=True)
-    ]
-    since = record.get("since")
-    if not isinstance(since, int | float | None):
-        raise TypeError("since is not a number")
-    return key, dialect, samples, bytes.fromhex(record.get("raw", "")), since
+    return [one for one in lines if is_cleared and not is_cleared(one[0].key)]
 
 
 def _try_to(action: Callable[[], object]) -> None:

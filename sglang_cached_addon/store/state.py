@@ -24,8 +24,12 @@ class StoreError(OSError):
 class StateFile:
     """The document of one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_ours: bool = True) -> None:
+        """What is somebody else's is only read."""
+        self._is_ours = is_ours
         self.path = folder / "state.json"
+        self._document: dict[str, Any] | None = None
+        """As it is in the file, if that was read or written."""
 
     def load(self) -> dict[str, Any]:
         """The document; empty if there is none. One that makes no sense is moved aside. Raises
@@ -37,6 +41,8 @@ class StateFile:
                 if not isinstance(value, dict):
                     raise ValueError("not an object")
             except ValueError as e:
+                if not self._is_ours:
+                    return {}
                 aside = self.path.with_suffix(".json.broken")
                 self.path.replace(aside)
                 logger.warning("%s: %s; moved to %s", self.path, e, aside.name)
@@ -45,16 +51,25 @@ class StateFile:
             return {}
         except OSError as e:
             raise StoreError(f"cannot read {self.path}: {e.strerror}") from e
+        self._document = value
         return value
 
     def save(self, document: dict[str, Any]) -> None:
         """Replaces the document; raises `StoreError`, and then the old one is still there. Not for
         two threads at once."""
+        if not self._is_ours:
+            return
         data = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         try:
             _replace(self.path, data)
         except OSError as e:
             raise StoreError(f"cannot write {self.path}: {e.strerror}") from e
+        self._document = document
+
+    def save_again(self) -> None:
+        """As `save`, if somebody has removed the file."""
+        if self._document is not None and not self.path.exists():
+            self.save(self._document)
 
 
 def _replace(path: Path, data: bytes) -> None:

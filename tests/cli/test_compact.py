@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.store.journal import encode
+from sglang_cached_addon.store.lines import encode
 
 
 def test_compact(tmp_path: Path) -> None:
@@ -20,6 +20,6 @@ def test_compact(tmp_path: Path) -> None:
     before = path.stat().st_size
     result = CliRunner().invoke(main, ["compact"], env={"SGLANG_CACHED_CACHE_PATH": str(tmp_path)})
     assert result.exit_code == 0, result.output
-    left = encode(b"a" * 32, "chat", b'{"q":1}', new)
+    left = encode(b"a" * 32, "chat", b'{"q":1}', new, since=1.5)
     assert path.read_bytes() == left
     assert f"{before} bytes before, {len(left)} bytes after" in result.output

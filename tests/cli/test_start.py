@@ -27,7 +27,8 @@ from tests.test_upstream import dead_url, self_signed
 OPTIONS = (
     "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",
     "--script", "--set", "--replay-tokens-per-second", "--mode", "--no-collapse",
-    "--isolate-by-credential", "--admin-token", "--poll-seconds",
+    "--isolate-by-credential", "--admin-token", "--poll-seconds", "--store", "--fsync",
+    "--max-entries", "--max-bytes", "--ttl", "--memory", "--readonly",
 )  # fmt: skip
 TOKEN = "token-of-the-admin"
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
@@ -144,6 +145,13 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
         "SGLANG_CACHED_ISOLATE_BY_CREDENTIAL": "1",
         "SGLANG_CACHED_ADMIN_TOKEN": TOKEN,
         "SGLANG_CACHED_POLL_SECONDS": "7.5",
+        "SGLANG_CACHED_STORE": f"redis://:secret@127.0.0.1:{free_port()}/0",
+        "SGLANG_CACHED_FSYNC": "always",
+        "SGLANG_CACHED_MAX_ENTRIES": "1000",
+        "SGLANG_CACHED_MAX_BYTES": "1.5G",
+        "SGLANG_CACHED_TTL": "7d",
+        "SGLANG_CACHED_MEMORY": "64MiB",
+        "SGLANG_CACHED_READONLY": "0",
         "SGLANG_CACHED_INSECURE": "true",
         "SGLANG_CACHED_WEB": "yes",
         "SGLANG_CACHED_SCRIPT": "script.py",
@@ -216,6 +224,17 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
     "NO_COLLAPSE": setting("collapse", False),
     "ISOLATE_BY_CREDENTIAL": setting("isolate_by_credential", True),
     "POLL_SECONDS": setting("poll_seconds", 7.5),
+    "STORE": lambda c: (
+        c.info.json()["settings"]["store"].endswith("/0")
+        and "redis://127.0.0.1:" in c.banner
+        and "secret" not in c.info.text + c.banner + c.log()
+    ),
+    "FSYNC": setting("fsync", "always"),
+    "MAX_ENTRIES": setting("max_entries", 1000),
+    "MAX_BYTES": setting("max_bytes", 3 << 29),
+    "TTL": setting("ttl_seconds", 7 * 86_400),
+    "MEMORY": setting("memory_bytes", 64 << 20),
+    "READONLY": setting("readonly", False),
     "ADMIN_TOKEN": lambda c: (c.info.status_code, c.refused.status_code) == (200, 401),
     "SET": lambda c: c.large.status_code == 413 and f":{c.web_port}/" in c.banner,
 }
@@ -301,6 +320,16 @@ def world(tmp_path: Path) -> Iterator[World]:
         ("--set mode=regular", ["upstream"]),
         ("--set sglang_mode=odd", ["sglang_mode", "odd", "readonly"]),
         ("--set sglang_poll_seconds=0", ["sglang_poll_seconds", "0.1"]),
+        ("--max-bytes much", ["sglang_max_bytes", "much"]),
+        ("--ttl 5y", ["sglang_ttl", "5y", "w"]),
+        ("--memory 0", ["sglang_memory", "above 0"]),
+        ("--store http://:secret@host", ["--store", "redis", "unix"]),
+        ("--store redis://:secret@host:port", ["--store", "redis"]),
+        ("--set sglang_store=redis://host/secret", ["--store", "redis://HOST:6379/0"]),
+        ("--readonly", ["cache.jsonl", "--readonly", "--cache-path"]),
+        ("--readonly --mode refresh", ["sglang_readonly"]),
+        ("--set sglang_fsync=x", ["sglang_fsync", "interval"]),
+        ("--set sglang_max_entries=-1", ["sglang_max_entries", "-1"]),
         ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),
         ("--web --set web_port={w.taken} --set confdir={w.folder}", ["{w.taken}", "web_port"]),
         ("--web --set web_port=x --set confdir={w.folder}", ["web_port"]),
@@ -333,6 +362,8 @@ def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path)
         (["--poll-seconds", "0"], {}, ["--poll-seconds", "0.1"]),
         (["--poll-seconds", "x"], {}, ["--poll-seconds", "x"]),
         (["--replay-tokens-per-second", "-1"], {}, ["--replay-tokens-per-second", "-1"]),
+        (["--fsync", "x"], {}, ["--fsync", "always"]),
+        (["--max-entries", "-1"], {}, ["--max-entries", "-1"]),
         (["--no-such-option"], {}, ["--no-such-option"]),
     ],
 )

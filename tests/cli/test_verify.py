@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.store.journal import Journal, encode
+from sglang_cached_addon.store.journal import Journal
+from sglang_cached_addon.store.lines import encode
 
 KEYS = tuple(letter * 32 for letter in (b"a", b"b", b"c"))
 WHOLE = b"".join(encode(key, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)]) for key in KEYS)
@@ -54,7 +55,8 @@ def test_repair(tmp_path: Path) -> None:
     path = stored(tmp_path, b'{"v":1}\nx\n' + first + b"".join(others)[:-5])
     result = run("verify", tmp_path, "--repair")
     assert result.exit_code == 0, result.output
-    assert path.read_bytes() == b'{"v":1}\n' + first + others[0]
+    assert path.read_bytes() == first + others[0]
+    assert (tmp_path / "cache.jsonl.v1").read_bytes() == b'{"v":1}\n'
     assert (tmp_path / "cache.jsonl.broken").read_bytes() == b"x\n" + others[1][:-5] + b"\n"
     assert run("verify", tmp_path).exit_code == 0
 

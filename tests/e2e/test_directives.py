@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from sglang_cached_addon.store.journal import seal
+from sglang_cached_addon.store.lines import seal
 from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled, until

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -499,6 +500,9 @@ def test_killed_during_a_change(simulator: Simulator, start_proxy: StartProxy) -
             b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
         )
         until(lambda: cached(proxy, GENERATE, greedy(GENERATE)) is None)
+        # Written down before the request is passed on: until then nothing has changed.
+        state = Path(proxy.stats()["cache_file"]).with_name("state.json")
+        until(lambda: json.loads(state.read_bytes())["unsettled"])
         proxy.stop(signal.SIGKILL)
     again = start_proxy(simulator.url)
     for path in BODIES:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.store import DiskStore, Loaded, StoreError
+from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError, journal
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -31,6 +32,14 @@ def opened(folder: Path) -> Iterator[DiskStore]:
         store.close()
 
 
+def pool(store: DiskStore, key: bytes) -> Sequence[Sample]:
+    """What is stored, wherever it is."""
+    if not store.get(key) and (bringing := store.bring({key: 1}, claims=True)):
+        # The system does not have it at hand, or does not tell.
+        asyncio.run(bringing)  # type: ignore[arg-type]
+    return store.get(key)
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "cache.jsonl").read_bytes().splitlines()]
 
@@ -42,11 +51,12 @@ def test_reopened(tmp_path: Path) -> None:
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}'), sample(b'{"x":2}')])
         store.append(B, "generate", b'{"q":2}', [sample(b'{"x":3}')])
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}')])
-        before = list(store.get(A)), list(store.get(B))
+        before = list(pool(store, A)), list(pool(store, B))
     with opened(tmp_path) as store:
-        assert (list(store.get(A)), list(store.get(B))) == before
         assert store.loaded == Loaded(keys=2, samples=4)
-        assert store.memory.by_dialect == {"chat": 3, "generate": 1}
+        assert store.index.by_dialect == {"chat": 3, "generate": 1}
+        assert len(store.memory) == 0
+        assert (list(pool(store, A)), list(pool(store, B))) == before
         assert store.memory.bytes == 4 * len(b'{"x":1}')
 
 
@@ -76,12 +86,12 @@ def test_clear(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.append(A, "chat", b"{}", [sample(b"{}")])
         done = store.clear()
-        assert len(store.get(A)) == 0
+        assert len(pool(store, A)) == 0
         assert done.result(10) is None
         assert (tmp_path / "cache.jsonl").stat().st_size == 0
     with opened(tmp_path) as store:
         assert store.loaded == Loaded()
-        assert len(store.get(A)) == 0
+        assert len(pool(store, A)) == 0
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -190,11 +200,11 @@ def test_since_survives(tmp_path: Path) -> None:
         store.append(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 1.0)])
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0)
         assert (store.generation, store.clears) == (1, 0)
-        before = list(store.get(A))
+        before = list(pool(store, A))
         assert [s.answer for s in before] == [b'{"x":2}', b'{"x":4}']
     for _ in range(2):
         with opened(tmp_path) as store:
-            assert list(store.get(A)) == before
+            assert list(pool(store, A)) == before
             assert store.find(raw) == A
             assert store.loaded == Loaded(keys=2, samples=3)
 
@@ -204,7 +214,7 @@ def test_call_stays_when_all_is_replaced(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         for at in (1.0, 2.0, 3.0):
             store.append(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=at)
-        assert len(store.get(A)) == 1
+        assert len(pool(store, A)) == 1
         store.clear(B[:8]).result(10)
         store.append(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=4.0)
     assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, None, None]
@@ -240,7 +250,7 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
                 store.append(key(one, n), "chat", asked, [sample(b'{"x":1}')], one * 15 + b"%d" % n)
         done = store.clear(model and model * 8, others=others)
         expected = {(one.encode() * 8).hex(): 3 for one in left}
-        assert store.memory.by_model() == expected
+        assert store.index.by_model() == expected
         assert (store.generation, store.clears) == (1, 1)
         assert done.result(10) is None
         store.append(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")])
@@ -248,13 +258,13 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
     with opened(tmp_path) as store:
         came_back = (b"x" * 8).hex()
         expected[came_back] = expected.get(came_back, 0) + 2
-        assert store.memory.by_model() == expected
+        assert store.index.by_model() == expected
         for one in (b"x", b"y", b"z"):
             found = store.find(one * 15 + b"1")
             assert found == (key(one, 1) if one.decode() in left else None)
         # What was asked is there once for each key, of those that came back, too.
         asked_of = [found for found, _, _ in store.calls(99, 9)]
-        assert len(asked_of) == len(set(asked_of)) == len(store.memory)
+        assert len(asked_of) == len(set(asked_of)) == len(store.index)
 
 
 def test_failed_clear_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +279,7 @@ def test_failed_clear_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             patch.setattr(os, "replace", fail)
             with pytest.raises(StoreError, match=r"cannot clear .*cache\.jsonl: No space left"):
                 store.clear(A[:8]).result(10)
-        assert len(store.get(A)) == 0
+        assert len(pool(store, A)) == 0
 
 
 def test_state(tmp_path: Path) -> None:
@@ -296,8 +306,8 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
     with opened(tmp_path) as store:
-        assert [s.stored_at for s in store.get(A)] == [39]
-        assert len(store.get(B)) == 1
+        assert [s.stored_at for s in pool(store, A)] == [39]
+        assert len(pool(store, B)) == 1
         assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
 
 
@@ -312,6 +322,227 @@ def test_since_of_a_line_that_was_not_kept(tmp_path: Path, monkeypatch: pytest.M
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 4.0)])
         store.append(B, "chat", b'{"q":2}', [sample(b'{"x":5}', 4.0)])
     with opened(tmp_path) as store:
-        assert [s.answer for s in store.get(A)] == [b'{"x":4}']
-        assert [s.answer for s in store.get(B)] == [b'{"x":5}']
+        assert [s.answer for s in pool(store, A)] == [b'{"x":4}']
+        assert [s.answer for s in pool(store, B)] == [b'{"x":5}']
         assert b'{"q":2}' in {call for _, _, call in store.calls(9, 9)}
+
+
+# Limits
+
+
+def key_of(n: int) -> bytes:
+    return b"%032d" % n
+
+
+def body(n: int) -> bytes:
+    return b'{"x":"%0100d"}' % n
+
+
+def fill(store: DiskStore, *numbers: int, at: float | None = None) -> None:
+    for n in numbers:
+        one = sample(body(n), time.time() if at is None else at)
+        store.append(key_of(n), "chat", b'{"q":%d}' % n, [one], b"%016d" % n)
+
+
+def there(store: DiskStore, count: int) -> list[int]:
+    return [n for n in range(count) if pool(store, key_of(n))]
+
+
+@contextmanager
+def limited(folder: Path, **limits: float) -> Iterator[DiskStore]:
+    store = DiskStore(folder, limits=Limits(**limits))
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def settle(store: DiskStore) -> None:
+    deadline = time.monotonic() + 10
+    while store.journal.pending:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_what_is_not_in_memory(tmp_path: Path) -> None:
+    """What had to make room would be generated again, or memory grow without bound."""
+    with limited(tmp_path, memory=10_000) as store:
+        fill(store, *range(100))
+        settle(store)
+        fill(store, 100)
+        assert len(store.memory) < 20
+        assert store.memory.bytes < 10_000
+        generation = store.generation
+        for n in range(101):
+            assert [s.answer for s in pool(store, key_of(n))] == [body(n)]
+            assert store.find(b"%016d" % n) == key_of(n)
+        assert len(store.memory) < 20
+        assert store.generation == generation
+        assert store.bring({key_of(100): 2, b"?" * 32: 1}, claims=True) is None
+
+
+def test_what_waits_for_the_disk_stays(tmp_path: Path) -> None:
+    """It would be neither in memory nor on the disk."""
+    with limited(tmp_path, memory=1) as store:
+        fill(store, *range(100))
+        assert there(store, 100) == list(range(100))
+
+
+def test_more_of_what_is_not_in_memory(tmp_path: Path) -> None:
+    """A pool would begin with what was added to it last."""
+    with limited(tmp_path, memory=1) as store:
+        fill(store, 1)
+        settle(store)
+        fill(store, 2)
+        assert key_of(1) not in store.memory
+        store.append(key_of(1), "chat", b"{}", [sample(b'{"x":"more"}', time.time())])
+        answers = [body(1), b'{"x":"more"}']
+        assert [s.answer for s in pool(store, key_of(1))] == answers
+    with limited(tmp_path) as store:
+        assert [s.answer for s in pool(store, key_of(1))] == answers
+        assert [record["call"] for record in records(tmp_path) if "call" in record] == [
+            {"q": 1}, {"q": 2},
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [1, 10**9], ids=["on disk", "in memory"])
+def test_least_recently_used_first(memory: int, tmp_path: Path) -> None:
+    """What is asked for all the time would go."""
+    with limited(tmp_path, entries=5, memory=memory) as store:
+        fill(store, *range(5))
+        settle(store)
+        pool(store, key_of(0))
+        store.touch([key_of(2), key_of(1)])
+        generation = store.generation
+        fill(store, 5)
+        assert generation != store.generation
+        fill(store, 6)
+        assert there(store, 7) == [0, 1, 2, 5, 6]
+        assert store.find(b"%016d" % 3) is None
+        assert len(store.index) == 5
+    with limited(tmp_path) as store:
+        assert there(store, 7) == [0, 1, 2, 5, 6], "what was removed is back"
+        store.compact().result(10)
+        assert [record["call"]["q"] for record in records(tmp_path)] == [0, 1, 2, 5, 6]
+
+
+def test_bytes(tmp_path: Path) -> None:
+    """The disk would be full some day."""
+    with limited(tmp_path, bytes=5_000) as store:
+        fill(store, *range(100))
+        assert store.index.bytes <= 5_000
+        assert there(store, 100) == list(range(100 - len(store.index), 100))
+        settle(store)
+        store.compact().result(10)
+        assert store.journal.path.stat().st_size == store.index.bytes
+
+
+def test_limits_of_what_is_there(tmp_path: Path) -> None:
+    """A smaller limit would hold only for what comes."""
+    with limited(tmp_path) as store:
+        fill(store, *range(10))
+    with limited(tmp_path, entries=3) as store:
+        assert there(store, 10) == [7, 8, 9]
+
+
+def test_expiry(tmp_path: Path) -> None:
+    """An answer would be given that its owner calls too old."""
+    now = time.time()
+    with limited(tmp_path) as store:
+        fill(store, 0, 1, at=now - 100)
+        store.append(key_of(1), "chat", b"{}", [sample(b'{"x":"new"}', now)])
+        fill(store, 2, at=now)
+    with limited(tmp_path, ttl=50) as store:
+        assert there(store, 3) == [1, 2]
+        assert [s.answer for s in pool(store, key_of(1))] == [b'{"x":"new"}']
+        assert abs(store.horizon - (time.time() - 50)) < 5
+        assert (len(store.index), store.index.samples) == (2, 2)
+        store.compact().result(10)
+        assert len(records(tmp_path)) == 2
+        assert {"q": 1} in [record["call"] for record in records(tmp_path)]
+
+
+def test_expiry_while_open(tmp_path: Path) -> None:
+    """What nobody asks for any more would stay for ever."""
+    with limited(tmp_path, ttl=0.2) as store:
+        fill(store, *range(10))
+        generation = store.generation
+        deadline = time.monotonic() + 10
+        while there(store, 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert store.generation > generation
+        time.sleep(0.2)  # for the others to expire, too
+        fill(store, 10)
+        fill(store, 11)
+        assert len(store.index) == 2
+
+
+def test_index_of_a_large_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large file would be read whole at each start; or what is kept of it be taken for more than
+    it is."""
+    monkeypatch.setattr(journal, "INDEX_BYTES", 1000)
+    kept = tmp_path / "cache.index"
+
+    def opening(*, is_kept: bool, lines: int) -> None:
+        read = []
+        with monkeypatch.context() as patch:
+            patch.setattr(journal, "scan", lambda line: read.append(line) or lines_scan(line))
+            with opened(tmp_path) as store:
+                assert there(store, 30) == list(range(lines))
+                assert store.loaded == Loaded(lines, lines)
+        assert len(read) == (0 if is_kept else lines)
+        assert kept.exists()
+
+    lines_scan = journal.scan
+    with opened(tmp_path) as store:
+        fill(store, *range(20))
+    opening(is_kept=True, lines=20)
+    data = kept.read_bytes()
+    kept.write_bytes(data[:-1] + b"?")
+    opening(is_kept=False, lines=20)
+    kept.unlink()
+    opening(is_kept=False, lines=20)
+    assert kept.read_bytes() == data
+    with opened(tmp_path) as store:
+        fill(store, 20, 21)
+    kept.write_bytes(data)  # as after a kill: it is of the first 20 lines
+    with opened(tmp_path) as store:
+        assert there(store, 30) == list(range(22))
+        assert store.loaded == Loaded(22, 22)
+        store.clear().result(10)
+        assert not kept.exists()
+        fill(store, *range(25))
+        settle(store)
+        store.compact().result(10)
+    opening(is_kept=True, lines=25)
+
+
+def test_damage_behind_a_kept_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would not be seen, as the file is not read, and become an answer."""
+    monkeypatch.setattr(journal, "INDEX_BYTES", 1000)
+    with opened(tmp_path) as store:
+        fill(store, *range(20))
+    path = tmp_path / "cache.jsonl"
+    path.write_bytes(path.read_bytes().replace(body(7), body(8)))
+    with opened(tmp_path) as store:
+        assert len(store.index) == 20
+        assert there(store, 20) == [n for n in range(20) if n != 7]
+        assert len(store.index) == 19
+        assert f"{path}:8: line skipped: wrong checksum" in caplog.text
+        store.compact().result(10)
+    assert (tmp_path / "cache.jsonl.broken").read_bytes().count(b"\n") == 1
+
+
+def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a large cache would not know for what."""
+    monkeypatch.setattr(journal, "PROGRESS_LINES", 5)
+    with opened(tmp_path) as store:
+        fill(store, *range(20))
+    told: list[float] = []
+    DiskStore(tmp_path, progress=told.append).close()
+    assert len(told) == 5
+    assert told == sorted(told)
+    assert 0.0 < told[0] < told[-1] == 1.0

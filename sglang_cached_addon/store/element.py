@@ -1,0 +1,54 @@
+"""A sample as an element of a list that proxies share: versioned, summed, and byte for byte.
+
+Pure. `2 SUM AT DIALECT {...}` and a newline, then the answer and the deltas as they are. The first
+three words tell one sample from another; `AT` is there for scripts, which do not read JSON. The sum
+is a CRC-32 of the sample alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import orjson
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.keys import FORMAT_VERSION
+
+_VERSION = b"%d" % FORMAT_VERSION
+_UNKNOWN = b"-"
+
+
+def encode(dialect: str, sample: Sample) -> bytes:
+    """An element; `dialect` names the API that the answer is of, where that is known."""
+    head = {
+        "seconds": sample.seconds,
+        "tokens": sample.tokens,
+        "answer": len(sample.answer),
+        "deltas": len(sample.deltas),
+    }
+    at = repr(float(sample.stored_at)).encode()
+    rest = b"%b\n%b%b" % (orjson.dumps(head), sample.answer, sample.deltas)
+    sum_ = zlib.crc32(rest, zlib.crc32(at))
+    return b"%b %08x %b %b %b" % (_VERSION, sum_, at, dialect.encode() or _UNKNOWN, rest)
+
+
+def name(element: bytes) -> bytes:
+    """What tells an element from others, as scripts see it."""
+    return b" ".join(element.split(b" ", 3)[:3])
+
+
+def decode(element: bytes) -> tuple[str, Sample]:
+    """The dialect and the sample; raises ValueError for anything that `encode` did not write."""
+    try:
+        version, sum_, at, dialect, rest = element.split(b" ", 4)
+        if version != _VERSION:
+            raise ValueError("another version")
+        if b"%08x" % zlib.crc32(rest, zlib.crc32(at)) != sum_:
+            raise ValueError("wrong checksum")
+        line, _, body = rest.partition(b"\n")
+        head = orjson.loads(line)
+        length, stored_at = head["answer"], float(at)
+        sample = Sample(body[:length], stored_at, head["seconds"], head["tokens"], body[length:])
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"not a sample: {e!r}") from None
+    return "" if dialect == _UNKNOWN else dialect.decode(), sample

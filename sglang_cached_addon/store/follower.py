@@ -1,0 +1,175 @@
+"""The journal of a folder that another process owns: read, and followed as it grows.
+
+A thread looks at the file every `LOOK_SECONDS`: what was added is added to the index; where the
+owner has put another file in its place, or cut it, all is read anew, and until then nothing is
+found. Writes nothing, and takes no lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.store.index import Index, Place
+from sglang_cached_addon.store.journal import Loaded, Reader, calls_of
+from sglang_cached_addon.store.lines import OtherVersion, samples_of, scan
+from sglang_cached_addon.store.state import StoreError
+
+LOOK_SECONDS = 0.5
+"""How often it is looked whether the file is another."""
+
+logger = logging.getLogger(__name__)
+
+
+class Follower:
+    """Reads the journal of one folder. As `Journal`, where both have something."""
+
+    pending = pending_bytes = dropped = 0
+    restoring: Callable[[], object]
+    """Never called."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `StoreError` if there is no cache."""
+        self.folder = folder
+        self.path = folder / "cache.jsonl"
+        self.turn = 0
+        """Rises when the file is another one, so that what was read of it may be no more."""
+        self.index = Index()
+        self._lock = threading.Lock()
+        self._news: deque[bytes] = deque()
+        self._lines = self._end = 0
+        self._skipped = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._reader = Reader(self.path)
+        except OSError as e:
+            raise StoreError(
+                f"cannot read {self.path}: {e.strerror}; --readonly is for the folder of another "
+                "process, which --cache-path names"
+            ) from e
+
+    def load(self, progress: Callable[[float], object] = lambda share: None) -> Loaded:
+        """As `Journal.load`."""
+        try:
+            self._look(progress)
+        except OSError as e:
+            raise StoreError(f"cannot read {self.path}: {e.strerror}") from e
+        self._news.clear()
+        progress(1.0)
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._thread.start()
+        return Loaded(len(self.index), self.index.samples, self._skipped)
+
+    # On the event loop
+
+    def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
+        """As `Journal.read`."""
+        with self._lock:
+            places, reader = self.index.places(key), self._reader
+        samples: list[Sample] = []
+        try:
+            for place in places:
+                line = reader.read(place, waits=waits)
+                if line is None:
+                    return None
+                samples += samples_of(line, key)
+        except (OtherVersion, OSError, ValueError, KeyError, TypeError) as e:
+            # It may be cut just now; what is broken is for its owner to report.
+            logger.debug("%s: %s", self.path, e)
+            return []
+        return samples
+
+    def news(self) -> Iterator[bytes]:
+        """Keys to which something was added since this was called last."""
+        while self._news:
+            yield self._news.popleft()
+
+    def touch(self, key: bytes) -> None:
+        with self._lock:
+            self.index.touch(key)
+
+    def expire(self, key: bytes, before: float) -> None:
+        """As `Journal.expire`."""
+        with self._lock:
+            self.index.expire(key, before)
+
+    def append(self, *args: object, **kwargs: object) -> bool:
+        """Nothing is stored."""
+        return True
+
+    def remove(self, key: bytes) -> None:
+        """Nothing is removed."""
+
+    def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> Future[None]:
+        return self._refused("clear")
+
+    def compact(self) -> Future[None]:
+        return self._refused("compact")
+
+    def _refused(self, what: str) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_exception(
+            StoreError(f"cannot {what} {self.path}: opened with --readonly; ask its owner")
+        )
+        return done
+
+    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+        """As `Journal.calls`."""
+        return calls_of(self.path, limit, seconds)
+
+    def close(self) -> None:
+        self._closing.set()
+        if self._thread:
+            self._thread.join()
+
+    # In the thread
+
+    def _follow(self) -> None:
+        while not self._closing.wait(LOOK_SECONDS):
+            try:
+                self._look(lambda share: None)
+            except OSError as e:  # it may be back
+                logger.debug("%s: %s", self.path, e)
+
+    def _look(self, progress: Callable[[float], object]) -> None:
+        now = self.path.stat()
+        if not self._reader.is_same(now) or now.st_size < self._end:
+            reader = Reader(self.path)
+            with self._lock:
+                self.index, self._reader = Index(), reader
+                self._lines = self._end = 0
+                self.turn += 1
+        if now.st_size > self._end:
+            self._read_on(now.st_size, progress)
+
+    def _read_on(self, size: int, progress: Callable[[float], object]) -> None:
+        with open(self.path, "rb", buffering=1 << 20) as lines:
+            if not self._reader.is_same(os.fstat(lines.fileno())):
+                return  # in a moment
+            lines.seek(self._end)
+            for line in lines:
+                if not line.endswith(b"\n") or self._closing.is_set():
+                    return  # it is being written
+                place = Place(self._end, len(line))
+                self._end += len(line)
+                self._lines += 1
+                if self._lines % 20_000 == 0:
+                    progress(min(1.0, self._end / size))
+                try:
+                    head = scan(line)
+                except (OtherVersion, ValueError, KeyError, TypeError):
+                    self._skipped += 1
+                    continue
+                with self._lock:
+                    self.index.add(head, place)
+                self._news.append(head.key)

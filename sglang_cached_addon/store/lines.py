@@ -1,0 +1,194 @@
+"""The lines of a journal, one self-describing JSON object each.
+
+    {"v":2,"key":"<64 hex>","raw":"<32 hex>","since":<unix s>,"dialect":"...","at":<unix s>,
+     "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
+     "sum":"<8 hex>"}
+
+`answers` are samples, each the whole answer of its API for n=1; `deltas`, where they came as
+streams, holds the boundaries of each one's events, or null; `call` is what was asked, on the
+first line of a key; `raw` names a body that the first answer of the key answers; `since`, if
+any, says that samples of the key stored before that are no more, and then there may be no answers
+at all; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a damaged line is never
+taken for another one. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.keys import FORMAT_VERSION, dumps
+from sglang_cached_addon.store.index import Head
+
+OLD_VERSIONS = (1,)
+"""Lines of these are kept, and of no use: the first did not name the model."""
+
+
+class OtherVersion(Exception):
+    """A whole line of a version that was, or will be."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"format version {version}")
+        self.version = version
+
+
+def encode(
+    key: bytes,
+    dialect: str,
+    content: bytes | None,
+    samples: Sequence[Sample],
+    raw: bytes = b"",
+    since: float | None = None,
+) -> bytes:
+    """A line with samples, and its newline."""
+    record: dict[str, Any] = {
+        "v": FORMAT_VERSION,
+        "key": key.hex(),
+        **({"raw": raw.hex()} if raw else {}),
+        **({"since": since} if since is not None else {}),
+        "dialect": dialect,
+        "at": samples[0].stored_at if samples else since,
+        "seconds": samples[0].seconds if samples else 0.0,
+        "tokens": [sample.tokens for sample in samples],
+    }
+    if any(sample.deltas for sample in samples):
+        record["deltas"] = [orjson.Fragment(sample.deltas or b"null") for sample in samples]
+    if content is not None:
+        record["call"] = orjson.Fragment(content)
+    record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
+    return seal(orjson.dumps(record))
+
+
+def seal(record: bytes) -> bytes:
+    """A line, with its newline, of a JSON object that lacks only the sum."""
+    body = record[:-1]
+    return b'%b,"sum":"%08x"}\n' % (body, zlib.crc32(body))
+
+
+def is_sealed(line: bytes) -> bool:
+    """Whether the sum is there and right."""
+    return line[-19:] == b',"sum":"%08x"}\n' % zlib.crc32(memoryview(line)[:-19])
+
+
+_HEAD = re.compile(
+    rb'\{"v":%d,"key":"([0-9a-f]{64})",'
+    rb'(?:"raw":"([0-9a-f]{32})",)?'
+    rb'(?:"since":([\d.e+-]+),)?'
+    rb'"dialect":"([^"\\]*)","at":([\d.e+-]+),"seconds":([\d.e+-]+),"tokens":\[([\d,]+)\],'
+    % FORMAT_VERSION
+)
+_ANSWERS, _SEAL = b'"answers":[', 20
+"""What stands before answers, and how many bytes behind them."""
+
+
+def scan(line: bytes) -> Head:
+    """What a line says of its samples, read as little as can be. Raises as `parse` does."""
+    found = _HEAD.match(line)
+    if found is None or not is_sealed(line):
+        name, api, samples, body, drops = parse(line)
+        stored_at = samples[0].stored_at if samples else 0.0
+        return Head(name, body, drops, api, stored_at, len(samples))
+    key, raw, since, dialect, at, _, tokens = found.groups()
+    return Head(
+        bytes.fromhex(key.decode()),
+        bytes.fromhex(raw.decode()) if raw else b"",
+        float(since) if since else None,
+        dialect.decode(),
+        float(at),
+        tokens.count(b",") + 1,
+    )
+
+
+def samples_of(line: bytes, key: bytes) -> list[Sample]:
+    """The samples of a line that was found by its key. Raises as `parse` does."""
+    found = _HEAD.match(line)
+    if found and line.count(_ANSWERS) == 1 and b"," not in found[7] and b'"deltas":' not in line:
+        if not is_sealed(line):
+            raise ValueError("wrong checksum")
+        if found[1] != key.hex().encode():
+            raise ValueError("another key")
+        answer = line[line.index(_ANSWERS) + len(_ANSWERS) : -_SEAL]
+        if answer[:1] != b"{":
+            raise TypeError("answers are not a list of objects")
+        return [Sample(answer, float(found[5]), float(found[6]), int(found[7]))]
+    name, _, samples, _, _ = parse(line)
+    if name != key:
+        raise ValueError("another key")
+    return samples
+
+
+def key_of(line: bytes) -> bytes | None:
+    """The key of a line; None for one that is broken, or of another version."""
+    try:
+        return scan(line).key
+    except (OtherVersion, ValueError, KeyError, TypeError):
+        return None
+
+
+def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
+    """The key, dialect and canonical call of a line; None if it has none, or is broken."""
+    key = key_of(line) if b'"call":' in line else None
+    if key is None:
+        return None
+    record = orjson.loads(line)
+    dialect, call = record.get("dialect"), record.get("call")
+    if not (isinstance(dialect, str) and isinstance(call, dict)):
+        return None
+    try:
+        return key, dialect, dumps(call)
+    except TypeError:  # nested deeper than can be written
+        return None
+
+
+Parsed = tuple[bytes, str, list[Sample], bytes, float | None]
+"""Key, dialect, samples, name of a raw body, and `since` of a line."""
+
+
+def parse(line: bytes) -> Parsed:
+    """All of a line. Raises `OtherVersion`, or ValueError, KeyError or TypeError for a broken
+    one."""
+    sealed = is_sealed(line)
+    record = orjson.loads(line)
+    version = record["v"]
+    if sealed or "sum" not in record:
+        # The first version had no sum, and nobody knows what later ones have.
+        if type(version) is int and (version in OLD_VERSIONS or version > FORMAT_VERSION):
+            raise OtherVersion(version)
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format version {version!r}")
+    if not sealed:
+        raise ValueError("wrong checksum" if "sum" in record else "no checksum")
+    key = bytes.fromhex(record["key"])
+    if len(key) != 32:
+        raise ValueError("key is not 32 bytes")
+    at, seconds, dialect = record["at"], record["seconds"], record["dialect"]
+    if not (isinstance(at, int | float) and isinstance(seconds, int | float)):
+        raise TypeError("times are not numbers")
+    if not isinstance(dialect, str):
+        raise TypeError("dialect is not text")
+    since = record.get("since")
+    if not isinstance(since, int | float | None):
+        raise TypeError("since is not a number")
+    answers, tokens = record["answers"], record["tokens"]
+    if not (isinstance(answers, list) and all(isinstance(a, dict) for a in answers)):
+        raise TypeError("answers are not a list of objects")
+    if not answers and since is None:
+        raise ValueError("no answers")
+    if not (isinstance(tokens, list) and all(type(count) is int for count in tokens)):
+        raise TypeError("tokens are not a list of integers")
+    deltas = record.get("deltas", [None] * len(answers))
+    if not (isinstance(deltas, list) and all(isinstance(d, list | None) for d in deltas)):
+        raise TypeError("deltas are not a list of lists")
+    samples = [
+        Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps))
+        for answer, count, steps in zip(answers, tokens, deltas, strict=True)
+    ]
+    raw = bytes.fromhex(record.get("raw", ""))
+    if len(raw) not in (0, 16):
+        raise ValueError("raw is not 16 bytes")
+    return key, dialect, samples, raw, since

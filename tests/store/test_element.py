@@ -1,0 +1,42 @@
+"""Samples as elements of a shared list: what was written is read, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.store import element
+
+SAMPLE = Sample(b'{"text":"a\xc3\xa4 b"}', 1712345678.1234567, 0.25, 8, b'[[1,"a"]]')
+PLAIN = Sample(b'{"text":"b"}', 1712345678.5, 1.0, 2)
+
+
+@pytest.mark.parametrize("sample", [SAMPLE, PLAIN], ids=["deltas", "plain"])
+@pytest.mark.parametrize("dialect", ["generate", ""])
+def test_round_trip(sample: Sample, dialect: str) -> None:
+    assert element.decode(element.encode(dialect, sample)) == (dialect, sample)
+
+
+def test_names() -> None:
+    """They tell samples apart, and do not depend on what is not the sample's."""
+    names = {element.name(element.encode(d, s)) for d in ("", "chat") for s in (SAMPLE, PLAIN)}
+    assert len(names) == 2
+    assert element.name(element.encode("", PLAIN)).startswith(b"2 ")
+    assert element.name(element.encode("", PLAIN)).endswith(b" 1712345678.5")
+
+
+def test_each_byte_counts() -> None:
+    """But for the name of the API, after which the stream of bytes is as it was."""
+    data = element.encode("x", SAMPLE)
+    api = data.index(b" x ") + 1
+    for place in range(len(data)):
+        if place != api:
+            spoiled = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            with pytest.raises(ValueError, match=r"."):
+                element.decode(spoiled)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"3 00000000 1.0 x {}\n", b"2 x y z w"])
+def test_what_is_none(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        element.decode(data)

@@ -1,0 +1,116 @@
+"""A folder that another process owns: what that stores is found, what it removes is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.store import DiskStore, Loaded, StoreError, follower
+from tests.store.test_init import body, fill, key_of, opened, pool, settle
+from tests.store.test_journal import names, wait_until
+
+
+@pytest.fixture(autouse=True)
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follower, "LOOK_SECONDS", 0.01)
+
+
+@contextmanager
+def following(folder: Path) -> Iterator[DiskStore]:
+    store = DiskStore(folder, is_follower=True)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def has(store: DiskStore, *numbers: int) -> bool:
+    """Whether just these are there, whole."""
+    assert store.bring({}, claims=True) is None
+    found = {n: [s.answer for s in pool(store, key_of(n))] for n in range(30)}
+    return {n: answers for n, answers in found.items() if answers} == {
+        n: [body(n)] for n in numbers
+    }
+
+
+def test_beside_the_owner(tmp_path: Path) -> None:
+    """Two proxies could not share a folder, or the second would see what was and no more."""
+    with opened(tmp_path) as owner:
+        fill(owner, 1)
+        settle(owner)
+        files = names(tmp_path)
+        with following(tmp_path) as store:
+            assert store.loaded == Loaded(1, 1)
+            assert has(store, 1)
+            fill(owner, 2, 3)
+            wait_until(lambda: has(store, 1, 2, 3))
+            assert store.find(b"%016d" % 3) == key_of(3)
+            owner.append(key_of(1), "chat", b"{}", [owner.get(key_of(1))[0]])
+            wait_until(lambda: store.bring({}, claims=True) or len(pool(store, key_of(1))) == 2)
+        assert names(tmp_path) == files
+
+
+def test_removed_by_the_owner(tmp_path: Path) -> None:
+    """What was cleared or compacted away would go on being served."""
+    with opened(tmp_path) as owner:
+        fill(owner, *range(20))
+        settle(owner)
+        with following(tmp_path) as store:
+            assert has(store, *range(20))
+            generation = store.generation
+            owner.journal.remove(key_of(0))
+            settle(owner)
+            wait_until(lambda: has(store, *range(1, 20)))
+            owner.compact().result(10)
+            fill(owner, 20)
+            wait_until(lambda: has(store, *range(1, 21)))
+            owner.clear().result(10)
+            wait_until(lambda: has(store))
+            assert store.generation > generation
+            fill(owner, 7)
+            wait_until(lambda: has(store, 7))
+
+
+def test_half_a_line(tmp_path: Path) -> None:
+    """What is being written would be taken for broken, and not be looked at again."""
+    with opened(tmp_path) as owner:
+        fill(owner, 1, 2)
+    path = tmp_path / "cache.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:50])
+    with following(tmp_path) as store:
+        assert has(store, 1)
+        with path.open("ab") as file:
+            file.write(second[50:])
+        wait_until(lambda: has(store, 1, 2))
+
+
+def test_nothing_is_written(tmp_path: Path) -> None:
+    """The owner would find what it did not write."""
+    with opened(tmp_path) as owner:
+        fill(owner, 1)
+    before = contents(tmp_path)
+    (tmp_path / "state.json").write_bytes(b"broken")
+    with following(tmp_path) as store:
+        for action in (store.clear, store.compact):
+            with pytest.raises(StoreError, match="--readonly"):
+                action().result(1)
+        assert store.state.load() == {}
+        store.state.save({"a": 1})
+    assert (tmp_path / "state.json").read_bytes() == b"broken"
+    (tmp_path / "state.json").unlink()
+    assert contents(tmp_path) == before
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    """A wrong folder would be made, and be empty for ever."""
+    with pytest.raises(StoreError, match=r"cannot read .*cache\.jsonl.*--readonly"):
+        DiskStore(tmp_path / "none", is_follower=True)
+    assert not (tmp_path / "none").exists()

@@ -1,0 +1,133 @@
+"""What goes out, in which order, and what is kept, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.store import outbox
+from sglang_cached_addon.store.outbox import Outbox, Write
+from sglang_cached_addon.store.redis import Away, Refused, Server
+from tests.redis import RedisServer, needs_redis
+
+pytestmark = needs_redis
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    started = RedisServer(tmp_path)
+    yield started
+    started.stop()
+
+
+def running(server: RedisServer, work: Callable[[Outbox, list[str]], Awaitable[None]]) -> None:
+    async def main() -> None:
+        lost: list[str] = []
+        connection = Server(server.url)
+        box = Outbox(connection, lost.append)
+        task = asyncio.create_task(box.run())
+        try:
+            await work(box, lost)
+        finally:
+            task.cancel()
+            await connection.close()
+
+    asyncio.run(main())
+
+
+def push(value: str, size: int = 1, done: Callable[[Any], object] = print) -> Write:
+    return Write(b"k", lambda: ("RPUSH", "list", value), size, done)
+
+
+def test_order(server: RedisServer) -> None:
+    """What has gathered is one round trip, and an ask sees what was written before it."""
+
+    async def work(box: Outbox, lost: list[str]) -> None:
+        box.open()
+        for value in "abc":
+            assert box.tell(push(value))
+        assert box.waits(b"k")
+        found = box.ask("LRANGE", "list", 0, -1)
+        assert await found == [b"a", b"b", b"c"]
+        assert (len(box), box.bytes, box.waits(b"k"), box.commands) == (0, 0, False, 4)
+        assert box._server.trips == 1
+
+    running(server, work)
+
+
+def test_writes_are_kept(server: RedisServer) -> None:
+    """Until the server is back, and somebody says so; asks fail at once."""
+
+    async def work(box: Outbox, lost: list[str]) -> None:
+        box.tell(push("a"))
+        assert await box.ask("LLEN", "list") == 0  # closed
+        box.open()
+        server.stop()
+        with pytest.raises(Away):
+            await box.ask("LLEN", "list")
+        assert len(lost) == 1
+        assert not box.is_open
+        box.tell(push("b"))
+        box.drop(lambda write: False)
+        server.start()
+        assert await box.ask("LLEN", "list") == 0
+        box.open()
+        assert await box.ask("LRANGE", "list", 0, -1) == [b"a", b"b"]
+
+    running(server, work)
+
+
+def test_what_is_refused_is_told(server: RedisServer) -> None:
+    async def work(box: Outbox, lost: list[str]) -> None:
+        told: list[Any] = []
+        await box.ask("SET", "list", "x")
+        box.open()
+        box.tell(push("a", done=told.append))
+        await box.ask("PING")
+        assert [type(one) for one in told] == [Refused]
+        assert (len(box), lost) == (0, [])
+
+    running(server, work)
+
+
+def test_room(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What there is no room for is counted; what needs none is always kept."""
+    monkeypatch.setattr(outbox, "MAX_PENDING", 10)
+
+    async def work(box: Outbox, lost: list[str]) -> None:
+        assert box.tell(push("a", 8))
+        assert not box.tell(push("b", 8))
+        assert box.tell(push("c", 0))
+        assert (box.dropped, box.bytes, len(box)) == (1, 8, 2)
+        box.drop(lambda write: write.size == 0)
+        assert (box.bytes, len(box)) == (8, 1)
+        box.open()
+        assert await box.ask("LRANGE", "list", 0, -1) == [b"a"]
+        assert box.tell(push("b", 8))
+
+    running(server, work)
+
+
+def test_full(server: RedisServer) -> None:
+    """What takes room waits until there is some; the rest goes on."""
+
+    async def work(box: Outbox, lost: list[str]) -> None:
+        await box.ask("SET", "gone", "x")
+        await box.ask("CONFIG", "SET", "maxmemory", 1)
+        box.open()
+        box.tell(push("a"))
+        box.tell(Write(b"", lambda: ("DEL", "gone")))
+        assert await box.ask("EXISTS", "gone") == 0
+        assert (box.is_full, len(box), lost) == (True, 1, [])
+        await box.ask("CONFIG", "SET", "maxmemory", 0)
+        async with asyncio.timeout(3):
+            while len(box):
+                await asyncio.sleep(0.01)
+        assert await box.ask("LRANGE", "list", 0, -1) == [b"a"]
+        assert not box.is_full
+
+    running(server, work)
