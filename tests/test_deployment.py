@@ -196,7 +196,9 @@ def understood(arguments: Sequence[str], env: Mapping[str, str]) -> click.Contex
     """What the image makes of its arguments, in this environment; raises where it refuses them."""
     command = main.commands[ENTRYPOINT[1]]
     with mock.patch.dict(os.environ, {**IMAGE_ENV, **env}, clear=True):
-        return command.make_context(" ".join(ENTRYPOINT), list(arguments))
+        # Within its group, as the program does it: click remembers the names of options.
+        group = click.Context(main, info_name=ENTRYPOINT[0], **main.context_settings)
+        return command.make_context(ENTRYPOINT[1], list(arguments), parent=group)
 
 
 @pytest.mark.parametrize("where", COMMAND_LINES)

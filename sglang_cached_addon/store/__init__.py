@@ -88,7 +88,7 @@ class DiskStore:
             for key in list(self.index):
                 self.journal.expire(key, horizon)
         if not is_follower:
-            self._limit()
+            self._limit(self.journal.forget)
 
     @property
     def index(self) -> Index:
@@ -199,7 +199,7 @@ class DiskStore:
         if not self.journal.append(key, dialect, said, samples, raw, since=since):
             self._unsaid[key] = since
         self._sweep()
-        self._limit()
+        self._limit(self.journal.remove)
 
     def _expire(self, key: bytes, horizon: float) -> None:
         if key in self.index and self.index.oldest(key) < horizon:
@@ -216,7 +216,7 @@ class DiskStore:
         for _ in range(min(SWEEP, len(self._unswept))):
             self._expire(self._unswept.pop(), horizon)
 
-    def _limit(self) -> None:
+    def _limit(self, remove: Callable[[bytes], object]) -> None:
         """Removes what was not used for the longest time, if there is too much."""
         limits, index = self._limits, self.index
         entries, size = len(index), index.bytes
@@ -236,7 +236,7 @@ class DiskStore:
             size -= sum(place.length for place in index.places(key))
         for key in victims:
             self.memory.discard(key)
-            self.journal.remove(key)
+            remove(key)
             self._unsaid.pop(key, None)
         self._removals += 1
 

@@ -110,6 +110,9 @@ class Follower:
     def remove(self, key: bytes) -> None:
         """Nothing is removed."""
 
+    def forget(self, key: bytes) -> None:
+        """Nothing is removed."""
+
     def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> Future[None]:
         return self._refused("clear")
 

@@ -249,7 +249,7 @@ class Index:
         self.samples += samples
         self.bytes += length
         self.by_dialect[dialect] += samples
-        if not self.by_dialect[dialect]:
+        if samples < 0 and not self.by_dialect[dialect]:
             del self.by_dialect[dialect]
 
     def _name(self, dialect: str) -> int:

@@ -259,13 +259,18 @@ class Journal:
         with self._changed:
             self.index.expire(key, before)
 
+    def forget(self, key: bytes) -> None:
+        """Removes all samples of a key, until the file is opened again without its being
+        compacted."""
+        with self._changed:
+            self.index.remove(key)
+
     def remove(self, key: bytes) -> None:
         """Queues a line that says that all samples of a key are gone."""
         with self._changed:
             newest = self.index.newest(key)
         if not self.append(key, "", None, (), since=math.nextafter(newest, math.inf)):
-            with self._changed:
-                self.index.remove(key)
+            self.forget(key)
 
     def compact(self) -> Future[None]:
         """Queues the rewriting of the file without dead and broken lines; what was queued before

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from binascii import unhexlify
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def seal(record: bytes) -> bytes:
 
 def is_sealed(line: bytes) -> bool:
     """Whether the sum is there and right."""
-    return line[-19:] == b',"sum":"%08x"}\n' % zlib.crc32(memoryview(line)[:-19])
+    return line[-19:] == b',"sum":"%08x"}\n' % zlib.crc32(line[:-19])
 
 
 _HEAD = re.compile(
@@ -95,8 +96,8 @@ def scan(line: bytes) -> Head:
         return Head(name, body, drops, api, stored_at, len(samples))
     key, raw, since, dialect, at, _, tokens = found.groups()
     return Head(
-        bytes.fromhex(key.decode()),
-        bytes.fromhex(raw.decode()) if raw else b"",
+        unhexlify(key),
+        unhexlify(raw) if raw else b"",
         float(since) if since else None,
         dialect.decode(),
         float(at),

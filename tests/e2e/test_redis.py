@@ -24,6 +24,8 @@ from tests.redis import RedisServer, free_port, needs_redis, running_redis
 pytestmark = needs_redis
 
 CLIENTS = 24
+SETTLE_SECONDS = 1.0
+"""An answer that is older is stored, on a busy machine too."""
 
 
 class Started(ExitStack):
@@ -225,7 +227,8 @@ def test_a_proxy_dies_and_redis_restarts(
     for (text, n), found, (start, end) in zip(todo, texts, spans, strict=True):
         assert len(found) == len(set(found)) == n
         most[text] = max(most[text], n)
-        if (end > stopped and start < back) or start < killed < end:
+        was_away = end > stopped - SETTLE_SECONDS and start < back
+        if was_away or start < killed < end + SETTLE_SECONDS:
             away[text] += n
     extra = generated(simulator) - most
     if keeps:

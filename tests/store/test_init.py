@@ -443,6 +443,9 @@ def test_limits_of_what_is_there(tmp_path: Path) -> None:
         fill(store, *range(10))
     with limited(tmp_path, entries=3) as store:
         assert there(store, 10) == [7, 8, 9]
+        assert len(records(tmp_path)) == 10, "nothing is written for what goes at the start"
+        store.compact().result(10)
+        assert len(records(tmp_path)) == 3
 
 
 def test_expiry(tmp_path: Path) -> None:
