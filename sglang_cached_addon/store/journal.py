@@ -46,7 +46,7 @@ from sglang_cached_addon.store.lines import (
 )
 from sglang_cached_addon.store.state import StoreError, sync_folder
 
-FLUSH_SECONDS = 0.05
+FLUSH_SECONDS = 0.02
 """How long a line may wait for company."""
 
 RETRY_SECONDS = 1.0

@@ -1,6 +1,7 @@
 """Killed without warning, again and again: what was answered is there, and nothing is wrong.
 
-`CRASHES=N` kills more often than the suite does.
+`CRASHES=N` kills more often than the suite does, and `SAFE_SECONDS=0.1` holds the proxy to its
+word; in the suite it has longer, as it shares the processors with other tests.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.conftest import StartProxy
 
 CRASHES = int(os.environ.get("CRASHES", "5"))
 THREADS = 4
-SAFE_SECONDS = 0.1
+SAFE_SECONDS = float(os.environ.get("SAFE_SECONDS", "0.3"))
 """An answer that is older has reached the file."""
 
 Acknowledged = dict[int, tuple[float, bytes]]
