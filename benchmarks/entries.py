@@ -14,9 +14,11 @@ from benchmarks import stub
 from benchmarks.calls import Call, numbered
 from sglang_cached_addon import dialects, keys
 from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.identity import Epochs, identify
 from sglang_cached_addon.store.lines import encode
 
-FINGERPRINT = ""
+_STUB = identify(stub.INFO["/model_info"], None, None)
+FINGERPRINT = Epochs().fingerprint(_STUB) if _STUB else ""
 """Of the model behind the proxy: part of every key."""
 
 _BATCH = 10_000
