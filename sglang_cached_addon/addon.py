@@ -648,7 +648,7 @@ def _open_store(settings: Settings) -> DiskStore | SharedStore:
 
     if not settings.store:
         return disk()
-    local = disk() if settings.has_folder else MemoryStore(memory)
+    local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl)
     try:
         return SharedStore(settings.store, local)
     except ValueError as e:

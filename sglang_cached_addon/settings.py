@@ -184,6 +184,11 @@ class Settings:
             raise ValueError(f"sglang_cache_path: {path}: {e}") from None
         if values["sglang_readonly"] and str(values["sglang_store"]).strip():
             raise ValueError("sglang_readonly: is for a folder alone, not beside sglang_store")
+        store = str(values["sglang_store"]).strip()
+        has_folder = not store or path != CACHE_PATH
+        for name in ("sglang_max_entries", "sglang_max_bytes"):
+            if values[name] and not has_folder:
+                raise ValueError(f"{name}: is for a folder, not for sglang_store alone")
         return cls(
             folder,
             bool(values["sglang_quiet"]),
@@ -200,8 +205,8 @@ class Settings:
             _amount("sglang_ttl", str(values["sglang_ttl"]), TIMES, inf),
             _amount("sglang_memory", str(values["sglang_memory"]), SIZES, None),
             bool(values["sglang_readonly"]),
-            store := str(values["sglang_store"]).strip(),
-            not store or path != CACHE_PATH,
+            store,
+            has_folder,
         )
 
 

@@ -192,6 +192,15 @@ def test_no_fsync(text: str) -> None:
         Settings.parse({**DEFAULTS, "sglang_fsync": text})
 
 
+@pytest.mark.parametrize(("name", "value"), [("max_entries", 7), ("max_bytes", "1G")])
+def test_limits_of_a_folder(name: str, value: object) -> None:
+    """Somebody would count on a limit that nobody keeps."""
+    values = {**DEFAULTS, "sglang_store": "redis://h", f"sglang_{name}": value}
+    with pytest.raises(ValueError, match=f"sglang_{name}: is for a folder"):
+        Settings.parse(values)
+    assert getattr(Settings.parse({**values, "sglang_cache_path": "/x"}), name) < inf
+
+
 def test_max_entries() -> None:
     """A slip would empty the cache."""
     assert Settings.parse({**DEFAULTS, "sglang_max_entries": 7}).max_entries == 7

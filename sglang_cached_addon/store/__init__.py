@@ -46,6 +46,9 @@ STEP = 128
 """What has grown beyond a limit is cut by that part of it, so that it is not done with each line;
 small limits are kept to the letter."""
 
+READS = 5
+"""How often what is on disk is read again, because something was removed meanwhile."""
+
 SWEEP = 64
 """Entries that are looked at for expired samples with each one that is stored."""
 
@@ -76,8 +79,8 @@ class DiskStore:
         self._removals = 0
         self._turn = 0
         self.state = StateFile(folder, is_ours=not is_follower)
-        self.journal.restoring = self.state.save_again
         """What is known of the upstream, beside the answers."""
+        self.journal.restoring = self.state.save_again
         try:
             self.loaded: Loaded = self.journal.load(progress)
         except BaseException:
@@ -159,9 +162,13 @@ class DiskStore:
         def read() -> list[tuple[bytes, list[Sample] | None]]:
             return [(key, self.journal.read(key, waits=True)) for key in keys]
 
-        for key, samples in await asyncio.to_thread(read):
-            if key in self.index:  # it may be gone by now
-                self._hold(key, samples)
+        for _ in range(READS):
+            before = self.generation
+            found = await asyncio.to_thread(read)
+            if before == self.generation:  # else some of it may have been removed, or replaced
+                for key, samples in found:
+                    self._hold(key, samples)
+                break
         return Brought()
 
     def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:

@@ -105,15 +105,13 @@ class Index:
 
     # Changes
 
-    def add(self, head: Head, place: Place) -> bool:
-        """A line more, after what its `since` drops; whether that was anything."""
+    def add(self, head: Head, place: Place) -> None:
+        """A line more, after what its `since` drops."""
         records, raw = self._entries.pop(head.key, b""), head.raw
-        is_less = False
         if head.since is not None and records:
             # What a body is answered by is still of the same key.
             raw = raw or next((r[5] for r in _RECORD.iter_unpack(records) if r[5] != _NONE), b"")
-            before, records = records, self._fresh(records, head.since)
-            is_less = records != before
+            records = self._fresh(records, head.since)
         if head.samples:
             name = self._name(head.dialect)
             if raw:
@@ -122,7 +120,6 @@ class Index:
             self._count(head.dialect, head.samples, place.length)
         if records:
             self._entries[head.key] = records
-        return is_less
 
     def put(self, key: bytes, waiting: Place, offset: int) -> None:
         """A line that waited has come to its place in the file, if it still counts."""

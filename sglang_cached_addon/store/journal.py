@@ -156,7 +156,7 @@ class Journal:
         self._dropping = False
         self._unsynced: float | None = None
         """Since when something is written and not synced."""
-        self._cannot_sync = False
+        self._cannot_sync = self._cannot_read = False
         self._changed = threading.Condition()
         self._hurry = threading.Event()
         """Set when the writer should not wait: for a clear, and at the end."""
@@ -230,7 +230,9 @@ class Journal:
                     return None
                 samples += samples_of(line, key)
             except OSError as e:
-                logger.warning("cannot read %s: %s", self.path, e.strerror)
+                if not self._cannot_read:  # each look would say it again
+                    logger.warning("cannot read %s: %s", self.path, e.strerror)
+                self._cannot_read = True
                 return None
             except (OtherVersion, ValueError, KeyError, TypeError) as e:
                 self._lose(key, place, reader, e)
@@ -538,7 +540,7 @@ class Journal:
             except OSError as e:
                 self._cut(start)
                 if not warned:
-                    logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
+                    logger.warning("cannot write %s: %s; trying on", self.path, e.strerror or e)
                     warned = True
             self._sync_if_due()
             if not is_patient or self._hurry.wait(RETRY_SECONDS):
@@ -581,9 +583,10 @@ class Journal:
         gone with this process. Raises OSError."""
         if os.fstat(self._file.fileno()).st_nlink:
             return
-        lock = _lock(self.folder)  # of a new file, unless that is somebody else's by now
-        os.close(self._lock_file)
-        self._lock_file = lock
+        if not os.fstat(self._lock_file).st_nlink:
+            lock = _lock(self.folder)  # a new file, unless that is somebody else's by now
+            os.close(self._lock_file)
+            self._lock_file = lock
         self.restoring()  # first: without it, answers might be taken for another model's
         self._replace(lambda lines: lines)
         logger.warning("%s: was removed; written anew", self.path)

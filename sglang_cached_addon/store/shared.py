@@ -253,11 +253,24 @@ class MemoryStore(Memory):
 
     journal: Journal | None = None
 
-    def __init__(self, limit: float = inf) -> None:
-        """`limit` is in bytes: what does not fit is to be had from the server."""
+    def __init__(self, limit: float = inf, ttl: float = inf) -> None:
+        """`limit` is in bytes: what does not fit is to be had from the server. `ttl` is of a
+        sample, in seconds."""
         super().__init__(limit)
+        self._ttl = ttl
         self.state = Nowhere()
         self.loaded = Loaded()
+
+    @property
+    def horizon(self) -> float:
+        return time.time() - self._ttl if self._ttl < inf else -inf
+
+    def get(self, key: bytes) -> Sequence[Sample]:
+        pool = super().get(key)
+        if pool and self._ttl < inf and pool[0].stored_at < (horizon := self.horizon):
+            self.expire(key, horizon)
+            pool = super().get(key)
+        return pool
 
     @property
     def memory(self) -> Memory:

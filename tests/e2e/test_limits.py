@@ -143,7 +143,8 @@ def test_disk_full(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert kinds(proxy, "b", n=3) == "H"
 
 
-def test_folder_gone(simulator: Simulator, start_proxy: StartProxy) -> None:
+@pytest.mark.parametrize("is_all", [True, False], ids=["folder", "file"])
+def test_removed(is_all: bool, simulator: Simulator, start_proxy: StartProxy) -> None:
     """All that comes would go to a file that nobody will ever find."""
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "old") == "M"
@@ -154,7 +155,10 @@ def test_folder_gone(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert kinds(proxy, "a", "b") == "MM"
     assert until(lambda: proxy.stats()["pending_writes"] == 0)
     path = Path(proxy.stats()["cache_file"])
-    shutil.rmtree(path.parent)
+    if is_all:
+        shutil.rmtree(path.parent)
+    else:
+        path.unlink()
     assert kinds(proxy, "a", "c") == "HM"
     assert until(lambda: proxy.stats()["pending_writes"] == 0)
     assert len(warnings(proxy)) == 1

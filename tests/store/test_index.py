@@ -48,12 +48,13 @@ def test_since() -> None:
     index = Index()
     index.add(head(A, 1.0, 2, raw=RAW), Place(0, 100))
     index.add(head(A, 2.0), Place(100, 10))
-    assert not index.add(head(A, 3.0, since=1.0), Place(110, 10))
-    assert index.add(head(A, 4.0, since=2.5), Place(120, 10))
+    index.add(head(A, 3.0, since=1.0), Place(110, 10))
+    assert index.places(A) == [(0, 100), (100, 10), (110, 10)]
+    index.add(head(A, 4.0, since=2.5), Place(120, 10))
     assert index.places(A) == [(110, 10), (120, 10)]
     assert index.find(RAW) == A, "the name of a body is that of the key"
     assert (index.oldest(A), index.newest(A)) == (3.0, 4.0)
-    assert index.add(head(A, 0.0, 0, since=9.0), Place(130, 10))
+    index.add(head(A, 0.0, 0, since=9.0), Place(130, 10))
     assert facts(index) == (0, 0, 0, {})
     assert index.find(RAW) is None
 

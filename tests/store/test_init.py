@@ -381,6 +381,32 @@ def test_what_is_not_in_memory(tmp_path: Path) -> None:
         assert store.bring({key_of(100): 2, b"?" * 32: 1}, claims=True) is None
 
 
+def test_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced while it is on its way from the disk would be served after all."""
+    with limited(tmp_path, memory=1) as store:
+        fill(store, 1, at=1.0)
+        settle(store)
+        fill(store, 2)
+        read, times = store.journal.read, []
+
+        def replace(key: bytes, *, waits: bool) -> Any:
+            found = read(key, waits=waits)
+            if waits and not times:
+                times.append(1)
+                store.append(key, "chat", b"{}", [sample(b'{"x":"new"}', 9.0)], since=5.0)
+                settle(store)
+                fill(store, 3)  # which makes room
+                assert key not in store.memory
+            return found
+
+        monkeypatch.setattr(store.journal, "read", replace)
+        bringing = store.bring({key_of(1): 1}, claims=True)
+        assert bringing
+        asyncio.run(bringing)  # type: ignore[arg-type]
+        assert times
+        assert [s.answer for s in store.memory.get(key_of(1))] == [b'{"x":"new"}']
+
+
 def test_what_waits_for_the_disk_stays(tmp_path: Path) -> None:
     """It would be neither in memory nor on the disk."""
     with limited(tmp_path, memory=1) as store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -398,3 +399,15 @@ def test_a_sample_that_is_too_large(
         assert "too large" in caplog.text
 
     sharing(server, work)
+
+
+def test_expiry_without_a_folder() -> None:
+    """`--ttl` would mean nothing where only memory and a server keep answers."""
+    now = time.time()
+    store = MemoryStore(ttl=100.0)
+    store.append(b"a" * 32, "chat", b"", [Sample(b"{}", at, 0.5, 3) for at in (now - 200, now)])
+    generation = store.generation
+    assert [sample.stored_at for sample in store.get(b"a" * 32)] == [now]
+    assert store.generation > generation
+    assert abs(store.horizon - (time.time() - 100)) < 5
+    assert MemoryStore().horizon == float("-inf")
