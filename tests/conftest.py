@@ -114,6 +114,15 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
     return start_proxy(simulator.url)
 
 
+def until(condition: Callable[[], Any]) -> Any:
+    """Waits for what another thread or process is about to do; fails after 10 s."""
+    deadline = time.monotonic() + 10
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+    return found
+
+
 def cache_status(headers: Mapping[str, str]) -> str:
     """`Cache-Status`, without the key of the call."""
     return re.sub(r'; key="[0-9a-f]{32}"', "", headers.get("cache-status", ""))

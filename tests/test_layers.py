@@ -19,7 +19,7 @@ KNOWS_MITMPROXY = {
 DOES_IO = {
     "addon.py", "client.py", "express.py", "feed.py", "runner.py", "service.py", "streaming.py",
     "upstream.py", "store/journal.py", "store/follower.py", "store/state.py", "store/__init__.py",
-    "store/outbox.py", "store/redis.py", "store/shared.py",
+    "store/outbox.py", "store/redis.py", "store/shared.py", "store/syncer.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",

@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, control, running
+from tests.conftest import until
 
 Json = dict[str, Any]
 CORPUS = {path.stem: json.loads(path.read_text("utf-8"))
@@ -73,14 +74,6 @@ def post(simulator: Simulator, path: str, body: Any, **more: Any) -> requests.Re
 def info(simulator: Simulator, path: str = "/model_info") -> Json:
     value: Json = requests.get(simulator.url + path, timeout=10).json()
     return value
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread is about to do; fails after 10 s."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.001)
 
 
 def connect(simulator: Simulator, path: str, body: str, headers: Json | None = None,

@@ -81,8 +81,8 @@ class Index:
 
     def places(self, key: bytes) -> list[Place]:
         """Where the lines of a key are, oldest first."""
-        found = self._entries.get(key)
-        return [Place(*r[:2]) for r in _RECORD.iter_unpack(found)] if found else []
+        found = self._entries.get(key, b"")
+        return [Place(offset, length) for offset, length, _, _, _, _ in _RECORD.iter_unpack(found)]
 
     def is_pending(self, key: bytes) -> bool:
         """Whether a line of this key waits to be written."""
@@ -107,19 +107,21 @@ class Index:
 
     def add(self, head: Head, place: Place) -> None:
         """A line more, after what its `since` drops."""
-        records, raw = self._entries.pop(head.key, b""), head.raw
-        if head.since is not None and records:
+        key, raw, since, dialect, at, samples = head
+        offset, length = place
+        records = self._entries.pop(key, b"")
+        if since is not None and records:
             # What a body is answered by is still of the same key.
             raw = raw or next((r[5] for r in _RECORD.iter_unpack(records) if r[5] != _NONE), b"")
-            records = self._fresh(records, head.since)
-        if head.samples:
-            name = self._name(head.dialect)
+            records = self._fresh(records, since)
+        if samples:
             if raw:
-                self._names[raw] = head.key
-            records += _RECORD.pack(*place, head.at, head.samples, name, raw or _NONE)
-            self._count(head.dialect, head.samples, place.length)
+                self._names[raw] = key
+            name = self._name(dialect)
+            records += _RECORD.pack(offset, length, at, samples, name, raw or _NONE)
+            self._count(dialect, samples, length)
         if records:
-            self._entries[head.key] = records
+            self._entries[key] = records
 
     def put(self, key: bytes, waiting: Place, offset: int) -> None:
         """A line that waited has come to its place in the file, if it still counts."""

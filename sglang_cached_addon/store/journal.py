@@ -45,15 +45,13 @@ from sglang_cached_addon.store.lines import (
     scan,
 )
 from sglang_cached_addon.store.state import StoreError, sync_folder
+from sglang_cached_addon.store.syncer import Syncer
 
 FLUSH_SECONDS = 0.02
 """How long a line may wait for company."""
 
 RETRY_SECONDS = 1.0
 """Between attempts to write while the disk refuses."""
-
-SYNC_SECONDS = 1.0
-"""How long what is written may be lost to a power cut, with `fsync="interval"`."""
 
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
@@ -154,8 +152,7 @@ class Journal:
         self.dropped = 0
         """Samples that were not kept, because too much was waiting for the disk."""
         self._dropping = False
-        self._unsynced: float | None = None
-        """Since when something is written and not synced."""
+        self._syncer = Syncer(self.path) if fsync == "interval" else None
         self._cannot_sync = self._cannot_read = False
         self._changed = threading.Condition()
         self._hurry = threading.Event()
@@ -423,10 +420,9 @@ class Journal:
             self._changed.notify()
         if self._thread:
             self._thread.join()
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as e:
-            logger.warning("cannot sync %s: %s", self.path, e.strerror)
+        if self._syncer:
+            self._syncer.close()
+        self._sync()
         self._file.close()
         os.close(self._lock_file)
 
@@ -465,14 +461,7 @@ class Journal:
         """Waits for work and does it; False at the end."""
         with self._changed:
             while not self._has_work():
-                due = self._seconds_to_sync()
-                if due is not None and due <= 0:
-                    break
-                self._changed.wait(due)
-            is_idle = not self._has_work()
-        if is_idle:
-            self._sync()
-            return True
+                self._changed.wait()
         self._hurry.wait(FLUSH_SECONDS)
         with self._changed:
             clears, self._clears = self._clears, []
@@ -501,27 +490,14 @@ class Journal:
     def _is_done(self) -> bool:
         return self._closing and not (self._pending or self._clears or self._compactions)
 
-    def _seconds_to_sync(self) -> float | None:
-        """Until what is written has to be synced; None if it need not."""
-        if self._unsynced is None or self.fsync != "interval":
-            return None
-        # A line that comes just before may hold it up for as long as it waits for company.
-        return self._unsynced + SYNC_SECONDS - FLUSH_SECONDS - time.monotonic()
-
     def _sync(self) -> None:
         try:
             os.fsync(self._file.fileno())
+            self._cannot_sync = False
         except OSError as e:
             if not self._cannot_sync:
                 logger.warning("cannot sync %s: %s; trying on", self.path, e.strerror)
-            self._unsynced, self._cannot_sync = time.monotonic(), True
-        else:
-            self._unsynced, self._cannot_sync = None, False
-
-    def _sync_if_due(self) -> None:
-        due = self._seconds_to_sync()
-        if due is not None and due <= 0:
-            self._sync()
+            self._cannot_sync = True
 
     def _append_all(self, lines: Lines, *, is_patient: bool) -> None:
         """Writes them as one run of whole lines, waiting while the disk refuses; if it is not to
@@ -542,7 +518,6 @@ class Journal:
                 if not warned:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror or e)
                     warned = True
-            self._sync_if_due()
             if not is_patient or self._hurry.wait(RETRY_SECONDS):
                 with self._changed:
                     for _, is_cleared in self._clears:
@@ -559,12 +534,10 @@ class Journal:
         self._put_all(lines, start)
         self._lines += len(lines)
         self._taken = []
-        if self._unsynced is None:
-            self._unsynced = time.monotonic()
-        if self.fsync == "always":
+        if self._syncer:
+            self._syncer.note(self._file.fileno())
+        elif self.fsync == "always":
             self._sync()
-        else:
-            self._sync_if_due()
         with self._changed:
             ends, self._dropping = self._dropping, False
         if ends:
@@ -611,7 +584,7 @@ class Journal:
                     # Cut to nothing: one operation, so there is no half of it.
                     self._file.truncate(0)
                     os.fsync(self._file.fileno())
-                    self._unsynced, self._others, self._lines = None, 0, 0
+                    self._others, self._lines = 0, 0
             except Exception as e:  # whoever waits for this must be told, whatever it is
                 reason = e.strerror if isinstance(e, OSError) else repr(e)
                 failure = StoreError(f"cannot clear {self.path}: {reason}")
@@ -766,7 +739,7 @@ class Journal:
             raise
         self._file, old = file, self._file
         old.close()
-        self._unsynced, self._others, self._lines = None, others, count
+        self._others, self._lines = others, count
         with self._changed:
             self._catch_up(index)
             self.index, self._reader = index, reader

@@ -12,9 +12,8 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Simulator
-from tests.conftest import Proxy, StartProxy
+from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
-from tests.e2e.test_proxy import until
 
 GENERATE, *_ = BODIES
 

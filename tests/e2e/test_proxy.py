@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +13,7 @@ from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy, cache_status
+from tests.conftest import Proxy, StartProxy, cache_status, until
 
 PARAMS = {"temperature": 0.9, "max_new_tokens": 8}
 BODIES: dict[str, dict[str, Any]] = {
@@ -36,16 +34,6 @@ def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response
 def sampled(simulator: Simulator) -> list[dict[str, Any]]:
     """The bodies of the sampling requests that upstream has seen."""
     return [json.loads(r.body) for r in simulator.received if r.path in BODIES]
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Waits for a condition, not for ever."""
-    event = threading.Event()
-    for _ in range(1000):
-        if found := condition():
-            return found
-        event.wait(0.01)
-    raise AssertionError("never happened")
 
 
 FAULTS = {

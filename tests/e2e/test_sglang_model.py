@@ -21,8 +21,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy
-from tests.e2e.test_proxy import until
+from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_sglang import generate, prompt
 
 START_SECONDS = 300.0

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sglang_cached_addon.store import DiskStore, Loaded, StoreError, follower
+from tests.conftest import until
 from tests.store.test_init import body, fill, key_of, opened, pool, settle
-from tests.store.test_journal import names, wait_until
+from tests.store.test_journal import names
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,10 @@ def test_beside_the_owner(tmp_path: Path) -> None:
             assert store.loaded == Loaded(1, 1)
             assert has(store, 1)
             fill(owner, 2, 3)
-            wait_until(lambda: has(store, 1, 2, 3))
+            until(lambda: has(store, 1, 2, 3))
             assert store.find(b"%016d" % 3) == key_of(3)
             owner.append(key_of(1), "chat", b"{}", [owner.get(key_of(1))[0]])
-            wait_until(lambda: store.bring({}, claims=True) or len(pool(store, key_of(1))) == 2)
+            until(lambda: store.bring({}, claims=True) or len(pool(store, key_of(1))) == 2)
         assert names(tmp_path) == files
 
 
@@ -67,15 +68,15 @@ def test_removed_by_the_owner(tmp_path: Path) -> None:
             generation = store.generation
             owner.journal.remove(key_of(0))
             settle(owner)
-            wait_until(lambda: has(store, *range(1, 20)))
+            until(lambda: has(store, *range(1, 20)))
             owner.compact().result(10)
             fill(owner, 20)
-            wait_until(lambda: has(store, *range(1, 21)))
+            until(lambda: has(store, *range(1, 21)))
             owner.clear().result(10)
-            wait_until(lambda: has(store))
+            until(lambda: has(store))
             assert store.generation > generation
             fill(owner, 7)
-            wait_until(lambda: has(store, 7))
+            until(lambda: has(store, 7))
 
 
 def test_half_a_line(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_half_a_line(tmp_path: Path) -> None:
         assert has(store, 1)
         with path.open("ab") as file:
             file.write(second[50:])
-        wait_until(lambda: has(store, 1, 2))
+        until(lambda: has(store, 1, 2))
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

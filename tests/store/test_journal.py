@@ -23,8 +23,9 @@ import pytest
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.keys import FORMAT_VERSION
 from sglang_cached_addon.store import StoreError
-from sglang_cached_addon.store.journal import MAX_PENDING, Journal, Loaded
+from sglang_cached_addon.store.journal import MAX_PENDING, Journal, Loaded, examine
 from sglang_cached_addon.store.lines import OtherVersion, parse, seal
+from tests.conftest import until
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 Line = tuple[bytes, str, tuple[Sample, ...]]
@@ -55,7 +56,7 @@ class Opened:
 
     def settle(self) -> None:
         """Waits until the file has it all."""
-        wait_until(lambda: self.journal.pending == 0)
+        until(lambda: self.journal.pending == 0)
 
 
 @contextmanager
@@ -83,13 +84,6 @@ def write(folder: Path, *lines: Line) -> bytes:
 def read(folder: Path) -> list[Line]:
     with opened(folder) as journal:
         return journal.lines
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 # Round trip
@@ -169,10 +163,10 @@ def test_written_while_open(tmp_path: Path) -> None:
     path = tmp_path / "cache.jsonl"
     with opened(tmp_path) as journal:
         journal.append(line(A, b'{"x":1}'))
-        wait_until(lambda: b'"answers":[{"x":1}],"sum":' in path.read_bytes(), 2)
-        wait_until(lambda: journal.journal.pending == 0, 2)
+        until(lambda: b'"answers":[{"x":1}],"sum":' in path.read_bytes())
+        until(lambda: journal.journal.pending == 0)
         journal.append(line(A, b'{"x":2}'))
-        wait_until(lambda: b'"answers":[{"x":2}],"sum":' in path.read_bytes(), 2)
+        until(lambda: b'"answers":[{"x":2}],"sum":' in path.read_bytes())
 
 
 def test_close_writes_everything(tmp_path: Path) -> None:
@@ -1012,18 +1006,18 @@ def test_fsync(
         real(handle)
 
     monkeypatch.setattr(os, "fsync", note)
-    monkeypatch.setattr("sglang_cached_addon.store.journal.SYNC_SECONDS", 0.1)
+    monkeypatch.setattr("sglang_cached_addon.store.syncer.SYNC_SECONDS", 0.1)
     journal = Journal(tmp_path, fsync=fsync)
     journal.load()
     path = tmp_path / "cache.jsonl"
     for n in range(3):
         before = path.stat().st_size
         journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2])
-        wait_until(lambda: journal.pending == 0)
+        until(lambda: journal.pending == 0)
         size = path.stat().st_size
         assert size > before
         if open_syncs:  # though no more lines come
-            wait_until(lambda size=size: size in sizes)
+            until(lambda size=size: size in sizes)
     assert bool(sizes) is open_syncs
     journal.close()
     assert sizes[-1] == path.stat().st_size
@@ -1036,20 +1030,52 @@ def test_unknown_fsync(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("fsync", ["always", "interval"])
 def test_sync_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    fsync: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failing disk would end the storing, or flood the log."""
+    attempts: list[int] = []
+
+    def fail_again(handle: int) -> None:
+        attempts.append(handle)
+        fail()
+
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fail)
-        journal = Journal(tmp_path, fsync="always")
+        patch.setattr("sglang_cached_addon.store.syncer.SYNC_SECONDS", 0.05)
+        patch.setattr(os, "fsync", fail_again)
+        journal = Journal(tmp_path, fsync=fsync)
         journal.load()
         for n in range(3):
             journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2])
-            wait_until(lambda: journal.pending == 0)
+            until(lambda: journal.pending == 0)
+        until(lambda: len(attempts) > 2)
         assert len(caplog.records) == 1
     journal.close()
     assert numbers(tmp_path) == [0, 1, 2]
+
+
+def test_sync_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk would hold up the lines of each second, and a crash would cost them."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def take_long(handle: int) -> None:
+        begun.set()
+        ended.wait(20)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sglang_cached_addon.store.syncer.SYNC_SECONDS", 0.0)
+        patch.setattr(os, "fsync", take_long)
+        journal = Journal(tmp_path)
+        journal.load()
+        journal.append(A, "chat", None, line(A, b'{"x":0}')[2])
+        assert begun.wait(20)
+        journal.append(A, "chat", None, line(A, b'{"x":1}')[2])
+        until(lambda: journal.pending == 0)
+        assert not ended.is_set()
+        assert examine(tmp_path / "cache.jsonl", lambda number, why: None).samples == 2
+        ended.set()
+        journal.close()
 
 
 # Too much for the disk
@@ -1165,7 +1191,7 @@ def test_clear_of_others_beside_what_waits(tmp_path: Path) -> None:
         held.release()
         for one in done:
             one.result(10)
-        wait_until(lambda: journal.journal.read(B, waits=True))
+        until(lambda: journal.journal.read(B, waits=True))
         assert list(journal.journal.index) == [B]
         found = journal.journal.read(B, waits=True)
         assert [sample.answer for sample in found or ()] == [b'{"x":2}', b'{"x":4}']

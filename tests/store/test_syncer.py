@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.store import syncer
+from sglang_cached_addon.store.syncer import Syncer
+from tests.conftest import until
+
+
+class Disk:
+    """Notes which files are synced, and what size they have then."""
+
+    def __init__(self) -> None:
+        self.synced: list[tuple[int, int]] = []
+        self.failures = 0
+
+    def fsync(self, handle: int) -> None:
+        found = os.fstat(handle)
+        self.synced.append((found.st_ino, found.st_size))
+        if self.failures:
+            self.failures -= 1
+            raise OSError(5, "Input/output error")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    monkeypatch.setattr(syncer, "SYNC_SECONDS", 0.05)
+    return disk
+
+
+@pytest.fixture
+def handles(tmp_path: Path) -> Iterator[list[int]]:
+    """Of two empty files."""
+    files = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in "ab"]
+    yield files
+    for file in files:
+        os.close(file)
+
+
+def test_several(disk: Disk, handles: list[int], tmp_path: Path) -> None:
+    """What came while others waited would be waited for in vain, or each write be synced."""
+    a, _ = handles
+    one = Syncer(tmp_path)
+    for _ in range(3):
+        os.write(a, b"x")
+        one.note(a)
+    until(lambda: bool(disk.synced))
+    os.write(a, b"x")
+    one.note(a)
+    until(lambda: len(disk.synced) == 2)
+    one.close()
+    ino = os.fstat(a).st_ino
+    assert disk.synced == [(ino, 3), (ino, 4)]
+
+
+def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
+    """What is written to a compacted file would not be synced, as the one before is."""
+    a, b = handles
+    one = Syncer(tmp_path)
+    one.note(a)
+    one.note(b)
+    until(lambda: bool(disk.synced))
+    one.close()
+    assert disk.synced == [(os.fstat(b).st_ino, 0)]
+
+
+def test_failure(
+    disk: Disk, handles: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that fails for a while would end the syncing, or flood the log."""
+    disk.failures = 3
+    one = Syncer(tmp_path)
+    one.note(handles[0])
+    until(lambda: len(disk.synced) == 4)
+    one.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_close(handles: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would end later than it could, or leave a file open."""
+    monkeypatch.setattr(syncer, "SYNC_SECONDS", 600)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    threads = threading.active_count()
+    one = Syncer(tmp_path)
+    for handle in (*handles, *handles):
+        one.note(handle)
+    one.close()
+    one.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert threading.active_count() == threads
