@@ -114,9 +114,9 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
     return start_proxy(simulator.url)
 
 
-def until(condition: Callable[[], Any]) -> Any:
-    """Waits for what another thread or process is about to do; fails after 10 s."""
-    deadline = time.monotonic() + 10
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Waits for what another thread or process is about to do; not for longer than that."""
+    deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import socket
-import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from sglang_cached_addon import admission
 from sglang_cached_addon import upstream as module
@@ -30,6 +24,7 @@ from sglang_cached_addon.identity import Change
 from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.store.state import StateFile
 from sglang_cached_addon.upstream import State, Upstream
+from tests.certificates import self_signed
 
 SECONDS = 20
 """No test takes longer, whatever it waits for."""
@@ -38,38 +33,6 @@ ROUTE = ("POST", "/generate")
 INFO = {"model_path": "m", "served_model_name": "m", "weight_version": "1"}
 SERVER = {"random_seed": 1, "version": "0.5", "api_key": "very-secret"}
 MODELS = {"object": "list", "data": [{"id": "m", "created": 1}]}
-
-
-def self_signed(folder: Path) -> ssl.SSLContext:
-    """A server's context with a certificate for 127.0.0.1 that nobody vouches for."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "self-signed.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context
 
 
 def dead_url() -> str:

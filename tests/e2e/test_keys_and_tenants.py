@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy, cache_status
-from tests.e2e.test_proxy import BODIES, post, sampled, until
+from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import json_texts, sampling, texts
 
 GENERATE, COMPLETIONS, CHAT = BODIES

@@ -20,8 +20,8 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy
-from tests.e2e.test_proxy import BODIES, post, sampled, until
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import Stream, json_texts, texts
 
 GENERATE, COMPLETIONS, CHAT = BODIES

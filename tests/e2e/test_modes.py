@@ -15,9 +15,9 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy, cache_status
+from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.conftest import StartFront
-from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled, until
+from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
 from tests.e2e.test_streams import DONE, json_texts, sampling, texts
 
 GENERATE, COMPLETIONS, CHAT = BODIES

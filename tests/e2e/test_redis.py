@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy
-from tests.e2e.test_proxy import PARAMS, sampled, until
+from tests.certificates import certificate
+from tests.conftest import Proxy, until
+from tests.e2e.test_proxy import PARAMS, sampled
 from tests.redis import RedisServer, free_port, needs_redis, running_redis
 
 pytestmark = needs_redis
@@ -34,12 +37,14 @@ class Started(ExitStack):
     def __init__(self, upstream: Simulator, folder: Path) -> None:
         super().__init__()
         self.proxies: list[Proxy] = []
+        self._servers = 0
         self._upstream = upstream
         self._folder = folder
 
     def redis(self, *options: str) -> RedisServer:
-        folder = self._folder / "redis"
+        folder = self._folder / f"redis-{self._servers}"
         folder.mkdir()
+        self._servers += 1
         server = RedisServer(folder, *options)
         self.callback(server.stop)
         return server
@@ -332,7 +337,7 @@ def test_clear(simulator: Simulator, trio: list[Proxy]) -> None:
         until(lambda: simulator.waiting == 1)
         answer = requests.post(f"{trio[0].url}/cache/clear", timeout=10)
         assert answer.status_code == 200
-        within(1.0, lambda: not any(proxy.stats()["num_keys"] for proxy in trio))
+        until(lambda: not any(proxy.stats()["num_keys"] for proxy in trio), 1.0)
         simulator.release()
         text = late.result()
     assert ask(trio[1], "late") != text
@@ -347,7 +352,7 @@ def test_clear_of_another_model(simulator: Simulator, trio: list[Proxy]) -> None
     ask(trio[0], "two")
     assert [ask(proxy, "one") for proxy in trio] == old
     assert requests.post(f"{trio[0].url}/cache/clear?model=current", timeout=10).ok
-    within(1.0, lambda: not any(proxy.stats()["num_keys"] for proxy in trio))
+    until(lambda: not any(proxy.stats()["num_keys"] for proxy in trio), 1.0)
 
 
 def test_replacement(simulator: Simulator, trio: list[Proxy]) -> None:
@@ -355,7 +360,7 @@ def test_replacement(simulator: Simulator, trio: list[Proxy]) -> None:
     old = [ask(proxy, "one", 2) for proxy in trio]
     new = ask(trio[0], "one", 2, **{"Cache-Control": "no-cache"})
     assert not set(new) & set(old[0])
-    within(1.0, lambda: [ask(proxy, "one", 2) for proxy in trio] == [new] * 3)
+    until(lambda: [ask(proxy, "one", 2) for proxy in trio] == [new] * 3, 1.0)
     assert generated(simulator) == {"one": 4}
 
 
@@ -366,8 +371,8 @@ def test_model_change(simulator: Simulator, started: Started) -> None:
     assert old == [old[0]] * 3
     update = f"{trio[0].url}/update_weights_from_tensor"
     assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=10).ok
-    within(1.0, lambda: ask(trio[1], "one") != old[0])
-    within(1.0, lambda: len({fingerprint(proxy) for proxy in trio}) == 1)
+    until(lambda: ask(trio[1], "one") != old[0], 1.0)
+    until(lambda: len({fingerprint(proxy) for proxy in trio}) == 1, 1.0)
     ask(trio[0], "two")
     until(lambda: ask(trio[0], "two") == ask(trio[1], "two") == ask(trio[2], "two"))
     # One that comes later knows of it as well.
@@ -378,12 +383,6 @@ def test_model_change(simulator: Simulator, started: Started) -> None:
 
 def fingerprint(proxy: Proxy) -> str:
     return str(requests.get(f"{proxy.url}/cache/info", timeout=10).json()["model"]["fingerprint"])
-
-
-def within(seconds: float, condition: Callable[[], Any]) -> None:
-    started = time.monotonic()
-    until(condition)
-    assert time.monotonic() - started < seconds
 
 
 # Redis in trouble
@@ -472,28 +471,84 @@ def test_password_and_socket(simulator: Simulator, started: Started) -> None:
         assert "secret" not in info.text + proxy.log + proxy.banner
 
 
-def test_cluster(simulator: Simulator, started: Started) -> None:
-    server = started.redis("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with server.client() as client:
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-        until(lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"))
-    pair = started.some(2, server.url.replace("redis:", "redis+cluster:"))
+def test_tls(simulator: Simulator, started: Started, tmp_path: Path) -> None:
+    port, pem = free_port(), str(certificate(tmp_path))
+    started.redis(
+        "--tls-port", str(port), "--tls-cert-file", pem, "--tls-key-file", pem,
+        "--tls-ca-cert-file", pem, "--tls-auth-clients", "no",
+    )  # fmt: skip
+    url = f"rediss://127.0.0.1:{port}/0"
+    everything_shared(simulator, started.some(2, f"{url}?ssl_ca_certs={pem}"))
+    stranger = started.proxy(url, up=False)
+    assert ask(stranger, "one") and ask(stranger, "two")
+    assert shared(stranger)["state"] != "up"
+    assert stranger.log.count("CERTIFICATE_VERIFY_FAILED") == 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_cluster(count: int, simulator: Simulator, started: Started) -> None:
+    buses = [free_port() for _ in range(count)]
+    nodes = [started.redis("--cluster-enabled", "yes", "--cluster-port", str(b)) for b in buses]
+    slots = [16384 * i // count for i in range(count + 1)]
+    for node, (first, end) in zip(nodes, itertools.pairwise(slots), strict=True):
+        with node.client() as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, end - 1)
+            for other, bus in zip(nodes, buses, strict=True):
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, bus)
+    for node in nodes:
+        with node.client() as client:
+            until(lambda client=client: b"state:ok" in client.execute_command("CLUSTER", "INFO"))
+    pair = started.some(2, nodes[0].url.replace("redis:", "redis+cluster:"))
     everything_shared(simulator, pair)
+    texts = [ask(pair[i % 2], f"prompt {i}") for i in range(30)]
+    assert [ask(pair[1 - i % 2], f"prompt {i}") for i in range(30)] == texts
+    if count > 1:
+        for node in nodes:
+            with node.client() as client:
+                assert client.dbsize(), "a node has nothing"
+        nodes[1].stop()
+        # What it had is at hand, and what it would have is generated.
+        assert [ask(pair[1 - i % 2], f"prompt {i}") for i in range(30)] == texts
+        began = time.monotonic()
+        assert all(ask(pair[i % 2], f"new {i}") for i in range(30))
+        assert time.monotonic() - began < 15
 
 
-def test_sentinel(simulator: Simulator, started: Started) -> None:
+@pytest.mark.parametrize("fails", [False, True], ids=["stays", "fails"])
+def test_sentinel(fails: bool, simulator: Simulator, started: Started) -> None:
     server = started.redis()
     port = free_port()
     config = server.folder / "sentinel.conf"
     config.write_text(
         f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {server.port} 1\n"
+        "sentinel down-after-milliseconds main 500\n"
     )
+    if fails:
+        replica = started.redis("--replicaof", f"127.0.0.1 {server.port}")
+        with server.client() as client:
+            until(lambda: client.info("replication").get("slave0", {}).get("state") == "online")
     with running_redis(server.folder, str(config), "--sentinel", port=port):
         pair = started.some(2, f"redis+sentinel://127.0.0.1:{port}/main/0")
+        everything_shared(simulator, pair)
+        if not fails:
+            return
+        with redis.Redis(port=port) as sentinel:
+            until(lambda: sentinel.execute_command("SENTINEL", "REPLICAS", "main"))
+            texts = [ask(pair[i % 2], f"prompt {i}") for i in range(10)]
+            until(lambda: all(is_idle(proxy) for proxy in pair), 5)
+            server.stop()
+            assert ask(pair[0], "meanwhile")
+            until(lambda: sentinel.sentinel_get_master_addr_by_name("main")[1] == replica.port, 30)
+        until(lambda: all(shared(proxy)["state"] == "up" for proxy in pair), 10)
+        third = started.proxy(f"redis+sentinel://127.0.0.1:{port}/main/0")
+        asked = len(sampled(simulator))
+        assert [ask(third, f"prompt {i}") for i in range(10)] == texts
+        assert len(sampled(simulator)) == asked
         everything_shared(simulator, pair)
 
 
 def everything_shared(simulator: Simulator, pair: list[Proxy]) -> None:
+    simulator.received.clear()
     old = ask(pair[0], "one", 2)
     assert ask(pair[1], "one", 3)[:2] == old
     simulator.faults.append(Fault.HOLD)
@@ -510,7 +565,7 @@ def everything_shared(simulator: Simulator, pair: list[Proxy]) -> None:
     assert texts[0] == texts[1]
     assert sum(len(b["text"]) for b in sampled(simulator) if isinstance(b["text"], list)) == 3
     requests.post(f"{pair[0].url}/cache/clear", timeout=10)
-    within(1.0, lambda: not pair[1].stats()["num_keys"])
+    until(lambda: not pair[1].stats()["num_keys"], 1.0)
     assert ask(pair[1], "one", 2) != old
 
 

@@ -15,8 +15,8 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy, cache_status
-from tests.e2e.test_proxy import BODIES, post, sampled, until
+from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.replayer import replaying
 
 USAGE = {"include_usage": True}
