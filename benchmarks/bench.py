@@ -10,9 +10,10 @@ import itertools
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,8 @@ from benchmarks import client, entries, servers, wrk
 from benchmarks.bounds import entries as entries_name
 from benchmarks.calls import SMALL
 from benchmarks.cases import (
+    COMPACT,
+    COMPACT_ENTRIES,
     COSTS,
     REPLAYS,
     SPREAD_COSTS,
@@ -36,6 +39,7 @@ from benchmarks.cases import (
 from benchmarks.results import Results
 from benchmarks.servers import (
     ANEW,
+    COMPACTING,
     DIRECT,
     EARLY,
     FAR,
@@ -50,6 +54,7 @@ from benchmarks.servers import (
     READ,
     RELAYED,
     REPLAYED,
+    SETTLED,
     UNSTORED,
     Server,
 )
@@ -58,6 +63,9 @@ FAILURES = (
     servers.ServerError, client.NotAsClaimed, wrk.WrkError,
     OSError, ValueError, subprocess.SubprocessError,
 )  # fmt: skip
+
+COMPACT_SECONDS = 60.0
+"""Within which a compaction begins, and within which it ends."""
 
 EVENTS_PER_SECOND = 200
 """Of one stream of the stub."""
@@ -107,6 +115,7 @@ class Bench:
                 self._replays(turn, stub)
                 self._spread(turn, stub)
                 self._scale(turn, stub)
+                self._compact(turn, stub)
         self._store(turn)
 
     def _targets(self, turn: int, stub: Server) -> None:
@@ -239,6 +248,26 @@ class Bench:
             started = self._start_filled(stack, stub, sizes, copies)
             for case in cases:
                 self._load(case, started, turn)
+
+    def _compact(self, turn: int, stub: Server) -> None:
+        """Hits while a journal of which two thirds are dead is compacted, and afterwards."""
+        if not self._wants(COMPACT):
+            return
+        with self._attempt("compact"), TemporaryDirectory(dir=self._work) as name:
+            folder = Path(name)
+            aside = folder / "cache.jsonl.new"
+            entries.write_journal(folder, SMALL, COMPACT_ENTRIES, times=3)
+            with servers.ours(stub, folder, COMPACTING, entries=COMPACT_ENTRIES) as server:
+                for target in (COMPACTING, SETTLED):
+                    is_compacting = target == COMPACTING
+                    deadline = time.monotonic() + COMPACT_SECONDS
+                    while aside.exists() is not is_compacting:
+                        if time.monotonic() > deadline:
+                            raise ValueError(f"not {target}")
+                        time.sleep(0.01)
+                    self._load(COMPACT, [replace(server, name=target)], turn)
+                    if is_compacting and not aside.exists():
+                        raise ValueError("was compacted before that was measured")
 
     def _start_filled(
         self, stack: ExitStack, stub: Server, sizes: Sequence[int], copies: Path | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks import client, wrk
 from benchmarks.calls import FOUR, LARGE, SMALL, Call
-from benchmarks.servers import DIRECT, MITMDUMP, NGINX, Server
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, SETTLED, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,13 @@ def spread(reference: str) -> tuple[Case, ...]:
 
 STORE = ("open", "entry", "get")
 """Opening a large journal, what its entries cost, and getting at them."""
+
+
+COMPACT = Case("compact", SMALL, SETTLED)
+"""Hits at random while the journal is compacted, and afterwards."""
+
+COMPACT_ENTRIES = 100_000
+"""So many that it takes longer than a measurement."""
 
 
 SPREAD_COSTS = ("spread-start", "spread-memory")

@@ -24,18 +24,23 @@ FINGERPRINT = Epochs().fingerprint(_STUB) if _STUB else ""
 _BATCH = 10_000
 
 
-def write_journal(folder: Path, call: Call, entries: int) -> None:
-    """Makes `cache.jsonl` in the folder, with numbers 0 to `entries` - 1 of a call."""
+def write_journal(folder: Path, call: Call, entries: int, *, times: int = 1) -> None:
+    """Makes `cache.jsonl` in the folder, with numbers 0 to `entries` - 1 of a call. What is
+    written several `times` replaces what came before."""
     dialect = dialects.installed()["POST", call.path]
     digester = keys.Digester(FINGERPRINT, dialect.name)
     content = dialect.read(keys.parse(call.template.encode())).items[0].decode()
-    sample = Sample(orjson.dumps(stub.generated(1)), 1795408031.0, 0.018, len(stub.TOKENS))
+    answer = orjson.dumps(stub.generated(1))
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "cache.jsonl", "wb") as file:
-        for start in range(0, entries, _BATCH):
-            lines = bytearray()
-            for number in range(start, min(start + _BATCH, entries)):
-                asked = numbered(content, number)
-                raw = digester.raw(numbered(call.template, number))
-                lines += encode(digester.key(asked), dialect.name, asked, [sample], raw)
-            file.write(lines)
+        for turn in range(times):
+            at = 1795408031.0 + turn
+            sample = Sample(answer, at, 0.018, len(stub.TOKENS))
+            for start in range(0, entries, _BATCH):
+                lines = bytearray()
+                for number in range(start, min(start + _BATCH, entries)):
+                    asked = numbered(content, number)
+                    key, raw = digester.key(asked), digester.raw(numbered(call.template, number))
+                    first, since = (None, at) if turn else (asked, None)
+                    lines += encode(key, dialect.name, first, [sample], raw, since)
+                file.write(lines)

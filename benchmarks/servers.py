@@ -30,10 +30,11 @@ STOP_SECONDS = 15.0
 
 DIRECT, NGINX, MITMDUMP, OURS = "direct", "nginx", "mitmdump", "sglang-cached"
 UNSTORED = "sglang-cached, unstored"
+"""Ours with calls that it passes on without a look at the answer."""
 READ, LINES = "reading the file", "reading its lines"
 ANEW, KEPT = "index made anew", "index kept"
 FAR, NEAR = "from disk", "from memory"
-"""Ours with calls that it passes on without a look at the answer."""
+COMPACTING, SETTLED = "while compacting", "afterwards"
 JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
 EARLY, LATE = "after 10,000", "after 20,000"
 """Ours, in what it does."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import orjson
@@ -48,6 +49,9 @@ _RECORD = struct.Struct("<QIdHB16s")
 _SIZE = _RECORD.size
 _NONE = bytes(16)
 _ENTRY = struct.Struct(f"32s{_SIZE}s")
+
+_PIECE = 4096
+"""Entries."""
 
 
 class Index:
@@ -188,22 +192,27 @@ class Index:
         other.by_dialect = self.by_dialect.copy()
         return other
 
-    def dump(self) -> bytes:
-        """What `load` reads. Nothing may wait to be written."""
-        one = [key + records for key, records in self._entries.items() if len(records) == _SIZE]
-        more = [
-            key + len(records).to_bytes(4, "little") + records
-            for key, records in self._entries.items()
-            if len(records) != _SIZE
-        ]
+    def dump(self) -> Iterator[bytes]:
+        """What `load` reads, in pieces: between them, other threads have their turn. Nothing may
+        wait to be written."""
+        items = self._entries.items()
         head = {
             "dialects": self._dialects,
             "samples": self.samples,
             "bytes": self.bytes,
             "by_dialect": dict(self.by_dialect),
-            "entries": len(one),
+            "entries": sum(len(records) == _SIZE for _, records in items),
         }
-        return b"".join([orjson.dumps(head), b"\n", *one, *more])
+        yield orjson.dumps(head) + b"\n"
+        one = (key + records for key, records in items if len(records) == _SIZE)
+        more = (
+            key + len(records).to_bytes(4, "little") + records
+            for key, records in items
+            if len(records) != _SIZE
+        )
+        for entries in (one, more):
+            while piece := b"".join(islice(entries, _PIECE)):
+                yield piece
 
     @classmethod
     def load(cls, data: bytes) -> Index:

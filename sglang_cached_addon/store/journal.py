@@ -391,18 +391,22 @@ class Journal:
             if self._pending or not grown:
                 return
             index, lines = self.index.copy(), self._lines
-        data = index.dump()  # not under the lock, which the event loop wants
+        pieces, checksum = [], 0  # not under the lock, which the event loop wants
+        for piece in index.dump():
+            pieces.append(piece)
+            checksum = zlib.crc32(piece, checksum)
         aside = self._index_path.with_suffix(".index.new")
         head = {
             "v": INDEX_VERSION,
-            "sum": zlib.crc32(data),
+            "sum": checksum,
             "lines": lines,
             "bytes": size,
             "others": self._others,
             "tail": self._tail(size),
         }
         try:
-            aside.write_bytes(orjson.dumps(head) + b"\n" + data)
+            with open(aside, "wb") as file:
+                file.writelines([orjson.dumps(head) + b"\n", *pieces])
             aside.chmod(os.fstat(self._file.fileno()).st_mode & 0o7777)
             aside.replace(self._index_path)
             self._indexed = size
