@@ -27,6 +27,7 @@ from mitmproxy import addonmanager, ctx, exceptions, http
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.connection import Client
+from mitmproxy.net.http.http1 import assemble_response
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.commands import StartHook
 from mitmproxy.proxy.context import Context
@@ -218,7 +219,12 @@ class SglangCached:
         if self._broken or not isinstance(client.proxy_mode, ReverseMode) or not self._is_alone():
             return
         handler = _handler_of(client)
-        if handler and (lane := express.open_lane(handler, self._heads, self._answer)):
+        is_local = _is_local(client)
+
+        def fill(head: wire.Head, body: bytes) -> express.Way | None:
+            return self._fill(head, body, is_local=is_local)
+
+        if handler and (lane := express.open_lane(handler, self._heads, self._answer, fill)):
             self._lanes[client] = lane
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -326,7 +332,7 @@ class SglangCached:
         """Whether a request that is not even read must not go upstream."""
         if self.settings is not None and self.settings.mode is Mode.OFFLINE:
             return True
-        headers = _request_headers(request)
+        headers = _by_name(request.headers.fields)
         return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
 
     # The fast lane
@@ -395,6 +401,29 @@ class SglangCached:
             logger.info("%s", outcome.line(head.path, time.monotonic() - started))
         status = hit_status(outcome.key)
         return wire.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
+
+    def _fill(self, head: wire.Head, body: bytes, *, is_local: bool) -> express.Way | None:
+        """The way to what is not all stored; None if it has to go through the hooks."""
+        if self._service is None or ctx.options.body_size_limit:  # of which mitmproxy knows
+            return None
+        request = Request(head.method, head.path, _by_name(head.fields), body)
+        way = self._service.fill(Ask(request, head.fields, is_local=is_local))
+        return self._filled(head, way) if way else None
+
+    async def _filled(self, head: wire.Head, way: Coroutine[Any, Any, Answer]) -> bytes | None:
+        started = time.monotonic()
+        answer = await way
+        if isinstance(answer, Hit):
+            response = _json_response(200, answer.body)
+        elif isinstance(answer, Reply):
+            response = _response(answer.status, answer.headers, answer.body)
+        else:  # things have changed meanwhile
+            return None
+        _say(response, answer.outcome)
+        if self.settings and not self.settings.quiet:
+            logger.info("%s", answer.outcome.line(head.path, time.monotonic() - started))
+        data: bytes = assemble_response(response)
+        return data
 
     # What the hooks do
 
@@ -729,7 +758,7 @@ def _caller(flow: http.HTTPFlow, host: str) -> routes.Caller:
     """Who asks for one of our own routes, as sent to that host."""
     headers = flow.request.headers
     return routes.Caller(
-        _is_local(flow),
+        _is_local(flow.client_conn),
         host,
         headers.get("origin"),
         headers.get("sec-fetch-site"),
@@ -737,9 +766,9 @@ def _caller(flow: http.HTTPFlow, host: str) -> routes.Caller:
     )
 
 
-def _request_headers(request: http.Request) -> dict[bytes, bytes]:
+def _by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
-    for name, value in request.headers.fields:
+    for name, value in fields:
         name = name.lower()
         headers[name] = headers[name] + b", " + value if name in headers else value
     return headers
@@ -747,16 +776,17 @@ def _request_headers(request: http.Request) -> dict[bytes, bytes]:
 
 def _request(request: http.Request) -> Request:
     body = request.raw_content or b""
-    return Request(request.method, request.path, _request_headers(request), body)
+    return Request(request.method, request.path, _by_name(request.headers.fields), body)
 
 
 def _ask(flow: http.HTTPFlow, is_chunkable: bool) -> Ask:
     request = flow.request
-    return Ask(_request(request), request.headers.fields, is_chunkable, _is_local(flow))
+    is_local = _is_local(flow.client_conn)
+    return Ask(_request(request), request.headers.fields, is_chunkable, is_local)
 
 
-def _is_local(flow: http.HTTPFlow) -> bool:
-    address = ip_address(flow.client_conn.peername[0].split("%")[0])
+def _is_local(client: Client) -> bool:
+    address = ip_address(client.peername[0].split("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return bool((mapped or address).is_loopback)
 
@@ -803,18 +833,22 @@ def _stream_response(fields: Iterable[tuple[bytes, bytes]] = ()) -> http.Respons
 
 def _mark(flow: http.HTTPFlow, response: http.Response, outcome: Outcome) -> None:
     """Shows an outcome in the answer's head, and to people in mitmweb."""
-    for name, value in _show(flow, outcome).items():
+    _show(flow, outcome)
+    _say(response, outcome)
+
+
+def _say(response: http.Response, outcome: Outcome) -> None:
+    """Shows an outcome in the answer's head."""
+    for name, value in outcome.headers():
         # RFC 9211 §2: a list, the cache nearest to the origin first.
         known = response.headers.get(name) if name == "Cache-Status" else None
         response.headers[name] = f"{known}, {value}" if known else value
 
 
-def _show(flow: http.HTTPFlow, outcome: Outcome) -> dict[str, str]:
-    """Notes an outcome where mitmweb shows it; gives the header fields that say the same."""
-    fields = dict(outcome.headers())
+def _show(flow: http.HTTPFlow, outcome: Outcome) -> None:
+    """Notes an outcome where mitmweb shows it."""
     flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
-    flow.metadata[_HEADERS] = fields
-    return fields
+    flow.metadata[_HEADERS] = dict(outcome.headers())
 
 
 def _size(path: Path) -> int:

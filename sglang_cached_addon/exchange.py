@@ -180,13 +180,13 @@ class Exchange:
 
     def find(
         self, request: Request, now: float, terms: Terms = PLAIN, tenant: bytes = b""
-    ) -> Hit | Known | Bypass:
-        """What there is for a request whose route has a dialect. A hit is not counted yet."""
+    ) -> Hit | Known | Reason:
+        """What there is for a request whose route has a dialect, or why it is not looked up.
+        Nothing is counted yet."""
         if reason := policy.lookup_refusal(request.headers):
-            return self.bypass(reason)
+            return reason
         dialect = self.dialects[request.method, request.path]
-        found = self._find(dialect, request.body, now, tenant, terms)
-        return self.bypass(found) if isinstance(found, Reason) else found
+        return self._find(dialect, request.body, now, tenant, terms)
 
     def lookup(
         self,

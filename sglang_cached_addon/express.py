@@ -1,17 +1,19 @@
-"""The fast lane: hits are answered where their bytes arrive, before mitmproxy sees them.
+"""The fast lane: plain calls are answered where their bytes arrive, before mitmproxy sees them.
 
 A `Lane` takes the place of the protocol of a client's transport. At a message boundary
 (mitmproxy has seen all that it was given, and its HTTP layer is between two requests) a
-complete, plain request whose samples are all stored is answered with one write. Everything
-else goes on to mitmproxy, byte for byte. The lane never forwards, never waits for upstream,
-never stores, and is out of sight but for its speed. What it relies on of mitmproxy's and
-asyncio's inside is in `open_lane` and `is_idle`, and `self_check` tries it.
+complete, plain request whose samples are all stored is answered with one write; one that
+others answer in time is waited for, with what comes behind it. Everything else goes on to
+mitmproxy, byte for byte. The lane is out of sight but for its speed. What it relies on of
+mitmproxy's and asyncio's inside is in `open_lane` and `is_idle`, and `self_check` tries it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from mitmproxy.connection import Client
 from mitmproxy.options import Options
@@ -19,12 +21,23 @@ from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 from mitmproxy.proxy.layers.http._http1 import Http1Server
-from mitmproxy.proxy.server import ConnectionHandler
+from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
 from sglang_cached_addon.wire import Head, HeadReader, NoHead
 
 Answer = Callable[[Head, bytes], bytes | None]
 """The bytes that answer a request, or None if not every sample is stored."""
+
+Way = Coroutine[Any, Any, bytes | None]
+"""To the bytes that answer a request, or to None if that is for mitmproxy."""
+
+Fill = Callable[[Head, bytes], Way | None]
+"""The way to what is not all stored, or None if the request is for mitmproxy."""
+
+MAX_HELD = 256 * 1024
+"""Bytes that are taken from a client while its answer is waited for."""
+
+logger = logging.getLogger("sglang_cached_addon")
 
 # Received into and copied from before anything else happens, so all connections share it.
 _BUFFER = bytearray(256 * 1024)
@@ -40,7 +53,8 @@ class Lane(asyncio.BufferedProtocol):
         protocol: asyncio.Protocol,
         reader: HeadReader,
         answer: Answer,
-        touch: Callable[[], object],
+        fill: Fill,
+        watchdog: TimeoutWatchdog,
     ) -> None:
         self.given = 0
         """Bytes that mitmproxy has been given."""
@@ -53,12 +67,15 @@ class Lane(asyncio.BufferedProtocol):
         self._protocol = protocol
         self._reader = reader
         self._answer = answer
-        self._touch = touch
+        self._fill = fill
+        self._watchdog = watchdog
         self._is_full = False
         """The client does not read as fast as it is answered."""
         self._held = bytearray()
         self._wanted = 0
         """Bytes of the held request, as far as its head is known."""
+        self._filling: asyncio.Task[None] | None = None
+        """Waits for the answer to the held request."""
 
     # What the transport calls
 
@@ -67,7 +84,11 @@ class Lane(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(_VIEW[:nbytes])
-        if self._is_full or not self._is_at_boundary():
+        if self._filling:
+            self._held += data
+            if len(self._held) > self._wanted + MAX_HELD:
+                self._transport.pause_reading()
+        elif self._is_full or not self._is_at_boundary():
             self._give(data)
         elif not self._held:
             self._receive(data)
@@ -77,10 +98,12 @@ class Lane(asyncio.BufferedProtocol):
                 self._receive(bytes(self._held))
 
     def eof_received(self) -> bool | None:
-        self._give(b"")
+        if not self._leave():
+            self._give(b"")
         return self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -109,21 +132,63 @@ class Lane(asyncio.BufferedProtocol):
                 self._wanted = end
                 self._held[:] = data
                 return
-            answer = self._answer(head, data[head.size : end])
+            body = data[head.size : end]
+            answer = self._answer(head, body)
             if answer is None:
-                break
-            self._touch()
-            self._transport.write(answer)
+                way = self._fill(head, body)
+                if way is None:
+                    break
+                self._wanted = end
+                self._held[:] = data
+                self._filling = asyncio.ensure_future(self._wait(way, head))
+                return
             data = data[end:]
-            if head.closes:
-                self._held.clear()
-                self._transport.close()
+            if not self._send(answer, head):
                 return
             if self._is_full:
                 break
         self._held.clear()
         self._wanted = 0
         self._give(data)
+
+    def _send(self, answer: bytes, head: Head) -> bool:
+        """Whether there may be another request."""
+        self._watchdog.register_activity()
+        self._transport.write(answer)
+        if head.closes:
+            self._held.clear()
+            self._transport.close()
+        return not head.closes
+
+    async def _wait(self, way: Way, head: Head) -> None:
+        """Answers the held request, or gives it on, and then what has come behind it."""
+        answer = None
+        try:
+            with self._watchdog.disarm():
+                answer = await way
+        except Exception:  # as with a hook that fails: the request goes on without us
+            logger.exception("sglang-cached: error in the fast lane")
+        self._filling = None
+        data, end = bytes(self._held), self._wanted
+        self._held.clear()
+        self._wanted = 0
+        self._transport.resume_reading()
+        if answer is None:
+            self._give(data)
+        elif self._send(answer, head):
+            rest = data[end:]
+            if self._is_full:
+                self._give(rest)
+            else:
+                self._receive(rest)
+
+    def _leave(self) -> bool:
+        """The client is gone, and wants no answer; whether one was waited for."""
+        filling, self._filling = self._filling, None
+        if filling:
+            filling.cancel()
+            self._held.clear()
+        return filling is not None
 
     def _give(self, data: bytes) -> None:
         """Gives bytes, and those held before them, to mitmproxy."""
@@ -157,7 +222,9 @@ class Passage(layer.Layer):
         return self.handle_event(event)
 
 
-def open_lane(handler: ConnectionHandler, reader: HeadReader, answer: Answer) -> Lane | None:
+def open_lane(
+    handler: ConnectionHandler, reader: HeadReader, answer: Answer, fill: Fill
+) -> Lane | None:
     """Puts a lane before a client that has just connected; None where that cannot be."""
     io = handler.transports[handler.client]
     stream, writer = io.reader, io.writer
@@ -166,7 +233,7 @@ def open_lane(handler: ConnectionHandler, reader: HeadReader, answer: Answer) ->
     transport, protocol = writer.transport, writer.transport.get_protocol()
     if not isinstance(transport, asyncio.Transport) or not isinstance(protocol, asyncio.Protocol):
         return None
-    lane = Lane(transport, protocol, reader, answer, handler.timeout_watchdog.register_activity)
+    lane = Lane(transport, protocol, reader, answer, fill, handler.timeout_watchdog)
     lane.client = handler.client
     lane.given = _unread(stream)
     transport.set_protocol(lane)

@@ -187,18 +187,35 @@ class Service:
         now = time.time()
         return self._exchange.lookup(method, path, body, now, tenant=tenant, streams=streams)
 
+    def fill(self, ask: Ask) -> Coroutine[Any, Any, Answer] | None:
+        """What answers in time a plain request that `look_up` did not; None if it has to be
+        received as any other."""
+        terms = self._introduce(ask)
+        if isinstance(terms, Reason) or self.flights.replacing:
+            return None
+        if not self._upstream.admits(ask.credential, time.monotonic()):
+            return None
+        found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
+        if not isinstance(found, Known) or found.call.stream:
+            return None
+        return self._attend(ask, found, self._gather(ask, found, terms))
+
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call, or what gives it in time."""
-        headers = ask.request.headers
-        terms = policy.terms(self._mode, directives.parse(headers), time.time())
+        terms = self._introduce(ask)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        ask.credential = admission.credential(headers)
-        ask.tenant = ask.credential if self._isolates else b""
-        ask.shown = admission.credential_headers(headers)
         if self._upstream.admits(ask.credential, time.monotonic()):
             return self._decide(ask, terms)
         return self._admit(ask, terms)
+
+    def _introduce(self, ask: Ask) -> Terms | Reason:
+        """Notes who asks; on what terms, or why the request is to be passed on untouched."""
+        headers = ask.request.headers
+        ask.credential = admission.credential(headers)
+        ask.tenant = ask.credential if self._isolates else b""
+        ask.shown = admission.credential_headers(headers)
+        return policy.terms(self._mode, directives.parse(headers), time.time())
 
     async def _admit(self, ask: Ask, terms: Terms) -> Answer:
         """Answers a call when upstream has said who it is, and that the client may ask."""
@@ -214,8 +231,8 @@ class Service:
             if self.flights.replacing:
                 return self._wait_for_replacement(ask, terms)
             self._exchange.counters.hit(found.saved)
-        if isinstance(found, Bypass):
-            return self._let_pass(found, terms)
+        if isinstance(found, Reason):
+            return self._let_pass(self._exchange.bypass(found), terms)
         if not isinstance(found, Known):
             return found
         way = self._stream if found.call.stream else self._gather

@@ -40,6 +40,8 @@ class Head:
     """Bytes of the body."""
     closes: bool
     """The client wants the connection closed after the answer."""
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """As they came."""
     credential: bytes = b""
     """As `admission.credential`."""
 
@@ -102,6 +104,7 @@ class HeadReader:
         if route is None:
             return None
         fields: dict[bytes, bytes] = {}
+        raw_fields = []
         for line in lines:
             match = _FIELD.fullmatch(line)
             if match is None:
@@ -110,6 +113,7 @@ class HeadReader:
             if name in _FRAMING or (name in fields and name in _ONCE):
                 return None
             fields[name] = value
+            raw_fields.append((match[1], value))
         length = fields.get(b"content-length", b"")
         connection = fields.get(b"connection", b"keep-alive").lower()
         if (
@@ -122,7 +126,8 @@ class HeadReader:
         ):
             return None
         credential = admission.credential(fields)
-        return Head(*route, len(raw), int(length), connection == b"close", credential)
+        closes = connection == b"close"
+        return Head(*route, len(raw), int(length), closes, tuple(raw_fields), credential)
 
 
 def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:

@@ -80,7 +80,11 @@ class Way:
         tenant: bytes = b"",
     ) -> Hit | Known | Bypass:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.exchange.find(Request(method, path, JSON, raw), now, terms, tenant)
+        return self.look(Request(method, path, JSON, raw), now, terms, tenant)
+
+    def look(self, request: Request, now: float, *more: Any) -> Hit | Known | Bypass:
+        found = self.exchange.find(request, now, *more)
+        return self.exchange.bypass(found) if isinstance(found, Reason) else found
 
     def know(self, body: Any, path: str = GENERATE, **kwargs: Any) -> Known:
         found = self.find(body, path, **kwargs)
@@ -322,7 +326,7 @@ def test_equal_bytes_under_another_head() -> None:
     way.ask(body())
     raw = json.dumps(body()).encode()
     assert isinstance(way.receive(raw), Hit)
-    decision = way.exchange.find(Request("POST", GENERATE, {}, raw), 100.0)
+    decision = way.look(Request("POST", GENERATE, {}, raw), 100.0)
     assert isinstance(decision, Bypass)
 
 
@@ -432,7 +436,7 @@ def test_bypass(raw: bytes, headers: dict[bytes, bytes], reason: Reason) -> None
     """What is not understood would be answered from the cache, or not be told and counted."""
     way = Way()
     way.ask({"text": "a"})
-    decision = way.exchange.find(Request("POST", GENERATE, headers, raw), 100.0)
+    decision = way.look(Request("POST", GENERATE, headers, raw), 100.0)
     assert isinstance(decision, Bypass)
     assert (decision.outcome.kind, decision.outcome.reason) == (Kind.BYPASS, reason)
     assert way.counts["bypasses"] == {str(reason): 1}

@@ -7,6 +7,7 @@ import random
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +15,8 @@ import requests
 from mitmproxy.proxy.layers.http._http1 import Http1Server
 
 from sglang_cached_addon.express import self_check
-from tests.conftest import Proxy, corpus
+from sglang_cached_addon.simulator import Fault, Simulator
+from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
 from tests.test_wire import FOREIGN, head
 
@@ -23,6 +25,7 @@ QUIET_SECONDS = 0.5
 
 (PAIR,) = corpus("generate-n1")
 KNOWN = PAIR["request"]["body"].encode()
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
 
 
 def ask(url: str, body: bytes) -> requests.Response:
-    headers = {"Content-Type": "application/json"}
-    return requests.post(f"{url}/generate", data=body, headers=headers, timeout=30)
+    return requests.post(f"{url}/generate", data=body, headers=JSON, timeout=30)
 
 
 def request(body: bytes = KNOWN, *fields: bytes, line: bytes = b"POST /generate HTTP/1.1") -> bytes:
@@ -246,3 +248,46 @@ def test_a_client_that_does_not_read(twins: Twins) -> None:
             pass
     assert sent < bound
     assert ask(twins.lane.url, KNOWN).headers["X-Cache"] == "HIT"
+
+
+def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What comes while an answer is waited for would be answered out of turn, lost, or fill the
+    memory; and who hangs up would be waited for."""
+    proxy = start_proxy(simulator.url)
+    hit = request()
+    assert ask(proxy.url, KNOWN).ok
+    until(lambda: proxy.stats()["num_keys"])
+    host, port = proxy.url.removeprefix("http://").split(":")
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(10)
+        client.sendall(request(b'{"text": "slow"}') + hit + request(b"not json") + LAST)
+        until(lambda: simulator.waiting == 1)
+        client.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(10)
+        simulator.release()
+        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert re.findall(rb"(?m)^X-Cache: (\w+)", received) == [b"MISS", b"HIT", b"BYPASS"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(b'{"text": "slower"}'))
+        until(lambda: simulator.waiting == 1)
+        sent, bound = 0, 64 << 20
+        client.settimeout(0.5)
+        with suppress(TimeoutError):
+            while sent < bound:
+                sent += client.send(hit * 200)
+        assert sent < bound
+    # It was not read to the end, and that somebody has left is seen when it is.
+    simulator.release()
+    until(lambda: simulator.waiting == 0)
+    assert ask(proxy.url, KNOWN).headers["X-Cache"] == "HIT"
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(b'{"text": "left"}'))
+        until(lambda: simulator.waiting == 1)
+    until(lambda: proxy.stats()["fetches_in_flight"] == 0)
+    assert "Traceback" not in proxy.log, proxy.log
