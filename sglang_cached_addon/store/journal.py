@@ -671,7 +671,7 @@ class Journal:
                 asides[kind].write(line.removesuffix(b"\n") + b"\n")
 
             for number, line in enumerate(lines, 1):
-                if number % 16 == 0:
+                if number % 4 == 0:
                     time.sleep(0)  # lets the event loop have its turn
                 place, offset = Place(offset, len(line)), offset + len(line)
                 try:
