@@ -23,9 +23,10 @@ import requests
 import sglang_cached_addon
 from sglang_cached_addon.runner import StartError, normal_url
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from tests.certificates import self_signed
 from tests.conftest import Proxy, StartProxy, corpus
 from tests.replayer import Replayer
-from tests.test_upstream import dead_url, self_signed
+from tests.test_upstream import dead_url
 
 ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"

@@ -20,9 +20,10 @@ import requests
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.simulator import Simulator
+from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
-from tests.test_upstream import dead_url, self_signed
+from tests.test_upstream import dead_url
 
 OPTIONS = (
     "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",

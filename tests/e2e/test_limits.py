@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
 import shutil
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.simulator import Simulator
-from tests.conftest import Proxy, StartProxy, until
+from sglang_cached_addon.store.lines import encode
+from tests.conftest import COMMAND, Proxy, StartProxy, until
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
 
 GENERATE, *_ = BODIES
@@ -166,3 +172,30 @@ def test_removed(is_all: bool, simulator: Simulator, start_proxy: StartProxy) ->
     assert proxy.stop() == 0
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "a", "b", "c", "old") == "HHHM", "the model has changed since"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> None:
+    """Who starts with a large cache would think that nothing happens; who reads a log would find
+    it full of percentages."""
+    sample = Sample(b"{}", 1.0, 0.5, 1)
+    lines = (encode(n.to_bytes(32), "generate", None, [sample]) for n in range(45_000))
+    (tmp_path / "cache.jsonl").write_bytes(b"".join(lines))
+    reader, writer = os.openpty() if is_terminal else os.pipe()
+    arguments = ["--sglang-url", simulator.url, "--port", "0", "--cache-path", str(tmp_path)]
+    with subprocess.Popen(
+        [str(COMMAND), "start", *arguments], stdout=subprocess.PIPE, stderr=writer
+    ) as process:
+        os.close(writer)
+        assert process.stdout
+        banner = iter(process.stdout.readline, b"")
+        assert any(b"45000 entries" in line for line in banner)
+        process.terminate()
+    said = b""
+    with suppress(OSError):  # where a terminal has come to its end
+        while data := os.read(reader, 65536):
+            said += data
+    os.close(reader)
+    shown = re.findall(rb"\r\x1b\[Kreading the cache: (\d+)%", said)
+    assert shown == ([b"44", b"89"] if is_terminal else [])
+    assert said.count(b"\x1b[K") == (3 if is_terminal else 0), "it is not taken away at the end"
