@@ -70,6 +70,9 @@ _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
 NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
 """How many stored calls are looked at for the nearest one, and for how long."""
 
+_LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
+"""Of who did not wait for the answer."""
+
 # In a flow's metadata: the header fields of its outcome.
 _HEADERS = "sglang_cached"
 
@@ -321,7 +324,8 @@ class SglangCached:
         if live.streamed:
             live.streamed.close()
             live.outcome = live.streamed.outcome
-        self._log(flow, live)
+        if live.outcome:
+            self._log(flow.request.path, live.outcome, live.started)
         return live
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
@@ -397,8 +401,7 @@ class SglangCached:
         if hit is None:
             return None
         outcome = hit.outcome
-        if not self.settings.quiet:
-            logger.info("%s", outcome.line(head.path, time.monotonic() - started))
+        self._log(head.path, outcome, started)
         status = hit_status(outcome.key)
         return wire.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
 
@@ -412,7 +415,11 @@ class SglangCached:
 
     async def _filled(self, head: wire.Head, way: Coroutine[Any, Any, Answer]) -> bytes | None:
         started = time.monotonic()
-        answer = await way
+        try:
+            answer = await way
+        except asyncio.CancelledError:
+            self._log(head.path, _LEFT, started)
+            raise
         if isinstance(answer, Hit):
             response = _json_response(200, answer.body)
         elif isinstance(answer, Reply):
@@ -420,8 +427,7 @@ class SglangCached:
         else:  # things have changed meanwhile
             return None
         _say(response, answer.outcome)
-        if self.settings and not self.settings.quiet:
-            logger.info("%s", answer.outcome.line(head.path, time.monotonic() - started))
+        self._log(head.path, answer.outcome, started)
         data: bytes = assemble_response(response)
         return data
 
@@ -454,7 +460,7 @@ class SglangCached:
                 task.uncancel()
             # The client has left; without an answer mitmproxy would ask upstream.
             flow.response = _json_response(499, b"")
-            live.outcome = Outcome(Kind.MISS, reason=Reason.CUT)
+            live.outcome = _LEFT
             self._end(flow, None)
         else:
             self._give(flow, live, answer)
@@ -546,10 +552,9 @@ class SglangCached:
                 await upstream.post("/abort_request", body, shown)
             flow.request.content = orjson.dumps({**message, "rid": first})
 
-    def _log(self, flow: http.HTTPFlow, live: Live) -> None:
-        if live.outcome and self.settings and not self.settings.quiet:
-            seconds = time.monotonic() - live.started
-            logger.info("%s", live.outcome.line(flow.request.path, seconds))
+    def _log(self, path: str, outcome: Outcome, started: float) -> None:
+        if self.settings and not self.settings.quiet:
+            logger.info("%s", outcome.line(path, time.monotonic() - started))
 
     @property
     def active(self) -> int:
