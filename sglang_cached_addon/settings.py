@@ -49,7 +49,7 @@ OPTIONS = (
         "sglang_express",
         bool,
         True,
-        "Answer hits in the fast lane, unseen by other addons. "
+        "Answer plain calls in the fast lane, unseen by other addons. "
         "Off by itself where other addons want to see requests, as in mitmweb and mitmdump.",
     ),
     Option(
