@@ -104,6 +104,7 @@ def bounds(few: int, many: int, little: int, large: int) -> list[Bound]:
             by="difference",
         ),
         Bound("opening a large journal", "open", LINES, "<=", 4, KEPT),
+        Bound("cost of a hit while compacting", "compact p50", SETTLED, "<=", 2, COMPACTING),
         Bound(
             "a hit while compacting, p99 added",
             "compact p99",

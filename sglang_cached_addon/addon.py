@@ -222,10 +222,11 @@ class SglangCached:
         if self._broken or not isinstance(client.proxy_mode, ReverseMode) or not self._is_alone():
             return
         handler = _handler_of(client)
-        is_local = _is_local(client)
+        is_local, is_limited = _is_local(client), bool(ctx.options.body_size_limit)
 
         def fill(head: wire.Head, body: bytes) -> express.Way | None:
-            return self._fill(head, body, is_local=is_local)
+            # Of limits, mitmproxy knows.
+            return None if is_limited else self._fill(head, body, is_local=is_local)
 
         if handler and (lane := express.open_lane(handler, self._heads, self._answer, fill)):
             self._lanes[client] = lane
@@ -407,7 +408,7 @@ class SglangCached:
 
     def _fill(self, head: wire.Head, body: bytes, *, is_local: bool) -> express.Way | None:
         """The way to what is not all stored; None if it has to go through the hooks."""
-        if self._service is None or ctx.options.body_size_limit:  # of which mitmproxy knows
+        if self._service is None:
             return None
         request = Request(head.method, head.path, _by_name(head.fields), body)
         way = self._service.fill(Ask(request, head.fields, is_local=is_local))

@@ -75,7 +75,7 @@ class Lane(asyncio.BufferedProtocol):
         self._wanted = 0
         """Bytes of the held request, as far as its head is known."""
         self._filling: asyncio.Task[None] | None = None
-        """Waits for the answer to the held request."""
+        """Waits for an answer; what has come since is held."""
 
     # What the transport calls
 
@@ -86,7 +86,7 @@ class Lane(asyncio.BufferedProtocol):
         data = bytes(_VIEW[:nbytes])
         if self._filling:
             self._held += data
-            if len(self._held) > self._wanted + MAX_HELD:
+            if len(self._held) > MAX_HELD:
                 self._transport.pause_reading()
         elif self._is_full or not self._is_at_boundary():
             self._give(data)
@@ -138,9 +138,9 @@ class Lane(asyncio.BufferedProtocol):
                 way = self._fill(head, body)
                 if way is None:
                     break
-                self._wanted = end
-                self._held[:] = data
-                self._filling = asyncio.ensure_future(self._wait(way, head))
+                self._held.clear()
+                self._wanted = 0
+                self._filling = asyncio.ensure_future(self._wait(way, head, data))
                 return
             data = data[end:]
             if not self._send(answer, head):
@@ -160,8 +160,9 @@ class Lane(asyncio.BufferedProtocol):
             self._transport.close()
         return not head.closes
 
-    async def _wait(self, way: Way, head: Head) -> None:
-        """Answers the held request, or gives it on, and then what has come behind it."""
+    async def _wait(self, way: Way, head: Head, data: bytes) -> None:
+        """Answers the request that the data begins with, or gives it on, and then what has come
+        behind it."""
         answer = None
         try:
             with self._watchdog.disarm():
@@ -169,14 +170,13 @@ class Lane(asyncio.BufferedProtocol):
         except Exception:  # as with a hook that fails: the request goes on without us
             logger.exception("sglang-cached: error in the fast lane")
         self._filling = None
-        data, end = bytes(self._held), self._wanted
+        behind = bytes(self._held)
         self._held.clear()
-        self._wanted = 0
         self._transport.resume_reading()
         if answer is None:
-            self._give(data)
+            self._give(data + behind)
         elif self._send(answer, head):
-            rest = data[end:]
+            rest = data[head.size + head.length :] + behind
             if self._is_full:
                 self._give(rest)
             else:
