@@ -225,6 +225,8 @@ class Document(Protocol):
 
     def load(self) -> dict[str, Any]: ...
 
+    def reject(self, why: str) -> None: ...
+
     def save(self, document: dict[str, Any]) -> None: ...
 
 
@@ -243,6 +245,9 @@ class Nowhere:
 
     def load(self) -> dict[str, Any]:
         return {}
+
+    def reject(self, why: str) -> None:
+        pass
 
     def save(self, document: dict[str, Any]) -> None:
         pass
@@ -1023,17 +1028,24 @@ class State:
 
     def load(self) -> dict[str, Any]:
         document = self._local.load()
-        with suppress(KeyError, TypeError):
-            said = document.pop(_SHARED)
-            self.known = Known(
-                {str(k): int(n) for k, n in said["clears"].items()}, said["replaced"]
-            )
+        epochs = Epochs()
+        try:
+            if _SHARED in document:
+                self.known = _known(document.pop(_SHARED))
+            if "epochs" in document:
+                epochs = Epochs.from_json(document["epochs"])
+        except ValueError as e:
+            self.reject(str(e))
+            document = {}
         self._document = document
         if theirs := self._store.read_epochs():
-            epochs = Epochs.from_json(document.get("epochs", Epochs().as_json()))
             epochs.merge({}, theirs)
             document["epochs"] = epochs.as_json()
         return document
+
+    def reject(self, why: str) -> None:
+        self.known, self._document = None, {}
+        self._local.reject(why)
 
     def save(self, document: dict[str, Any]) -> None:
         try:
@@ -1057,6 +1069,19 @@ class State:
 
 
 _SHARED = "shared"
+
+
+def _known(value: Any) -> Known:
+    """Reads back what `State` keeps; raises ValueError if it is anything else."""
+    numbers = value.get("clears") if isinstance(value, dict) else None
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{_SHARED}: does not say what was cleared")
+    replaced = value.get("replaced")
+    if not all(type(number) is int and number >= 0 for number in (replaced, *numbers.values())):
+        raise ValueError(f"{_SHARED}: a number that is none of 0 or more")
+    for kind in numbers:
+        clears.meaning(kind)
+    return Known(numbers, replaced)
 
 
 def _numbers(answer: Result) -> dict[str, int | str]:

@@ -41,11 +41,7 @@ class StateFile:
                 if not isinstance(value, dict):
                     raise ValueError("not an object")
             except ValueError as e:
-                if not self._is_ours:
-                    return {}
-                aside = self.path.with_suffix(".json.broken")
-                self.path.replace(aside)
-                logger.warning("%s: %s; moved to %s", self.path, e, aside.name)
+                self.reject(str(e))
                 return {}
         except FileNotFoundError:
             return {}
@@ -53,6 +49,22 @@ class StateFile:
             raise StoreError(f"cannot read {self.path}: {e.strerror}") from e
         self._document = value
         return value
+
+    def reject(self, why: str) -> None:
+        """What is in the file makes no sense, be it for its user: it is moved aside, with a warning
+        that says why, and where to. Raises `StoreError` where the disk fails."""
+        self._document = None
+        if not self._is_ours:
+            logger.warning("%s: %s; not used", self.path, why)
+            return
+        aside = self.path.with_suffix(".json.broken")
+        try:
+            self.path.replace(aside)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            raise StoreError(f"cannot move {self.path} aside: {e.strerror}") from e
+        logger.warning("%s: %s; moved to %s", self.path, why, aside.name)
 
     def save(self, document: dict[str, Any]) -> None:
         """Replaces the document; raises `StoreError`, and then the old one is still there. Not for

@@ -411,3 +411,28 @@ def test_expiry_without_a_folder() -> None:
     assert store.generation > generation
     assert abs(store.horizon - (time.time() - 100)) < 5
     assert MemoryStore().horizon == float("-inf")
+
+
+ODD_STATES = [
+    {"shared": []},
+    {"shared": {"clears": 1, "replaced": 0}},
+    {"shared": {"clears": {"all": "2"}, "replaced": 0}},
+    {"shared": {"clears": {"odd": 2}, "replaced": 0}},
+    {"shared": {"clears": {}, "replaced": None}},
+    {"epochs": 7},
+    {"epochs": {"last": "1", "floor": 0, "models": {}, "adapters": {}}},
+]
+
+
+@pytest.mark.parametrize("document", ODD_STATES, ids=str)
+def test_a_state_that_makes_no_sense(
+    document: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proxy would not start, or would not hear of what others have cleared, without a word."""
+    local = DiskStore(tmp_path)
+    local.state.save(document)
+    store = SharedStore("redis://127.0.0.1:1/0", local)
+    assert store.state.load() == {}
+    assert store.state.known is None
+    assert "moved to state.json.broken" in caplog.text
+    store.close()

@@ -56,6 +56,32 @@ def test_broken(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert state.load() == DOCUMENT
 
 
+def test_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What its user cannot read would keep the proxy from starting, with no word of the file."""
+    state = StateFile(tmp_path)
+    state.save({"epochs": "odd"})
+    assert state.load() == {"epochs": "odd"}
+    state.reject("epochs: not an object")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{state.path}: epochs: not an object; moved to state.json.broken"
+    )
+    assert names(tmp_path) == ["state.json.broken"]
+    state.save_again()
+    assert names(tmp_path) == ["state.json.broken"], "nothing of it comes back"
+    assert state.load() == {}
+    state.reject("there is none")
+    assert len(caplog.records) == 1
+
+
+def test_rejected_by_a_guest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who only reads a folder would take its owner's file away."""
+    StateFile(tmp_path).save(DOCUMENT)
+    StateFile(tmp_path, is_ours=False).reject("epochs: not an object")
+    assert names(tmp_path) == ["state.json"]
+    assert "epochs: not an object; not used" in caplog.text
+
+
 def fail(*args: object, **more: object) -> None:
     raise OSError(28, "No space left on device")
 
