@@ -232,17 +232,17 @@ class SglangCached:
             self._lanes[client] = lane
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        if nextlayer.layer is None:
-            lane = self._lanes.get(nextlayer.context.client)
-            nextlayer.layer = gateway.reverse_proxy(
-                nextlayer.context,
-                nextlayer.data_client()[:1],
-                self,
-                in_place=self._is_alone(),
-                lane=(lambda context: express.Passage(context, lane)) if lane else None,
-            )
-            if nextlayer.layer:
-                self._streaming.enable(nextlayer.context.client)
+        lane = self._lanes.get(nextlayer.context.client)
+        ours = gateway.reverse_proxy(
+            nextlayer.context,
+            nextlayer.data_client()[:1],
+            self,
+            in_place=self._is_alone(),
+            lane=(lambda context: express.Passage(context, lane)) if lane else None,
+        )
+        if ours:
+            nextlayer.layer = ours
+            self._streaming.enable(nextlayer.context.client)
 
     def client_disconnected(self, client: Client) -> None:
         self._lanes.pop(client, None)

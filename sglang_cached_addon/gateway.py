@@ -148,14 +148,17 @@ def reverse_proxy(
 ) -> layer.Layer | None:
     """The layers behind a plain HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
-    `data` is what the client sent first; TLS from clients is mitmproxy's own business.
+    `data` is what the client sent first; TLS from clients is mitmproxy's own business. Who was
+    asked before us may have chosen mitmproxy's own layers for HTTP: ours take their place.
     """
     mode = context.client.proxy_mode
-    at_start = len(context.layers) == 1 and isinstance(context.layers[0], layers.modes.ReverseProxy)
+    first, *chosen = context.layers
+    at_start = isinstance(first, layers.modes.ReverseProxy) and all(map(_is_plain, chosen))
     if not at_start or not isinstance(mode, ReverseMode) or data[:1] == b"\x16":
         return None
     if mode.scheme not in ("http", "https"):
         return None
+    del context.layers[1:]
     stack = tunnel.LayerStack()
     if mode.scheme == "https":
         stack /= layers.ServerTLSLayer(context)
@@ -163,6 +166,11 @@ def reverse_proxy(
         stack /= lane(context)
     stack /= Gateway(context, front, in_place=in_place)
     return stack[0]
+
+
+def _is_plain(chosen: layer.Layer) -> bool:
+    """Whether a layer is what mitmproxy itself puts behind a plain client of a reverse proxy."""
+    return type(chosen) in (HttpLayer, layers.ServerTLSLayer)
 
 
 def _status(event: ResponseProtocolError) -> Any:

@@ -25,6 +25,7 @@ from mitmproxy.master import Master
 from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
+from mitmproxy.version import MITMPROXY
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.addon import SglangCached
@@ -99,12 +100,24 @@ def run(start: Start) -> int:
     """Serves until SIGINT or SIGTERM; the process's exit code."""
     try:
         url = normal_url(start.sglang_url)
+        if start.web and not has_token():
+            raise StartError(
+                f"--web: {MITMPROXY} would let every user of this machine read requests, and run "
+                "code as you; install mitmproxy 11.1.2 or newer, which needs Python 3.12 or newer"
+            )
         scripts = [_script(path) for path in start.scripts]
         _check_port(start.host, start.port, "--port")
         return asyncio.run(_serve(start, url, scripts))
     except StartError as e:
         print(f"sglang-cached: {e}", file=sys.stderr)
         return 1
+
+
+def has_token() -> bool:
+    """Whether this mitmweb wants a token from those who use its API."""
+    from mitmproxy.tools.web import webaddons  # takes its time, and only `web` needs it
+
+    return hasattr(webaddons, "WebAuth")
 
 
 def _script(path: str) -> str:

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import requests
 
+import sglang_cached_addon
 from sglang_cached_addon.simulator import Profile, Simulator, running
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "sglang-cached"
+ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"
 CORPUS = Path(__file__).parent / "corpus"
 START_SECONDS = 30.0
 
@@ -29,18 +31,21 @@ class Proxy:
     """A `sglang-cached start` process."""
 
     def __init__(self, arguments: list[str], cwd: Path) -> None:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
         self._stderr = cwd / "stderr"
-        with open(self._stderr, "ab") as stderr:
-            self.process = subprocess.Popen(
-                [str(COMMAND), "start", *arguments],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                cwd=cwd,
-                env={**environment, "PYTHONUNBUFFERED": "1"},
-            )
+        self.process = self._begin([str(COMMAND), "start", *arguments], subprocess.PIPE)
         self.banner = ""
         self.url = ""
+
+    def _begin(self, command: list[str], stdout: int) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
+        with open(self._stderr, "ab") as stderr:
+            return subprocess.Popen(
+                command,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=self._stderr.parent,
+                env={**environment, "PYTHONUNBUFFERED": "1"},
+            )
 
     def wait_until_ready(self) -> None:
         """Returns when the banner is complete; fails with what the process said."""
@@ -74,6 +79,29 @@ class Proxy:
         if self.process.stdout:
             self.process.stdout.close()
         return code
+
+
+class Mitmproxy(Proxy):
+    """mitmdump or mitmweb, with the addon: their banner is what they log."""
+
+    def __init__(self, program: str, arguments: list[str], cwd: Path) -> None:
+        self._stderr = cwd / "stderr"
+        command = [str(COMMAND.parent / program), "-s", str(ADDON), *arguments]
+        with open(self._stderr, "ab") as log:
+            self.process = self._begin(command, log.fileno())
+        self.banner = ""
+        self.url = ""
+
+    def wait_until_ready(self) -> None:
+        def is_ready() -> bool:
+            self.banner = self.log
+            assert self.process.poll() is None, self.log
+            return "listening at " in self.banner and "sglang-cached: http" in self.banner
+
+        until(is_ready, START_SECONDS)
+        match = re.search(r"proxy to \S+ listening at \S+:(\d+)\.", self.banner)
+        assert match, self.log
+        self.url = f"http://127.0.0.1:{match[1]}"
 
 
 StartProxy = Callable[..., Proxy]

@@ -20,15 +20,13 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-import sglang_cached_addon
-from sglang_cached_addon.runner import StartError, normal_url
+from sglang_cached_addon.runner import StartError, has_token, normal_url
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.certificates import self_signed
-from tests.conftest import Proxy, StartProxy, corpus
+from tests.conftest import ADDON, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
 from tests.test_upstream import dead_url
 
-ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
 
 
@@ -434,6 +432,12 @@ def line_of(proxy: Proxy, word: str) -> str:
     return match[1]
 
 
+needs_token = pytest.mark.skipif(
+    not has_token(), reason="this mitmweb asks nobody for a token, so `--web` is refused"
+)
+
+
+@needs_token
 def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
     """`--web` would not show flows at the URL that it prints, or not cache."""
     proxy = start_proxy(
@@ -446,13 +450,18 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
         page = session.get(url, timeout=10)
         assert page.status_code == 200
         assert "mitmproxy" in page.text
-        flows = session.get(url.partition("?")[0] + "flows", timeout=10).json()
+        bare = url.partition("?")[0]
+        flows = session.get(f"{bare}flows", timeout=10).json()
     assert ["hit" in flow["comment"] for flow in flows if flow["request"]["path"] == "/generate"] \
         == [False, True]  # fmt: skip
+    # Another user of the machine can find the port, but not the token.
+    assert requests.get(f"{bare}flows", timeout=10).status_code == 403
+    assert requests.put(f"{bare}options", json={}, timeout=10).status_code == 403
     assert proxy.stop() == 0
     assert "Traceback" not in proxy.log
 
 
+@needs_token
 def test_web_beside_another(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
     """The way out that the error message names would not work."""
     with socket.socket() as taken:

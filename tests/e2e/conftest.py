@@ -1,17 +1,55 @@
-"""Every end-to-end test runs twice: with the fast lane, and through mitmproxy's hooks alone."""
+"""Every end-to-end test runs twice: with the fast lane, and through mitmproxy's hooks alone. Those
+that take `start_way` run in each of the ways in which people start the cache."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.runner import has_token
 from sglang_cached_addon.simulator import Profile, running
-from tests.conftest import Proxy, StartProxy
+from tests.conftest import Mitmproxy, Proxy, StartProxy
 
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
+
+
+def command(url: str, folder: Path, *arguments: str) -> Proxy:
+    """`sglang-cached start`."""
+    place = ["--port", "0", "--host", "127.0.0.1", "--cache-path", str(folder / "cache")]
+    return Proxy(["--sglang-url", url, *place, *arguments], folder)
+
+
+def mitmproxy(program: str, url: str, folder: Path, *arguments: str) -> Proxy:
+    """`mitmdump -s` or `mitmweb -s`."""
+    options = {
+        "confdir": folder,
+        "listen_host": "127.0.0.1",
+        "listen_port": 0,
+        "sglang_cache_path": folder / "cache",
+    }
+    sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+    return Mitmproxy(program, ["--mode", f"reverse:{url}", *sets, *arguments], folder)
+
+
+WEB = ("--set", "web_port=0", "--set", "web_open_browser=false")
+
+WAYS: dict[str, Callable[..., Proxy]] = {
+    "lane": command,
+    "hooks": lambda url, folder, *a: command(url, folder, *LANES["hooks"], *a),
+    "web": lambda url, folder, *a: command(
+        url, folder, "--web", *WEB, "--set", f"confdir={folder}", *a
+    ),
+    "mitmdump": partial(mitmproxy, "mitmdump"),
+    "mitmweb": lambda url, folder, *a: mitmproxy("mitmweb", url, folder, *WEB, *a),
+}
+"""The ways in: what starts the cache in front of a URL, with what it writes in a folder."""
+if not has_token():
+    del WAYS["web"]
 
 
 @pytest.fixture(scope="module", params=LANES)
@@ -31,12 +69,27 @@ StartFront = StartProxy
 @pytest.fixture(scope="module")
 def start_front(tmp_path_factory: pytest.TempPathFactory, lane: list[str]) -> Iterator[StartFront]:
     """Starts a proxy that lives as long as the module."""
+    with starting(lambda url, folder: command(url, folder, *lane), tmp_path_factory) as start:
+        yield start
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def start_way(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartFront]:
+    """The same, in each of the ways in; takes options for `--set` as well."""
+    with starting(WAYS[request.param], tmp_path_factory) as start:
+        yield start
+
+
+@contextmanager
+def starting(way: StartProxy, folders: pytest.TempPathFactory) -> Iterator[StartFront]:
+    """Ends all that it starts, and looks whether it went well."""
     started: list[Proxy] = []
 
-    def start(url: str) -> Proxy:
-        folder: Path = tmp_path_factory.mktemp("front")
-        arguments = ["--port", "0", "--host", "127.0.0.1", "--cache-path", str(folder / "cache")]
-        started.append(Proxy(["--sglang-url", url, *arguments, *lane], folder))
+    def start(url: str, **options: object) -> Proxy:
+        sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+        started.append(way(url, folders.mktemp("front"), *sets))
         started[-1].wait_until_ready()
         return started[-1]
 

@@ -1,0 +1,141 @@
+"""What matters most, in every way in which people start the cache: `start`, with and without the
+fast lane, `start --web`, `mitmdump -s` and `mitmweb -s`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Profile, Simulator, running
+from tests.conftest import Proxy, cache_status
+from tests.e2e.conftest import WAYS, StartFront
+from tests.e2e.test_proxy import BODIES, post, sampled
+from tests.e2e.test_streams import DONE, Stream, sampling, stream, texts
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Simulator]:
+    with running(Profile(tokens_per_second=100.0)) as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def started(upstream: Simulator, start_way: StartFront) -> Proxy:
+    return start_way(upstream.url)
+
+
+@pytest.fixture
+def front(upstream: Simulator, started: Proxy) -> Proxy:
+    """A proxy with nothing stored, before an upstream that was asked nothing."""
+    requests.post(f"{started.url}/cache/clear", timeout=30).raise_for_status()
+    upstream.received.clear()
+    return started
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_json(path: str, upstream: Simulator, front: Proxy) -> None:
+    """Answers would not be stored, or pools not be topped up."""
+    one = post(front, path, sampling(path))
+    assert (one.status_code, one.headers["X-Cache"]) == (200, "MISS")
+    for n, kind in ((1, "HIT"), (3, "PARTIAL"), (2, "HIT")):
+        answer = post(front, path, sampling(path, n))
+        assert (answer.status_code, answer.headers["X-Cache"]) == (200, kind)
+    asked = [body.get("n") or body["sampling_params"].get("n") for body in sampled(upstream)]
+    assert asked == [1, 2]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_stream(path: str, upstream: Simulator, front: Proxy) -> None:
+    """Streams would be passed on, and never stored."""
+    head, first = stream(front, path, sampling(path))
+    assert head["x-cache"] == "MISS"
+    head, again = stream(front, path, sampling(path))
+    assert head["x-cache"] == "HIT"
+    assert texts(path, again) == texts(path, first)
+    assert post(front, path, sampling(path)).headers["X-Cache"] == "HIT"
+    assert len(sampled(upstream)) == 1
+
+
+def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:
+    """The first words would come with the last."""
+    body = {**sampling("/generate", tokens=30), "stream": True}
+    with closing(Stream(front.url, "/generate", body)) as client:
+        chunks = client.begin().chunks()
+        assert next(chunks).startswith(b"data: {")
+        assert upstream.running == 1
+        assert list(chunks)[-1] == DONE
+
+
+def test_equal_calls_are_one(front: Proxy, upstream: Simulator) -> None:
+    """Equal calls at the same time would each go upstream."""
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(post, front, "/generate", sampling("/generate")) for _ in range(6)]
+        kinds = {future.result().headers["X-Cache"] for future in asked}
+    assert kinds <= {"MISS", "COLLAPSED", "HIT"}
+    assert len(sampled(upstream)) == 1
+
+
+def test_other_routes(front: Proxy) -> None:
+    """What is not cached would not pass, or the proxy's own routes not answer."""
+    assert requests.get(f"{front.url}/v1/models", timeout=30).json()["object"] == "list"
+    assert requests.get(f"{front.url}/health", timeout=30).status_code == 200
+    assert front.stats()["num_keys"] == 0
+    stray = post(front, "/generate", {"text": "one two", "sampling_params": {"n": 0}})
+    assert cache_status(stray.headers) == "sglang-cached; fwd=bypass; detail=malformed"
+
+
+def test_a_rule_of_the_client(front: Proxy, upstream: Simulator) -> None:
+    """`only-if-cached` would be asked of upstream."""
+    headers = {"Cache-Control": "only-if-cached"}
+    for path in BODIES:
+        assert post(front, path, sampling(path), headers=headers).status_code == 504
+    assert sampled(upstream) == []
+
+
+def test_without_upstream(start_way: StartFront) -> None:
+    """A miss without an upstream would be answered with a page for browsers, and the connection
+    closed."""
+    with running(Profile()) as simulator:
+        proxy = start_way(simulator.url)
+        path = "/v1/chat/completions"
+        stored = post(proxy, path, sampling(path)).json()
+        assert post(proxy, path, sampling(path)).headers["X-Cache"] == "HIT"
+    with requests.Session() as session:
+        for path, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
+            method = "POST" if body else "GET"
+            answer = session.request(method, proxy.url + path, json=body, timeout=30)
+            assert answer.status_code == 502
+            assert answer.headers["content-type"] == "application/json"
+            assert proxy.url not in answer.text
+            assert answer.json()["error"]["message"]
+            assert "close" not in answer.headers.get("connection", "")
+    hit = post(proxy, "/v1/chat/completions", sampling("/v1/chat/completions"))
+    assert (hit.status_code, hit.headers["X-Cache"]) == (200, "HIT")
+    assert hit.json()["choices"] == stored["choices"]
+
+
+@pytest.mark.parametrize("place", ["0", "len(chain)"], ids=["first", "last"])
+def test_wherever_it_stands(place: str, upstream: Simulator, tmp_path: Path) -> None:
+    """Streams would only be stored where the addon is asked before mitmproxy's own layers are."""
+    (tmp_path / "move.py").write_text(
+        "from mitmproxy import ctx\n"
+        "def running():\n"
+        "    chain, loader = ctx.master.addons.chain, ctx.master.addons.get('scriptloader')\n"
+        "    chain.remove(loader)\n"
+        f"    chain.insert({place}, loader)\n"
+    )
+    proxy = WAYS["mitmdump"](upstream.url, tmp_path, "-s", "move.py")
+    try:
+        proxy.wait_until_ready()
+        kinds = [stream(proxy, path, sampling(path))[0]["x-cache"] for path in (*BODIES, *BODIES)]
+        assert kinds == ["MISS"] * 3 + ["HIT"] * 3
+        assert proxy.stop() == 0
+        assert "Traceback" not in proxy.log
+    finally:
+        proxy.stop(signal.SIGKILL)
