@@ -9,6 +9,7 @@ serves one upstream, on one thread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -148,6 +149,9 @@ class Exchange:
         self._turn = 0
         self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
+        self._latest: tuple[tuple[str, bytes, bytes], Known | Reason] | None = None
+        """What was read last of what is too large for the memo: the lane and the hooks may both
+        want it."""
 
     # The model
 
@@ -158,6 +162,7 @@ class Exchange:
         self._turn = turn
         self._digesters.clear()
         self._memo.clear()
+        self._latest = None
 
     def _digester(self, dialect: str, tenant: bytes) -> keys.Digester:
         found = self._digesters.get((dialect, tenant))
@@ -169,12 +174,15 @@ class Exchange:
             self._digesters[dialect, tenant] = found
         return found
 
-    def _key(self, dialect: str, tenant: bytes, item: bytes) -> bytes:
-        """The name of an item's pool."""
+    def _keys(self, dialect: str, tenant: bytes, items: Iterable[bytes]) -> list[bytes]:
+        """The names of the items' pools."""
         digester = self._digester(dialect, tenant)
         if not self._epochs.adapters_token:
-            return digester.key(item)
-        return digester.key(item, self._epochs.adapter_epochs(identity.adapters(item)))
+            return [digester.key(item) for item in items]
+        return [
+            digester.key(item, self._epochs.adapter_epochs(identity.adapters(item)))
+            for item in items
+        ]
 
     # Reading
 
@@ -217,14 +225,18 @@ class Exchange:
         self, dialect: Dialect, body: bytes, now: float, tenant: bytes, terms: Terms
     ) -> Hit | Known | Reason:
         """The answer to a body, or what is known of it: from memory, or by its name, or read."""
-        known = self._memo.get((dialect.name, tenant, body))
+        asked = (dialect.name, tenant, body)
+        known = self._memo.get(asked)
+        if known is None and self._latest and self._latest[0] == asked:
+            known = self._latest[1]
         if known is None:
             raw = self._digester(dialect.name, tenant).raw(body)
             key = self._store.find(raw)
             if key and (pool := self._store.get(key)) and terms.since == -inf:
                 return self._plain(key, pool[0], now)
             known = self._parse(dialect, tenant, body, raw)
-            self._memo.put((dialect.name, tenant, body), known, MEMO_OVERHEAD + 4 * len(body))
+            if not self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body)):
+                self._latest = (asked, known)
         return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
 
     def _plain(self, key: bytes, sample: Sample, now: float) -> Hit:
@@ -235,12 +247,16 @@ class Exchange:
         return Hit(sample.answer, outcome, saved, sample.stored_at)
 
     def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
+        if not keys.is_quick(body):
+            return Reason.TOO_LARGE
         try:
             call = dialect.read(keys.parse(body))
         except Refused as refused:
             return refused.reason
+        if call.total > policy.MAX_SAMPLES:
+            return Reason.TOO_LARGE
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
-        pools = tuple([self._key(dialect.name, tenant, item) for item in call.items])
+        pools = tuple(self._keys(dialect.name, tenant, call.items))
         return Known(dialect, call, pools, self._turn, raw if is_plain else b"")
 
     def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
@@ -448,6 +464,11 @@ def _with_client_rids(body: bytes, rids: Mapping[str, str]) -> bytes | None:
 
     Ours are unique strings, so that wherever SGLang echoes one, it is one of these.
     """
-    for rid, unique in rids.items():
-        body = body.replace(unique.encode(), orjson.dumps(rid)[1:-1])
-    return body if rids else None
+    if not rids:
+        return None
+    shown = {unique.encode(): orjson.dumps(rid)[1:-1] for rid, unique in rids.items()}
+    return _MINTED.sub(lambda match: shown.get(match[0], match[0]), body)
+
+
+_MINTED = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
+"""An id as `Mint` gives it."""

@@ -31,10 +31,12 @@ class Memo(Generic[K, V]):
             self.put(key, *found)
         return found[0]
 
-    def put(self, key: K, value: V, weight: int) -> None:
-        """Remembers a value that weighs so much; one that is too heavy is not remembered."""
-        if self.charge(weight):
+    def put(self, key: K, value: V, weight: int) -> bool:
+        """Remembers a value that weighs so much; False for one that is too heavy for that."""
+        is_kept = self.charge(weight)
+        if is_kept:
             self._young[key] = (value, weight)
+        return is_kept
 
     def charge(self, weight: int) -> bool:
         """Whether something that heavy may be kept in a value; it counts if so."""

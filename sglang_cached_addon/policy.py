@@ -18,8 +18,11 @@ from sglang_cached_addon.directives import Directives
 MAX_N = 10_000
 """Samples of one prompt in one call. SGLang names no bound; more than this is forwarded unread."""
 
-MAX_BODY = 64 * 1024 * 1024
+MAX_BODY = 10 * 1024 * 1024
 """Bytes of a request body that are read to be keyed; a larger one is passed on as it comes."""
+
+MAX_SAMPLES = 25_000
+"""Samples of a call that are looked up: to name them, and to see what there is, takes 50 ms."""
 
 MAX_NAMES = 1024 * 1024
 """Bytes of a request body that is read to see which adapter it names."""
@@ -83,7 +86,8 @@ REASONS = {
     Reason.QUERY: "a query behind the path",
     Reason.HEADER: "`x-sglext-*` and `x-override-rid`, which change what is returned",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
-    Reason.TOO_LARGE: "a body over 64 MiB",
+    Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
+    "than about 700,000 numbers; more than 25,000 samples",
     Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
     Reason.MEDIA: "media by URL or path, which may change behind an equal body",
     Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",

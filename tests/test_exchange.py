@@ -1349,3 +1349,44 @@ def test_document_instead_of_a_stream() -> None:
     part = way.exchange.unreadable(way.fetch(chats.TWO, CHAT), b"{}")
     assert (part.status, part.refusal) == (502, Reason.UNREADABLE)
     assert b"1 of 2" in (part.body or b"")
+
+
+NUMBERS = b"[" + b",".join([b"0.5"] * 1_000_000) + b"]"
+TOO_LARGE = {
+    "a long text": (GENERATE, b'{"text":"%b"}' % (b"a" * 11_000_000)),
+    "many prompts": (GENERATE, b'{"text":[%b]}' % b",".join([b'"a"'] * 25_001)),
+    "many samples": (COMPLETIONS, b'{"prompt":["a","b","c"],"n":9000}'),
+    "embeddings": (GENERATE, b'{"input_embeds":[%b]}' % NUMBERS),
+    "empty lists": (CHAT, b'{"messages":["a"],"x":[%b[]]}' % (b"[]," * 400_000)),
+}
+
+
+@pytest.mark.parametrize(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
+def test_too_large(path: str, raw: bytes) -> None:
+    """Nobody else would be served for as long as it takes to read, to name or to split it."""
+    found = Way().find(raw, path)
+    assert isinstance(found, Bypass)
+    assert found.outcome.reason is Reason.TOO_LARGE
+
+
+def test_read_once() -> None:
+    """A body that is too large for the memo is not read for the lane, and again for the hooks."""
+    way, raw = Way(), b'{"text":"%b"}' % (b"a" * 3_000_000)
+    known = way.know(raw)
+    assert way.know(bytes(bytearray(raw))) is known
+    way.enter("other")
+    assert way.know(raw) is not known
+
+
+def test_many_rids() -> None:
+    """To put each client's id into an answer took time that grew with the square of their number:
+    here, minutes."""
+    way, count = Way(), 20_000
+    rids = [f"mine-{i}" for i in range(count)]
+    fetch = way.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
+    sent = fetch.fill.body["rid"]
+    native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
+    answer = [{**native, "meta_info": {**native["meta_info"], "id": rid}} for rid in sent]
+    done = way.complete(fetch, answer)
+    assert done.body
+    assert [native["meta_info"]["id"] for native in orjson.loads(done.body)] == rids

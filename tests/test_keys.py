@@ -13,6 +13,7 @@ from sglang_cached_addon.keys import (
     FORMAT_VERSION,
     Digester,
     canonical,
+    canonical_each,
     digest,
     parse,
     prefix,
@@ -358,3 +359,42 @@ def test_keys_begin_with_their_model(fingerprint: str) -> None:
         key = Digester(fingerprint, "chat", tenant).key(content, adapters)
         assert key.startswith(prefix(fingerprint))
         assert not key.startswith(prefix(f"{fingerprint}x"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (b'{"a":18446744073709551615}', 18446744073709551615),
+        (b'{"a":-9223372036854775808}', -9223372036854775808),
+        (b'{"a":"18446744073709551616"}', "18446744073709551616"),
+        (b'{"a":"x 123456789012345678901234567890, y"}', "x 123456789012345678901234567890, y"),
+        (b'{"a":18446744073709551616.0}', 18446744073709551616.0),
+        (b'{"a":1e25}', 1e25),
+        (b'{"a":0.00012345678901234567}', 0.00012345678901234567),
+        (b'{"a":1e-00000000000000000001}', 0.1),
+        (b'{"a":"\\u003a \\"b\\":"}', ': "b":'),
+        (b'{"a":"\\\\u003a"}', "\\u003a"),
+        (b'{"a":"\\u0031\\u0030"}', "10"),
+    ],
+)
+def test_looks_like_what_is_refused(raw: bytes, value: Any) -> None:
+    """Text that looks like a repeated key, or like an integer that is too long, would never hit."""
+    assert parse(raw) == {"a": value}
+    # ... beside an integer that is one.
+    assert refusal(raw[:-1] + b',"b":18446744073709551616}') is Reason.INVALID_JSON
+    assert refusal(raw[:-1] + b',"a":1}') is Reason.DUPLICATE_KEY
+
+
+def test_canonical_each() -> None:
+    """A prompt of a list would not share its pool with the same prompt alone."""
+    content = {
+        "text": ["50% off", "b", "c:%b"],
+        "sampling_params": [{"top_p": 1, "a": 2}, {"a": "%d"}, None],
+        "100%": {"y": 1, "x": "%s"},
+        "temperature": 1,
+        "a": [1, 2],
+    }
+    assert canonical_each(content, ("sampling_params", "text")) == [
+        canonical({**content, "text": text, "sampling_params": params})
+        for text, params in zip(content["text"], content["sampling_params"], strict=True)
+    ]

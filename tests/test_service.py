@@ -60,7 +60,7 @@ class Stage:
         ids = itertools.count(1)
         self.script = script
         self.store = Memory() if store is None else store
-        self.exchange = Exchange(dialects.installed(), self.store, lambda: f"unique-{next(ids)}")
+        self.exchange = Exchange(dialects.installed(), self.store, lambda: f"{next(ids):032x}")
         self.upstream = Upstream(
             script.url,
             Kept(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from sglang_cached_addon.dialects import base, completions_stream, openai, openai_stream
 from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
-from sglang_cached_addon.keys import canonical
+from sglang_cached_addon.keys import canonical, canonical_each
 from sglang_cached_addon.policy import Reason, Refused
 
 # In a batch a list in one of these holds a value for each prompt.
@@ -36,11 +36,8 @@ class Completions:
         content = base.content_fields(body, openai.TRANSPORT)
         content.pop("n", None)
         per_item = _per_item_lists(content, size)
-        items = tuple(
-            canonical({**content, **{name: content[name][i] for name in per_item}})
-            for i in range(size or 1)
-        )
-        return Call(body, items, n, size is not None, rids, openai_stream.streaming(body))
+        items = canonical_each(content, per_item) if per_item else [canonical(content)]
+        return Call(body, tuple(items), n, size is not None, rids, openai_stream.streaming(body))
 
     def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
         n = base.trimmed_n(shortfalls)

@@ -24,7 +24,7 @@ from sglang_cached_addon.dialects.base import (
     Split,
     Streaming,
 )
-from sglang_cached_addon.keys import canonical
+from sglang_cached_addon.keys import canonical, canonical_each
 from sglang_cached_addon.policy import Reason, Refused
 
 TRANSPORT: base.TransportTable = {
@@ -110,9 +110,10 @@ class Generate:
         rids = base.read_rids(body, n, batched, size or 1)
         content = base.content_fields(body, TRANSPORT)
         per_item = _per_item_lists(content, size, n)
-        items = tuple(_item(content, per_item, i) for i in range(size or 1))
+        content = _without_n(content)
+        items = canonical_each(content, per_item) if per_item else [canonical(content)]
         stream = Streaming() if base.is_stream(body, generate_stream.UNSTREAMABLE) else None
-        return Call(body, items, n, batched, rids, stream)
+        return Call(body, tuple(items), n, batched, rids, stream)
 
     def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
         n = base.trimmed_n(shortfalls)
@@ -273,14 +274,15 @@ def _per_item_lists(body: dict[str, Any], size: int | None, n: int) -> tuple[str
     return tuple(found)
 
 
-def _item(content: dict[str, Any], per_item: Sequence[str], i: int) -> bytes:
-    item = dict(content)
-    for name in per_item:
-        item[name] = content[name][i]
-    params = item.get("sampling_params")
-    if isinstance(params, dict) and "n" in params:
-        item["sampling_params"] = {name: v for name, v in params.items() if name != "n"}
-    return canonical(item)
+def _without_n(content: dict[str, Any]) -> dict[str, Any]:
+    params = content.get("sampling_params")
+    if isinstance(params, list):
+        return {**content, "sampling_params": [_but_n(each) for each in params]}
+    return {**content, "sampling_params": _but_n(params)} if isinstance(params, dict) else content
+
+
+def _but_n(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if name != "n"}
 
 
 def _is_error(answer: Any) -> bool:

@@ -1,0 +1,68 @@
+"""What is large: it is answered as upstream does, and holds nobody else up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Simulator
+from tests.conftest import Proxy, StartProxy
+from tests.e2e.test_proxy import post
+
+JSON = {"Content-Type": "application/json"}
+REFUSED = b'"sampling_params":{"bogus":1}'
+"""What upstream refuses before it generates anything."""
+
+NUMBERS = b",".join(b"[%b]" % b",".join([b"0.0123456789"] * 4096) for _ in range(400))
+LARGE = {
+    "100,000 prompts": b'{"text":[%b],%b}' % (b",".join([b'"a"'] * 100_000), REFUSED),
+    "20 MB of embeddings": b'{"input_embeds":[%b],%b}' % (NUMBERS, REFUSED),
+    "9 MB of embeddings": b'{"input_embeds":[%b],%b}' % (NUMBERS[: 170 * 53250 - 1], REFUSED),
+    "a text of 12 MB": b'{"text":"%b",%b}' % (b"a b," * 3_000_000, REFUSED),
+    "lists in lists": b'{"text":"a","x":[%b1],%b}' % (b"[]," * 2_000_000, REFUSED),
+}
+
+
+@contextmanager
+def hitting(url: str, body: object) -> Iterator[list[float]]:
+    """Another client, whose answer is stored: the seconds that each of its hits takes."""
+    over, seconds = Event(), [0.0]
+
+    def hit() -> None:
+        with requests.Session() as session:
+            while not over.is_set():
+                began = time.monotonic()
+                answer = session.post(f"{url}/generate", json=body, timeout=60)
+                seconds.append(time.monotonic() - began)
+                assert answer.headers["X-Cache"] == "HIT"
+
+    thread = Thread(target=hit)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
+    return start_proxy(simulator.url, "--poll-seconds", "3600")
+
+
+def test_large_bodies(simulator: Simulator, proxy: Proxy) -> None:
+    """A hit of another client took 2 to 4 s while one of these was read."""
+    known = {"text": "a", "sampling_params": {"max_new_tokens": 2}}
+    assert post(proxy, "/generate", known).headers["X-Cache"] == "MISS"
+    for name, body in LARGE.items():
+        direct = requests.post(f"{simulator.url}/generate", data=body, headers=JSON, timeout=60)
+        with hitting(proxy.url, known) as seconds:
+            answer = requests.post(f"{proxy.url}/generate", data=body, headers=JSON, timeout=60)
+        assert (answer.status_code, answer.content) == (direct.status_code, direct.content), name
+        assert "detail=too-large" in answer.headers["Cache-Status"], name
+        assert max(seconds) < 1.5, name
