@@ -92,6 +92,7 @@ class SglangCached:
         """Why there is no cache, once that is known."""
         self._dialects = dialects.installed()
         self._heads = wire.HeadReader(self._dialects)
+        """Read with the settings' `key_headers`, once there are any."""
         self._broken = express.self_check()
         self._said_closed = False
         self._hooks: dict[str, Callable[[http.HTTPFlow], Awaitable[None] | None]] = {
@@ -188,12 +189,14 @@ class SglangCached:
         if isinstance(store, SharedStore):
             store.start(self.upstream)
         self._exchange = exchange
+        self._heads = wire.HeadReader(self._dialects, settings.key_headers)
         self._service = Service(
             exchange,
             self.upstream,
             mode=settings.mode,
             collapses=settings.collapse,
             isolates=settings.isolate,
+            key_headers=settings.key_headers,
             nearest=self._nearest,
         )
 
@@ -398,7 +401,9 @@ class SglangCached:
         started = time.monotonic()
         # Paced replays wait, which the lane does not.
         streams = not self.settings.replay_rate
-        hit = self._service.look_up(head.method, head.path, body, head.credential, streams=streams)
+        hit = self._service.look_up(
+            head.method, head.path, body, head.credential, head.routing, streams=streams
+        )
         if hit is None:
             return None
         outcome = hit.outcome
@@ -622,6 +627,7 @@ class SglangCached:
                 "mode": self.settings.mode,
                 "collapse": self.settings.collapse,
                 "isolate_by_credential": self.settings.isolate,
+                "key_headers": self.settings.key_headers.named,
                 "poll_seconds": self.settings.poll,
                 "fsync": self.settings.fsync,
                 "max_entries": _finite(self.settings.max_entries),

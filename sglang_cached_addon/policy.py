@@ -84,7 +84,8 @@ REASONS = {
     Reason.CONTENT_TYPE: "not `application/json`",
     Reason.ENCODED: "a compressed body",
     Reason.QUERY: "a query behind the path",
-    Reason.HEADER: "`x-sglext-*` and `x-override-rid`, which change what is returned",
+    Reason.HEADER: "`x-sglext-*`, and `x-override-*` but for `-priority` and `-conversation-id`: "
+    "they change what is asked or returned",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
     "than about 700,000 numbers; more than 25,000 samples",
@@ -130,17 +131,19 @@ class Refused(Exception):
 
 
 # Headers that change what is returned, or how the body is to be read. RFC 9110 §8.4 for
-# content-encoding; the others are SGLang's own.
+# content-encoding; `x-body-compressed` is SGLang's own.
 _REFUSED_HEADERS = {
     b"content-encoding": Reason.ENCODED,
     b"x-body-compressed": Reason.ENCODED,
-    b"x-sglext-return-input-ids": Reason.HEADER,
-    b"x-sglext-return-output-ids": Reason.HEADER,
-    b"x-sglext-ids-framed": Reason.HEADER,
-    b"x-override-rid": Reason.HEADER,
     # The answer's CORS headers are a function of Origin and of upstream's set-up.
     b"origin": Reason.CROSS_ORIGIN,
 }
+
+
+# Headers of SGLang that put something into the request, or into the answer; of these, some are of
+# no more account than the fields of a body that they stand for.
+_REFUSED_PREFIXES = (b"x-override-", b"x-sglext-")
+_HARMLESS_HEADERS = frozenset((b"x-override-priority", b"x-override-conversation-id"))
 
 
 def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
@@ -148,6 +151,8 @@ def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
     for name in headers:
         if name in _REFUSED_HEADERS:
             return _REFUSED_HEADERS[name]
+        if name.startswith(_REFUSED_PREFIXES) and name not in _HARMLESS_HEADERS:
+            return Reason.HEADER
     media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
     # SGLang refuses other types on these routes, so a hit would open what it had closed.
     return None if media_type == b"application/json" else Reason.CONTENT_TYPE

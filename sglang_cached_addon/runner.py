@@ -56,6 +56,7 @@ class Start:
     mode: str = Mode.READWRITE.value
     collapse: bool = True
     isolate_by_credential: bool = False
+    key_headers: tuple[str, ...] = ()
     admin_token: str = field(default="", repr=False)
     poll_seconds: float = 5.0
     fsync: str = "interval"
@@ -163,6 +164,7 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_mode=start.mode,
             sglang_collapse=start.collapse,
             sglang_isolate_by_credential=start.isolate_by_credential,
+            sglang_key_headers=",".join(start.key_headers),
             sglang_admin_token=start.admin_token,
             sglang_poll_seconds=str(start.poll_seconds),
             sglang_fsync=start.fsync,

@@ -35,6 +35,7 @@ from sglang_cached_addon.inflight import Flight, Flights, Reader, Stream
 from sglang_cached_addon.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.policy import Mode, Reason, Terms
 from sglang_cached_addon.relay import Event, View
+from sglang_cached_addon.routing import KeyHeaders
 from sglang_cached_addon.upstream import Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -71,6 +72,7 @@ class Ask:
     """The client is on this machine."""
     credential: bytes = b""
     tenant: bytes = b""
+    """What is part of its keys, beside its body."""
     shown: Headers = ()
     """The fields that the credential is made of."""
     flight: Flight | None = None
@@ -159,9 +161,11 @@ class Service:
         mode: Mode = Mode.READWRITE,
         collapses: bool = True,
         isolates: bool = False,
+        key_headers: KeyHeaders | None = None,
         nearest: Callable[[Known, bool], Awaitable[str]] | None = None,
     ) -> None:
-        """`isolates`: each credential has a cache of its own. `nearest` says in a sentence which
+        """`isolates`: each credential has a cache of its own. `key_headers` are part of each key.
+        `nearest` says in a sentence which
         stored call was nearest to one; with its values only to who may see them."""
         self.flights = Flights()
         self._exchange = exchange
@@ -169,6 +173,7 @@ class Service:
         self._mode = mode
         self._collapses = collapses
         self._isolates = isolates
+        self._key_headers = key_headers or KeyHeaders()
         self._nearest = nearest
         self._asks: dict[str, set[Ask]] = {}
         """By the ids that clients gave them."""
@@ -176,14 +181,22 @@ class Service:
         """That wait for an answer, or read one."""
 
     def look_up(
-        self, method: str, path: str, body: bytes, credential: bytes, *, streams: bool
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        credential: bytes,
+        routing: bytes = b"",
+        *,
+        streams: bool,
     ) -> Hit | None:
-        """The answer to a plain request, if it can be given at once."""
+        """The answer to a plain request, if it can be given at once. `routing` is what
+        `KeyHeaders.digest` makes of its head."""
         if self._mode is Mode.OFF or self._mode is Mode.REFRESH or self.flights.replacing:
             return None
         if not self._upstream.admits(credential, time.monotonic()):
             return None
-        tenant = credential if self._isolates else b""
+        tenant = self._tenant(credential, routing)
         now = time.time()
         return self._exchange.lookup(method, path, body, now, tenant=tenant, streams=streams)
 
@@ -213,9 +226,13 @@ class Service:
         """Notes who asks; on what terms, or why the request is to be passed on untouched."""
         headers = ask.request.headers
         ask.credential = admission.credential(headers)
-        ask.tenant = ask.credential if self._isolates else b""
+        ask.tenant = self._tenant(ask.credential, self._key_headers.digest(headers))
         ask.shown = admission.credential_headers(headers)
         return policy.terms(self._mode, directives.parse(headers), time.time())
+
+    def _tenant(self, credential: bytes, routing: bytes) -> bytes:
+        """Whose cache it is, or which: 64 bytes at most."""
+        return (credential if self._isolates else b"") + routing
 
     async def _admit(self, ask: Ask, terms: Terms) -> Answer:
         """Answers a call when upstream has said who it is, and that the client may ask."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.routing import KeyHeaders
 
 FSYNC = ("always", "interval", "never")
 """When what is written is made to outlive a power cut: before the next is written, within a second,
@@ -76,6 +77,13 @@ OPTIONS = (
         bool,
         False,
         "Each credential has a cache of its own.",
+    ),
+    Option(
+        "sglang_key_headers",
+        str,
+        "",
+        "Names of request headers that are part of the key, with commas between; those by which "
+        "known gateways choose a model are anyway.",
     ),
     Option(
         "sglang_admin_token",
@@ -171,6 +179,7 @@ class Settings:
     """URL of a server that several proxies share."""
     has_folder: bool = True
     """What is stored is stored in the folder, too."""
+    key_headers: KeyHeaders = field(default_factory=KeyHeaders)
 
     @classmethod
     def parse(cls, values: Mapping[str, object]) -> Settings:
@@ -207,6 +216,7 @@ class Settings:
             bool(values["sglang_readonly"]),
             store,
             has_folder,
+            _key_headers(str(values["sglang_key_headers"])),
         )
 
 
@@ -230,6 +240,13 @@ def _amount(name: str, text: str, units: Mapping[str, int], default: T) -> float
         known = ", ".join(unit for unit in units if unit)
         raise ValueError(f"{name}: {text}: must be a number above 0, with a unit ({known}) or none")
     return float(found[1]) * units[unit]
+
+
+def _key_headers(text: str) -> KeyHeaders:
+    try:
+        return KeyHeaders(name.strip() for name in text.split(",") if name.strip())
+    except ValueError as e:
+        raise ValueError(f"sglang_key_headers: {e}") from None
 
 
 def _fsync(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from sglang_cached_addon import admission, directives, policy
+from sglang_cached_addon.routing import KeyHeaders
 
 MAX_HEAD = 64 * 1024
 """Bytes of a request head."""
@@ -44,6 +45,8 @@ class Head:
     """As they came."""
     credential: bytes = b""
     """As `admission.credential`."""
+    routing: bytes = b""
+    """As `KeyHeaders.digest`."""
 
 
 # A field line without obs-fold, control characters or space around the name.
@@ -65,7 +68,10 @@ _ONCE = {
 class HeadReader:
     """Reads request heads for some (method, path) pairs."""
 
-    def __init__(self, routes: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self, routes: Collection[tuple[str, str]], key_headers: KeyHeaders | None = None
+    ) -> None:
+        self._key_headers = key_headers or KeyHeaders()
         self._lines = {
             f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
         }
@@ -112,7 +118,7 @@ class HeadReader:
             name, value = match[1].lower(), match[2]
             if name in _FRAMING or (name in fields and name in _ONCE):
                 return None
-            fields[name] = value
+            fields[name] = fields[name] + b", " + value if name in fields else value
             raw_fields.append((match[1], value))
         length = fields.get(b"content-length", b"")
         connection = fields.get(b"connection", b"keep-alive").lower()
@@ -125,9 +131,9 @@ class HeadReader:
             or not directives.parse(fields).is_default
         ):
             return None
-        credential = admission.credential(fields)
+        credential, routing = admission.credential(fields), self._key_headers.digest(fields)
         closes = connection == b"close"
-        return Head(*route, len(raw), int(length), closes, tuple(raw_fields), credential)
+        return Head(*route, len(raw), int(length), closes, tuple(raw_fields), credential, routing)
 
 
 def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:

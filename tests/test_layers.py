@@ -28,6 +28,7 @@ IO_MODULES = {
 PURE = {
     "admission.py", "cache.py", "directives.py", "exchange.py", "identity.py", "inflight.py",
     "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py", "routes.py",
+    "routing.py",
     "settings.py", "sse.py", "wire.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip

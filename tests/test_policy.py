@@ -53,6 +53,13 @@ def test_json_is_looked_up(value: bytes) -> None:
         ({**JSON, b"x-sglext-return-input-ids": b"1"}, Reason.HEADER),
         ({**JSON, b"x-sglext-return-output-ids": b"1"}, Reason.HEADER),
         ({**JSON, b"x-sglext-ids-framed": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-sglext-of-tomorrow": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-override-rid": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-override-bootstrap-host": b"h"}, Reason.HEADER),
+        ({**JSON, b"x-override-bootstrap-room": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-override-routed-dp-rank": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-override-disagg-prefill-dp-rank": b"1"}, Reason.HEADER),
+        ({**JSON, b"x-override-of-tomorrow": b"1"}, Reason.HEADER),
         ({**JSON, b"origin": b"http://example.com"}, Reason.CROSS_ORIGIN),
     ],
 )

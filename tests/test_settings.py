@@ -37,10 +37,19 @@ def test_defaults() -> None:
     assert settings.collapse is True
     assert settings.isolate is False
     assert settings.admin_token == ""
+    assert settings.key_headers.named == []
     assert settings.poll == 5.0
     assert settings.fsync == "interval"
     assert settings.max_entries == settings.max_bytes == settings.ttl == inf
     assert settings.memory is None
+
+
+def test_key_headers() -> None:
+    """A header would be in no key, or a misspelled one, without a word."""
+    settings = Settings.parse({**DEFAULTS, "sglang_key_headers": " X-Team,,x-lane , "})
+    assert settings.key_headers.named == ["x-lane", "x-team"]
+    with pytest.raises(ValueError, match=r"sglang_key_headers: a b: is no name of a header"):
+        Settings.parse({**DEFAULTS, "sglang_key_headers": "x-team,a b"})
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def _env(name: str) -> str:
     help="A cache for each API key, apart from the others'.",
 )
 @click.option(
+    "--key-header",
+    "key_headers",
+    multiple=True,
+    metavar="NAME",
+    envvar=_env("KEY_HEADER"),
+    show_envvar=True,
+    help="A request header that is part of the key, like those by which known gateways choose a "
+    "model are anyway; may be repeated.",
+)
+@click.option(
     "--admin-token",
     default="",
     metavar="TOKEN",
@@ -215,6 +225,7 @@ def start(
     mode: str,
     no_collapse: bool,
     isolate_by_credential: bool,
+    key_headers: tuple[str, ...],
     admin_token: str,
     poll_seconds: float,
     fsync: str,
@@ -252,6 +263,7 @@ def start(
                 mode=mode,
                 collapse=not no_collapse,
                 isolate_by_credential=isolate_by_credential,
+                key_headers=key_headers,
                 admin_token=admin_token,
                 poll_seconds=poll_seconds,
                 fsync=fsync,

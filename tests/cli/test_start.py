@@ -149,6 +149,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
         "SGLANG_CACHED_MODE": "readwrite",
         "SGLANG_CACHED_NO_COLLAPSE": "1",
         "SGLANG_CACHED_ISOLATE_BY_CREDENTIAL": "1",
+        "SGLANG_CACHED_KEY_HEADER": "X-One x-two",
         "SGLANG_CACHED_ADMIN_TOKEN": TOKEN,
         "SGLANG_CACHED_POLL_SECONDS": "7.5",
         "SGLANG_CACHED_STORE": f"redis://:secret@127.0.0.1:{free_port()}/0",
@@ -229,6 +230,7 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
     "MODE": setting("mode", "readwrite"),
     "NO_COLLAPSE": setting("collapse", False),
     "ISOLATE_BY_CREDENTIAL": setting("isolate_by_credential", True),
+    "KEY_HEADER": setting("key_headers", ["x-one", "x-two"]),
     "POLL_SECONDS": setting("poll_seconds", 7.5),
     "STORE": lambda c: (
         c.info.json()["settings"]["store"].endswith("/0")

@@ -310,6 +310,59 @@ def test_salts(name: str, simulator: Simulator, start_proxy: StartProxy) -> None
         assert len(set(said)) == 3
 
 
+# Headers that choose who answers
+
+
+def test_headers_of_gateways(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Behind a gateway, a call to one model would get the answer of another."""
+    arguments = ("--key-header", "X-Team", "--key-header", "x-lane")
+    proxy = start_proxy(simulator.url, *arguments)
+    own: list[dict[str, str]] = [
+        {},
+        {"x-portkey-provider": "a"},
+        {"X-Portkey-Provider": "b"},
+        {"x-ai-eg-model": "a"},
+        {"X-Model-Id": "a"},
+        {"x-team": "a"},
+        {"X-Team": "a", "X-Lane": "b"},
+    ]
+    for path, form in CALLS:
+        said, body = [], asking(path, f"{path} {form}", **form)
+        for headers in own:
+            answers = [ask(proxy, path, body, None, **headers) for _ in "123"]
+            assert [a.headers["X-Cache"] for a in answers] == ["MISS", "HIT", "HIT"], headers
+            said.append(heard(path, answers[1])[0])
+        assert len(set(said)) == len(own)
+        # What is of one request, or in another spelling of its name, changes nothing.
+        for more in ({"X-Portkey-Trace-Id": "1"}, {"helicone-request-id": "2"}):
+            assert ask(proxy, path, body, None, **more).headers["X-Cache"] == "HIT"
+        hit = ask(proxy, path, body, None, **{"X-PORTKEY-PROVIDER": "b"})
+        assert heard(path, hit)[0] == said[2]
+    assert proxy.stop() == 0
+    # Plain bodies are found by their name as well, from the disk.
+    again = start_proxy(simulator.url, *arguments)
+    body = asking(GENERATE, f"{GENERATE} {FORMS['json']}")
+    kinds = [ask(again, GENERATE, body, None, **headers).headers["X-Cache"] for headers in own]
+    assert kinds == ["HIT"] * len(own)
+    assert ask(again, GENERATE, body, None, **{"x-team": "new"}).headers["X-Cache"] == "MISS"
+
+
+def test_headers_that_override(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """A header that puts a field into the body would change what upstream does behind our back."""
+    proxy = start_proxy(simulator.url)
+    for path in BODIES:
+        assert ask(proxy, path, asking(path), None).headers["X-Cache"] == "MISS"
+        for name in ("rid", "bootstrap-host", "bootstrap-room", "routed-dp-rank", "anything"):
+            answer = ask(proxy, path, asking(path), None, **{f"X-Override-{name}": "1"})
+            expected = "sglang-cached; fwd=bypass; fwd-status=200; detail=header"
+            assert cache_status(answer.headers).replace("; fwd-status=200", "") == (
+                expected.replace("; fwd-status=200", "")
+            )
+        for name in ("priority", "conversation-id"):
+            answer = ask(proxy, path, asking(path), None, **{f"X-Override-{name}": "1"})
+            assert answer.headers["X-Cache"] == "HIT"
+
+
 # Secrets
 
 

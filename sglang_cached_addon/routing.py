@@ -1,0 +1,79 @@
+"""Headers that say who is to answer: gateways choose a model or a provider by them.
+
+Pure. What they say goes into the key, beside the body: two calls that differ in one of them are
+two calls. What names one request, or what it belongs to, does not. Header names are lower-case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+PREFIXES = (
+    b"x-portkey-",
+    b"x-ai-eg-",  # Envoy AI Gateway
+    b"cf-aig-",  # Cloudflare AI Gateway
+    b"helicone-",
+    b"x-litellm-",
+    b"x-bf-",  # Bifrost
+    b"x-tfy-",  # TrueFoundry
+    b"x-higress-llm-",
+    b"x-gateway-model-name",  # Kubernetes' Gateway API, with and without `-rewrite`
+    b"x-amzn-sagemaker-",
+)
+
+NAMES = frozenset(
+    {
+        b"x-model-id",  # SGLang's gateway
+        b"x-smg-target-worker",
+        b"x-selected-model",  # vLLM's semantic router
+        b"x-vsr-selected-model",
+        b"serve_multiplexed_model_id",  # Ray Serve
+        b"x-label-selector",  # KubeAI
+        b"x-provider",
+        b"x-model",
+        b"x-bt-endpoint-name",  # Braintrust
+        b"azureml-model-deployment",
+        b"x-ms-model-mesh-model-name",
+        b"extra-parameters",
+        b"openai-beta",
+    }
+)
+
+_OF_ONE_REQUEST = re.compile(
+    rb".*-((trace|span|request|session|event|call|log|inference|user)-?id"
+    rb"|(session|span)-(name|path)|collect-log|timeout)"
+)
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""RFC 9110 §5.6.2."""
+
+
+class KeyHeaders:
+    """The headers of a request that are part of its key."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        """`names` are more of them; raises ValueError for what is no name of a header."""
+        self.named = sorted({name.lower() for name in names})
+        for name in self.named:
+            if not _TOKEN.fullmatch(name):
+                raise ValueError(f"{name}: is no name of a header")
+        self._names = NAMES | {name.encode() for name in self.named}
+
+    def has(self, name: bytes) -> bool:
+        if name in self._names:
+            return True
+        return name.startswith(PREFIXES) and not _OF_ONE_REQUEST.fullmatch(name)
+
+    def digest(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """32 bytes for what a request's headers say of who is to answer; nothing where they say
+        nothing, as in nearly all requests."""
+        chosen = sorted(name for name in headers if self.has(name))
+        if not chosen:
+            return b""
+        sha = hashlib.sha256(b"headers")
+        for name in chosen:
+            for part in (name, headers[name]):
+                sha.update(b"%d:%b" % (len(part), part))
+        return sha.digest()
