@@ -41,6 +41,6 @@ def write_journal(folder: Path, call: Call, entries: int, *, times: int = 1) -> 
                 for number in range(start, min(start + _BATCH, entries)):
                     asked = numbered(content, number)
                     key, raw = digester.key(asked), digester.raw(numbered(call.template, number))
-                    first, since = (None, at) if turn else (asked, None)
-                    lines += encode(key, dialect.name, first, [sample], raw, since)
+                    first = None if turn else asked
+                    lines += encode(key, dialect.name, first, [sample], raw)
                 file.write(lines)

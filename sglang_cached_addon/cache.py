@@ -31,6 +31,25 @@ class Sample:
     """As `Generation.deltas`."""
 
 
+SKEW = 5.0
+"""Seconds that clocks may differ by. What is dated further ahead is of a clock that was wrong, and
+of no age that could be told."""
+
+
+def counts(stored_at: float, since: float, now: float) -> bool:
+    """Whether a sample of that time was stored since then; one of the future was not."""
+    return since == -inf or since <= stored_at <= now + SKEW
+
+
+def slots(times: Sequence[float], count: int, since: float, now: float) -> list[int]:
+    """Which places of a pool so many new samples take, in ascending order: those of samples that do
+    not count, and what is more the ones behind its end. `times`: when its samples were stored."""
+    if since == -inf:
+        return list(range(len(times), len(times) + count))
+    stale = [place for place, at in enumerate(times) if not counts(at, since, now)][:count]
+    return [*stale, *range(len(times), len(times) + count - len(stale))]
+
+
 class Lease(Protocol):
     """The right to fill some pools, which no other proxy has meanwhile."""
 
@@ -60,8 +79,11 @@ class Store(Protocol):
         """Rises when somebody clears the store, or a part of it."""
 
     @property
-    def horizon(self) -> float:
-        """Samples that were stored before are no more: Unix seconds."""
+    def now(self) -> float:
+        """Unix seconds."""
+
+    def is_expired(self, stored_at: float) -> bool:
+        """Whether a sample of that time is no more."""
 
     def touch(self, keys: Sequence[bytes]) -> None:
         """Pools were used, as `get` notes by itself."""
@@ -86,11 +108,13 @@ class Store(Protocol):
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,
-        since: float | None = None,
-    ) -> None:
+        since: float = -inf,
+    ) -> bool:
         """Adds to a pool. `content` is the canonical call, kept for people who read the journal;
-        `raw`, if any, the name of a body that the pool's first sample answers. Samples that were
-        stored before `since` (Unix seconds) are dropped first."""
+        `raw`, if any, the name of a body that the pool's first sample answers. In the order of the
+        pool, samples that do not count (see `counts`) give their places to as many new ones; what
+        is new beyond those comes behind the others. False if it cannot be kept: nothing has
+        changed, then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,21 +167,22 @@ class Plan:
 def plan(call: Call, keys: tuple[bytes, ...], store: Store, since: float = -inf) -> Plan:
     """Takes what the store has for a call, of samples stored at `since` or later."""
     if len(keys) == 1:
-        return Plan(call, keys, (tuple(_fresh(store.get(keys[0]), since)[: call.n]),))
+        return Plan(call, keys, (tuple(_counting(store.get(keys[0]), store, since)[: call.n]),))
     taken: dict[bytes, int] = {}
     stored = []
     for key in keys:
         start = taken.get(key, 0)
-        samples = tuple(_fresh(store.get(key), since)[start : start + call.n])
+        samples = tuple(_counting(store.get(key), store, since)[start : start + call.n])
         taken[key] = start + len(samples)
         stored.append(samples)
     return Plan(call, keys, tuple(stored))
 
 
-def _fresh(pool: Sequence[Sample], since: float) -> Sequence[Sample]:
+def _counting(pool: Sequence[Sample], store: Store, since: float) -> Sequence[Sample]:
     if since == -inf:
         return pool
-    return [sample for sample in pool if sample.stored_at >= since]
+    now = store.now
+    return [sample for sample in pool if counts(sample.stored_at, since, now)]
 
 
 def samples(
@@ -174,17 +199,21 @@ def commit(
     store: Store,
     *,
     raw: bytes = b"",
-    since: float | None = None,
-) -> None:
-    """Stores new samples, in the order of the call; `raw` and `since` as the store has them."""
+    since: float = -inf,
+) -> bool:
+    """Stores new samples, in the order of the call; `raw` and `since` as the store has them. False
+    if not all of them can be kept."""
     by_key: dict[bytes, list[Sample]] = {}
     contents: dict[bytes, bytes] = {}
     for item, sample in new:
         key = plan.keys[item]
         contents[key] = plan.call.items[item]
         by_key.setdefault(key, []).append(sample)
-    for key, pool in by_key.items():
+    kept = [
         store.append(key, dialect, contents[key], pool, raw, since=since)
+        for key, pool in by_key.items()
+    ]
+    return all(kept)
 
 
 def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Recorded]]:

@@ -264,7 +264,7 @@ class Exchange:
         if terms.since > -inf:
             plan = self.plan(known, terms)
             return None if plan.needs else self._assemble(known, plan, now)
-        if hit and hit.oldest < self._store.horizon:
+        if hit and self._store.is_expired(hit.oldest):
             hit = None
         if hit is None or known.generation != self._store.generation:
             plan = self.plan(known)
@@ -359,15 +359,15 @@ class Exchange:
             return Reason.CLEARED
         if fetch.stamp.turn != self._turn:
             return Reason.MODEL_CHANGED
-        cache.commit(
+        is_kept = cache.commit(
             fetch.plan,
             fetch.known.dialect.name,
             samples,
             self._store,
             raw=fetch.known.raw,
-            since=fetch.terms.replaces,
+            since=fetch.terms.since,
         )
-        return None
+        return None if is_kept else Reason.DISK
 
     def relay(self, fetch: Fetch) -> Relay:
         """What makes the whole answer's events of upstream's bytes."""

@@ -18,7 +18,7 @@ import orjson
 
 from sglang_cached_addon.policy import Reason, Refused
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of every key and of every journal line; raised when either changes its meaning."""
 
 PREFIX = 8

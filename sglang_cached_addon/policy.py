@@ -70,6 +70,7 @@ class Reason(StrEnum):
     UNCONFIRMED = "unconfirmed"
     READONLY = "readonly"
     CLEARED = "cleared"
+    DISK = "disk"
     UNREACHABLE = "unreachable"
     CUT = "cut"
 
@@ -116,6 +117,7 @@ REASONS = {
     Reason.UNCONFIRMED: "the upstream could not be asked whether it still is the same model",
     Reason.READONLY: "`--mode readonly`",
     Reason.CLEARED: "the cache was cleared while the answer was on its way",
+    Reason.DISK: "the disk takes nothing, and 64 MB wait for it already",
     Reason.UNREACHABLE: "no connection to the upstream",
     Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
 }
@@ -183,8 +185,11 @@ class Terms:
     """Why nothing of what it brings is stored."""
     denial: Reason | None = None
     """Why upstream is not asked."""
-    replaces: float | None = None
-    """Samples that were stored before this are dropped for what it brings."""
+
+    @property
+    def replaces(self) -> bool:
+        """Samples that do not count give their places to what it brings."""
+        return self.since > -inf and self.refusal is None
 
 
 PLAIN = Terms()
@@ -206,7 +211,7 @@ def terms(mode: Mode, asked: Directives, now: float) -> Terms | Reason:
         return Terms(inf, Reason.NO_STORE, denial) if denial else Reason.NO_STORE
     refusal = Reason.READONLY if mode is Mode.READONLY else None
     if asked.no_cache or mode is Mode.REFRESH:
-        return Terms(inf, refusal, denial, now)
+        return Terms(inf, refusal, denial)
     if asked.max_age is not None:
-        return Terms(now - asked.max_age, refusal, denial, now - asked.max_age)
+        return Terms(now - asked.max_age, refusal, denial)
     return Terms(-inf, refusal, denial)

@@ -396,7 +396,7 @@ class Service:
             else:
                 fetch = exchange.fetch(known, plan, terms, busy)
                 flight = Flight(fetch.keys)
-                flight.replaces = terms.replaces is not None
+                flight.replaces = terms.replaces
                 with flight.wanted():
                     found = await self._fetch(ask, fetch, flight, alone=alone)
             if not isinstance(found, _Arrived):  # others may have stored something
@@ -521,7 +521,7 @@ class Service:
         """Fetches a stream, unless others have stored something of it."""
         fetch = self._exchange.fetch(known, plan, terms)
         flight = Flight(fetch.keys, self._exchange.likeness(known))
-        flight.replaces = terms.replaces is not None
+        flight.replaces = terms.replaces
         stream = flight.stream = Stream()
         stream.stored = frozenset(cache.stored_choices(plan))
         reader = stream.reader()  # from the first event on

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import pytest
 
-from sglang_cached_addon.cache import Plan, Sample, answers, commit, plan, recorded, samples
+from sglang_cached_addon.cache import (
+    SKEW,
+    Plan,
+    Sample,
+    answers,
+    commit,
+    plan,
+    recorded,
+    samples,
+    slots,
+)
 from sglang_cached_addon.dialects.base import Call, Generation
 from sglang_cached_addon.store.memory import Memory
 
+NOW = 1000.0
+
 
 class Store(Memory):
+    @property
+    def now(self) -> float:
+        return NOW
+
     def append(
         self,
         key: bytes,
@@ -21,9 +38,10 @@ class Store(Memory):
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,
-        since: float | None = None,
-    ) -> None:
-        super().append(key, f"{dialect} {content.decode()}", content, samples, raw, since=since)
+        since: float = -inf,
+    ) -> bool:
+        api = f"{dialect} {content.decode()}"
+        return super().append(key, api, content, samples, raw, since=since)
 
 
 def sample(answer: str, stored_at: float = 1.0) -> Sample:
@@ -230,11 +248,53 @@ def test_commit_of_nothing() -> None:
 
 
 def test_commit_since() -> None:
-    """What is replaced would stay, or what is fresh, or another prompt's, would go."""
+    """What is replaced would stay, or what is fresh, or another prompt's, would go or move."""
     store = aged({"a": "123", "b": "1"})
     made = plan_of("ab", 3, store, 2.0)
     commit(made, "d", [(0, sample("4", 4.0))], store, since=2.0)
-    assert letters([store.get(b"a"), store.get(b"b")]) == ["234", "1"]
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["423", "1"]
+
+
+def test_commit_that_is_not_kept() -> None:
+    """It would be called stored."""
+
+    class Full(Store):
+        def append(self, key: bytes, *args: Any, **more: Any) -> bool:
+            return key != b"b" and super().append(key, *args, **more)
+
+    made = plan_of("abc", 1, Full())
+    assert not commit(made, "d", new_of((0, "1"), (1, "2"), (2, "3")), Full())
+    assert commit(made, "d", new_of((0, "1"), (2, "3")), Full())
+
+
+PLACES = [
+    ([], 2, -inf, [0, 1]),
+    ([1.0, 2.0], 2, -inf, [2, 3]),
+    ([NOW + 99, 2.0], 1, -inf, [2]),
+    ([1.0, 2.0, 3.0, 4.0, 5.0], 1, inf, [0]),
+    ([1.0, 2.0], 3, inf, [0, 1, 2]),
+    ([1.0, 9.0, 2.0], 1, 5.0, [0]),
+    ([1.0, 9.0, 2.0], 3, 5.0, [0, 2, 3]),
+    ([9.0, 9.0], 1, 5.0, [2]),
+    ([NOW + 99, 9.0], 1, 5.0, [0]),  # the future does not count
+    ([NOW + SKEW, NOW + SKEW + 1], 1, 5.0, [1]),  # but clocks differ
+]
+
+
+@pytest.mark.parametrize(("times", "count", "since", "places"), PLACES)
+def test_slots(times: list[float], count: int, since: float, places: list[int]) -> None:
+    """What is new would take the place of something good, or leave what is old in front."""
+    assert slots(times, count, since, NOW) == places
+
+
+def test_the_future_does_not_count() -> None:
+    """After a clock was set back, nothing would be old any more."""
+    store = Store()
+    store.append(b"a", "d", b"", [sample("1", NOW + 3600), sample("2", NOW)])
+    assert letters(plan_of("a", 2, store).stored) == ["12"]
+    assert letters(plan_of("a", 2, store, NOW - 60).stored) == ["2"]
+    store.append(b"a", "d", b"", [sample("3", NOW)], since=NOW - 60)
+    assert letters([store.get(b"a")]) == ["32"]
 
 
 def test_commit_of_a_named_body() -> None:

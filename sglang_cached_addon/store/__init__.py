@@ -18,7 +18,7 @@ from itertools import chain
 from math import inf
 from pathlib import Path
 
-from sglang_cached_addon.cache import Brought, Sample
+from sglang_cached_addon.cache import Brought, Sample, counts, slots
 from sglang_cached_addon.store.follower import Follower
 from sglang_cached_addon.store.index import Index
 from sglang_cached_addon.store.journal import Journal, Loaded
@@ -72,9 +72,7 @@ class DiskStore:
         self.journal: Journal | Follower = (
             Follower(folder) if is_follower else Journal(folder, fsync)
         )
-        self.memory = Memory(limits.memory, is_pinned=self._is_pinned, evicted=self.journal.touch)
-        self._unsaid: dict[bytes, float | None] = {}
-        """Keys of which the journal lacks a line, and the `since` that went with it."""
+        self.memory = Memory(limits.memory, evicted=self.journal.touch)
         self._unswept: list[bytes] = []
         self._removals = 0
         self._turn = 0
@@ -87,9 +85,9 @@ class DiskStore:
             self.journal.close()
             raise
         if limits.ttl < inf:
-            horizon = self.horizon
+            now = self.now
             for key in list(self.index):
-                self.journal.expire(key, horizon)
+                self.journal.expire(key, now - limits.ttl, now)
         if not is_follower:
             self._limit(self.journal.forget)
 
@@ -115,32 +113,33 @@ class DiskStore:
         return self.memory.clears
 
     @property
-    def horizon(self) -> float:
-        ttl = self._limits.ttl
-        return time.time() - ttl if ttl < inf else -inf
+    def ttl(self) -> float:
+        """Seconds that a sample is kept."""
+        return self._limits.ttl
 
-    def _is_pinned(self, key: bytes) -> bool:
-        return self.index.is_pending(key)
+    @property
+    def now(self) -> float:
+        return time.time()
+
+    def is_expired(self, stored_at: float) -> bool:
+        return self.ttl < inf and not counts(stored_at, (now := self.now) - self.ttl, now)
 
     # Reading
 
     def get(self, key: bytes) -> Sequence[Sample]:
         if self.journal.turn != self._turn:
             _ = self.generation
+        if self._limits.ttl < inf:
+            self._expire(key)
         pool = self.memory.get(key)
-        if not pool:
-            if key not in self.index:
-                return pool
+        if not pool and key in self.index:
             self._hold(key, self.journal.read(key, waits=False))
-            pool = self.memory.get(key)
-        if pool and self._limits.ttl < inf and pool[0].stored_at < (horizon := self.horizon):
-            self._expire(key, horizon)
             pool = self.memory.get(key)
         return pool
 
     def _hold(self, key: bytes, samples: Sequence[Sample] | None) -> None:
-        """To memory, from the disk."""
-        if samples and key not in self.memory:
+        """To memory, from the disk, if that is still all there is."""
+        if samples and key not in self.memory and len(samples) == self.index.count(key):
             self.memory.append(key, "", b"", samples)
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -185,43 +184,62 @@ class DiskStore:
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,
-        since: float | None = None,
-    ) -> None:
-        # All lines of a key stay or go together, so its first one keeps what was asked: samples
-        # that a `since` drops leave their line where it is.
-        is_new = key not in self.index and key not in self.memory
-        held: list[Sample] = []
-        if not is_new and key not in self.memory:
-            # It had to make room since it was planned for.
-            held = self.journal.read(key, waits=True) or []
-            if since is not None:
-                held = [sample for sample in held if sample.stored_at >= since]
-                self._removals += 1
-        self.memory.append(key, dialect, content, [*held, *samples], since=since)
-        is_unsaid = key in self._unsaid
-        if is_unsaid and (lost := self._unsaid.pop(key)) is not None:
-            # What it dropped would be back after a restart, in front of what was stored since.
-            since = lost if since is None else max(lost, since)
-        said = content if is_new or is_unsaid else None
-        if not self.journal.append(key, dialect, said, samples, raw, since=since):
-            self._unsaid[key] = since
+        since: float = -inf,
+    ) -> bool:
+        # All lines of a key stay or go together, so its first one keeps what was asked: a line of
+        # which nothing counts any more hands it on when it goes.
+        is_new, said, name = key not in self.index, content, raw
+        is_at_hand = is_new or key in self.memory
+        places, own = self._places(key, len(samples), since)
+        kept = 0
+        for stop in _ends(own, samples):
+            some = samples[kept:stop]
+            if not self.journal.append(
+                key, dialect, said if is_new else None, some, name, own[kept]
+            ):
+                break
+            kept, is_new, name = stop, False, b""
+        if kept and is_at_hand:
+            self.memory.place(key, dialect, samples[:kept], places[:kept], raw)
+        elif kept and since > -inf:
+            self._removals += 1
         self._sweep()
         self._limit(self.journal.remove)
+        return kept == len(samples)
 
-    def _expire(self, key: bytes, horizon: float) -> None:
-        if key in self.index and self.index.oldest(key) < horizon:
-            self.journal.expire(key, horizon)
+    def _places(self, key: bytes, count: int, since: float) -> tuple[Sequence[int], Sequence[int]]:
+        """Where new samples come to be: counted from the beginning of the pool, and their slots."""
+        end = self.index.end(key)
+        if since == -inf:
+            have = self.index.count(key)
+            return range(have, have + count), range(end, end + count)
+        pool = [(run.slot + i, run.at) for run in self.index.runs(key) for i in range(run.samples)]
+        places = slots([at for _, at in pool], count, since, self.now)
+        have = len(pool)
+        return places, [pool[at][0] if at < have else end + at - have for at in places]
+
+    def remove(self, key: bytes) -> None:
+        """Lets go of a pool."""
+        self.memory.discard(key)
+        self.journal.remove(key)
+        self._removals += 1
+
+    def _expire(self, key: bytes) -> None:
+        """Lets go of what has expired of a pool, wherever it stands in it."""
+        now = self.now
+        since = now - self.ttl
+        is_gone = self.memory.expire(key, since, now)
+        if is_gone or (key not in self.memory and not self.index.is_within(key, since, now)):
+            self.journal.expire(key, since, now)
             self._removals += 1
-        self.memory.expire(key, horizon)
 
     def _sweep(self) -> None:
         """Looks for what has expired and is not asked for, a little at a time."""
         if self._limits.ttl == inf:
             return
         self._unswept = self._unswept or list(self.index)
-        horizon = self.horizon
         for _ in range(min(SWEEP, len(self._unswept))):
-            self._expire(self._unswept.pop(), horizon)
+            self._expire(self._unswept.pop())
 
     def _limit(self, remove: Callable[[bytes], object]) -> None:
         """Removes what was not used for the longest time, if there is too much."""
@@ -240,11 +258,10 @@ class DiskStore:
                 break
             victims.append(key)
             entries -= 1
-            size -= sum(place.length for place in index.places(key))
+            size -= index.weight(key)
         for key in victims:
             self.memory.discard(key)
             remove(key)
-            self._unsaid.pop(key, None)
         self._removals += 1
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
@@ -253,14 +270,12 @@ class DiskStore:
         self._unswept.clear()
         if model is None:
             self.memory.clear()
-            self._unsaid.clear()
             return self.journal.clear()
 
         def is_cleared(key: bytes) -> bool:
             return key.startswith(model) is not others
 
         self.memory.clear(is_cleared)
-        self._unsaid = {key: at for key, at in self._unsaid.items() if not is_cleared(key)}
         return self.journal.clear(is_cleared)
 
     def compact(self) -> Future[None]:
@@ -278,6 +293,18 @@ def machine_memory() -> float:
     with suppress(OSError, ValueError):
         found = min(found, float(Path("/sys/fs/cgroup/memory.max").read_text()))
     return found
+
+
+def _ends(own: Sequence[int], samples: Sequence[Sample]) -> Iterator[int]:
+    """Where to part samples, so that each part is one line: of slots side by side, and of one
+    time."""
+    for i in range(1, len(samples)):
+        one, other = samples[i - 1], samples[i]
+        is_of_one = (one.stored_at, one.seconds) == (other.stored_at, other.seconds)
+        if own[i] != own[i - 1] + 1 or not is_of_one:
+            yield i
+    if samples:
+        yield len(samples)
 
 
 def _below(limit: float) -> float:

@@ -75,14 +75,14 @@ class Follower:
     def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
         """As `Journal.read`."""
         with self._lock:
-            places, reader = self.index.places(key), self._reader
+            runs, reader = self.index.runs(key), self._reader
         samples: list[Sample] = []
         try:
-            for place in places:
-                line = reader.read(place, waits=waits)
+            for run in runs:
+                line = reader.read(run.place, waits=waits)
                 if line is None:
                     return None
-                samples += samples_of(line, key)
+                samples += samples_of(line, key)[run.skip : run.skip + run.samples]
         except (OtherVersion, OSError, ValueError, KeyError, TypeError) as e:
             # It may be cut just now; what is broken is for its owner to report.
             logger.debug("%s: %s", self.path, e)
@@ -98,10 +98,10 @@ class Follower:
         with self._lock:
             self.index.touch(key)
 
-    def expire(self, key: bytes, before: float) -> None:
+    def expire(self, key: bytes, since: float, now: float) -> None:
         """As `Journal.expire`."""
         with self._lock:
-            self.index.expire(key, before)
+            self.index.expire(key, since, now)
 
     def append(self, *args: object, **kwargs: object) -> bool:
         """Nothing is stored."""

@@ -1,21 +1,26 @@
 """The directory of a journal: where the lines of each key are, and what they hold in sum.
 
 Pure, and small: an entry is its key and a few dozen bytes a line, so that what is stored need not
-be in memory to be found. Knows no file; places in it are numbers. Entries are in the order in
-which they were last added to or touched. Not safe for threads: the journal has a lock for it.
+be in memory to be found. Knows no file; places in it are numbers. A pool is runs of samples, each
+at its slots, which no two of them share: see `lines`. Entries are in the order in which they were
+last added to or touched. Not safe for threads: the journal has a lock for it.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
 import orjson
 
+from sglang_cached_addon.cache import counts
 from sglang_cached_addon.keys import PREFIX
+
+MAX_SLOT = 1_000_000_000
+"""Beyond what a pool may have."""
 
 
 class Head(NamedTuple):
@@ -24,13 +29,13 @@ class Head(NamedTuple):
     key: bytes
     raw: bytes
     """The name of a body that the samples' pool answers; empty if there is none."""
-    since: float | None
-    """Samples of the key that were stored before are no more."""
+    slot: int
+    """Of its first sample."""
     dialect: str
     at: float
     """When its samples were stored: Unix seconds."""
     samples: int
-    """How many; none in a line that only removes."""
+    """How many; none in a line that removes all there are."""
 
 
 class Place(NamedTuple):
@@ -42,13 +47,27 @@ class Place(NamedTuple):
     """With its newline."""
 
 
+class Run(NamedTuple):
+    """Samples of a pool that stand side by side, in a line as well."""
+
+    place: Place
+    at: float
+    skip: int
+    """Samples of the line in front of them, which count no more."""
+    slot: int
+    samples: int
+    """How many."""
+
+
 PENDING = 1 << 63
 
-# offset, length, at, samples, dialect, raw
-_RECORD = struct.Struct("<QIdHB16s")
+# offset, length, at, skip, slot, count, dialect, raw
+_RECORD = struct.Struct("<QIdIIIB16s")
 _SIZE = _RECORD.size
 _NONE = bytes(16)
 _ENTRY = struct.Struct(f"32s{_SIZE}s")
+
+_Record = tuple[int, int, float, int, int, int, int, bytes]
 
 _PIECE = 4096
 """Entries."""
@@ -59,7 +78,7 @@ class Index:
 
     def __init__(self) -> None:
         self._entries: dict[bytes, bytes] = {}
-        """By key: the records of its lines, oldest first."""
+        """By key: the records of its runs, in the order of the pool."""
         self._names: dict[bytes, bytes] = {}
         """Keys, by the names of bodies."""
         self._dialects: list[str] = []
@@ -83,73 +102,93 @@ class Index:
         """The key whose pool answers a body of this name."""
         return self._names.get(raw)
 
-    def places(self, key: bytes) -> list[Place]:
-        """Where the lines of a key are, oldest first."""
-        found = self._entries.get(key, b"")
-        return [Place(offset, length) for offset, length, _, _, _, _ in _RECORD.iter_unpack(found)]
+    def runs(self, key: bytes) -> list[Run]:
+        """The pool of a key, in its order."""
+        return [_run(record) for record in _RECORD.iter_unpack(self._entries.get(key, b""))]
 
-    def is_pending(self, key: bytes) -> bool:
-        """Whether a line of this key waits to be written."""
-        return any(place.offset >= PENDING for place in self.places(key))
+    def count(self, key: bytes) -> int:
+        """How many samples a key has."""
+        return sum(r[5] for r in _RECORD.iter_unpack(self._entries.get(key, b"")))
 
-    def oldest(self, key: bytes) -> float:
-        """When the oldest sample of a key was stored."""
-        return min(float(r[2]) for r in _RECORD.iter_unpack(self._entries[key]))
+    def end(self, key: bytes) -> int:
+        """The slot behind the last sample of a key."""
+        records = self._entries.get(key)
+        return _end(records) if records else 0
 
-    def newest(self, key: bytes) -> float:
-        """When the newest was."""
-        return max(float(r[2]) for r in _RECORD.iter_unpack(self._entries[key]))
+    def weight(self, key: bytes) -> int:
+        """Bytes of a key's lines."""
+        records = self._entries.get(key, b"")
+        return sum({r[0]: r[1] for r in _RECORD.iter_unpack(records)}.values())
+
+    def is_within(self, key: bytes, since: float, now: float) -> bool:
+        """Whether all samples of a key count: see `cache.counts`."""
+        records = self._entries.get(key, b"")
+        return all(counts(r[2], since, now) for r in _RECORD.iter_unpack(records))
 
     def by_model(self) -> dict[str, int]:
         """Samples by the beginnings of their keys, in hexadecimal; looks at every key."""
-        counts: Counter[bytes] = Counter()
+        found: Counter[bytes] = Counter()
         for key, records in tuple(self._entries.items()):
-            counts[key[:PREFIX]] += sum(r[3] for r in _RECORD.iter_unpack(records))
-        return {prefix.hex(): count for prefix, count in counts.items()}
+            found[key[:PREFIX]] += sum(r[5] for r in _RECORD.iter_unpack(records))
+        return {prefix.hex(): count for prefix, count in found.items()}
 
     # Changes
 
     def add(self, head: Head, place: Place) -> None:
-        """A line more, after what its `since` drops."""
-        key, raw, since, dialect, at, samples = head
+        """A line more, whose samples come to their slots."""
+        key, raw, slot, dialect, at, count = head
+        if not count:
+            self.remove(key)
+            return
         offset, length = place
         records = self._entries.pop(key, b"")
-        if since is not None and records:
-            # What a body is answered by is still of the same key.
-            raw = raw or next((r[5] for r in _RECORD.iter_unpack(records) if r[5] != _NONE), b"")
-            records = self._fresh(records, since)
-        if samples:
-            if raw:
-                self._names[raw] = key
-            name = self._name(dialect)
-            records += _RECORD.pack(offset, length, at, samples, name, raw or _NONE)
-            self._count(dialect, samples, length)
-        if records:
-            self._entries[key] = records
+        new = (offset, length, at, 0, slot, count, self._name(dialect), raw or _NONE)
+        if not records or _end(records) <= slot:
+            self._count(dialect, count, length)
+            records += _RECORD.pack(*new)
+        else:
+            self._forget(records)
+            records = _with(records, new)
+            self._note(key, records)
+        if raw:
+            self._names[raw] = key
+        self._entries[key] = records
 
     def put(self, key: bytes, waiting: Place, offset: int) -> None:
         """A line that waited has come to its place in the file, if it still counts."""
-        records = self._entries.get(key)
-        if records is None:
-            return
-        old = struct.pack("<Q", waiting.offset)
-        for start in range(0, len(records), _SIZE):
-            if records[start : start + 8] == old:
-                new = struct.pack("<Q", offset)
-                self._entries[key] = records[:start] + new + records[start + 8 :]
-                return
+        records = self._entries.get(key, b"")
+        old, new = struct.pack("<Q", waiting.offset), struct.pack("<Q", offset)
+        at = records.find(old)
+        while at >= 0:
+            if at % _SIZE == 0:
+                records = records[:at] + new + records[at + 8 :]
+            at = records.find(old, at + 1)
+        if records:
+            self._entries[key] = records
 
-    def expire(self, key: bytes, before: float) -> None:
-        """Drops what was stored before a time."""
-        if records := self._entries.get(key):
-            if kept := self._fresh(records, before):
-                self._entries[key] = kept
-            else:
-                del self._entries[key]
+    def expire(self, key: bytes, since: float, now: float) -> None:
+        """Drops what does not count."""
+        self._drop(key, lambda record: not counts(record[2], since, now))
+
+    def lose(self, key: bytes, place: Place) -> None:
+        """Forgets one line."""
+        self._drop(key, lambda record: record[0] == place.offset)
+
+    def _drop(self, key: bytes, is_dropped: Callable[[_Record], bool]) -> None:
+        records = self._entries.get(key, b"")
+        all_of_it = list(_RECORD.iter_unpack(records))
+        kept = [record for record in all_of_it if not is_dropped(record)]
+        if len(kept) == len(all_of_it):
+            return
+        self._forget(records)
+        if kept:
+            self._entries[key] = rest = _pack(kept)
+            self._note(key, rest)
+        else:
+            del self._entries[key]
 
     def remove(self, key: bytes) -> None:
-        records = self._entries.pop(key, b"")
-        self._fresh(records, float("inf"))
+        self._drop(key, lambda record: True)
 
     def touch(self, key: bytes) -> None:
         """It was used just now."""
@@ -164,23 +203,6 @@ class Index:
             return
         for key in [key for key in self._entries if is_cleared(key)]:
             self.remove(key)
-
-    def has(self, key: bytes, place: Place) -> bool:
-        """Whether a line counts."""
-        return place in self.places(key)
-
-    def lose(self, key: bytes, place: Place) -> None:
-        """Forgets one line."""
-        records = self._entries.get(key, b"")
-        for start in range(0, len(records), _SIZE):
-            record = records[start : start + _SIZE]
-            if _RECORD.unpack(record)[:2] == place:
-                self._fresh(record, float("inf"))
-                if kept := records[:start] + records[start + _SIZE :]:
-                    self._entries[key] = kept
-                else:
-                    del self._entries[key]
-                return
 
     # To be kept, so that a large journal need not be read to be opened.
 
@@ -232,7 +254,7 @@ class Index:
         names = {records[-16:]: key for key, records in self._entries.items()}
         for key, records in self._entries.items():
             if len(records) != _SIZE:
-                names |= {r[5]: key for r in _RECORD.iter_unpack(records)}
+                names |= {r[7]: key for r in _RECORD.iter_unpack(records)}
         names.pop(_NONE, None)
         self._names = names
         self._dialects = [str(name) for name in head["dialects"]]
@@ -240,18 +262,23 @@ class Index:
         self.by_dialect = Counter(head["by_dialect"])
         return self
 
-    def _fresh(self, records: bytes, since: float) -> bytes:
-        """Those of some records that are not older; the others are not counted any more."""
-        kept = []
-        for start in range(0, len(records), _SIZE):
-            record = records[start : start + _SIZE]
-            _, length, at, count, name, raw = _RECORD.unpack(record)
-            if at >= since:
-                kept.append(record)
-            else:
-                self._count(self._dialects[name], -count, -length)
-                self._names.pop(raw, None)
-        return b"".join(kept)
+    def _forget(self, records: bytes) -> None:
+        """The runs of a key are not counted any more, and their names are not known."""
+        self._weigh(records, -1)
+        for record in _RECORD.iter_unpack(records):
+            self._names.pop(record[7], None)
+
+    def _note(self, key: bytes, records: bytes) -> None:
+        self._weigh(records, 1)
+        self._names |= {r[7]: key for r in _RECORD.iter_unpack(records) if r[7] != _NONE}
+
+    def _weigh(self, records: bytes, sign: int) -> None:
+        """Counts the runs of a key, or counts them no more; a line once, however many runs are of
+        it."""
+        lines: set[int] = set()
+        for offset, length, _, _, _, count, name, _ in _RECORD.iter_unpack(records):
+            self._count(self._dialects[name], sign * count, 0 if offset in lines else sign * length)
+            lines.add(offset)
 
     def _count(self, dialect: str, samples: int, length: int) -> None:
         self.samples += samples
@@ -266,3 +293,42 @@ class Index:
         except ValueError:
             self._dialects.append(dialect)
             return len(self._dialects) - 1
+
+
+def _run(record: _Record) -> Run:
+    offset, length, at, skip, slot, count, _, _ = record
+    return Run(Place(offset, length), at, skip, slot, count)
+
+
+def _end(records: bytes) -> int:
+    """The slot behind the last one of a pool."""
+    last: _Record = _RECORD.unpack_from(records, len(records) - _SIZE)
+    return last[4] + last[5]
+
+
+def _with(records: bytes, new: _Record) -> bytes:
+    """A pool in which a run has taken its slots, whoever had them before."""
+    start, end = new[4], new[4] + new[5]
+    raw = new[7]
+    runs: list[_Record] = []
+    for run in _RECORD.iter_unpack(records):
+        rest = list(_outside(run, start, end))
+        if not rest and raw == _NONE:
+            raw = run[7]  # what a body is answered by is still of the same key
+        runs += rest
+    runs.append((*new[:7], raw))
+    return _pack(sorted(runs, key=lambda run: run[4]))
+
+
+def _outside(run: _Record, start: int, end: int) -> Iterator[_Record]:
+    """What is left of a run where others have the slots from `start` to `end`."""
+    offset, length, at, skip, slot, count, dialect, raw = run
+    if slot < start:
+        yield offset, length, at, skip, slot, min(count, start - slot), dialect, raw
+    if slot + count > end:
+        gone = max(0, end - slot)
+        yield offset, length, at, skip + gone, slot + gone, count - gone, dialect, raw
+
+
+def _pack(records: Iterable[_Record]) -> bytes:
+    return b"".join(_RECORD.pack(*record) for record in records)

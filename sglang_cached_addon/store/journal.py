@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import math
 import os
 import threading
 import time
@@ -33,7 +32,7 @@ import orjson
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.settings import FSYNC
-from sglang_cached_addon.store.index import PENDING, Head, Index, Place
+from sglang_cached_addon.store.index import PENDING, Head, Index, Place, Run
 from sglang_cached_addon.store.lines import (
     OLD_VERSIONS,
     OtherVersion,
@@ -184,14 +183,14 @@ class Journal:
         content: bytes | None,
         samples: Sequence[Sample],
         raw: bytes = b"",
-        *,
-        since: float | None = None,
+        slot: int = 0,
     ) -> bool:
-        """Queues one line; `content` is the canonical call, or None if the journal has it. False if
-        too much is waiting already: the line is not kept, then."""
-        line = encode(key, dialect, content, samples, raw, since)
+        """Queues one line with samples for the slots of a key's pool that begin at `slot`; without
+        any, one that removes them all. `content` is the canonical call, or None if the journal has
+        it. False if too much is waiting already: the line is not kept, then."""
+        line = encode(key, dialect, content, samples, raw, slot)
         at = samples[0].stored_at if samples else 0.0
-        head = Head(key, raw, since, dialect, at, len(samples))
+        head = Head(key, raw, slot, dialect, at, len(samples))
         with self._changed:
             if fits := self.pending_bytes + len(line) <= MAX_PENDING:
                 self._serial += 1
@@ -202,8 +201,6 @@ class Journal:
                 if len(self._pending) == 1:
                     self._changed.notify()
                 return fits
-            if since is not None:
-                self.index.expire(key, since)
             self.dropped += len(samples)
             begins, self._dropping = not self._dropping, True
         if begins:
@@ -216,16 +213,16 @@ class Journal:
         """The samples of a key, from the disk. None if that would have to wait and is not to, or
         if some are not there yet. What is broken is reported, and found no more."""
         with self._changed:
-            places, reader = self.index.places(key), self._reader
+            runs, reader = self.index.runs(key), self._reader
+            waiting = {run.place: self._line(run.place) for run in runs if is_pending(run.place)}
         samples: list[Sample] = []
-        for place in places:
-            if place.offset >= PENDING:
-                return None
+        for run in runs:
+            place = run.place
             try:
-                line = reader.read(place, waits=waits)
+                line = waiting[place] if place in waiting else reader.read(place, waits=waits)
                 if line is None:
                     return None
-                samples += samples_of(line, key)
+                samples += samples_of(line, key)[run.skip : run.skip + run.samples]
             except OSError as e:
                 if not self._cannot_read:  # each look would say it again
                     logger.warning("cannot read %s: %s", self.path, e.strerror)
@@ -234,6 +231,11 @@ class Journal:
             except (OtherVersion, ValueError, KeyError, TypeError) as e:
                 self._lose(key, place, reader, e)
         return samples
+
+    def _line(self, place: Place) -> bytes | None:
+        """A line that waits to be written."""
+        lines = (*self._taken, *self._pending)
+        return next((line for _, line, waiting in lines if waiting == place), None)
 
     def _lose(self, key: bytes, place: Place, reader: Reader, why: Exception) -> None:
         logger.warning("%s:%d: line skipped: %s", self.path, reader.number(place), why)
@@ -253,10 +255,10 @@ class Journal:
         with self._changed:
             self.index.touch(key)
 
-    def expire(self, key: bytes, before: float) -> None:
-        """Forgets what was stored before a time. Who opens the file again has to do the same."""
+    def expire(self, key: bytes, since: float, now: float) -> None:
+        """Forgets what does not count. Who opens the file again has to do the same."""
         with self._changed:
-            self.index.expire(key, before)
+            self.index.expire(key, since, now)
 
     def forget(self, key: bytes) -> None:
         """Removes all samples of a key, until the file is opened again without its being
@@ -266,9 +268,7 @@ class Journal:
 
     def remove(self, key: bytes) -> None:
         """Queues a line that says that all samples of a key are gone."""
-        with self._changed:
-            newest = self.index.newest(key)
-        if not self.append(key, "", None, (), since=math.nextafter(newest, math.inf)):
+        if not self.append(key, "", None, ()):
             self.forget(key)
 
     def compact(self) -> Future[None]:
@@ -344,11 +344,12 @@ class Journal:
                     logger.warning("%s:%d: line skipped: %s", self.path, number, e)
         if old:
             logger.warning(
-                "%s: lines of an older version, which did not note the model, are of no use (%d); "
-                "they go to %s.v1",
+                "%s: %d lines are of an older version, and of no use; they go to files of their "
+                "own, as %s.v%d",
                 self.path,
                 old,
                 self.path.name,
+                OLD_VERSIONS[-1],
             )
             self.compact()
         progress(1.0)
@@ -645,13 +646,14 @@ class Journal:
                 yield line
                 continue
             with self._changed:
-                is_alive = self.index.has(head.key, place)
-            if not is_alive:
+                runs = [run for run in self.index.runs(head.key) if run.place == place]
+            if not runs:
                 if call := call_of(line):
                     orphans[head.key] = call[2]
-            elif (content := orphans.pop(head.key, None)) and call_of(line) is None:
-                key, dialect, samples, raw, since = parse(line)
-                yield encode(key, dialect, content, samples, raw, since)
+                continue
+            content = orphans.pop(head.key, None)
+            if sum(run.samples for run in runs) < head.samples or content:
+                yield from _rewritten(line, runs, content)
             else:
                 yield line
 
@@ -692,10 +694,7 @@ class Journal:
         for _, is_cleared in (*self._undone, *self._clears):
             index.clear(is_cleared)
         for head, _, place in (*self._taken, *self._pending):
-            if not head.samples or self.index.has(head.key, place):
-                index.add(head, place)
-            elif head.since is not None:
-                index.expire(head.key, head.since)
+            index.add(head, place)
 
     def _drop_index(self) -> None:
         self._indexed = 0
@@ -815,29 +814,23 @@ def calls_of(path: Path, limit: int, seconds: float) -> Iterator[tuple[bytes, st
 def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
     """Reads a journal without taking its folder; `tell` gets the number of each broken line, and
     why. A torn last line is none of them."""
-    found = Examined()
-    stored: dict[bytes, list[float]] = {}
+    found, index, offset = Examined(), Index(), 0
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             found.bytes += len(line)
             if not line.endswith(b"\n"):
                 found.torn = len(line)
                 break
+            place, offset = Place(offset, len(line)), offset + len(line)
             try:
-                key, _, samples, _, since = parse(line)
+                parse(line)
+                index.add(scan(line), place)
             except OtherVersion:
                 found.others += 1
-                continue
             except (ValueError, KeyError, TypeError) as e:
                 found.broken += 1
                 tell(number, str(e))
-                continue
-            pool = stored.setdefault(key, [])
-            if since is not None:
-                pool[:] = [at for at in pool if at >= since]
-            pool += [sample.stored_at for sample in samples]
-    found.entries = sum(bool(pool) for pool in stored.values())
-    found.samples = sum(map(len, stored.values()))
+    found.entries, found.samples = len(index), index.samples
     return found
 
 
@@ -877,6 +870,22 @@ def _lock(folder: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, b"%d\n" % os.getpid(), 0)
     return handle
+
+
+def is_pending(place: Place) -> bool:
+    """Whether a line waits to be written."""
+    return place.offset >= PENDING
+
+
+def _rewritten(line: bytes, runs: Iterable[Run], content: bytes | None) -> Iterator[bytes]:
+    """What is left of a line, with what was asked, if it has not said that itself."""
+    call = call_of(line)
+    content = call[2] if call else content
+    key, dialect, samples, raw, _ = parse(line)
+    for run in runs:
+        some = samples[run.skip : run.skip + run.samples]
+        yield encode(key, dialect, content, some, raw, run.slot)
+        content, raw = None, b""
 
 
 def _size(lines: Lines) -> int:

@@ -1,15 +1,16 @@
 """The lines of a journal, one self-describing JSON object each.
 
-    {"v":2,"key":"<64 hex>","raw":"<32 hex>","since":<unix s>,"dialect":"...","at":<unix s>,
+    {"v":3,"key":"<64 hex>","raw":"<32 hex>","slot":<n>,"dialect":"...","at":<unix s>,
      "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
      "sum":"<8 hex>"}
 
-`answers` are samples, each the whole answer of its API for n=1; `deltas`, where they came as
-streams, holds the boundaries of each one's events, or null; `call` is what was asked, on the
-first line of a key; `raw` names a body that the first answer of the key answers; `since`, if
-any, says that samples of the key stored before that are no more, and then there may be no answers
-at all; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a damaged line is never
-taken for another one. Pure.
+`answers` are samples, each the whole answer of its API for n=1. They are in the pool of the key at
+`slot` and behind it; what earlier lines have there is replaced, so that the order of a pool is
+said by the file, and by no clock. A line without answers says that the pool is no more. `deltas`,
+where samples came as streams, holds the boundaries of each one's events, or null; `call` is what
+was asked, on the first line of a key; `raw` names a body that the first answer of the key answers;
+`at` says when they were stored; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a
+damaged line is never taken for another one. Pure.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import re
 import zlib
 from binascii import unhexlify
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.keys import FORMAT_VERSION, dumps
-from sglang_cached_addon.store.index import Head
+from sglang_cached_addon.store.index import MAX_SLOT, Head
 
-OLD_VERSIONS = (1,)
-"""Lines of these are kept, and of no use: the first did not name the model."""
+OLD_VERSIONS = (1, 2)
+"""Lines of these are kept, and of no use: the first did not name the model, and the second had its
+order from clocks."""
 
 
 class OtherVersion(Exception):
@@ -44,16 +46,16 @@ def encode(
     content: bytes | None,
     samples: Sequence[Sample],
     raw: bytes = b"",
-    since: float | None = None,
+    slot: int = 0,
 ) -> bytes:
-    """A line with samples, and its newline."""
+    """A line with samples, and its newline; without any, one that removes them all."""
     record: dict[str, Any] = {
         "v": FORMAT_VERSION,
         "key": key.hex(),
         **({"raw": raw.hex()} if raw else {}),
-        **({"since": since} if since is not None else {}),
+        "slot": slot,
         "dialect": dialect,
-        "at": samples[0].stored_at if samples else since,
+        "at": samples[0].stored_at if samples else 0.0,
         "seconds": samples[0].seconds if samples else 0.0,
         "tokens": [sample.tokens for sample in samples],
     }
@@ -80,7 +82,7 @@ def is_sealed(line: bytes) -> bool:
 _HEAD = re.compile(
     rb'\{"v":%d,"key":"(.{64})",'
     rb'(?:"raw":"(.{32})",)?'
-    rb'(?:"since":([\d.e+-]+),)?'
+    rb'"slot":(\d{1,9}),'
     rb'"dialect":"([^"\\]*)","at":([\d.e+-]+),"seconds":([\d.e+-]+),"tokens":\[([\d,]+)\],'
     % FORMAT_VERSION
 )
@@ -93,14 +95,15 @@ def scan(line: bytes) -> Head:
     found = _HEAD.match(line)
     # As `is_sealed`, in place: a start does this a million times.
     if found is None or line[-19:] != b',"sum":"%08x"}\n' % zlib.crc32(line[:-19]):
-        name, api, samples, body, drops = parse(line)
-        stored_at = samples[0].stored_at if samples else 0.0
-        return Head(name, body, drops, api, stored_at, len(samples))
-    key, raw, since, dialect, at, _, tokens = found.groups()
+        parsed = parse(line)
+        stored_at = parsed.samples[0].stored_at if parsed.samples else 0.0
+        count = len(parsed.samples)
+        return Head(parsed.key, parsed.raw, parsed.slot, parsed.dialect, stored_at, count)
+    key, raw, slot, dialect, at, _, tokens = found.groups()
     return Head(
         unhexlify(key),
         unhexlify(raw) if raw else b"",
-        float(since) if since else None,
+        int(slot),
         dialect.decode(),
         float(at),
         tokens.count(b",") + 1,
@@ -122,10 +125,10 @@ def samples_of(line: bytes, key: bytes) -> list[Sample]:
             if answer[:1] != b"{":
                 raise TypeError("answers are not a list of objects")
             return [Sample(answer, float(at), float(seconds), int(tokens))]
-    name, _, samples, _, _ = parse(line)
-    if name != key:
+    parsed = parse(line)
+    if parsed.key != key:
         raise ValueError("another key")
-    return samples
+    return parsed.samples
 
 
 def key_of(line: bytes) -> bytes | None:
@@ -151,8 +154,14 @@ def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
         return None
 
 
-Parsed = tuple[bytes, str, list[Sample], bytes, float | None]
-"""Key, dialect, samples, name of a raw body, and `since` of a line."""
+class Parsed(NamedTuple):
+    """All that a line says, but for its call."""
+
+    key: bytes
+    dialect: str
+    samples: list[Sample]
+    raw: bytes
+    slot: int
 
 
 def parse(line: bytes) -> Parsed:
@@ -177,14 +186,12 @@ def parse(line: bytes) -> Parsed:
         raise TypeError("times are not numbers")
     if not isinstance(dialect, str):
         raise TypeError("dialect is not text")
-    since = record.get("since")
-    if not isinstance(since, int | float | None):
-        raise TypeError("since is not a number")
+    slot = record["slot"]
+    if type(slot) is not int or not 0 <= slot < MAX_SLOT:
+        raise ValueError("slot is not a small number")
     answers, tokens = record["answers"], record["tokens"]
     if not (isinstance(answers, list) and all(isinstance(a, dict) for a in answers)):
         raise TypeError("answers are not a list of objects")
-    if not answers and since is None:
-        raise ValueError("no answers")
     if not (isinstance(tokens, list) and all(type(count) is int for count in tokens)):
         raise TypeError("tokens are not a list of integers")
     deltas = record.get("deltas", [None] * len(answers))
@@ -197,4 +204,4 @@ def parse(line: bytes) -> Parsed:
     raw = bytes.fromhex(record.get("raw", ""))
     if len(raw) not in (0, 16):
         raise ValueError("raw is not 16 bytes")
-    return key, dialect, samples, raw, since
+    return Parsed(key, dialect, samples, raw, slot)

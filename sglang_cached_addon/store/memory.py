@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from math import inf
 
-from sglang_cached_addon.cache import Brought, Sample
+from sglang_cached_addon.cache import Brought, Sample, counts, slots
 from sglang_cached_addon.keys import PREFIX
 
 OVERHEAD = 512
@@ -18,12 +19,25 @@ OVERHEAD = 512
 class _Pool(list[Sample]):
     """The samples of a key, whose API they are of, and what bodies they answer."""
 
-    __slots__ = ("dialect", "names")
+    __slots__ = ("dialect", "names", "newest", "oldest")
 
     def __init__(self, dialect: str) -> None:
         super().__init__()
         self.dialect = dialect
         self.names: tuple[bytes, ...] = ()
+        self.oldest, self.newest = inf, -inf
+        """When they were stored."""
+
+    def date(self) -> None:
+        """Looks when they were stored."""
+        self.oldest, self.newest = inf, -inf
+        self.date_with(self)
+
+    def date_with(self, samples: Sequence[Sample]) -> None:
+        """Some more have come."""
+        for sample in samples:
+            self.oldest = min(self.oldest, sample.stored_at)
+            self.newest = max(self.newest, sample.stored_at)
 
 
 class Memory:
@@ -31,14 +45,12 @@ class Memory:
 
     def __init__(
         self,
-        limit: float = float("inf"),
+        limit: float = inf,
         *,
-        is_pinned: Callable[[bytes], bool] = lambda key: False,
         evicted: Callable[[bytes], object] = lambda key: None,
     ) -> None:
-        """`limit` is in bytes. What is pinned stays; `evicted` is told what does not."""
+        """`limit` is in bytes; `evicted` is told what does not stay."""
         self._limit = limit
-        self._is_pinned = is_pinned
         self._evicted = evicted
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
@@ -64,8 +76,11 @@ class Memory:
         return iter(self._pools)
 
     @property
-    def horizon(self) -> float:
-        return float("-inf")
+    def now(self) -> float:
+        return inf  # it knows no clock: nothing is of the future
+
+    def is_expired(self, stored_at: float) -> bool:
+        return False
 
     def get(self, key: bytes) -> Sequence[Sample]:
         pool = self._pools.get(key)
@@ -93,37 +108,61 @@ class Memory:
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,
-        since: float | None = None,
+        since: float = -inf,
+    ) -> bool:
+        pool = self._pools.get(key, ())
+        places: Sequence[int] = range(len(pool), len(pool) + len(samples))
+        if since > -inf:
+            times = [sample.stored_at for sample in pool]
+            places = slots(times, len(samples), since, self.now)
+        self.place(key, dialect, samples, places, raw)
+        return True
+
+    def place(
+        self,
+        key: bytes,
+        dialect: str,
+        samples: Sequence[Sample],
+        places: Sequence[int],
+        raw: bytes = b"",
     ) -> None:
-        # Before, so that what has just come is there for who waits for it, whatever its size.
-        self._make_room()
+        """Puts samples in their places of a pool: in those of former ones, or behind its end."""
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(dialect)
-        elif since is not None:
-            self._drop(pool, since)
-        pool.extend(samples)
-        self._pools.move_to_end(key)
+        replaced = [pool[place] for place in places if place < len(pool)]
+        for place, sample in zip(places, samples, strict=True):
+            pool[place : place + 1] = [sample]
         if raw and raw not in pool.names:
             pool.names += (raw,)
             self._keys[raw] = key
         self._count(pool.dialect, samples, 1)
-
-    def expire(self, key: bytes, before: float) -> None:
-        """Drops the samples of a key that were stored before a time."""
-        pool = self._pools.get(key)
-        if pool is not None:
-            self._drop(pool, before)
-            if not pool:
-                self._forget(key)
-
-    def _drop(self, pool: _Pool, before: float) -> None:
-        if stale := [sample for sample in pool if sample.stored_at < before]:
+        if replaced:
             # A raw name stays true: it says that the pool's first sample is the whole answer to a
-            # body that asks for one. Each sample of the key is that, so whichever comes first is.
-            pool[:] = [sample for sample in pool if sample.stored_at >= before]
-            self._count(pool.dialect, stale, -1)
+            # body that asks for one. Each sample of the key is that, so whichever is first is.
+            self._count(pool.dialect, replaced, -1)
             self.generation += 1
+            pool.date()
+        else:
+            pool.date_with(samples)
+        self._pools.move_to_end(key)
+        # What has just come is there for who waits for it, whatever its size.
+        self._make_room(key)
+
+    def expire(self, key: bytes, since: float, now: float) -> bool:
+        """Drops the samples of a key that do not count; whether there were any."""
+        pool = self._pools.get(key)
+        if pool is None or (counts(pool.oldest, since, now) and counts(pool.newest, since, now)):
+            return False
+        kept = [sample for sample in pool if counts(sample.stored_at, since, now)]
+        gone = [sample for sample in pool if not counts(sample.stored_at, since, now)]
+        pool[:] = kept
+        pool.date()
+        self._count(pool.dialect, gone, -1)
+        self.generation += 1
+        if not pool:
+            self._forget(key)
+        return True
 
     def discard(self, key: bytes) -> None:
         """Removes the samples of a key."""
@@ -131,27 +170,18 @@ class Memory:
             self._forget(key)
             self.generation += 1
 
-    def _make_room(self) -> None:
-        if not self._is_too_much():
-            return
-        victims = []
-        weight = self._weight
-        for key, pool in self._pools.items():
-            if weight <= self._limit:
-                break
-            if not self._is_pinned(key):
-                weight -= sum(_size(sample) + OVERHEAD for sample in pool)
-                victims.append(key)
-        for key in victims:
+    def _make_room(self, kept: bytes) -> None:
+        """Lets go of what was not used for the longest time, but for one key."""
+        while self._weight > self._limit and len(self._pools) > 1:
+            key = next(iter(self._pools))
+            if key == kept:
+                return  # it is the last one: all others are used less lately
             self._forget(key)
             self._evicted(key)
 
     @property
     def _weight(self) -> int:
         return self.bytes + OVERHEAD * self.samples
-
-    def _is_too_much(self) -> bool:
-        return self._weight > self._limit
 
     def _forget(self, key: bytes) -> None:
         pool = self._pools.pop(key)

@@ -19,15 +19,15 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from math import inf, nextafter
+from math import inf
 from typing import Any, Protocol
 
-from sglang_cached_addon.cache import Brought, Sample
+from sglang_cached_addon.cache import SKEW, Brought, Sample, counts, slots
 from sglang_cached_addon.identity import SPAN, Epochs
 from sglang_cached_addon.keys import FORMAT_VERSION
 from sglang_cached_addon.store import DiskStore, Loaded, clears, element
@@ -66,7 +66,10 @@ SWEEP = 1000
 """Keys of the server that are looked at in one go."""
 
 REPLACED = 100_000
-"""So many pools whose older samples were dropped are told to who was not there."""
+"""So many pools whose samples were replaced are told to who was not there."""
+
+FOR_EVER = 1e300
+"""Seconds: a time that scripts can read, and nothing is of."""
 
 _RELEASED, _CHANGED = b"r", b"c"
 
@@ -117,21 +120,11 @@ _PUSH = """
 local function same(one, other)
   return string.match(one, '^%S+ %S+ %S+') == string.match(other, '^%S+ %S+ %S+')
 end
-local list, base, since, count = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), #ARGV - 2
-if since then
-  local all, kept = redis.call('LRANGE', list, 0, -1), {}
-  for _, one in ipairs(all) do
-    if (tonumber(string.match(one, '^%S+ %S+ (%S+)')) or 0) >= since then kept[#kept + 1] = one end
-  end
-  if #kept < #all then
-    redis.call('DEL', list)
-    for _, one in ipairs(kept) do redis.call('RPUSH', list, one) end
-  end
-end
+local list, base, count = KEYS[1], tonumber(ARGV[1]), #ARGV - 1
 local size, there = redis.call('LLEN', list), 0
 if size > base then
   local found = redis.call('LRANGE', list, base, base + count - 1)
-  while there < #found and same(found[there + 1], ARGV[there + 3]) do there = there + 1 end
+  while there < #found and same(found[there + 1], ARGV[there + 2]) do there = there + 1 end
 end
 if there == count then return 1 end
 local fits = size == base + there
@@ -140,12 +133,54 @@ if not fits then
   local all = redis.call('LRANGE', list, 0, -1)
   for start = 0, #all - count do
     local n = 0
-    while n < count and same(all[start + n + 1], ARGV[n + 3]) do n = n + 1 end
+    while n < count and same(all[start + n + 1], ARGV[n + 2]) do n = n + 1 end
     if n == count then return 0 end
   end
 end
-for i = there + 3, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
+for i = there + 2, #ARGV do redis.call('RPUSH', list, ARGV[i]) end
 return fits and 1 or 0
+"""
+
+# Puts samples in the places of those that do not count, and behind the others what is more; once,
+# as above. Tells the places.
+_REPLACE = """
+local list, since, now, places = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+local all, there = redis.call('LRANGE', list, 0, -1), {}
+for i, one in ipairs(all) do there[string.match(one, '^%S+ %S+ %S+') or '?'] = i - 1 end
+for i = 3, #ARGV do
+  local at = there[string.match(ARGV[i], '^%S+ %S+ %S+')]
+  if not at then break end
+  places[#places + 1] = at
+end
+if #places == #ARGV - 2 then return places end
+places = {}
+for i, one in ipairs(all) do
+  if #places == #ARGV - 2 then return places end
+  local at = tonumber(string.match(one, '^%S+ %S+ (%S+)'))
+  if not at or at < since or at > now then
+    redis.call('LSET', list, i - 1, ARGV[#places + 3])
+    places[#places + 1] = i - 1
+  end
+end
+while #places < #ARGV - 2 do
+  places[#places + 1] = redis.call('RPUSH', list, ARGV[#places + 3]) - 1
+end
+return places
+"""
+
+# Takes out what does not count.
+_EXPIRE = """
+local list, since, now = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2])
+local all, kept = redis.call('LRANGE', list, 0, -1), {}
+for _, one in ipairs(all) do
+  local at = tonumber(string.match(one, '^%S+ %S+ (%S+)'))
+  if at and at >= since and at <= now then kept[#kept + 1] = one end
+end
+if #kept < #all then
+  redis.call('DEL', list)
+  for _, one in ipairs(kept) do redis.call('RPUSH', list, one) end
+end
+return #kept
 """
 
 _RELEASE = """
@@ -165,7 +200,7 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
 
-# Tells of pools whose older samples were dropped.
+# Tells of pools whose samples were replaced.
 _REPLACED = """
 local number = redis.call('HINCRBY', KEYS[1], 'replaced', 1)
 redis.call('ZADD', KEYS[2], number, ARGV[2])
@@ -262,20 +297,25 @@ class MemoryStore(Memory):
         """`limit` is in bytes: what does not fit is to be had from the server. `ttl` is of a
         sample, in seconds."""
         super().__init__(limit)
-        self._ttl = ttl
+        self.ttl = ttl
         self.state = Nowhere()
         self.loaded = Loaded()
 
     @property
-    def horizon(self) -> float:
-        return time.time() - self._ttl if self._ttl < inf else -inf
+    def now(self) -> float:
+        return time.time()
+
+    def is_expired(self, stored_at: float) -> bool:
+        return self.ttl < inf and not counts(stored_at, (now := self.now) - self.ttl, now)
 
     def get(self, key: bytes) -> Sequence[Sample]:
-        pool = super().get(key)
-        if pool and self._ttl < inf and pool[0].stored_at < (horizon := self.horizon):
-            self.expire(key, horizon)
-            pool = super().get(key)
-        return pool
+        if self.ttl < inf:
+            self.expire(key, (now := self.now) - self.ttl, now)
+        return super().get(key)
+
+    def remove(self, key: bytes) -> None:
+        """As `DiskStore.remove`."""
+        self.discard(key)
 
     @property
     def memory(self) -> Memory:
@@ -347,7 +387,7 @@ class SharedStore:
         """Kinds of clears that the server has not heard of."""
         self._clearing = 0
         self._replaced = 0
-        """Up to this number it has heard of pools whose older samples were dropped."""
+        """Up to this number it has heard of pools whose samples were replaced."""
         self._boot = ""
         """Names the life of the server's data."""
         self._epochs: dict[str, int] = {}
@@ -392,8 +432,11 @@ class SharedStore:
         return self.local.clears
 
     @property
-    def horizon(self) -> float:
-        return self.local.horizon
+    def now(self) -> float:
+        return self.local.now
+
+    def is_expired(self, stored_at: float) -> bool:
+        return self.local.is_expired(stored_at)
 
     def touch(self, keys: Sequence[bytes]) -> None:
         self.local.touch(keys)
@@ -566,9 +609,10 @@ class SharedStore:
             names += (self._list(key), self._lease(key), self._wanted(key))
             numbers += (have, need, 0)
         claim = (lease.token, int(LEASE_SECONDS * 1000)) if lease else ("", 0)
-        if (horizon := self.horizon) > -inf:  # what has expired here must not come back
+        if (ttl := self.local.ttl) < inf:  # what has expired here must not come back
+            now = self.now
             for name in names[::3]:
-                self._tell(_run(_PUSH, [name], 0, repr(horizon)))
+                self._tell(_run(_EXPIRE, [name], repr(now - ttl), repr(now + SKEW)))
         answer = await self._outbox.ask(*_run(_LOOK, names, *claim, *numbers))
         if isinstance(answer, Exception):
             for key in short:
@@ -621,14 +665,9 @@ class SharedStore:
             )
         self._unusable.add(key)
 
-    def _put(self, key: bytes, found: list[tuple[str, Sample]], since: float | None = None) -> None:
-        # A line of the journal is of one time.
-        for (dialect, _, _), group in groupby(
-            found, lambda one: (one[0], one[1].stored_at, one[1].seconds)
-        ):
-            samples = [sample for _, sample in group]
-            self.local.append(key, dialect, b"null", samples, since=since)
-            since = None
+    def _put(self, key: bytes, found: list[tuple[str, Sample]]) -> None:
+        for dialect, group in groupby(found, lambda one: one[0]):
+            self.local.append(key, dialect, b"null", [sample for _, sample in group])
 
     async def _reread(self, key: bytes) -> None:
         """Takes the server's list instead of what is at hand."""
@@ -642,7 +681,8 @@ class SharedStore:
         found = self._read(key, answer)
         mine = self.get(key)
         if found and mine and [sample for _, sample in found] != list(mine)[: len(found)]:
-            self._put(key, found, nextafter(max(sample.stored_at for sample in mine), inf))
+            self.local.remove(key)
+            self._put(key, found)
 
     # Waiting for others
 
@@ -707,43 +747,80 @@ class SharedStore:
         samples: Sequence[Sample],
         raw: bytes = b"",
         *,
-        since: float | None = None,
-    ) -> None:
-        self.local.append(key, dialect, content, samples, raw, since=since)
-        self._push(key, dialect, samples, max(0, len(self.get(key)) - len(samples)), since)
+        since: float = -inf,
+    ) -> bool:
+        before = [sample.stored_at for sample in self.get(key)] if since > -inf else []
+        is_kept = self.local.append(key, dialect, content, samples, raw, since=since)
+        if not is_kept:
+            return False
+        if since == -inf:
+            self._push(key, dialect, samples, max(0, len(self.get(key)) - len(samples)))
+        elif key in self._unusable:  # from now on it is what is at hand
+            self._unusable.discard(key)
+            self._tell(("DEL", self._list(key)))
+            self._push(key, dialect, self.get(key), 0)
+            self._tell_replaced(key)
+        else:
+            self._replace(key, dialect, samples, before, since)
+        return True
 
-    def _push(
+    def _push(self, key: bytes, dialect: str, samples: Sequence[Sample], base: int) -> None:
+        """Adds samples to a pool of the server that has so many."""
+        if key in self._unusable:
+            return
+
+        def command(elements: Sequence[bytes]) -> Command:
+            return _run(_PUSH, [self._list(key)], base, *elements)
+
+        self._share(key, dialect, samples, command, 1)
+
+    def _replace(
         self,
         key: bytes,
         dialect: str,
         samples: Sequence[Sample],
-        base: int,
-        since: float | None = None,
+        before: Sequence[float],
+        since: float,
     ) -> None:
-        if key in self._unusable and since is None:
-            return
+        """Puts samples in the places of those that do not count. `before`: when those were stored
+        that were at hand."""
+        now = self.now
+        expected = slots(before, len(samples), since, now)
+
+        def command(elements: Sequence[bytes]) -> Command:
+            times = (repr(min(since, FOR_EVER)), repr(now + SKEW))
+            return _run(_REPLACE, [self._list(key)], *times, *elements)
+
+        if self._share(key, dialect, samples, command, expected):
+            self._tell_replaced(key)
+
+    def _share(
+        self,
+        key: bytes,
+        dialect: str,
+        samples: Sequence[Sample],
+        command: Callable[[Sequence[bytes]], Command],
+        expected: Result,
+    ) -> bool:
+        """Queues a write of samples; False if there is none. If the answer is not as expected, the
+        server's pool is not as the one at hand."""
         elements = [element.encode(dialect, sample) for sample in samples]
-        size = sum(map(len, elements))
         if max(map(len, elements), default=0) > MAX_ELEMENT:
             self._spoil(key, "a sample is too large to be shared")
-            return
-        when = "" if since is None else repr(float(since))
-
-        def command() -> Command:
-            return _run(_PUSH, [self._list(key)], base, when, *elements)
+            return False
 
         def done(result: Result) -> None:
             if isinstance(result, Refused):
                 self._spoil(key, str(result))
-            elif not result:
+            elif result != expected:
                 self._spawn(self._quietly(self._reread(key)))
 
-        if not self._outbox.tell(Write(key, command, size, done)):
-            return
-        if since is not None:
-            self._unusable.discard(key)
-            names = [_CONTROL, _REPLACED_KEY]
-            self._tell(_run(_REPLACED, names, CHANNEL, key.hex(), REPLACED))
+        size = sum(map(len, elements))
+        return self._outbox.tell(Write(key, lambda: command(elements), size, done))
+
+    def _tell_replaced(self, key: bytes) -> None:
+        names = [_CONTROL, _REPLACED_KEY]
+        self._tell(_run(_REPLACED, names, CHANNEL, key.hex(), REPLACED))
 
     async def _quietly(self, work: Awaitable[Any]) -> None:
         with suppress(Away):
@@ -906,7 +983,7 @@ class SharedStore:
         await self._join()
 
     async def _follow(self, control: Mapping[str, int | str]) -> None:
-        """Does what others have done: clears, and pools whose older samples were dropped."""
+        """Does what others have done: clears, and pools whose samples were replaced."""
         theirs = {
             name: number
             for name, number in control.items()

@@ -16,10 +16,10 @@ def test_compact(tmp_path: Path) -> None:
     path = tmp_path / "cache.jsonl"
     old = encode(b"a" * 32, "chat", b'{"q":1}', [Sample(b'{"x":1}', 1.0, 0.5, 3)])
     new = [Sample(b'{"x":2}', 2.0, 0.5, 3)]
-    path.write_bytes(old + encode(b"a" * 32, "chat", None, new, since=1.5))
+    path.write_bytes(old + encode(b"a" * 32, "chat", None, new))
     before = path.stat().st_size
     result = CliRunner().invoke(main, ["compact"], env={"SGLANG_CACHED_CACHE_PATH": str(tmp_path)})
     assert result.exit_code == 0, result.output
-    left = encode(b"a" * 32, "chat", b'{"q":1}', new, since=1.5)
+    left = encode(b"a" * 32, "chat", b'{"q":1}', new)
     assert path.read_bytes() == left
     assert f"{before} bytes before, {len(left)} bytes after" in result.output

@@ -35,7 +35,7 @@ def stored(folder: Path, data: bytes) -> Path:
         (WHOLE, 0, [f"3 entries, 3 samples, {len(WHOLE)} bytes, 0 broken lines"]),
         (b'{"v":1}\n' + WHOLE, 0, ["1 lines of other versions"]),
         (b"x\n" + WHOLE, 1, ["cache.jsonl:1: ", "1 broken lines"]),
-        (WHOLE.replace(b"bb", b"bc", 1), 1, [":2: wrong checksum", "2 entries"]),
+        (WHOLE.replace(b'"key":"62', b'"key":"63'), 1, [":2: wrong checksum", "2 entries"]),
         (WHOLE[:-1], 1, ["torn last line", "2 entries", "0 broken lines"]),
     ],
     ids=["empty", "whole", "old", "broken", "changed", "torn"],

@@ -222,7 +222,7 @@ def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
     assert proxy.stop() == 0
     with open(path) as journal:
         (line,) = [json.loads(line) for line in journal]
-    assert line["v"] == 2
+    assert line["v"] == 3
     assert line["call"] == BODIES["/generate"]
     assert line["answers"][0]["meta_info"]["completion_tokens"] == 8
 

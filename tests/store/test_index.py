@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sglang_cached_addon.store.index import PENDING, Head, Index, Place
+from sglang_cached_addon.store.index import PENDING, Head, Index, Place, Run
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 RAW = b"r" * 16
@@ -17,11 +17,15 @@ def head(
     at: float = 1.0,
     samples: int = 1,
     *,
+    slot: int = 0,
     raw: bytes = b"",
-    since: float | None = None,
     dialect: str = "chat",
 ) -> Head:
-    return Head(key, raw, since, dialect, at, samples)
+    return Head(key, raw, slot, dialect, at, samples)
+
+
+def places(index: Index, key: bytes) -> list[Place]:
+    return [run.place for run in index.runs(key)]
 
 
 def facts(index: Index) -> tuple[int, int, int, dict[str, int]]:
@@ -33,60 +37,111 @@ def test_places() -> None:
     index = Index()
     index.add(head(A, samples=2), Place(0, 100))
     index.add(head(B, dialect="generate"), Place(100, 50))
-    index.add(head(A), Place(150, 10))
-    assert index.places(A) == [(0, 100), (150, 10)]
-    assert index.places(C) == []
+    index.add(head(A, 3.0, slot=2), Place(150, 10))
+    assert index.runs(A) == [
+        Run(Place(0, 100), 1.0, 0, 0, 2),
+        Run(Place(150, 10), 3.0, 0, 2, 1),
+    ]
+    assert index.runs(C) == []
     assert (A in index, C in index) == (True, False)
-    assert index.has(A, Place(150, 10))
-    assert not index.has(A, Place(150, 11))
+    assert (index.count(A), index.end(A), index.weight(A)) == (3, 3, 110)
+    assert (index.count(C), index.end(C), index.weight(C)) == (0, 0, 0)
     assert facts(index) == (2, 4, 160, {"chat": 3, "generate": 1})
     assert index.by_model() == {(b"a" * 8).hex(): 3, (b"b" * 8).hex(): 1}
 
 
-def test_since() -> None:
-    """What was replaced would be back, or be counted."""
+REPLACED = [
+    (0, 5, "nnnnn", 10),
+    (0, 9, "nnnnnnnnn", 10),
+    (0, 1, "n1234", 110),
+    (4, 1, "0123n", 110),
+    (1, 3, "0nnn4", 110),
+    (3, 4, "012nnnn", 110),
+    (5, 2, "01234nn", 110),
+    (8, 2, "01234nn", 110),
+]
+
+
+@pytest.mark.parametrize(("slot", "samples", "pool", "size"), REPLACED)
+def test_replaced(slot: int, samples: int, pool: str, size: int) -> None:
+    """What was replaced would be back, be counted, or take others with it."""
     index = Index()
-    index.add(head(A, 1.0, 2, raw=RAW), Place(0, 100))
-    index.add(head(A, 2.0), Place(100, 10))
-    index.add(head(A, 3.0, since=1.0), Place(110, 10))
-    assert index.places(A) == [(0, 100), (100, 10), (110, 10)]
-    index.add(head(A, 4.0, since=2.5), Place(120, 10))
-    assert index.places(A) == [(110, 10), (120, 10)]
+    index.add(head(A, 1.0, 5, raw=RAW), Place(0, 100))
+    index.add(head(A, 2.0, samples, slot=slot), Place(100, 10))
+    seen = ""
+    for run in index.runs(A):
+        line = "01234" if run.place.offset == 0 else "n" * samples
+        seen += line[run.skip : run.skip + run.samples]
+    assert seen == pool
+    slots = [run.slot for run in index.runs(A)]
+    assert slots == sorted(slots)
+    assert facts(index) == (1, len(pool), size, {"chat": len(pool)})
+    assert (index.count(A), index.weight(A)) == (len(pool), size)
     assert index.find(RAW) == A, "the name of a body is that of the key"
-    assert (index.oldest(A), index.newest(A)) == (3.0, 4.0)
-    index.add(head(A, 0.0, 0, since=9.0), Place(130, 10))
+    index.add(head(A, 0.0, 0), Place(130, 10))
     assert facts(index) == (0, 0, 0, {})
     assert index.find(RAW) is None
+
+
+def test_against_a_list() -> None:
+    """In some order of events the pool would be another one than its users saw."""
+    numbers = random.Random(3)
+    index, at = Index(), 0
+    model: dict[int, tuple[int, int]] = {}
+    stored: dict[int, float] = {}
+    for n in range(3000):
+        slot, count = numbers.randrange(12), numbers.randrange(4)
+        if count == 0 and numbers.random() < 0.8:
+            continue
+        stored[at] = float(n % 7)
+        index.add(head(A, stored[at], count, slot=slot), Place(at, n + 1))
+        model |= {slot + i: (at, i) for i in range(count)} if count else {}
+        if not count:
+            model.clear()
+        at += n + 1
+        if n % 50 == 49:
+            index.expire(A, 3.0, 9.0)
+            model = {s: one for s, one in model.items() if stored[one[0]] >= 3.0}
+        seen = {
+            run.slot + i: (run.place.offset, run.skip + i)
+            for run in index.runs(A)
+            for i in range(run.samples)
+        }
+        assert seen == model
+        assert index.samples == len(model)
+        lines = {run.place for run in index.runs(A)}
+        assert index.bytes == sum(place.length for place in lines)
 
 
 def test_waiting() -> None:
     """A line would be looked for where it is not, or not be found where it came to be."""
     index = Index()
     first, second = Place(PENDING + 1, 10), Place(PENDING + 2, 20)
-    index.add(head(A), first)
-    index.add(head(A), second)
-    assert index.is_pending(A)
+    index.add(head(A, samples=3), first)
+    index.add(head(A, slot=1), second)
     index.put(A, second, 500)
     index.put(A, Place(PENDING + 3, 20), 900)
     index.put(B, first, 900)
-    assert index.places(A) == [first, (500, 20)]
+    assert places(index, A) == [first, (500, 20), first]
     index.put(A, first, 400)
-    assert index.places(A) == [(400, 10), (500, 20)]
-    assert not index.is_pending(A)
+    assert places(index, A) == [(400, 10), (500, 20), (400, 10)]
 
 
 def test_forgetting() -> None:
     """Counts would drift with each entry that goes."""
     index = Index()
     for n, key in enumerate((A, A, B, C)):
-        index.add(head(key, float(n), n + 1, raw=key[:15] + b"%d" % n), Place(n * 10, 10))
+        raw = key[:15] + b"%d" % n
+        index.add(head(key, float(n), n + 1, slot=10 * n, raw=raw), Place(n * 10, 10))
     index.lose(A, Place(0, 10))
     index.lose(A, Place(777, 10))
-    assert (index.places(A), index.samples) == ([(10, 10)], 9)
-    index.expire(A, 1.0)
+    assert (places(index, A), index.samples) == ([(10, 10)], 9)
+    index.expire(A, 1.0, 9.0)
     assert A in index
-    index.expire(A, 1.5)
-    index.expire(C, 9.0)
+    assert index.is_within(A, 1.0, 9.0)
+    assert not index.is_within(A, 1.5, 9.0)
+    index.expire(A, 1.5, 9.0)
+    index.expire(C, 1.0, -9.0)  # a clock that was set back
     index.remove(C)
     assert facts(index) == (1, 3, 10, {"chat": 3})
     assert [index.find(key[:15] + b"%d" % n) for n, key in enumerate((A, A, B, C))] == [
@@ -130,13 +185,14 @@ def test_kept() -> None:
     for n in range(1000):
         raw = numbers.randbytes(16) if n % 3 else b""
         key, dialect = numbers.choice(keys), numbers.choice(["chat", "générate", ""])
-        index.add(head(key, float(n), 1 + n % 3, raw=raw, dialect=dialect), Place(n << 32, n))
+        one = head(key, float(n), 1 + n % 3, slot=n % 9, raw=raw, dialect=dialect)
+        index.add(one, Place(n << 32, n))
     copy = index.copy()
     dump = b"".join(index.dump())
     copy.remove(keys[0])
     assert b"".join(index.dump()) == dump
     again = Index.load(b"".join(index.copy().dump()))
-    assert {key: again.places(key) for key in keys} == {key: index.places(key) for key in keys}
+    assert {key: again.runs(key) for key in keys} == {key: index.runs(key) for key in keys}
     assert facts(again) == facts(index)
     assert again._names == index._names
     again.clear(lambda key: True)

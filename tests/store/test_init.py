@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.cache import Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError, journal
 
 A, B = b"a" * 32, b"b" * 32
@@ -127,7 +130,7 @@ def block_aside(tmp_path: Path) -> Path:
 
 
 def block_torn(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl").write_bytes(b'{"v":2,')
+    (tmp_path / "cache.jsonl").write_bytes(b'{"v":3,')
     (tmp_path / "cache.jsonl.torn").mkdir()
     return tmp_path
 
@@ -201,7 +204,7 @@ def test_since_survives(tmp_path: Path) -> None:
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0)
         assert (store.generation, store.clears) == (1, 0)
         before = list(pool(store, A))
-        assert [s.answer for s in before] == [b'{"x":2}', b'{"x":4}']
+        assert [s.answer for s in before] == [b'{"x":4}', b'{"x":2}']
     for _ in range(2):
         with opened(tmp_path) as store:
             assert list(pool(store, A)) == before
@@ -213,10 +216,10 @@ def test_call_stays_when_all_is_replaced(tmp_path: Path) -> None:
     """The file would not say any more what was asked, or say it with each replacement."""
     with opened(tmp_path) as store:
         for at in (1.0, 2.0, 3.0):
-            store.append(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=at)
+            store.append(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=inf)
         assert len(pool(store, A)) == 1
         store.clear(B[:8]).result(10)
-        store.append(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=4.0)
+        store.append(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=inf)
     assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, None, None]
     with opened(tmp_path) as store:
         assert list(store.calls(9, 9)) == [(A, "chat", b'{"q":1}')]
@@ -300,7 +303,7 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         store.append(B, "chat", b'{"q":2}', [sample(b'{"kept":1}')])
         for at in range(40):
-            store.append(A, "chat", b'{"q":1}', [sample(big, at)], since=at)
+            store.append(A, "chat", b'{"q":1}', [sample(big, at)], since=inf)
         deadline = time.monotonic() + 10
         while path.stat().st_size > 1_500_000 or store.journal.pending:
             assert time.monotonic() < deadline
@@ -311,20 +314,58 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
         assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
 
 
-def test_since_of_a_line_that_was_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples that were replaced while the disk did not keep up would be back."""
+def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be said to be stored, or a pool have another order after a restart."""
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)])
+        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}')], b"r" * 16)
         with monkeypatch.context() as patch:
             patch.setattr("sglang_cached_addon.store.journal.MAX_PENDING", 0)
-            store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 3.0)], since=2.0)
-            store.append(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 3.0)])
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 4.0)])
-        store.append(B, "chat", b'{"q":2}', [sample(b'{"x":5}', 4.0)])
+            assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}')], since=inf)
+            assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":3}')])
+            assert not store.append(B, "chat", b'{"q":2}', [sample(b'{"x":4}')], b"s" * 16)
+        assert store.generation == 0
+        assert store.append(A, "chat", b'{"q":1}', [sample(b'{"x":5}')])
+        assert store.append(B, "chat", b'{"q":2}', [sample(b'{"x":6}')])
+        before = [list(pool(store, key)) for key in (A, B)]
+        assert [[s.answer for s in one] for one in before] == [
+            [b'{"x":1}', b'{"x":5}'], [b'{"x":6}'],
+        ]  # fmt: skip
+        assert (store.find(b"r" * 16), store.find(b"s" * 16)) == (A, None)
     with opened(tmp_path) as store:
-        assert [s.answer for s in pool(store, A)] == [b'{"x":4}']
-        assert [s.answer for s in pool(store, B)] == [b'{"x":5}']
-        assert b'{"q":2}' in {call for _, _, call in store.calls(9, 9)}
+        assert [list(pool(store, key)) for key in (A, B)] == before
+        assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
+
+
+def test_one_order(tmp_path: Path) -> None:
+    """In memory, on the disk and after a restart a pool would begin with another sample."""
+    numbers = random.Random(5)
+    now = time.time()
+    model: dict[bytes, list[tuple[bytes, float]]] = {A: [], B: []}
+    with limited(tmp_path, memory=3000) as store:
+        for n in range(400):
+            key, count = numbers.choice([A, B]), numbers.randrange(1, 4)
+            at = now + numbers.choice([-2000, -1000, 0, 3600])
+            since = numbers.choice([-math.inf, math.inf, now - 1500])
+            new = [sample(b'{"x":%d,"i":%d}' % (n, i), at) for i in range(count)]
+            if numbers.random() < 0.2:
+                settle(store)
+                fill(store, *range(5))  # which makes room
+            assert store.append(key, "chat", b"{}", new, since=since)
+            pool_of = model[key]
+            for place, one in zip(
+                slots([t for _, t in pool_of], count, since, now), new, strict=True
+            ):
+                pool_of[place : place + 1] = [(one.answer, one.stored_at)]
+            if n % 100 == 50:
+                store.compact().result(10)
+            if n % 40 == 39:
+                assert {k: [s.answer for s in pool(store, k)] for k in model} == {
+                    k: [answer for answer, _ in one] for k, one in model.items()
+                }
+    for _ in range(2):
+        with limited(tmp_path) as store:
+            assert {k: [(s.answer, s.stored_at) for s in pool(store, k)] for k in model} == model
+            store.compact().result(10)
 
 
 # Limits
@@ -393,7 +434,7 @@ def test_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             found = read(key, waits=waits)
             if waits and not times:
                 times.append(1)
-                store.append(key, "chat", b"{}", [sample(b'{"x":"new"}', 9.0)], since=5.0)
+                store.append(key, "chat", b"{}", [sample(b'{"x":"new"}', 9.0)], since=inf)
                 settle(store)
                 fill(store, 3)  # which makes room
                 assert key not in store.memory
@@ -481,10 +522,14 @@ def test_expiry(tmp_path: Path) -> None:
         fill(store, 0, 1, at=now - 100)
         store.append(key_of(1), "chat", b"{}", [sample(b'{"x":"new"}', now)])
         fill(store, 2, at=now)
+        fill(store, 3, at=now + 3600)  # the clock was set back
+        assert not store.is_expired(now - 99)
     with limited(tmp_path, ttl=50) as store:
-        assert there(store, 3) == [1, 2]
+        assert there(store, 4) == [1, 2]
         assert [s.answer for s in pool(store, key_of(1))] == [b'{"x":"new"}']
-        assert abs(store.horizon - (time.time() - 50)) < 5
+        assert store.is_expired(now - 51)
+        assert store.is_expired(now + 99), "the future is of no age that could be told"
+        assert not store.is_expired(now - 40)
         assert (len(store.index), store.index.samples) == (2, 2)
         store.compact().result(10)
         assert len(records(tmp_path)) == 2
@@ -505,6 +550,23 @@ def test_expiry_while_open(tmp_path: Path) -> None:
         fill(store, 10)
         fill(store, 11)
         assert len(store.index) == 2
+
+
+def test_expiry_within_a_pool(tmp_path: Path) -> None:
+    """What is too old would be given, as long as the first sample of the pool is not."""
+    now = time.time()
+    times = (now, now - 100, now + 3600, now - 10)
+    with limited(tmp_path, ttl=50) as store:
+        for n, at in enumerate(times):
+            store.append(A, "chat", b"{}", [sample(b'{"x":%d}' % n, at)])
+        assert [s.answer for s in pool(store, A)] == [b'{"x":0}', b'{"x":3}']
+        assert store.index.samples == store.memory.samples == 2
+        store.append(A, "chat", b"{}", [sample(b'{"x":4}', now)], since=inf)
+        store.append(A, "chat", b"{}", [sample(b'{"x":5}', now)])
+        answers = [b'{"x":4}', b'{"x":3}', b'{"x":5}']
+        assert [s.answer for s in pool(store, A)] == answers
+    with limited(tmp_path, ttl=50, memory=1) as store:
+        assert [s.answer for s in pool(store, A)] == answers
 
 
 def test_index_of_a_large_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

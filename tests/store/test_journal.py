@@ -36,7 +36,7 @@ class Opened:
 
     def __init__(self, folder: Path) -> None:
         self.lines: list[Line] = []
-        self.since: list[float | None] = []
+        self.slots: list[int] = []
         self.journal = Journal(folder)
         try:
             self.loaded = self.journal.load()
@@ -45,14 +45,14 @@ class Opened:
             raise
         for raw in self.journal.path.read_bytes().splitlines(keepends=True):
             with suppress(OtherVersion, ValueError, KeyError, TypeError):
-                key, dialect, samples, _, since = parse(raw)
+                key, dialect, samples, _, slot = parse(raw)
                 self.lines.append((key, dialect, tuple(samples)))
-                self.since.append(since)
+                self.slots.append(slot)
 
-    def append(
-        self, line: Line, content: bytes | None = None, *, since: float | None = None
-    ) -> None:
-        self.journal.append(line[0], line[1], content, line[2], since=since)
+    def append(self, line: Line, content: bytes | None = None, *, slot: int | None = None) -> bool:
+        """Behind what is there, if nothing else is said."""
+        at = self.journal.index.end(line[0]) if slot is None else slot
+        return self.journal.append(line[0], line[1], content, line[2], slot=at)
 
     def settle(self) -> None:
         """Waits until the file has it all."""
@@ -84,6 +84,12 @@ def write(folder: Path, *lines: Line) -> bytes:
 def read(folder: Path) -> list[Line]:
     with opened(folder) as journal:
         return journal.lines
+
+
+def pool(journal: Opened, key: bytes) -> list[int]:
+    """The samples of a key, by their numbers."""
+    found = journal.journal.read(key, waits=True)
+    return [json.loads(sample.answer)["x"] for sample in found or ()]
 
 
 # Round trip
@@ -129,14 +135,15 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
     """People could not read or process the file with other tools."""
     with opened(tmp_path) as journal:
         journal.append(line(A, b'{"x":1}', b'{"x":2}'), b'{"text":"hi"}')
-        journal.append(line(A, b'{"x":3}'), since=1.5)
+        journal.append(line(A, b'{"x":3}'))
     data = (tmp_path / "cache.jsonl").read_bytes().splitlines()
     first, second = map(json.loads, data)
     assert data[0].endswith(b',"sum":"%08x"}' % zlib.crc32(data[0][:-18]))
     assert first.pop("sum")
     assert first == {
-        "v": 2,
+        "v": 3,
         "key": A.hex(),
+        "slot": 0,
         "dialect": "chat",
         "at": 1700000000.25,
         "seconds": 0.5,
@@ -145,17 +152,29 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
         "answers": [{"x": 1}, {"x": 2}],
     }
     assert "call" not in second
-    assert second["since"] == 1.5
+    assert second["slot"] == 2
 
 
-@pytest.mark.parametrize("since", [0.0, 1.0, 1700000000.1234567, 1e-300, -5.0, None])
-def test_since_round_trip(since: float | None, tmp_path: Path) -> None:
-    """After a restart a sample that was replaced would be back, or a good one be gone."""
+def test_replaced_survives(tmp_path: Path) -> None:
+    """After a restart a sample that was replaced would be back, or a pool have another order."""
     with opened(tmp_path) as journal:
-        journal.append(line(A, b"{}"), since=since)
-        journal.append(line(A, b"{}"))
+        journal.append(line(A, *(b'{"x":%d}' % n for n in range(5))), b'{"q":1}')
+        journal.append(line(A, b'{"x":10}'), slot=0)
+        journal.append(line(A, b'{"x":13}', b'{"x":14}', b'{"x":15}'), slot=3)
+        wanted = [10, 1, 2, 13, 14, 15]
+        assert pool(journal, A) == wanted, "while it waits"
+        journal.settle()
+        assert pool(journal, A) == wanted
+        journal.journal.compact().result(10)
+        assert pool(journal, A) == wanted
     with opened(tmp_path) as journal:
-        assert journal.since == [since, None]
+        assert pool(journal, A) == wanted
+        assert [call for _, _, call in journal.journal.calls(9, 9)] == [b'{"q":1}']
+        journal.append(line(A), slot=0)
+        assert pool(journal, A) == []
+        journal.append(line(A, b'{"x":7}'))
+    with opened(tmp_path) as journal:
+        assert pool(journal, A) == [7]
 
 
 def test_written_while_open(tmp_path: Path) -> None:
@@ -215,7 +234,7 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     """A torn line of a large answer would be cut at the wrong place."""
     wanted = line(A, b'{"x":1}')
     data = write(tmp_path, wanted)
-    torn = b'{"v":2,"key":"' + b"x" * 300_000
+    torn = b'{"v":3,"key":"' + b"x" * 300_000
     path = tmp_path / "cache.jsonl"
     path.write_bytes(data + torn)
     with opened(tmp_path) as journal:
@@ -232,6 +251,7 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
 GOOD: dict[str, Any] = {
     "v": FORMAT_VERSION,
     "key": C.hex(),
+    "slot": 0,
     "dialect": "chat",
     "at": 1.5,
     "seconds": 0.5,
@@ -266,8 +286,8 @@ BROKEN = {
     "wrong-sum": changed()[:-10] + b'00000000"}',
     "other-case": changed()[:-10] + changed()[-10:].upper(),
     "space-behind": changed() + b" ",
-    "old-with-wrong-sum": changed().replace(b'"v":2', b'"v":1'),
-    "newer-with-wrong-sum": changed().replace(b'"v":2', b'"v":3'),
+    "old-with-wrong-sum": changed().replace(b'"v":3', b'"v":1'),
+    "newer-with-wrong-sum": changed().replace(b'"v":3', b'"v":4'),
     "older": changed(v=0),
     "newer": changed(v=FORMAT_VERSION + 1),
     "version-text": changed(v=str(FORMAT_VERSION)),
@@ -286,7 +306,9 @@ BROKEN = {
     "no-tokens": changed(tokens=None),
     "tokens-number": changed(tokens=1),
     "tokens-list": changed(tokens=[[]]),
-    "answers-none": changed(answers=[], tokens=[]),
+    "no-slot": changed(slot=None),
+    "slot-text": changed(slot="0"),
+    "slot-far": changed(slot=1 << 40),
     "time-nan": changed(at="nan"),
     "dialect-number": changed(dialect=7),
 }
@@ -347,6 +369,10 @@ def test_lines_without_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1002" in record.getMessage()
     assert path.read_bytes() == first + second
     assert (tmp_path / "cache.jsonl.v1").read_bytes() == old * 1002
+    former = changed(v=2) + b"\n"
+    path.write_bytes(former + path.read_bytes())
+    assert read(tmp_path) == wanted
+    assert (tmp_path / "cache.jsonl.v2").read_bytes() == former
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x04, 0x20, 0x80, 0xFF])
@@ -548,7 +574,8 @@ journal = module.Journal(folder)
 journal.load()
 
 def append(n, key=b"a" * 32):
-    journal.append(key, "chat", None, [Sample(b'{"x":%d}' % n, 1.5, 0.5, n)])
+    some = [Sample(b'{"x":%d}' % n, 1.5, 0.5, n)]
+    journal.append(key, "chat", None, some, slot=journal.index.end(key))
 
 append(0)
 until(lambda: journal.pending == 0)
@@ -644,7 +671,7 @@ def test_compact_while_disk_is_full(tmp_path: Path) -> None:
     write(tmp_path, line(A, b'{"x":-2}'))
     (tmp_path / "cache.jsonl").write_bytes(b"broken\n" + (tmp_path / "cache.jsonl").read_bytes())
     with opened(tmp_path) as journal:
-        journal.append(line(A, b'{"x":-1}'), since=1700000001.0)
+        journal.append(line(A, b'{"x":-1}'), slot=0)
     before = (tmp_path / "cache.jsonl").stat().st_size
     seen = refused(tmp_path, "compact")
     assert 0 < seen["compacted"] < before
@@ -750,16 +777,15 @@ def test_clear_of_a_part_of_nothing(tmp_path: Path) -> None:
     assert read(tmp_path) == [line(A, b"{}")]
 
 
-def test_since_survives_a_clear_of_others(tmp_path: Path) -> None:
+def test_replaced_survives_a_clear_of_others(tmp_path: Path) -> None:
     """Samples that were replaced would be back."""
     with opened(tmp_path) as journal:
         journal.append(line(A, b'{"x":1}'))
-        journal.append(line(B, b'{"x":1}'), b'{"q":1}')
-        journal.append(line(B, b'{"x":2}'), since=5.5)
+        journal.append(line(B, b'{"x":1}', b'{"x":3}'), b'{"q":1}')
+        journal.append(line(B, b'{"x":2}'), slot=0)
         journal.journal.clear(of_a).result(10)
     with opened(tmp_path) as journal:
-        assert journal.lines == [line(B, b'{"x":1}'), line(B, b'{"x":2}')]
-        assert journal.since == [None, 5.5]
+        assert pool(journal, B) == [2, 3]
         assert [call for _, _, call in journal.journal.calls(9, 9)] == [b'{"q":1}']
 
 
@@ -952,7 +978,7 @@ def test_calls(tmp_path: Path) -> None:
     assert calls(tmp_path) == found
     path = tmp_path / "cache.jsonl"
     odd = [changed(call=value) for value in ("x", 1, [])] + [changed(v=1, call={"q": 0})]
-    deep = b'{"v":2,"key":"%s","dialect":"x","call":%s}' % (
+    deep = b'{"v":3,"key":"%s","dialect":"x","call":%s}' % (
         C.hex().encode(),
         b'{"a":' * 500 + b"1" + b"}" * 500,
     )
@@ -1012,7 +1038,7 @@ def test_fsync(
     path = tmp_path / "cache.jsonl"
     for n in range(3):
         before = path.stat().st_size
-        journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2])
+        journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2], slot=n)
         until(lambda: journal.pending == 0)
         size = path.stat().st_size
         assert size > before
@@ -1047,7 +1073,7 @@ def test_sync_that_fails(
         journal = Journal(tmp_path, fsync=fsync)
         journal.load()
         for n in range(3):
-            journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2])
+            journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2], slot=n)
             until(lambda: journal.pending == 0)
         until(lambda: len(attempts) > 2)
         assert len(caplog.records) == 1
@@ -1070,7 +1096,7 @@ def test_sync_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         journal.load()
         journal.append(A, "chat", None, line(A, b'{"x":0}')[2])
         assert begun.wait(20)
-        journal.append(A, "chat", None, line(A, b'{"x":1}')[2])
+        journal.append(A, "chat", None, line(A, b'{"x":1}')[2], slot=1)
         until(lambda: journal.pending == 0)
         assert not ended.is_set()
         assert examine(tmp_path / "cache.jsonl", lambda number, why: None).samples == 2
@@ -1123,8 +1149,8 @@ def test_compact(tmp_path: Path) -> None:
     with opened(tmp_path) as journal:
         journal.append(lines[0], b'{"q":1}')
         journal.append(lines[1], b'{"q":2}')
-        journal.append(lines[2], since=1.5)
-        journal.append(lines[3])
+        journal.append(lines[2], slot=0)
+        journal.append(lines[3], slot=1)
         journal.settle()
     path.write_bytes(newer + b"\nbroken\n" + path.read_bytes())
     path.chmod(0o600)
@@ -1165,18 +1191,6 @@ def test_failed_compacting(
         assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
         journal.append(line(A, b'{"x":2}'))
     assert numbers(tmp_path) == [1, 2]
-
-
-def test_several_since(tmp_path: Path) -> None:
-    """A sample that the first of two had dropped would be back."""
-    first, second, third = (at(line(A, b'{"x":%d}' % n), n) for n in (1, 5, 6))
-    with opened(tmp_path) as journal:
-        journal.append(first)
-        journal.append(second, since=4.0)
-        journal.append(third, since=0.5)
-        journal.settle()
-        journal.journal.compact().result(10)
-    assert read(tmp_path) == [second, third]
 
 
 def test_clear_of_others_beside_what_waits(tmp_path: Path) -> None:

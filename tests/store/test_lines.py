@@ -29,15 +29,15 @@ LINES: dict[str, tuple[Any, ...]] = {
     "one": ("chat", b'{"q":1}', ONE),
     "no call": ("chat", None, ONE),
     "named": ("chat", b"{}", ONE, RAW),
-    "replacing": ("generate", b"{}", ONE, b"", 1.25),
-    "both": ("generate", b"{}", ONE, RAW, 1e9),
+    "further": ("generate", b"{}", ONE, b"", 12),
+    "both": ("generate", b"{}", ONE, RAW, 999_999_999),
     "many": ("chat", b"{}", [*ONE, Sample(b'{"y":[]}', 1.5, 0.25, 0)]),
     "streamed": ("chat", b"{}", [Sample(b"{}", 1.5, 0.25, 3, b"[1,2]")]),
     "tricky call": ("chat", TRICKY, ONE),
     "tricky answer": ("chat", b"{}", [Sample(TRICKY, 1.5, 0.25, 3)]),
     "another api": ("génération", b"{}", ONE),
     "a hyphen": ("sglang-generate", b"{}", ONE),
-    "only removing": ("", None, [], b"", 7.5),
+    "only removing": ("", None, []),
     "tiny times": ("chat", b"{}", [Sample(b"{}", 1e-7, 1e-9, 10**12)]),
 }
 
@@ -45,14 +45,14 @@ LINES: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("parts", LINES.values(), ids=LINES)
 def test_all_ways(parts: tuple[Any, ...]) -> None:
     """What is read fast would not be what was written."""
-    dialect, content, samples, raw, since = (*parts, *(b"", None)[len(parts) - 3 :])
-    line = encode(KEY, dialect, content, samples, raw, since)
+    dialect, content, samples, raw, slot = (*parts, *(b"", 0)[len(parts) - 3 :])
+    line = encode(KEY, dialect, content, samples, raw, slot)
     assert is_sealed(line)
     json.loads(line)
     at = samples[0].stored_at if samples else 0.0
-    assert scan(line) == Head(KEY, raw, since, dialect, at, len(samples))
+    assert scan(line) == Head(KEY, raw, slot, dialect, at, len(samples))
     assert samples_of(line, KEY) == samples
-    assert parse(line) == (KEY, dialect, samples, raw, since)
+    assert parse(line) == (KEY, dialect, samples, raw, slot)
     assert key_of(line) == KEY
     assert call_of(line) == (None if content is None else (KEY, dialect, content))
 
@@ -77,11 +77,22 @@ def test_damage(parts: tuple[Any, ...]) -> None:
             samples_of(broken, KEY)
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [1, 2, 4])
 def test_other_versions(version: int) -> None:
     """Another release's line would be read as if it meant the same."""
-    line = seal(encode(KEY, "chat", b"{}", ONE)[:-19].replace(b'"v":2', b'"v":%d' % version) + b"}")
+    line = seal(encode(KEY, "chat", b"{}", ONE)[:-19].replace(b'"v":3', b'"v":%d' % version) + b"}")
     for read in (scan, parse, lambda line: samples_of(line, KEY)):
         with pytest.raises(OtherVersion):
             read(line)
     assert key_of(line) is None
+
+
+@pytest.mark.parametrize(
+    "slot", [b"-1", b"1.0", b"1e3", b"1000000000", b"99999999999999999999", b'"1"']
+)
+def test_odd_slots(slot: bytes) -> None:
+    """A line that nobody wrote would take memory, or end the start."""
+    line = encode(KEY, "chat", b"{}", ONE)[:-19].replace(b'"slot":0', b'"slot":' + slot)
+    for read in (scan, parse, lambda line: samples_of(line, KEY)):
+        with pytest.raises((ValueError, TypeError)):
+            read(seal(line + b"}"))

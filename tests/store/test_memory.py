@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 
@@ -73,48 +74,60 @@ def test_clear() -> None:
 
 
 @pytest.mark.parametrize(
-    ("since", "kept"),
+    ("since", "pool"),
     [
-        (None, [b"1", b"2", b"3"]),
-        (float("-inf"), [b"1", b"2", b"3"]),
-        (0.0, [b"1", b"2", b"3"]),
-        (1.0, [b"1", b"2", b"3"]),
-        (1.5, [b"2", b"3"]),
-        (2.0, [b"2", b"3"]),
-        (2.5, [b"3"]),
-        (9.0, []),
+        (-inf, [b"1", b"2", b"3", b"new", b"newer"]),
+        (1.0, [b"1", b"2", b"3", b"new", b"newer"]),
+        (1.5, [b"new", b"2", b"3", b"newer"]),
+        (2.5, [b"new", b"newer", b"3"]),
+        (9.0, [b"new", b"newer", b"3"]),
+        (inf, [b"new", b"newer", b"3"]),
     ],
 )
-def test_since(since: float | None, kept: list[bytes]) -> None:
+def test_since(since: float, pool: list[bytes]) -> None:
     """A client that asked for fresh samples would get old ones next time, or lose good ones."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
     memory.append(B, "chat", b"", [sample(b"other", 0.0)])
-    memory.append(A, "chat", b"", [sample(b"new", 4.0)], since=since)
-    assert answers(memory) == [*kept, b"new"]
+    memory.append(A, "chat", b"", [sample(b"new", 4.0), sample(b"newer", 4.0)], since=since)
+    assert answers(memory) == pool
     assert answers(memory, B) == [b"other"]
-    assert (memory.samples, memory.by_dialect) == (len(kept) + 2, {"chat": len(kept) + 2})
-    assert memory.bytes == len(kept) + len(b"new") + len(b"other")
+    assert (memory.samples, memory.by_dialect) == (len(pool) + 1, {"chat": len(pool) + 1})
+    assert memory.bytes == len(b"".join(pool)) + len(b"other")
     # Only where something went does anybody have to look again.
-    assert (memory.generation, memory.clears) == (0 if len(kept) == 3 else 1, 0)
+    assert (memory.generation, memory.clears) == (0 if len(pool) == 5 else 1, 0)
 
 
-def test_since_in_the_middle() -> None:
-    """Clocks that were set back would let old samples live on behind newer ones."""
+def test_expiry() -> None:
+    """What is too old, or of the future, would stay behind what is not."""
     memory = Memory()
-    memory.append(
-        A, "chat", b"", [sample(b"late", 9.0), sample(b"old", 1.0), sample(b"later", 10.0)]
-    )
-    memory.append(A, "chat", b"", [sample(b"new", 11.0)], since=5.0)
-    assert answers(memory) == [b"late", b"later", b"new"]
+    times = (9.0, 1.0, 10.0, 99.0)
+    memory.append(A, "chat", b"", [sample(b"%d" % at, at) for at in times])
+    assert not memory.expire(A, 1.0, 99.0)
+    assert memory.expire(A, 5.0, 20.0)
+    assert answers(memory) == [b"9", b"10"]
+    assert (memory.samples, memory.bytes, memory.generation) == (2, 3, 1)
+    assert not memory.expire(A, 5.0, 20.0)
+    assert memory.expire(A, 50.0, 60.0)
+    assert (len(memory), memory.samples, memory.by_dialect) == (0, 0, {})
+    assert not memory.expire(A, 50.0, 60.0)
 
 
-def test_new_samples_may_be_older_than_since() -> None:
-    """What was asked for would be gone before it was stored."""
-    memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"1", 1.0)], since=5.0)
-    assert answers(memory) == [b"1"]
-    assert memory.generation == 0
+def test_a_pool_that_grows_is_not_what_makes_room() -> None:
+    """Its first sample would be gone, and another one be the first."""
+    gone: list[bytes] = []
+    memory = Memory(limit=2000, evicted=gone.append)
+    memory.append(A, "chat", b"", [sample(b"1")])
+    memory.append(B, "chat", b"", [sample(b"x" * 800)])
+    memory.append(A, "chat", b"", [sample(b"2" * 900)])
+    assert answers(memory) == [b"1", b"2" * 900]
+    assert gone == [B]
+    for n in range(9):  # however much it is
+        memory.append(A, "chat", b"", [sample(b"%d" % n * 900)])
+    assert (len(answers(memory)), answers(memory)[0]) == (11, b"1")
+    memory.append(B, "chat", b"", [sample(b"x")])
+    assert gone == [B, A]
+    assert (len(memory), memory.bytes) == (1, 1)
 
 
 def test_names_of_bodies_follow_the_first_sample() -> None:
@@ -152,7 +165,7 @@ def test_by_model() -> None:
     memory.append(key(b"y", 1), "chat", b"", [sample(b"1")])
     assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
     memory.append(key(b"x", 1), "chat", b"", [sample(b"3", 3.0)], since=3.0)
-    assert memory.by_model() == {(b"x" * 8).hex(): 2, (b"y" * 8).hex(): 1}
+    assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
     memory.clear(lambda k: k.startswith(b"x"))
     assert memory.by_model() == {(b"y" * 8).hex(): 1}
 
@@ -189,7 +202,7 @@ def test_counts_stay_right() -> None:
             memory.clear(rng.choice([None, lambda k, m=model: k.startswith(m)]))
         else:
             new = [sample(b"x" * rng.randrange(9), float(now))] * rng.randrange(1, 4)
-            since = rng.choice([None, now - rng.randrange(40)])
+            since = rng.choice([-inf, inf, now - rng.randrange(40)])
             memory.append(at, "chat" if at < b"y" else "generate", b"", new, since=since)
         pools = [memory.get(k) for k in everything]
         assert memory.samples == sum(map(len, pools)) == sum(memory.by_model().values())
