@@ -40,6 +40,7 @@ from sglang_cached_addon import (
     dialects,
     directives,
     express,
+    framing,
     gateway,
     identity,
     keys,
@@ -49,11 +50,13 @@ from sglang_cached_addon import (
     wire,
 )
 from sglang_cached_addon.client import tls_context
+from sglang_cached_addon.connections import Connections
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request, error_body
 from sglang_cached_addon.feed import Feed
 from sglang_cached_addon.gateway import Run
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.passage import open_passage
 from sglang_cached_addon.policy import Mode, Reason
 from sglang_cached_addon.service import Answer, Ask, Reply, Service, unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
@@ -105,7 +108,7 @@ class SglangCached:
         self._exchange: Exchange | None = None
         self._service: Service | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
-        self._lanes: dict[Client, express.Lane] = {}
+        self.connections = Connections()
         """Of the clients that are there."""
         self._streaming = Streaming(_handler_of)
         self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
@@ -222,33 +225,37 @@ class SglangCached:
     # Hooks
 
     def client_connected(self, client: Client) -> None:
-        if self._broken or not isinstance(client.proxy_mode, ReverseMode) or not self._is_alone():
-            return
         handler = _handler_of(client)
+        if self._broken or not handler or not isinstance(client.proxy_mode, ReverseMode):
+            return
+        connection = self.connections.add(handler)
+        if not connection or not self._is_alone():
+            return
         is_local, is_limited = _is_local(client), bool(ctx.options.body_size_limit)
 
-        def fill(head: wire.Head, body: bytes) -> express.Way | None:
+        def fill(head: wire.Head, raw: bytes, body: bytes) -> express.Way | None:
             # Of limits, mitmproxy knows.
-            return None if is_limited else self._fill(head, body, is_local=is_local)
+            return None if is_limited else self._fill(head, raw, body, is_local=is_local)
 
-        if handler and (lane := express.open_lane(handler, self._heads, self._answer, fill)):
-            self._lanes[client] = lane
+        express.open_lane(connection, self._heads, self._answer, fill)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        lane = self._lanes.get(nextlayer.context.client)
+        connection = self.connections.get(nextlayer.context.client)
         ours = gateway.reverse_proxy(
             nextlayer.context,
             nextlayer.data_client()[:1],
             self,
             in_place=self._is_alone(),
-            lane=(lambda context: express.Passage(context, lane)) if lane else None,
+            passage=(lambda context: open_passage(context, connection, _longest))
+            if connection
+            else None,
         )
         if ours:
             nextlayer.layer = ours
             self._streaming.enable(nextlayer.context.client)
 
     def client_disconnected(self, client: Client) -> None:
-        self._lanes.pop(client, None)
+        self.connections.remove(client)
         self._streaming.left(client)
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -411,12 +418,15 @@ class SglangCached:
         status = hit_status(outcome.key)
         return wire.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
 
-    def _fill(self, head: wire.Head, body: bytes, *, is_local: bool) -> express.Way | None:
+    def _fill(
+        self, head: wire.Head, raw: bytes, body: bytes, *, is_local: bool
+    ) -> express.Way | None:
         """The way to what is not all stored; None if it has to go through the hooks."""
         if self._service is None:
             return None
-        request = Request(head.method, head.path, _by_name(head.fields), body)
-        way = self._service.fill(Ask(request, head.fields, is_local=is_local))
+        fields = framing.parse(raw).fields
+        request = Request(head.method, head.path, _by_name(fields), body)
+        way = self._service.fill(Ask(request, fields, is_local=is_local))
         return self._filled(head, way) if way else None
 
     async def _filled(self, head: wire.Head, way: Coroutine[Any, Any, Answer]) -> bytes | None:
@@ -759,6 +769,12 @@ def _onlookers(own: object) -> list[str]:
 
 def _is_abort(request: http.Request) -> bool:
     return request.path == "/abort_request" and request.method == "POST"
+
+
+def _longest(head: framing.Head) -> float:
+    """Bytes that a request's body may have. What is not passed on as it comes is kept."""
+    is_kept = routes.find(head.target) or head.target == "/abort_request"
+    return policy.MAX_NAMES if is_kept else inf
 
 
 def _length(request: http.Request) -> int:

@@ -1,11 +1,12 @@
 """The fast lane: plain calls are answered where their bytes arrive, before mitmproxy sees them.
 
 A `Lane` takes the place of the protocol of a client's transport. At a message boundary
-(mitmproxy has seen all that it was given, and its HTTP layer is between two requests) a
+(mitmproxy has seen all that it was given, and is between two requests) a
 complete, plain request whose samples are all stored is answered with one write; one that
-others answer in time is waited for, with what comes behind it. Everything else goes on to
-mitmproxy, byte for byte. The lane is out of sight but for its speed. What it relies on of
-mitmproxy's and asyncio's inside is in `open_lane` and `is_idle`, and `self_check` tries it.
+others answer in time is waited for, with what comes behind it. Everything else goes on, byte
+for byte, to the `Passage` before mitmproxy. The lane is out of sight but for its speed. What it
+relies on of mitmproxy's and asyncio's inside is in `open_lane` and `is_idle`, and `self_check`
+tries it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import Any
 
 from mitmproxy.connection import Client
 from mitmproxy.options import Options
-from mitmproxy.proxy import events, layer
+from mitmproxy.proxy import events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
-from mitmproxy.proxy.layers.http._http1 import Http1Server
-from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
+from sglang_cached_addon.connections import Connection, HeadTimer, Progress
+from sglang_cached_addon.passage import MAX_HELD, is_idle, refusal
 from sglang_cached_addon.wire import Head, HeadReader, NoHead
 
 Answer = Callable[[Head, bytes], bytes | None]
@@ -31,11 +33,9 @@ Answer = Callable[[Head, bytes], bytes | None]
 Way = Coroutine[Any, Any, bytes | None]
 """To the bytes that answer a request, or to None if that is for mitmproxy."""
 
-Fill = Callable[[Head, bytes], Way | None]
-"""The way to what is not all stored, or None if the request is for mitmproxy."""
-
-MAX_HELD = 256 * 1024
-"""Bytes that are taken from a client while its answer is waited for."""
+Fill = Callable[[Head, bytes, bytes], Way | None]
+"""The way to what is not all stored, or None if the request is for mitmproxy. It is given the
+head as it came, too."""
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -43,39 +43,59 @@ logger = logging.getLogger("sglang_cached_addon")
 _BUFFER = bytearray(256 * 1024)
 _VIEW = memoryview(_BUFFER)
 
+_TURN = 64 * 1024
+"""Bytes of a large request that mitmproxy is given at once."""
+
+
+class State(Enum):
+    """What becomes of the bytes that come."""
+
+    READY = "requests are answered, or given to mitmproxy"
+    FILLING = "an answer is waited for"
+    FULL = "the client has to read first"
+    GIVING = "a large request is on its way to mitmproxy"
+    GONE = "nobody is there any more"
+
 
 class Lane(asyncio.BufferedProtocol):
     """Stands between a client's transport and the protocol that mitmproxy reads from."""
 
     def __init__(
-        self,
-        transport: asyncio.Transport,
-        protocol: asyncio.Protocol,
-        reader: HeadReader,
-        answer: Answer,
-        fill: Fill,
-        watchdog: TimeoutWatchdog,
+        self, connection: Connection, reader: HeadReader, answer: Answer, fill: Fill, given: int
     ) -> None:
-        self.given = 0
-        """Bytes that mitmproxy has been given."""
-        self.seen = 0
-        """Of these, the ones that have come to its HTTP layer."""
-        self.http: HttpLayer | None = None
-        """None as long as nothing was given."""
-        self.client: Client | None = None
+        """`given`: bytes that mitmproxy has been given."""
+        transport = connection.writer.transport
+        protocol = transport.get_protocol()
+        assert isinstance(transport, asyncio.Transport)
+        assert isinstance(protocol, asyncio.Protocol)
+        self.head = HeadTimer(self._is_late)
+        self._given = given
+        self._connection = connection
         self._transport = transport
         self._protocol = protocol
         self._reader = reader
         self._answer = answer
         self._fill = fill
-        self._watchdog = watchdog
+        self._watchdog = connection.handler.timeout_watchdog
+        self._state = State.READY
         self._is_full = False
         """The client does not read as fast as it is answered."""
         self._held = bytearray()
+        """What has come and is not dealt with; in `READY` it begins with a request."""
         self._wanted = 0
-        """Bytes of the held request, as far as its head is known."""
-        self._filling: asyncio.Task[None] | None = None
-        """Waits for an answer; what has come since is held."""
+        """Bytes of that request, as far as its head is known."""
+        self._task: asyncio.Task[None] | None = None
+        """Waits, in `FILLING` and `GIVING`."""
+
+    @property
+    def progress(self) -> Progress | None:
+        """As `connections.Stage`."""
+        if self._state is not State.READY:
+            return Progress.ANSWER
+        if self._held:
+            return Progress.BODY if self._wanted else Progress.HEAD
+        door = self._connection.door
+        return Progress.BODY if self._given != (door.seen if door else 0) else None
 
     # What the transport calls
 
@@ -84,22 +104,25 @@ class Lane(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(_VIEW[:nbytes])
-        if self._filling:
+        self._watchdog.register_activity()
+        if self._state is not State.READY:
             self._held += data
             if len(self._held) > MAX_HELD:
                 self._transport.pause_reading()
-        elif self._is_full or not self._is_at_boundary():
-            self._give(data)
         elif not self._held:
-            self._receive(data)
+            if self._is_at_boundary():
+                self._receive(data)
+            else:
+                self._give(data)
         else:
+            searched = 0 if self._wanted else len(self._held)
             self._held += data
             if len(self._held) >= self._wanted:
-                self._receive(bytes(self._held))
+                self._receive(self._held, searched)
 
     def eof_received(self) -> bool | None:
-        if not self._leave():
-            self._give(b"")
+        # What is held of a request will not be whole any more.
+        self._leave()
         return self._protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -113,129 +136,177 @@ class Lane(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._is_full = False
         self._protocol.resume_writing()
+        if self._state is State.FULL:
+            self._be_ready()
 
     # What it does
 
     def _is_at_boundary(self) -> bool:
-        if self.given != self.seen:
-            return False
-        return self.http is None or self.client is None or is_idle(self.http, self.client)
+        door = self._connection.door
+        if door is None:
+            return not self._given
+        return self._given == door.seen and door.is_idle
 
-    def _receive(self, data: bytes) -> None:
-        """Answers the hits that the data begins with, and gives on or holds the rest."""
-        while data:
-            head = self._reader.read(data)
+    def _receive(self, data: bytes | bytearray, searched: int = 0) -> None:
+        """Answers the hits that the data begins with, and gives on or holds the rest. So many bytes
+        are known to be without the end of a head."""
+        at = 0
+        while at < len(data):
+            head = self._reader.read(data, at, searched)
+            searched = 0
             if head is NoHead.FOREIGN:
                 break
-            end = 0 if head is NoHead.PARTIAL else head.size + head.length
+            end = 0 if head is NoHead.PARTIAL else at + head.size + head.length
             if head is NoHead.PARTIAL or len(data) < end:
-                self._wanted = end
-                self._held[:] = data
+                self._hold(data, at)
+                self._wanted = max(end - at, 0)
+                if at or self._wanted:
+                    self.head.end()
+                if not self._wanted:
+                    self.head.begin()
                 return
-            body = data[head.size : end]
+            self.head.end()
+            body = _part(data, at + head.size, end)
             answer = self._answer(head, body)
             if answer is None:
-                way = self._fill(head, body)
+                raw = _part(data, at, at + head.size)
+                way = self._fill(head, raw, body)
                 if way is None:
                     break
-                self._held.clear()
-                self._wanted = 0
-                self._filling = asyncio.ensure_future(self._wait(way, head, data))
+                self._hold(data, end)
+                self._wait_for(State.FILLING, self._filled(way, head, raw, body))
                 return
-            data = data[end:]
+            at = end
             if not self._send(answer, head):
                 return
             if self._is_full:
-                break
-        self._held.clear()
+                self._hold(data, at)
+                self._state = State.FULL
+                return
+        self.head.end()
+        rest = _part(data, at, len(data))
+        self._hold(b"", 0)
+        self._give(rest)
+
+    def _hold(self, data: bytes | bytearray, at: int) -> None:
+        """Keeps what is behind a place."""
+        if data is self._held:
+            del self._held[:at]
+        else:
+            self._held[:] = data[at:]
         self._wanted = 0
-        self._give(data)
 
     def _send(self, answer: bytes, head: Head) -> bool:
         """Whether there may be another request."""
-        self._watchdog.register_activity()
         self._transport.write(answer)
         if head.closes:
-            self._held.clear()
-            self._transport.close()
-        return not head.closes
+            self._hang_up()
+        return not self._transport.is_closing()
 
-    async def _wait(self, way: Way, head: Head, data: bytes) -> None:
-        """Answers the request that the data begins with, or gives it on, and then what has come
-        behind it."""
+    def _hang_up(self) -> None:
+        self.head.end()
+        self._hold(b"", 0)
+        self._state = State.GONE
+        self._transport.close()
+
+    def _is_late(self) -> None:
+        """A head has taken too long."""
+        self._transport.write(refusal(408, "the request head took too long"))
+        self._hang_up()
+
+    def _wait_for(self, state: State, waits: Coroutine[Any, Any, None]) -> None:
+        self._state = state
+        # Never eagerly: one that is done at once would be done before it is known here.
+        self._task = asyncio.Task(waits)
+
+    async def _filled(self, way: Way, head: Head, raw: bytes, body: bytes) -> None:
+        """Answers a request, or gives it on, and then what has come behind it."""
         answer = None
         try:
-            with self._watchdog.disarm():
-                answer = await way
+            answer = await way
         except Exception:  # as with a hook that fails: the request goes on without us
             logger.exception("sglang-cached: error in the fast lane")
-        self._filling = None
-        behind = bytes(self._held)
-        self._held.clear()
-        self._transport.resume_reading()
+        if self._state is not State.FILLING:
+            return
+        self._watchdog.register_activity()
         if answer is None:
-            self._give(data + behind)
+            behind = bytes(self._held)
+            self._hold(b"", 0)
+            self._state, self._task = State.READY, None
+            self._transport.resume_reading()
+            self._give(raw, body, behind)
         elif self._send(answer, head):
-            rest = data[head.size + head.length :] + behind
-            if self._is_full:
-                self._give(rest)
-            else:
-                self._receive(rest)
+            self._be_ready()
 
-    def _leave(self) -> bool:
-        """The client is gone, and wants no answer; whether one was waited for."""
-        filling, self._filling = self._filling, None
-        if filling:
-            filling.cancel()
-            self._held.clear()
-        return filling is not None
+    def _be_ready(self) -> None:
+        """Goes on with what has come meanwhile, if the client has room for answers."""
+        self._task = None
+        if self._is_full:
+            self._state = State.FULL
+            return
+        self._state = State.READY
+        self._transport.resume_reading()
+        if not self._held:
+            return
+        if self._is_at_boundary():
+            self._receive(self._held)
+        else:
+            behind = bytes(self._held)
+            self._hold(b"", 0)
+            self._give(behind)
 
-    def _give(self, data: bytes) -> None:
-        """Gives bytes, and those held before them, to mitmproxy."""
-        if self._held:
-            data = bytes(self._held) + data
-            self._held.clear()
-            self._wanted = 0
-        if data:
-            self.given += len(data)
-            self._protocol.data_received(data)
+    def _leave(self) -> None:
+        """The client is gone, and wants no answer."""
+        if self._task:
+            # When it has begun, so that what it waits for has an end.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+            self._task = None
+        self.head.end()
+        self._hold(b"", 0)
+        self._state = State.GONE
+
+    def _give(self, *parts: bytes) -> None:
+        """Gives bytes to mitmproxy; where they are many, in turn with what else there is to do."""
+        size = sum(map(len, parts))
+        if size > MAX_HELD:
+            self._wait_for(State.GIVING, self._give_in_turn(parts))
+            return
+        self._given += size
+        for part in parts:
+            if part:
+                self._protocol.data_received(part)
+
+    async def _give_in_turn(self, parts: tuple[bytes, ...]) -> None:
+        for part in parts:
+            for at in range(0, len(part), _TURN):
+                piece = part[at : at + _TURN]
+                self._given += len(piece)
+                self._protocol.data_received(piece)
+                await asyncio.sleep(0)
+        if self._state is State.GIVING:
+            self._be_ready()
 
 
-class Passage(layer.Layer):
-    """Stands before the `HttpLayer` that is set as its `child_layer`, and tells the lane what
-    has come to it."""
-
-    child_layer: HttpLayer
-
-    def __init__(self, context: Context, lane: Lane) -> None:
-        super().__init__(context)
-        self._lane = lane
-
-    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if type(event) is events.DataReceived and event.connection is self.context.client:
-            self._lane.http = self.child_layer
-            self._lane.seen += len(event.data)
-        yield from self.child_layer.handle_event(event)
-
-    # Required by mitmproxy; `handle_event` leaves nothing for it to do.
-    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        return self.handle_event(event)
+def _part(data: bytes | bytearray, begin: int, end: int) -> bytes:
+    """A copy, and not a copy of a copy."""
+    return data[begin:end] if type(data) is bytes else bytes(memoryview(data)[begin:end])
 
 
 def open_lane(
-    handler: ConnectionHandler, reader: HeadReader, answer: Answer, fill: Fill
+    connection: Connection, reader: HeadReader, answer: Answer, fill: Fill
 ) -> Lane | None:
     """Puts a lane before a client that has just connected; None where that cannot be."""
-    io = handler.transports[handler.client]
-    stream, writer = io.reader, io.writer
-    if not isinstance(stream, asyncio.StreamReader) or not isinstance(writer, asyncio.StreamWriter):
+    stream = connection.handler.transports[connection.handler.client].reader
+    transport = connection.writer.transport
+    protocol = transport.get_protocol()
+    if not (
+        isinstance(stream, asyncio.StreamReader)
+        and isinstance(transport, asyncio.Transport)
+        and isinstance(protocol, asyncio.Protocol)
+    ):
         return None
-    transport, protocol = writer.transport, writer.transport.get_protocol()
-    if not isinstance(transport, asyncio.Transport) or not isinstance(protocol, asyncio.Protocol):
-        return None
-    lane = Lane(transport, protocol, reader, answer, fill, handler.timeout_watchdog)
-    lane.client = handler.client
-    lane.given = _unread(stream)
+    lane = Lane(connection, reader, answer, fill, _unread(stream))
+    connection.lane = lane
     transport.set_protocol(lane)
     return lane
 
@@ -243,17 +314,6 @@ def open_lane(
 def _unread(stream: asyncio.StreamReader) -> int:
     """Bytes that came before the lane."""
     return len(stream._buffer)  # type: ignore[attr-defined]
-
-
-def is_idle(http: HttpLayer, client: Client) -> bool:
-    """Whether mitmproxy's HTTP layer is between two requests of an HTTP/1 client."""
-    server = http.connections.get(client)
-    return (
-        isinstance(server, Http1Server)
-        and not http.streams
-        and not server.buf
-        and server.state == server.read_headers
-    )
 
 
 def self_check() -> str | None:

@@ -35,8 +35,12 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon.feed import Feed
 
-MakeLane = Callable[[Context], layer.Layer]
+MakeLayer = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
+
+
+_HANDSHAKE = b"\x16"
+"""What TLS begins with."""
 
 
 class Run(Enum):
@@ -144,17 +148,17 @@ def reverse_proxy(
     front: Front,
     *,
     in_place: bool = False,
-    lane: MakeLane | None = None,
+    passage: MakeLayer | None = None,
 ) -> layer.Layer | None:
-    """The layers behind a plain HTTP client of a reverse proxy, or None to leave it to mitmproxy.
+    """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
-    `data` is what the client sent first; TLS from clients is mitmproxy's own business. Who was
-    asked before us may have chosen mitmproxy's own layers for HTTP: ours take their place.
+    `data` is what the client sent first. Who was asked before us may have chosen mitmproxy's own
+    layers for HTTP: ours take their place.
     """
     mode = context.client.proxy_mode
     first, *chosen = context.layers
     at_start = isinstance(first, layers.modes.ReverseProxy) and all(map(_is_plain, chosen))
-    if not at_start or not isinstance(mode, ReverseMode) or data[:1] == b"\x16":
+    if not at_start or not isinstance(mode, ReverseMode):
         return None
     if mode.scheme not in ("http", "https"):
         return None
@@ -162,15 +166,17 @@ def reverse_proxy(
     stack = tunnel.LayerStack()
     if mode.scheme == "https":
         stack /= layers.ServerTLSLayer(context)
-    if lane:
-        stack /= lane(context)
+    if data[:1] == _HANDSHAKE:
+        stack /= layers.ClientTLSLayer(context)
+    if passage:
+        stack /= passage(context)
     stack /= Gateway(context, front, in_place=in_place)
     return stack[0]
 
 
 def _is_plain(chosen: layer.Layer) -> bool:
-    """Whether a layer is what mitmproxy itself puts behind a plain client of a reverse proxy."""
-    return type(chosen) in (HttpLayer, layers.ServerTLSLayer)
+    """Whether a layer is what mitmproxy itself puts behind an HTTP client of a reverse proxy."""
+    return type(chosen) in (HttpLayer, layers.ClientTLSLayer, layers.ServerTLSLayer)
 
 
 def _status(event: ResponseProtocolError) -> Any:

@@ -7,16 +7,14 @@ what is accepted wrongly would cost the truth (RFC 9112 §2 to §6, request smug
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
 
-from sglang_cached_addon import admission, directives, policy
+from sglang_cached_addon import admission, directives, framing, policy
+from sglang_cached_addon.framing import MAX_HEAD
 from sglang_cached_addon.routing import KeyHeaders
-
-MAX_HEAD = 64 * 1024
-"""Bytes of a request head."""
 
 _REMEMBERED = 1024
 """Heads: clients send the same one again and again."""
@@ -41,17 +39,12 @@ class Head:
     """Bytes of the body."""
     closes: bool
     """The client wants the connection closed after the answer."""
-    fields: tuple[tuple[bytes, bytes], ...] = ()
-    """As they came."""
     credential: bytes = b""
     """As `admission.credential`."""
     routing: bytes = b""
     """As `KeyHeaders.digest`."""
 
 
-# A field line without obs-fold, control characters or space around the name.
-_FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\xff\t ]*?)[ \t]*")
-_LENGTH = re.compile(rb"[0-9]{1,10}")
 # Fields that change how the message is framed, or what may follow it.
 _FRAMING = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
 _ONCE = {
@@ -76,28 +69,31 @@ class HeadReader:
             f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
         }
         self._seen: dict[bytes, Head | None] = {}
+        """By their digests: they have credentials in them, which are not kept."""
 
-    def read(self, data: bytes | bytearray) -> Head | NoHead:
-        """The head that the bytes begin with."""
-        end = data.find(b"\r\n\r\n")
+    def read(self, data: bytes | bytearray, at: int = 0, searched: int = 0) -> Head | NoHead:
+        """The head that begins at a place of the data; so many bytes of that are known to be
+        without the end of one."""
+        end = data.find(b"\r\n\r\n", max(searched - 3, at))
         if end < 0:
-            return self._begun(data)
-        if end > MAX_HEAD:
+            return self._begun(data, at)
+        if end - at > MAX_HEAD:
             return NoHead.FOREIGN
-        raw = bytes(data[: end + 4])
+        raw = bytes(data[at : end + 4])
+        digest = sha256(raw).digest()
         try:
-            head = self._seen[raw]
+            head = self._seen[digest]
         except KeyError:
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
-            head = self._seen[raw] = self._parse(raw)
+            head = self._seen[digest] = self._parse(raw)
         return head or NoHead.FOREIGN
 
-    def _begun(self, data: bytes | bytearray) -> NoHead:
+    def _begun(self, data: bytes | bytearray, at: int) -> NoHead:
         """Whether a head of ours can come of an incomplete one."""
-        if len(data) > MAX_HEAD:
+        if len(data) - at > MAX_HEAD:
             return NoHead.FOREIGN
-        line, is_whole, _ = bytes(data[:256]).partition(b"\r\n")
+        line, is_whole, _ = bytes(data[at : at + 256]).partition(b"\r\n")
         if is_whole:
             return NoHead.PARTIAL if line in self._lines else NoHead.FOREIGN
         line = line.removesuffix(b"\r")
@@ -105,27 +101,24 @@ class HeadReader:
         return NoHead.PARTIAL if is_ours else NoHead.FOREIGN
 
     def _parse(self, raw: bytes) -> Head | None:
-        first, *lines = raw[:-4].split(b"\r\n")
-        route = self._lines.get(first)
+        route = self._lines.get(raw[: raw.index(b"\r\n")])
         if route is None:
             return None
+        try:
+            head = framing.parse(raw)
+        except framing.Refused:
+            return None
         fields: dict[bytes, bytes] = {}
-        raw_fields = []
-        for line in lines:
-            match = _FIELD.fullmatch(line)
-            if match is None:
-                return None
-            name, value = match[1].lower(), match[2]
+        for name, value in head.fields:
+            name = name.lower()
             if name in _FRAMING or (name in fields and name in _ONCE):
                 return None
             fields[name] = fields[name] + b", " + value if name in fields else value
-            raw_fields.append((match[1], value))
-        length = fields.get(b"content-length", b"")
         connection = fields.get(b"connection", b"keep-alive").lower()
         if (
-            b"host" not in fields
-            or not _LENGTH.fullmatch(length)
-            or int(length) > policy.MAX_BODY
+            b"content-length" not in fields
+            or head.length is None
+            or head.length > policy.MAX_BODY
             or connection not in (b"keep-alive", b"close")
             or policy.lookup_refusal(fields)
             or not directives.parse(fields).is_default
@@ -133,7 +126,7 @@ class HeadReader:
             return None
         credential, routing = admission.credential(fields), self._key_headers.digest(fields)
         closes = connection == b"close"
-        return Head(*route, len(raw), int(length), closes, tuple(raw_fields), credential, routing)
+        return Head(*route, len(raw), head.length, closes, credential, routing)
 
 
 def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:

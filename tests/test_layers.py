@@ -14,22 +14,23 @@ TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 KNOWS_MITMPROXY = {
-    "addon.py", "express.py", "feed.py", "gateway.py", "runner.py", "streaming.py",
+    "addon.py", "connections.py", "express.py", "feed.py", "gateway.py", "passage.py",
+    "runner.py", "streaming.py",
 }  # fmt: skip
 DOES_IO = {
-    "addon.py", "client.py", "express.py", "feed.py", "runner.py", "service.py", "streaming.py",
-    "upstream.py", "store/journal.py", "store/follower.py", "store/state.py", "store/__init__.py",
-    "store/outbox.py", "store/redis.py", "store/shared.py", "store/syncer.py",
+    "addon.py", "client.py", "connections.py", "express.py", "feed.py", "passage.py", "runner.py",
+    "service.py", "streaming.py", "upstream.py", "store/__init__.py", "store/follower.py",
+    "store/journal.py", "store/outbox.py", "store/redis.py", "store/shared.py", "store/state.py",
+    "store/syncer.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",
     "shutil", "socket", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
 PURE = {
-    "admission.py", "cache.py", "directives.py", "exchange.py", "identity.py", "inflight.py",
-    "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py", "routes.py",
-    "routing.py",
-    "settings.py", "sse.py", "wire.py",
+    "admission.py", "cache.py", "directives.py", "exchange.py", "framing.py", "identity.py",
+    "inflight.py", "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py",
+    "routes.py", "routing.py", "settings.py", "sse.py", "wire.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.

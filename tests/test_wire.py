@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from sglang_cached_addon import admission
@@ -76,11 +74,7 @@ def test_understood(data: bytes, wanted: tuple[str, bool]) -> None:
     for behind in (b"", b"{}", b"{}POST /generate HTTP/1.1\r\n"):
         found = reader.read(data + behind)
         assert isinstance(found, Head)
-        assert replace(found, fields=()) == Head(method, "/generate", len(data), 2, closes)
-        lines = data.split(b"\r\n")[1:-2]
-        assert [name + b":" + value for name, value in found.fields] == [
-            line.replace(b": ", b":", 1) for line in lines
-        ]
+        assert found == Head(method, "/generate", len(data), 2, closes)
 
 
 @pytest.mark.parametrize("data", [data for data, _ in UNDERSTOOD.values()], ids=UNDERSTOOD)

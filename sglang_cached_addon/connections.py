@@ -1,0 +1,193 @@
+"""The connections of clients: how far each has come, how long that may take, and which goes first.
+
+mitmproxy hangs up where nothing has happened for ten minutes, whoever waits for an answer. Here
+only who is not waited for is hung up, and a head that has begun has to end. Where descriptors
+run short, `hang_up` makes room. What it relies on of mitmproxy's inside is in `open_connection`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Protocol
+
+from mitmproxy.connection import Client
+from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+
+HEAD_SECONDS = 30.0
+"""What a request head may take that has begun."""
+
+
+class Progress(IntEnum):
+    """How far a connection has come; the lower ones are missed less."""
+
+    HEAD = 0
+    """There is no whole head of a first request, or of the next one that has begun."""
+    IDLE = 1
+    """Between two requests."""
+    BODY = 2
+    """A request is on its way."""
+    ANSWER = 3
+    """A whole request has not been answered in full."""
+    PIPE = 4
+    """It is not HTTP any more."""
+
+
+class HeadTimer:
+    """Tells somebody when a head takes too long."""
+
+    def __init__(self, is_late: Callable[[], object]) -> None:
+        self.since: float | None = None
+        """When the present head began."""
+        self._is_late = is_late
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """A head has begun, or goes on."""
+        if self._timer is None:
+            self.since = time.time()
+            self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._is_late)
+
+    def end(self) -> None:
+        """It is there, or nobody wants it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self.since = None
+
+
+class Stage(Protocol):
+    """Something that a client's bytes go through."""
+
+    head: HeadTimer
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of what is in its hands; None if nothing is."""
+
+
+class Door(Stage, Protocol):
+    """The last of these, before mitmproxy."""
+
+    seen: int
+    """Bytes that have come to it."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it, and mitmproxy behind it, are between two requests."""
+
+
+class Connection:
+    """That of one client."""
+
+    def __init__(self, handler: ConnectionHandler, writer: asyncio.StreamWriter) -> None:
+        self.handler = handler
+        self.writer = writer
+        self.lane: Stage | None = None
+        """Where bytes come first, if there is one."""
+        self.door: Door | None = None
+        """Where they come next; None as long as nothing did."""
+        self._made = time.time()
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [stage for stage in (self.lane, self.door) if stage]
+
+    @property
+    def progress(self) -> Progress:
+        for stage in self.stages:
+            if (progress := stage.progress) is not None:
+                return progress
+        return Progress.HEAD
+
+    @property
+    def since(self) -> float:
+        """When its present head began, if it is at one; else when it was last heard of."""
+        if self.progress is not Progress.HEAD:
+            return self._watchdog.last_activity
+        begun = [stage.head.since for stage in self.stages if stage.head.since is not None]
+        return min(begun, default=self._made)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that the client has not taken."""
+        return self.writer.transport.get_write_buffer_size()
+
+    async def watch(self) -> None:
+        """Returns when it has been idle for too long. Each byte begins that time anew; who waits
+        for an answer, and takes what there is of it, waits as long as it takes."""
+        watchdog = self._watchdog
+        while True:
+            left = watchdog.last_activity + watchdog.timeout - time.time()
+            if left <= 0 and not self._is_waited_for:
+                return
+            await asyncio.sleep(left if left > 0 else watchdog.timeout)
+
+    @property
+    def _is_waited_for(self) -> bool:
+        if self._watchdog.blocker:  # a hook is at work
+            return True
+        return self.progress is Progress.ANSWER and not self.unread
+
+    @property
+    def _watchdog(self) -> TimeoutWatchdog:
+        return self.handler.timeout_watchdog
+
+
+class Connections:
+    """Those of all clients."""
+
+    def __init__(self) -> None:
+        self._open: dict[Client, Connection] = {}
+
+    @property
+    def all(self) -> list[Connection]:
+        """In the order in which they were made."""
+        return list(self._open.values())
+
+    def get(self, client: Client) -> Connection | None:
+        return self._open.get(client)
+
+    def add(self, handler: ConnectionHandler) -> Connection | None:
+        """One that was just made; None where nothing can be told of it."""
+        connection = open_connection(handler)
+        if connection:
+            self._open[handler.client] = connection
+        return connection
+
+    def remove(self, client: Client) -> None:
+        if connection := self._open.pop(client, None):
+            for stage in connection.stages:
+                stage.head.end()
+
+    def hang_up(self, count: int) -> int:
+        """Hangs up so many of those that nobody waits for: first the ones without a whole head,
+        then the idle ones, the oldest first. How many there were."""
+        found = [
+            (progress, connection.since, connection)
+            for connection in self._open.values()
+            if (progress := connection.progress) <= Progress.IDLE and not connection.unread
+        ]
+        found.sort(key=lambda each: each[:2])
+        for _, _, connection in found[:count]:
+            connection.writer.transport.abort()
+        return len(found[:count])
+
+
+def open_connection(handler: ConnectionHandler) -> Connection | None:
+    """Takes the place of mitmproxy's watchdog at a connection; None if it is not one of TCP."""
+    writer = handler.transports[handler.client].writer
+    if not isinstance(writer, asyncio.StreamWriter):
+        return None
+    connection = Connection(handler, writer)
+    end = handler.on_timeout
+
+    async def when_it_is_time() -> None:
+        await connection.watch()
+        await end()
+
+    # The watchdog has its eye on this connection already; it is only told what to do when its
+    # time has come.
+    handler.timeout_watchdog.callback = when_it_is_time
+    return connection

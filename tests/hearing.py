@@ -1,0 +1,97 @@
+"""An upstream that takes requests strictly as h11 reads them, and notes each one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+
+import h11
+
+
+@dataclass
+class Heard:
+    """A request."""
+
+    method: str
+    target: str
+    fields: dict[str, str]
+    body: bytes = b""
+    trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Hearing(ThreadingTCPServer):
+    """Answers everything with the same bytes, or with what `answer` makes of a request."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.heard: list[Heard] = []
+        self.errors: list[str] = []
+        """What was no HTTP."""
+        self.answer: Callable[[Heard], bytes] = lambda heard: OK
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def asked(self, target: str) -> list[Heard]:
+        return [heard for heard in self.heard if heard.target == target]
+
+
+class _Handler(StreamRequestHandler):
+    server: Hearing
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            self._serve()
+
+    def _serve(self) -> None:
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+        heard: Heard | None = None
+        while True:
+            try:
+                event = http.next_event()
+            except h11.RemoteProtocolError as e:
+                self.server.errors.append(str(e))
+                return
+            if event is h11.NEED_DATA:
+                http.receive_data(self.request.recv(1 << 16))
+            elif isinstance(event, h11.Request):
+                fields = {name.decode(): value.decode("latin-1") for name, value in event.headers}
+                heard = Heard(event.method.decode(), event.target.decode("latin-1"), fields)
+            elif isinstance(event, h11.Data):
+                assert heard
+                heard.body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                assert heard
+                heard.trailers = list(event.headers)
+                self.server.heard.append(heard)
+                self.wfile.write(self.server.answer(heard))
+                http.send(h11.Response(status_code=200, headers=[("Content-Length", "0")]))
+                http.send(h11.EndOfMessage())
+                if http.our_state is not h11.DONE:
+                    return
+                http.start_next_cycle()
+            else:
+                return
+
+
+@contextmanager
+def hearing() -> Iterator[Hearing]:
+    server = Hearing()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
