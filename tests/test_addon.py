@@ -9,18 +9,18 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 from mitmproxy import exceptions
 from mitmproxy.addons.proxyserver import Proxyserver
-from mitmproxy.connection import Client
 from mitmproxy.http import Headers, HTTPFlow, Response
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow, tutils
 
-from sglang_cached_addon import express
+from sglang_cached_addon import connections, express
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import corpus
@@ -246,26 +246,24 @@ def test_a_client_that_left_is_forgotten(
 ) -> None:
     """Every connection that there ever was would stay in memory."""
 
-    class Lane:
-        """Knows its client, as the real one does."""
-
-        def __init__(self, client: Client) -> None:
-            self.client = client
+    class Connection:
+        stages: tuple[Any, ...] = ()
 
     opened = []
 
-    def open_lane(handler: Any, *args: Any) -> Lane:
-        lane = Lane(handler)
-        opened.append(weakref.ref(lane))
-        return lane
+    def open_connection(handler: Any) -> Any:
+        connection = Connection()
+        opened.append(weakref.ref(connection))
+        return connection
 
-    monkeypatch.setattr(express, "open_lane", open_lane)
+    monkeypatch.setattr(connections, "open_connection", open_connection)
+    monkeypatch.setattr(express, "open_lane", lambda *args: None)
     client = make_flow().client_conn
-    connections = master.master.addons.get("proxyserver").connections
-    connections[client.id] = client
+    handlers = master.master.addons.get("proxyserver").connections
+    handlers[client.id] = SimpleNamespace(client=client)
     addon.client_connected(client)
     assert opened[0]()
     assert addon.client_disconnected(client) is None
     gc.collect()
     assert opened[0]() is None
-    del connections[client.id]
+    del handlers[client.id]
