@@ -49,16 +49,18 @@ from sglang_cached_addon import (
     routes,
     wire,
 )
+from sglang_cached_addon.asking import Answer, Ask, Reply
 from sglang_cached_addon.client import tls_context
 from sglang_cached_addon.connections import Connections
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request, error_body
 from sglang_cached_addon.feed import Feed
+from sglang_cached_addon.fetching import unreachable
 from sglang_cached_addon.gateway import Run
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.passage import open_passage
 from sglang_cached_addon.policy import Mode, Reason
-from sglang_cached_addon.service import Answer, Ask, Reply, Service, unreachable
+from sglang_cached_addon.service import Service
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import DiskStore, Limits, StoreError, machine_memory
 from sglang_cached_addon.store.shared import MemoryStore, SharedStore
@@ -553,11 +555,11 @@ class SglangCached:
             return
         rid = message.get("rid")
         if message.get("abort_all"):
-            live.aborted = service.aborting(None)
-        elif isinstance(rid, str) and service.is_known(rid):
-            live.aborted = service.aborting(rid)
+            live.aborted = service.aborts.aborting(None)
+        elif isinstance(rid, str) and service.aborts.is_known(rid):
+            live.aborted = service.aborts.aborting(rid)
             # One that upstream does not know means nothing to it.
-            first, *others = service.targets(rid) or [uuid.uuid4().hex]
+            first, *others = service.aborts.targets(rid) or [uuid.uuid4().hex]
             shown = [
                 (name, value)
                 for name, value in _request(flow.request).headers.items()

@@ -7,7 +7,8 @@ wants n takes the first n. Prompts that come twice in one call take turns, so th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Protocol
@@ -140,11 +141,11 @@ class Plan:
     @property
     def needs(self) -> dict[bytes, int]:
         """The pools that are too small, and how many samples each would have to have."""
-        needs: dict[bytes, int] = {}
-        for key, short in zip(self.keys, self.shortfalls, strict=True):
-            if short:
-                needs[key] = self.call.n * self.keys.count(key)
-        return needs
+        short = {key for key, lack in zip(self.keys, self.shortfalls, strict=True) if lack}
+        if not short:
+            return {}
+        times = Counter(self.keys)
+        return {key: self.call.n * times[key] for key in dict.fromkeys(self.keys) if key in short}
 
     def samples(self) -> Iterator[Sample]:
         """Those that are there, of all items."""
@@ -157,22 +158,48 @@ class Plan:
             pools[item].append(sample)
         return replace(self, stored=tuple(tuple(pool[: self.call.n]) for pool in pools))
 
-    def again(self, keys: Collection[bytes], store: Store, since: float = -inf) -> Plan:
+    def again(
+        self,
+        keys: Collection[bytes],
+        store: Store,
+        since: float = -inf,
+        more: More | None = None,
+    ) -> Plan:
         """With what the store has of these pools by now."""
-        fresh = plan(self.call, self.keys, store, since)
+        fresh = plan(self.call, self.keys, store, since, more)
         pairs = zip(self.keys, fresh.stored, self.stored, strict=True)
         return replace(self, stored=tuple(new if key in keys else old for key, new, old in pairs))
 
 
-def plan(call: Call, keys: tuple[bytes, ...], store: Store, since: float = -inf) -> Plan:
-    """Takes what the store has for a call, of samples stored at `since` or later."""
+More = Callable[[bytes, bool], Sequence[Sample]]
+"""What is to come behind a pool's samples, and is at hand; told whether that is empty."""
+
+
+def plan(
+    call: Call,
+    keys: tuple[bytes, ...],
+    store: Store,
+    since: float = -inf,
+    more: More | None = None,
+) -> Plan:
+    """Takes what is at hand for a call, of samples stored at `since` or later."""
+
+    def get(key: bytes) -> Sequence[Sample]:
+        pool = store.get(key)
+        if more and (new := more(key, not pool)):
+            pool = [*pool, *new]
+        return _counting(pool, store, since)
+
     if len(keys) == 1:
-        return Plan(call, keys, (tuple(_counting(store.get(keys[0]), store, since)[: call.n]),))
+        return Plan(call, keys, (tuple(get(keys[0])[: call.n]),))
+    pools: dict[bytes, Sequence[Sample]] = {}
     taken: dict[bytes, int] = {}
     stored = []
     for key in keys:
+        if key not in pools:
+            pools[key] = get(key)
         start = taken.get(key, 0)
-        samples = tuple(_counting(store.get(key), store, since)[start : start + call.n])
+        samples = tuple(pools[key][start : start + call.n])
         taken[key] = start + len(samples)
         stored.append(samples)
     return Plan(call, keys, tuple(stored))
@@ -203,17 +230,27 @@ def commit(
 ) -> bool:
     """Stores new samples, in the order of the call; `raw` and `since` as the store has them. False
     if not all of them can be kept."""
-    by_key: dict[bytes, list[Sample]] = {}
-    contents: dict[bytes, bytes] = {}
-    for item, sample in new:
-        key = plan.keys[item]
-        contents[key] = plan.call.items[item]
-        by_key.setdefault(key, []).append(sample)
+    new = list(new)
+    contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
     kept = [
         store.append(key, dialect, contents[key], pool, raw, since=since)
-        for key, pool in by_key.items()
+        for key, pool in by_key(plan, new).items()
     ]
     return all(kept)
+
+
+def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sample]]:
+    """New samples by pool, in the order of the call."""
+    found: dict[bytes, list[Sample]] = {}
+    for item, sample in new:
+        found.setdefault(plan.keys[item], []).append(sample)
+    return found
+
+
+def tokens(plan: Plan, new: Iterable[tuple[int, Sample]]) -> int:
+    """Completion tokens of a whole answer: of what was there, and of what is new."""
+    whole = [*plan.samples(), *(sample for _, sample in new)]
+    return sum(sample.tokens for sample in whole)
 
 
 def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Recorded]]:

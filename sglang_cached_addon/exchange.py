@@ -263,14 +263,14 @@ class Exchange:
         hit = known.hit
         if terms.since > -inf:
             plan = self.plan(known, terms)
-            return None if plan.needs else self._assemble(known, plan, now)
+            return None if plan.needs else self.hit(known, plan, now)
         if hit and self._store.is_expired(hit.oldest):
             hit = None
         if hit is None or known.generation != self._store.generation:
             plan = self.plan(known)
             if plan.have < known.call.total:
                 return None
-            hit = self._assemble(known, plan, now)
+            hit = self.hit(known, plan, now)
             # Within a generation pools only grow at their end, so this stays the answer.
             if hit.body is plan.stored[0][0].answer or self._memo.charge(len(hit.body)):
                 known.hit, known.generation = hit, self._store.generation
@@ -280,7 +280,8 @@ class Exchange:
             known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
         return hit
 
-    def _assemble(self, known: Known, plan: Plan, now: float) -> Hit:
+    def hit(self, known: Known, plan: Plan, now: float) -> Hit:
+        """The answer to a call whose samples are all there."""
         samples = list(plan.samples())
         oldest = min(sample.stored_at for sample in samples)
         total = known.call.total
@@ -297,13 +298,18 @@ class Exchange:
 
     # Fetching
 
-    def plan(self, known: Known, terms: Terms = PLAIN) -> Plan:
-        """What the store has for a call, and what is short."""
-        return cache.plan(known.call, known.keys, self._store, terms.since)
+    def plan(self, known: Known, terms: Terms = PLAIN, more: cache.More | None = None) -> Plan:
+        """What is at hand for a call, and what is short."""
+        return cache.plan(known.call, known.keys, self._store, terms.since, more)
 
-    def again(self, plan: Plan, terms: Terms = PLAIN) -> Plan:
-        """A plan, with what the store has by now of what was short."""
-        return plan.again(plan.needs, self._store, terms.since)
+    def again(self, plan: Plan, terms: Terms = PLAIN, more: cache.More | None = None) -> Plan:
+        """A plan, with what is at hand by now of what was short."""
+        needs = plan.needs
+        return plan.again(needs, self._store, terms.since, more) if needs else plan
+
+    def stamp(self, known: Known) -> Stamp:
+        """The state of things as a call sees it."""
+        return Stamp(self._store.clears, known.turn)
 
     def bring(
         self, plan: Plan, keys: Collection[bytes], *, claims: bool
@@ -320,8 +326,7 @@ class Exchange:
         shortfalls = tuple(0 if key in busy else short for key, short in pairs)
         fill = known.dialect.trim(known.call, shortfalls, self._mint)
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
-        stamp = Stamp(self._store.clears, known.turn)
-        return Fetch(known, plan, fill, body, terms, stamp)
+        return Fetch(known, plan, fill, body, terms, self.stamp(known))
 
     def land(self, fetch: Fetch, status: int, body: bytes) -> Landed:
         """Reads what upstream answered."""
@@ -382,11 +387,18 @@ class Exchange:
 
     # Writing
 
-    def aborted(self, known: Known, now: float) -> bytes:
-        """The answer to a call that was aborted before its first token."""
-        if known.call.stream:
+    def aborted(self, known: Known, now: float, new: Sequence[tuple[int, Sample]] = ()) -> bytes:
+        """The answer to a call that was aborted before its first token, or with that much of it."""
+        if known.call.stream and not new:
             return b"".join(self.aborted_events(known, now))
-        samples = self._aborted(known, now)
+        samples: Sequence[Sequence[Sample]] = self._aborted(known, now)
+        if new:
+            before = self.plan(known).with_samples(new).stored
+            samples = [
+                [*some, *none[len(some) :]] for some, none in zip(before, samples, strict=True)
+            ]
+        if known.call.stream:
+            return b"".join(_events(known, samples))
         answers = [[sample.answer for sample in pool] for pool in samples]
         return known.dialect.write(known.call, answers)
 
@@ -422,19 +434,8 @@ class Exchange:
         return known.dialect.write(known.call, cache.answers(plan))
 
     def unreadable(self, fetch: Fetch, body: bytes, reason: Reason = Reason.UNREADABLE) -> Landed:
-        """A 200 that is not what was asked for: relayed where it answers the client's own
-        request, and an error where it answers a trimmed one."""
-        if fetch.is_whole:
-            return Landed(200, _with_client_rids(body, fetch.fill.rids), refusal=reason)
-        missing, total = fetch.fill.total, fetch.plan.call.total
-        error = error_body(
-            502,
-            "BadGateway",
-            f"sglang-cached asked upstream for {missing} of {total} samples, as it had the others, "
-            "but cannot read its answer. Repeat the request with other numbers of "
-            "samples, or clear the cache (POST /cache/clear).",
-        )
-        return Landed(502, error, refusal=reason)
+        """A 200 that is not what was asked for."""
+        return Landed(200, _with_client_rids(body, fetch.fill.rids), refusal=reason)
 
 
 def _events(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:

@@ -28,7 +28,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.server import ConnectionHandler
 
-from sglang_cached_addon.inflight import Cut
+from sglang_cached_addon.stream import Cut
 
 logger = logging.getLogger("sglang_cached_addon")
 

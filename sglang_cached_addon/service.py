@@ -1,56 +1,47 @@
 """A client's call from admission to answer: who asks upstream, and who waits for whom.
 
-Acts on what `exchange` decides. A fetch goes out on a connection of its own, not on its
-client's: it goes on while anyone waits for it, and ends when nobody does. What has come is
-stored once upstream has confirmed that it still is the same model. Knows asyncio, and nothing
-of mitmproxy.
+Acts on what `exchange` decides. A call goes on in steps: what is missing is followed, waited for
+or fetched, and after each wait everything is looked at anew, so that one answer is of one model,
+and of what there is by then. Knows asyncio, and nothing of mitmproxy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 from sglang_cached_addon import admission, cache, directives, policy, wire
-from sglang_cached_addon.cache import Brought, Lease, Plan, Sample
-from sglang_cached_addon.client import Broken, Headers, Response, Unreachable
+from sglang_cached_addon.aborting import Aborts
+from sglang_cached_addon.asking import Answer, Arrived, Ask, Reply, Streamed
+from sglang_cached_addon.cache import Brought, Plan
 from sglang_cached_addon.dialects.base import Part
-from sglang_cached_addon.exchange import (
-    Bypass,
-    Exchange,
-    Fetch,
-    Hit,
-    Known,
-    Landed,
-    Request,
-    error_body,
-)
-from sglang_cached_addon.inflight import Flight, Flights, Reader, Stream
+from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Known, error_body
+from sglang_cached_addon.fetching import JSON, Fetcher
+from sglang_cached_addon.inflight import Flight, Flights
 from sglang_cached_addon.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.policy import Mode, Reason, Terms
 from sglang_cached_addon.relay import Event, View
 from sglang_cached_addon.routing import KeyHeaders
+from sglang_cached_addon.stream import Reader, Stream
 from sglang_cached_addon.upstream import Upstream
 
-logger = logging.getLogger("sglang_cached_addon")
+SETTLE_SECONDS = 0.25
+"""How long who looks at the store waits for what is on its way there."""
 
-# What the next equal call would bring, too: there is no use in waiting for one another.
-_LASTING = {
-    Reason.UNREADABLE,
-    Reason.UNFINISHED,
-    Reason.ERROR,
-    Reason.NO_USAGE,
-    Reason.LOST_LOGPROBS,
-    Reason.OTHER_WEIGHTS,
-}
+MERGE_SECONDS = 1.0
+"""How long an answer of several fetches waits for the word that all are of one model."""
 
-_JSON = ((b"Content-Type", b"application/json"),)
+ATTEMPTS = 3
+"""How often a call begins anew because the model has changed; then upstream is left alone with
+it."""
+
+WHOLE_SECONDS = 60.0
+"""How long upstream is not asked for a part of an answer again, when it has not understood that."""
+
 _EVENTS = ((b"Content-Type", wire.EVENT_STREAM.encode()),)
 
 _DENIALS = {
@@ -58,96 +49,55 @@ _DENIALS = {
     Reason.OFFLINE: "not stored, and sglang-cached runs with --mode offline.",
 }
 
-
-@dataclass(slots=True, eq=False)
-class Ask:
-    """One client's request for samples."""
-
-    request: Request
-    fields: Headers
-    """Its header fields as they came, to be sent on."""
-    is_chunkable: bool = True
-    """The client can be answered piece by piece."""
-    is_local: bool = False
-    """The client is on this machine."""
-    credential: bytes = b""
-    tenant: bytes = b""
-    """What is part of its keys, beside its body."""
-    shown: Headers = ()
-    """The fields that the credential is made of."""
-    flight: Flight | None = None
-    """That it leads."""
-    rids: dict[str, str] | None = None
-    """What upstream calls the ids that the client gave."""
-    task: asyncio.Task[Any] | None = None
-    """That waits for its answer."""
-    stream: Stream | None = None
-    """That it reads."""
-    trial: asyncio.Future[None] | None = None
-    """Under way is a request to abort it."""
-    is_aborted: bool = False
-    """Its client has asked for that, and the fetch goes on for others."""
+# With these, upstream may have misunderstood what it was asked for, and the client's own call may
+# be answered all the same.
+_MISUNDERSTOOD = (200, 400, 422)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reply:
-    """A whole answer that is not from the store alone."""
+@dataclass(slots=True)
+class _Way:
+    """What a call has come to, on its way to an answer."""
 
-    status: int
-    headers: Headers
-    body: bytes
-    outcome: Outcome
+    known: Known
+    terms: Terms
+    plan: Plan
+    is_alone: bool
+    """It neither waits for others nor is waited for."""
+    has_waited: bool = False
+    """For what others were fetching."""
+    arrived: Arrived | None = None
+    """What it has last fetched itself."""
+    refusal: Reason | None = None
+    """Why something of what it has fetched is not stored."""
+    flights: list[Flight] = field(default_factory=list)
+    """Its own."""
+    own: set[int] = field(default_factory=set)
+    """The identities of the samples that these have brought."""
+    is_merged: bool = False
+    """What it is made of has been found to be of one model, or was waited for long enough."""
 
+    def outcome(self, reason: Reason | None = None) -> Outcome:
+        """Of a call that has fetched something itself."""
+        total, have = self.known.call.total, self.have
+        kind = Kind.PARTIAL if have else Kind.MISS
+        return Outcome(kind, have, total, reason, key=self.known.key)
 
-class Streamed:
-    """An answer that comes in pieces."""
+    @property
+    def dialect(self) -> str:
+        return self.known.dialect.name
 
-    def __init__(
-        self,
-        headers: Headers,
-        pieces: AsyncIterator[list[bytes]],
-        outcome: Outcome,
-        end: Callable[[bool], Outcome],
-        exits: ExitStack,
-    ) -> None:
-        self.headers = headers
-        """Upstream's; none where another's fetch is read."""
-        self.pieces = pieces
-        """One event each. Raises `Cut` where the stream breaks off."""
-        self.outcome = outcome
-        """As far as it is known."""
-        self.exits = exits
-        """What is to be let go of at the end."""
-        self._end: Callable[[bool], Outcome] | None = end
+    @property
+    def have(self) -> int:
+        """Samples that it has not fetched itself."""
+        return sum(id(sample) not in self.own for sample in self.plan.samples())
 
-    def close(self, is_complete: bool = False) -> None:
-        """The client has all of it, or wants no more. May be called again, to no effect."""
-        end, self._end = self._end, None
-        if end:
-            self.exits.close()
-            self.outcome = end(is_complete)
-
-
-Answer = Hit | Bypass | Reply | Streamed
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Arrived:
-    """What upstream has answered to a fetch."""
-
-    headers: Headers
-    body: bytes = b""
-    landed: Landed = field(default_factory=lambda: Landed(200))
-    samples: tuple[tuple[int, Sample], ...] = ()
-    is_stream: bool = False
-    """Only the head is here, and the events are on their way."""
-
-    def reply(self, outcome: Outcome) -> Reply:
-        """As the answer to who leads the fetch."""
-        landed = self.landed
-        body = self.body if landed.body is None else landed.body
-        done = replace(outcome, reason=landed.refusal, status=landed.status)
-        return Reply(landed.status, self.headers, body, done)
+    def take(self, arrived: Arrived, flight: Flight) -> None:
+        """Adds what it has fetched."""
+        self.arrived = arrived
+        self.refusal = self.refusal or arrived.landed.refusal
+        self.flights.append(flight)
+        self.own.update(id(sample) for _, sample in arrived.samples)
+        self.plan = self.plan.with_samples(arrived.samples)
 
 
 class Service:
@@ -165,20 +115,20 @@ class Service:
         nearest: Callable[[Known, bool], Awaitable[str]] | None = None,
     ) -> None:
         """`isolates`: each credential has a cache of its own. `key_headers` are part of each key.
-        `nearest` says in a sentence which
-        stored call was nearest to one; with its values only to who may see them."""
+        `nearest` says in a sentence which stored call was nearest to one; with its values only to
+        who may see them."""
         self.flights = Flights()
+        self.aborts = Aborts()
         self._exchange = exchange
         self._upstream = upstream
+        self._fetcher = Fetcher(exchange, upstream, self.flights)
         self._mode = mode
         self._collapses = collapses
         self._isolates = isolates
         self._key_headers = key_headers or KeyHeaders()
         self._nearest = nearest
-        self._asks: dict[str, set[Ask]] = {}
-        """By the ids that clients gave them."""
-        self._attended: set[Ask] = set()
-        """That wait for an answer, or read one."""
+        self._whole_until: dict[str, float] = {}
+        """Until when upstream is not asked for parts of answers of a dialect."""
 
     def look_up(
         self,
@@ -192,7 +142,7 @@ class Service:
     ) -> Hit | None:
         """The answer to a plain request, if it can be given at once. `routing` is what
         `KeyHeaders.digest` makes of its head."""
-        if self._mode is Mode.OFF or self._mode is Mode.REFRESH or self.flights.replacing:
+        if self._mode is Mode.OFF or self._mode is Mode.REFRESH:
             return None
         if not self._upstream.admits(credential, time.monotonic()):
             return None
@@ -204,23 +154,24 @@ class Service:
         """What answers in time a plain request that `look_up` did not; None if it has to be
         received as any other."""
         terms = self._introduce(ask)
-        if isinstance(terms, Reason) or self.flights.replacing:
+        if isinstance(terms, Reason):
             return None
         if not self._upstream.admits(ask.credential, time.monotonic()):
             return None
         found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
         if not isinstance(found, Known) or found.call.stream:
             return None
-        return self._attend(ask, found, self._gather(ask, found, terms))
+        return self._attend(ask, found, terms)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call, or what gives it in time."""
         terms = self._introduce(ask)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        if self._upstream.admits(ask.credential, time.monotonic()):
-            return self._decide(ask, terms)
-        return self._admit(ask, terms)
+        if not self._upstream.admits(ask.credential, time.monotonic()):
+            return self._admit(ask, terms)
+        decided = self._decide(ask, terms)
+        return self._attend(ask, decided, terms) if isinstance(decided, Known) else decided
 
     def _introduce(self, ask: Ask) -> Terms | Reason:
         """Notes who asks; on what terms, or why the request is to be passed on untouched."""
@@ -236,24 +187,24 @@ class Service:
 
     async def _admit(self, ask: Ask, terms: Terms) -> Answer:
         """Answers a call when upstream has said who it is, and that the client may ask."""
+        decided = await self._look_again(ask, terms)
+        return await self._attend(ask, decided, terms) if isinstance(decided, Known) else decided
+
+    async def _look_again(self, ask: Ask, terms: Terms) -> Answer | Known:
+        """What there is for a call, when upstream has said who it is, and that the client may
+        ask."""
         route = (ask.request.method, ask.request.path)
         if reason := await self._upstream.admit(ask.shown, route):
             return self._let_pass(self._exchange.bypass(reason), terms)
-        decided = self._decide(ask, terms)
-        return await decided if isinstance(decided, Coroutine) else decided
+        return self._decide(ask, terms)
 
-    def _decide(self, ask: Ask, terms: Terms) -> Answer | Coroutine[Any, Any, Answer]:
+    def _decide(self, ask: Ask, terms: Terms) -> Answer | Known:
         found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
         if isinstance(found, Hit):
-            if self.flights.replacing:
-                return self._wait_for_replacement(ask, terms)
             self._exchange.counters.hit(found.saved)
         if isinstance(found, Reason):
             return self._let_pass(self._exchange.bypass(found), terms)
-        if not isinstance(found, Known):
-            return found
-        way = self._stream if found.call.stream else self._gather
-        return self._attend(ask, found, way(ask, found, terms))
+        return found
 
     async def _deny(self, ask: Ask, known: Known, reason: Reason) -> Reply:
         """What is not stored, for who wants nothing else."""
@@ -262,7 +213,7 @@ class Service:
         if self._nearest and reason is Reason.OFFLINE:
             text = f"{text} {await self._nearest(known, ask.is_local)}"
         self._exchange.counters.add(outcome)
-        return Reply(504, _JSON, error_body(504, "GatewayTimeout", text), outcome)
+        return Reply(504, JSON, error_body(504, "GatewayTimeout", text), outcome)
 
     def _let_pass(self, found: Bypass, terms: Terms) -> Bypass | Reply:
         """What is not looked up, unless upstream is not to be asked."""
@@ -271,283 +222,285 @@ class Service:
         outcome = Outcome(Kind.MISS, reason=terms.denial, status=504)
         why = found.outcome.reason
         text = f"sglang-cached: {_DENIALS[terms.denial]} It is not looked up: {why}."
-        return Reply(504, _JSON, error_body(504, "GatewayTimeout", text), outcome)
+        return Reply(504, JSON, error_body(504, "GatewayTimeout", text), outcome)
 
-    async def _wait_for_replacement(self, ask: Ask, terms: Terms) -> Answer:
-        """What is stored may be just about to be replaced by what somebody has already seen."""
-        tasks = [flight.task for flight in self.flights.replacing if flight.task]
-        if tasks:
-            await asyncio.wait(tasks)
-        decided = self._decide(ask, terms)
-        return await decided if isinstance(decided, Coroutine) else decided
+    # Under way
 
-    # Aborts
-
-    async def _attend(self, ask: Ask, known: Known, way: Coroutine[Any, Any, Answer]) -> Answer:
-        """Goes a way to an answer, unless the client aborts its call by one of its ids."""
+    async def _attend(self, ask: Ask, known: Known, terms: Terms) -> Answer:
+        """Goes a call's way to an answer, unless the client aborts it by one of its ids."""
         ask.task = asyncio.current_task()
         with ExitStack() as exits:
-            self._attended.add(ask)
-            exits.callback(self._attended.discard, ask)
-            for rid in known.call.rids:
-                self._asks.setdefault(rid, set()).add(ask)
-                exits.callback(self._unname, rid, ask)
+            exits.enter_context(self.aborts.attend(ask, known.call.rids))
             try:
-                answer = await way
+                answer = await self._pursue(ask, known, terms)
             except asyncio.CancelledError:
                 if not (ask.is_aborted and ask.task):  # the client has left
                     outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.CUT, key=known.key)
                     self._exchange.counters.add(outcome)
                     raise
                 ask.task.uncancel()
-                answer = self._aborted(known)
+                answer = self._aborted(ask, known)
             finally:
                 ask.task = None
             if isinstance(answer, Streamed):
                 answer.exits.push(exits.pop_all())
         return answer
 
-    def _unname(self, rid: str, ask: Ask) -> None:
-        asks = self._asks[rid]
-        asks.discard(ask)
-        if not asks:
-            del self._asks[rid]
-
-    def targets(self, rid: str) -> list[str]:
-        """What upstream is to abort where a client says this id: fetches that nobody else wants."""
-        return [
-            ask.rids[rid]
-            for ask in self._asks.get(rid, ())
-            if ask.flight and ask.flight.clients == 1 and ask.rids and rid in ask.rids
-        ]
-
-    def is_known(self, rid: str) -> bool:
-        """Whether a call under way has this id."""
-        return rid in self._asks
-
-    def aborting(self, rid: str | None) -> Callable[[bool], None]:
-        """An abort of the calls of this id, or of all, is on its way to upstream. What is returned
-        is to be told whether upstream agrees: it ends those calls that wait for a fetch which goes
-        on for others. Of a batch, one item cannot be ended so."""
-        named = self._attended if rid is None else self._asks.get(rid, set())
-        leads = {ask: ask.flight for ask in named}
-        trial = asyncio.get_running_loop().create_future()
-        for ask in leads:
-            ask.trial = trial
-
-        def ended(is_agreed: bool) -> None:
-            for ask, flight in leads.items():
-                if ask.trial is trial:
-                    ask.trial = None
-                if not is_agreed:
-                    continue
-                # Upstream's own answer is on its way, or was given.
-                is_own = flight is not None and ask.flight is flight and flight.clients == 1
-                if not (is_own or ask.is_aborted or (ask.rids and len(ask.rids) > 1)):
-                    self._abort(ask)
-            if not trial.done():
-                trial.set_result(None)
-
-        return ended
-
-    def _abort(self, ask: Ask) -> None:
-        if ask.task:
-            ask.is_aborted = True
-            ask.task.cancel()
-        elif ask.stream:
-            ask.is_aborted = True
-            ask.stream.tell()
-
-    def _aborted(self, known: Known) -> Reply:
-        """The answer to a call that was aborted while it waited."""
+    def _aborted(self, ask: Ask, known: Known) -> Reply:
+        """The answer to a call that was aborted while it waited: what was generated till then, as
+        far as that is known."""
         outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.ABORT, key=known.key)
         self._exchange.counters.add(outcome)
-        headers = _EVENTS if known.call.stream else _JSON
-        return Reply(200, headers, self._exchange.aborted(known, time.time()), outcome)
+        samples = ask.partial.samples if ask.partial else ()
+        body = self._exchange.aborted(known, time.time(), samples)
+        return Reply(200, _EVENTS if known.call.stream else JSON, body, outcome)
 
-    # JSON
-
-    async def _gather(self, ask: Ask, known: Known, terms: Terms) -> Answer:
-        """Brings together the samples of a call: stored ones, own ones, and others'."""
-        exchange, total = self._exchange, known.call.total
-        plan = exchange.plan(known, terms)
-        have = plan.have
-        alone, is_late = self._is_alone(terms), True
-        arrived: _Arrived | None = None
-
-        def outcome(reason: Reason | None = None) -> Outcome:
-            kind = Kind.PARTIAL if have else Kind.MISS
-            return Outcome(kind, have, total, reason, key=known.key)
-
-        while needs := plan.needs:
-            settling = self._settling(needs, terms)
-            busy = set() if alone else self.flights.busy(needs)
-            awaited = settling or (busy if len(busy) == len(needs) else None)
-            found: _Arrived | Brought | None = None
-            if ask.trial:  # what it waited for may have been aborted, and so may it be itself
-                await asyncio.shield(ask.trial)
-            elif terms.denial and not settling:
-                found = await self._bring(plan, terms)
-                if not found:
-                    return await self._deny(ask, known, terms.denial)
-            elif awaited:
-                is_late = is_late and bool(settling)
-                alone |= await self.flights.wait({key: needs[key] for key in awaited})
-            else:
-                fetch = exchange.fetch(known, plan, terms, busy)
-                flight = Flight(fetch.keys)
-                flight.replaces = terms.replaces
-                with flight.wanted():
-                    found = await self._fetch(ask, fetch, flight, alone=alone)
-            if not isinstance(found, _Arrived):  # others may have stored something
-                is_late = is_late and not (found and found.is_shared)
+    async def _pursue(self, ask: Ask, known: Known, terms: Terms) -> Answer:
+        """Begins anew whenever another model has come, or the credential was refused."""
+        for _ in range(ATTEMPTS):
+            plan = self._plan(known, terms)
+            way = _Way(known, terms, plan, not self._collapses or terms != policy.PLAIN)
+            while True:
+                if (answer := await self._step(ask, way)) is not None:
+                    return answer
                 if self._is_out_of_date(ask, known):
-                    return await self._admit(ask, terms)
-                before, plan = plan.have, exchange.again(plan, terms)
-                have += plan.have - before
-                continue
-            arrived = found
-            if fetch.is_whole or arrived.landed.split is None:
-                reply = arrived.reply(outcome())
-                exchange.counters.add(reply.outcome)
-                return reply
-            plan = plan.with_samples(arrived.samples)
-        if arrived is None and self.flights.replacing:
-            return await self._wait_for_replacement(ask, terms)
-        body, saved = exchange.answer(known, plan), Saved.of(plan.samples())
-        if arrived:
-            done = outcome(arrived.landed.refusal)
-            tokens = sum(sample.tokens for _, sample in arrived.samples)
-            given = Saved(have, saved.tokens - tokens, saved.seconds)
-            exchange.counters.add(done, given)
-            return Reply(200, arrived.headers, body, done)
-        kind = self._count_shared(saved, is_late=is_late)
-        age = max(0, int(time.time() - min(sample.stored_at for sample in plan.samples())))
-        return Reply(200, _JSON, body, Outcome(kind, total, total, age=age, key=known.key))
-
-    def _settling(self, needs: Collection[bytes], terms: Terms) -> set[bytes]:
-        """The pools for which it is worth a moment's wait: something is about to be stored."""
-        return set() if terms.since == inf else self.flights.settling(needs)
+                    break
+                way.plan = self._plan(known, terms, way.plan)
+            found = await self._look_again(ask, terms)
+            if not isinstance(found, Known):
+                return found
+            known = found
+        return self._let_pass(self._exchange.bypass(Reason.MODEL_CHANGED), terms)
 
     def _is_out_of_date(self, ask: Ask, known: Known) -> bool:
         """Whether, while a call waited, another model has come, or its credential was refused."""
         is_admitted = self._upstream.admits(ask.credential, time.monotonic())
         return not (is_admitted and self._exchange.is_present(known))
 
-    def _is_alone(self, terms: Terms) -> bool:
-        """Whether a call neither waits for others nor is waited for: what it brings is not for
-        them, or what they bring not for it."""
-        return not self._collapses or terms != policy.PLAIN
+    def _plan(self, known: Known, terms: Terms, before: Plan | None = None) -> Plan:
+        """What is at hand for a call, or by now of what was short before: what is stored, and what
+        others have just brought."""
+        stamp = self._exchange.stamp(known)
 
-    def _count_shared(self, saved: Saved, *, is_late: bool) -> Kind:
-        """Counts a call that others' fetches have answered. `is_late`: when it came, they only had
-        to be stored, so that to its client it is a hit."""
-        if is_late:
+        def brought(key: bytes, is_first: bool) -> Any:
+            return self.flights.brought(key, stamp, is_first=is_first)
+
+        more = brought if self.flights.any_landed else None
+        if before:
+            return self._exchange.again(before, terms, more)
+        return self._exchange.plan(known, terms, more)
+
+    async def _step(self, ask: Ask, way: _Way) -> Answer | None:
+        """Whatever brings a call further; None if all is to be looked at again."""
+        call, terms = way.known.call, way.terms
+        needs = way.plan.needs
+        if not needs:
+            return await self._complete(way)
+        if flight := self._find(ask, way):
+            return await self._follow(ask, way, flight)
+        if ask.trial:  # what it waited for may have been aborted, and so may it be itself
+            await asyncio.shield(ask.trial)
+            return None
+        busy = set() if way.is_alone else self.flights.busy(needs)
+        if terms.denial:
+            return await self._look_further(ask, way)
+        if busy and (call.stream or len(busy) == len(needs)):
+            return await self._wait(ask, way, {key: needs[key] for key in busy})
+        if call.stream and not ask.is_chunkable:
+            return self._exchange.bypass(Reason.HTTP_1_0)
+        fetch = self._exchange.fetch(way.known, way.plan, terms, busy)
+        if not fetch.is_whole and time.monotonic() < self._whole_until.get(
+            way.known.dialect.name, 0.0
+        ):
+            return self._exchange.bypass(Reason.UNREADABLE)
+        return await (self._begin if call.stream else self._gather)(ask, way, fetch)
+
+    # What is all there
+
+    async def _complete(self, way: _Way) -> Answer | None:
+        """Puts an answer together, if all of it is known to be of one model."""
+        if not way.is_merged and (tasks := self._others(way)):
+            way.is_merged = True
+            await asyncio.wait(tasks, timeout=MERGE_SECONDS)
+            return None
+        known, plan = way.known, way.plan
+        saved = Saved.of(plan.samples())
+        if way.arrived:
+            outcome = way.outcome(way.refusal)
+            new = [sample for sample in plan.samples() if id(sample) in way.own]
+            tokens = saved.tokens - sum(sample.tokens for sample in new)
+            self._exchange.counters.add(outcome, Saved(way.have, tokens, saved.seconds))
+            return Reply(200, way.arrived.headers, self._exchange.answer(known, plan), outcome)
+        hit = self._exchange.hit(known, plan, time.time())
+        if not way.has_waited:
             self._exchange.counters.hit(saved)
-            return Kind.HIT
+            return hit
         self._exchange.counters.follow(saved)
-        return Kind.COLLAPSED
+        return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
 
-    # Streams
+    def _others(self, way: _Way) -> set[asyncio.Task[None]]:
+        """The fetches whose samples are together with others in an answer, and are not yet
+        confirmed to be of the model that the call is for."""
+        found = [*self.flights.landed(set(way.known.keys)), *way.flights]
+        flights = {flight for flight in found if flight.task and not flight.task.done()}
+        if len(flights) == 1:
+            (flight,) = flights
+            ids = {id(sample) for samples in flight.brings.values() for sample in samples}
+            if all(id(sample) in ids for sample in way.plan.samples()):
+                return set()
+        return {flight.task for flight in flights if flight.task}
 
-    async def _stream(self, ask: Ask, known: Known, terms: Terms) -> Answer:
-        """Reads along with an equal stream that is under way, or begins one."""
-        exchange = self._exchange
-        alone, is_late = self._is_alone(terms), True
-        while True:
-            is_follower = ask.is_chunkable and not alone and not terms.denial
-            flight = self.flights.find(exchange.likeness(known)) if is_follower else None
-            if flight and flight.stream:
-                if streamed := await self._follow(ask, known, flight, flight.stream):
-                    return streamed
-                alone = flight.refusal in _LASTING
-                if self._is_out_of_date(ask, known):
-                    return await self._admit(ask, terms)
-                continue
-            plan = exchange.plan(known, terms)
-            if not (needs := plan.needs):
-                if self.flights.replacing:
-                    return await self._wait_for_replacement(ask, terms)
-                return self._replay(ask, terms, is_late=is_late)
-            settling = self._settling(needs, terms)
-            awaited = settling or (set() if alone else self.flights.busy(needs))
-            if ask.trial:
-                await asyncio.shield(ask.trial)
-            elif (terms.denial or not ask.is_chunkable) and not awaited:
-                if not await self._bring(plan, terms):
-                    if terms.denial:
-                        return await self._deny(ask, known, terms.denial)
-                    return exchange.bypass(Reason.HTTP_1_0)
-            elif awaited:
-                is_late = is_late and bool(settling)
-                alone |= await self.flights.wait({key: needs[key] for key in awaited})
-            else:
-                begun = await self._begin(ask, known, plan, terms, alone=alone)
-                if not isinstance(begun, Brought):
-                    return begun
-                is_late = is_late and not begun.is_shared
-            if self._is_out_of_date(ask, known):
-                return await self._admit(ask, terms)
-
-    def _replay(self, ask: Ask, terms: Terms, *, is_late: bool) -> Hit:
-        """A stream from the store, after others have filled it."""
-        found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
-        assert isinstance(found, Hit)
-        kind = self._count_shared(found.saved, is_late=is_late)
-        return replace(found, outcome=replace(found.outcome, kind=kind))
-
-    async def _follow(
-        self, ask: Ask, known: Known, flight: Flight, stream: Stream
-    ) -> Streamed | None:
-        """An answer that another's call fetches; None if it does not come to one."""
-        outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key)
-
-        def end(is_complete: bool) -> Outcome:
-            if is_complete and not ask.is_aborted:
-                self._exchange.counters.follow(Saved(known.call.total, stream.tokens))
-            return outcome
-
-        with ExitStack() as exits:
-            exits.enter_context(flight.wanted())
-            reader = stream.reader()  # from now on each event
-            if not await stream.opened():
+    async def _look_further(self, ask: Ask, way: _Way) -> Answer | None:
+        """Looks further than what is at hand, for one who wants nothing fetched."""
+        plan, terms = way.plan, way.terms
+        if bringing := self._exchange.bring(plan, plan.needs, claims=False):
+            brought = await bringing
+            way.has_waited |= brought.is_shared
+            if self._plan(way.known, terms, plan).have > plan.have:
                 return None
-            pieces = self._show(ask, known, stream, reader)
-            return Streamed((), pieces, outcome, end, exits.pop_all())
+        assert terms.denial
+        return await self._deny(ask, way.known, terms.denial)
 
-    async def _begin(
-        self, ask: Ask, known: Known, plan: Plan, terms: Terms, *, alone: bool
-    ) -> Answer | Brought:
+    # What others fetch
+
+    async def _wait(self, ask: Ask, way: _Way, needs: Mapping[bytes, int]) -> Answer | None:
+        flight = await self.flights.wait(needs)
+        way.has_waited = True
+        return self._after(ask, way, flight)
+
+    def _after(self, ask: Ask, way: _Way, flight: Flight) -> Reply | None:
+        """The answer to one who waited for what has failed, if it is one to all who did. Else they
+        go on alone, all at once: what failed for one may succeed for another, and what can never
+        be stored would have them go one after the other."""
+        if flight.brings or not flight.refusal:
+            return None
+        if flight.refusal is Reason.ABORT and flight.identity == self._likeness(way.known):
+            ask.partial = flight.answer
+        if not (flight.answer and self._concerns(ask, way, flight)):
+            way.is_alone = True
+            return None
+        landed = flight.answer.landed
+        total = way.known.call.total
+        reply: Reply = flight.answer.reply(
+            Outcome(Kind.COLLAPSED, 0, total, landed.refusal, landed.status, key=way.known.key)
+        )
+        self._exchange.counters.add(reply.outcome)
+        return reply
+
+    def _concerns(self, ask: Ask, way: _Way, flight: Flight) -> bool:
+        """Whether a failure would have been a call's own, too. What upstream says to one
+        credential, or to another call, is nobody else's."""
+        if flight.refusal is Reason.UNREACHABLE:
+            return True
+        is_equal = flight.identity == self._likeness(way.known)
+        if not is_equal or flight.credential != ask.credential:
+            return False
+        status = flight.answer.landed.status
+        return flight.refusal is Reason.CUT or status == 429 or status >= 500
+
+    def _likeness(self, known: Known) -> Any:
+        return self._exchange.likeness(known)
+
+    def _find(self, ask: Ask, way: _Way) -> Flight | None:
+        """A stream that can be read along."""
+        if not (way.known.call.stream and ask.is_chunkable) or way.is_alone or way.terms.denial:
+            return None
+        return self.flights.find(self._likeness(way.known))
+
+    async def _follow(self, ask: Ask, way: _Way, flight: Flight) -> Answer | None:
+        """An answer that another's call fetches; None if it does not come to one."""
+        known, stream = way.known, flight.stream
+        assert stream
+        outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key)
+        way.has_waited = True
+        with ExitStack() as exits:
+            exits.enter_context(self.flights.wanted(flight))
+            reader = stream.reader()  # from now on each event
+            exits.callback(reader.close)
+
+            def end(is_complete: bool) -> Outcome:
+                if (is_complete or reader.has_all) and not ask.is_aborted:
+                    saved = Saved(known.call.total, stream.tokens)
+                    self._exchange.counters.follow(saved)
+                    return outcome
+                return replace(outcome, reason=Reason.ABORT if ask.is_aborted else Reason.CUT)
+
+            if await stream.opened():
+                pieces = self._show(ask, known, stream, reader)
+                return Streamed((), pieces, outcome, end, exits.pop_all())
+        return self._after(ask, way, flight)
+
+    # What it fetches itself
+
+    def _flight(self, ask: Ask, way: _Way, fetch: Fetch, stream: Stream | None = None) -> Flight:
+        return Flight(
+            fetch.keys,
+            self._likeness(way.known),
+            stamp=fetch.stamp,
+            credential=ask.credential,
+            stream=stream,
+            is_addition=not way.terms.replaces,
+        )
+
+    async def _gather(self, ask: Ask, way: _Way, fetch: Fetch) -> Answer | None:
+        """Fetches what nobody else does."""
+        flight = self._flight(ask, way, fetch)
+        with self.flights.wanted(flight):
+            arrived = await self._fetcher.fetch(ask, fetch, flight, alone=way.is_alone)
+        if isinstance(arrived, Brought):
+            way.has_waited |= arrived.is_shared
+            return None
+        if answer := self._as_answer(way, fetch, arrived):
+            return answer
+        way.take(arrived, flight)
+        return None
+
+    def _as_answer(self, way: _Way, fetch: Fetch, arrived: Arrived) -> Answer | None:
+        """What has come, where it is not a part of the answer but all of it, or none."""
+        landed = arrived.landed
+        if landed.split is None and not fetch.is_whole and landed.status in _MISUNDERSTOOD:
+            # It may ignore `n`, or not take a list: what it makes of the client's own call is the
+            # client's to know.
+            self._whole_until[way.dialect] = time.monotonic() + WHOLE_SECONDS
+            return self._exchange.bypass(Reason.UNREADABLE)
+        if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
+            return self._exchange.bypass(landed.refusal)
+        if not fetch.is_whole and landed.split:
+            return None
+        reply = arrived.reply(replace(way.outcome(landed.refusal), status=landed.status))
+        self._exchange.counters.add(reply.outcome)
+        return reply
+
+    async def _begin(self, ask: Ask, way: _Way, fetch: Fetch) -> Answer | None:
         """Fetches a stream, unless others have stored something of it."""
-        fetch = self._exchange.fetch(known, plan, terms)
-        flight = Flight(fetch.keys, self._exchange.likeness(known))
-        flight.replaces = terms.replaces
-        stream = flight.stream = Stream()
+        known, plan, stream = way.known, way.plan, Stream()
         stream.stored = frozenset(cache.stored_choices(plan))
-        reader = stream.reader()  # from the first event on
-        kind = Kind.PARTIAL if plan.have else Kind.MISS
-        outcome = Outcome(kind, plan.have, known.call.total, key=known.key)
-
-        def end(is_complete: bool) -> Outcome:
-            reason = flight.refusal if is_complete else Reason.CUT
-            done = replace(outcome, reason=Reason.ABORT if ask.is_aborted else reason)
-            self._exchange.counters.add(done, Saved.of(plan.samples()) if is_complete else Saved())
-            return done
-
+        flight = self._flight(ask, way, fetch, stream)
+        outcome = way.outcome()
         with ExitStack() as exits:
             # Held for as long as the client reads.
-            exits.enter_context(flight.wanted())
-            arrived = await self._fetch(ask, fetch, flight, alone=alone)
+            exits.enter_context(self.flights.wanted(flight))
+            reader = stream.reader()  # from the first event on
+            exits.callback(reader.close)
+
+            def end(is_complete: bool) -> Outcome:
+                is_complete = is_complete or reader.has_all
+                reason = flight.refusal if is_complete else Reason.CUT
+                done = replace(outcome, reason=Reason.ABORT if ask.is_aborted else reason)
+                saved = Saved.of(plan.samples()) if is_complete else Saved()
+                self._exchange.counters.add(done, saved)
+                return done
+
+            arrived = await self._fetcher.fetch(ask, fetch, flight, alone=way.is_alone)
             if isinstance(arrived, Brought):
-                return arrived
-            if not arrived.is_stream:
-                reply = arrived.reply(outcome)
-                self._exchange.counters.add(reply.outcome)
-                return reply
-            ask.flight = flight
-            pieces = self._show(ask, known, stream, reader)
-            opened = replace(outcome, is_open=True)
-            return Streamed(arrived.headers, pieces, opened, end, exits.pop_all())
+                way.has_waited |= arrived.is_shared
+                return None
+            if arrived.is_stream:
+                ask.flight = flight
+                pieces = self._show(ask, known, stream, reader)
+                opened = replace(outcome, is_open=True)
+                return Streamed(arrived.headers, pieces, opened, end, exits.pop_all())
+        return self._as_answer(way, fetch, arrived)
 
     async def _show(
         self, ask: Ask, known: Known, stream: Stream, reader: Reader
@@ -566,179 +519,8 @@ class Service:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
             yield self._exchange.aborted_events(known, time.time(), seen, stream.stored)
 
-    # Fetches
-
-    async def _bring(self, plan: Plan, terms: Terms) -> Brought | None:
-        """Looks further than what is at hand; None if nothing came of it."""
-        bringing = self._exchange.bring(plan, plan.needs, claims=False)
-        if bringing is None:
-            return None
-        brought = await bringing
-        return brought if self._exchange.again(plan, terms).have > plan.have else None
-
-    async def _fetch(
-        self, ask: Ask, fetch: Fetch, flight: Flight, *, alone: bool
-    ) -> _Arrived | Brought:
-        """Asks upstream for what is short, unless others have stored something of it. Others may
-        wait for it, unless it is `alone`."""
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Future[_Arrived | Brought] = loop.create_future()
-        self.flights.begin(flight, alone=alone)
-        flight.task = asyncio.create_task(self._fly(flight, ask, fetch, arrived, alone=alone))
-        ask.flight, ask.rids = flight, fetch.fill.rids
-        try:
-            return await arrived
-        finally:
-            ask.flight = None
-
-    async def _fly(
-        self,
-        flight: Flight,
-        ask: Ask,
-        fetch: Fetch,
-        arrived: asyncio.Future[_Arrived | Brought],
-        *,
-        alone: bool,
-    ) -> None:
-        """One fetch, from its request to the store."""
-        lease: Lease | None = None
-        try:
-            if bringing := self._exchange.bring(fetch.plan, fetch.keys, claims=not alone):
-                brought = await bringing
-                lease = brought.lease
-                if brought.is_shared or self._has_more(fetch):
-                    _tell(arrived, brought)
-                    return
-            started = time.monotonic()
-            landing = await self._receive_all(flight, ask, fetch, arrived)
-            self.flights.answer(flight)
-            flight.refusal = landing.landed.refusal
-            generations = landing.landed.split.generations if landing.landed.split else ()
-            seconds = time.monotonic() - started
-            samples = tuple(cache.samples(generations, time.time(), seconds))
-            self._exchange.counters.samples_from_upstream += len(samples)
-            _tell(arrived, replace(landing, samples=samples))
-            await self._keep(ask, fetch, landing.landed, samples)
-        except (Unreachable, Broken) as e:
-            _tell(arrived, self._failure(e))
-        except Exception:  # who waits would wait for ever
-            logger.exception("sglang-cached: a fetch failed")
-            _tell(arrived, self._failure(Broken("an error in sglang-cached itself")))
-        finally:
-            if lease:
-                lease.release()
-            if flight.stream:
-                flight.stream.end(complete=False)
-            self.flights.end(flight, is_lasting=flight.refusal in _LASTING)
-            arrived.cancel()
-
-    def _has_more(self, fetch: Fetch) -> bool:
-        """Whether more is at hand than when a fetch was planned."""
-        return self._exchange.again(fetch.plan, fetch.terms).have > fetch.plan.have
-
-    async def _receive_all(
-        self,
-        flight: Flight,
-        ask: Ask,
-        fetch: Fetch,
-        arrived: asyncio.Future[_Arrived | Brought],
-    ) -> _Arrived:
-        """What upstream answers; the events of a stream are passed on as they come."""
-        self._upstream.watch(ask.shown)
-        request = ask.request
-        body = request.body if fetch.body is None else fetch.body
-        async with self._upstream.client.open(
-            request.method, request.path, ask.fields, body
-        ) as response:
-            self._upstream.heard(ask.credential, response.status, time.monotonic())
-            if flight.stream and _is_stream(response):
-                flight.stream.open()
-                _tell(arrived, _Arrived(response.headers, is_stream=True))
-                landed = await self._relay(flight, flight.stream, fetch, response)
-                return _Arrived(response.headers, landed=landed)
-            raw = b"".join([piece async for piece in response.pieces()])
-        if flight.stream and response.status == 200:
-            return _Arrived(response.headers, raw, self._exchange.unreadable(fetch, raw))
-        return _Arrived(response.headers, raw, self._exchange.land(fetch, response.status, raw))
-
-    async def _relay(
-        self, flight: Flight, stream: Stream, fetch: Fetch, response: Response
-    ) -> Landed:
-        """Publishes the events of a stream, and reads what they come to."""
-        relay = self._exchange.relay(fetch)
-        landed = None
-        flight.refusal = Reason.CUT  # until it is done
-        try:
-            async for data in response.pieces():
-                events = relay.feed(data)
-                if relay.is_done and landed is None:
-                    landed = self._exchange.land_stream(fetch, relay)
-                    new = landed.split.generations if landed.split else ()
-                    stored = sum(sample.tokens for sample in fetch.plan.samples())
-                    stream.tokens = stored + sum(generation.tokens for generation in new)
-                    # Who has the last word and repeats the call waits for it to be stored.
-                    self.flights.answer(flight)
-                    flight.refusal = landed.refusal
-                stream.publish(events)
-        except Broken:
-            if landed is None:
-                stream.publish(relay.remains())
-                raise
-        stream.publish(relay.remains())
-        stream.end(complete=True)  # be it too early, it ended in good order
-        return landed or Landed(200, refusal=Reason.CUT)
-
-    async def _keep(
-        self, ask: Ask, fetch: Fetch, landed: Landed, samples: tuple[tuple[int, Sample], ...]
-    ) -> None:
-        """Stores what has come, if upstream still is the model that it was."""
-        if landed.refusal is Reason.OTHER_WEIGHTS:
-            self._upstream.doubt(ask.shown)
-        if landed.refusal or not samples:
-            return
-        reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown)
-        reason = reason or self._exchange.commit(fetch, samples)
-        if reason:
-            self._exchange.counters.not_stored[reason] += 1
-            logger.info("sglang-cached: an answer was not stored (%s)", reason)
-
-    def _failure(self, error: Unreachable | Broken) -> _Arrived:
-        """There is no answer."""
-        is_lost = isinstance(error, Unreachable)
-        if is_lost:
-            self._upstream.seen(False, time.monotonic())
-        body = unreachable(self._upstream.url, str(error))
-        refusal = Reason.UNREACHABLE if is_lost else Reason.CUT
-        return _Arrived(_JSON, body, Landed(502, body, refusal=refusal))
-
     async def settled(self) -> None:
-        """Returns when what was answered before this is stored, or will not be."""
-        tasks = [f.task for f in self.flights if f.is_answered and f.task]
+        """Returns when what was answered before this is stored, or will not be; or soon."""
+        tasks = [f.task for f in self.flights if f.has_landed and f.task]
         if tasks:
             await asyncio.wait(tasks, timeout=SETTLE_SECONDS)
-
-
-SETTLE_SECONDS = 1.0
-"""How long who looks at the store waits for what is on its way there."""
-
-
-def unreachable(url: str, message: str) -> bytes:
-    """The body of a 502, where upstream gives no answer."""
-    text = (
-        f"sglang-cached cannot get an answer from {url}: {message}. "
-        "Check that the server runs, and that --sglang-url names it; "
-        "stored answers are served meanwhile."
-    )
-    return error_body(502, "BadGateway", text)
-
-
-def _tell(arrived: asyncio.Future[_Arrived | Brought], landing: _Arrived | Brought) -> None:
-    if not arrived.done():  # nobody may wait for it any more, or not for the end of a stream
-        arrived.set_result(landing)
-
-
-def _is_stream(response: Response) -> bool:
-    fields = {name.lower(): value for name, value in response.headers}
-    media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    is_plain = b"content-encoding" not in fields
-    return response.status == 200 and media_type == b"text/event-stream" and is_plain

@@ -20,10 +20,10 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon import wire
+from sglang_cached_addon.asking import Ask, Streamed
 from sglang_cached_addon.exchange import Hit
 from sglang_cached_addon.feed import Answer, Feed
 from sglang_cached_addon.outcome import Outcome
-from sglang_cached_addon.service import Ask, Streamed
 
 HandlerOf = Callable[[Client], ConnectionHandler | None]
 """Finds what serves a client's connection."""

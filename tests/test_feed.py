@@ -22,7 +22,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.test import tflow
 
 from sglang_cached_addon.feed import Answer, Ended, Feed, Said
-from sglang_cached_addon.inflight import Cut
+from sglang_cached_addon.stream import Cut
 
 STREAM = 7
 

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from sglang_cached_addon.dialects.base import Part
-from sglang_cached_addon.inflight import BACKLOG, Cut, Flight, Flights, Reader, State, Stream
-from sglang_cached_addon.relay import Event
-
-
-def delta(text: str, choice: int = 0) -> Event:
-    return Event(text.encode(), Part.DELTA, choice)
-
-
-def state(text: str, choice: int = 0) -> Event:
-    return Event(text.encode(), Part.STATE, choice)
-
-
-async def text(reader: Reader, is_over: Callable[[], bool] = bool) -> str:
-    """All that a reader sees, batches told apart."""
-    batches = [b"".join(event.data for event in news) async for news in reader.read(is_over)]
-    return b"|".join(batches).decode()
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.inflight import Flight, Flights, Phase
+from sglang_cached_addon.policy import Reason
+from sglang_cached_addon.stream import Stream
 
 
 async def settled() -> None:
@@ -40,183 +27,11 @@ def run(case: Coroutine[Any, Any, None]) -> None:
     asyncio.run(within())
 
 
-# Streams
-
-
-Case = Callable[[Stream], Awaitable[None]]
-
-
-async def early(stream: Stream) -> None:
-    """One who is there before upstream gets each event as it comes."""
-    reading = asyncio.ensure_future(text(stream.reader()))
-    opened = asyncio.ensure_future(stream.opened())
-    await settled()
-    assert not opened.done()
-    stream.open()
-    assert await opened
-    for word in "abc":
-        stream.publish([delta(word)])
-        await settled()
-    stream.end(complete=True)
-    assert await reading == "a|b|c"
-
-
-async def late(stream: Stream) -> None:
-    """One who comes late gets what there is at once."""
-    stream.open()
-    stream.publish([delta("a"), delta("b")])
-    assert await stream.opened()
-    reading = asyncio.ensure_future(text(stream.reader()))
-    await settled()
-    stream.publish([delta("c"), delta("d")])
-    stream.end(complete=True)
-    assert await reading == "ab|cd"
-
-
-async def after_the_end(stream: Stream) -> None:
-    stream.open()
-    stream.publish([delta("a")])
-    reader = stream.reader()
-    stream.end(complete=True)
-    assert await stream.opened()
-    assert await text(reader) == "a"
-
-
-async def superseded(stream: Stream) -> None:
-    """Of events that have all so far, the newest is enough for who comes late, for each choice; who
-    is there sees each, however late it looks."""
-    stream.open()
-    first = stream.reader()
-    stream.publish([delta("a"), delta("x", 1), state("ab"), state("abc"), delta("xy", 1)])
-    stream.publish([Event(b"!", Part.OTHER), state("xyz", 1), state("abcd")])
-    stream.end(complete=True)
-    assert await text(first) == "axababcxy!xyzabcd"
-    assert await text(stream.reader()) == "axxy!xyzabcd"
-
-
-async def behind(stream: Stream) -> None:
-    """One who has seen some of it sees each of the others, also the very next."""
-    stream.open()
-    reader = stream.reader()
-    reading = asyncio.ensure_future(text(reader))
-    stream.publish([state("a")])
-    await settled()
-    assert reader.place == 1
-    stream.publish([state("ab"), state("abc")])
-    stream.end(complete=True)
-    assert await reading == "a|ababc"
-
-
-async def superseded_without_end(stream: Stream) -> None:
-    """A reader that does not read does not keep everything in memory."""
-    reader = stream.reader()
-    stream.open()
-    for number in range(10 * BACKLOG):
-        stream.publish([state(f"{number} ")])
-    stream.end(complete=True)
-    assert sum(event is not None for event in stream.events) == BACKLOG + 1
-    assert (await text(reader)).split()[-1] == str(10 * BACKLOG - 1)
-
-
-async def gone_reader(stream: Stream) -> None:
-    """One who has left does not keep anything for itself."""
-    gone, other = stream.reader(), stream.reader()
-    reading = asyncio.ensure_future(text(other))
-    stream.open()
-    for word in ("a", "ab"):
-        stream.publish([state(word)])
-        await settled()
-    del gone
-    stream.publish([state("abc")])
-    assert [event is not None for event in stream.events] == [False, False, True]
-    stream.end(complete=True)
-    assert await reading == "a|ab|abc"
-
-
-async def cut(stream: Stream) -> None:
-    """What broke off breaks off for all, behind what came before."""
-    stream.open()
-    stream.publish([delta("a")])
-    news = stream.reader().read()
-    stream.end(complete=False)
-    assert await stream.opened()
-    assert [event.data for event in await anext(news)] == [b"a"]
-    with pytest.raises(Cut):
-        await anext(news)
-
-
-async def refused(stream: Stream) -> None:
-    """A fetch that never became a stream is nothing to read."""
-    opened = asyncio.ensure_future(stream.opened())
-    await settled()
-    stream.end(complete=False)
-    assert not await opened
-
-
-async def cancelled(stream: Stream) -> None:
-    """One who is cancelled while he waits takes nobody with him."""
-    stream.open()
-    gone, other = (asyncio.ensure_future(text(stream.reader())) for _ in range(2))
-    await settled()
-    gone.cancel()
-    await settled()
-    stream.publish([delta("a")])
-    stream.end(complete=True)
-    assert await other == "a"
-    assert gone.cancelled()
-
-
-async def over(stream: Stream) -> None:
-    """One who has had enough is told so, and the others read on."""
-    enough: list[int] = []
-    stream.open()
-    first = asyncio.ensure_future(text(stream.reader(), lambda: bool(enough)))
-    other = asyncio.ensure_future(text(stream.reader()))
-    stream.publish([delta("a")])
-    await settled()
-    enough.append(1)
-    await settled()
-    assert not first.done()
-    stream.tell()
-    assert await first == "a"
-    stream.publish([delta("b")])
-    stream.end(complete=True)
-    assert await other == "a|b"
-
-
-async def over_before(stream: Stream) -> None:
-    """As above, of one to whom more was to be shown."""
-    stream.open()
-    stream.publish([delta("a")])
-    assert await text(stream.reader(), lambda: True) == ""
-
-
-async def twice(stream: Stream) -> None:
-    """The first end is the one that counts."""
-    stream.open()
-    stream.end(complete=True)
-    stream.end(complete=False)
-    assert stream.state is State.COMPLETE
-    assert not stream.is_live
-
-
-CASES = [
-    early, late, after_the_end, superseded, behind, superseded_without_end, gone_reader, cut,
-    refused, cancelled, over, over_before, twice,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_stream(case: Case) -> None:
-    """See each."""
-
-    async def within() -> None:
-        await case(Stream())
-
-    run(within())
-
-
 # Flights
+
+
+def samples(words: str) -> Sequence[Sample]:
+    return [Sample(word.encode(), 1.0, 1.0, 1) for word in words]
 
 
 class Tower:
@@ -244,8 +59,17 @@ class Tower:
         return task
 
     async def _wait(self, name: str, needs: Mapping[bytes, int]) -> None:
-        alone = await self.flights.wait(needs)
-        self.log.append(f"{name} alone" if alone else name)
+        flight = await self.flights.wait(needs)
+        self.log.append(f"{name} {flight.refusal}" if flight.refusal else name)
+
+    def land(self, flight: Flight, **brings: str) -> None:
+        """Pools are brought samples that are named by letters."""
+        self.flights.land(flight, {k.encode(): samples(words) for k, words in brings.items()})
+
+    def brought(self, key: bytes, stamp: int | None = None, *, is_first: bool = False) -> str:
+        """What is at hand of a pool."""
+        found = self.flights.brought(key, stamp, is_first=is_first)
+        return "".join(sample.answer.decode() for sample in found)
 
     @property
     def is_clean(self) -> bool:
@@ -268,15 +92,16 @@ async def order(tower: Tower) -> None:
     assert tower.log == ["three", "three too", "two", "one", "one too"]
 
 
-async def lasting(tower: Tower) -> None:
-    """What would fail in the same way again is not tried by one after the other."""
+async def failed(tower: Tower) -> None:
+    """Who has waited learns what has become of it."""
     flight = tower.begin("a")
     tower.wait("one", a=1)
     tower.wait("two", a=1)
     await settled()
-    tower.flights.end(flight, is_lasting=True)
+    flight.refusal = Reason.CUT
+    tower.flights.end(flight)
     await settled()
-    assert tower.log == ["one alone", "two alone"]
+    assert tower.log == ["one cut", "two cut"]
 
 
 async def first_of_many(tower: Tower) -> None:
@@ -335,50 +160,51 @@ async def busy(tower: Tower) -> None:
     """Only those of the pools that were asked for, and that are being filled, are busy."""
     first, second = tower.begin("ab"), tower.begin("c")
     assert tower.flights.busy([b"a", b"c", b"d"]) == {b"a", b"c"}
-    assert tower.flights.settling([b"a", b"c", b"d"]) == set()
-    tower.flights.answer(second)
-    assert tower.flights.settling([b"a", b"c", b"d"]) == {b"c"}
+    assert not tower.flights.any_landed
+    tower.land(second, c="x")
+    assert tower.flights.busy([b"a", b"c", b"d"]) == {b"a"}
+    assert tower.flights.landed([b"a", b"c"]) == [second]
     tower.flights.end(first)
     tower.flights.end(first)
-    assert tower.flights.busy([b"a", b"b", b"c"]) == {b"c"}
+    assert tower.flights.busy([b"a", b"b", b"c"]) == set()
     tower.flights.end(second)
-    assert tower.flights.settling([b"a", b"c", b"d"]) == set()
+    assert tower.flights.landed([b"a", b"c"]) == []
+    assert (first.phase, second.phase) == (Phase.OVER, Phase.OVER)
 
 
-async def settling(tower: Tower) -> None:
-    """What is on its way to the store is waited for, whomever it was fetched for: of many that
-    bring something, the first."""
-    flights = [tower.begin("a", alone=True) for _ in range(2)]
-    tower.flights.answer(flights[0])
-    tower.flights.answer(flights[0])
-    tower.flights.answer(flights[1])
-    assert tower.flights.busy([b"a"]) == set()
-    assert tower.flights.settling([b"a", b"b"]) == {b"a"}
+async def landed(tower: Tower) -> None:
+    """What has been brought is at hand at once, and in order, until it is stored; nobody waits any
+    longer, whomever it was fetched for."""
+    first, second = tower.begin("a"), tower.begin("a", alone=True)
     tower.wait("one", a=1)
     await settled()
-    tower.flights.end(flights[1])
+    tower.land(first, a="xy")
+    tower.land(first, a="!")
     await settled()
     assert tower.log == ["one"]
-    assert tower.flights.settling([b"a"]) == {b"a"}
-    tower.wait("two", a=1)
-    await settled()
-    tower.flights.end(flights[0])
-    await settled()
-    assert tower.log == ["one", "two"]
+    tower.land(second, a="z")
+    assert tower.brought(b"a") == "xyz"
+    assert tower.brought(b"b") == ""
+    assert tower.flights.landed([b"a", b"a"]) == [first, second]
+    tower.flights.end(first)
+    assert tower.brought(b"a") == "z"
+    tower.flights.end(second)
+    assert tower.brought(b"a") == ""
 
 
-async def replacing(tower: Tower) -> None:
-    """What is stored is out of date from the moment on that something takes its place, be it for
-    one client alone, until that is stored."""
-    plain, first, second = tower.begin("a"), tower.begin("a", alone=True), tower.begin("b")
-    first.replaces = second.replaces = True
-    assert tower.flights.replacing == set()
-    for flight in (plain, first):
-        tower.flights.answer(flight)
-    assert tower.flights.replacing == {first}
-    for flight in (plain, second, first):
+async def what_counts(tower: Tower) -> None:
+    """What was brought for another model does not count, and what is to replace samples is no
+    addition to them."""
+    old, new, instead = (tower.begin("a", alone=True) for _ in range(3))
+    old.stamp, new.stamp, instead.stamp = 1, 2, 2
+    instead.is_addition = False
+    for flight, words in ((old, "o"), (new, "n"), (instead, "i")):
+        tower.land(flight, a=words)
+    assert tower.brought(b"a", 1) == "o"
+    assert tower.brought(b"a", 2) == "n"
+    assert tower.brought(b"a", 2, is_first=True) == "ni"
+    for flight in (old, new, instead):
         tower.flights.end(flight)
-    assert tower.flights.replacing == set()
 
 
 async def unanswered_alone(tower: Tower) -> None:
@@ -397,7 +223,7 @@ async def unwanted(tower: Tower) -> None:
     """What nobody wants any more ends, but not before: upstream generates nothing for nobody."""
     flight = tower.begin("a")
     assert flight.task
-    with flight.wanted():
+    with tower.flights.wanted(flight):
         waiter = tower.wait("one", a=1)
         await settled()
         assert (flight.clients, tower.flights.waiting) == (2, 1)
@@ -407,16 +233,18 @@ async def unwanted(tower: Tower) -> None:
     waiter.cancel()
     await settled()
     assert flight.task.cancelled()
+    # Between that and its end, nobody begins to wait for it.
+    assert tower.flights.busy([b"a"]) == set()
     tower.flights.end(flight)
 
 
-async def unwanted_when_answered(tower: Tower) -> None:
+async def unwanted_when_landed(tower: Tower) -> None:
     """What was paid for is stored, whoever wants it."""
     flight = tower.begin("a")
     assert flight.task
     waiter = tower.wait("one", a=1)
     await settled()
-    tower.flights.answer(flight)
+    tower.land(flight, a="x")
     waiter.cancel()
     await settled()
     assert (flight.clients, flight.task.done()) == (0, False)
@@ -427,7 +255,7 @@ async def unwanted_when_answered(tower: Tower) -> None:
 async def never_wanted(tower: Tower) -> None:
     """A flight without a task yet is not to end in a traceback."""
     flight = Flight([b"a"])
-    with flight.wanted():
+    with tower.flights.wanted(flight):
         pass
     assert flight.clients == 0
 
@@ -519,16 +347,11 @@ async def same_keys(tower: Tower) -> None:
     assert tower.log == ["one"]
 
 
-async def refusal_of_nobody(tower: Tower) -> None:
-    """A flight for which nobody waits ends like any other."""
-    tower.flights.end(tower.begin("a"), is_lasting=True)
-
-
 FLIGHTS = [
-    order, lasting, first_of_many, two_pools_of_one, other_pools, alone, busy, settling,
-    replacing, unanswered_alone, unwanted,
-    unwanted_when_answered, never_wanted, leaving, leaving_when_woken, next_flight, crowd,
-    same_keys, refusal_of_nobody,
+    order, failed, first_of_many, two_pools_of_one, other_pools, alone, busy, landed,
+    what_counts, unanswered_alone, unwanted,
+    unwanted_when_landed, never_wanted, leaving, leaving_when_woken, next_flight, crowd,
+    same_keys,
 ]  # fmt: skip
 
 
@@ -546,9 +369,7 @@ def test_flights(case: FlightCase) -> None:
 
 
 def streamed(identity: str) -> Flight:
-    flight = Flight([identity.encode()], identity)
-    flight.stream = Stream()
-    return flight
+    return Flight([identity.encode()], identity, stream=Stream())
 
 
 def test_flight_that_can_be_followed() -> None:
@@ -567,12 +388,12 @@ def test_flight_that_can_be_followed() -> None:
     flights.end(flight)
 
 
-def test_flight_that_is_answered() -> None:
+def test_flight_that_has_landed() -> None:
     """A call that repeats an answered one would be the same answer once more, not a hit."""
     flights = Flights()
     flight = streamed("a")
     flights.begin(flight, alone=False)
-    flights.answer(flight)
+    flights.land(flight, {})
     assert flights.find("a") is None
     flights.end(flight)
 

@@ -18,10 +18,10 @@ KNOWS_MITMPROXY = {
     "runner.py", "streaming.py",
 }  # fmt: skip
 DOES_IO = {
-    "addon.py", "client.py", "connections.py", "express.py", "feed.py", "passage.py", "runner.py",
-    "service.py", "streaming.py", "upstream.py", "store/__init__.py", "store/follower.py",
-    "store/journal.py", "store/outbox.py", "store/redis.py", "store/shared.py", "store/state.py",
-    "store/syncer.py",
+    "aborting.py", "addon.py", "asking.py", "client.py", "connections.py", "express.py",
+    "feed.py", "fetching.py", "passage.py", "runner.py", "service.py", "streaming.py",
+    "upstream.py", "store/__init__.py", "store/follower.py", "store/journal.py",
+    "store/outbox.py", "store/redis.py", "store/shared.py", "store/state.py", "store/syncer.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",
@@ -30,12 +30,12 @@ IO_MODULES = {
 PURE = {
     "admission.py", "cache.py", "directives.py", "exchange.py", "framing.py", "identity.py",
     "inflight.py", "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py",
-    "routes.py", "routing.py", "settings.py", "sse.py", "wire.py",
+    "routes.py", "routing.py", "settings.py", "sse.py", "stream.py", "wire.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.
-VALUES_ONLY = {"settings.py": {"pathlib"}, "inflight.py": {"asyncio"}}
+VALUES_ONLY = {"settings.py": {"pathlib"}, "inflight.py": {"asyncio"}, "stream.py": {"asyncio"}}
 
 
 def imports(path: Path) -> set[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,13 +13,14 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon import dialects
+from sglang_cached_addon.asking import Ask, Reply, Streamed
 from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request
 from sglang_cached_addon.identity import Change
-from sglang_cached_addon.inflight import Cut
 from sglang_cached_addon.policy import Mode, Reason
-from sglang_cached_addon.service import Ask, Reply, Service, Streamed
+from sglang_cached_addon.service import Service
 from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.stream import Cut
 from sglang_cached_addon.upstream import State, Upstream
 from tests.test_upstream import INFO, Asked, Kept, Script, credential, run, serving, settled, until
 
@@ -186,7 +186,7 @@ async def standing(
             await asyncio.gather(*stage.tasks, return_exceptions=True)
             await until(lambda: not len(stage.service.flights))
             assert stage.service.flights.waiting == 0
-            assert not stage.service._asks
+            assert not stage.service.aborts._named
         finally:
             for task in stage.tasks:
                 task.cancel()
@@ -304,7 +304,7 @@ def test_prefix_of_a_batch() -> None:
 
 
 def test_late() -> None:
-    """Who comes after the answer would be told that he waited for it; or ask again."""
+    """Who comes after the answer would wait for it to be stored, or ask again."""
 
     async def test() -> None:
         async with standing() as stage:
@@ -314,16 +314,35 @@ def test_late() -> None:
             stage.generated(asked)
             assert (await first).brief == "miss 200"
             assert stage.stored == 0
-            second = stage.generate("a")
             looking = asyncio.ensure_future(stage.service.settled())
-            await settled()
-            assert not second.done()
+            for form in ({}, {"stream": True}):
+                assert await briefs(stage.generate("a", **form)) == ["hit 200"]
+            assert stage.stored == 0
             assert not looking.done()
             stage.script.may_answer.set()
             await looking
-            assert stage.stored == 1
-            assert await briefs(second) == ["hit 200"]
+            await until(lambda: stage.stored == 1)
+            assert await briefs(stage.generate("a")) == ["hit 200"]
             assert stage.counters.collapsed == 0
+            assert stage.is_quiet
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+def test_before_it_is_stored(form: dict[str, bool]) -> None:
+    """Who waits for a fetch would also wait until upstream says that it is the same model."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            first, asked = await stage.lead("a")
+            others = [stage.generate("a", **form) for _ in range(3)]
+            await stage.waiting(3)
+            stage.script.may_answer.clear()
+            stage.generated(asked)
+            assert await briefs(first, *others) == ["miss 200", *["collapsed 200"] * 3]
+            assert stage.stored == 0
+            stage.script.may_answer.set()
 
     run(test)
 
@@ -356,31 +375,43 @@ def test_repeated(case: str) -> None:
 # When something goes wrong
 
 
-@pytest.mark.parametrize("status", [400, 429, 500, 503])
-def test_refused(status: int) -> None:
-    """One refusal would be everybody's, or send everybody upstream at once."""
+SHARED = [429, 500, 503]
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@pytest.mark.parametrize("status", [400, *SHARED])
+def test_refused(status: int, form: dict[str, bool]) -> None:
+    """Of twelve who wait for what fails, the last would wait twelve times as long; or one would get
+    what is only said to another."""
 
     async def test() -> None:
         async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            others = [stage.generate("a") for _ in range(4)]
-            for left in (4, 3):
-                await stage.waiting(left)
-                asked.answer(status, {"error": "no"})
-                asked = await stage.asked()
-                assert stage.is_quiet
-            await stage.waiting(2)
-            stage.generated(asked)
+            leader, asked = await stage.lead("a", **form)
+            others = [stage.generate("a", **form) for _ in range(11)]
+            json_one, more = stage.generate("a"), stage.generate("a", 2)
+            await stage.waiting(13)
+            asked.answer(status, {"error": "no"})
             bad = f"miss {status} status"
-            assert Counter(await briefs(leader, *others)) == {
-                bad: 2, "miss 200": 1, "collapsed 200": 2
-            }  # fmt: skip
-            assert (await leader).json == {"error": "no"}
+            assert await briefs(leader) == [bad]
+            calls = [await stage.asked() for _ in range(1 if status in SHARED else 13)]
+            if status in SHARED:  # another call may be answered otherwise
+                (call,) = calls
+                assert call.json["sampling_params"]["n"] == 2
+                same = list(await asyncio.gather(*others, json_one))
+                assert {got.brief for got in same} == {f"collapsed {status} status"}
+                assert {got.body for got in same} == {(await leader).body}
+            await settled()
+            assert stage.is_quiet
+            for call in calls:
+                call.answer(status, {"error": "again"})
+            assert await briefs(more) == [bad]
+            await asyncio.gather(*others, json_one)
+            assert stage.counters.misses == 14
 
     run(test)
 
 
-@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("status", [401, 403, 429, 503])
 def test_credentials(status: int) -> None:
     """One whose key was taken back would have all others refused, or be let in by theirs."""
 
@@ -390,12 +421,13 @@ def test_credentials(status: int) -> None:
             others = [stage.generate("x", key="b") for _ in range(2)]
             await stage.waiting(2)
             asked.answer(status, {"error": "no"})
-            asked = await stage.asked()
-            assert asked.headers["authorization"] == "b"
-            stage.generated(asked)
+            for asked in [await stage.asked() for _ in others]:
+                assert asked.headers["authorization"] == "b"
+                stage.generated(asked)
             found = await briefs(leader, *others)
-            assert found == [f"miss {status} status", "miss 200", "collapsed 200"]
-            assert not stage.upstream.admits(credential("a"), 0.0)
+            assert found == [f"miss {status} status", "miss 200", "miss 200"]
+            if status in (401, 403):
+                assert not stage.upstream.admits(credential("a"), 0.0)
 
     run(test)
 
@@ -430,8 +462,8 @@ def test_never_stored(case: str) -> None:
     run(test)
 
 
-def test_once_not_stored() -> None:
-    """An answer that is bad by chance would send everybody upstream at once."""
+def test_aborted_for_one() -> None:
+    """Who waits for what somebody aborts would wait for one after the other, or be aborted."""
 
     async def test() -> None:
         async with standing() as stage:
@@ -439,41 +471,56 @@ def test_once_not_stored() -> None:
             others = [stage.generate("a") for _ in range(5)]
             await stage.waiting(5)
             stage.generated(asked, end="abort")
-            asked = await stage.asked()
-            await stage.waiting(4)
-            assert stage.is_quiet
-            stage.generated(asked)
+            calls = [await stage.asked() for _ in others]
+            for asked in calls:
+                stage.generated(asked)
             assert await briefs(leader) == ["miss 200 abort"]
-            assert Counter(await briefs(*others)) == {"miss 200": 1, "collapsed 200": 4}
+            assert set(await briefs(*others)) == {"miss 200"}
 
     run(test)
 
 
 @pytest.mark.parametrize("what", ["hang up", "cut", "gone"])
 def test_no_answer(what: str) -> None:
-    """Who waits for an answer that is never given would wait for ever."""
+    """Who waits for an answer that is never given would wait for ever, or for the next failure."""
 
     async def test() -> None:
         async with standing() as stage:
             leader, asked = await stage.lead("a")
-            other = stage.generate("a")
-            await stage.waiting(1)
+            others = [stage.generate("a", **form) for form in ({}, {}, {"stream": True})]
+            await stage.waiting(3)
             if what == "gone":
                 stage.script.stop()
-                assert (await leader).brief == "miss 502 cut"
-                assert (await other).brief == "miss 502 unreachable"
-                assert stage.upstream.state is State.DOWN
-                assert stage.script.url in (await other).json["error"]["message"]
-                return
-            if what == "cut":
+            elif what == "cut":
                 asked._writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\nhalf")
                 await asked._writer.drain()
                 asked._writer.close()
                 asked.is_answered.set()
             else:
                 asked.cut()
-            stage.generated(await stage.asked())
-            assert await briefs(leader, other) == ["miss 502 cut", "miss 200"]
+            assert await briefs(leader, *others) == ["miss 502 cut", *["collapsed 502 cut"] * 3]
+            assert stage.script.url in (await others[0]).json["error"]["message"]
+            assert stage.is_quiet
+            if what == "gone":
+                assert await briefs(stage.generate("a")) == ["miss 502 unreachable"]
+                assert stage.upstream.state is State.DOWN
+
+    run(test)
+
+
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+def test_unreachable(form: dict[str, bool]) -> None:
+    """Each of those who wait for a connection would wait for one of his own."""
+
+    async def test() -> None:
+        async with standing(store=Far()) as stage:
+            others = [stage.generate("a", n, **form) for n in (1, 1, 1, 2)]
+            look = await stage.store.looks.get()
+            await stage.waiting(3)
+            stage.script.stop()
+            look.answer.set_result(Brought())
+            found = await briefs(*others)
+            assert found == ["miss 502 unreachable", *["collapsed 502 unreachable"] * 3]
 
     run(test)
 
@@ -506,66 +553,207 @@ def test_leaving() -> None:
     run(test)
 
 
-# What is stored
+# One answer is of one model
 
 
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        ((200, {**INFO, "weight_version": "2"}), Reason.MODEL_CHANGED),
-        ((200, {**INFO, "model_path": "x", "served_model_name": "x"}), Reason.MODEL_CHANGED),
-        ((500, {}), Reason.UNCONFIRMED),
-        ((401, {}), Reason.UNCONFIRMED),
-        ((200, b"?"), Reason.UNCONFIRMED),
-    ],
-)
-def test_another_model(said: tuple[int, Any], reason: Reason) -> None:
-    """An answer that was under way while the model changed would be kept as the new one's."""
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_part_that_others_fetch(is_first: bool) -> None:
+    """What comes while a list fetches the rest would be generated again."""
 
     async def test() -> None:
         async with standing() as stage:
-            leader, asked = await stage.lead("a")
+            alone, one = await stage.lead("a")
+            batch, two = await stage.lead(["a", "b"])
+            assert two.json["text"] == ["b"]
+            stage.generated(one if is_first else two)
+            await (alone if is_first else settled())
             await settled()
-            stage.script.says["/model_info"] = said
-            stage.generated(asked)
-            assert (await leader).brief == "miss 200"
+            stage.generated(two if is_first else one)
+            assert (await batch).texts[0] == (await alone).texts[0]
+            assert (await batch).brief == "partial 200"
+            assert stage.is_quiet
             await stage.service.settled()
-            assert stage.stored == 0
-            assert stage.counters.not_stored == {reason: 1}
+            assert stage.stored == 2
 
     run(test)
 
 
-def test_cleared() -> None:
-    """What somebody has cleared would come back a moment later."""
+async def changed(stage: Stage) -> None:
+    """An update passes through."""
+    (await stage.upstream.change(Change.MODEL, None))(200)
+
+
+@pytest.mark.parametrize("what", ["waited for", "stored"])
+def test_parts_of_two_models(what: str) -> None:
+    """One answer would hold what two models have generated."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            alone, one = await stage.lead("a")
+            if what == "stored":
+                stage.generated(one)
+                await alone
+                await stage.service.settled()
+            batch, two = await stage.lead(["a", "b"])
+            assert two.json["text"] == ["b"]
+            if what == "waited for":
+                stage.generated(one)
+                await alone
+            await changed(stage)
+            stage.generated(two)
+            again = await stage.asked()
+            assert again.json["text"] == ["a", "b"]
+            stage.generated(again)
+            assert (await batch).brief == "miss 200"
+            assert (await batch).texts == ["a 3", "b 4"]
+            await stage.service.settled()
+            assert await briefs(stage.generate(["a", "b"])) == ["hit 200"]
+
+    run(test)
+
+
+def test_parts_that_are_not_confirmed() -> None:
+    """What upstream is about to say of its model would come too late for an answer of parts."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            alone, one = await stage.lead("a")
+            stage.generated(one)
+            await alone
+            await stage.service.settled()
+            batch, two = await stage.lead(["a", "b"])
+            await settled()
+            stage.script.may_answer.clear()
+            stage.script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            stage.generated(two, "1")
+            await settled()
+            assert not batch.done()
+            stage.script.may_answer.set()
+            again = await stage.asked()
+            assert again.json["text"] == ["a", "b"]
+            stage.generated(again, "2")
+            assert (await batch).texts == ["a 3", "b 4"]
+
+    run(test)
+
+
+def test_parts_that_say_that_they_are_of_another() -> None:
+    """A top-up that names other weights would be put beside what is stored."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            alone, one = await stage.lead("a")
+            stage.generated(one)
+            await alone
+            await stage.service.settled()
+            more, two = await stage.lead("a", 2)
+            stage.generated(two, "2")
+            assert (await more).brief == "bypass 200 other-weights"
+
+    run(test)
+
+
+def test_a_model_that_does_not_stay() -> None:
+    """A call would begin anew for ever."""
 
     async def test() -> None:
         async with standing() as stage:
             leader, asked = await stage.lead("a")
-            stage.store.clear()
+            other = stage.generate("a")
+            await stage.waiting(1)
+            for _ in range(3):
+                await changed(stage)
+                _, again = await stage.lead("a")
+                stage.generated(asked)
+                asked = again
+                await settled()
+            assert await briefs(leader, other) == ["miss 200", "bypass 200 model-changed"]
             stage.generated(asked)
-            assert (await leader).brief == "miss 200"
-            await stage.service.settled()
-            assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
 
     run(test)
 
 
-def test_change_by_request() -> None:
-    """An update of the weights that passes through would leave followers with the old ones."""
+@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+def test_received_anew_with_an_id(form: dict[str, bool]) -> None:
+    """A call that waits while the model changes would end in a traceback."""
 
     async def test() -> None:
         async with standing() as stage:
-            old, asked = await stage.lead("a")
-            ended = await stage.upstream.change(Change.MODEL, None)
-            ended(200)
-            new, again = await stage.lead("a")
-            stage.generated(asked)
-            stage.generated(again)
-            assert await briefs(old, new) == ["miss 200", "miss 200"]
+            leader, one = await stage.lead("a")
+            others = [stage.generate("a", rid=f"mine{i}", **form) for i in range(2)]
+            await stage.waiting(2)
+            await changed(stage)
+            stage.generated(one)
+            two = await stage.asked()
+            await stage.waiting(1)
+            assert stage.service.aborts.is_known("mine0")
+            if form:
+                two.begin()
+                meta = {"id": "x", "finish_reason": {"type": "stop"}, "completion_tokens": 1}
+                said = {"text": "b", "output_ids": [1], "meta_info": meta}
+                two.send(b"data: %b\n\n" % json.dumps(said).encode())
+                two.send(DONE)
+                two.end()
+                for other in others:
+                    assert (await other).pieces[-1] == DONE
+            else:
+                stage.generated(two)
+            assert await briefs(leader, *others) == ["miss 200", "miss 200", "collapsed 200"]
+            assert b"mine1" in (await others[1]).body
+            assert not stage.service.aborts._named
+
+    run(test)
+
+
+# Upstreams that have ways of their own
+
+
+@pytest.mark.parametrize("status", [200, 400, 422])
+def test_ignored_n(status: int) -> None:
+    """An upstream that does not do what a part of the answer needs would be an error to a client
+    whose own call it answers."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            alone, one = await stage.lead("a")
+            stage.generated(one)
+            await alone
             await stage.service.settled()
-            assert stage.stored == 1
-            assert (await stage.generate("a")).texts == (await new).texts
+            for number in range(2):
+                more = stage.generate("a", 3)
+                if not number:
+                    asked = await stage.asked()
+                    assert asked.json["sampling_params"]["n"] == 2
+                    asked.answer(status, {"text": "a", "meta_info": {}})
+                assert (await more).brief == "bypass 200 unreadable-answer"
+            assert stage.is_quiet
+            two = stage.generate("b", 3)
+            assert (await stage.asked()).json["sampling_params"]["n"] == 3
+            two.cancel()
+
+    run(test)
+
+
+def test_stored_is_the_word_of_all() -> None:
+    """An answer of which something is not stored would be said to be stored."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            alone, one = await stage.lead("b")
+            batch, two = await stage.lead(["a", "b"])
+            stage.generated(two, end="length")
+            one.answer(503, {})
+            await alone
+            three = await stage.asked()
+            stage.generated(three, end="abort")
+            assert (await batch).brief == "miss 200 abort"
+            alone, one = await stage.lead("d")
+            batch, two = await stage.lead(["c", "d"])
+            stage.generated(two, end="abort")
+            one.answer(503, {})
+            await alone
+            stage.generated(await stage.asked())
+            assert (await batch).brief == "miss 200 abort"
 
     run(test)
 
@@ -723,6 +911,7 @@ def test_strangers() -> None:
             for key in ("c", ""):
                 assert (await stage.generate("x", key=key)).brief == "bypass 200 unauthorized"
             assert (await stage.generate("x", key="a")).brief == "hit 200"
+            await stage.service.settled()
             body = json.dumps({"text": "x", "sampling_params": {"n": 1}}).encode()
             for key, found in (("a", True), ("c", False), ("", False)):
                 hit = stage.service.look_up("POST", GENERATE, body, credential(key), streams=True)
@@ -760,122 +949,6 @@ def test_offline_says_what_is_near(is_local: bool) -> None:
             assert "--mode offline" in message
             assert "Near is " in message
             assert (seen, script.connections) == ([is_local], 0)
-
-    run(test)
-
-
-# Aborts
-
-
-def test_targets() -> None:
-    """An abort would end what others wait for, or miss what nobody else does."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            service = stage.service
-            assert not service.is_known("mine")
-            task, asked = await stage.lead("a", rid="mine")
-            unique = asked.json["rid"]
-            assert unique != "mine"
-            assert service.is_known("mine")
-            assert service.targets("mine") == [unique]
-            assert service.targets(unique) == []
-            other = stage.generate("a", rid="theirs")
-            await stage.waiting(1)
-            assert service.is_known("theirs")
-            assert service.targets("mine") == service.targets("theirs") == []
-            stage.generated(asked)
-            assert [(await t).json["meta_info"]["id"] for t in (task, other)] == ["mine", "theirs"]
-            assert not service.is_known("mine")
-
-    run(test)
-
-
-@pytest.mark.parametrize("rid", ["mine", "theirs"])
-def test_abort_of_one(rid: str) -> None:
-    """One who aborts would wait on, or take the others with him."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            mine, asked = await stage.lead("a", rid="mine")
-            theirs = stage.generate("a", rid="theirs")
-            third = stage.generate("a")
-            await stage.waiting(2)
-            stage.service.aborting(rid)(True)
-            stage.service.aborting(rid)(True)
-            aborted, other = (mine, theirs) if rid == "mine" else (theirs, mine)
-            got = await aborted
-            assert got.brief == "miss 200 abort"
-            meta = got.json["meta_info"]
-            assert (meta["finish_reason"]["type"], meta["id"]) == ("abort", rid)
-            assert not asked.is_left
-            assert not other.done()
-            stage.generated(asked)
-            assert (await other).json["meta_info"]["finish_reason"]["type"] == "stop"
-            assert (await third).brief == "collapsed 200"
-            assert stage.counters.not_stored == {Reason.ABORT: 1}
-
-    run(test)
-
-
-def test_abort_alone() -> None:
-    """Upstream's own word on an aborted call would not come back."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            task, asked = await stage.lead("a", rid="mine")
-            stage.service.aborting("mine")(True)
-            stage.service.aborting(None)(True)
-            await settled()
-            assert not task.done()
-            stage.generated(asked, end="abort")
-            got = await task
-            assert got.brief == "miss 200 abort"
-            assert got.texts == ["a 1"]
-            assert got.json["meta_info"]["id"] == "mine"
-
-    run(test)
-
-
-def test_abort_all() -> None:
-    """Some who wait would have what was aborted generated again."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", rid="0")
-            others = [stage.generate("a", rid=str(i)) for i in range(1, 4)]
-            await stage.waiting(3)
-            stage.service.aborting(None)(True)
-            assert set(await briefs(leader, *others)) == {"miss 200 abort"}
-            await until(lambda: asked.is_left)
-
-    run(test)
-
-
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-@pytest.mark.parametrize("is_agreed", [True, False], ids=["agreed", "refused"])
-def test_abort_all_that_is_overtaken(is_agreed: bool, form: dict[str, bool]) -> None:
-    """Upstream's aborted answer may come before its word that it has aborted all: who waited would
-    have it generated again, for nobody."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", rid="0")
-            other = stage.generate("a", rid="1", **form)
-            await stage.waiting(1)
-            ended = stage.service.aborting(None)
-            stage.generated(asked, end="abort")
-            await leader
-            await stage.service.settled()
-            await settled()
-            assert stage.is_quiet
-            ended(is_agreed)
-            if not is_agreed:
-                stage.generated(await stage.asked())
-            got = await other
-            assert got.status == 200
-            assert (b"abort" in got.body) == is_agreed
-            assert stage.is_quiet
 
     run(test)
 
@@ -1058,6 +1131,7 @@ def test_stream() -> None:
             assert [(await t).pieces for t in tasks[:3]] == [WHOLE, [*WHOLE[:2], DONE], WHOLE]
             assert (await whole).json["choices"][0]["text"] == "ab"
             assert stage.is_quiet
+            await stage.service.settled()
             assert (stage.stored, stage.counters.tokens_saved) == (1, 6)
             assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
 
@@ -1101,9 +1175,7 @@ def test_stream_that_is_cut(form: str) -> None:
             if form == "stream":
                 assert (await follower).is_cut
             else:
-                again = await stage.asked()
-                again.answer(503, {})
-                assert (await follower).brief == "miss 503 status"
+                assert (await follower).brief == "collapsed 502 cut"
             assert stage.stored == 0
 
     run(test)
@@ -1120,8 +1192,8 @@ def test_not_a_stream(status: int) -> None:
             others = [stage.ask(COMPLETIONS, STREAM) for _ in range(3)]
             await stage.waiting(3)
             asked.answer(status, {"said": "no"})
-            # What can never be stored lets all go; else one goes after the other.
-            calls = [await stage.asked() for _ in range(3 if status == 200 else 1)]
+            # What upstream cannot do for anyone now is everybody's answer; else all go, at once.
+            calls = [await stage.asked() for _ in range(0 if status == 503 else 3)]
             await settled()
             assert stage.is_quiet
             for call in calls:
@@ -1131,9 +1203,8 @@ def test_not_a_stream(status: int) -> None:
             got = await leader
             assert (got.kind, got.status, got.json) == ("miss", status, {"said": "no"})
             assert got.reason is (Reason.UNREADABLE if status == 200 else Reason.STATUS)
-            kinds = Counter(await briefs(*others))
-            assert kinds["miss 200"] == len(calls)
-            assert sum(kinds.values()) == 3
+            brief = "miss 200" if calls else "collapsed 503 status"
+            assert await briefs(*others) == [brief] * 3
 
     run(test)
 
@@ -1183,54 +1254,32 @@ def test_leaving_a_stream(first: str) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("who", ["mine", "theirs"])
-def test_abort_of_a_stream(who: str) -> None:
-    """A stream that others read, too, could not be left by an abort."""
+@pytest.mark.parametrize("who", ["leader", "follower"])
+def test_closed_behind_the_terminator(who: str) -> None:
+    """A client that hangs up with the last event in hand would be said to have left before."""
 
     async def test() -> None:
         async with standing() as stage:
-            mine, asked = await begun(stage, {**STREAM, "rid": "mine"})
-            theirs = stage.ask(COMPLETIONS, {**STREAM, "rid": "theirs"})
-            await stage.waiting(1)
-            asked.send(chunk("more"))
-            await settled()
-            stage.service.aborting(who)(True)
-            aborted, other = (mine, theirs) if who == "mine" else (theirs, mine)
-            got = await aborted
-            assert got.pieces[-1] == DONE
-            assert b'"abort"' in got.pieces[-2]
-            assert not other.done()
+            answers = []
+            for _ in range(2):
+                receiving = asyncio.ensure_future(
+                    stage.receive(stage.make(COMPLETIONS, STREAM, {}))
+                )
+                if not answers:
+                    asked = await stage.asked()
+                    asked.begin()
+                answers.append(await receiving)
+            asked.send(WHOLE[0])
             finish(asked)
-            assert b'"abort"' not in (await other).body
-            if who == "mine":
-                assert got.reason is Reason.ABORT
-
-    run(test)
-
-
-def test_abort_of_a_native_stream() -> None:
-    """Whoever takes the last event for the whole, as its text is, would lose what had come."""
-    body = {"text": "x", "stream": True, "sampling_params": {}}
-    meta = {"id": "i", "finish_reason": None, "prompt_tokens": 1, "completion_tokens": 1}
-
-    async def test() -> None:
-        async with standing() as stage:
-            mine = stage.ask(GENERATE, {**body, "rid": "mine"})
-            asked = await stage.asked()
-            theirs = stage.ask(GENERATE, {**body, "rid": "theirs"})
-            await stage.waiting(1)
-            asked.begin()
-            said = {"text": "hello", "output_ids": [1], "meta_info": meta}
-            asked.send(b"data: %b\n\n" % json.dumps(said).encode())
-            await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
-            await settled()
-            stage.service.aborting("theirs")(True)
-            got = await theirs
-            asked.cut()
-            await mine
-            last = json.loads(got.pieces[-2][6:])
-            assert last["meta_info"]["finish_reason"]["type"] == "abort"
-            assert last["text"] == "hello"
+            await until(lambda: stage.stored == 1)
+            for name, answer in zip(("leader", "follower"), answers, strict=True):
+                async for pieces in answer.pieces:
+                    if DONE in pieces and name == who:
+                        break
+                answer.close(name != who)
+            assert [answer.outcome.reason for answer in answers] == [None, None]
+            assert not stage.counters.not_stored
+            assert stage.counters.collapsed == 1
 
     run(test)
 

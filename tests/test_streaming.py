@@ -18,10 +18,10 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
 from sglang_cached_addon import wire
+from sglang_cached_addon.asking import Streamed
 from sglang_cached_addon.exchange import Hit
 from sglang_cached_addon.feed import Feed
 from sglang_cached_addon.outcome import NOTHING, Kind, Outcome
-from sglang_cached_addon.service import Streamed
 from sglang_cached_addon.streaming import Streaming
 
 EVENTS = [b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"]

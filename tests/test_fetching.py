@@ -1,0 +1,97 @@
+"""What becomes of what upstream answers, against a server whose every answer the test gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon import fetching
+from sglang_cached_addon.identity import Change
+from sglang_cached_addon.policy import Reason
+from tests.test_service import COMPLETIONS, STREAM, WHOLE, begun, briefs, standing
+from tests.test_upstream import INFO, run, settled, until
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ((200, {**INFO, "weight_version": "2"}), Reason.MODEL_CHANGED),
+        ((200, {**INFO, "model_path": "x", "served_model_name": "x"}), Reason.MODEL_CHANGED),
+        ((500, {}), Reason.UNCONFIRMED),
+        ((401, {}), Reason.UNCONFIRMED),
+        ((200, b"?"), Reason.UNCONFIRMED),
+    ],
+)
+def test_another_model(said: tuple[int, Any], reason: Reason) -> None:
+    """An answer that was under way while the model changed would be kept as the new one's."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await stage.lead("a")
+            await settled()
+            stage.script.says["/model_info"] = said
+            stage.generated(asked)
+            assert (await leader).brief == "miss 200"
+            await stage.service.settled()
+            assert stage.stored == 0
+            assert stage.counters.not_stored == {reason: 1}
+
+    run(test)
+
+
+def test_cleared() -> None:
+    """What somebody has cleared would come back a moment later."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await stage.lead("a")
+            stage.store.clear()
+            stage.generated(asked)
+            assert (await leader).brief == "miss 200"
+            await stage.service.settled()
+            assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
+
+    run(test)
+
+
+def test_change_by_request() -> None:
+    """An update of the weights that passes through would leave followers with the old ones."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            old, asked = await stage.lead("a")
+            ended = await stage.upstream.change(Change.MODEL, None)
+            ended(200)
+            new, again = await stage.lead("a")
+            stage.generated(asked)
+            stage.generated(again)
+            assert await briefs(old, new) == ["miss 200", "miss 200"]
+            await stage.service.settled()
+            assert stage.stored == 1
+            assert (await stage.generate("a")).texts == (await new).texts
+
+    run(test)
+
+
+# Streams
+
+
+def test_no_end_behind_the_terminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who want the same would wait for ever, and a connection be lost."""
+    monkeypatch.setattr(fetching, "GRACE_SECONDS", 0.1)
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await begun(stage)
+            others = [stage.ask(COMPLETIONS, body) for body in (STREAM, {"prompt": "a"})]
+            await stage.waiting(2)
+            for event in WHOLE[1:]:
+                asked.send(event)
+            kinds = ["miss 200", *["collapsed 200"] * 2]
+            assert await briefs(leader, *others) == kinds
+            assert (await leader).pieces == WHOLE
+            assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
+            await until(lambda: asked.is_left)
+
+    run(test)
