@@ -39,8 +39,9 @@ ATTEMPTS = 3
 """How often a call begins anew because the model has changed; then upstream is left alone with
 it."""
 
-WHOLE_SECONDS = 60.0
-"""How long upstream is not asked for a part of an answer again, when it has not understood that."""
+STRIKES, WHOLE_SECONDS = 2, 60.0
+"""How often in a row upstream may misunderstand what it is asked for as a part of an answer, and
+how long it is not asked for one after that."""
 
 _EVENTS = ((b"Content-Type", wire.EVENT_STREAM.encode()),)
 
@@ -84,6 +85,7 @@ class _Way:
 
     @property
     def dialect(self) -> str:
+        """The name of its dialect."""
         return self.known.dialect.name
 
     @property
@@ -127,8 +129,8 @@ class Service:
         self._isolates = isolates
         self._key_headers = key_headers or KeyHeaders()
         self._nearest = nearest
-        self._whole_until: dict[str, float] = {}
-        """Until when upstream is not asked for parts of answers of a dialect."""
+        self._strikes: dict[str, list[float]] = {}
+        """When upstream did not understand what it was asked for as a part, by dialect."""
 
     def look_up(
         self,
@@ -309,9 +311,7 @@ class Service:
         if call.stream and not ask.is_chunkable:
             return self._exchange.bypass(Reason.HTTP_1_0)
         fetch = self._exchange.fetch(way.known, way.plan, terms, busy)
-        if not fetch.is_whole and time.monotonic() < self._whole_until.get(
-            way.known.dialect.name, 0.0
-        ):
+        if not fetch.is_whole and self._is_misunderstood(way.dialect):
             return self._exchange.bypass(Reason.UNREADABLE)
         return await (self._begin if call.stream else self._gather)(ask, way, fetch)
 
@@ -461,15 +461,24 @@ class Service:
         if landed.split is None and not fetch.is_whole and landed.status in _MISUNDERSTOOD:
             # It may ignore `n`, or not take a list: what it makes of the client's own call is the
             # client's to know.
-            self._whole_until[way.dialect] = time.monotonic() + WHOLE_SECONDS
+            self._strikes.setdefault(way.dialect, []).append(time.monotonic())
             return self._exchange.bypass(Reason.UNREADABLE)
         if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
             return self._exchange.bypass(landed.refusal)
         if not fetch.is_whole and landed.split:
+            self._strikes.pop(way.dialect, None)
             return None
         reply = arrived.reply(replace(way.outcome(landed.refusal), status=landed.status))
         self._exchange.counters.add(reply.outcome)
         return reply
+
+    def _is_misunderstood(self, dialect: str) -> bool:
+        """Whether it is of no use to ask upstream for a part of an answer."""
+        strikes = self._strikes.get(dialect, [])
+        if len(strikes) >= STRIKES and time.monotonic() > strikes[-1] + WHOLE_SECONDS:
+            del self._strikes[dialect]
+            return False
+        return len(strikes) >= STRIKES
 
     async def _begin(self, ask: Ask, way: _Way, fetch: Fetch) -> Answer | None:
         """Fetches a stream, unless others have stored something of it."""
