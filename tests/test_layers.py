@@ -20,8 +20,9 @@ KNOWS_MITMPROXY = {
 DOES_IO = {
     "aborting.py", "addon.py", "asking.py", "client.py", "connections.py", "express.py",
     "feed.py", "fetching.py", "passage.py", "runner.py", "service.py", "streaming.py",
-    "upstream.py", "store/__init__.py", "store/follower.py", "store/journal.py",
-    "store/outbox.py", "store/redis.py", "store/shared.py", "store/state.py", "store/syncer.py",
+    "upstream.py", "store/__init__.py", "store/files.py", "store/follower.py", "store/journal.py",
+    "store/outbox.py", "store/redis.py", "store/rewriting.py", "store/shared.py", "store/state.py",
+    "store/syncer.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",

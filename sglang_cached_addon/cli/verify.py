@@ -39,12 +39,12 @@ def journal_of(cache_path: str) -> Path:
 @click.option(
     "--repair",
     is_flag=True,
-    help="Move what cannot be read to cache.jsonl.broken; the proxy must be stopped.",
+    help="Move what cannot be read to files of their own; the proxy must be stopped.",
 )
 def verify(cache_path: str, repair: bool) -> None:
     """Check each stored line."""
-    from sglang_cached_addon.store import StoreError
-    from sglang_cached_addon.store.journal import Journal, examine, is_taken
+    from sglang_cached_addon.store.files import StoreError, is_taken
+    from sglang_cached_addon.store.journal import Journal, examine
 
     path = journal_of(cache_path)
 
@@ -69,8 +69,9 @@ def verify(cache_path: str, repair: bool) -> None:
             journal = Journal(path.parent)
             try:
                 if not is_well:
-                    journal.repair()
-                    click.echo(f"what could not be read is in {path.with_suffix('.jsonl.broken')}")
+                    journal.load()
+                    journal.compact().result()
+                    click.echo(f"what could not be read is in {path}.broken or {path.name}.torn")
             finally:
                 journal.close()
             is_well = True

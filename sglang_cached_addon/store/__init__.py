@@ -14,16 +14,17 @@ from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, 
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
 
 from sglang_cached_addon.cache import Brought, Sample, counts, slots
+from sglang_cached_addon.store.files import StoreError
 from sglang_cached_addon.store.follower import Follower
 from sglang_cached_addon.store.index import Index
 from sglang_cached_addon.store.journal import Journal, Loaded
 from sglang_cached_addon.store.memory import Memory
-from sglang_cached_addon.store.state import StateFile, StoreError
+from sglang_cached_addon.store.state import StateFile
 
 __all__ = ["DiskStore", "Limits", "Loaded", "StoreError", "machine_memory"]
 
@@ -45,6 +46,9 @@ class Limits:
 STEP = 128
 """What has grown beyond a limit is cut by that part of it, so that it is not done with each line;
 small limits are kept to the letter."""
+
+VICTIMS = 256
+"""So many entries go at once: others wait meanwhile."""
 
 READS = 5
 """How often what is on disk is read again, because something was removed meanwhile."""
@@ -74,6 +78,8 @@ class DiskStore:
         )
         self.memory = Memory(limits.memory, evicted=self.journal.touch)
         self._unswept: list[bytes] = []
+        self._swept = 0
+        """Entries of the index that were looked at, or are about to be."""
         self._removals = 0
         self._turn = 0
         self.state = StateFile(folder, is_ours=not is_follower)
@@ -89,7 +95,7 @@ class DiskStore:
             for key in list(self.index):
                 self.journal.expire(key, now - limits.ttl, now)
         if not is_follower:
-            self._limit(self.journal.forget)
+            self._limit(self.journal.forget, inf)
 
     @property
     def index(self) -> Index:
@@ -188,6 +194,8 @@ class DiskStore:
     ) -> bool:
         # All lines of a key stay or go together, so its first one keeps what was asked: a line of
         # which nothing counts any more hands it on when it goes.
+        if self.journal.turn != self._turn:
+            _ = self.generation
         is_new, said, name = key not in self.index, content, raw
         is_at_hand = is_new or key in self.memory
         places, own = self._places(key, len(samples), since)
@@ -211,7 +219,7 @@ class DiskStore:
         """Where new samples come to be: counted from the beginning of the pool, and their slots."""
         end = self.index.end(key)
         if since == -inf:
-            have = self.index.count(key)
+            have = len(self.memory.peek(key))
             return range(have, have + count), range(end, end + count)
         pool = [(run.slot + i, run.at) for run in self.index.runs(key) for i in range(run.samples)]
         places = slots([at for _, at in pool], count, since, self.now)
@@ -237,11 +245,13 @@ class DiskStore:
         """Looks for what has expired and is not asked for, a little at a time."""
         if self._limits.ttl == inf:
             return
-        self._unswept = self._unswept or list(self.index)
+        if not self._unswept:
+            self._unswept = list(islice(self.index, self._swept, self._swept + SWEEP * SWEEP))
+            self._swept = self._swept + len(self._unswept) if self._unswept else 0
         for _ in range(min(SWEEP, len(self._unswept))):
             self._expire(self._unswept.pop())
 
-    def _limit(self, remove: Callable[[bytes], object]) -> None:
+    def _limit(self, remove: Callable[[bytes], object], most: float = VICTIMS) -> None:
         """Removes what was not used for the longest time, if there is too much."""
         limits, index = self._limits, self.index
         entries, size = len(index), index.bytes
@@ -249,12 +259,12 @@ class DiskStore:
             return
         least_entries, least_bytes = _below(limits.entries), _below(limits.bytes)
         # What is in memory was used after what is not.
-        all_keys = list(index) if len(self.memory) < entries else []
-        cold = (key for key in all_keys if key not in self.memory)
+        cold = (key for key in index if len(self.memory) < entries and key not in self.memory)
         hot = (key for key in self.memory if key in index)
-        victims = []
+        victims: list[bytes] = []
         for key in chain(cold, hot):
-            if entries <= least_entries and size <= least_bytes:
+            is_enough = entries <= least_entries and size <= least_bytes
+            if is_enough or (len(victims) >= most):
                 break
             victims.append(key)
             entries -= 1
@@ -277,6 +287,15 @@ class DiskStore:
 
         self.memory.clear(is_cleared)
         return self.journal.clear(is_cleared)
+
+    def room(self) -> Future[None] | None:
+        """As `Journal.room`."""
+        return self.journal.room()
+
+    @property
+    def lost(self) -> int:
+        """As `Journal.lost`."""
+        return self.journal.lost
 
     def compact(self) -> Future[None]:
         """As `Journal.compact`."""

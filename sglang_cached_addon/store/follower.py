@@ -16,10 +16,10 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.store.files import Reader, StoreError
 from sglang_cached_addon.store.index import Index, Place
-from sglang_cached_addon.store.journal import Loaded, Reader, calls_of
+from sglang_cached_addon.store.journal import Loaded, calls_of
 from sglang_cached_addon.store.lines import OtherVersion, samples_of, scan
-from sglang_cached_addon.store.state import StoreError
 
 LOOK_SECONDS = 0.5
 """How often it is looked whether the file is another."""
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Follower:
     """Reads the journal of one folder. As `Journal`, where both have something."""
 
-    pending = pending_bytes = dropped = 0
+    pending = pending_bytes = dropped = lost = 0
     restoring: Callable[[], object]
     """Never called."""
 
@@ -79,7 +79,7 @@ class Follower:
         samples: list[Sample] = []
         try:
             for run in runs:
-                line = reader.read(run.place, waits=waits)
+                line = reader.read(run.place.offset, run.place.length, waits=waits)
                 if line is None:
                     return None
                 samples += samples_of(line, key)[run.skip : run.skip + run.samples]
@@ -106,6 +106,9 @@ class Follower:
     def append(self, *args: object, **kwargs: object) -> bool:
         """Nothing is stored."""
         return True
+
+    def room(self) -> None:
+        """As `Journal.room`."""
 
     def remove(self, key: bytes) -> None:
         """Nothing is removed."""

@@ -42,7 +42,8 @@ class Place(NamedTuple):
     """Where a line is."""
 
     offset: int
-    """In the file; while the line waits to be written, `PENDING` plus its number."""
+    """In the file, plus `FILE` times the file's number; while the line waits to be written,
+    `PENDING` plus its own number."""
     length: int
     """With its newline."""
 
@@ -60,6 +61,9 @@ class Run(NamedTuple):
 
 
 PENDING = 1 << 63
+FILE = 1 << 48
+FILES = 1 << 14
+"""So many files have numbers of their own, which are used again after that."""
 
 # offset, length, at, skip, slot, count, dialect, raw
 _RECORD = struct.Struct("<QIdIIIB16s")
@@ -87,6 +91,8 @@ class Index:
         """Of all lines that count."""
         self.by_dialect: Counter[str] = Counter()
         """Samples."""
+        self._by_model: Counter[bytes] = Counter()
+        """Samples, by what keys begin with."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -105,6 +111,11 @@ class Index:
     def runs(self, key: bytes) -> list[Run]:
         """The pool of a key, in its order."""
         return [_run(record) for record in _RECORD.iter_unpack(self._entries.get(key, b""))]
+
+    def runs_of(self, key: bytes, place: Place) -> list[Run]:
+        """What counts of one line; a pool may have many."""
+        records = self._entries.get(key, b"")
+        return [_run(_RECORD.unpack_from(records, at)) for at in _places(records, place.offset)]
 
     def count(self, key: bytes) -> int:
         """How many samples a key has."""
@@ -126,11 +137,8 @@ class Index:
         return all(counts(r[2], since, now) for r in _RECORD.iter_unpack(records))
 
     def by_model(self) -> dict[str, int]:
-        """Samples by the beginnings of their keys, in hexadecimal; looks at every key."""
-        found: Counter[bytes] = Counter()
-        for key, records in tuple(self._entries.items()):
-            found[key[:PREFIX]] += sum(r[5] for r in _RECORD.iter_unpack(records))
-        return {prefix.hex(): count for prefix, count in found.items()}
+        """Samples by the beginnings of their keys, in hexadecimal."""
+        return {prefix.hex(): count for prefix, count in self._by_model.items()}
 
     # Changes
 
@@ -144,10 +152,10 @@ class Index:
         records = self._entries.pop(key, b"")
         new = (offset, length, at, 0, slot, count, self._name(dialect), raw or _NONE)
         if not records or _end(records) <= slot:
-            self._count(dialect, count, length)
+            self._count(key, dialect, count, length)
             records += _RECORD.pack(*new)
         else:
-            self._forget(records)
+            self._forget(key, records)
             records = _with(records, new)
             self._note(key, records)
         if raw:
@@ -157,12 +165,25 @@ class Index:
     def put(self, key: bytes, waiting: Place, offset: int) -> None:
         """A line that waited has come to its place in the file, if it still counts."""
         records = self._entries.get(key, b"")
-        old, new = struct.pack("<Q", waiting.offset), struct.pack("<Q", offset)
-        at = records.find(old)
-        while at >= 0:
-            if at % _SIZE == 0:
-                records = records[:at] + new + records[at + 8 :]
-            at = records.find(old, at + 1)
+        new = struct.pack("<Q", offset)
+        for at in _places(records, waiting.offset):
+            records = records[:at] + new + records[at + 8 :]
+        if records:
+            self._entries[key] = records
+
+    def move(self, key: bytes, offset: int, slot: int, count: int, place: Place) -> None:
+        """So many samples of a line, those at `slot` and behind it, are all of another line now."""
+        records = before = self._entries.get(key, b"")
+        is_weighed = False
+        for at in _places(records, offset):
+            _, length, stored_at, _, has, n, dialect, raw = _RECORD.unpack_from(records, at)
+            if slot <= has < slot + count:
+                new = (*place, stored_at, has - slot, has, n, dialect, raw)
+                records = records[:at] + _RECORD.pack(*new) + records[at + _SIZE :]
+                is_weighed |= length != place.length
+        if is_weighed:
+            self._weigh(key, before, -1)
+            self._weigh(key, records, 1)
         if records:
             self._entries[key] = records
 
@@ -180,7 +201,7 @@ class Index:
         kept = [record for record in all_of_it if not is_dropped(record)]
         if len(kept) == len(all_of_it):
             return
-        self._forget(records)
+        self._forget(key, records)
         if kept:
             self._entries[key] = rest = _pack(kept)
             self._note(key, rest)
@@ -198,7 +219,8 @@ class Index:
     def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> None:
         """Forgets the entries whose keys are to go: all, if nothing else is said."""
         if is_cleared is None:  # at once, however much there is
-            self._entries, self._names, self.by_dialect = {}, {}, Counter()
+            self._entries, self._names = {}, {}
+            self.by_dialect, self._by_model = Counter(), Counter()
             self.samples = self.bytes = 0
             return
         for key in [key for key in self._entries if is_cleared(key)]:
@@ -206,23 +228,15 @@ class Index:
 
     # To be kept, so that a large journal need not be read to be opened.
 
-    def copy(self) -> Index:
-        """One that is not changed any more: for `dump`, which takes its time. It finds no names."""
-        other = Index()
-        other._entries, other._dialects = self._entries.copy(), self._dialects.copy()
-        other.samples, other.bytes = self.samples, self.bytes
-        other.by_dialect = self.by_dialect.copy()
-        return other
-
     def dump(self) -> Iterator[bytes]:
-        """What `load` reads, in pieces: between them, other threads have their turn. Nothing may
-        wait to be written."""
+        """What `load` reads, in pieces. Nothing may wait to be written, or change meanwhile."""
         items = self._entries.items()
         head = {
             "dialects": self._dialects,
             "samples": self.samples,
             "bytes": self.bytes,
             "by_dialect": dict(self.by_dialect),
+            "by_model": self.by_model(),
             "entries": sum(len(records) == _SIZE for _, records in items),
         }
         yield orjson.dumps(head) + b"\n"
@@ -260,32 +274,38 @@ class Index:
         self._dialects = [str(name) for name in head["dialects"]]
         self.samples, self.bytes = int(head["samples"]), int(head["bytes"])
         self.by_dialect = Counter(head["by_dialect"])
+        by_model = {bytes.fromhex(prefix): int(n) for prefix, n in head["by_model"].items()}
+        self._by_model = Counter(by_model)
         return self
 
-    def _forget(self, records: bytes) -> None:
+    def _forget(self, key: bytes, records: bytes) -> None:
         """The runs of a key are not counted any more, and their names are not known."""
-        self._weigh(records, -1)
+        self._weigh(key, records, -1)
         for record in _RECORD.iter_unpack(records):
             self._names.pop(record[7], None)
 
     def _note(self, key: bytes, records: bytes) -> None:
-        self._weigh(records, 1)
+        self._weigh(key, records, 1)
         self._names |= {r[7]: key for r in _RECORD.iter_unpack(records) if r[7] != _NONE}
 
-    def _weigh(self, records: bytes, sign: int) -> None:
+    def _weigh(self, key: bytes, records: bytes, sign: int) -> None:
         """Counts the runs of a key, or counts them no more; a line once, however many runs are of
         it."""
         lines: set[int] = set()
         for offset, length, _, _, _, count, name, _ in _RECORD.iter_unpack(records):
-            self._count(self._dialects[name], sign * count, 0 if offset in lines else sign * length)
+            size = 0 if offset in lines else sign * length
+            self._count(key, self._dialects[name], sign * count, size)
             lines.add(offset)
 
-    def _count(self, dialect: str, samples: int, length: int) -> None:
+    def _count(self, key: bytes, dialect: str, samples: int, length: int) -> None:
         self.samples += samples
         self.bytes += length
         self.by_dialect[dialect] += samples
+        self._by_model[key[:PREFIX]] += samples
         if samples < 0 and not self.by_dialect[dialect]:
             del self.by_dialect[dialect]
+        if samples < 0 and not self._by_model[key[:PREFIX]]:
+            del self._by_model[key[:PREFIX]]
 
     def _name(self, dialect: str) -> int:
         try:
@@ -298,6 +318,17 @@ class Index:
 def _run(record: _Record) -> Run:
     offset, length, at, skip, slot, count, _, _ = record
     return Run(Place(offset, length), at, skip, slot, count)
+
+
+def _places(records: bytes, offset: int) -> list[int]:
+    """Where the records of a line are among a key's."""
+    wanted = struct.pack("<Q", offset)
+    found, at = [], records.find(wanted)
+    while at >= 0:
+        if at % _SIZE == 0:
+            found.append(at)
+        at = records.find(wanted, at + 1)
+    return found
 
 
 def _end(records: bytes) -> int:

@@ -1,21 +1,20 @@
 """The journal: `cache.jsonl`, lines added at the end, and the index of what is in it.
 
 What a line says is in `lines`. One thread owns the file: it writes what has gathered, at the latest
-`FLUSH_SECONDS` after it came, so a killed process loses no more than that; what a power cut may
-cost, `fsync` says. While the disk does not keep up, `MAX_PENDING` bytes wait, and what comes
-beyond is not kept. A clear of all cuts the file to nothing; one
-of some keys takes all of their lines out, and no other: what is left of them is written to
-`cache.jsonl.new` and renamed, so there is no half of it. The index of a large file is kept in
-`cache.index`, and made anew when it is missing or not of this file. At open, a torn last line is
-moved to `cache.jsonl.torn`; a broken line elsewhere, or one of another format version, is skipped
-and counted. Compacting takes out the lines that no longer count, and moves broken
-ones to `cache.jsonl.broken`; it happens by itself when dead lines are most of a large file.
-A lock on the folder keeps a second process out.
+`FLUSH_SECONDS` after it came, whatever else is going on; what a power cut may cost, `fsync` says.
+While the disk refuses, `MAX_PENDING` bytes wait, and what comes beyond is not kept; who has much to
+store waits for room, so that this is for a disk that fails, not for one that is written to. A clear
+of all cuts the file to nothing. What does not count any more is taken out by `rewriting` the file,
+which goes on beside all else: when dead lines are most of a large file, and after a clear of some
+keys. Broken lines go to `cache.jsonl.broken` then, and those of former formats to `cache.jsonl.v2`
+and the like. Somebody may rename, replace, cut or remove the file: it is put right, with a line in
+the log. The index of a large file is kept in `cache.index`, and made anew when it is missing or not
+of this file. At open, a torn last line is moved to `cache.jsonl.torn`; a broken line elsewhere is
+skipped and counted. A lock on the folder keeps a second process out.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -23,42 +22,56 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import orjson
 
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.settings import FSYNC
-from sglang_cached_addon.store.index import PENDING, Head, Index, Place, Run
+from sglang_cached_addon.store.files import (
+    CHOOSE_ANOTHER,
+    Reader,
+    StoreError,
+    close_to_others,
+    lock,
+    private,
+    sync_folder,
+)
+from sglang_cached_addon.store.index import FILE, FILES, PENDING, Head, Index, Place, Run
 from sglang_cached_addon.store.lines import (
     OLD_VERSIONS,
     OtherVersion,
     call_of,
     encode,
-    key_of,
+    is_foreign,
     parse,
     samples_of,
     scan,
 )
-from sglang_cached_addon.store.state import StoreError, sync_folder
+from sglang_cached_addon.store.rewriting import SLICE, Rewriting
 from sglang_cached_addon.store.syncer import Syncer
 
-FLUSH_SECONDS = 0.02
+FLUSH_SECONDS = 0.01
 """How long a line may wait for company."""
 
 RETRY_SECONDS = 1.0
 """Between attempts to write while the disk refuses."""
 
+LOOK_SECONDS = 1.0
+"""How often it is looked whether the file is where it was."""
+
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
+
+ROOM = 8 << 20
+"""While more than that waits for a disk that takes it, who has much to store waits, too."""
 
 PROGRESS_LINES = 20_000
 """How often it is told how much is read."""
 
-INDEX_VERSION = 1
+INDEX_VERSION = 3
 
 INDEX_BYTES = 64 << 20
 """The index of a smaller file is not kept: reading the file takes no time, and finds damage."""
@@ -66,20 +79,16 @@ INDEX_BYTES = 64 << 20
 COMPACT_BYTES = 1 << 20
 """A smaller file is not compacted by itself."""
 
+MANY = 20
+"""So many broken lines are reported one by one."""
+
 logger = logging.getLogger(__name__)
 
 IsCleared = Callable[[bytes], bool]
 """Whether the lines of a key are to go."""
 
-Clear = tuple[Future[None], IsCleared | None]
-"""What is done when the disk has it, and whose lines go: everybody's, if it does not say."""
-
 Lines = list[tuple[Head, bytes, Place]]
 """Lines that wait, in the order of the file; the number of each stands for its place."""
-
-
-Select = Callable[[Iterable[bytes]], Iterable[bytes]]
-"""From the lines of a file to those of the one that takes its place."""
 
 
 @dataclass(slots=True)
@@ -88,7 +97,7 @@ class Examined:
 
     entries: int = 0
     samples: int = 0
-    """Those that a later line has not dropped."""
+    """Those that no later line has replaced."""
     bytes: int = 0
     broken: int = 0
     others: int = 0
@@ -109,6 +118,15 @@ class Loaded:
     """Bytes of a torn last line, moved aside."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Somebody waits for the file to be without what does not count now."""
+
+    done: Future[None]
+    what: str
+    """For messages: compact, or clear."""
+
+
 class Journal:
     """Appends to, loads and clears the journal of one folder."""
 
@@ -122,18 +140,17 @@ class Journal:
         self.path = folder / "cache.jsonl"
         self._aside = folder / "cache.jsonl.new"
         self._index_path = folder / "cache.index"
-        self._lock_file = _lock(folder)
+        self._lock_file = lock(folder)
         try:
+            close_to_others(folder)
             self._aside.unlink(missing_ok=True)  # of a rewriting that did not come to its end
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._open()
         except OSError as e:
             os.close(self._lock_file)
             name = e.filename or self.path
-            raise StoreError(f"cannot write {name}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
+            raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
         self.index = Index()
         """What is in the file, or waits to be. Changed under the lock."""
-        self._reader = Reader(self.path)
-        """Of the file that the index is of."""
         self._others = 0
         """Bytes of lines of later versions."""
         self._compact_above = COMPACT_BYTES
@@ -143,33 +160,58 @@ class Journal:
         """Bytes of the file that the kept index is of."""
         self.restoring: Callable[[], object] = lambda: None
         """Called before a file is put back that was removed, with its folder perhaps."""
+        self.turn = 0
+        """Rises when somebody has cut the file, so that what was read of it may be no more."""
         self._serial = 0
+        self._waiting: dict[int, bytes] = {}
+        """Lines that are not written yet, by their places."""
         self._pending: Lines = []
         self._pending_bytes = 0
-        self._clears: list[Clear] = []
-        self._compactions: list[Future[None]] = []
+        self._room: list[Future[None]] = []
+        self._clears: list[Future[None]] = []
+        """Of all."""
+        self._wishes: list[_Wish] = []
         self.dropped = 0
         """Samples that were not kept, because too much was waiting for the disk."""
+        self.lost = 0
+        """Samples that were kept, and could not be written before the end."""
         self._dropping = False
+        self._failure: OSError | None = None
+        """Why the disk has refused what was written last."""
         self._syncer = Syncer(self.path) if fsync == "interval" else None
-        self._cannot_sync = self._cannot_read = False
+        self._cannot_sync = self._cannot_read = self._cannot_restore = False
         self._changed = threading.Condition()
-        self._hurry = threading.Event()
-        """Set when the writer should not wait: for a clear, and at the end."""
         self._closing = False
-        self._writing = self._writing_bytes = 0
         self._taken: Lines = []
         """Lines that the writer has, and not yet written."""
-        self._undone: list[Clear] = []
-        """Clears that it has not come to."""
+        self._writing_bytes = 0
+        self._looked_at = 0.0
+        self._is_astray = False
+        """The path does not name the file, which is to be written anew there."""
+        self._rewriting: Rewriting | None = None
+        self._is_named = False
+        """The rewritten file has its name, and the index is being told where all has gone."""
+        self._is_whole = True
+        """The index says of all where it is."""
+        self._granted: list[_Wish] = []
+        """What comes true with it."""
         self._thread: threading.Thread | None = None
+
+    def _open(self) -> None:
+        self._file = open(self.path, "ab", buffering=0, opener=private)  # noqa: SIM115
+        self.size = os.fstat(self._file.fileno()).st_size
+        """Bytes of the file, whose lines the index all knows."""
+        self._number = 0
+        """Of the file: places in it begin with that."""
+        self._readers = {0: Reader(self.path)}
+        """By the numbers of files in which lines may be."""
 
     # On the event loop: nothing here waits for the disk.
 
     @property
     def pending(self) -> int:
         """Lines that are not yet written."""
-        return len(self._pending) + self._writing
+        return len(self._pending) + len(self._taken)
 
     @property
     def pending_bytes(self) -> int:
@@ -196,6 +238,7 @@ class Journal:
                 self._serial += 1
                 place = Place(PENDING + self._serial, len(line))
                 self.index.add(head, place)
+                self._waiting[place.offset] = line
                 self._pending.append((head, line, place))
                 self._pending_bytes += len(line)
                 if len(self._pending) == 1:
@@ -209,17 +252,27 @@ class Journal:
             )
         return fits
 
-    def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
-        """The samples of a key, from the disk. None if that would have to wait and is not to, or
-        if some are not there yet. What is broken is reported, and found no more."""
+    def room(self) -> Future[None] | None:
+        """Done when there is room for more; None if there is, or if the disk refuses, so that
+        waiting would be for nothing."""
         with self._changed:
-            runs, reader = self.index.runs(key), self._reader
-            waiting = {run.place: self._line(run.place) for run in runs if is_pending(run.place)}
+            if self.pending_bytes <= ROOM or self._failure or self._closing:
+                return None
+            room: Future[None] = Future()
+            self._room.append(room)
+        return room
+
+    def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
+        """The samples of a key. None if the disk would have to be waited for and is not to be. What
+        is broken is reported, and found no more."""
+        with self._changed:
+            runs = self.index.runs(key)
+            found = [(run, *self._source(run.place)) for run in runs]
         samples: list[Sample] = []
-        for run in runs:
-            place = run.place
+        for run, line, reader in found:
             try:
-                line = waiting[place] if place in waiting else reader.read(place, waits=waits)
+                if reader:
+                    line = reader.read(run.place.offset % FILE, run.place.length, waits=waits)
                 if line is None:
                     return None
                 samples += samples_of(line, key)[run.skip : run.skip + run.samples]
@@ -229,22 +282,23 @@ class Journal:
                 self._cannot_read = True
                 return None
             except (OtherVersion, ValueError, KeyError, TypeError) as e:
-                self._lose(key, place, reader, e)
+                self._lose(key, run.place, e)
         return samples
 
-    def _line(self, place: Place) -> bytes | None:
-        """A line that waits to be written."""
-        lines = (*self._taken, *self._pending)
-        return next((line for _, line, waiting in lines if waiting == place), None)
+    def _source(self, place: Place) -> tuple[bytes | None, Reader | None]:
+        """A line that waits to be written, or what reads the others."""
+        if place.offset >= PENDING:
+            return self._waiting.get(place.offset), None
+        return None, self._readers.get(place.offset // FILE)
 
-    def _lose(self, key: bytes, place: Place, reader: Reader, why: Exception) -> None:
-        logger.warning("%s:%d: line skipped: %s", self.path, reader.number(place), why)
+    def _lose(self, key: bytes, place: Place, why: Exception) -> None:
         with self._changed:
-            if reader is self._reader:
-                self.index.lose(key, place)
-
-    turn = 0
-    """Of the file: nobody else changes it."""
+            if not self.index.runs_of(key, place):
+                return  # it has gone elsewhere meanwhile
+            self.index.lose(key, place)
+        # Which line it is, nobody has counted.
+        at = place.offset % FILE
+        logger.warning("%s: the line at byte %d is not used: %s", self.path, at, why)
 
     def news(self) -> tuple[bytes, ...]:
         """Keys to which others have added something."""
@@ -272,25 +326,36 @@ class Journal:
             self.forget(key)
 
     def compact(self) -> Future[None]:
-        """Queues the rewriting of the file without dead and broken lines; what was queued before
-        is in it, where the disk takes it."""
-        done: Future[None] = Future()
-        with self._changed:
-            self._compactions.append(done)
-            self._hurry.set()
-            self._changed.notify()
-        return done
+        """Begins to rewrite the file without dead and broken lines; what was queued before is in
+        it, where the disk takes it."""
+        return self._wish("compact")
 
     def clear(self, is_cleared: IsCleared | None = None) -> Future[None]:
         """Queues the removal of some keys' lines, or of the whole file's; what was pending of them
         goes with it."""
-        done: Future[None] = Future()
         with self._changed:
             self.index.clear(is_cleared)
-            self._pending = _without(self._pending, is_cleared)
-            self._pending_bytes = _size(self._pending)
-            self._clears.append((done, is_cleared))
-            self._hurry.set()
+            self._drop_pending(lambda head, place: is_cleared is None or is_cleared(head.key))
+            if is_cleared:
+                return self._wish("clear")
+            done: Future[None] = Future()
+            self._clears.append(done)
+            self._changed.notify()
+        return done
+
+    def _drop_pending(self, is_dropped: Callable[[Head, Place], object]) -> None:
+        kept = []
+        for one in self._pending:
+            if is_dropped(one[0], one[2]):
+                self._waiting.pop(one[2].offset, None)
+            else:
+                kept.append(one)
+        self._pending, self._pending_bytes = kept, sum(len(line) for _, line, _ in kept)
+
+    def _wish(self, what: str) -> Future[None]:
+        done: Future[None] = Future()
+        with self._changed:
+            self._wishes.append(_Wish(done, what))
             self._changed.notify()
         return done
 
@@ -309,39 +374,66 @@ class Journal:
         Raises `StoreError` where the disk fails; a broken line is no such failure.
         """
         try:
+            self._set_original_aside()
             loaded = self._load(progress)
+            self._keep_index()
         except OSError as e:
-            raise StoreError(f"cannot read {self.path}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
-        if self._is_mostly_dead():
-            self.compact()
+            raise StoreError(f"cannot read {self.path}: {e.strerror}; {CHOOSE_ANOTHER}") from e
+        self._looked_at = time.monotonic()
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
         return loaded
 
+    def _set_original_aside(self) -> None:
+        """A file of the original sglang-cached has this name as well, and other things in it."""
+        with open(self.path, "rb", buffering=1 << 20) as lines:
+            count = 0
+            for line in lines:
+                if not is_foreign(line) and (line.endswith(b"\n") or not count):
+                    return
+                count += 1
+        if not count:
+            return
+        aside = self.path.with_name(f"{self.path.name}.original")
+        if aside.exists():
+            aside = aside.with_name(f"{aside.name}.{time.time_ns()}")
+        self.path.replace(aside)
+        self._file.close()
+        self._open()
+        logger.warning(
+            "%s: was written by another program, as the original sglang-cached (%d lines), and is "
+            "of no use here; it is in %s now",
+            self.path,
+            count,
+            aside.name,
+        )
+
     def _load(self, progress: Callable[[float], object]) -> Loaded:
         torn = self._set_torn_line_aside()
         skipped = old = 0
-        size = max(1, self.path.stat().st_size)
+        size = max(1, self.size)
         before, offset = self._load_index()
-        number = before
+        number, first = before, self._number * FILE
         with open(self.path, "rb", buffering=1 << 20) as lines:
             lines.seek(offset)
             for number, line in enumerate(lines, before + 1):
                 if number % PROGRESS_LINES == 0:
                     progress(offset / size)
-                place, offset = Place(offset, len(line)), offset + len(line)
+                place, offset = Place(first + offset, len(line)), offset + len(line)
                 try:
                     self.index.add(scan(line), place)
                 except OtherVersion as e:
                     if e.version in OLD_VERSIONS:
                         old += 1
-                    else:
-                        self._others += len(line)
-                        skipped += 1
-                        logger.warning("%s:%d: line skipped: %s", self.path, number, e)
+                        continue
+                    self._others += len(line)
+                    skipped += 1
+                    self._skip(skipped, number, e)
                 except (ValueError, KeyError, TypeError) as e:
                     skipped += 1
-                    logger.warning("%s:%d: line skipped: %s", self.path, number, e)
+                    self._skip(skipped, number, e)
+        if skipped > MANY:
+            logger.warning("%s: %d lines skipped in all", self.path, skipped)
         if old:
             logger.warning(
                 "%s: %d lines are of an older version, and of no use; they go to files of their "
@@ -356,23 +448,28 @@ class Journal:
         self._lines = number
         return Loaded(len(self.index), self.index.samples, skipped + old, torn)
 
+    def _skip(self, count: int, number: int, why: Exception) -> None:
+        if count <= MANY:
+            logger.warning("%s:%d: line skipped: %s", self.path, number, why)
+
     def _load_index(self) -> tuple[int, int]:
         """Takes the index that was kept; how many lines and bytes of the file it is of."""
         try:
             with open(self._index_path, "rb") as file:
                 head, data = orjson.loads(file.readline()), file.read()
-            lines, size = int(head["lines"]), int(head["bytes"])
+            lines, size, number = int(head["lines"]), int(head["bytes"]), int(head["number"])
             if head["v"] != INDEX_VERSION or head["sum"] != zlib.crc32(data):
                 raise ValueError("damaged, or of another version")
-            if head["tail"] != self._tail(size):
+            if not 0 <= number < FILES or head["tail"] != self._tail(size):
                 raise ValueError("not of this file")
             self.index, self._others = Index.load(data), int(head["others"])
         except FileNotFoundError:
             return 0, 0
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             logger.info("%s: %s; made anew", self._index_path, e)
             return 0, 0
         self._indexed = size
+        self._readers, self._number = {number: self._readers[self._number]}, number
         return lines, size
 
     def _tail(self, size: int) -> str:
@@ -382,52 +479,50 @@ class Journal:
             return file.read(min(size, 64)).hex()
 
     def _keep_index(self) -> None:
-        """Writes the index down, if the file is large, and has grown by much or is to be closed.
-        Nothing waits to be written; what fails costs no more than time."""
-        size = os.fstat(self._file.fileno()).st_size
-        grown = size - self._indexed
-        if size < INDEX_BYTES or not (grown > max(size // 4, INDEX_BYTES) or self._closing):
+        """Writes the index down, if the file is large and has grown: before and after serving, when
+        nobody waits. Nothing waits to be written; what fails costs no more than time."""
+        if self.size < INDEX_BYTES or self.size == self._indexed or self._pending:
             return
-        with self._changed:
-            if self._pending or not grown:
-                return
-            index, lines = self.index.copy(), self._lines
-        pieces, checksum = [], 0  # not under the lock, which the event loop wants
-        for piece in index.dump():
+        pieces, checksum = [], 0
+        for piece in self.index.dump():
             pieces.append(piece)
             checksum = zlib.crc32(piece, checksum)
         aside = self._index_path.with_suffix(".index.new")
         head = {
             "v": INDEX_VERSION,
             "sum": checksum,
-            "lines": lines,
-            "bytes": size,
+            "lines": self._lines,
+            "bytes": self.size,
+            "number": self._number,
             "others": self._others,
-            "tail": self._tail(size),
+            "tail": self._tail(self.size),
         }
         try:
-            with open(aside, "wb") as file:
+            with open(aside, "wb", opener=private) as file:
                 file.writelines([orjson.dumps(head) + b"\n", *pieces])
-            aside.chmod(os.fstat(self._file.fileno()).st_mode & 0o7777)
             aside.replace(self._index_path)
-            self._indexed = size
+            self._indexed = self.size
         except OSError as e:
             logger.debug("%s", e)
             _try_to(lambda: aside.unlink(missing_ok=True))
 
     def close(self) -> None:
-        """Writes what is pending, syncs, and gives the folder free. May be called twice."""
+        """Writes what is pending, syncs, and gives the folder free; `lost` says what could not be
+        written. A rewriting is given up, as it would take as long as the file is large. May be
+        called twice."""
         if self._file.closed:
             return
         with self._changed:
             self._closing = True
-            self._hurry.set()
             self._changed.notify()
         if self._thread:
             self._thread.join()
         if self._syncer:
             self._syncer.close()
         self._sync()
+        if self._thread and self._is_whole:
+            with suppress(OSError):
+                self._keep_index()
         self._file.close()
         os.close(self._lock_file)
 
@@ -443,18 +538,18 @@ class Journal:
                 tail = journal.read(step) + tail
             torn = tail[tail.rfind(b"\n") + 1 :]
             if torn:
-                with open(self.path.with_suffix(".jsonl.torn"), "ab") as aside:
+                with open(self.path.with_suffix(".jsonl.torn"), "ab", opener=private) as aside:
                     aside.write(torn + b"\n")
                     aside.flush()
                     os.fsync(aside.fileno())
                 journal.truncate(end - len(torn))
                 logger.warning("%s: torn last line (%d bytes) set aside", self.path, len(torn))
+        self.size = end - len(torn)
         return len(torn)
 
     # In the writer's thread.
 
     def _write(self) -> None:
-        self._keep_index()
         while True:
             try:
                 if not self._step():
@@ -464,36 +559,68 @@ class Journal:
 
     def _step(self) -> bool:
         """Waits for work and does it; False at the end."""
-        with self._changed:
-            while not self._has_work():
-                self._changed.wait()
-        self._hurry.wait(FLUSH_SECONDS)
+        self._wait()
         with self._changed:
             clears, self._clears = self._clears, []
-            compactions, self._compactions = self._compactions, []
             lines, self._pending = self._pending, []
-            self._taken = lines
-            self._writing, self._writing_bytes = len(lines), self._pending_bytes
+            self._taken, self._writing_bytes = lines, self._pending_bytes
             self._pending_bytes = 0
-            if not self._closing:
-                self._hurry.clear()
+            is_closing = self._closing
         if clears:
             self._clear_all(clears)
         if lines:
-            # Compacting makes room: it does not wait for a disk that has none.
-            self._append_all(lines, is_patient=not compactions)
-        if compactions or self._is_mostly_dead():
-            self._compact_all(compactions)
-        self._keep_index()
+            self._append_all(lines)
+        now = time.monotonic()
+        if is_closing or now >= self._looked_at + LOOK_SECONDS:
+            self._looked_at = now
+            self._look()
+        self._see_to_rewriting(is_closing=is_closing)
         with self._changed:
-            self._writing = self._writing_bytes = 0
-            return not self._is_done()
+            self._taken, self._writing_bytes = [], 0
+            self._give_room()
+            if not (is_closing and not self._clears and (self._failure or not self._pending)):
+                return True
+            self.lost = sum(head.samples for head, _, _ in self._pending)
+        if self.lost:
+            logger.warning(
+                "%s: %d samples could not be written and are lost: %s",
+                self.path,
+                self.lost,
+                self._failure and (self._failure.strerror or self._failure),
+            )
+        return False
 
-    def _has_work(self) -> bool:
-        return bool(self._pending or self._clears or self._compactions or self._closing)
+    def _wait(self) -> None:
+        """Returns when there is something to do: at the latest when it is time to look."""
+        with self._changed:
+            while not self._is_urgent():
+                if self._pending and not self._failure:
+                    self._changed.wait_for(self._is_urgent, FLUSH_SECONDS)
+                    return
+                if not self._changed.wait(RETRY_SECONDS if self._pending else LOOK_SECONDS):
+                    return
 
-    def _is_done(self) -> bool:
-        return self._closing and not (self._pending or self._clears or self._compactions)
+    def _is_urgent(self) -> bool:
+        rewriting = self._rewriting
+        if rewriting is None:
+            return bool(self._closing or self._clears or self._wishes)
+        return bool(
+            self._closing
+            or self._clears
+            or rewriting.is_done
+            or (not self._is_named and (rewriting.is_ready or self._is_clear_wished()))
+        )
+
+    def _is_clear_wished(self) -> bool:
+        return any(wish.what == "clear" for wish in self._wishes)
+
+    def _give_room(self) -> None:
+        """Tells who waits for room."""
+        if self.pending_bytes <= ROOM or self._failure or self._closing:
+            for room in self._room:
+                if room.set_running_or_notify_cancel():
+                    room.set_result(None)
+            self._room.clear()
 
     def _sync(self) -> None:
         try:
@@ -504,47 +631,32 @@ class Journal:
                 logger.warning("cannot sync %s: %s; trying on", self.path, e.strerror)
             self._cannot_sync = True
 
-    def _append_all(self, lines: Lines, *, is_patient: bool) -> None:
-        """Writes them as one run of whole lines, waiting while the disk refuses; if it is not to
-        wait, they go back to where they were."""
+    def _append_all(self, lines: Lines) -> None:
+        """Writes them as one run of whole lines. If the disk refuses, they go back to where they
+        were, but for what was cleared meanwhile."""
         data = memoryview(b"".join(line for _, line, _ in lines))
-        warned = False
-        while True:
-            start = os.fstat(self._file.fileno()).st_size
-            try:
-                self._be_there()
-                start = os.fstat(self._file.fileno()).st_size
-                written = 0
-                while written < len(data):
-                    written += self._file.write(data[written:])
-                break
-            except OSError as e:
-                self._cut(start)
-                if not warned:
-                    logger.warning("cannot write %s: %s; trying on", self.path, e.strerror or e)
-                    warned = True
-            if not is_patient or self._hurry.wait(RETRY_SECONDS):
-                with self._changed:
-                    for _, is_cleared in self._clears:
-                        lines = _without(lines, is_cleared)
-                    if self._clears or self._compactions or not is_patient:
-                        # Clears go first; what they leave of these is still before what came since.
-                        self._pending, self._writing = lines + self._pending, 0
-                        self._taken = []
-                        self._pending_bytes, self._writing_bytes = _size(self._pending), 0
-                        return
-                self._taken = []
-                logger.warning("%s: %d bytes could not be written", self.path, len(data))
-                return  # the end has come
-        self._put_all(lines, start)
+        written = 0
+        try:
+            while written < len(data):
+                written += self._file.write(data[written:])
+            end = self._file.tell()
+        except OSError as e:
+            if written:
+                _try_to(lambda: self._file.truncate(self.size))
+            self._put_back(lines, e)
+            return
+        if end - len(data) < self.size:
+            self._was_cut(end - len(data))
+        self._put_all(lines, end - len(data))
+        self.size = end
         self._lines += len(lines)
-        self._taken = []
         if self._syncer:
             self._syncer.note(self._file.fileno())
         elif self.fsync == "always":
             self._sync()
         with self._changed:
             ends, self._dropping = self._dropping, False
+            self._failure = None
         if ends:
             logger.warning(
                 "%s: the disk keeps up again; %d samples in all were not kept",
@@ -552,246 +664,269 @@ class Journal:
                 self.dropped,
             )
 
-    def _cut(self, size: int) -> None:
-        """Takes back what was written of a line."""
-        _try_to(lambda: self._file.truncate(size))
-
-    def _be_there(self) -> None:
-        """Puts the file back, if somebody has removed it: what is in it is served, and would be
-        gone with this process. Raises OSError."""
-        if os.fstat(self._file.fileno()).st_nlink:
-            return
-        if not os.fstat(self._lock_file).st_nlink:
-            lock = _lock(self.folder)  # a new file, unless that is somebody else's by now
-            os.close(self._lock_file)
-            self._lock_file = lock
-        self.restoring()  # first: without it, answers might be taken for another model's
-        self._replace(lambda lines: lines)
-        logger.warning("%s: was removed; written anew", self.path)
+    def _put_back(self, lines: Lines, why: OSError) -> None:
+        if self._failure is None:
+            logger.warning("cannot write %s: %s; trying on", self.path, why.strerror or why)
+        with self._changed:
+            self._failure = why
+            self._pending = lines + self._pending
+            self._pending_bytes += self._writing_bytes
+            self._taken, self._writing_bytes = [], 0
+            # What was cleared meanwhile is not to come to the disk after all.
+            self._drop_pending(lambda head, place: head.samples and not self.runs(head.key, place))
 
     def _put_all(self, lines: Lines, offset: int) -> None:
         """Notes where lines have come to be."""
-        for start in range(0, len(lines), 64):
+        offset += self._number * FILE
+        for start in range(0, len(lines), SLICE):
             with self._changed:  # not for long: the event loop wants it, too
-                for head, line, place in lines[start : start + 64]:
+                for head, line, place in lines[start : start + SLICE]:
                     self.index.put(head.key, place, offset)
+                    self._waiting.pop(place.offset, None)
                     offset += len(line)
 
-    def _clear_all(self, clears: list[Clear]) -> None:
-        for number, (done, is_cleared) in enumerate(clears, 1):
-            self._undone = clears[number:]
-            failure = None
-            try:
-                if is_cleared:
-                    self._rewrite(is_cleared)
-                else:
-                    self._drop_index()
-                    # Cut to nothing: one operation, so there is no half of it.
-                    self._file.truncate(0)
-                    os.fsync(self._file.fileno())
-                    self._others, self._lines = 0, 0
-            except Exception as e:  # whoever waits for this must be told, whatever it is
-                reason = e.strerror if isinstance(e, OSError) else repr(e)
-                failure = StoreError(f"cannot clear {self.path}: {reason}")
-            if not done.set_running_or_notify_cancel():
-                continue  # nobody waits for it any more
-            if failure:
-                done.set_exception(failure)
-            else:
-                done.set_result(None)
-
-    def _rewrite(self, is_cleared: IsCleared) -> None:
-        """Without some keys' lines. A line whose key cannot be told stays, for people to look
-        at."""
-
-        def select(lines: Iterable[bytes]) -> Iterator[bytes]:
-            for line in lines:
-                key = key_of(line)
-                if key is None or not is_cleared(key):
-                    yield line
-
-        self._replace(select)
-
-    def _is_mostly_dead(self) -> bool:
-        size = os.fstat(self._file.fileno()).st_size
-        with self._changed:
-            live = self.index.bytes - self.pending_bytes + self._others
-        return size > self._compact_above and live * 2 < size
-
-    def _compact_all(self, waiting: list[Future[None]]) -> None:
+    def _clear_all(self, clears: list[Future[None]]) -> None:
+        """Cuts the file to nothing: one operation, so there is no half of it."""
         failure = None
+        self._give_up()
         try:
-            self._replace(self._living)
-            self._compact_above = COMPACT_BYTES
-        except Exception as e:  # as in a clear
-            reason = e.strerror if isinstance(e, OSError) else repr(e)
-            failure = StoreError(f"cannot compact {self.path}: {reason}")
-            logger.warning("%s", failure)
-            # Not to be tried again with every line.
-            self._compact_above = os.fstat(self._file.fileno()).st_size * 5 // 4
-        for done in waiting:
-            if not done.set_running_or_notify_cancel():
-                continue
-            if failure:
-                done.set_exception(failure)
-            else:
-                done.set_result(None)
-
-    def _living(self, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Those that the index has, and those of later versions."""
-        # What was asked: of dead lines, for the next of the key.
-        orphans: dict[bytes, bytes] = {}
-        for place, line, head in self._unbroken(lines):
-            if head is None:
-                yield line
-                continue
+            self._drop_index()
+            self._file.truncate(0)
+            os.fsync(self._file.fileno())
+        except Exception as e:  # whoever waits for this must be told, whatever it is
+            failure = self._cannot("clear", e)
+        else:
             with self._changed:
-                runs = [run for run in self.index.runs(head.key) if run.place == place]
-            if not runs:
-                if call := call_of(line):
-                    orphans[head.key] = call[2]
-                continue
-            content = orphans.pop(head.key, None)
-            if sum(run.samples for run in runs) < head.samples or content:
-                yield from _rewritten(line, runs, content)
-            else:
-                yield line
+                # Places of before are of another file.
+                number = (self._number + 1) % FILES
+                self._readers, self._number = {number: self._readers[self._number]}, number
+                self._others = self._lines = self.size = 0
+                self._is_whole = True
+                # Cleared as well.
+                wishes = [wish for wish in self._wishes if wish.what == "clear"]
+                self._wishes = [wish for wish in self._wishes if wish.what != "clear"]
+            clears = [*clears, *(wish.done for wish in wishes)]
+        _tell(clears, failure)
 
-    def _unbroken(self, lines: Iterable[bytes]) -> Iterator[tuple[Place, bytes, Head | None]]:
-        """Lines with their places, and their heads but for those of later versions. Broken ones,
-        and those of older versions, are on the disk in files of their own when all are taken."""
-        offset = 0
-        with ExitStack() as stack:
-            asides: dict[str, IO[bytes]] = {}
+    def _cannot(self, what: str, why: Exception) -> StoreError:
+        reason = why.strerror or why if isinstance(why, OSError) else repr(why)
+        return StoreError(f"cannot {what} {self.path}: {reason}")
 
-            def set_aside(kind: str) -> None:
-                if kind not in asides:
-                    name = self.path.with_suffix(f".jsonl.{kind}")
-                    asides[kind] = stack.enter_context(open(name, "ab"))
-                    mode = os.fstat(self._file.fileno()).st_mode & 0o7777
-                    os.fchmod(asides[kind].fileno(), mode)
-                asides[kind].write(line.removesuffix(b"\n") + b"\n")
+    # The file, and what others do to it.
 
-            for number, line in enumerate(lines, 1):
-                if number % 4 == 0:
-                    time.sleep(0)  # lets the event loop have its turn
-                place, offset = Place(offset, len(line)), offset + len(line)
-                try:
-                    yield place, line, scan(line)
-                except OtherVersion as e:
-                    if e.version in OLD_VERSIONS:
-                        set_aside(f"v{e.version}")
-                    else:
-                        yield place, line, None
-                except (ValueError, KeyError, TypeError):
-                    set_aside("broken")
-            for aside in asides.values():
-                aside.flush()
-                os.fsync(aside.fileno())
+    def _look(self) -> None:
+        """Sees to it that the path names the file, and that all of it is there."""
+        try:
+            ours = os.fstat(self._file.fileno())
+            if ours.st_size < self.size:
+                self._was_cut(ours.st_size)
+            with suppress(FileNotFoundError):
+                there = self.path.stat()
+                if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+                    self._is_astray = self._cannot_restore = False
+                    return
+            if not self._is_astray:
+                self._put_right(ours)
+        except OSError as e:
+            if not self._cannot_restore:
+                logger.warning(
+                    "%s: was renamed or removed, and cannot be put back: %s; trying on",
+                    self.path,
+                    e.strerror or e,
+                )
+            self._cannot_restore = True
 
-    def _catch_up(self, index: Index) -> None:
-        """Brings the index of a new file to where the present one is."""
-        for _, is_cleared in (*self._undone, *self._clears):
-            index.clear(is_cleared)
-        for head, _, place in (*self._taken, *self._pending):
-            index.add(head, place)
+    def _put_right(self, ours: os.stat_result) -> None:
+        """What is in the file is served, and would be gone with this process, or be another's."""
+        if not self.folder.is_dir() or not os.fstat(self._lock_file).st_nlink:
+            held = lock(self.folder)  # a new file, unless that is somebody else's by now
+            os.close(self._lock_file)
+            self._lock_file = held
+        self.restoring()  # first: without it, answers might be taken for another model's
+        if self.path.exists() and self.path.stat().st_size:
+            theirs = self.path.with_name(f"{self.path.name}.other")
+            self.path.replace(theirs)
+            logger.warning("%s: another file was put in its place; it is in %s", self.path, theirs)
+        if not ours.st_nlink or not self._link():
+            self._is_astray = True  # nothing has it by a name: it is written anew
+            return
+        logger.warning(
+            "%s: was renamed; it has its name again, with all that was stored. It needs no "
+            "rotation: see --max-bytes",
+            self.path,
+        )
+
+    def _link(self) -> bool:
+        """Gives the file its name again, whatever others it has; False if this system cannot."""
+        try:
+            self._aside.unlink(missing_ok=True)
+            os.link(f"/proc/self/fd/{self._file.fileno()}", self._aside, follow_symlinks=True)
+            self._aside.replace(self.path)
+            sync_folder(self.folder)
+        except OSError as e:
+            logger.debug("%s: %s", self.path, e)
+            return False
+        return True
+
+    def _was_cut(self, size: int) -> None:
+        """Somebody has taken away what was in the file."""
+        self._give_up()
+        with self._changed:
+            before, self.index = self.index, Index()
+            for head, _, place in (*self._taken, *self._pending):
+                self.index.add(head, place)
+            lost = before.samples - self.index.samples
+            number = (self._number + 1) % FILES
+            self._readers, self._number = {number: self._readers[self._number]}, number
+            self._others = self._lines = 0
+            self.size = size
+            self.turn += 1
+        self._drop_index()
+        logger.warning(
+            "%s: was cut by somebody (logrotate with copytruncate?); %d samples that were in it "
+            "are lost. It needs no rotation: see --max-bytes",
+            self.path,
+            lost,
+        )
 
     def _drop_index(self) -> None:
         self._indexed = 0
         self._index_path.unlink(missing_ok=True)
 
-    def repair(self) -> None:
-        """Moves what cannot be read, and a torn last line, to `cache.jsonl.broken`. To be called
-        before `load`, or instead of it; raises `StoreError`."""
-        try:
-            self._replace(lambda lines: (line for _, line, _ in self._unbroken(lines)))
-        except OSError as e:
-            raise StoreError(f"cannot repair {self.path}: {e.strerror}") from e
+    # Rewriting
 
-    def _replace(self, select: Select) -> None:
-        """Puts a journal with other lines in the place of this one: written aside, synced, and
-        renamed over it."""
-        file = None
-        index, others, offset, count = Index(), 0, 0, 0
+    def _is_mostly_dead(self) -> bool:
+        with self._changed:
+            live = self.index.bytes - self.pending_bytes + self._others
+        return self.size > self._compact_above and live * 2 < self.size
+
+    def _see_to_rewriting(self, *, is_closing: bool) -> None:
+        rewriting = self._rewriting
+        if is_closing:
+            self._give_up()
+            with self._changed:
+                wishes, self._wishes = self._wishes, []
+            _tell([wish.done for wish in wishes], self._cannot("rewrite", OSError("it ends")))
+        elif rewriting is None:
+            self._begin()
+        elif rewriting.is_done:
+            self._end(rewriting)
+        elif self._is_clear_wished() and not self._is_named:
+            self._give_up()  # what has been copied may have been cleared since
+            self._begin()
+        elif rewriting.is_ready and not self._is_named:
+            try:
+                self._name(rewriting)
+            except OSError as e:
+                rewriting.failure = e
+                rewriting.give_up()
+                rewriting.join()
+                self._end(rewriting)
+
+    def _begin(self) -> None:
+        with self._changed:
+            wishes = self._wishes
+        if not (wishes or self._is_astray or self._is_mostly_dead()):
+            return
+        # What was queued before is written first, where the disk takes it.
+        with self._changed:
+            self._granted, self._wishes = self._wishes, []
+        reader = self._readers[self._number]
         try:
-            with self._reader.open() as lines, open(self._aside, "wb") as kept:
-                # Who may not read the answers now may not read them afterwards.
-                os.fchmod(kept.fileno(), os.fstat(lines.fileno()).st_mode & 0o7777)
-                for line in select(lines):
-                    kept.write(line)
-                    count += 1
-                    place, offset = Place(offset, len(line)), offset + len(line)
-                    try:
-                        index.add(scan(line), place)
-                    except OtherVersion:
-                        others += len(line)
-                    except (ValueError, KeyError, TypeError):
-                        pass
-                kept.flush()
-                os.fsync(kept.fileno())
-            # Opened before it has its name: behind the renaming nothing may fail that would leave
-            # us with a file that is gone.
-            file = open(self._aside, "ab", buffering=0)  # noqa: SIM115
+            self._rewriting = Rewriting(self, reader, self._number, self.path)
+        except OSError as e:
+            self._fail(e)
+
+    def _name(self, rewriting: Rewriting) -> None:
+        """Puts the rewritten file in the place of this one. Raises OSError."""
+        rewriting.finish(syncs=self.fsync != "never")
+        # Opened before it has its name: behind the renaming nothing may fail that would leave us
+        # with a file that is gone.
+        file = open(self._aside, "ab", buffering=0, opener=private)  # noqa: SIM115
+        try:
             reader = Reader(self._aside)
             self._drop_index()
             self._aside.replace(self.path)
         except BaseException:
-            if file:
-                file.close()
-            _try_to(lambda: self._aside.unlink(missing_ok=True))
+            file.close()
             raise
         self._file, old = file, self._file
         old.close()
-        self._others, self._lines = others, count
+        number = (self._number + 1) % FILES
         with self._changed:
-            self._catch_up(index)
-            self.index, self._reader = index, reader
+            self._readers[number] = reader
+            self._number, self.size = number, rewriting.size
+            self._lines, self._others = rewriting.lines, rewriting.others
+        self._is_named = True
+        rewriting.named(number)
+        if self._is_astray:
+            self._is_astray = False
+            logger.warning("%s: was removed; written anew", self.path)
         # If this fails the lines are gone, but might be back after a power cut: not to be promised.
-        sync_folder(self.folder)
-
-
-class Reader:
-    """Reads lines of a file, also when it has got another name, or none."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-    def read(self, place: Place, *, waits: bool) -> bytes | None:
-        """A line; None if the disk would have to be waited for."""
-        if waits:
-            return os.pread(self._handle, place.length, place.offset)
-        line = bytearray(place.length)
         try:
-            count = os.preadv(self._handle, [line], place.offset, os.RWF_NOWAIT)
-        except (OSError, AttributeError):  # not there, or not known to this system
-            return None
-        return bytes(line) if count == place.length else None
+            sync_folder(self.folder)
+        except OSError as e:
+            rewriting.failure = e
 
-    def open(self) -> IO[bytes]:
-        """The file from its beginning, whatever its name is now. Not for two at once."""
-        file = os.fdopen(os.dup(self._handle), "rb")
-        file.seek(0)
-        return file
+    def _end(self, rewriting: Rewriting) -> None:
+        """It is done, or has failed."""
+        with self._changed:
+            if self._is_named:
+                self._readers = {self._number: self._readers[self._number]}
+            granted, self._granted = self._granted, []
+            self._is_named, self._rewriting = False, None
+        if rewriting.failure:
+            self._granted = granted
+            self._fail(rewriting.failure)
+            return
+        self._compact_above = COMPACT_BYTES
+        _tell([wish.done for wish in granted], None)
 
-    def is_same(self, other: os.stat_result) -> bool:
-        """Whether this is what it is of."""
-        ours = os.fstat(self._handle)
-        return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)
+    def _fail(self, why: Exception) -> None:
+        _try_to(lambda: self._aside.unlink(missing_ok=True))
+        granted, self._granted = self._granted, []
+        if not self._is_astray:
+            logger.warning("%s", self._cannot("compact", why))
+        elif not self._cannot_restore:
+            self._cannot_restore = True
+            logger.warning("%s", self._cannot("write anew what was in", why))
+        for wish in granted:
+            _tell([wish.done], self._cannot(wish.what, why))
+        # Not to be tried again with every line.
+        self._compact_above = max(COMPACT_BYTES, self.size * 5 // 4)
+        self._is_astray = False
 
-    def number(self, place: Place) -> int:
-        """Of a line, counted from 1."""
-        found, start = 1, 0
-        while start < place.offset:
-            data = os.pread(self._handle, min(1 << 20, place.offset - start), start)
-            if not data:
-                break
-            found, start = found + data.count(b"\n"), start + len(data)
-        return found
+    def _give_up(self) -> None:
+        """A rewriting that is under way is no more, as all is to be cleared, or it is the end; what
+        was wished for is wished for still."""
+        rewriting = self._rewriting
+        if rewriting is None:
+            return
+        rewriting.give_up()
+        if self._is_named:  # it has happened; to where all has gone is of no interest any more
+            self._is_whole = rewriting.is_done
+            rewriting.join()
+            self._end(rewriting)
+            return
+        _try_to(lambda: self._aside.unlink(missing_ok=True))
+        with self._changed:
+            self._wishes = self._granted + self._wishes
+            self._granted, self._rewriting = [], None
+
+    # For the thread that rewrites: see `rewriting.Owner`.
+
+    def runs(self, key: bytes, place: Place) -> list[Run]:
+        with self._changed:
+            return self.index.runs_of(key, place)
+
+    def move(self, moves: Iterable[tuple[bytes, int, int, int, Place]]) -> None:
+        with self._changed:
+            for key, old, slot, count, place in moves:
+                self.index.move(key, old, slot, count, place)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
 
 def calls_of(path: Path, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
@@ -834,66 +969,14 @@ def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
     return found
 
 
-def is_taken(folder: Path) -> bool:
-    """Whether a process has the folder now; it is not kept from it but for an instant."""
-    try:
-        handle = os.open(folder / "cache.lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
-_CHOOSE_ANOTHER = "choose another folder with --cache-path"
-
-
-def _lock(folder: Path) -> int:
-    """Takes the folder's lock; a file descriptor to be closed to release it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / "cache.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as e:
-        raise StoreError(f"cannot use {folder}: {e.strerror}; {_CHOOSE_ANOTHER}") from e
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
-        os.close(handle)
-        raise StoreError(
-            f"{folder} is in use by process {owner}; stop it, or {_CHOOSE_ANOTHER}"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
-    return handle
-
-
-def is_pending(place: Place) -> bool:
-    """Whether a line waits to be written."""
-    return place.offset >= PENDING
-
-
-def _rewritten(line: bytes, runs: Iterable[Run], content: bytes | None) -> Iterator[bytes]:
-    """What is left of a line, with what was asked, if it has not said that itself."""
-    call = call_of(line)
-    content = call[2] if call else content
-    key, dialect, samples, raw, _ = parse(line)
-    for run in runs:
-        some = samples[run.skip : run.skip + run.samples]
-        yield encode(key, dialect, content, some, raw, run.slot)
-        content, raw = None, b""
-
-
-def _size(lines: Lines) -> int:
-    return sum(len(line) for _, line, _ in lines)
-
-
-def _without(lines: Lines, is_cleared: IsCleared | None) -> Lines:
-    return [one for one in lines if is_cleared and not is_cleared(one[0].key)]
+def _tell(waiting: Iterable[Future[None]], failure: Exception | None) -> None:
+    for done in waiting:
+        if not done.set_running_or_notify_cancel():
+            continue  # nobody waits for it any more
+        if failure:
+            done.set_exception(failure)
+        else:
+            done.set_result(None)
 
 
 def _try_to(action: Callable[[], object]) -> None:

@@ -154,6 +154,18 @@ def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
         return None
 
 
+def is_foreign(line: bytes) -> bool:
+    """Whether it is a JSON object of some other program: no version and no sum, as the original
+    sglang-cached wrote them."""
+    if line.startswith(b'{"v":'):
+        return False
+    try:
+        record = orjson.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and bool(record) and "v" not in record and "sum" not in record
+
+
 class Parsed(NamedTuple):
     """All that a line says, but for its call."""
 

@@ -7,18 +7,14 @@ user's business; no secrets are.
 from __future__ import annotations
 
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from sglang_cached_addon.store.files import StoreError, replace
+
 logger = logging.getLogger(__name__)
-
-
-class StoreError(OSError):
-    """The cache folder cannot be used; the message says why and what to do."""
 
 
 class StateFile:
@@ -73,7 +69,7 @@ class StateFile:
             return
         data = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         try:
-            _replace(self.path, data)
+            replace(self.path, data)
         except OSError as e:
             raise StoreError(f"cannot write {self.path}: {e.strerror}") from e
         self._document = document
@@ -82,28 +78,3 @@ class StateFile:
         """As `save`, if somebody has removed the file."""
         if self._document is not None and not self.path.exists():
             self.save(self._document)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file whole: aside, synced, and renamed over the old one."""
-    aside = path.with_name(path.name + ".new")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in a folder outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -57,7 +57,8 @@ def test_repair(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert path.read_bytes() == first + others[0]
     assert (tmp_path / "cache.jsonl.v1").read_bytes() == b'{"v":1}\n'
-    assert (tmp_path / "cache.jsonl.broken").read_bytes() == b"x\n" + others[1][:-5] + b"\n"
+    assert (tmp_path / "cache.jsonl.broken").read_bytes() == b"x\n"
+    assert (tmp_path / "cache.jsonl.torn").read_bytes() == others[1][:-5] + b"\n"
     assert run("verify", tmp_path).exit_code == 0
 
 

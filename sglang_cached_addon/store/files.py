@@ -1,0 +1,163 @@
+"""Files of the cache folder: who has it, who may read it, and how a file takes another's place.
+
+Folder and files are the owner's alone, whatever the umask says: prompts and answers are in them.
+Synchronous, and knows nothing of what is in the files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+logger = logging.getLogger(__name__)
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+
+_OURS = ("cache.jsonl", "cache.index", "cache.lock", "state.json")
+"""What each name of a file of ours begins with."""
+
+CHOOSE_ANOTHER = "choose another folder with --cache-path"
+
+
+class StoreError(OSError):
+    """The cache folder cannot be used; the message says why and what to do."""
+
+
+def private(path: str | Path, flags: int) -> int:
+    """Opens a file for its owner alone: an `opener` for `open`."""
+    handle = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    try:
+        if stat.S_IMODE(os.fstat(handle).st_mode) != FILE_MODE:
+            with suppress(PermissionError):  # somebody else's, who lets us write
+                os.fchmod(handle, FILE_MODE)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def close_to_others(folder: Path) -> None:
+    """Takes from others what they may do with what there is already, and says so once."""
+    theirs = [path for path in folder.iterdir() if not path.name.startswith(_OURS)]
+    # A folder of other things as well, or one for all, as /tmp, is not ours to close.
+    is_ours = not theirs and not folder.stat().st_mode & stat.S_ISVTX
+    wanted = [(folder, FOLDER_MODE)] if is_ours else []
+    wanted += [(path, FILE_MODE) for path in folder.iterdir() if path not in theirs]
+    changed, failure = [], ""
+    for path, mode in wanted:
+        try:
+            found = path.lstat().st_mode
+            if stat.S_IMODE(found) & ~mode and (stat.S_ISREG(found) or path == folder):
+                path.chmod(mode)
+                changed.append(path)
+        except OSError as e:
+            failure = f"{path}: {e.strerror}"
+    if changed:
+        logger.warning(
+            "%s: others could read what is in it (%s); now only its owner can",
+            folder,
+            ", ".join("the folder" if path == folder else path.name for path in changed),
+        )
+    if failure:
+        logger.warning("cannot keep others from reading %s", failure)
+
+
+def lock(folder: Path) -> int:
+    """Takes the folder's lock; a file descriptor to be closed to release it."""
+    try:
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(FOLDER_MODE)
+        handle = private(folder / "cache.lock", os.O_RDWR | os.O_CREAT)
+    except OSError as e:
+        raise StoreError(f"cannot use {folder}: {e.strerror}; {CHOOSE_ANOTHER}") from e
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(handle)
+        raise StoreError(
+            f"{folder} is in use by process {owner}; stop it, or {CHOOSE_ANOTHER}"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+    return handle
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process has the folder now; it is not kept from it but for an instant."""
+    try:
+        handle = os.open(folder / "cache.lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file whole: aside, synced, and renamed over the old one."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        with open(aside, "wb", opener=private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in a folder outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class Reader:
+    """Reads a file, also when it has got another name, or none."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = -1
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def read(self, offset: int, length: int, *, waits: bool) -> bytes | None:
+        """Bytes; None if the disk would have to be waited for."""
+        if waits:
+            return os.pread(self._handle, length, offset)
+        data = bytearray(length)
+        try:
+            count = os.preadv(self._handle, [data], offset, os.RWF_NOWAIT)
+        except (OSError, AttributeError):  # not there, or not known to this system
+            return None
+        return bytes(data) if count == length else None
+
+    def open(self) -> IO[bytes]:
+        """The file from its beginning, whatever its name is now. Not for two at once."""
+        file = os.fdopen(os.dup(self._handle), "rb", buffering=1 << 20)
+        file.seek(0)
+        return file
+
+    def is_same(self, other: os.stat_result) -> bool:
+        """Whether this is what it is of."""
+        ours = os.fstat(self._handle)
+        return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)

@@ -1,0 +1,121 @@
+"""Who may read what is in the folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.store import DiskStore
+from sglang_cached_addon.store.files import Reader, is_taken, lock, private, replace
+
+
+def modes(folder: Path) -> dict[str, int]:
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    return {**found, ".": stat.S_IMODE(folder.stat().st_mode)}
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o277], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def use(folder: Path) -> None:
+    """Makes each file that there is to make."""
+    store = DiskStore(folder)
+    store.append(b"a" * 32, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)])
+    store.state.save({"a": 1})
+    store.state.load()
+    store.state.reject("odd")
+    store.state.save({"a": 1})
+    store.close()
+    with open(folder / "cache.jsonl", "ab") as file:
+        file.write(b'broken\n{"v":1}\ntorn')
+    store = DiskStore(folder)
+    store.compact().result(10)
+    store.close()
+
+
+def test_for_its_owner_alone(
+    umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody on the machine could read what others ask and are answered."""
+    monkeypatch.setattr("sglang_cached_addon.store.journal.INDEX_BYTES", 0)
+    folder = tmp_path / "cache"
+    use(folder)
+    found = modes(folder)
+    assert found.pop(".") == 0o700
+    assert set(found) == {
+        "cache.jsonl", "cache.jsonl.broken", "cache.jsonl.torn", "cache.jsonl.v1", "cache.index",
+        "cache.lock", "state.json", "state.json.broken",
+    }  # fmt: skip
+    assert set(found.values()) == {0o600}
+    assert "could read" not in caplog.text
+
+
+def test_what_is_there_already(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It would stay open, or be closed without a word, or be complained of at each start."""
+    folder = tmp_path / "cache"
+    use(folder)
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    caplog.clear()
+    for _ in range(2):
+        DiskStore(folder).close()
+    assert set(modes(folder).values()) == {0o600, 0o700}
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert str(folder) in said
+    assert "the folder" in said
+    assert "cache.jsonl.broken" in said
+
+
+@pytest.mark.parametrize("kind", ["others", "sticky"])
+def test_a_folder_that_others_use(kind: str, tmp_path: Path) -> None:
+    """Somebody who gives `/tmp`, or a home, would shut others out of their own files."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777 if kind == "sticky" else 0o755)
+    if kind == "others":
+        (folder / "notes.txt").write_text("theirs")
+        (folder / "notes.txt").chmod(0o644)
+    DiskStore(folder).close()
+    found = modes(folder)
+    assert found.pop(".") == (0o1777 if kind == "sticky" else 0o755)
+    assert found.pop("notes.txt", 0o644) == 0o644
+    assert set(found.values()) == {0o600}
+
+
+def test_lock(tmp_path: Path) -> None:
+    """Two would have the folder, or nobody know whether one has."""
+    assert not is_taken(tmp_path)
+    held = lock(tmp_path)
+    assert is_taken(tmp_path)
+    os.close(held)
+    assert not is_taken(tmp_path)
+
+
+def test_replace(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    replace(path, b"1")
+    replace(path, b"2")
+    assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (b"2", ["one"])
+
+
+def test_reader(tmp_path: Path) -> None:
+    """What has another name by now, or none, could not be read."""
+    path = tmp_path / "one"
+    with open(path, "wb", opener=private) as file:
+        file.write(b"0123456789")
+    reader = Reader(path)
+    path.unlink()
+    assert reader.read(2, 3, waits=True) == b"234"
+    assert reader.read(2, 3, waits=False) in (b"234", None)
+    with reader.open() as file:
+        assert file.read() == b"0123456789"

@@ -1,0 +1,211 @@
+"""A journal is written anew while others use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.store import StoreError
+from sglang_cached_addon.store.journal import Journal, examine
+from tests.conftest import until
+
+A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Journal]:
+    journal = Journal(folder)
+    journal.load()
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def put(journal: Journal, key: bytes, *numbers: int, slot: int | None = None) -> None:
+    samples = [Sample(b'{"x":%d}' % number, 1.5, 0.5, 3) for number in numbers]
+    at = journal.index.end(key) if slot is None else slot
+    content = None if key in journal.index else b'{"q":"%c"}' % key[0]
+    assert journal.append(key, "chat", content, samples, slot=at)
+
+
+def pool(journal: Journal, key: bytes) -> list[int]:
+    found = journal.read(key, waits=True)
+    return [json.loads(sample.answer)["x"] for sample in found or ()]
+
+
+def pools(journal: Journal) -> dict[str, list[int]]:
+    return {chr(key[0]): pool(journal, key) for key in (A, B, C)}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Held:
+    """Keeps who rewrites from coming to the end, as a slow disk does."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.entered, self._go = threading.Event(), threading.Event()
+        real = os.fsync
+
+        def wait(handle: int) -> None:
+            if threading.current_thread().name == "rewriting":
+                self.entered.set()
+                assert self._go.wait(20)
+            real(handle)
+
+        patch.setattr(os, "fsync", wait)
+
+    def release(self) -> None:
+        self._go.set()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    held = Held(monkeypatch)
+    yield held
+    held.release()
+
+
+def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
+    """A crash would cost what was stored since a compaction began, which may take minutes."""
+    path = tmp_path / "cache.jsonl"
+    with opened(tmp_path) as journal:
+        put(journal, A, 1, 2, 3)
+        put(journal, B, 1)
+        put(journal, A, 4, slot=0)
+        done = journal.compact()
+        assert held.entered.wait(10)
+        put(journal, A, 5, slot=1)
+        put(journal, C, 6)
+        put(journal, B, 7)
+        until(lambda: journal.pending == 0)
+        assert not done.done()
+        assert examine(path, lambda number, why: None).samples == 6
+        wanted = {"a": [4, 5, 3], "b": [1, 7], "c": [6]}
+        assert pools(journal) == wanted
+        held.release()
+        assert done.result(10) is None
+        assert pools(journal) == wanted
+        put(journal, C, 8)
+    with opened(tmp_path) as journal:
+        assert pools(journal) == {**wanted, "c": [6, 8]}
+        assert len(list(journal.calls(9, 9))) == 3
+    assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+
+
+def test_given_up_at_the_end(tmp_path: Path, held: Held) -> None:
+    """To stop the proxy would take as long as its file is large, and Kubernetes kill it before."""
+    journal = Journal(tmp_path)
+    journal.load()
+    put(journal, A, 1)
+    put(journal, A, 2, slot=0)
+    until(lambda: journal.pending == 0)
+    done = journal.compact()
+    assert held.entered.wait(10)
+    put(journal, B, 3)
+    journal.close()
+    with pytest.raises(StoreError):
+        done.result(0)
+    assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
+    with opened(tmp_path) as journal:
+        assert pools(journal) == {"a": [2], "b": [3], "c": []}
+        held.release()
+        put(journal, C, 4)
+        journal.compact().result(10)
+        assert pools(journal) == {"a": [2], "b": [3], "c": [4]}
+
+
+@pytest.mark.parametrize("is_all", [True, False])
+def test_cleared_meanwhile(is_all: bool, tmp_path: Path, held: Held) -> None:
+    """What was copied before a clear would be back after a restart, or what came after it gone."""
+    with opened(tmp_path) as journal:
+        put(journal, A, 1)
+        put(journal, B, 2)
+        compacted = journal.compact()
+        assert held.entered.wait(10)
+        put(journal, A, 3)
+        until(lambda: journal.pending == 0)
+        cleared = journal.clear(None if is_all else lambda key: key == A)
+        put(journal, A, 4)
+        held.release()
+        assert cleared.result(10) is compacted.result(10) is None
+        wanted = {"a": [4], "b": [] if is_all else [2], "c": []}
+        assert pools(journal) == wanted
+    assert b'{"x":1}' not in (tmp_path / "cache.jsonl").read_bytes()
+    with opened(tmp_path) as journal:
+        assert pools(journal) == wanted
+
+
+def test_removed_meanwhile(tmp_path: Path, held: Held) -> None:
+    """What made room would be back after a restart."""
+    with opened(tmp_path) as journal:
+        put(journal, A, 1)
+        done = journal.compact()
+        assert held.entered.wait(10)
+        journal.remove(A)
+        until(lambda: journal.pending == 0)
+        held.release()
+        done.result(10)
+    with opened(tmp_path) as journal:
+        assert pools(journal) == {"a": [], "b": [], "c": []}
+
+
+def test_the_order_of_use_stays(tmp_path: Path) -> None:
+    """What is used all the time would be the first to go, after each compaction."""
+    with opened(tmp_path) as journal:
+        for key in (A, B, C):
+            put(journal, key, 1)
+        journal.touch(A)
+        journal.compact().result(10)
+        assert list(journal.index) == [B, C, A]
+
+
+def test_under_load(tmp_path: Path) -> None:
+    """Somewhere between copying and adding, a sample would be lost, come twice or change places."""
+    numbers = random.Random(7)
+    model: dict[bytes, dict[int, int]] = {A: {}, B: {}, C: {}}
+    for _ in range(3):
+        with opened(tmp_path) as journal:
+            compactions = []
+            for n in range(400):
+                key = numbers.choice((A, B, C))
+                slot, count = numbers.randrange(20), numbers.randrange(1, 4)
+                new = list(range(n * 10, n * 10 + count))
+                put(journal, key, *new, slot=slot)
+                model[key] |= {slot + i: x for i, x in enumerate(new)}
+                if n % 25 == 0:
+                    compactions.append(journal.compact())
+                if numbers.random() < 0.1:
+                    until(lambda: journal.pending == 0)
+                if n % 10 == 0:
+                    assert pool(journal, key) == [x for _, x in sorted(model[key].items())]
+            for done in compactions:
+                assert done.result(10) is None
+            assert list(pools(journal).values()) == [
+                [x for _, x in sorted(one.items())] for one in model.values()
+            ]
+    with opened(tmp_path) as journal:
+        assert list(pools(journal).values()) == [
+            [x for _, x in sorted(one.items())] for one in model.values()
+        ]
+        assert journal.index.samples == sum(map(len, model.values()))
+
+
+def test_many_lines_of_one_key(tmp_path: Path) -> None:
+    """A pool that grew sample by sample would take minutes."""
+    with opened(tmp_path) as journal:
+        for n in range(5000):
+            put(journal, A, n)
+        put(journal, A, -1, slot=0)
+        assert journal.compact().result(20) is None
+        assert pool(journal, A) == [-1, *range(1, 5000)]
