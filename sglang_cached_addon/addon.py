@@ -15,7 +15,9 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from math import inf
 from pathlib import Path
@@ -37,6 +39,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon import (
     __version__,
+    descriptors,
     dialects,
     directives,
     express,
@@ -46,6 +49,7 @@ from sglang_cached_addon import (
     keys,
     nearest,
     policy,
+    printable,
     routes,
     wire,
 )
@@ -71,6 +75,13 @@ logger = logging.getLogger("sglang_cached_addon")
 
 # Hooks of flows, which the fast lane does without.
 _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
+
+LOOK_SECONDS = 2.0
+"""How long upstream may take to say who it is, before clients are let in."""
+
+LEAVING, LEAVING_SECONDS = 8, 1.0
+"""How many clients are hung up at once where descriptors run short, and how long nobody must have
+waited for them."""
 
 NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
 """How many stored calls are looked at for the nearest one, and for how long."""
@@ -123,6 +134,8 @@ class SglangCached:
     def load(self, loader: Loader) -> None:
         for option in OPTIONS:
             loader.add_option(option.name, option.type, option.default, option.help)
+        if proxyserver := _proxyserver():
+            proxyserver.servers.changed.connect(self._servers_changed)
 
     def configure(self, updated: set[str]) -> None:
         if not updated & {option.name for option in OPTIONS}:
@@ -140,19 +153,51 @@ class SglangCached:
         if self.store and self.settings and settings.store != self.settings.store:
             raise exceptions.OptionsError("sglang_store: cannot change while the cache is open")
         self.settings = settings
+        if self._is_time_to_open():  # a script is loaded late
+            self.running()
+
+    async def _servers_changed(self) -> None:
+        if self._is_time_to_open():
+            self.running()
+            await self.look()
+
+    def _is_time_to_open(self) -> bool:
+        """Whether mitmproxy is about to listen: who came before the store is open could not be
+        answered. It has a hook for when it does listen only."""
+        proxyserver = _proxyserver()
+        return bool(proxyserver) and any(not server.is_running for server in proxyserver.servers)
 
     def running(self) -> None:
-        if self.store:
+        if self.store or self.failure:
             return
-        assert self.settings
         try:
-            url = _upstream_url()
-            self.store = _open_store(self.settings)
-            self._serve(url, self.store, self.settings)
+            self.open()
         except (ValueError, StoreError) as e:
             self.failure = str(e)
             logger.error("sglang-cached: %s", e)
             return
+        if self._announce and self.store:
+            loaded = self.store.loaded
+            logger.info(
+                "sglang-cached: %s, %d entries (%d samples) from %s",
+                _upstream_url(),
+                loaded.keys,
+                loaded.samples,
+                self.place,
+            )
+
+    def open(self) -> None:
+        """Opens the store; raises ValueError or `StoreError`. Who comes before that cannot be
+        answered."""
+        assert self.settings
+        url = _upstream_url()
+        self.store = _open_store(self.settings)
+        try:
+            self._serve(url, self.store, self.settings)
+        except ValueError:
+            self.done()
+            raise
+        descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -163,15 +208,15 @@ class SglangCached:
             )
         # With `eager`, every client would open an upstream connection before its first request.
         ctx.options.update(connection_strategy="lazy")
-        if self._announce:
-            loaded = self.store.loaded
-            logger.info(
-                "sglang-cached: %s, %d entries (%d samples) from %s",
-                url,
-                loaded.keys,
-                loaded.samples,
-                self.place,
-            )
+
+    async def look(self) -> State:
+        """Asks upstream who it is, but waits no longer than those who come can wait."""
+        if not self.upstream:
+            return State.UNKNOWN
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self.upstream.check(time.monotonic())
+        return self.upstream.state
 
     def _serve(self, url: str, store: DiskStore | SharedStore, settings: Settings) -> None:
         """Puts together what answers; raises ValueError."""
@@ -340,6 +385,9 @@ class SglangCached:
         if live.outcome:
             self._log(flow.request.path, live.outcome, live.started)
         return live
+
+    async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
+        await descriptors.for_upstream()
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         if self.upstream:
@@ -570,9 +618,9 @@ class SglangCached:
                 await upstream.post("/abort_request", body, shown)
             flow.request.content = orjson.dumps({**message, "rid": first})
 
-    def _log(self, path: str, outcome: Outcome, started: float) -> None:
+    def _log(self, target: str, outcome: Outcome, started: float) -> None:
         if self.settings and not self.settings.quiet:
-            logger.info("%s", outcome.line(path, time.monotonic() - started))
+            logger.info("%s", outcome.line(printable.path(target), time.monotonic() - started))
 
     @property
     def active(self) -> int:
@@ -726,11 +774,14 @@ def _show_progress(share: float) -> None:
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
+def _proxyserver() -> Any:
+    """mitmproxy's addon that listens, if there is one."""
+    return ctx.master.addons.get("proxyserver")
+
+
 def _handler_of(client: Client) -> ConnectionHandler | None:
     """What serves a client's connection."""
-    found: ConnectionHandler | None = ctx.master.addons.get("proxyserver").connections.get(
-        client.id
-    )
+    found: ConnectionHandler | None = _proxyserver().connections.get(client.id)
     return found
 
 

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 
 import h11
 
+from sglang_cached_addon import descriptors
+
 Headers = Sequence[tuple[bytes, bytes]]
 """Header fields, in order."""
 
@@ -262,14 +264,19 @@ class Client:
             self._idle.pop(0).close()
 
     async def _connect(self) -> _Connection:
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                streams = await asyncio.open_connection(self._host, self._port, ssl=self._ssl)
-        except TimeoutError:
-            raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None
-        except OSError as e:
-            raise Unreachable(_text(e)) from e
-        return _Connection(*streams)
+        while True:
+            await descriptors.for_upstream()
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    streams = await asyncio.open_connection(self._host, self._port, ssl=self._ssl)
+            except TimeoutError:
+                raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None
+            except OSError as e:
+                if e.errno in descriptors.SHORT:  # others were quicker
+                    await asyncio.sleep(descriptors.WAIT_SECONDS)
+                    continue
+                raise Unreachable(_text(e)) from e
+            return _Connection(*streams)
 
 
 def tls_context(

@@ -161,13 +161,17 @@ class Connections:
             for stage in connection.stages:
                 stage.head.end()
 
-    def hang_up(self, count: int) -> int:
-        """Hangs up so many of those that nobody waits for: first the ones without a whole head,
-        then the idle ones, the oldest first. How many there were."""
+    def hang_up(self, count: int, seconds: float = 0.0) -> int:
+        """Hangs up so many of those that nobody waits for, and were heard of last before so many
+        seconds: first the ones without a whole head, then the idle ones, the oldest first. How many
+        there were."""
+        before = time.time() - seconds
         found = [
             (progress, connection.since, connection)
             for connection in self._open.values()
-            if (progress := connection.progress) <= Progress.IDLE and not connection.unread
+            if (progress := connection.progress) <= Progress.IDLE
+            and not connection.unread
+            and connection.since <= before
         ]
         found.sort(key=lambda each: each[:2])
         for _, _, connection in found[:count]:

@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from mitmproxy import exceptions
@@ -23,17 +24,18 @@ from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script,
 from mitmproxy.http import MessageData
 from mitmproxy.master import Master
 from mitmproxy.options import Options
+from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.version import MITMPROXY
 
-from sglang_cached_addon import __version__
+from sglang_cached_addon import __version__, descriptors, output
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.listening import Listening
 from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.printable import MAX_LINE, printable
+from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
-
-DRAIN_SECONDS = 30.0
-"""How long requests that are being answered may take after SIGINT or SIGTERM."""
 
 HANG_UP_SECONDS = 1.0
 """How long idle connections may take to close after that."""
@@ -66,6 +68,10 @@ class Start:
     memory: str = ""
     readonly: bool = False
     store: str = field(default="", repr=False)
+    drain: float = 60.0
+    """Seconds that what is under way may take after SIGINT or SIGTERM."""
+    drain_accept: float = 0.0
+    """Of these, those in which new clients are still let in."""
 
 
 class StartError(Exception):
@@ -99,6 +105,10 @@ def normal_url(url: str) -> str:
 
 def run(start: Start) -> int:
     """Serves until SIGINT or SIGTERM; the process's exit code."""
+    settle = output.guard()
+    # A terminal that goes away takes its readers with it, but not the cache.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    descriptors.raise_limit()
     try:
         url = normal_url(start.sglang_url)
         if start.web and not has_token():
@@ -108,10 +118,14 @@ def run(start: Start) -> int:
             )
         scripts = [_script(path) for path in start.scripts]
         _check_port(start.host, start.port, "--port")
+        if start.drain_accept > start.drain:
+            raise StartError("--drain-accept: must not be more than --drain")
         return asyncio.run(_serve(start, url, scripts))
     except StartError as e:
         print(f"sglang-cached: {e}", file=sys.stderr)
         return 1
+    finally:
+        settle()
 
 
 def has_token() -> bool:
@@ -150,8 +164,7 @@ async def _serve(start: Start, url: str, scripts: list[str]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, startup.stop)
-    await master.run()
-    return startup.exit_code
+    return await startup.run()
 
 
 def _set(options: Options, start: Start, scripts: list[str]) -> None:
@@ -176,15 +189,23 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_store=start.store,
             connection_strategy="lazy",
         )
-        for spec in start.sets:
+        for name, specs in _by_name(start.sets).items():
             try:
-                options.set(spec, defer=bool(scripts))
+                options.set(*specs, defer=bool(scripts))
             except exceptions.OptionsError as e:
-                raise StartError(f"--set {spec}: {e}") from None
+                raise StartError(f"--set {name}: {e}") from None
         if scripts:
             options.update(scripts=scripts)
     except exceptions.OptionsError as e:
         raise StartError(str(e)) from None
+
+
+def _by_name(specs: Iterable[str]) -> dict[str, list[str]]:
+    """NAME=VALUE, by name: the values of a list come together, or each would replace the former."""
+    found: dict[str, list[str]] = {}
+    for spec in specs:
+        found.setdefault(spec.partition("=")[0], []).append(spec)
+    return found
 
 
 def _skip_debug_checks() -> None:
@@ -226,33 +247,56 @@ class Startup:
     name = "sglang_cached_startup"
 
     def __init__(self, master: Master, addon: SglangCached, start: Start) -> None:
-        self.exit_code = 0
         self._master = master
         self._addon = addon
         self._start = start
+        self._state = State.UNKNOWN
+        """Of upstream, when it was looked at."""
+        self._exit_code = 0
+        self._listening: list[Listening] = []
         self._stopping: asyncio.Task[None] | None = None
         self._hurry = False
 
+    async def run(self) -> int:
+        """Opens the store, looks at upstream, and only then listens, until it is stopped; the exit
+        code. Raises `StartError`."""
+        try:
+            self._addon.open()
+        except (ValueError, StoreError) as e:
+            raise StartError(str(e)) from None
+        self._state = await self._addon.look()
+        if self._stopping:
+            self._addon.done()
+        else:
+            await self._master.run()
+        return self._exit_code
+
     async def running(self) -> None:
         servers = list(self._servers)
-        upstream, store = self._addon.upstream, self._addon.store
         unknown = ", ".join(self._master.options.deferred)
         if unknown:
             print(f"sglang-cached: --set: unknown options: {unknown}", file=sys.stderr)
-        if unknown or not (upstream and store and all(server.is_running for server in servers)):
-            self.exit_code = 1
+        if unknown or not all(server.is_running for server in servers):
+            self._exit_code = 1
             self._master.shutdown()
             return
-        state = await upstream.check(time.monotonic())
+        for server in servers:
+            self._listening += self._take_over(server)
         host, port = servers[0].listen_addrs[0][:2]
-        if state is State.DOWN:
+        self._introduce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def _introduce(self, url: str) -> None:
+        """Tells people what was started."""
+        upstream, store = self._addon.upstream, self._addon.store
+        assert upstream and store
+        if self._state is State.DOWN:
             print(
                 f"sglang-cached: warning: {upstream.url} does not answer; "
                 "stored answers are served, and misses get 502 until it does",
                 file=sys.stderr,
             )
         print(f"sglang-cached {__version__}")
-        print(f"  listening  http://{f'[{host}]' if ':' in host else host}:{port}")
+        print(f"  listening  {url}")
         print(f"  upstream   {upstream.url}")
         if upstream.identity:
             print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
@@ -261,7 +305,6 @@ class Startup:
         print(f"  cache      {self._addon.place} ({entries})")
         if self._start.web:
             print(f"  web        {self._web_url()}")
-        sys.stdout.flush()
 
     def stop(self) -> None:
         """Ends the proxy: at once if asked twice."""
@@ -280,10 +323,23 @@ class Startup:
         assert isinstance(found, proxyserver.Proxyserver)
         return found
 
+    def _take_over(self, server: ServerInstance[Any]) -> list[Listening]:
+        """Lets clients in, in the place of mitmproxy's server."""
+        return [
+            Listening(ours, server.handle_stream)
+            for ours in getattr(server, "_servers", ())
+            if isinstance(ours, asyncio.Server)
+        ]
+
     async def _drain(self) -> None:
-        """Stops accepting, waits (not for ever) for what is being answered, and hangs up."""
+        """Lets in no more clients, waits (not for ever) for what is being answered, and hangs
+        up."""
+        await _until(lambda: self._hurry, self._start.drain_accept)
+        for listening in self._listening:
+            listening.close()
         await self._servers.update([])
-        await _until(lambda: self._hurry or not self._is_busy(), DRAIN_SECONDS)
+        seconds = self._start.drain - self._start.drain_accept
+        await _until(lambda: self._hurry or not self._is_busy(), seconds)
         for io in self._clients():
             if io.handler:
                 io.handler.cancel("shutting down")
@@ -322,9 +378,17 @@ async def _until(condition: Callable[[], bool], seconds: float) -> None:
         await asyncio.sleep(0.01)
 
 
+class _Lines(logging.Formatter):
+    """Nothing that was sent to the proxy can look like a line of its log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n    ".join(printable(line, MAX_LINE) for line in lines)
+
+
 def _set_up_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Lines("%(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.WARNING)
     # Ours, and what the user's scripts say; of mitmproxy only what goes wrong.

@@ -30,22 +30,19 @@ START_SECONDS = 30.0
 class Proxy:
     """A `sglang-cached start` process."""
 
-    def __init__(self, arguments: list[str], cwd: Path) -> None:
+    def __init__(self, arguments: list[str], cwd: Path, **popen: Any) -> None:
+        """`popen` is for what is not started as usual."""
+        self._begin([str(COMMAND), "start", *arguments], cwd, {"stdout": subprocess.PIPE, **popen})
+
+    def _begin(self, command: list[str], cwd: Path, popen: dict[str, Any]) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
+        environment["PYTHONUNBUFFERED"] = "1"
         self._stderr = cwd / "stderr"
-        self.process = self._begin([str(COMMAND), "start", *arguments], subprocess.PIPE)
+        with open(self._stderr, "ab") as stderr:
+            popen = {"stderr": stderr, "cwd": cwd, "env": environment, **popen}
+            self.process = subprocess.Popen(command, **popen)
         self.banner = ""
         self.url = ""
-
-    def _begin(self, command: list[str], stdout: int) -> subprocess.Popen[bytes]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
-        with open(self._stderr, "ab") as stderr:
-            return subprocess.Popen(
-                command,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=self._stderr.parent,
-                env={**environment, "PYTHONUNBUFFERED": "1"},
-            )
 
     def wait_until_ready(self) -> None:
         """Returns when the banner is complete; fails with what the process said."""
@@ -85,12 +82,9 @@ class Mitmproxy(Proxy):
     """mitmdump or mitmweb, with the addon: their banner is what they log."""
 
     def __init__(self, program: str, arguments: list[str], cwd: Path) -> None:
-        self._stderr = cwd / "stderr"
         command = [str(COMMAND.parent / program), "-s", str(ADDON), *arguments]
-        with open(self._stderr, "ab") as log:
-            self.process = self._begin(command, log.fileno())
-        self.banner = ""
-        self.url = ""
+        with open(cwd / "stderr", "ab") as log:
+            self._begin(command, cwd, {"stdout": log})
 
     def wait_until_ready(self) -> None:
         def is_ready() -> bool:
@@ -120,13 +114,14 @@ def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
     with ExitStack() as stack:
 
         def start(
-            url: str, *arguments: str, cache: Path | None = None, ready: bool = True
+            url: str, *arguments: str, cache: Path | None = None, ready: bool = True, **popen: Any
         ) -> Proxy:
             folder = cache or tmp_path / "cache"
             proxy = Proxy(
                 ["--sglang-url", url, "--port", "0", "--host", "127.0.0.1",
                  "--cache-path", str(folder), *arguments],
                 tmp_path,
+                **popen,
             )  # fmt: skip
             stack.callback(proxy.stop, signal.SIGKILL)
             if ready:

@@ -23,14 +23,15 @@ from ruamel.yaml import YAML
 
 from sglang_cached_addon import __version__, routes
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.runner import DRAIN_SECONDS, HANG_UP_SECONDS, normal_url
+from sglang_cached_addon.runner import HANG_UP_SECONDS, Start, normal_url
 from sglang_cached_addon.upstream import CONFIRM_SECONDS, PROBE_SECONDS
 from tests.conftest import Proxy
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-STOP_SECONDS = DRAIN_SECONDS + HANG_UP_SECONDS
+STOP_SECONDS = Start("", 0, "", "").drain + HANG_UP_SECONDS
+"""How long a proxy may take to end."""
 HANG_SECONDS = CONFIRM_SECONDS + PROBE_SECONDS
 """How long `/health` may take while the server hangs."""
 
@@ -420,10 +421,9 @@ def test_probe_of_the_proxy(probe: str) -> None:
 
 def test_proxy_may_finish() -> None:
     """It is killed no sooner than it has to be."""
-    command, waits = PROXY["lifecycle"]["preStop"]["exec"]["command"]
-    assert command == "sleep"
-    grace = PODS["sglang-cached"]["terminationGracePeriodSeconds"]
-    assert grace > float(waits) + STOP_SECONDS
+    assert PODS["sglang-cached"]["terminationGracePeriodSeconds"] > STOP_SECONDS
+    accepts = [word.partition("=")[2] for word in PROXY["args"] if "--drain-accept=" in word]
+    assert [0 < float(seconds) < STOP_SECONDS for seconds in accepts] == [True]
 
 
 def test_disruption_budget() -> None:

@@ -18,11 +18,11 @@ KNOWS_MITMPROXY = {
     "runner.py", "streaming.py",
 }  # fmt: skip
 DOES_IO = {
-    "aborting.py", "addon.py", "asking.py", "client.py", "connections.py", "express.py",
-    "feed.py", "fetching.py", "passage.py", "runner.py", "service.py", "streaming.py",
-    "upstream.py", "store/__init__.py", "store/files.py", "store/follower.py", "store/journal.py",
+    "aborting.py", "addon.py", "asking.py", "client.py", "connections.py", "descriptors.py",
+    "express.py", "feed.py", "fetching.py", "listening.py", "output.py", "passage.py", "runner.py",
+    "service.py", "store/__init__.py", "store/files.py", "store/follower.py", "store/journal.py",
     "store/outbox.py", "store/redis.py", "store/rewriting.py", "store/shared.py", "store/state.py",
-    "store/syncer.py",
+    "store/syncer.py", "streaming.py", "upstream.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",
@@ -30,8 +30,8 @@ IO_MODULES = {
 }  # fmt: skip
 PURE = {
     "admission.py", "cache.py", "directives.py", "exchange.py", "framing.py", "identity.py",
-    "inflight.py", "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "relay.py",
-    "routes.py", "routing.py", "settings.py", "sse.py", "stream.py", "wire.py",
+    "inflight.py", "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "printable.py",
+    "relay.py", "routes.py", "routing.py", "settings.py", "sse.py", "stream.py", "wire.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.

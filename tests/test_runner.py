@@ -173,6 +173,29 @@ def test_upstream_is_something_else(start_proxy: StartProxy) -> None:
         assert proxy.stop() == 0
 
 
+def test_upstream_that_says_nothing(start_proxy: StartProxy) -> None:
+    """The proxy would not start before its upstream has spoken."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = start_proxy(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert "  model" not in proxy.banner
+        assert requests.get(f"{proxy.url}/health", timeout=10).status_code == 200
+
+
+def test_nobody_is_let_in_too_early(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """Who came before the store is open, and upstream was asked who it is, would be answered as if
+    nothing were stored."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        upstream = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        start_proxy(upstream, "--port", str(port), ready=False)
+        listener.settimeout(20)
+        asked, _ = listener.accept()
+        assert (tmp_path / "cache" / "cache.lock").exists()
+        assert refuses(f"http://127.0.0.1:{port}")
+        asked.close()
+        until(lambda: not refuses(f"http://127.0.0.1:{port}"))
+
+
 # Stop and restart
 
 
@@ -205,6 +228,60 @@ def test_stop(number: signal.Signals, simulator: Simulator, start_proxy: StartPr
         assert hit.headers["X-Cache"] == "HIT"
         assert hit.json()["text"] == answer.result().json()["text"]
     assert {r.path for r in simulator.received[asked:]} <= {"/model_info", "/server_info"}
+
+
+def asks_once(url: str) -> bool:
+    """Whether a client that comes now is let in."""
+    try:
+        return requests.get(f"{url}/health", timeout=10).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+def test_drain_ends(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """A call that never ends would keep the proxy from ending."""
+    proxy = start_proxy(simulator.url, "--drain", "0.5")
+    simulator.faults.append(Fault.HOLD)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, proxy.url)
+        try:
+            until(lambda: simulator.running)
+            proxy.process.send_signal(signal.SIGTERM)
+            assert proxy.process.wait(15) == 0
+        finally:
+            simulator.release()
+        assert isinstance(answer.exception(), requests.RequestException)
+
+
+def test_drain_accept(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """A balancer that has not heard of the end would get errors; or the end never come."""
+    proxy = start_proxy(simulator.url, "--drain-accept", "2")
+    proxy.process.send_signal(signal.SIGTERM)
+    since = time.monotonic()
+    while time.monotonic() < since + 1:
+        assert asks_once(proxy.url)
+        assert post(proxy.url).status_code == 200
+    simulator.faults.append(Fault.HOLD)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, proxy.url, "another")
+        try:
+            until(lambda: refuses(proxy.url))
+            assert simulator.running == 1
+            assert proxy.process.poll() is None
+        finally:
+            simulator.release()
+        assert answer.result().headers["X-Cache"] == "MISS"
+        assert proxy.process.wait(15) == 0
+    assert "Traceback" not in proxy.log
+
+
+def test_stop_twice_while_it_accepts(start_proxy: StartProxy) -> None:
+    """Somebody in a hurry would have to wait for balancers."""
+    proxy = start_proxy(dead_url(), "--drain-accept", "50")
+    proxy.process.send_signal(signal.SIGTERM)
+    assert asks_once(proxy.url)
+    proxy.process.send_signal(signal.SIGTERM)
+    assert proxy.process.wait(15) == 0
 
 
 def test_stop_with_idle_clients(proxy: Proxy) -> None:
@@ -419,6 +496,18 @@ def test_set(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert post(proxy.url, "word " * 1000).status_code == 413
 
 
+def test_set_of_a_list(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """Of an option that is a list, only the last value would count."""
+    script = "import logging\nfrom mitmproxy import ctx\n"
+    script += "def running():\n    logging.warning('hosts %s', ctx.options.ignore_hosts)\n"
+    (tmp_path / "script.py").write_text(script)
+    proxy = start_proxy(
+        simulator.url, "-s", "script.py",
+        "--set", "ignore_hosts=one", "--set", "listen_host=127.0.0.1", "--set", "ignore_hosts=two",
+    )  # fmt: skip
+    until(lambda: "hosts ['one', 'two']" in proxy.log)
+
+
 # mitmweb
 
 
@@ -561,6 +650,7 @@ def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert str(cache / "cache.jsonl") in log
+    assert log.index("sglang-cached: http") < log.index("listening at")
     assert simulator.url in log
     assert (cache / "cache.jsonl").read_bytes().count(b"\n") == 1
 

@@ -183,6 +183,26 @@ def _env(name: str) -> str:
     help="Use a folder that another process owns, and store nothing.",
 )
 @click.option(
+    "--drain",
+    type=click.FloatRange(0, 86_400),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    envvar=_env("DRAIN"),
+    show_envvar=True,
+    help="How long requests under way may take after SIGTERM or Ctrl+C; a second one ends at once.",
+)
+@click.option(
+    "--drain-accept",
+    type=click.FloatRange(0, 86_400),
+    default=0.0,
+    show_default=True,
+    metavar="S",
+    envvar=_env("DRAIN_ACCEPT"),
+    show_envvar=True,
+    help="How much of that new connections are still served, for balancers that go on sending.",
+)
+@click.option(
     "--insecure",
     is_flag=True,
     envvar=_env("INSECURE"),
@@ -235,6 +255,8 @@ def start(
     memory: str,
     readonly: bool,
     store: str,
+    drain: float,
+    drain_accept: float,
     insecure: bool,
     web: bool,
     scripts: tuple[str, ...],
@@ -273,6 +295,8 @@ def start(
                 memory=memory,
                 readonly=readonly,
                 store=store,
+                drain=drain,
+                drain_accept=drain_accept,
             )
         )
     )

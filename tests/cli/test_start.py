@@ -30,7 +30,7 @@ OPTIONS = (
     "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",
     "--script", "--set", "--replay-tokens-per-second", "--mode", "--no-collapse",
     "--isolate-by-credential", "--admin-token", "--poll-seconds", "--store", "--fsync",
-    "--max-entries", "--max-bytes", "--ttl", "--memory", "--readonly",
+    "--max-entries", "--max-bytes", "--ttl", "--memory", "--readonly", "--drain", "--drain-accept",
 )  # fmt: skip
 TOKEN = "token-of-the-admin"
 HAS_TOKEN = has_token()
@@ -336,6 +336,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         ("--set sglang_store=redis://host/secret", ["--store", "redis://HOST:6379/0"]),
         ("--readonly", ["cache.jsonl", "--readonly", "--cache-path"]),
         ("--readonly --mode refresh", ["sglang_readonly"]),
+        ("--drain 5 --drain-accept 6", ["--drain-accept", "--drain"]),
         ("--set sglang_fsync=x", ["sglang_fsync", "interval"]),
         ("--set sglang_max_entries=-1", ["sglang_max_entries", "-1"]),
         ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),
@@ -374,6 +375,8 @@ def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path)
         (["--replay-tokens-per-second", "-1"], {}, ["--replay-tokens-per-second", "-1"]),
         (["--fsync", "x"], {}, ["--fsync", "always"]),
         (["--max-entries", "-1"], {}, ["--max-entries", "-1"]),
+        ([], {"SGLANG_CACHED_DRAIN": "soon"}, ["--drain", "soon"]),
+        ([], {"SGLANG_CACHED_DRAIN_ACCEPT": "-1"}, ["--drain-accept", "-1"]),
         (["--no-such-option"], {}, ["--no-such-option"]),
     ],
 )

@@ -1,0 +1,138 @@
+"""Clients that come all at once, or more of them than there are file descriptors."""
+
+from __future__ import annotations
+
+import resource
+import selectors
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Fault, Simulator
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.test_proxy import BODIES
+
+SOMAXCONN = int(Path("/proc/sys/net/core/somaxconn").read_text())
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def place(proxy: Proxy) -> tuple[str, int]:
+    parts = urlsplit(proxy.url)
+    return parts.hostname or "", parts.port or 0
+
+
+def limit(proxy: Proxy, count: int) -> None:
+    """Leaves it so many descriptors, whatever it had."""
+    resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE, (count, count))
+
+
+def descriptors(proxy: Proxy) -> int:
+    return len(list(Path(f"/proc/{proxy.process.pid}/fd").iterdir()))
+
+
+@contextmanager
+def connected(proxy: Proxy, count: int, first: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Connections on which that has been sent."""
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            clients.append(stack.enter_context(socket.create_connection(place(proxy), 30)))
+            clients[-1].sendall(first)
+        yield clients
+
+
+def test_limit_is_raised(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """The proxy would have no more descriptors than a shell gives, which is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        proxy = start_proxy(simulator.url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    most = min(hard, 65_536)
+    assert resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE) == (most, hard)
+
+
+@pytest.mark.skipif(SOMAXCONN < 2048, reason="net.core.somaxconn allows less")
+def test_many_at_once(proxy: Proxy) -> None:
+    """Of a thousand clients that come at once, most would be lost, or wait for seconds."""
+    proxy.process.send_signal(signal.SIGSTOP)  # it is busy, say
+    with ExitStack() as stack, selectors.DefaultSelector() as selector:
+        try:
+            clients = [stack.enter_context(socket.socket()) for _ in range(1000)]
+            for client in clients:
+                client.setblocking(False)
+                client.connect_ex(place(proxy))
+                selector.register(client, selectors.EVENT_WRITE)
+            while selector.get_map():
+                ready = selector.select(10)
+                assert ready, f"{len(selector.get_map())} are not connected"
+                for key, _ in ready:
+                    selector.unregister(key.fileobj)
+        finally:
+            proxy.process.send_signal(signal.SIGCONT)
+        for client in clients:
+            client.setblocking(True)
+            client.settimeout(30)
+            client.sendall(HEALTH)
+        assert all(client.recv(100).startswith(b"HTTP/1.1 200") for client in clients)
+
+
+def test_more_misses_than_descriptors(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Calls would fail with a 502 that only had to wait; or clients take all descriptors, and none
+    be left to ask upstream."""
+    proxy = start_proxy(simulator.url, "--no-collapse")
+    limit(proxy, 128)
+    simulator.faults.extend([Fault.HOLD] * 90)
+
+    def ask(n: int) -> requests.Response:
+        body = {**BODIES["/generate"], "text": f"text {n}"}
+        return requests.post(f"{proxy.url}/generate", json=body, timeout=60)
+
+    with ThreadPoolExecutor(150) as pool:
+        answers = [pool.submit(ask, n) for n in range(150)]
+        until(lambda: simulator.waiting >= 20)
+        until(lambda: "128 file descriptors are not enough" in proxy.log)
+        simulator.faults.clear()
+        simulator.release()
+        assert {answer.result().status_code for answer in answers} == {200}
+    warnings = [line for line in proxy.log.splitlines() if not line.startswith("[Cache ")]
+    assert len(warnings) == 1
+    assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
+
+
+def test_other_routes_wait_as_well(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What is passed on would fail, as mitmproxy finds no descriptor for its connection."""
+    proxy = start_proxy(simulator.url)
+    limit(proxy, 100)
+    with ThreadPoolExecutor(120) as pool:
+        asked = [
+            pool.submit(requests.get, f"{proxy.url}/v1/models", timeout=60) for _ in range(120)
+        ]
+        assert {answer.result().status_code for answer in asked} == {200}
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /gen", HEALTH], ids=["nothing", "half", "idle"])
+def test_clients_that_stay(said: bytes, simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Clients that nobody waits for would keep all others out, the log be flooded, and the proxy
+    not be well again when they are gone."""
+    proxy = start_proxy(simulator.url)
+    limit(proxy, 256)
+    keeping = said.replace(b"Connection: close\r\n", b"")
+    with connected(proxy, 329, keeping):
+        until(lambda: descriptors(proxy) >= 190)
+        with ThreadPoolExecutor(20) as pool:
+            asked = [pool.submit(requests.get, f"{proxy.url}/health", timeout=30) for _ in range(5)]
+            assert {answer.result().status_code for answer in asked} == {200}
+    assert len(proxy.log.splitlines()) == 1
+    assert "256 file descriptors are not enough" in proxy.log
+    until(lambda: descriptors(proxy) < 40)
+    assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
+    assert proxy.stop() == 0
