@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from sglang_cached_addon import cache, sse
-from sglang_cached_addon.cache import Plan
-from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Part, Split
+from sglang_cached_addon.cache import Plan, Sample
+from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Part, Recorded, Split
 from sglang_cached_addon.policy import Reason, Refused
 
 
@@ -112,7 +112,7 @@ class Relay:
     def _rewrite(self, event: bytes, value: Any, part: Part, choice: int) -> tuple[bytes, int]:
         """Makes an event of a fill one of the client's answer."""
         if part is Part.USAGE:
-            return self._usage() or event, 0
+            return self._usage(value) or event, 0
         if part is Part.ERROR:
             return event, 0
         like = next(self._plan.samples())
@@ -122,12 +122,24 @@ class Relay:
         except _ODD:
             return event, 0
 
-    def _usage(self) -> bytes | None:
+    def _usage(self, said: Any) -> bytes | None:
+        """The usage of the whole answer, given that of upstream's part of it."""
+        whole: list[list[Recorded]] | None
         try:
             whole = cache.recorded(self._plan, self.split().generations)
-            return self._dialect.usage(self._plan.call, whole)
         except Refused:
+            whole = self._counted(said)
+        return self._dialect.usage(self._plan.call, whole) if whole else None
+
+    def _counted(self, said: Any) -> list[list[Recorded]] | None:
+        """The samples of the answer for those who count: upstream's part, which cannot be taken
+        apart, is one more of a prompt whose own tokens are known."""
+        whole: list[list[Recorded]] = [list(pool) for pool in self._plan.stored]
+        if not all(whole):
             return None
+        part = {**orjson.loads(whole[0][0].answer), "usage": said.get("usage")}
+        whole[0].append(Sample(orjson.dumps(part), 0.0, 0.0, 0))
+        return whole
 
 
 # What comes of putting numbers or ids into an event that has no place for them.

@@ -324,12 +324,26 @@ def test_errors_pass(place: int) -> None:
     assert caught.value.reason is Reason.ERROR
 
 
-def test_usage_of_what_is_not_whole() -> None:
-    """Numbers of half an answer would be made up; upstream's are passed on."""
-    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
-    end = way.feed([*NEW[:3], NEW[-1]])[-1]
-    assert end.data == worded(NEW[-1])
+SCORED = {**CHAT, "n": 3, "logprobs": True}
+UNKEPT = {
+    "not whole": (CHAT | {"n": 3}, [*NEW[:3], NEW[-1]]),
+    "without the logprobs of a token": (SCORED, NEW),
+    "not understood": (CHAT | {"n": 3}, [{"x": 1}, *NEW]),
+}
+
+
+@pytest.mark.parametrize(("body", "events"), UNKEPT.values(), ids=UNKEPT)
+def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> None:
+    """A client would be told the tokens of a part of its answer as those of all."""
+    row = {"token": "t", "logprob": -1.0, "bytes": None, "top_logprobs": []}
+    rows = [row] * 5 if "logprobs" in body else None
+    stored = [chats.role(), chats.says("stored", rows=rows), chats.ends("length"), chats.usage(5)]
+    way = Way(chat.DIALECT, body, {"": [stored]})
+    end = way.feed(events)[-1]
     assert end.part is Part.USAGE
+    assert parsed(end.data)["usage"] == chats.counts(5 + 4)
+    with pytest.raises(Refused):
+        way.relay.split()
 
 
 @pytest.mark.parametrize("seed", range(6))
