@@ -599,11 +599,14 @@ class SglangCached:
         here, when upstream has agreed."""
         service, upstream = self._service, self.upstream
         message = _object(flow.request.get_content(strict=False) or b"")
-        if not (service and upstream and message):
+        if not (service and upstream):
             return
         rid = message.get("rid")
-        if message.get("abort_all"):
+        is_pause = flow.request.path == _PAUSE
+        if message.get("mode", "abort") == "abort" if is_pause else message.get("abort_all"):
             live.aborted = service.aborts.aborting(None)
+        elif is_pause:
+            return
         elif isinstance(rid, str) and service.aborts.is_known(rid):
             live.aborted = service.aborts.aborting(rid)
             # One that upstream does not know means nothing to it.
@@ -820,8 +823,12 @@ def _onlookers(own: object) -> list[str]:
     ]
 
 
+_PAUSE = "/pause_generation"
+
+
 def _is_abort(request: http.Request) -> bool:
-    return request.path == "/abort_request" and request.method == "POST"
+    """Whether it may end calls under way."""
+    return request.path in ("/abort_request", _PAUSE) and request.method == "POST"
 
 
 def _longest(head: framing.Head) -> float:

@@ -599,6 +599,78 @@ def test_abort_all(form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, 
     assert is_idle(proxy.stats())
 
 
+@forms
+def test_pause_that_aborts(
+    form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
+) -> None:
+    """Who waits for what a pause has aborted would wait for its end, or for ever."""
+    calls = [asking(GENERATE, text, rid=f"{text} {i}", **form) for i in range(3)]
+    answers = [crowd.lead(simulator, GENERATE, calls[0])]
+    answers += [crowd.ask(GENERATE, call) for call in calls[1:]]
+    waiting(proxy, 2)
+    try:
+        assert post(proxy, "/pause_generation", {"mode": "retract"}).status_code == 200
+        assert (proxy.stats()["followers"], simulator.waiting) == (2, 1)
+        assert post(proxy, "/pause_generation", {}).status_code == 200
+        assert [finish(answer.result()) for answer in answers] == [
+            f"abort of {text} {i}" for i in range(3)
+        ]
+        assert len(sampled(simulator)) == 1
+        assert is_idle(proxy.stats())
+    finally:
+        post(proxy, "/continue_generation", {})
+
+
+def test_abort_by_the_beginning_of_an_id(
+    simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
+) -> None:
+    """An abort of one id is one of all that begin with it, as in SGLang's scheduler."""
+    rids = [f"{text} {tail}" for tail in ("1", "10", "1_0", "2")]
+    answers = [
+        crowd.lead(simulator, GENERATE, asking(GENERATE, f"{text} {rid}", rid=rid)) for rid in rids
+    ]
+    assert abort(proxy, f"{text} ") == 200
+    assert simulator.waiting == 4
+    assert abort(proxy, rids[0]) == 200
+    for rid, answer in zip(rids[:3], answers, strict=False):
+        assert finish(answer.result()) == f"abort of {rid}"
+    assert simulator.waiting == 1
+    simulator.release()
+    assert finish(answers[3].result()) == f"length of {rids[3]}"
+
+
+@pytest.mark.parametrize("rid", ["a", "b"])
+def test_abort_tells_what_there_was(
+    rid: str, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
+) -> None:
+    """One of two who read a stream would be told another end than direct: no text, no counts, no
+    logprobs."""
+    calls = {
+        name: asking(GENERATE, text, tokens=40, rid=f"{text} {name}", stream=True,
+                     return_logprob=True)
+        for name in "ab"
+    }  # fmt: skip
+    simulator.faults.append(Fault.PAUSE)
+    with closing(Stream(proxy.url, GENERATE, calls["a"])) as a:
+        until(lambda: simulator.waiting == 1)
+        with closing(Stream(proxy.url, GENERATE, calls["b"])) as b:
+            chunks = {"a": a.begin().chunks(), "b": b.begin().chunks()}
+            for some in chunks.values():
+                next(some)
+            assert abort(proxy, f"{text} {rid}") == 200
+            *_, last, done = chunks[rid]
+            simulator.release()
+            *_, whole, _ = chunks["b" if rid == "a" else "a"]
+    assert done == DONE
+    said, all_said = json.loads(last[6:]), json.loads(whole[6:])
+    meta = said["meta_info"]
+    assert meta["finish_reason"]["type"] == "abort"
+    assert 0 < meta["completion_tokens"] == len(meta["output_token_logprobs"])
+    assert len(said["output_ids"]) == meta["completion_tokens"] < 40
+    assert said["text"]
+    assert all_said["text"].startswith(said["text"])
+
+
 def test_ids_of_their_own(simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str) -> None:
     """A follower would see the id of the one it waits for."""
     calls = [asking(GENERATE, text, rid=f"{text} {i}", **FORMS[form])
