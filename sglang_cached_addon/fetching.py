@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from sglang_cached_addon import cache
@@ -26,6 +27,9 @@ logger = logging.getLogger("sglang_cached_addon")
 
 GRACE_SECONDS = 1.0
 """How long the body of a stream may go on behind its terminator."""
+
+MERGE_SECONDS = 1.0
+"""How long an answer of several parts waits for the word that all are of one model."""
 
 JSON = ((b"Content-Type", b"application/json"),)
 
@@ -67,6 +71,9 @@ class Fetcher:
                     _tell(arrived, brought)
                     return
             landing = await self._receive(flight, ask, fetch, arrived)
+            if landing is None:
+                _tell(arrived, Brought())
+                return
             _tell(arrived, landing)
             await self._keep(flight, ask, fetch, landing)
         except (Unreachable, Broken) as e:
@@ -86,8 +93,11 @@ class Fetcher:
         """Whether more is at hand than when a fetch was planned."""
         return self._exchange.again(fetch.plan, fetch.terms).have > fetch.plan.have
 
-    async def _receive(self, flight: Flight, ask: Ask, fetch: Fetch, arrived: _Arrival) -> Arrived:
-        """What upstream answers; the events of a stream are passed on as they come."""
+    async def _receive(
+        self, flight: Flight, ask: Ask, fetch: Fetch, arrived: _Arrival
+    ) -> Arrived | None:
+        """What upstream answers; the events of a stream are passed on as they come. None: it is of
+        no use, as what is there is of another model."""
         self._upstream.watch(ask.shown)
         started, request = time.monotonic(), ask.request
         body = request.body if fetch.body is None else fetch.body
@@ -96,9 +106,11 @@ class Fetcher:
         ) as response:
             self._upstream.heard(ask.credential, response.status, time.monotonic())
             if flight.stream and _is_stream(response):
+                if self._is_of_two(fetch):
+                    return None
                 flight.stream.open()
                 _tell(arrived, Arrived(response.headers, is_stream=True))
-                return await self._relay(flight, flight.stream, fetch, response, started)
+                return await self._relay(flight, ask, flight.stream, fetch, response, started)
             raw = b"".join([piece async for piece in response.pieces()])
         if flight.stream and response.status == 200:
             landed = self._exchange.unreadable(fetch, raw)
@@ -107,7 +119,13 @@ class Fetcher:
         return self._land(flight, fetch, Arrived(response.headers, raw, landed), started)
 
     async def _relay(
-        self, flight: Flight, stream: Stream, fetch: Fetch, response: Response, started: float
+        self,
+        flight: Flight,
+        ask: Ask,
+        stream: Stream,
+        fetch: Fetch,
+        response: Response,
+        started: float,
     ) -> Arrived:
         """Publishes the events of a stream, and reads what they come to."""
         relay = self._exchange.relay(fetch)
@@ -117,6 +135,10 @@ class Fetcher:
         try:
             async for data in pieces:
                 events = relay.feed(data)
+                if relay.is_done and fetch.plan.have:
+                    await self._confirmed(fetch, ask)
+                if self._is_of_two(fetch):
+                    raise Broken("the model has changed, and some of the answer is the former's")
                 if relay.is_done:
                     landed = self._exchange.land_stream(fetch, relay)
                     # Who has the last word and repeats the call finds it here.
@@ -141,6 +163,17 @@ class Fetcher:
             cut = Arrived(response.headers, landed=Landed(200, refusal=Reason.CUT))
             landing = self._land(flight, fetch, cut, started)
         return landing
+
+    def _is_of_two(self, fetch: Fetch) -> bool:
+        """Whether what comes now is put behind samples of another model."""
+        return fetch.plan.have > 0 and not self._exchange.is_present(fetch.known)
+
+    async def _confirmed(self, fetch: Fetch, ask: Ask) -> None:
+        """Waits a moment for upstream to say whether it is the model that the stored choices are
+        of."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(MERGE_SECONDS):
+                await self._upstream.confirm(fetch.stamp.turn, ask.shown)
 
     def _land(self, flight: Flight, fetch: Fetch, arrived: Arrived, started: float) -> Arrived:
         """What upstream has said is at hand from now on, for all who want it."""

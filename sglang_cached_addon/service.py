@@ -20,7 +20,7 @@ from sglang_cached_addon.asking import Answer, Arrived, Ask, Reply, Streamed
 from sglang_cached_addon.cache import Brought, Plan
 from sglang_cached_addon.dialects.base import Part
 from sglang_cached_addon.exchange import Bypass, Exchange, Fetch, Hit, Known, error_body
-from sglang_cached_addon.fetching import JSON, Fetcher
+from sglang_cached_addon.fetching import JSON, MERGE_SECONDS, Fetcher
 from sglang_cached_addon.inflight import Flight, Flights
 from sglang_cached_addon.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.policy import Mode, Reason, Terms
@@ -31,9 +31,6 @@ from sglang_cached_addon.upstream import Upstream
 
 SETTLE_SECONDS = 0.25
 """How long who looks at the store waits for what is on its way there."""
-
-MERGE_SECONDS = 1.0
-"""How long an answer of several fetches waits for the word that all are of one model."""
 
 ATTEMPTS = 3
 """How often a call begins anew because the model has changed; then upstream is left alone with
