@@ -9,7 +9,7 @@ import pytest
 from sglang_cached_addon import fetching
 from sglang_cached_addon.identity import Change
 from sglang_cached_addon.policy import Reason
-from tests.test_service import COMPLETIONS, STREAM, WHOLE, begun, briefs, standing
+from tests.test_service import COMPLETIONS, DONE, STREAM, WHOLE, begun, briefs, finish, standing
 from tests.test_upstream import INFO, run, settled, until
 
 
@@ -93,5 +93,42 @@ def test_no_end_behind_the_terminator(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await leader).pieces == WHOLE
             assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
             await until(lambda: asked.is_left)
+
+    run(test)
+
+
+@pytest.mark.parametrize("when", ["before", "amid", "unseen"])
+def test_parts_of_two_models(when: str) -> None:
+    """A stream would go on with what another model says, behind what is stored of the former."""
+
+    async def test() -> None:
+        async with standing() as stage:
+            first, asked = await begun(stage)
+            finish(asked)
+            await first
+            await stage.service.settled()
+            more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
+            asked = await stage.asked()
+            assert asked.json["n"] == 1
+            if when == "before":
+                (await stage.upstream.change(Change.MODEL, None))(200)
+                asked.begin()
+                asked = await stage.asked()
+                assert asked.json["n"] == 2
+                asked.answer(503, {})
+                assert (await more).brief == "miss 503 status"
+                return
+            asked.begin()
+            asked.send(WHOLE[0])
+            await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
+            if when == "amid":
+                (await stage.upstream.change(Change.MODEL, None))(200)
+            else:
+                stage.script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            finish(asked)
+            got = await more
+            assert got.is_cut
+            assert got.reason is Reason.CUT
+            assert DONE not in got.pieces
 
     run(test)
