@@ -53,6 +53,7 @@ from sglang_cached_addon import (
     routes,
     wire,
 )
+from sglang_cached_addon.admission import Asker
 from sglang_cached_addon.asking import Answer, Ask, Reply
 from sglang_cached_addon.client import tls_context
 from sglang_cached_addon.connections import Connections
@@ -69,7 +70,7 @@ from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import DiskStore, Limits, StoreError, machine_memory
 from sglang_cached_addon.store.shared import MemoryStore, SharedStore
 from sglang_cached_addon.streaming import Live, Streaming
-from sglang_cached_addon.upstream import State, Upstream
+from sglang_cached_addon.upstream import State, Update, Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -121,6 +122,8 @@ class SglangCached:
         self._exchange: Exchange | None = None
         self._service: Service | None = None
         self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
+        self._flows: dict[Client, set[http.HTTPFlow]] = {}
+        """Those under way, by the client that sent them."""
         self.connections = Connections()
         """Of the clients that are there."""
         self._streaming = Streaming(_handler_of)
@@ -215,7 +218,7 @@ class SglangCached:
             return State.UNKNOWN
         with suppress(TimeoutError):
             async with asyncio.timeout(LOOK_SECONDS):
-                await self.upstream.check(time.monotonic())
+                await self.upstream.check()
         return self.upstream.state
 
     def _serve(self, url: str, store: DiskStore | SharedStore, settings: Settings) -> None:
@@ -233,13 +236,17 @@ class SglangCached:
             keeps_host=ctx.options.keep_host_header,
             interval=settings.poll,
             is_offline=settings.mode is Mode.OFFLINE,
+            restart=settings.restart,
+            probes=self._probes,
             salt=store.salt if isinstance(store, SharedStore) else 0,
             entered=entered,
         )
         if isinstance(store, SharedStore):
             store.start(self.upstream)
         self._exchange = exchange
-        self._heads = wire.HeadReader(self._dialects, settings.key_headers)
+        self._heads = wire.HeadReader(
+            self._dialects, settings.key_headers, settings.credential_fields
+        )
         self._service = Service(
             exchange,
             self.upstream,
@@ -247,8 +254,14 @@ class SglangCached:
             collapses=settings.collapse,
             isolates=settings.isolate,
             key_headers=settings.key_headers,
+            credential_fields=settings.credential_fields,
             nearest=self._nearest,
         )
+
+    def _probes(self, asker: Asker) -> list[bytes]:
+        """The smallest calls that tell whether an asker may generate."""
+        dialect = self._dialects[asker.method, asker.path]
+        return [orjson.dumps(body) for body in dialect.probes(asker.model)]
 
     async def _nearest(self, known: Known, with_values: bool) -> str:
         """Which stored call is nearest to one that is not stored."""
@@ -304,11 +317,15 @@ class SglangCached:
     def client_disconnected(self, client: Client) -> None:
         self.connections.remove(client)
         self._streaming.left(client)
+        for flow in self._flows.pop(client, ()):
+            # Of a client that leaves while one of our hooks waits, mitmproxy says nothing more.
+            self._end(flow, None)
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
             return None
         live = self._live[flow] = Live(time.monotonic())
+        self._flows.setdefault(flow.client_conn, set()).add(flow)
         if routes.find(flow.request.path):
             return None
         reason = self._unread(flow.request)
@@ -327,6 +344,9 @@ class SglangCached:
         live = self._live.get(flow)
         if live is None or flow.response or flow.error or not flow.live:
             return None
+        if live.update:
+            live.update.sent()
+            return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
         if (reason := self._unread(flow.request)) and self._is_denied(flow.request, reason):
@@ -338,9 +358,9 @@ class SglangCached:
             live.ask = _ask(flow, self._streaming.can_answer(flow))
             return self._carry_out(flow, live, self._service.receive(live.ask))
         change = identity.change(flow.request.method, flow.request.path)
-        if change and not flow.request.stream:
+        if change:
             name = identity.adapter_name(flow.request.get_content(strict=False) or b"")
-            return self._change(live, change, name)
+            return self._change(live, change, name, is_whole=True)
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -352,9 +372,9 @@ class SglangCached:
             return  # not ours, or not from upstream
         status = flow.response.status_code
         if self.upstream:
-            self.upstream.seen(True, time.monotonic())
+            self.upstream.seen(True)
             if live.ask:
-                self.upstream.heard(live.ask.credential, status, time.monotonic())
+                self.upstream.heard(live.ask.asker, live.ask.shown, status, time.monotonic())
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
@@ -373,10 +393,14 @@ class SglangCached:
         """A flow is over; `status` is that of its whole answer."""
         live = self._live.pop(flow, None)
         self._streaming.forget(flow)
+        flows = self._flows.get(flow.client_conn)
+        if flows:
+            flows.discard(flow)
         if live is None:
             return None
-        if live.changed:
-            live.changed(status)
+        if live.update:
+            has_reached = flow.server_conn.timestamp_tcp_setup is not None
+            live.update.ended(status, has_reached=has_reached)
         if live.aborted:
             live.aborted(status == 200)
         if live.streamed:
@@ -391,7 +415,7 @@ class SglangCached:
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
         if self.upstream:
-            self.upstream.seen(False, time.monotonic())
+            self.upstream.seen(False)
 
     def _is_denied(self, request: http.Request, reason: Reason) -> bool:
         """Whether a request that is not even read must not go upstream."""
@@ -562,10 +586,19 @@ class SglangCached:
             flow.response = http.Response.make(200, body, {"Content-Type": wire.EVENT_STREAM})
             _mark(flow, flow.response, hit.outcome)
 
-    async def _change(self, live: Live, change: Change, adapter: str | None) -> None:
-        """A request that changes the model is to be passed on."""
-        if self.upstream:
-            live.changed = await self.upstream.change(change, adapter)
+    def _change(
+        self, live: Live, change: Change, adapter: str | None, *, is_whole: bool = False
+    ) -> Awaitable[None] | None:
+        """A request that may change the model is to be passed on; `is_whole`: all of it is here."""
+        if self.upstream is None:
+            return None
+        live.update = self.upstream.change(change, adapter)
+        return self._await_word(live.update, is_whole=is_whole)
+
+    async def _await_word(self, update: Update, *, is_whole: bool) -> None:
+        await update.announced
+        if is_whole:
+            update.sent()
 
     def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """What a client gets when upstream gives nothing."""
@@ -717,7 +750,7 @@ class SglangCached:
     async def health(self) -> dict[str, Any]:
         if self.upstream is None:
             return {"status": "ok", "upstream": {"url": None, "state": State.UNKNOWN}}
-        state = await self.upstream.check(time.monotonic())
+        state = self.upstream.look(time.monotonic())
         return {"status": "ok", "upstream": {"url": self.upstream.url, "state": state}}
 
     async def clear(self, which: str) -> dict[str, Any]:

@@ -1,28 +1,72 @@
-"""Who may ask: credentials that the upstream has accepted.
+"""Who may be answered from the store: what upstream has said to whom.
 
-Pure: times are arguments, in seconds of one clock that never goes back. An upstream with a
-key would be opened by a cache that answers hits to anybody, so a credential is shown to
-upstream first, and its answer counts for a while. Only digests of credentials are kept.
+Pure: times are arguments, in seconds of one clock that never goes back. An upstream with a key
+would be opened by a cache that answers hits to anybody. So a hit is only for an asker that
+upstream has answered with a 200 lately, on the same route and for the same model; an asker
+without a credential is no exception. Anything else than a 200 means that nothing is known, and
+what is not known is closed. Only digests of credentials are kept here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from heapq import nlargest
+from math import inf
+from typing import NamedTuple
 
-CREDENTIAL_FIELDS = (b"authorization", b"x-api-key", b"api-key", b"cookie")
-"""The header fields by which servers, and what stands before them, know a client: SGLang and
-OpenAI's API, Anthropic's, Azure's, and gateways with a login. `proxy-authorization` is meant
-for the next proxy, which is this one (RFC 9110 §11.7.2): it says nothing to upstream."""
+CREDENTIAL_FIELDS = (
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-auth-token",
+    b"x-goog-api-key",
+    b"ocp-apim-subscription-key",
+)
+"""The header fields by which servers, and gateways before them, know a client: SGLang and OpenAI's
+API, Anthropic's, Azure's, OpenStack's, Google's. `proxy-authorization` is meant for the next proxy,
+which is this one (RFC 9110 §11.7.2): it says nothing to upstream. Cookies are none, as those of a
+load balancer change with each answer; `--credential-header cookie` makes them one."""
+
+ACCEPTED_SECONDS = 60.0
+"""How long an acceptance counts."""
+
+SLOW_SECONDS = 300.0
+"""How long it counts while upstream is slow to say whether it still holds."""
+
+RENEW_SECONDS = 30.0
+"""An acceptance of this age is renewed beside the calls, so that none has to wait."""
+
+PAUSE_SECONDS = 600.0
+"""How long after its last call an asker's acceptance is renewed."""
+
+MAX_ASKERS = 10_000
+"""Acceptances that are remembered; the oldest goes first."""
+
+MAX_RENEWED = 64
+"""Askers whose acceptances are renewed; those that asked last go first."""
 
 
-def credential(headers: Mapping[bytes, bytes]) -> bytes:
+class Asker(NamedTuple):
+    """Who asks, and for what."""
+
+    credential: bytes
+    """As `credential` gives it; empty for a client that shows none."""
+    method: str
+    path: str
+    model: str
+    """What the call names as its model; empty where it names none."""
+
+
+def credential(
+    headers: Mapping[bytes, bytes], names: Collection[bytes] = CREDENTIAL_FIELDS
+) -> bytes:
     """What a request identifies its sender by: a 32-byte digest, or `b""` where it carries
     nothing of the kind. Header names are lower-case.
 
     Two spellings of one key are two credentials: each is shown to upstream for itself.
     """
-    shown = credential_headers(headers)
+    shown = credential_headers(headers, names)
     if not shown:
         return b""
     sha = hashlib.sha256()
@@ -32,48 +76,110 @@ def credential(headers: Mapping[bytes, bytes]) -> bytes:
     return sha.digest()
 
 
-def credential_headers(headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+def credential_headers(
+    headers: Mapping[bytes, bytes], names: Collection[bytes] = CREDENTIAL_FIELDS
+) -> tuple[tuple[bytes, bytes], ...]:
     """The fields of a request's credential, to ask upstream something on the client's behalf."""
-    return tuple((name, headers[name]) for name in CREDENTIAL_FIELDS if name in headers)
+    return tuple((name, headers[name]) for name in names if name in headers)
+
+
+class _Acceptance:
+    """What is remembered of an asker that was accepted."""
+
+    __slots__ = ("accepted_at", "used_at")
+
+    def __init__(self, now: float) -> None:
+        self.accepted_at = now
+        self.used_at = now
 
 
 class Admission:
-    """Who is answered from the store without asking upstream first."""
+    """The askers that are answered from the store without asking upstream first."""
 
-    __slots__ = ("_accepted", "_limit", "_seconds", "is_open")
+    __slots__ = ("_accepted", "_by_credential", "_limit", "_renewing")
 
-    def __init__(self, seconds: float = 60.0, limit: int = 10_000) -> None:
-        """An acceptance counts for `seconds`; up to `limit` of them are remembered."""
-        self._seconds = seconds
+    def __init__(self, limit: int = MAX_ASKERS) -> None:
         self._limit = limit
-        self._accepted: dict[bytes, float] = {}
-        """Credential to the time of its last acceptance, in the order of these times."""
-        self.is_open: bool | None = None
-        """Upstream asks for no key, so everybody may ask. None: not known yet."""
+        self._accepted: dict[Asker, _Acceptance] = {}
+        """In the order of the acceptances."""
+        self._by_credential: dict[bytes, set[Asker]] = {}
+        """The accepted askers."""
+        self._renewing: set[Asker] = set()
+        """Upstream was asked about these, and has not answered yet."""
 
-    def accept(self, credential: bytes, now: float) -> None:
-        """Upstream answered a request with this credential as it does for those it knows."""
-        self._accepted.pop(credential, None)
-        self._accepted[credential] = now
+    def accept(self, asker: Asker, now: float) -> None:
+        """Upstream has answered this asker with a 200."""
+        found = self._accepted.pop(asker, None) or _Acceptance(now)
+        found.accepted_at = now
+        self._accepted[asker] = found
+        self._by_credential.setdefault(asker.credential, set()).add(asker)
         if len(self._accepted) > self._limit:
-            del self._accepted[next(iter(self._accepted))]
+            self._forget(next(iter(self._accepted)))
 
-    def forget(self, credential: bytes) -> None:
-        """Upstream said 401 or 403 to this credential."""
-        self._accepted.pop(credential, None)
+    def recall(self, asker: Asker) -> None:
+        """An earlier process has found that upstream accepts this asker: for when it is down."""
+        self.accept(asker, -inf)
+
+    def refuse(self, asker: Asker, status: int) -> None:
+        """Upstream has refused this asker: with a 401, the credential whatever it asks for; with a
+        403, it for this route and model."""
+        refused = self._by_credential.get(asker.credential, ()) if status == 401 else (asker,)
+        for one in tuple(refused):
+            self._forget(one)
+
+    def _forget(self, asker: Asker) -> None:
+        if self._accepted.pop(asker, None):
+            askers = self._by_credential[asker.credential]
+            askers.discard(asker)
+            if not askers:
+                del self._by_credential[asker.credential]
 
     def forget_all(self) -> None:
         """Another process may answer now, which knows other keys, or none."""
         self._accepted.clear()
-        self.is_open = None
+        self._by_credential.clear()
 
-    def admits(self, credential: bytes, now: float, *, is_down: bool = False) -> bool:
-        """Whether a request with this credential may be answered from the store.
+    def admits(self, asker: Asker, now: float, *, is_down: bool = False) -> bool:
+        """Whether a request of this asker may be answered from the store.
 
-        While upstream is down it can neither accept nor refuse: an acceptance then counts
-        however old it is.
+        While upstream cannot be reached it can neither accept nor refuse: an acceptance then
+        counts however old it is, and what is open to everybody is open to a new credential, too.
         """
-        if self.is_open:
+        found = self._accepted.get(asker)
+        if found is None:
+            return is_down and asker.credential != b"" and asker._replace(credential=b"") in self
+        found.used_at = now
+        age = now - found.accepted_at
+        if age <= ACCEPTED_SECONDS or is_down:
             return True
-        accepted = self._accepted.get(credential)
-        return accepted is not None and (is_down or now - accepted <= self._seconds)
+        return age <= SLOW_SECONDS and asker in self._renewing
+
+    def due(self, now: float) -> list[Asker]:
+        """Those whose acceptance is to be renewed now."""
+        used = (
+            (found.used_at, asker)
+            for asker, found in self._accepted.items()
+            if now - found.used_at <= PAUSE_SECONDS
+        )
+        return [
+            asker
+            for _, asker in nlargest(MAX_RENEWED, used)
+            if asker not in self._renewing
+            and now - self._accepted[asker].accepted_at >= RENEW_SECONDS
+        ]
+
+    def renewing(self, asker: Asker, *, is_asked: bool) -> None:
+        """Upstream is asked about this asker, or has answered, or will not."""
+        if is_asked:
+            self._renewing.add(asker)
+        else:
+            self._renewing.discard(asker)
+
+    def __contains__(self, asker: Asker) -> bool:
+        """Whether an asker was accepted, however long ago."""
+        return asker in self._accepted
+
+    @property
+    def open(self) -> frozenset[Asker]:
+        """The accepted askers that show no credential: what is open to everybody."""
+        return frozenset(self._by_credential.get(b"", ()))

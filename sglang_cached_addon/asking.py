@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from sglang_cached_addon.admission import Asker
 from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.client import Headers
 from sglang_cached_addon.exchange import Bypass, Hit, Landed, Request
@@ -35,6 +36,8 @@ class Ask:
     """What is part of its keys, beside its body."""
     shown: Headers = ()
     """The fields that the credential is made of."""
+    model: str = ""
+    """What it names as its model, once its body was read."""
     flight: Flight | None = None
     """That it leads."""
     rids: dict[str, str] | None = None
@@ -49,6 +52,11 @@ class Ask:
     """Its client has asked for that, and the fetch goes on for others."""
     partial: Arrived | None = None
     """What was generated before upstream aborted what it waited for."""
+
+    @property
+    def asker(self) -> Asker:
+        """As whom upstream knows it."""
+        return Asker(self.credential, self.request.method, self.request.path, self.model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,6 +48,8 @@ class Hit:
     saved: Saved
     oldest: float
     """When the oldest of its samples was stored: Unix seconds."""
+    model: str
+    """What the call names as its model; empty where it names none."""
     is_stream: bool = False
     longest: int = 0
     """Completion tokens of the longest of its samples."""
@@ -79,6 +81,11 @@ class Known:
     def key(self) -> bytes:
         """Of its pool, where it has just one."""
         return self.keys[0] if len(self.keys) == 1 else b""
+
+    @property
+    def model(self) -> str:
+        """What the call names as its model; empty where it names none."""
+        return _model(self.call.body)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,13 +213,12 @@ class Exchange:
         tenant: bytes = b"",
         streams: bool = True,
     ) -> Hit | None:
-        """The answer, if every sample is stored, counted. For a request whose head was found plain;
-        the same request may come to `find` after this, and is not read twice. Without `streams`,
-        only JSON is answered."""
+        """The answer, if every sample is stored; not counted yet. For a request whose head was
+        found plain; the same request may come to `find` after this, and is not read twice. Without
+        `streams`, only JSON is answered."""
         found = self._find(self.dialects[method, path], body, now, tenant, PLAIN)
         if not isinstance(found, Hit) or (found.is_stream and not streams):
             return None
-        self.counters.hit(found.saved)
         return found
 
     def bypass(self, reason: Reason) -> Bypass:
@@ -233,18 +239,18 @@ class Exchange:
             raw = self._digester(dialect.name, tenant).raw(body)
             key = self._store.find(raw)
             if key and (pool := self._store.get(key)) and terms.since == -inf:
-                return self._plain(key, pool[0], now)
+                return self._plain(key, pool[0], now, _model(orjson.loads(body)))
             known = self._parse(dialect, tenant, body, raw)
             if not self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body)):
                 self._latest = (asked, known)
         return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
 
-    def _plain(self, key: bytes, sample: Sample, now: float) -> Hit:
+    def _plain(self, key: bytes, sample: Sample, now: float, model: str) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""
         age = max(0, int(now - sample.stored_at))
         saved = Saved(1, sample.tokens, sample.seconds)
         outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key)
-        return Hit(sample.answer, outcome, saved, sample.stored_at)
+        return Hit(sample.answer, outcome, saved, sample.stored_at, model)
 
     def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
         if not keys.is_quick(body):
@@ -290,7 +296,7 @@ class Exchange:
         longest = max(sample.tokens for sample in samples)
         is_stream = known.call.stream is not None
         body = wire.chunked(_events(known, plan.stored)) if is_stream else self.answer(known, plan)
-        return Hit(body, outcome, Saved.of(samples), oldest, is_stream, longest)
+        return Hit(body, outcome, Saved.of(samples), oldest, known.model, is_stream, longest)
 
     def is_present(self, known: Known) -> bool:
         """Whether its keys are those of the model that answers now."""
@@ -451,6 +457,12 @@ def _events(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
 def error_body(status: int, kind: str, message: str) -> bytes:
     """An error as OpenAI's and SGLang's clients read it."""
     return orjson.dumps({"error": {"message": message, "type": kind, "code": status}})
+
+
+def _model(body: Any) -> str:
+    """What a parsed body names as its model; empty where it names none."""
+    model = body.get("model")
+    return model if isinstance(model, str) else ""
 
 
 def _parse(body: bytes) -> Any:

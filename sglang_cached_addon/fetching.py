@@ -104,7 +104,7 @@ class Fetcher:
         async with self._upstream.client.open(
             request.method, request.path, ask.fields, body
         ) as response:
-            self._upstream.heard(ask.credential, response.status, time.monotonic())
+            self._upstream.heard(ask.asker, ask.shown, response.status, time.monotonic())
             if flight.stream and _is_stream(response):
                 if self._is_of_two(fetch):
                     return None
@@ -191,7 +191,7 @@ class Fetcher:
     async def _keep(self, flight: Flight, ask: Ask, fetch: Fetch, arrived: Arrived) -> None:
         """Stores what has come, if upstream still is the model that it was."""
         if arrived.landed.refusal is Reason.OTHER_WEIGHTS:
-            self._upstream.doubt(ask.shown)
+            self._upstream.doubt()
         if arrived.landed.refusal or not arrived.samples:
             return
         reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown)
@@ -205,7 +205,7 @@ class Fetcher:
         """There is no answer, or not all of it."""
         is_lost = isinstance(error, Unreachable)
         if is_lost:
-            self._upstream.seen(False, time.monotonic())
+            self._upstream.seen(False)
         if flight.has_landed:
             return
         body = unreachable(self._upstream.url, str(error))

@@ -218,19 +218,30 @@ _ESCAPED = re.compile("%([0-9A-Fa-f]{2})")
 def change(method: str, path: str) -> Change | None:
     """What a request with this method and target may change; None if nothing.
 
-    The last segment counts, as the server may be mounted under a prefix. Any method counts but
-    HEAD and OPTIONS: some of these routes take a GET. Over-inclusive, as it may well be: a
-    change too many costs answers, one too few makes them wrong.
+    Any segment counts, as the server may be mounted under a prefix, and proxies before it resolve
+    `.` and `..`, decode once more, or cut what follows a `;`. Any method counts but HEAD and
+    OPTIONS: some of these routes take a GET. Over-inclusive, as it may well be: what upstream
+    refuses changes nothing, and a change that is overlooked makes answers wrong.
     """
     if method in ("HEAD", "OPTIONS"):
         return None
     # Servers cut a fragment, too, though no client should send one.
     plain = re.split("[?#]", path, maxsplit=1)[0]
-    plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)
-    segment = plain.rstrip("/").rpartition("/")[2]
-    if segment in _CHANGES:
-        return _CHANGES[segment]
-    return next((what for begin, what in _CHANGES_BEGIN.items() if segment.startswith(begin)), None)
+    for _ in range(_DECODINGS):
+        plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)
+    found = [what for segment in re.split(r"[/\\]", plain) if (what := _change(segment.strip()))]
+    return Change.MODEL if Change.MODEL in found else next(iter(found), None)
+
+
+def _change(segment: str) -> Change | None:
+    name = segment.partition(";")[0].lower()
+    if name in _CHANGES:
+        return _CHANGES[name]
+    return next((what for begin, what in _CHANGES_BEGIN.items() if name.startswith(begin)), None)
+
+
+_DECODINGS = 3
+"""How often a path may be decoded on its way through proxies."""
 
 
 def adapter_name(body: bytes) -> str | None:
@@ -272,16 +283,6 @@ def adapters(content: bytes) -> set[str]:
 
 
 _MODEL, _ADAPTER = "m:", "a:"
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What `Epochs` were at some time."""
-
-    last: int
-    floor: int
-    models: dict[str, int]
-    adapters: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -339,20 +340,6 @@ class Epochs:
         if is_changed:
             self.models[after.digest] = self.last
         self.adapters = dict.fromkeys(self.adapters, self.last)
-
-    def mark(self) -> Mark:
-        """What `restore` goes back to; to be taken right before something is raised."""
-        return Mark(self.last, self.floor, dict(self.models), dict(self.adapters))
-
-    def restore(self, mark: Mark) -> bool:
-        """Undoes what was raised right after the mark, because upstream refused the change
-        outright. Whether it did: not if anything else was raised since, as that would be
-        undone, too. What was stored in the meantime is never looked up again."""
-        if self.last != self._next(mark.last):
-            return False
-        self.floor = mark.floor
-        self.models, self.adapters = dict(mark.models), dict(mark.adapters)
-        return True
 
     def as_numbers(self) -> dict[str, int]:
         """All that was ever raised, each number under a name of its own."""

@@ -175,6 +175,14 @@ class Mode(StrEnum):
     OFF = "off"
 
 
+class Restart(StrEnum):
+    """What another process behind the URL is taken for that says it has the same model; the values
+    of `--restart`."""
+
+    SAME = "same"
+    NEW = "new"
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On which terms one request may be answered from the store, and fill it."""

@@ -32,7 +32,7 @@ from mitmproxy.version import MITMPROXY
 from sglang_cached_addon import __version__, descriptors, output
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.listening import Listening
-from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.policy import Mode, Restart
 from sglang_cached_addon.printable import MAX_LINE, printable
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
@@ -61,6 +61,8 @@ class Start:
     key_headers: tuple[str, ...] = ()
     admin_token: str = field(default="", repr=False)
     poll_seconds: float = 5.0
+    restart: str = Restart.SAME.value
+    credential_headers: tuple[str, ...] = ()
     fsync: str = "interval"
     max_entries: int = 0
     max_bytes: str = ""
@@ -180,6 +182,8 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_key_headers=",".join(start.key_headers),
             sglang_admin_token=start.admin_token,
             sglang_poll_seconds=str(start.poll_seconds),
+            sglang_restart=start.restart,
+            sglang_credential_headers=",".join(start.credential_headers),
             sglang_fsync=start.fsync,
             sglang_max_entries=start.max_entries,
             sglang_max_bytes=start.max_bytes,

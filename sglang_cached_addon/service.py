@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_cached_addon import admission, cache, directives, policy, wire
 from sglang_cached_addon.aborting import Aborts
+from sglang_cached_addon.admission import Asker
 from sglang_cached_addon.asking import Answer, Arrived, Ask, Reply, Streamed
 from sglang_cached_addon.cache import Brought, Plan
 from sglang_cached_addon.dialects.base import Part
@@ -111,9 +112,11 @@ class Service:
         collapses: bool = True,
         isolates: bool = False,
         key_headers: KeyHeaders | None = None,
+        credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
         nearest: Callable[[Known, bool], Awaitable[str]] | None = None,
     ) -> None:
-        """`isolates`: each credential has a cache of its own. `key_headers` are part of each key.
+        """`isolates`: each credential has a cache of its own. `key_headers` are part of each key,
+        `credential_fields` the lower-case names of the header fields that a credential is made of.
         `nearest` says in a sentence which stored call was nearest to one; with its values only to
         who may see them."""
         self.flights = Flights()
@@ -125,6 +128,7 @@ class Service:
         self._collapses = collapses
         self._isolates = isolates
         self._key_headers = key_headers or KeyHeaders()
+        self._credential_fields = credential_fields
         self._nearest = nearest
         self._strikes: dict[str, list[float]] = {}
         """When upstream did not understand what it was asked for as a part, by dialect."""
@@ -143,11 +147,13 @@ class Service:
         `KeyHeaders.digest` makes of its head."""
         if self._mode is Mode.OFF or self._mode is Mode.REFRESH:
             return None
-        if not self._upstream.admits(credential, time.monotonic()):
-            return None
         tenant = self._tenant(credential, routing)
-        now = time.time()
-        return self._exchange.lookup(method, path, body, now, tenant=tenant, streams=streams)
+        hit = self._exchange.lookup(method, path, body, time.time(), tenant=tenant, streams=streams)
+        asker = Asker(credential, method, path, hit.model) if hit else None
+        if hit is None or asker is None or not self._upstream.admits(asker, time.monotonic()):
+            return None
+        self._exchange.counters.hit(hit.saved)
+        return hit
 
     def fill(self, ask: Ask) -> Coroutine[Any, Any, Answer] | None:
         """What answers in time a plain request that `look_up` did not; None if it has to be
@@ -155,10 +161,11 @@ class Service:
         terms = self._introduce(ask)
         if isinstance(terms, Reason):
             return None
-        if not self._upstream.admits(ask.credential, time.monotonic()):
-            return None
         found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
         if not isinstance(found, Known) or found.call.stream:
+            return None
+        ask.model = found.model
+        if not self._upstream.admits(ask.asker, time.monotonic()):
             return None
         return self._attend(ask, found, terms)
 
@@ -167,17 +174,20 @@ class Service:
         terms = self._introduce(ask)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        if not self._upstream.admits(ask.credential, time.monotonic()):
-            return self._admit(ask, terms)
-        decided = self._decide(ask, terms)
+        found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
+        if isinstance(found, Hit | Known):
+            ask.model = found.model
+            if not self._upstream.admits(ask.asker, time.monotonic()):
+                return self._admit(ask, terms)
+        decided = self._take(found, terms)
         return self._attend(ask, decided, terms) if isinstance(decided, Known) else decided
 
     def _introduce(self, ask: Ask) -> Terms | Reason:
         """Notes who asks; on what terms, or why the request is to be passed on untouched."""
         headers = ask.request.headers
-        ask.credential = admission.credential(headers)
+        ask.credential = admission.credential(headers, self._credential_fields)
         ask.tenant = self._tenant(ask.credential, self._key_headers.digest(headers))
-        ask.shown = admission.credential_headers(headers)
+        ask.shown = admission.credential_headers(headers, self._credential_fields)
         return policy.terms(self._mode, directives.parse(headers), time.time())
 
     def _tenant(self, credential: bytes, routing: bytes) -> bytes:
@@ -192,13 +202,12 @@ class Service:
     async def _look_again(self, ask: Ask, terms: Terms) -> Answer | Known:
         """What there is for a call, when upstream has said who it is, and that the client may
         ask."""
-        route = (ask.request.method, ask.request.path)
-        if reason := await self._upstream.admit(ask.shown, route):
+        if reason := await self._upstream.admit(ask.asker, ask.shown):
             return self._let_pass(self._exchange.bypass(reason), terms)
-        return self._decide(ask, terms)
+        return self._take(self._exchange.find(ask.request, time.time(), terms, ask.tenant), terms)
 
-    def _decide(self, ask: Ask, terms: Terms) -> Answer | Known:
-        found = self._exchange.find(ask.request, time.time(), terms, ask.tenant)
+    def _take(self, found: Hit | Known | Reason, terms: Terms) -> Answer | Known:
+        """Counts what was found, where it is an answer, or none is to be had here."""
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
         if isinstance(found, Reason):
@@ -273,7 +282,7 @@ class Service:
 
     def _is_out_of_date(self, ask: Ask, known: Known) -> bool:
         """Whether, while a call waited, another model has come, or its credential was refused."""
-        is_admitted = self._upstream.admits(ask.credential, time.monotonic())
+        is_admitted = self._upstream.admits(ask.asker, time.monotonic())
         return not (is_admitted and self._exchange.is_present(known))
 
     def _plan(self, known: Known, terms: Terms, before: Plan | None = None) -> Plan:

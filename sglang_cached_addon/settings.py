@@ -13,7 +13,8 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
-from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.admission import CREDENTIAL_FIELDS
+from sglang_cached_addon.policy import Mode, Restart
 from sglang_cached_addon.routing import KeyHeaders
 
 FSYNC = ("always", "interval", "never")
@@ -93,11 +94,26 @@ OPTIONS = (
         "they answer only to the machine itself.",
     ),
     Option(
+        "sglang_credential_headers",
+        str,
+        "",
+        "Header fields by which upstream knows a client, beside `Authorization`, `X-Api-Key`, "
+        "`Api-Key` and the like; separated by commas. Cookies are none unless they are named here.",
+    ),
+    Option(
         "sglang_poll_seconds",
         str,
         "5",
-        "How often upstream is asked which model it serves, while there is traffic: so long may a "
-        "hit be of the former one.",
+        "How often upstream is asked which model it serves, while there is traffic and for ten "
+        "minutes after: so long, and as long as it takes to answer, may a hit be of the former "
+        "one.",
+    ),
+    Option(
+        "sglang_restart",
+        str,
+        Restart.SAME.value,
+        "What another process behind the URL is taken for that says it has the same model: `same` "
+        "keeps its answers; `new` begins anew, for weights that change behind an equal name.",
     ),
     Option(
         "sglang_fsync",
@@ -164,8 +180,11 @@ class Settings:
     isolate: bool = False
     """Each credential has a cache of its own."""
     admin_token: str = field(default="", repr=False)
+    credential_fields: tuple[bytes, ...] = CREDENTIAL_FIELDS
+    """Lower-case names of the header fields that a credential is made of."""
     poll: float = 5.0
     """Seconds."""
+    restart: Restart = Restart.SAME
     fsync: str = "interval"
     max_entries: float = inf
     max_bytes: float = inf
@@ -207,7 +226,9 @@ class Settings:
             bool(values["sglang_collapse"]),
             bool(values["sglang_isolate_by_credential"]),
             str(values["sglang_admin_token"]),
+            _credential_fields(str(values["sglang_credential_headers"])),
             _poll(str(values["sglang_poll_seconds"])),
+            _restart(str(values["sglang_restart"])),
             _fsync(str(values["sglang_fsync"])),
             _entries(int(str(values["sglang_max_entries"]))),
             _amount("sglang_max_bytes", str(values["sglang_max_bytes"]), SIZES, inf),
@@ -275,6 +296,24 @@ def _mode(name: str, is_readonly: bool) -> Mode:
     if is_readonly and mode is Mode.REFRESH:
         raise ValueError("sglang_mode: refresh stores, which sglang_readonly forbids")
     return Mode.READONLY if is_readonly and mode is Mode.READWRITE else mode
+
+
+def _credential_fields(text: str) -> tuple[bytes, ...]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    for name in names:
+        if not _FIELD_NAME.fullmatch(name):
+            raise ValueError(f"sglang_credential_headers: {name}: is no name of a header field")
+    return tuple(dict.fromkeys((*CREDENTIAL_FIELDS, *(name.encode() for name in names))))
+
+
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
+
+def _restart(text: str) -> Restart:
+    try:
+        return Restart(text)
+    except ValueError:
+        raise ValueError(f"sglang_restart: {text}: must be one of {', '.join(Restart)}") from None
 
 
 def _poll(text: str) -> float:

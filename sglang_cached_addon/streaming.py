@@ -24,6 +24,7 @@ from sglang_cached_addon.asking import Ask, Streamed
 from sglang_cached_addon.exchange import Hit
 from sglang_cached_addon.feed import Answer, Feed
 from sglang_cached_addon.outcome import Outcome
+from sglang_cached_addon.upstream import Update
 
 HandlerOf = Callable[[Client], ConnectionHandler | None]
 """Finds what serves a client's connection."""
@@ -41,8 +42,8 @@ class Live:
     """If it is for samples."""
     streamed: Streamed | None = None
     """What answers it, in pieces."""
-    changed: Callable[[int | None], None] | None = None
-    """To be told what upstream answered to a change of the model."""
+    update: Update | None = None
+    """What it is as a request that changes the model, if it is one."""
     aborted: Callable[[bool], None] | None = None
     """To be called when upstream has agreed to an abort."""
 

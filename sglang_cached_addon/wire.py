@@ -54,7 +54,6 @@ _ONCE = {
     b"connection",
     b"cache-control",
     b"x-cache-control",
-    *admission.CREDENTIAL_FIELDS,
 }
 
 
@@ -62,9 +61,15 @@ class HeadReader:
     """Reads request heads for some (method, path) pairs."""
 
     def __init__(
-        self, routes: Collection[tuple[str, str]], key_headers: KeyHeaders | None = None
+        self,
+        routes: Collection[tuple[str, str]],
+        key_headers: KeyHeaders | None = None,
+        credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
     ) -> None:
+        """`credential_fields` are the lower-case names of those that a credential is made of."""
         self._key_headers = key_headers or KeyHeaders()
+        self._credential_fields = credential_fields
+        self._once = _ONCE | set(credential_fields)
         self._lines = {
             f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
         }
@@ -111,7 +116,7 @@ class HeadReader:
         fields: dict[bytes, bytes] = {}
         for name, value in head.fields:
             name = name.lower()
-            if name in _FRAMING or (name in fields and name in _ONCE):
+            if name in _FRAMING or (name in fields and name in self._once):
                 return None
             fields[name] = fields[name] + b", " + value if name in fields else value
         connection = fields.get(b"connection", b"keep-alive").lower()
@@ -124,7 +129,8 @@ class HeadReader:
             or not directives.parse(fields).is_default
         ):
             return None
-        credential, routing = admission.credential(fields), self._key_headers.digest(fields)
+        credential = admission.credential(fields, self._credential_fields)
+        routing = self._key_headers.digest(fields)
         closes = connection == b"close"
         return Head(*route, len(raw), head.length, closes, credential, routing)
 

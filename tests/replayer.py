@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from sglang_cached_addon.simulator.handler import is_probe
+
 # Written by the server itself.
 _FRAMING = {"content-length", "transfer-encoding", "date", "server"}
 
@@ -46,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         pair = self.server.pair
         if self.path in INFO and pair.get("request", {}).get("path") != self.path:
             pair = INFO[self.path]
-        elif body != b"{":  # with which the proxy tries whether a credential is accepted
+        elif not is_probe(body):  # with which the proxy tries whether a client may generate
             self.server.received.append(body)
         recorded = pair["response"]
         answer = _under_rid(pair, body).encode()

@@ -25,7 +25,7 @@ from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import corpus
 from tests.replayer import Replayer, replaying
-from tests.test_upstream import until
+from tests.upstream.scripted import until
 
 PAIR = next(pair for pair in corpus("generate-n1"))
 URL = "reverse:http://127.0.0.1:9"
@@ -181,24 +181,35 @@ def test_a_client_that_leaves(addon: SglangCached, simulator: Simulator, tmp_pat
     assert flow.response.status_code == 499
 
 
-@pytest.mark.parametrize(("status", "is_changed"), [(200, True), (404, False), (None, True)])
+LOST, HUNG_UP = "the connection was lost", "the client has hung up before all of it was there"
+
+
+@pytest.mark.parametrize(
+    ("end", "is_changed"), [(200, True), (404, False), (LOST, True), (HUNG_UP, False)]
+)
 def test_a_change_of_the_model(
-    status: int | None, is_changed: bool, addon: SglangCached, upstream: Replayer, tmp_path: Path
+    end: int | str, is_changed: bool, addon: SglangCached, upstream: Replayer, tmp_path: Path
 ) -> None:
-    """Answers of the old weights would be given for those of the new."""
+    """Answers of the old weights are not given for those of the new; and what upstream refused, or
+    never had as a whole, changes nothing."""
 
     async def run() -> None:
         with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
             await pass_through(addon, make_flow())
             await until(lambda: addon.stats()["total_responses"])
             flow = make_flow("/update_weights_from_disk")
-            if status:
-                await pass_through(addon, flow, status)
+            if isinstance(end, int):
+                await pass_through(addon, flow, end)
             else:
                 waits = addon.requestheaders(flow)
                 assert waits
-                await waits
-                addon.error(flow)
+                if end is LOST:
+                    await waits
+                    addon.request(flow)
+                    addon.error(flow)
+                else:
+                    addon.client_disconnected(flow.client_conn)
+                    await waits
             again = await pass_through(addon, make_flow())
             assert again.response
             kind = "MISS" if is_changed else "HIT"

@@ -22,7 +22,8 @@ DOES_IO = {
     "express.py", "feed.py", "fetching.py", "listening.py", "output.py", "passage.py", "runner.py",
     "service.py", "store/__init__.py", "store/files.py", "store/follower.py", "store/journal.py",
     "store/outbox.py", "store/redis.py", "store/rewriting.py", "store/shared.py", "store/state.py",
-    "store/syncer.py", "streaming.py", "upstream.py",
+    "store/syncer.py", "streaming.py", "upstream/__init__.py", "upstream/asking.py",
+    "upstream/gate.py", "upstream/model.py", "upstream/single.py",
 }  # fmt: skip
 IO_MODULES = {
     "asyncio", "datetime", "fcntl", "http", "os", "pathlib", "random", "secrets", "selectors",
@@ -32,11 +33,15 @@ PURE = {
     "admission.py", "cache.py", "directives.py", "exchange.py", "framing.py", "identity.py",
     "inflight.py", "keys.py", "memo.py", "nearest.py", "outcome.py", "policy.py", "printable.py",
     "relay.py", "routes.py", "routing.py", "settings.py", "sse.py", "stream.py", "wire.py",
+    "upstream/belief.py", "upstream/changes.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.
-VALUES_ONLY = {"settings.py": {"pathlib"}, "inflight.py": {"asyncio"}, "stream.py": {"asyncio"}}
+VALUES_ONLY = {
+    "settings.py": {"pathlib"}, "inflight.py": {"asyncio"}, "stream.py": {"asyncio"},
+    "upstream/changes.py": {"asyncio"},
+}  # fmt: skip
 
 
 def imports(path: Path) -> set[str]:

@@ -25,7 +25,7 @@ from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.certificates import self_signed
 from tests.conftest import ADDON, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
-from tests.test_upstream import dead_url
+from tests.upstream.scripted import dead_url
 
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
 

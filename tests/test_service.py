@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,19 @@ from sglang_cached_addon.service import Service
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.stream import Cut
 from sglang_cached_addon.upstream import State, Upstream
-from tests.test_upstream import INFO, Asked, Kept, Script, credential, run, serving, settled, until
+from tests.upstream.scripted import (
+    INFO,
+    PROBE,
+    Asked,
+    Kept,
+    Script,
+    asker,
+    credential,
+    run,
+    serving,
+    settled,
+    until,
+)
 
 GENERATE, COMPLETIONS = "/generate", "/v1/completions"
 
@@ -56,15 +69,19 @@ class Got:
 class Stage:
     """A service, and what is before and behind it."""
 
-    def __init__(self, script: Script, store: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, script: Script, store: Any = None, kept: Kept | None = None, **kwargs: Any
+    ) -> None:
         ids = itertools.count(1)
         self.script = script
+        self.kept = kept or Kept()
         self.store = Memory() if store is None else store
         self.exchange = Exchange(dialects.installed(), self.store, lambda: f"{next(ids):032x}")
         self.upstream = Upstream(
             script.url,
-            Kept(),
+            self.kept,
             is_offline=kwargs.get("mode") is Mode.OFFLINE,
+            probes=lambda asker: (PROBE,),
             entered=lambda upstream: self.exchange.enter(
                 upstream.fingerprint,
                 upstream.epochs,
@@ -427,7 +444,7 @@ def test_credentials(status: int) -> None:
             found = await briefs(leader, *others)
             assert found == [f"miss {status} status", "miss 200", "miss 200"]
             if status in (401, 403):
-                assert not stage.upstream.admits(credential("a"), 0.0)
+                assert not stage.upstream.admits(asker("a"), time.monotonic())
 
     run(test)
 
@@ -580,7 +597,11 @@ def test_a_part_that_others_fetch(is_first: bool) -> None:
 
 async def changed(stage: Stage) -> None:
     """An update passes through."""
-    (await stage.upstream.change(Change.MODEL, None))(200)
+    update = stage.upstream.change(Change.MODEL, None)
+    await update.announced
+    update.sent()
+    update.ended(200)
+    await until(lambda: not stage.kept.document["unsettled"])
 
 
 @pytest.mark.parametrize("what", ["waited for", "stored"])
@@ -780,11 +801,8 @@ def test_modes(mode: Mode) -> None:
             filler.generated(asked)
             await task
             await filler.service.settled()
-            stage = Stage(filler.script, mode=mode)
-            if mode is Mode.OFFLINE:
-                # What is known of the upstream is in the state file.
-                stage.upstream.identity = filler.upstream.identity
-                stage.upstream._enter()
+            await until(lambda: filler.kept.document.get("identity"))
+            stage = Stage(filler.script, kept=filler.kept, mode=mode)
             stage.store._pools = filler.store._pools
             stage.store._keys = filler.store._keys
             for text, brief in zip(("new", "stored"), ALL_MODES[mode], strict=True):

@@ -137,7 +137,7 @@ FOREIGN = {
     "one credential twice": head(LINE, *PLAIN, b"Authorization: a", b"authorization: a"),
     "two keys": head(LINE, *PLAIN, b"X-API-Key: a", b"x-api-key: b"),
     "two of Azure's": head(LINE, *PLAIN, b"Api-Key: a", b"Api-Key: b"),
-    "two cookies": head(LINE, *PLAIN, b"Cookie: a=1", b"Cookie: b=2"),
+    "two tokens": head(LINE, *PLAIN, b"X-Auth-Token: a", b"X-Auth-Token: b"),
     "no-store": head(LINE, *PLAIN, b"Cache-Control: no-store"),
     "no-cache": head(LINE, *PLAIN, b"cache-control: No-Cache"),
     "max-age": head(LINE, *PLAIN, b"Cache-Control: max-age=60"),
@@ -178,8 +178,8 @@ CREDENTIALS: dict[str, tuple[bytes, ...]] = {
     "another": (b"Authorization: Bearer y",),
     "as a key": (b"X-API-Key: Bearer x",),
     "as Azure's": (b"Api-Key: Bearer x",),
-    "a cookie": (b"Cookie: Bearer x",),
-    "two kinds": (b"Authorization: Bearer x", b"Cookie: a=1"),
+    "a token": (b"X-Auth-Token: Bearer x",),
+    "two kinds": (b"Authorization: Bearer x", b"X-Auth-Token: a=1"),
     "an empty one": (b"Authorization:",),
 }
 

@@ -8,7 +8,7 @@ import sys
 import click
 from click.core import ParameterSource
 
-from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.policy import Mode, Restart
 from sglang_cached_addon.settings import FSYNC
 
 
@@ -119,6 +119,26 @@ def _env(name: str) -> str:
     envvar=_env("POLL_SECONDS"),
     show_envvar=True,
     help="How often the server is asked which model it has, while there is traffic.",
+)
+@click.option(
+    "--restart",
+    type=click.Choice([restart.value for restart in Restart]),
+    default=Restart.SAME.value,
+    show_default=True,
+    envvar=_env("RESTART"),
+    show_envvar=True,
+    help="What a restarted server that names the same model is taken for: same goes on giving "
+    "stored answers, new begins anew.",
+)
+@click.option(
+    "--credential-header",
+    "credential_headers",
+    multiple=True,
+    metavar="NAME",
+    envvar=_env("CREDENTIAL_HEADER"),
+    show_envvar=True,
+    help="A header in which clients show the server who they are, beside Authorization, X-Api-Key "
+    "and the like; may be repeated.",
 )
 @click.option(
     "--store",
@@ -248,6 +268,8 @@ def start(
     key_headers: tuple[str, ...],
     admin_token: str,
     poll_seconds: float,
+    restart: str,
+    credential_headers: tuple[str, ...],
     fsync: str,
     max_entries: int,
     max_bytes: str,
@@ -288,6 +310,8 @@ def start(
                 key_headers=key_headers,
                 admin_token=admin_token,
                 poll_seconds=poll_seconds,
+                restart=restart,
+                credential_headers=credential_headers,
                 fsync=fsync,
                 max_entries=max_entries,
                 max_bytes=max_bytes,

@@ -174,6 +174,10 @@ class Dialect(Protocol):
     def transport(self) -> TransportTable:
         """Body fields that are not part of the key."""
 
+    def probes(self, model: str) -> Sequence[dict[str, Any]]:
+        """The bodies of the smallest calls of this API, for this model if it has a name, the
+        mildest first: a server that answers one of them with a 200 lets its sender generate."""
+
     def read(self, body: dict[str, Any]) -> Call:
         """Raises `Refused` for a body that is not understood in full."""
 

@@ -21,6 +21,9 @@ class Chat:
     routes = (("POST", "/v1/chat/completions"),)
     transport = openai.TRANSPORT
 
+    def probes(self, model: str) -> Sequence[dict[str, Any]]:
+        return openai.probes(model, {"messages": [{"role": "user", "content": "."}]})
+
     def read(self, body: dict[str, Any]) -> Call:
         base.refuse_unstorable(body)
         messages = body.get("messages")

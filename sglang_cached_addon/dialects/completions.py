@@ -27,6 +27,9 @@ class Completions:
     routes = (("POST", "/v1/completions"),)
     transport = openai.TRANSPORT
 
+    def probes(self, model: str) -> Sequence[dict[str, Any]]:
+        return openai.probes(model, {"prompt": "."})
+
     def read(self, body: dict[str, Any]) -> Call:
         base.refuse_unstorable(body)
         size = _batch_size(body.get("prompt"))

@@ -98,6 +98,10 @@ class Generate:
     routes = (("POST", "/generate"), ("PUT", "/generate"))
     transport = TRANSPORT
 
+    def probes(self, model: str) -> Sequence[dict[str, Any]]:
+        # SGLang answers no prompts with no samples, and its scheduler is not even asked.
+        return {"text": []}, {"text": ".", "sampling_params": {"max_new_tokens": 1}}
+
     def read(self, body: dict[str, Any]) -> Call:
         base.refuse_unstorable(body)
         size = _batch_size(body)

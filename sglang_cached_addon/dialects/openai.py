@@ -32,6 +32,12 @@ TRANSPORT: base.TransportTable = {
 _FIRST_SAMPLE_ONLY = ("return_routed_experts",)
 
 
+def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """As `Dialect.probes`: a token is the least that all servers of these APIs generate."""
+    named = {"model": model} if model else {}
+    return ({**named, **prompt, "max_tokens": 1, "temperature": 0},)
+
+
 def refuse_shared_report(body: dict[str, Any], total: int) -> None:
     """Raises `Refused` where an answer of many samples reports on one of them alone."""
     if total > 1 and any(body.get(name) for name in _FIRST_SAMPLE_ONLY):

@@ -43,7 +43,8 @@ class Engine:
 
     def __init__(self, profile: Profile = DEFAULT_PROFILE) -> None:
         self._lock = threading.Lock()  # of who replaces `loaded`
-        self.received: list[Received] = []  # in order of arrival
+        self.received: list[Received] = []  # in order of arrival, but for probes
+        self.probes: list[Received] = []  # calls that only ask whether one may generate
         self.samples = 0  # generated and sent in full
         self.tokens = 0  # completion tokens of these
         self.running = 0  # samples in progress, held ones too

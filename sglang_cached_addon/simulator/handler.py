@@ -25,6 +25,8 @@ class Recorder(RequestHandler):
     """Records each request; the headers are the simulator's."""
 
     engine: Engine
+    is_probe = False
+    """It is the smallest call of its API, which only asks whether its sender may generate."""
 
     def set_default_headers(self) -> None:
         self.clear_header("Content-Type")
@@ -35,7 +37,9 @@ class Recorder(RequestHandler):
         request = self.request
         headers = {name.lower(): value for name, value in request.headers.get_all()}
         path = request.uri or request.path
-        self.engine.received.append(Received(request.method or "", path, headers, request.body))
+        self.is_probe = is_probe(request.body)
+        seen = self.engine.probes if self.is_probe else self.engine.received
+        seen.append(Received(request.method or "", path, headers, request.body))
 
 
 class Handler(Recorder):
@@ -78,6 +82,8 @@ class Handler(Recorder):
         path, method = self.request.path, self.request.method or ""
         if not self._permitted():
             self.unauthorized()
+        elif self.is_probe:
+            self.reply([])
         elif path in INFO_ROUTES["sglang"] - INFO_ROUTES[self.engine.profile.info]:
             self.reply({"detail": "Not Found"}, 404)
         elif path in self.routes:
@@ -168,6 +174,20 @@ class Echo(WebSocketHandler, Recorder):
         if self.ws_connection is not None and self.ws_connection.stream is not None:
             self.ws_connection.stream.close()
         self.on_close()
+
+
+def is_probe(body: bytes) -> bool:
+    """Whether a body asks for as little as can be."""
+    try:
+        call = orjson.loads(body)
+    except ValueError:
+        return False
+    if not isinstance(call, dict):
+        return False
+    is_token = call.get("max_tokens") == 1
+    messages = [{"role": "user", "content": "."}]
+    is_openai = is_token and (call.get("prompt") == "." or call.get("messages") == messages)
+    return call == {"text": []} or is_openai
 
 
 def _wake(rest: asyncio.Future[None]) -> None:

@@ -258,6 +258,9 @@ def _run(script: str, keys: Sequence[bytes], *arguments: object) -> Command:
 class Document(Protocol):
     """As `StateFile`."""
 
+    @property
+    def is_rejected(self) -> bool: ...
+
     def load(self) -> dict[str, Any]: ...
 
     def reject(self, why: str) -> None: ...
@@ -277,6 +280,8 @@ class Holder(Protocol):
 
 class Nowhere:
     """A document that nobody keeps."""
+
+    is_rejected = False
 
     def load(self) -> dict[str, Any]:
         return {}
@@ -1119,6 +1124,10 @@ class State:
             epochs.merge({}, theirs)
             document["epochs"] = epochs.as_json()
         return document
+
+    @property
+    def is_rejected(self) -> bool:
+        return self._local.is_rejected
 
     def reject(self, why: str) -> None:
         self.known, self._document = None, {}

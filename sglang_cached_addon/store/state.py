@@ -26,6 +26,8 @@ class StateFile:
         self.path = folder / "state.json"
         self._document: dict[str, Any] | None = None
         """As it is in the file, if that was read or written."""
+        self.is_rejected = False
+        """What was in the file is lost to its user."""
 
     def load(self) -> dict[str, Any]:
         """The document; empty if there is none. One that makes no sense is moved aside. Raises
@@ -49,7 +51,7 @@ class StateFile:
     def reject(self, why: str) -> None:
         """What is in the file makes no sense, be it for its user: it is moved aside, with a warning
         that says why, and where to. Raises `StoreError` where the disk fails."""
-        self._document = None
+        self._document, self.is_rejected = None, True
         if not self._is_ours:
             logger.warning("%s: %s; not used", self.path, why)
             return

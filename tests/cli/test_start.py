@@ -24,7 +24,7 @@ from sglang_cached_addon.simulator import Simulator
 from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
-from tests.test_upstream import dead_url
+from tests.upstream.scripted import dead_url
 
 OPTIONS = (
     "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",

@@ -1,0 +1,361 @@
+"""Who is behind the URL, whether it answers, and whom it lets ask.
+
+Puts together what the modules beside it know: what upstream says when it is asked (`asking`), how
+long that is believed (`belief`), which model that makes (`model`), which requests change it
+(`changes`), and whom it accepts (`gate`). Upstream is asked beside the calls: while there are
+some, for ten minutes after the last one, and after each answer that is to be stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from enum import StrEnum
+from typing import TypeVar
+
+from sglang_cached_addon.admission import Asker
+from sglang_cached_addon.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.identity import Change, Epochs, Identity
+from sglang_cached_addon.policy import Reason, Restart
+from sglang_cached_addon.upstream.asking import Questions, Said, Verdict
+from sglang_cached_addon.upstream.belief import RETRY_SECONDS, Belief, Phase
+from sglang_cached_addon.upstream.changes import Ending, Update, Updates
+from sglang_cached_addon.upstream.gate import Gate, Probes
+from sglang_cached_addon.upstream.model import Memory, Model
+from sglang_cached_addon.upstream.single import Following, Single
+
+__all__ = ["Memory", "State", "Update", "Upstream"]
+
+T = TypeVar("T")
+
+INTERVAL_SECONDS = 5.0
+"""How long what upstream said of its model is believed before it is asked again."""
+
+FIRST_SECONDS = 2.0
+"""How long a call waits for upstream to say who it is, where it never has."""
+
+PATIENCE_SECONDS = 30.0
+"""How long upstream may take to say who it is, where no call waits for it."""
+
+BREATH_SECONDS = 0.005
+"""At least so long between two questions that answers wait for: those that come in between share
+one."""
+
+TICK_SECONDS = 5.0
+"""How often it is looked whether acceptances are to be renewed."""
+
+
+class State(StrEnum):
+    """What is known of the upstream."""
+
+    UNKNOWN = "unknown"
+    UP = "up"
+    DOWN = "down"
+
+
+class Upstream:
+    """The server that misses go to."""
+
+    def __init__(
+        self,
+        url: str,
+        memory: Memory,
+        *,
+        tls: ssl.SSLContext | None = None,
+        keeps_host: bool = False,
+        interval: float = INTERVAL_SECONDS,
+        is_offline: bool = False,
+        restart: Restart = Restart.SAME,
+        salt: int = 0,
+        entered: Callable[[Upstream], object] = lambda upstream: None,
+        probes: Probes = lambda asker: (),
+    ) -> None:
+        """`entered` and `salt` are as `Model` has them, `probes` as `Gate`."""
+        self.url = url
+        self.state = State.UNKNOWN
+        self.client = Client(url, tls=tls, keeps_host=keeps_host)
+        """For anything that is not about its identity."""
+        self._is_offline = is_offline
+        self._was_down = False
+        """Another process may answer when it is back."""
+        self._told: Headers = ()
+        """The credential with which upstream last named its model; in memory only."""
+        self._untold, self._untold_until = Verdict.NAMELESS, float("-inf")
+        """What it said instead of its name, and how long no call asks again."""
+        self._questions = Questions(url, tls)
+        self._learning: Single[Said] = Single()
+        self._confirming: Following[bool] = Following(BREATH_SECONDS)
+        self._keeping: Single[None] = Single()
+        self._updates = Updates(self._updated)
+        self._model = Model(
+            url,
+            memory,
+            is_offline=is_offline,
+            restart=restart,
+            salt=salt,
+            entered=lambda: entered(self),
+        )
+        self._gate = Gate(Client(url, tls=tls), probes, self._model.opened)
+        for asker in self._model.open:
+            self._gate.admission.recall(asker)
+        self._belief = Belief(interval, is_known=self.identity is not None)
+        self._model.enter()
+
+    # What is known
+
+    @property
+    def identity(self) -> Identity | None:
+        return self._model.identity
+
+    @property
+    def epochs(self) -> Epochs:
+        return self._model.epochs
+
+    @property
+    def turn(self) -> int:
+        """Rises whenever the model may have been another one in between."""
+        return self._model.turn
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The names of all models that were met, by fingerprint."""
+        return self._model.names
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model behind, as far as it is known; part of each key."""
+        return self._model.fingerprint
+
+    @property
+    def asks_keys(self) -> bool | None:
+        """Whether it lets only some credentials ask; None: not known."""
+        return self._gate.asks_keys
+
+    # Who may be answered from the store. None of these waits.
+
+    def admits(self, asker: Asker, now: float) -> bool:
+        """Whether an asker can be given what is stored. `now` is monotonic, in seconds."""
+        if self._is_offline:
+            return True
+        self._belief.call(now)
+        if not self._keeping.is_busy:
+            self._belief.wake(now)
+            self._keeping.join(self._keep)
+        return self._belief.phase(now) is Phase.BELIEVED and self._accepts(asker, now)
+
+    def _accepts(self, asker: Asker, now: float) -> bool:
+        is_down = self.state is State.DOWN
+        return self._gate.admission.admits(asker, now, is_down=is_down)
+
+    def heard(self, asker: Asker, shown: Headers, status: int, now: float) -> None:
+        """Notes the status of upstream's answer to a client's call."""
+        self.seen(True)
+        self._gate.heard(asker, shown, status, now)
+
+    def seen(self, is_up: bool) -> None:
+        """Notes what traffic showed."""
+        self.state = State.UP if is_up else State.DOWN
+
+    def look(self, now: float) -> State:
+        """Whether it answered when it was last asked; it is asked again, beside, if that is old."""
+        if not self._is_offline and self._belief.is_old(now) and not self._learning.is_busy:
+            self._learning.join(self._poll)
+        return self.state
+
+    # Who is asked, where a call waits for it
+
+    async def admit(self, asker: Asker, shown: Headers) -> Reason | None:
+        """Asks upstream what `admits` does not know; why a call is to be left to it, if it is.
+        `shown` are the header fields that the credential is made of."""
+        now = time.monotonic()
+        phase = self._belief.phase(now)
+        if phase is Phase.WAKING:
+            # Its former word will do; it only gets the chance to say something else.
+            await self._wait(self._learning.join(self._poll), self._belief.patience(now))
+        elif phase is Phase.UNKNOWN and (reason := await self._learn(shown)):
+            return reason
+        if not self._accepts(asker, time.monotonic()):
+            await self._gate.tries(asker, shown)
+        return None if self._accepts(asker, time.monotonic()) else Reason.UNAUTHORIZED
+
+    async def _learn(self, shown: Headers) -> Reason | None:
+        """Asks upstream who it is, for a call that has to know; why it is left to upstream, where
+        that does not say in time."""
+        verdict = await self._wait(self._ask(shown), FIRST_SECONDS)
+        if self._belief.phase(time.monotonic()) is not Phase.UNKNOWN:
+            return None
+        return Reason.UNAUTHORIZED if verdict is Verdict.REFUSED else Reason.NO_MODEL
+
+    async def _ask(self, shown: Headers) -> Verdict:
+        """Asks upstream who it is; those who want to know at the same time share the answer, but
+        for a refusal, which is only for who showed that credential."""
+        is_own = False
+
+        async def ask() -> Said:
+            nonlocal is_own
+            is_own = True
+            return await self._round(shown)
+
+        while True:
+            if not self._learning.is_busy and time.monotonic() < self._untold_until:
+                return self._untold
+            said = await self._learning.join(ask)
+            if is_own or said.verdict is not Verdict.REFUSED:
+                return said.verdict
+
+    async def check(self) -> State:
+        """Whether it answers, asked for now; not waited for long."""
+        if not self._is_offline:
+            await self._wait(self._learning.join(self._poll), FIRST_SECONDS)
+        return self.state
+
+    @staticmethod
+    async def _wait(asked: Awaitable[T], seconds: float) -> T | None:
+        """What comes of it, or None if that takes longer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await asked
+        return None
+
+    # Asking
+
+    async def _keep(self) -> None:
+        """Asks again and again, beside the calls, until there was none for a while."""
+        while not self._belief.is_pausing(now := time.monotonic()):
+            if now >= self._belief.ask_at and not self._learning.is_busy:
+                self._learning.join(self._poll)
+            self._gate.renew(now)
+            until_due = max(0.0, self._belief.ask_at - now)
+            await asyncio.sleep(min(until_due or BREATH_SECONDS, TICK_SECONDS))
+
+    async def _poll(self) -> Said:
+        """One round of questions that no call asks for, with a credential that may be told."""
+        said = Said(Verdict.REFUSED)
+        for shown in dict.fromkeys((self._told, self._gate.latest, ())):
+            said = await self._round(shown)
+            if said.verdict is not Verdict.REFUSED:
+                return said
+        self._belief.refused(time.monotonic())
+        return said
+
+    async def _round(self, shown: Headers) -> Said:
+        self._belief.asking(time.monotonic())
+        said = await self._questions.round(shown, PATIENCE_SECONDS)
+        self._hear(said, shown)
+        return said
+
+    def _hear(self, said: Said, shown: Headers) -> None:
+        """Takes what upstream has said, or that it has said nothing."""
+        now = time.monotonic()
+        match said.verdict:
+            case Verdict.KNOWN:
+                self._told = shown
+                self._know(said)
+                return
+            case Verdict.DOWN:
+                self._was_down = True
+                self._belief.unsaid(now)
+            case Verdict.SLOW | Verdict.TROUBLED:
+                self._belief.unsaid(now)
+            case Verdict.NAMELESS:
+                self._belief.nameless(now)
+                self._model.unnamed()
+            case Verdict.REFUSED:
+                self.state = State.UP
+                return
+        self.state = _STATES[said.verdict]
+        self._untold, self._untold_until = said.verdict, now + RETRY_SECONDS
+
+    def _know(self, said: Said) -> None:
+        assert said.identity
+        self.state = State.UP
+        is_restarted = self._model.named(said.identity)
+        if is_restarted or self._was_down:
+            # Another process may know other keys.
+            self._gate.forget_all()
+        self._was_down = False
+        self._belief.confirmed(said.asked_at)
+
+    # Answers that are to be stored
+
+    def watch(self, shown: Headers) -> None:
+        """A fetch begins: has upstream asked who it is meanwhile, so that a model that comes and
+        goes while the fetch is under way does not go unseen."""
+        if not self._is_offline:
+            self._confirming.join(lambda: self._is_known(shown))
+
+    def doubt(self) -> None:
+        """Something showed that upstream may be another one."""
+        self._questions.forget()
+        if not self._is_offline:
+            self._learning.join(self._poll)
+
+    async def confirm(self, turn: int, shown: Headers) -> Reason | None:
+        """Why an answer that has come must not be stored: None once upstream, asked after it came,
+        has said that it still is what it was in that turn."""
+        if turn != self.turn:
+            return Reason.MODEL_CHANGED
+        is_known = await self._confirming.join(lambda: self._is_known(shown))
+        await self._wait(self._updates.quiet(), PATIENCE_SECONDS)
+        if turn != self.turn or self._updates.is_changing:
+            return Reason.MODEL_CHANGED
+        return None if is_known else Reason.UNCONFIRMED
+
+    async def _is_known(self, shown: Headers) -> bool:
+        """Whether upstream says who it is, asked with a client's credential, or else with the one
+        with which it was told before."""
+        said = Said(Verdict.REFUSED)
+        for one in dict.fromkeys((shown, self._told)):
+            said = await self._questions.again(one, PATIENCE_SECONDS)
+            if said.verdict is not Verdict.REFUSED:
+                self._hear(said, one)
+                break
+        return said.verdict is Verdict.KNOWN
+
+    # Requests that change the model
+
+    def change(self, change: Change, adapter: str | None) -> Update:
+        """A request that may change the model is about to be passed on; what is returned is to be
+        told of its way."""
+        return self._updates.begin(change, adapter, self._model.announced())
+
+    def _updated(self, update: Update, what: Ending) -> None:
+        if what is Ending.WITHOUT_EFFECT:
+            self._model.without_effect()
+            return
+        if self._model.changed(update):
+            self._belief.doubted(time.monotonic())
+        self.doubt()
+
+    def adopt(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+        """Takes the epochs that other proxies have raised, as `Epochs.merge`."""
+        if self._model.adopt(known, theirs):
+            # It may have another name by now.
+            self._belief.doubted(time.monotonic())
+            self.doubt()
+
+    async def post(self, path: str, body: bytes, fields: Headers) -> None:
+        """Sends a request whose answer nobody waits for; failures are upstream's to log."""
+        with suppress(Unreachable, Broken, TimeoutError):
+            async with asyncio.timeout(FIRST_SECONDS):
+                await self.client.ask("POST", path, fields, body)
+
+    def close(self) -> None:
+        """Hangs up."""
+        for work in (self._keeping, self._learning, self._confirming):
+            work.cancel()
+        self._model.close()
+        self._gate.close()
+        self.client.close()
+        self._questions.close()
+
+
+_STATES = {
+    Verdict.NAMELESS: State.UP,
+    Verdict.TROUBLED: State.UP,
+    Verdict.SLOW: State.UNKNOWN,
+    Verdict.DOWN: State.DOWN,
+}

@@ -1,0 +1,172 @@
+"""What upstream says when it is asked who it is.
+
+Asks its own routes (`/model_info`, `/server_info`, `/v1/models`), on one connection of its own
+if that is not hung up on: that it lives on shows that the process behind it does. Keeps nothing
+but that connection, which route upstream has, and the words in which it last named itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon import identity
+from sglang_cached_addon.client import Answer, Broken, Client, Headers, Unreachable
+from sglang_cached_addon.identity import Identity
+
+# Routes that say who answers, in the order in which they are tried. The second is what older
+# versions have, the third what anything that speaks OpenAI's API has.
+_INFO_PATHS = ("/model_info", "/get_model_info", "/v1/models")
+_SERVER_PATHS = {"/model_info": "/server_info", "/get_model_info": "/get_server_info"}
+
+_TROUBLE = (408, 425, 429)
+"""Statuses below 500 that say nothing but that upstream is busy."""
+
+Ask = Callable[[str, str, Headers], Awaitable[Answer]]
+"""Sends a request (method, path, header fields); raises `Unreachable` or `Broken`."""
+
+
+Words = tuple[int, bytes, Identity]
+"""The number of the connection on which upstream has named itself, its answer, and what that says
+together with its others."""
+
+
+class Verdict(Enum):
+    """What came of asking upstream who it is."""
+
+    KNOWN = "it has named its model"
+    REFUSED = "it does not tell this credential: 401 or 403"
+    NAMELESS = "it has no route that tells, or the route names no model"
+    TROUBLED = "it answers with trouble of its own: 5xx, 429"
+    SLOW = "it has not answered yet"
+    DOWN = "it cannot be reached, or speaks no HTTP"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One round of questions."""
+
+    verdict: Verdict
+    identity: Identity | None = None
+    """Where it is known."""
+    asked_at: float = 0.0
+    """When the round began; monotonic, in seconds."""
+
+
+class Questions:
+    """Asks upstream who it is."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
+        self._client = Client(url, tls=tls)
+        self._lock = asyncio.Lock()
+        self._info_path: str | None = None
+        self._words: Words | None = None
+
+    async def round(self, shown: Headers, seconds: float) -> Said:
+        """Asks everything, with a client's credential, and waits no longer than that."""
+        async with self._lock:
+            return await self._round(shown, seconds)
+
+    async def again(self, shown: Headers, seconds: float) -> Said:
+        """Asks one thing: on the connection on which upstream has named itself, an equal answer
+        shows that it is what it was. Where that does not come, asks everything."""
+        async with self._lock:
+            if not (self._words and self._info_path in _SERVER_PATHS):
+                return await self._round(shown, seconds)
+            connection, body, found = self._words
+
+            async def ask() -> Said:
+                began, path = time.monotonic(), self._info_path or ""
+                answer = await self._client.ask("GET", path, shown)
+                is_same = (answer.status, answer.connection, answer.body) == (200, connection, body)
+                return Said(Verdict.KNOWN if is_same else Verdict.TROUBLED, found, began)
+
+            said = await _bounded(ask(), seconds)
+            if said.verdict is not Verdict.TROUBLED:
+                return said
+            return await self._round(shown, seconds)
+
+    async def _round(self, shown: Headers, seconds: float) -> Said:
+        async def ask() -> Said:
+            said, words = await self._ask(self._client.ask, shown)
+            self._words = words or self._words
+            return said
+
+        return await _bounded(ask(), seconds)
+
+    async def on(self, ask: Ask, shown: Headers, seconds: float) -> Said:
+        """What is said on another connection than the own one."""
+
+        async def one() -> Said:
+            return (await self._ask(ask, shown))[0]
+
+        return await _bounded(one(), seconds)
+
+    def forget(self) -> None:
+        """Upstream may have another name by now."""
+        self._words = None
+
+    async def _ask(self, ask: Ask, shown: Headers) -> tuple[Said, Words | None]:
+        began = time.monotonic()
+        for path in (self._info_path,) if self._info_path else _INFO_PATHS:
+            answer = await ask("GET", path, shown)
+            if answer.status != 404:
+                break
+        else:
+            self._info_path = None
+            return Said(Verdict.NAMELESS), None
+        if answer.status != 200:
+            return Said(_verdict(answer.status)), None
+        self._info_path = path
+        server = None
+        if path in _SERVER_PATHS:
+            more = await ask("GET", _SERVER_PATHS[path], shown)
+            if more.status == 200:
+                server = _document(more)
+            elif more.status not in (404, *REFUSALS):
+                return Said(_verdict(more.status)), None
+            info, models = _document(answer), None
+        else:
+            info, models = None, _document(answer)
+        found = identity.identify(info, server, models)
+        if found is None:
+            return Said(Verdict.NAMELESS), None
+        return Said(Verdict.KNOWN, found, began), (answer.connection, answer.body, found)
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._client.close()
+
+
+REFUSALS = (401, 403)
+
+
+async def _bounded(asking: Awaitable[Said], seconds: float) -> Said:
+    try:
+        async with asyncio.timeout(seconds):
+            return await asking
+    except (Unreachable, Broken):
+        return Said(Verdict.DOWN)
+    except TimeoutError:
+        return Said(Verdict.SLOW)
+
+
+def _verdict(status: int) -> Verdict:
+    """What a status other than 200 says of who upstream is."""
+    if status in REFUSALS:
+        return Verdict.REFUSED
+    return Verdict.TROUBLED if status >= 500 or status in _TROUBLE else Verdict.NAMELESS
+
+
+def _document(answer: Answer) -> Any:
+    try:
+        return orjson.loads(answer.body)
+    except ValueError:
+        return None

@@ -1,0 +1,116 @@
+"""Requests that change the model behind the URL: which are under way, and what came of them.
+
+Free of I/O. Only a request that upstream has carried out, or may have, makes another model: one
+that was refused, or that upstream never had as a whole, changes nothing. While one is with
+upstream, nothing that is generated is of a known model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+
+from sglang_cached_addon.identity import Change
+
+
+class Phase(Enum):
+    """How far a request is."""
+
+    COMING = "upstream does not have all of it, and cannot carry it out"
+    SENT = "upstream has all of it"
+    ENDED = "it is known what came of it"
+
+
+class Ending(Enum):
+    """What came of a request."""
+
+    CARRIED_OUT = "the model is another one, or may be"
+    WITHOUT_EFFECT = "nothing was changed"
+
+
+# Upstream, or what stands before it, has not even begun. A 400 is none of these: SGLang says it of
+# weights that could not be loaded, too, and may have loaded some of them.
+_REFUSALS = frozenset({*range(300, 400), *range(401, 500), 501, 505})
+
+
+def ending(status: int | None) -> Ending:
+    """What the status of upstream's answer says; None: there was no answer."""
+    return Ending.WITHOUT_EFFECT if status in _REFUSALS else Ending.CARRIED_OUT
+
+
+class Update:
+    """One request that changes the model, if it is carried out."""
+
+    def __init__(
+        self,
+        updates: Updates,
+        change: Change,
+        adapter: str | None,
+        announced: asyncio.Future[None],
+    ) -> None:
+        """`adapter` is the one that it names, where only that is changed."""
+        self.change = change
+        self.adapter = adapter
+        self.phase = Phase.COMING
+        self.announced = announced
+        """Done when the disk knows of it, which is to be before upstream does."""
+        self._updates = updates
+
+    def sent(self) -> None:
+        """Upstream gets the last of it."""
+        if self.phase is Phase.COMING:
+            self.phase = Phase.SENT
+            self._updates.note()
+
+    def ended(self, status: int | None, *, has_reached: bool = True) -> None:
+        """Upstream has answered with this status, or will not (None). `has_reached`: there was a
+        connection to it. What is said after the first time is not heard."""
+        if self.phase is Phase.ENDED:
+            return
+        is_success = status is not None and 200 <= status < 300
+        may_be = is_success or (self.phase is Phase.SENT and has_reached)
+        self.phase = Phase.ENDED
+        self._updates.end(self, ending(status) if may_be else Ending.WITHOUT_EFFECT)
+
+
+class Updates:
+    """The requests under way."""
+
+    def __init__(self, ended: Callable[[Update, Ending], object]) -> None:
+        """`ended` is told what came of each."""
+        self._ended = ended
+        self._under_way: set[Update] = set()
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the model may be changing right now."""
+        return not self._quiet.is_set()
+
+    async def quiet(self) -> None:
+        """Returns when the model is not changing."""
+        await self._quiet.wait()
+
+    def begin(self, change: Change, adapter: str | None, announced: asyncio.Future[None]) -> Update:
+        """As `Update` has it."""
+        update = Update(self, change, adapter, announced)
+        self._under_way.add(update)
+        return update
+
+    def note(self) -> None:
+        """A request has come to another phase."""
+        if any(update.phase is Phase.SENT for update in self._under_way):
+            self._quiet.clear()
+        else:
+            self._quiet.set()
+
+    def end(self, update: Update, what: Ending) -> None:
+        self._under_way.discard(update)
+        # First, so that who waits for quiet finds what has changed.
+        self._ended(update, what)
+        self.note()

@@ -1,0 +1,180 @@
+"""Whom upstream lets ask: shows it credentials, and keeps what it says to them.
+
+An asker is accepted by a 200 on its own route and for its own model: to its own call, or to a
+probe, the smallest call that the route's API has. One that shows no credential is accepted by
+a probe alone, which carries nothing of any client: what a client sends besides may be a
+credential that we do not know as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from sglang_cached_addon.admission import Admission, Asker
+from sglang_cached_addon.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.upstream.asking import REFUSALS
+from sglang_cached_addon.upstream.single import Single
+
+logger = logging.getLogger("sglang_cached_addon")
+
+Probes = Callable[[Asker], Sequence[bytes]]
+"""The bodies of the smallest calls of an asker's route, the mildest first. A status other than 200,
+401 and 403 says nothing, and then the next one is tried."""
+
+PROBE_SECONDS = 2.0
+"""How long a call waits to learn whether its asker is accepted."""
+
+RENEW_SECONDS = 120.0
+"""How long upstream may take for a probe for which no call waits."""
+
+REST_SECONDS = 1.0
+"""How long an asker that was not accepted is not tried again: its calls go upstream themselves."""
+
+MAX_RESTING = 10_000
+"""Askers that are not tried again; more of them are forgotten at once."""
+
+MAX_SHOWN = 256
+"""Credentials that are kept, in memory, to be shown again; the oldest goes first."""
+
+_JSON = (b"Content-Type", b"application/json")
+
+
+class Gate:
+    """The askers that upstream accepts."""
+
+    def __init__(
+        self,
+        client: Client,
+        probes: Probes,
+        opened: Callable[[frozenset[Asker]], object] = lambda askers: None,
+    ) -> None:
+        """`client` is for this alone. `opened` is told what is open to everybody, whenever that is
+        something else."""
+        self.admission = Admission()
+        self.asks_keys: bool | None = None
+        """Whether upstream answers only those who show a credential; None: not known yet."""
+        self._client = client
+        self._probes = probes
+        self._opened = opened
+        self._probing: dict[Asker, Single[None]] = {}
+        self._resting: dict[Asker, float] = {}
+        """Askers that are not tried before this time."""
+        self._shown: dict[bytes, Headers] = {}
+        """Header fields by the credential that they are; of accepted askers."""
+        self._has_hinted = False
+
+    def heard(self, asker: Asker, shown: Headers, status: int, now: float) -> None:
+        """Notes upstream's answer to a call of this asker."""
+        if status in REFUSALS:
+            self._refuse(asker, status)
+        elif status == 200 and asker.credential:
+            self._accept(asker, shown, now)
+
+    @property
+    def latest(self) -> Headers:
+        """The header fields of the credential that was accepted last; none if there is none."""
+        return next(reversed(self._shown.values()), ())
+
+    async def tries(self, asker: Asker, shown: Headers, seconds: float = PROBE_SECONDS) -> None:
+        """Asks upstream about an asker, if that was not just done; returns after so long at the
+        latest, while the question goes on."""
+        if time.monotonic() < self._resting.get(asker, 0.0):
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._probe(asker, shown)
+        except TimeoutError:
+            pass
+
+    def renew(self, now: float) -> None:
+        """Asks again about those who asked lately, beside their calls."""
+        for asker in self.admission.due(now):
+            shown = self._shown.get(asker.credential)
+            is_askable = shown is not None or not asker.credential
+            if is_askable and now >= self._resting.get(asker, 0.0):
+                self._probe(asker, shown or ())
+
+    def _probe(self, asker: Asker, shown: Headers) -> asyncio.Future[None]:
+        """Upstream's word on an asker; those who want it at the same time share it."""
+        single = self._probing.setdefault(asker, Single())
+        return single.join(lambda: self._ask(asker, shown))
+
+    async def _ask(self, asker: Asker, shown: Headers) -> None:
+        self.admission.renewing(asker, is_asked=True)
+        status: int | None = None
+        try:
+            async with asyncio.timeout(RENEW_SECONDS):
+                status = await self._status(asker, shown)
+        except (Unreachable, Broken, TimeoutError):
+            pass
+        finally:
+            self.admission.renewing(asker, is_asked=False)
+            self._probing.pop(asker, None)
+        now = time.monotonic()
+        if status == 200:
+            self._accept(asker, shown, now)
+            return
+        if status in REFUSALS:
+            self._refuse(asker, status)
+            self._hint(asker)
+        if len(self._resting) >= MAX_RESTING:
+            self._resting.clear()
+        self._resting[asker] = now + REST_SECONDS
+
+    async def _status(self, asker: Asker, shown: Headers) -> int:
+        status = 0
+        for body in self._probes(asker):
+            fields = (*shown, _JSON)
+            status = (await self._client.ask(asker.method, asker.path, fields, body)).status
+            if status == 200 or status in REFUSALS:
+                break
+        return status
+
+    def _accept(self, asker: Asker, shown: Headers, now: float) -> None:
+        is_new = asker not in self.admission
+        self.admission.accept(asker, now)
+        self._resting.pop(asker, None)
+        if not asker.credential:
+            self.asks_keys = False
+            if is_new:
+                self._opened(self.admission.open)
+            return
+        self._shown.pop(asker.credential, None)
+        self._shown[asker.credential] = shown
+        if len(self._shown) > MAX_SHOWN:
+            del self._shown[next(iter(self._shown))]
+
+    def _refuse(self, asker: Asker, status: int) -> None:
+        is_news = asker in self.admission
+        self.admission.refuse(asker, status)
+        if status == 401:
+            self._shown.pop(asker.credential, None)
+        if not asker.credential:
+            self.asks_keys = True
+            if is_news:
+                self._opened(self.admission.open)
+
+    def _hint(self, asker: Asker) -> None:
+        """Says once what a client without a credential may be about."""
+        if not asker.credential and not self._has_hinted:
+            self._has_hinted = True
+            logger.info(
+                "sglang-cached: the server refuses calls without a credential. If clients show "
+                "theirs in another header than %s, name it with --credential-header.",
+                "Authorization or X-Api-Key",
+            )
+
+    def forget_all(self) -> None:
+        """Another process may answer now."""
+        self.admission.forget_all()
+        self._resting.clear()
+        self.asks_keys = None
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._client.close()
+        for single in tuple(self._probing.values()):
+            single.cancel()

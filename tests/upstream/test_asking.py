@@ -1,0 +1,116 @@
+"""What upstream's answers say of who it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.upstream.asking import Questions, Verdict
+from tests.upstream.scripted import (
+    INFO,
+    MODELS,
+    SERVER,
+    Script,
+    dead_url,
+    run,
+    serving,
+    settled,
+    shown,
+)
+
+KNOWN, REFUSED, NAMELESS, TROUBLED, SLOW, DOWN = Verdict
+
+
+@asynccontextmanager
+async def questions(url: str) -> AsyncIterator[Questions]:
+    asked = Questions(url, None)
+    try:
+        yield asked
+    finally:
+        asked.close()
+        await settled()
+
+
+SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Verdict]] = {
+    "SGLang": ({"/model_info": (200, INFO), "/server_info": (200, SERVER)}, KNOWN),
+    "SGLang of old": ({"/get_model_info": (200, INFO)}, KNOWN),
+    "anything else": ({"/v1/models": (200, MODELS)}, KNOWN),
+    "nothing": ({}, NAMELESS),
+    "no model": ({"/v1/models": (200, {"data": []})}, NAMELESS),
+    "another place": ({"/model_info": (302, {})}, NAMELESS),
+    "a refusal": ({"/model_info": (401, {})}, REFUSED),
+    "a server that is busy": ({"/model_info": (429, {})}, TROUBLED),
+    "a server that starts": ({"/model_info": (503, {})}, TROUBLED),
+    "half of it": ({"/model_info": (200, INFO), "/server_info": (500, {})}, TROUBLED),
+}
+
+
+@pytest.mark.parametrize("case", SAYS)
+def test_verdicts(case: str) -> None:
+    """Only a name is a name; trouble is no sign of another model, and a page that is not there
+    is."""
+    says, verdict = SAYS[case]
+
+    async def test() -> None:
+        async with serving(says=says) as script, questions(script.url) as asked:
+            for said in (await asked.round((), 5), await asked.again((), 5)):
+                assert said.verdict is verdict
+                assert (said.identity is not None) is (verdict is KNOWN)
+
+    run(test)
+
+
+def test_no_answer() -> None:
+    """A server that is there and says nothing is slow; one that is not there is down."""
+
+    async def test() -> None:
+        async with serving() as script:
+            script.may_answer.clear()
+            for url, verdict in ((script.url, SLOW), (dead_url(), DOWN)):
+                async with questions(url) as asked:
+                    assert (await asked.round((), 0.1)).verdict is verdict
+
+    run(test)
+
+
+def test_once_more() -> None:
+    """One question will do on the connection on which upstream has named itself; all are asked
+    where it says something else, or on another connection, and after `forget`."""
+
+    async def asks(script: Script, asked: Questions) -> list[str]:
+        before = len(script.asked)
+        assert (await asked.again(shown("key"), 5)).verdict is KNOWN
+        return script.paths[before:]
+
+    async def test() -> None:
+        one, all_of_it = ["/model_info"], ["/model_info", "/server_info"]
+        async with serving() as script, questions(script.url) as asked:
+            assert await asks(script, asked) == all_of_it
+            assert await asks(script, asked) == one
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            assert await asks(script, asked) == one + all_of_it
+            assert await asks(script, asked) == one
+            script.hang_up()
+            await settled()
+            assert await asks(script, asked) == one + all_of_it
+            asked.forget()
+            assert await asks(script, asked) == all_of_it
+            assert {a.headers["authorization"] for a in script.asked} == {"key"}
+
+    run(test)
+
+
+def test_one_at_a_time() -> None:
+    """Questions have one connection, so that it shows which process has answered."""
+
+    async def test() -> None:
+        async with serving() as script, questions(script.url) as asked:
+            said = await asyncio.gather(*(asked.round((), 5) for _ in range(5)))
+            assert {one.verdict for one in said} == {KNOWN}
+            assert script.connections == 1
+
+    run(test)

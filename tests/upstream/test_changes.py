@@ -1,0 +1,76 @@
+"""What comes of requests that change the model: by how far they got, and what upstream said."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.identity import Change
+from sglang_cached_addon.upstream.changes import Ending, Update, Updates
+from tests.upstream.scripted import run, settled
+
+DONE, NOTHING = Ending.CARRIED_OUT, Ending.WITHOUT_EFFECT
+
+# By upstream's status, where it had all of the request.
+STATUSES: dict[int | None, Ending] = {
+    200: DONE, 202: DONE, 400: DONE, 500: DONE, 502: DONE, 503: DONE, 504: DONE, None: DONE,
+    307: NOTHING, 401: NOTHING, 403: NOTHING, 404: NOTHING, 405: NOTHING, 411: NOTHING,
+    413: NOTHING, 422: NOTHING, 429: NOTHING, 501: NOTHING,
+}  # fmt: skip
+
+
+async def begin(**kwargs: Any) -> tuple[Updates, Update, list[Ending]]:
+    endings: list[Ending] = []
+    updates = Updates(lambda update, what: endings.append(what))
+    announced = asyncio.get_running_loop().create_future()
+    return updates, updates.begin(Change.MODEL, None, announced), endings
+
+
+@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("is_sent", [True, False])
+@pytest.mark.parametrize("has_reached", [True, False])
+def test_endings(status: int | None, is_sent: bool, has_reached: bool) -> None:
+    """Only what upstream has carried out, or may have, changes something: not what it refuses,
+    nor what it never had as a whole, unless it says that it was successful."""
+
+    async def test() -> None:
+        _, update, endings = await begin()
+        if is_sent:
+            update.sent()
+        update.ended(status, has_reached=has_reached)
+        update.ended(200)
+        is_success = status in (200, 202)
+        expected = STATUSES[status] if is_success or (is_sent and has_reached) else NOTHING
+        assert endings == [expected]
+
+    run(test)
+
+
+def test_when_the_model_may_be_changing() -> None:
+    """From the moment at which upstream has all of a request until it has answered; one that is
+    held open, or comes slowly, holds up nobody."""
+
+    async def test() -> None:
+        updates, one, endings = await begin()
+        other = updates.begin(Change.ADAPTER, "a", one.announced)
+        held = updates.begin(Change.MODEL, None, one.announced)
+        assert (len(updates), updates.is_changing) == (3, False)
+        await updates.quiet()
+        one.sent()
+        other.sent()
+        quiet = asyncio.ensure_future(updates.quiet())
+        one.ended(401)
+        await settled()
+        assert updates.is_changing
+        assert not quiet.done()
+        other.ended(200)
+        await quiet
+        assert not updates.is_changing
+        held.ended(None)
+        assert (len(updates), endings) == (0, [NOTHING, DONE, NOTHING])
+        held.sent()
+        assert not updates.is_changing
+
+    run(test)

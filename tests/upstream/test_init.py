@@ -1,0 +1,918 @@
+"""Who is behind the URL, and whom it lets ask, against servers that say what they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.admission import Asker
+from sglang_cached_addon.client import tls_context
+from sglang_cached_addon.identity import Change
+from sglang_cached_addon.policy import Reason, Restart
+from sglang_cached_addon.upstream import State, Upstream
+from tests.certificates import self_signed
+from tests.upstream.scripted import (
+    INFO,
+    MODELS,
+    PROBE,
+    SECONDS,
+    SERVER,
+    Clock,
+    Kept,
+    Script,
+    admits,
+    asker,
+    asking,
+    clock,
+    credential,
+    dead_url,
+    refusal,
+    run,
+    saying,
+    serving,
+    settled,
+    shown,
+    until,
+)
+
+__all__ = ["clock"]
+
+SAID = ["/model_info", "/server_info"]
+"""What is asked where upstream is SGLang."""
+
+OK, NONE, BROKEN, CLOSED = 200, 404, 500, 401
+NO_MODEL, UNAUTHORIZED = Reason.NO_MODEL, Reason.UNAUTHORIZED
+
+
+def infos(script: Script) -> list[str]:
+    """The questions about the model, by path."""
+    return [path for path in script.paths if path not in ("/generate", "/v1/chat/completions")]
+
+
+def probes(script: Script) -> list[str | None]:
+    """The credentials with which a probe has come."""
+    return [a.headers.get("authorization") for a in script.asked if a.body == PROBE]
+
+
+# What it says of itself
+
+SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Any]] = {
+    # what it says; why nobody is let in
+    "all": ({"/model_info": (OK, INFO), "/server_info": (OK, SERVER)}, None),
+    "no server info": ({"/model_info": (OK, INFO)}, None),
+    "server info closed": ({"/model_info": (OK, INFO), "/server_info": (CLOSED, {})}, None),
+    "server info broken": ({"/model_info": (OK, INFO), "/server_info": (BROKEN, {})}, NO_MODEL),
+    "older": ({"/get_model_info": (OK, INFO), "/get_server_info": (OK, SERVER)}, None),
+    "only OpenAI's": ({"/v1/models": (OK, MODELS)}, None),
+    "OpenAI's, closed": ({"/v1/models": (OK, MODELS), "/generate": (CLOSED, {})}, UNAUTHORIZED),
+    "nothing": ({}, NO_MODEL),
+    "not JSON": ({"/model_info": (OK, b"hello")}, NO_MODEL),
+    "no name": ({"/model_info": (OK, {"weight_version": "1"})}, NO_MODEL),
+    "no models": ({"/v1/models": (OK, {"data": []})}, NO_MODEL),
+    "401": ({"/model_info": (401, {})}, UNAUTHORIZED),
+    "403": ({"/model_info": (403, {})}, UNAUTHORIZED),
+    "500": ({"/model_info": (BROKEN, {})}, NO_MODEL),
+    "503": ({"/model_info": (503, {})}, NO_MODEL),
+    "elsewhere": ({"/model_info": (307, {})}, NO_MODEL),
+}
+
+
+@pytest.mark.parametrize("case", SAYS)
+def test_what_it_says(case: str) -> None:
+    """A client is let in where upstream names its model, and answers a probe with a 200."""
+    says, reason = SAYS[case]
+
+    async def test() -> None:
+        async with serving(says=says) as script, asking(script.url) as upstream:
+            assert upstream.state is State.UNKNOWN
+            assert not admits(upstream)
+            assert await refusal(upstream) is reason
+            assert admits(upstream) is (reason is None)
+            assert upstream.state is State.UP
+            is_known = reason is None or case == "OpenAI's, closed"
+            assert (upstream.identity is not None) is is_known
+            assert bool(upstream.fingerprint) is is_known
+            confirmed = await upstream.confirm(upstream.turn, ())
+            assert confirmed is (None if is_known else Reason.UNCONFIRMED)
+            if upstream.identity:
+                assert upstream.identity.model == "m"
+                assert upstream.models == {upstream.fingerprint: "m"}
+
+    run(test)
+
+
+def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an upstream that is not there, or says nothing, no call waits for long, and later ones not
+    at all."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("sglang_cached_addon.upstream.PATIENCE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with serving() as script:
+            script.may_answer.clear()
+            for url, state in ((script.url, State.UNKNOWN), (dead_url(), State.DOWN)):
+                async with asking(url) as upstream:
+                    assert await refusal(upstream) is NO_MODEL
+                    assert not admits(upstream)
+                    assert await upstream.confirm(upstream.turn, ()) is Reason.UNCONFIRMED
+                    assert upstream.state is state
+
+    run(test)
+
+
+# Who is let in
+
+# Keys that ask in turn, and who is let in.
+ORDERS = {
+    "the bad one first": (["bad", None, "good"], ["good"]),
+    "the good one first": (["good", "bad", None, "other"], ["good", "other"]),
+    "nobody first": ([None, "good", None], ["good"]),
+}
+# What is open to everybody, of a server that asks for keys.
+OPEN: dict[str, tuple[str, ...]] = {
+    "nothing": (), "what it says of itself": ("/model_info", "/server_info", "/v1/models"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ORDERS)
+@pytest.mark.parametrize("path", ["/model_info", "/v1/models"])
+@pytest.mark.parametrize("is_open", OPEN)
+def test_keys(case: str, path: str, is_open: str) -> None:
+    """Only those are let in whom upstream lets generate, whoever asks first, and whatever upstream
+    tells anybody about itself."""
+    order, welcome = ORDERS[case]
+    says = {path: (200, INFO if path == "/model_info" else MODELS)}
+
+    async def test() -> None:
+        async with (
+            serving(says=says, keys={"good", "other"}, open_paths=OPEN[is_open]) as script,
+            asking(script.url) as upstream,
+        ):
+            for key in [*order, *order]:
+                reason = None if key in welcome else UNAUTHORIZED
+                assert await refusal(upstream, key) is reason, key
+            assert upstream.asks_keys is (
+                True if is_open != "nothing" or None in probes(script) else None
+            )
+
+    run(test)
+
+
+@pytest.mark.parametrize("status", [204, 302, 400, 401, 403, 404, 422, 429, 500, 503])
+@pytest.mark.parametrize("key", [None, "key"])
+def test_only_a_200_lets_in(status: int, key: str | None) -> None:
+    """Whatever else upstream says to a probe, it does not say that its sender may generate. It is
+    not asked with each call, either."""
+
+    async def test() -> None:
+        async with serving(probed=status) as script, asking(script.url) as upstream:
+            for _ in range(3):
+                assert await refusal(upstream, key) is UNAUTHORIZED
+            assert len(probes(script)) == 1
+            assert upstream.asks_keys is (True if key is None and status in (401, 403) else None)
+
+    run(test)
+
+
+def test_a_probe_shows_nothing_else() -> None:
+    """What a client sends besides its credential may be one that only upstream knows as such: a
+    client that shows no credential is not let in by its own 200, but by a probe that is bare."""
+
+    async def test() -> None:
+        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
+            assert await refusal(upstream, "good") is None
+            upstream.heard(asker(None), (), 200, 0.0)
+            assert await refusal(upstream) is UNAUTHORIZED
+            (bare,) = [
+                a for a in script.asked if a.body == PROBE and "authorization" not in a.headers
+            ]
+            assert bare.headers.keys() == {
+                "host",
+                "content-type",
+                "content-length",
+                "accept-encoding",
+            }
+
+    run(test)
+
+
+def test_a_call_accepts_as_well(clock: Clock) -> None:
+    """A 200 to a client's own call lets it in, for that route and model; a 403 puts it out of that,
+    a 401 out of all."""
+
+    async def test() -> None:
+        async with serving(probed=500) as script, asking(script.url) as upstream:
+            assert await upstream.check() is State.UP
+            chat = asker("key", path="/v1/chat/completions")
+            for one in (asker("key"), asker("key", "m"), chat, asker("other")):
+                upstream.heard(one, shown("key"), 200, clock.now)
+
+            def lets_in(*askers: Asker) -> list[bool]:
+                return [upstream.admits(one, clock.now) for one in askers]
+
+            assert lets_in(asker("key"), asker("key", "m"), chat) == [True] * 3
+            assert lets_in(asker("key", "x"), asker("third"), asker(None)) == [False] * 3
+            upstream.heard(asker("key", "m"), shown("key"), 403, clock.now)
+            assert lets_in(asker("key"), asker("key", "m"), chat) == [True, False, True]
+            upstream.heard(chat, shown("key"), 401, clock.now)
+            assert lets_in(asker("key"), asker("key", "m"), chat) == [False] * 3
+            assert lets_in(asker("other")) == [True]
+
+    run(test)
+
+
+def test_a_crowd_without_keys() -> None:
+    """Any number of clients that upstream refuses get their answer, and the loop goes on."""
+
+    async def test() -> None:
+        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
+            for _ in range(10):
+                asked = [refusal(upstream, key) for key in [None, "a", "b", "c"] * 4]
+                assert set(await asyncio.gather(*asked)) == {UNAUTHORIZED}
+            assert await refusal(upstream, "good") is None
+
+    run(test)
+
+
+def test_shared_question() -> None:
+    """A crowd at the start is one question; one that leaves takes nothing from the others."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            script.may_answer.clear()
+            asking_all = [asyncio.ensure_future(refusal(upstream)) for _ in range(100)]
+            await until(lambda: script.asked)
+            asking_all[0].cancel()
+            script.may_answer.set()
+            assert set(await asyncio.gather(*asking_all[1:])) == {None}
+            assert infos(script) == SAID
+            assert probes(script) == [None]
+            assert asking_all[0].cancelled()
+
+    run(test)
+
+
+def test_refusal_is_not_shared() -> None:
+    """One with a bad key who asks first is no reason to refuse the others."""
+
+    async def test() -> None:
+        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
+            script.may_answer.clear()
+            keys = ["bad", "good", None, "good", "bad", "good"]
+            asked = [asyncio.ensure_future(refusal(upstream, key)) for key in keys]
+            await until(lambda: script.asked)
+            script.may_answer.set()
+            reasons = await asyncio.gather(*asked)
+            assert reasons == [None if k == "good" else UNAUTHORIZED for k in keys]
+
+    run(test)
+
+
+def test_renewed_beside(clock: Clock) -> None:
+    """Who is accepted stays so without waiting, while upstream still accepts it and soon not any
+    more where it does not; for as long as it is slow to say, up to five minutes."""
+
+    async def test() -> None:
+        async with serving(keys={"a", "b"}) as script, asking(script.url, interval=0.1) as upstream:
+            for key in "ab":
+                assert await refusal(upstream, key) is None
+            script.keys = {"a"}
+            clock.now += 31
+            assert [admits(upstream, key) for key in "ab"] == [True, True]
+            await until(lambda: not admits(upstream, "b") and len(probes(script)) == 4)
+            await until(lambda: script.asked[-1].is_answered.is_set())
+            await settled(100)
+            assert admits(upstream, "a")
+            script.may_probe.clear()
+            clock.now += 59
+            await until(lambda: probes(script)[4:] == ["a"])
+            assert admits(upstream, "a")
+            clock.now += 200
+            assert admits(upstream, "a")
+            clock.now += 45
+            assert not admits(upstream, "a")
+            script.may_probe.set()
+            await until(lambda: admits(upstream, "a"))
+
+    run(test)
+
+
+# Nothing that is stored waits for upstream
+
+
+@pytest.mark.parametrize("what", ["silent", "5xx", "down"])
+def test_a_hit_waits_for_nothing(what: str, clock: Clock) -> None:
+    """What upstream said last counts while it does not say anything else, however long that is:
+    no call waits for it."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            if what == "silent":
+                script.may_answer.clear()
+            elif what == "5xx":
+                script.says |= dict.fromkeys(SAID, (503, {}))
+            else:
+                script.stop()
+                await settled()
+            for _ in range(5):
+                clock.now += 11  # more than any interval, and less than an acceptance lasts
+                assert admits(upstream)
+                if what == "5xx":
+                    script.asked.clear()
+                    await until(lambda: script.asked)
+                await settled()
+
+    run(test)
+
+
+def test_asked_beside(clock: Clock) -> None:
+    """Upstream is asked again before its word is old, on one connection; a pause of the client's
+    does not end that, and another model is noticed though nobody asks for anything."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            assert infos(script) == SAID
+            turn = upstream.turn
+            for _ in range(3):
+                asked = len(infos(script))
+                clock.now += 1
+                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            clock.now += 1
+            await until(lambda: upstream.turn > turn)
+            assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
+
+    run(test)
+
+
+def test_a_long_pause(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes after the last call upstream is left alone. The next call gives it a moment to
+    speak, and is then answered by what was known."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            clock.now += 601
+            await until(lambda: not upstream._keeping.is_busy)  # it sleeps
+            upstream.heard(asker("key"), shown("key"), 200, clock.now)
+            script.may_answer.clear()
+            assert not admits(upstream, "key")
+            began = asyncio.get_running_loop().time()
+            assert await refusal(upstream, "key") is None
+            assert 0.2 < asyncio.get_running_loop().time() - began < 2
+            clock.now += 0.3
+            assert admits(upstream, "key")
+            script.may_answer.set()
+
+    run(test)
+
+
+@pytest.mark.parametrize("said", [(200, {**INFO, "model_path": "x"}), (404, {})])
+def test_a_word_after_a_pause(said: tuple[int, Any], clock: Clock) -> None:
+    """Where upstream says in that moment that it is another model, nothing of the former is
+    given."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            clock.now += 601
+            await until(lambda: not upstream._keeping.is_busy)
+            turn = upstream.turn
+            script.says["/model_info"] = said
+            await refusal(upstream)
+            assert upstream.turn > turn
+
+    run(test)
+
+
+def test_a_credential_that_may_not_know(clock: Clock) -> None:
+    """A key that may generate, and is refused on the routes that tell of the model, does not keep
+    those from being asked with a key that may."""
+
+    async def test() -> None:
+        async with serving(keys={"a"}) as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream, "a") is None
+            script.keys = {"a", "b"}
+            assert await refusal(upstream, "b") is None
+            script.keys = {"a"}
+            for _ in range(3):
+                asked = len(infos(script))
+                clock.now += 1
+                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+                assert admits(upstream, "a")
+
+    run(test)
+
+
+# Confirming
+
+
+def test_confirm() -> None:
+    """An answer costs one question, on the connection that shows that it is the same process; all
+    of them where that is another one."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            turn = upstream.turn
+            assert await upstream.confirm(turn, ()) is None
+            assert infos(script)[2:] == ["/model_info"]
+            script.hang_up()
+            await settled()
+            asked = len(script.asked)
+            assert await upstream.confirm(turn, ()) is None
+            assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
+            assert await upstream.confirm(turn, ()) is None
+            assert len(script.asked) == asked + 4
+
+    run(test)
+
+
+def test_confirm_many() -> None:
+    """Answers that come together share one question."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            asked = len(script.asked)
+            reasons = await asyncio.gather(
+                *(upstream.confirm(upstream.turn, ()) for _ in range(99))
+            )
+            assert set(reasons) == {None}
+            assert len(script.asked) == asked + 1
+
+    run(test)
+
+
+def test_confirm_is_asked_after() -> None:
+    """A word from before an answer came does not confirm it."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            turn, asked = upstream.turn, len(script.asked)
+            script.may_answer.clear()
+            first = asyncio.ensure_future(upstream.confirm(turn, ()))
+            await until(lambda: len(script.asked) == asked + 1)
+            second = asyncio.ensure_future(upstream.confirm(turn, ()))
+            await settled()
+            script.may_answer.set()
+            assert await first is None
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            assert await second is Reason.MODEL_CHANGED
+
+    run(test)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "another model": {"/model_info": {**INFO, "model_path": "other", "served_model_name": "other"}},
+    "other weights": {"/model_info": {**INFO, "weight_version": "2"}},
+    "other settings": {"/server_info": {**SERVER, "dtype": "half"}},
+    "a restart": {"/server_info": {**SERVER, "random_seed": 2}},
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+@pytest.mark.parametrize("restart", Restart)
+def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFixture) -> None:
+    """What came of one model is not stored for another. A process that was only restarted is the
+    same model, unless people say otherwise; that is said once."""
+    caplog.set_level("INFO")
+
+    async def test() -> None:
+        async with serving() as script:
+            entered: list[str] = []
+            async with asking(
+                script.url,
+                entered=lambda upstream: entered.append(upstream.fingerprint),
+                restart=restart,
+            ) as upstream:
+                assert await refusal(upstream) is None
+                turn, before = upstream.turn, upstream.fingerprint
+                script.says |= {path: (200, said) for path, said in OTHERS[case].items()}
+                if "/server_info" in OTHERS[case]:
+                    script.hang_up()  # as it does that has other settings
+                    await settled()
+                assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+                assert upstream.turn > turn
+                is_same = case == "a restart" and restart is Restart.SAME
+                assert (upstream.fingerprint == before) is is_same
+                assert entered[-2:] == [before, upstream.fingerprint]
+                assert await upstream.confirm(upstream.turn, ()) is None
+                assert caplog.text.count("was restarted") == is_same
+
+    run(test)
+
+
+def test_restart_after_a_change() -> None:
+    """What a request made of a process's weights is not believed of the next process."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            await changed(upstream)
+            await until(lambda: kept.document["epochs"]["last"] and not kept.document["unsettled"])
+            before = upstream.fingerprint
+            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+            script.hang_up()
+            await settled()
+            assert await upstream.confirm(upstream.turn, ()) is Reason.MODEL_CHANGED
+            assert upstream.fingerprint != before
+
+    run(test)
+
+
+def test_down_and_up(clock: Clock) -> None:
+    """While a server is down, those whom it accepted get their answers; what it accepted before
+    does not count when it is back as another process, which may have other keys."""
+
+    async def test() -> None:
+        async with serving(keys={"a", "c"}) as script, asking(script.url, interval=0.1) as upstream:
+            for key in "ac":
+                assert await refusal(upstream, key) is None
+            turn = upstream.turn
+            script.stop()
+            await settled()
+            clock.now += 11
+            await until(lambda: upstream.state is State.DOWN)
+            for _ in range(3):
+                clock.now += 100
+                assert [admits(upstream, key) for key in "ac"] == [True, True]
+                assert await refusal(upstream, "b") is UNAUTHORIZED
+                assert await refusal(upstream) is UNAUTHORIZED
+                assert await upstream.confirm(turn, ()) is Reason.UNCONFIRMED
+            script.keys = {"b"}
+            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+            script.says["/model_info"] = (200, INFO)
+            script.open_paths = ("/model_info", "/server_info")
+            await script.start()
+            clock.now += 11
+            await until(lambda: upstream.state is State.UP)
+            assert not admits(upstream, "c")
+            for key in ("a", "c", None):
+                assert await refusal(upstream, key) is UNAUTHORIZED
+            clock.now += 2
+            assert await refusal(upstream, "b") is None
+
+    run(test)
+
+
+def test_a_slow_one_is_not_down(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A key that was taken back does not come back to life because upstream is slow."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.PATIENCE_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream, "a") is None
+            upstream.heard(asker("a"), shown("a"), 401, clock.now)
+            script.may_answer.clear()
+            clock.now += 400
+            admits(upstream)
+            await until(lambda: upstream.state is State.UNKNOWN)
+            assert not admits(upstream, "a")
+
+    run(test)
+
+
+def test_watch(clock: Clock) -> None:
+    """A model that comes and goes during a generation is noticed."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=1e6) as upstream:
+            assert await refusal(upstream) is None
+            asked, turn = len(script.asked), upstream.turn
+            upstream.watch(())
+            await until(lambda: len(script.asked) == asked + 1)
+            clock.now += 1
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            upstream.watch(())
+            await until(lambda: upstream.turn > turn)
+            turn = upstream.turn
+            script.says["/model_info"] = (200, INFO)
+            upstream.doubt()
+            await until(lambda: upstream.turn > turn)
+
+    run(test)
+
+
+# Requests that change the model
+
+
+async def changed(
+    upstream: Upstream,
+    status: int | None = 200,
+    change: Change = Change.MODEL,
+    adapter: str | None = None,
+) -> None:
+    """A request that changes something, from its head to its end."""
+    update = upstream.change(change, adapter)
+    await update.announced
+    update.sent()
+    update.ended(status)
+
+
+def names(upstream: Upstream) -> tuple[str, str]:
+    return upstream.fingerprint, upstream.epochs.adapters_token
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 404, 500, None])
+@pytest.mark.parametrize(
+    ("change", "adapter"),
+    [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")],
+    ids=["model", "an adapter", "x"],
+)
+def test_change(change: Change, adapter: str | None, status: int | None) -> None:
+    """What upstream has carried out, or may have, begins anew; what it refused changes nothing.
+    Until that is known, what is stored is given, and nothing is stored."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before, turn = names(upstream), upstream.turn
+            update = upstream.change(change, adapter)
+            await update.announced
+            assert kept.document["unsettled"]  # before it is passed on
+            assert await upstream.confirm(turn, ()) is None  # it is not there yet
+            update.sent()
+            assert (names(upstream), admits(upstream)) == (before, True)
+            confirming = asyncio.ensure_future(upstream.confirm(turn, ()))
+            await settled()
+            assert not confirming.done()
+            update.ended(status)
+            is_refused = status in (401, 404)
+            assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
+            assert (names(upstream) == before) is is_refused
+            assert await refusal(upstream) is None
+            assert await upstream.confirm(upstream.turn, ()) is None
+            assert (names(upstream) == before) is is_refused
+            await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+            await until(lambda: not kept.document["unsettled"])
+
+    run(test)
+
+
+def test_changes_that_do_not_end() -> None:
+    """A request that is held open, or whose client hangs up before upstream has it, holds up
+    nobody: answers go on being stored and given."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            turn = upstream.turn
+            held = [upstream.change(Change.MODEL, None) for _ in range(3)]
+            await held[0].announced
+            for update in held[:2]:
+                update.ended(None)
+            assert (upstream.turn, admits(upstream)) == (turn, True)
+            assert await upstream.confirm(turn, ()) is None
+
+    run(test)
+
+
+def test_change_of_the_unknown() -> None:
+    """Weights that are changed before anybody asked are not taken for the old ones."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                before = upstream.fingerprint
+            kept.document["identity"] = None
+            async with asking(script.url, kept) as upstream:
+                await changed(upstream)
+                assert await refusal(upstream) is None
+                assert upstream.fingerprint != before
+                await until(lambda: not kept.document["unsettled"])
+
+    run(test)
+
+
+def test_crash_during_a_change() -> None:
+    """After a proxy that was killed while the weights may have changed, nothing of the old ones is
+    given: not even before upstream has spoken."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                before = upstream.fingerprint
+                await upstream.change(Change.MODEL, None).announced
+                document = dict(kept.document)
+            kept.document = document
+            async with asking(script.url, kept) as upstream:
+                assert upstream.fingerprint != before
+                assert await refusal(upstream) is None
+                assert upstream.fingerprint != before
+
+    run(test)
+
+
+def test_change_by_another_proxy() -> None:
+    """What another proxy has changed is not given any more."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before, turn, asked = upstream.fingerprint, upstream.turn, len(script.asked)
+            assert upstream.identity
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 7, "m:another": 7})
+            assert (upstream.fingerprint, upstream.turn) == (before, turn)
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
+            assert upstream.fingerprint != before
+            assert upstream.turn > turn
+            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            await until(lambda: len(script.asked) > asked)  # it may have another name by now
+            await until(lambda: kept.document["epochs"]["last"] == 8)
+            before = upstream.turn
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
+            assert upstream.turn > before
+
+    run(test)
+
+
+# What outlives the process
+
+
+def test_offline() -> None:
+    """With `--mode offline` nobody is asked, and everybody is let in."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving(keys={"good"}) as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream, "good") is None
+                await until(lambda: kept.document)
+            before = script.connections
+            async with asking(script.url, kept, is_offline=True) as upstream:
+                assert upstream.identity
+                assert all(admits(upstream, key) for key in ("good", "bad", None))
+                assert await upstream.check() is State.UNKNOWN
+                assert upstream.look(1e9) is State.UNKNOWN
+                upstream.doubt()
+                upstream.watch(())
+                await settled()
+            assert script.connections == before
+
+    run(test)
+
+
+def test_no_secrets() -> None:
+    """Keys are neither in files nor in a debugger's output."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving(keys={"clients-secret"}) as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream, "clients-secret") is None
+            await changed(upstream)
+            await until(lambda: kept.document["epochs"]["last"])
+            said = [json.dumps(kept.document), repr(upstream), repr(upstream.identity)]
+            said += [repr(upstream.epochs), repr(upstream.client)]
+            assert not any("secret" in text for text in said)
+            assert credential("clients-secret").hex() not in said[0]
+
+    run(test)
+
+
+def test_disk_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk does not fail the request that changes the weights."""
+
+    class Full(Kept):
+        def save(self, document: dict[str, Any]) -> None:
+            raise OSError("no space left")
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, Full()) as upstream:
+            assert await refusal(upstream) is None
+            await changed(upstream)
+            assert await refusal(upstream) is None
+
+    run(test)
+    assert "no space left" in caplog.text
+
+
+# Whether it is there
+
+
+def check(url: str, **kwargs: Any) -> State:
+    async def ask() -> State:
+        async with asyncio.timeout(SECONDS), asking(url, **kwargs) as upstream:
+            state = await upstream.check()
+            assert upstream.state is state
+            return state
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 307, 401, 404, 500, 503])
+def test_any_status_is_up(status: int) -> None:
+    """A server that wants a key, or has no such route, would be reported as down."""
+
+    async def test() -> None:
+        says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
+        async with serving(says=says) as script, asking(script.url) as upstream:
+            assert await upstream.check() is State.UP
+
+    run(test)
+
+
+@pytest.mark.parametrize("url", ["", "http://no-such-host.invalid:30000"])
+def test_down(url: str) -> None:
+    """A server that is not there is down, and does not fail the start."""
+    assert check(url or dead_url()) is State.DOWN
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 what\r\n\r\n", b"\0" * 70000, b"HTTP/1.1 200 X\r\nC"],
+    ids=["ssh", "status", "endless", "half"],
+)
+def test_not_http(data: bytes) -> None:
+    """A wrong port (of SSH, say) would give a traceback in place of the warning."""
+    with saying(data) as url:
+        assert check(url) is State.DOWN
+
+
+def test_look(clock: Clock) -> None:
+    """Whether it is up is told from what is known, at once, and asked for beside if that is old."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await upstream.check() is State.UP
+            asked = len(script.asked)
+            upstream.seen(False)
+            assert upstream.look(clock.now + 1) is State.DOWN
+            await settled()
+            assert len(script.asked) == asked
+            clock.now += 6
+            assert upstream.look(clock.now) is State.DOWN
+            await until(lambda: upstream.state is State.UP)
+            assert len(script.asked) == asked + 2
+
+    run(test)
+
+
+def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A company's proxy setting would make a local server look down."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead_url())
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    test_any_status_is_up(200)
+
+
+@pytest.mark.parametrize(("insecure", "state"), [(False, State.DOWN), (True, State.UP)])
+def test_self_signed(insecure: bool, state: State, tmp_path: Path) -> None:
+    """A stranger's certificate would be believed, or `--insecure` not help."""
+    received: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            received.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")
+            await reader.read()
+        writer.transport.abort()
+
+    async def test() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
+            assert await upstream.check() is state
+        assert len(received) == int(insecure)
+        server.close()
+        await settled()
+
+    run(test)
+
+
+def test_post() -> None:
+    """An abort would not reach the upstream, or be refused for want of its key, or fail it."""
+
+    async def test() -> None:
+        async with serving(says={"/abort_request": (500, {})}) as script:
+            fields = ((b"authorization", b"Bearer key"), (b"content-type", b"application/json"))
+            async with asking(script.url) as upstream:
+                await upstream.post("/abort_request", b'{"rid":"a"}', fields)
+                (asked,) = script.asked
+                assert (asked.method, asked.path, asked.json) == (
+                    "POST", "/abort_request", {"rid": "a"}
+                )  # fmt: skip
+                assert asked.headers["authorization"] == "Bearer key"
+        async with asking(dead_url()) as upstream:
+            await upstream.post("/abort_request", b"{}", ())
+
+    run(test)
