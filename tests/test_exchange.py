@@ -291,7 +291,8 @@ def test_large_answers_are_hits_every_time() -> None:
 
 
 def test_lookup() -> None:
-    """The fast lane would answer otherwise than the ordinary way, or count a request twice."""
+    """The fast lane finds what the ordinary way finds, and counts nothing: who asks is looked at
+    afterwards."""
     way = Way()
     raw = json.dumps(body()).encode()
     assert way.exchange.lookup("POST", GENERATE, raw, 100.0) is None
@@ -304,9 +305,7 @@ def test_lookup() -> None:
     assert way.exchange.lookup("POST", GENERATE, json.dumps(body(n=3)).encode(), 100.0) is None
     assert way.exchange.lookup("POST", GENERATE, b"{", 100.0) is None
     counts = way.counts
-    assert (counts["hits"], counts["misses"], counts["partial_hits"]) == (1, 0, 0)
-    assert (counts["samples_from_cache"], counts["tokens_saved"]) == (1, 3)
-    assert counts["upstream_seconds_saved"] == 2.0
+    assert (counts["hits"], counts["misses"], counts["partial_hits"]) == (0, 0, 0)
     assert counts["bypasses"] == {}
 
 
@@ -703,7 +702,7 @@ def test_the_very_bytes_of_a_plain_call() -> None:
     hit = again.exchange.lookup("POST", GENERATE, raw, 107.0)
     assert hit is not None
     assert json.loads(hit.body)["text"] == "a1"
-    assert (hit.outcome.age, again.counts["hits"], again.counts["tokens_saved"]) == (7, 1, 3)
+    assert (hit.outcome.age, hit.saved.tokens) == (7, 3)
     # The same bytes mean something else to another API, and to another model.
     assert again.exchange.lookup("POST", CHAT, raw, 107.0) is None
     assert Way(store, "other").exchange.lookup("POST", GENERATE, raw, 107.0) is None
@@ -1318,7 +1317,6 @@ def test_lookup_of_a_stream() -> None:
     assert way.exchange.lookup("POST", CHAT, raw, 100.0, streams=False) is None
     assert way.counts["hits"] == 0
     assert way.exchange.lookup("POST", CHAT, raw, 100.0)
-    assert way.counts["hits"] == 1
 
 
 def test_stream_that_is_not_stored() -> None:
