@@ -247,6 +247,23 @@ def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sa
     return found
 
 
+def parts(
+    plan: Plan, new: Iterable[tuple[int, Sample]], size: int
+) -> Iterator[list[tuple[int, Sample]]]:
+    """New samples in parts of about so many; all of one pool are in one part."""
+    found: dict[bytes, list[tuple[int, Sample]]] = {}
+    for item, sample in new:
+        found.setdefault(plan.keys[item], []).append((item, sample))
+    part: list[tuple[int, Sample]] = []
+    for pool in found.values():
+        part += pool
+        if len(part) >= size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
 def tokens(plan: Plan, new: Iterable[tuple[int, Sample]]) -> int:
     """Completion tokens of a whole answer: of what was there, and of what is new."""
     whole = [*plan.samples(), *(sample for _, sample in new)]

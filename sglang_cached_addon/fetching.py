@@ -31,6 +31,12 @@ GRACE_SECONDS = 1.0
 MERGE_SECONDS = 1.0
 """How long an answer of several parts waits for the word that all are of one model."""
 
+LARGE_BYTES = 1 << 20
+"""An answer of more is read beside the event loop."""
+
+PART_SAMPLES = 500
+"""How many samples are handed to the store at once."""
+
 JSON = ((b"Content-Type", b"application/json"),)
 
 _Arrival = asyncio.Future[Arrived | Brought]
@@ -114,8 +120,10 @@ class Fetcher:
             raw = b"".join([piece async for piece in response.pieces()])
         if flight.stream and response.status == 200:
             landed = self._exchange.unreadable(fetch, raw)
-        else:
+        elif len(raw) < LARGE_BYTES:
             landed = self._exchange.land(fetch, response.status, raw)
+        else:
+            landed = await asyncio.to_thread(self._exchange.land, fetch, response.status, raw)
         return self._land(flight, fetch, Arrived(response.headers, raw, landed), started)
 
     async def _relay(
@@ -195,9 +203,12 @@ class Fetcher:
         if arrived.landed.refusal or not arrived.samples:
             return
         reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown)
-        reason = reason or self._exchange.commit(fetch, arrived.samples)
+        for part in cache.parts(fetch.plan, arrived.samples, PART_SAMPLES):
+            reason = reason or self._exchange.commit(fetch, part)
+            self._flights.settle(flight, {fetch.plan.keys[item] for item, _ in part})
+            if len(part) < len(arrived.samples):
+                await asyncio.sleep(0)  # others have their turn
         if reason:
-            flight.refusal = reason
             self._exchange.counters.not_stored[reason] += 1
             logger.info("sglang-cached: an answer was not stored (%s)", reason)
 

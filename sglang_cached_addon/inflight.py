@@ -9,7 +9,7 @@ it is stored or is known not to be. Knows asyncio, and neither mitmproxy nor wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
@@ -118,15 +118,14 @@ class Flights:
         found = (flight for key in keys for flight in self._landed.get(key, ()))
         return list(dict.fromkeys(found))
 
-    def brought(self, key: bytes, stamp: Hashable, *, is_first: bool) -> list[Sample]:
+    def brought(self, key: bytes, stamp: Hashable, *, is_first: bool) -> Sequence[Sample]:
         """What has been brought for a pool, counts, and comes behind what is stored there. What
         replaces that does not, unless it `is_first`: there is nothing."""
-        return [
-            sample
-            for flight in self._landed.get(key, ())
-            if flight.stamp == stamp and (flight.is_addition or is_first)
-            for sample in flight.brings[key]
-        ]
+        found: Sequence[Sample] = ()
+        for flight in self._landed.get(key, ()):
+            if flight.stamp == stamp and (flight.is_addition or is_first):
+                found = [*found, *flight.brings[key]] if found else flight.brings[key]
+        return found
 
     def find(self, identity: Hashable) -> Flight | None:
         """A streamed flight of this identity, if it can be followed."""
@@ -157,12 +156,16 @@ class Flights:
         self._flights.discard(flight)
         if not flight.has_landed:
             self._let_go(flight)
-        if flight.phase is Phase.LANDED:
-            for key in flight.brings:
-                self._landed[key].remove(flight)
-                if not self._landed[key]:
-                    del self._landed[key]
+        self.settle(flight, flight.brings)
         flight.phase = Phase.OVER
+
+    def settle(self, flight: Flight, keys: Iterable[bytes]) -> None:
+        """What it has brought for these pools is stored, or will not be."""
+        for key in keys:
+            if flight in (landed := self._landed.get(key, [])):
+                landed.remove(flight)
+                if not landed:
+                    del self._landed[key]
 
     def _let_go(self, flight: Flight) -> None:
         """Nobody waits for it from now on, or begins to follow it."""

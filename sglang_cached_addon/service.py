@@ -33,6 +33,9 @@ from sglang_cached_addon.upstream import Upstream
 SETTLE_SECONDS = 0.25
 """How long who looks at the store waits for what is on its way there."""
 
+LARGE_SAMPLES = 1000
+"""An answer of more is written beside the event loop."""
+
 ATTEMPTS = 3
 """How often a call begins anew because the model has changed; then upstream is left alone with
 it."""
@@ -336,13 +339,19 @@ class Service:
             new = [sample for sample in plan.samples() if id(sample) in way.own]
             tokens = saved.tokens - sum(sample.tokens for sample in new)
             self._exchange.counters.add(outcome, Saved(way.have, tokens, saved.seconds))
-            return Reply(200, way.arrived.headers, self._exchange.answer(known, plan), outcome)
+            return Reply(200, way.arrived.headers, await self._write(known, plan), outcome)
         hit = self._exchange.hit(known, plan, time.time())
         if not way.has_waited:
             self._exchange.counters.hit(saved)
             return hit
         self._exchange.counters.follow(saved)
         return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
+
+    async def _write(self, known: Known, plan: Plan) -> bytes:
+        """An answer of JSON; a large one is written beside the event loop."""
+        if known.call.total < LARGE_SAMPLES:
+            return self._exchange.answer(known, plan)
+        return await asyncio.to_thread(self._exchange.answer, known, plan)
 
     def _others(self, way: _Way) -> set[asyncio.Task[None]]:
         """The fetches whose samples are together with others in an answer, and are not yet

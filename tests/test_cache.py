@@ -14,6 +14,7 @@ from sglang_cached_addon.cache import (
     Sample,
     answers,
     commit,
+    parts,
     plan,
     recorded,
     samples,
@@ -238,6 +239,30 @@ def test_commit_of_a_repeated_prompt() -> None:
     commit(made, "d", new, store)
     assert letters([store.get(b"a"), store.get(b"b")]) == ["13", "2"]
     assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
+
+
+def test_parts() -> None:
+    """A pool would be given a part of what is to replace its samples, and then the rest."""
+    before = plan_of("abacb", 1, store_of({}))
+    new = new_of((0, "1"), (1, "2"), (2, "3"), (3, "4"), (4, "5"))
+    found = [[item for item, _ in part] for part in parts(before, new, 3)]
+    assert found == [[0, 2, 1, 4], [3]]
+    assert list(parts(before, new, 100)) == [[new[k] for k in (0, 2, 1, 4, 3)]]
+    assert list(parts(before, [], 3)) == []
+
+
+def test_a_long_list() -> None:
+    """What grows with the square of a list's length would hold everybody up for minutes."""
+    count = 20_000
+    keys = tuple(b"%d" % (i // 2) for i in range(count))
+    long = plan(Call({}, keys, 1, True), keys, Store())
+    assert long.needs == dict.fromkeys(keys, 2)
+    same = (b"a",) * count
+    store = store_of({"a": "x" * 5000})
+    assert plan(Call({}, same, 1, True), same, store, since=0.5).have == 5000
+    new = [(i, sample("y")) for i in range(count)]
+    assert commit(plan(Call({}, same, 1, True), same, Store()), "d", new, store)
+    assert len(store.get(b"a")) == 5000 + count
 
 
 def test_commit_of_nothing() -> None:

@@ -74,6 +74,30 @@ def test_change_by_request() -> None:
     run(test)
 
 
+def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would wait for a long answer to be read and stored; or find it twice, or in part."""
+    monkeypatch.setattr(fetching, "LARGE_BYTES", 1000)
+    monkeypatch.setattr(fetching, "PART_SAMPLES", 3)
+    texts = [f"t{i}" for i in range(50)]
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await stage.lead(texts)
+            others = [stage.generate(texts), stage.generate(texts[7], 2)]
+            await stage.waiting(2)
+            stage.generated(asked)
+            more = await stage.asked()
+            assert more.json["sampling_params"]["n"] == 1
+            stage.generated(more)
+            assert await briefs(leader, *others) == ["miss 200", "collapsed 200", "partial 200"]
+            assert (await leader).texts == (await others[0]).texts
+            assert (await others[1]).texts[0] == (await leader).texts[7]
+            await stage.service.settled()
+            await until(lambda: stage.stored == 51)
+
+    run(test)
+
+
 # Streams
 
 

@@ -192,6 +192,15 @@ async def landed(tower: Tower) -> None:
     assert tower.brought(b"a") == ""
 
 
+async def settled_in_parts(tower: Tower) -> None:
+    """What is stored is no longer at hand a second time."""
+    flight = tower.begin("ab")
+    tower.land(flight, a="x", b="y")
+    tower.flights.settle(flight, [b"a"])
+    assert (tower.brought(b"a"), tower.brought(b"b")) == ("", "y")
+    tower.flights.end(flight)
+
+
 async def what_counts(tower: Tower) -> None:
     """What was brought for another model does not count, and what is to replace samples is no
     addition to them."""
@@ -349,7 +358,7 @@ async def same_keys(tower: Tower) -> None:
 
 FLIGHTS = [
     order, failed, first_of_many, two_pools_of_one, other_pools, alone, busy, landed,
-    what_counts, unanswered_alone, unwanted,
+    settled_in_parts, what_counts, unanswered_alone, unwanted,
     unwanted_when_landed, never_wanted, leaving, leaving_when_woken, next_flight, crowd,
     same_keys,
 ]  # fmt: skip

@@ -312,10 +312,11 @@ def test_upstream_goes_before_it_is_confirmed(start_proxy: StartProxy) -> None:
     with running(Profile(info_delay=0.3)) as upstream:
         proxy = start_proxy(upstream.url, *NEVER)
         ask(proxy, GENERATE, greedy(GENERATE))
+        until(lambda: proxy.stats()["total_responses"] == 1)
         assert post(proxy, GENERATE, greedy(GENERATE, "new")).status_code == 200
         upstream.down()
-        stats = proxy.stats()
-        assert (stats["total_responses"], stats["not_stored"]) == (1, {"unconfirmed": 1})
+        until(lambda: proxy.stats()["not_stored"] == {"unconfirmed": 1})
+        assert proxy.stats()["total_responses"] == 1
         assert cached(proxy, GENERATE, greedy(GENERATE))
         assert cached(proxy, GENERATE, greedy(GENERATE, "new")) is None
 
