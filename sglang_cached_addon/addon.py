@@ -500,6 +500,7 @@ class SglangCached:
             return None
         fields = framing.parse(raw).fields
         request = Request(head.method, head.path, _by_name(fields), body)
+        is_local = is_local and not routes.is_relayed(request.headers)
         way = self._service.fill(Ask(request, fields, is_local=is_local))
         return self._filled(head, way) if way else None
 
@@ -618,9 +619,9 @@ class SglangCached:
         return self._streaming.open_feed(flow, context)
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
-        if self._service:
-            await self._service.settled()
         request = flow.request
+        if self._service and route.path != routes.HEALTH:
+            await self._service.settled()
         _, _, query = request.path.partition("?")
         token = self.settings.admin_token if self.settings else ""
         caller = _caller(flow, self._hosts.get(request, ""))
@@ -747,11 +748,11 @@ class SglangCached:
             },
         }
 
-    async def health(self) -> dict[str, Any]:
-        if self.upstream is None:
-            return {"status": "ok", "upstream": {"url": None, "state": State.UNKNOWN}}
-        state = self.upstream.look(time.monotonic())
-        return {"status": "ok", "upstream": {"url": self.upstream.url, "state": state}}
+    def health(self) -> dict[str, Any]:
+        url, state = None, State.UNKNOWN
+        if self.upstream:
+            url, state = self.upstream.url, self.upstream.look(time.monotonic())
+        return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
 
     async def clear(self, which: str) -> dict[str, Any]:
         store, _, _ = self._opened()
@@ -879,7 +880,7 @@ def _caller(flow: http.HTTPFlow, host: str) -> routes.Caller:
     """Who asks for one of our own routes, as sent to that host."""
     headers = flow.request.headers
     return routes.Caller(
-        _is_local(flow.client_conn),
+        _is_from_here(flow),
         host,
         headers.get("origin"),
         headers.get("sec-fetch-site"),
@@ -902,8 +903,13 @@ def _request(request: http.Request) -> Request:
 
 def _ask(flow: http.HTTPFlow, is_chunkable: bool) -> Ask:
     request = flow.request
-    is_local = _is_local(flow.client_conn)
+    is_local = _is_from_here(flow)
     return Ask(_request(request), request.headers.fields, is_chunkable, is_local)
+
+
+def _is_from_here(flow: http.HTTPFlow) -> bool:
+    names = _by_name(flow.request.headers.fields)
+    return _is_local(flow.client_conn) and not routes.is_relayed(names)
 
 
 def _is_local(client: Client) -> bool:

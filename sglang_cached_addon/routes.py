@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
@@ -27,8 +27,8 @@ class View(Protocol):
     def info(self) -> dict[str, Any]:
         """The counts, and how the proxy is set up."""
 
-    async def health(self) -> dict[str, Any]:
-        """That the proxy lives, and the upstream's state."""
+    def health(self) -> dict[str, Any]:
+        """That the proxy lives, and the upstream's state, as far as it is known."""
 
     async def clear(self, which: str) -> dict[str, Any]:
         """Removes what belongs to the `current` model, to every `other`, or `all`; returns when the
@@ -49,7 +49,7 @@ class Caller:
     """Who asks, as far as the rules want to know it: header fields are None where absent."""
 
     is_local: bool
-    """On the loopback interface."""
+    """On this machine, and nobody has sent the request on."""
     host: str = ""
     origin: str | None = None
     fetch_site: str | None = None
@@ -73,6 +73,8 @@ class Route:
     handler: Handler
     is_private: bool = False
     """It changes what is stored, or shows what is not for everybody."""
+    hidden: tuple[tuple[str, ...], ...] = ()
+    """Members that are null for who may not call private routes, by the way to them."""
 
 
 async def _stats(view: View, query: str) -> dict[str, Any]:
@@ -84,7 +86,7 @@ async def _info(view: View, query: str) -> dict[str, Any]:
 
 
 async def _health(view: View, query: str) -> dict[str, Any]:
-    return await view.health()
+    return view.health()
 
 
 async def _clear(view: View, query: str) -> dict[str, Any]:
@@ -95,16 +97,18 @@ async def _clear(view: View, query: str) -> dict[str, Any]:
     return await view.clear(which)
 
 
+HEALTH = "/health"
+
 CLEARABLE = ("current", "other", "all")
 """Whose samples can be cleared."""
 
 ROUTES = {
     route.path: route
     for route in (
-        Route("/cache/stats", ("GET", "HEAD"), _stats),
+        Route("/cache/stats", ("GET", "HEAD"), _stats, hidden=(("cache_file",), ("shared", "url"))),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),
-        Route("/health", ("GET", "HEAD"), _health),
+        Route(HEALTH, ("GET", "HEAD"), _health, hidden=(("sglang_url",), ("upstream", "url"))),
     )
 }
 
@@ -122,14 +126,49 @@ async def answer(
         allow = ", ".join(route.methods)
         body = error_body(405, "MethodNotAllowed", f"{route.path} takes {allow}")
         return Reply(405, body, {"Allow": allow})
-    if route.is_private and (refused := refusal(route, caller, admin_token)):
+    refused = refusal(route, caller, admin_token)
+    if route.is_private and refused:
         return refused
     try:
-        return Reply(200, orjson.dumps(await route.handler(view, query)))
+        found = await route.handler(view, query)
+        for way in route.hidden if refused else ():
+            _hide(found, way)
+        return Reply(200, orjson.dumps(found))
     except _BadQuery as e:
         return Reply(400, error_body(400, "BadRequest", str(e)))
     except OSError as e:
         return Reply(500, error_body(500, "StorageError", str(e)))
+
+
+def is_relayed(names: Iterable[bytes]) -> bool:
+    """Whether header fields, by their names in lower case, say that a proxy has sent a request on:
+    who is behind it is not who is connected."""
+    return any(name in _RELAYED or name.startswith(b"x-forwarded-") for name in names)
+
+
+_RELAYED = frozenset(
+    (
+        b"cf-connecting-ip",
+        b"fastly-client-ip",
+        b"forwarded",
+        b"true-client-ip",
+        b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
+        b"x-original-forwarded-for",
+        b"x-real-ip",
+    )
+)
+
+
+def _hide(found: dict[str, Any], way: tuple[str, ...]) -> None:
+    """Makes a member null, if it is there."""
+    *parents, name = way
+    for parent in parents:
+        found = found.get(parent, {})
+    if name in found:
+        found[name] = None
 
 
 def refusal(route: Route, caller: Caller, admin_token: str) -> Reply | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from copy import deepcopy
 from typing import Any
 
 import pytest
 
-from sglang_cached_addon.routes import ROUTES, Caller, Reply, answer, find, refusal
+from sglang_cached_addon.routes import ROUTES, Caller, Reply, answer, find, is_relayed, refusal
 
+URL = "http://10.0.0.7:30000"
+STATS = {"hits": 1, "cache_file": "/x/cache.jsonl", "shared": {"url": "redis://x", "state": "up"}}
+HEALTHY = {"status": "healthy", "sglang_url": URL, "upstream": {"url": URL, "state": "up"}}
 HERE = Caller(is_local=True, host="localhost:8000")
 AWAY = Caller(is_local=False, host="10.0.0.1:8000")
 TOKEN = "s3cret"
@@ -24,15 +28,15 @@ class Proxy:
 
     def stats(self) -> dict[str, Any]:
         self.calls.append("stats")
-        return {"hits": 1}
+        return deepcopy(STATS)
 
     def info(self) -> dict[str, Any]:
         self.calls.append("info")
         return {"version": "x"}
 
-    async def health(self) -> dict[str, Any]:
+    def health(self) -> dict[str, Any]:
         self.calls.append("health")
-        return {"status": "ok"}
+        return deepcopy(HEALTHY)
 
     async def clear(self, which: str) -> dict[str, Any]:
         self.calls.append(f"clear {which}")
@@ -98,14 +102,14 @@ def test_find(path: str, found: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "call", "body"),
     [
-        ("/cache/stats", "GET", "stats", {"hits": 1}),
-        ("/cache/stats", "HEAD", "stats", {"hits": 1}),
+        ("/cache/stats", "GET", "stats", STATS),
+        ("/cache/stats", "HEAD", "stats", STATS),
         ("/cache/info", "GET", "info", {"version": "x"}),
         ("/cache/info", "HEAD", "info", {"version": "x"}),
-        ("/health", "GET", "health", {"status": "ok"}),
-        ("/health", "HEAD", "health", {"status": "ok"}),
+        ("/health", "GET", "health", HEALTHY),
+        ("/health", "HEAD", "health", HEALTHY),
         ("/cache/clear", "POST", "clear all", {"cleared": True}),
-        ("/cache/stats?now=1", "GET", "stats", {"hits": 1}),
+        ("/cache/stats?now=1", "GET", "stats", STATS),
     ],
 )
 def test_answers(path: str, method: str, call: str, body: dict[str, Any]) -> None:
@@ -426,3 +430,32 @@ def test_clear_that_fails() -> None:
     assert reply.status == 500
     error = json.loads(reply.body)["error"]
     assert (error["code"], error["message"]) == (500, "no space")
+
+
+@pytest.mark.parametrize(("who", "token"), [(AWAY, ""), (HERE, TOKEN), (AWAY, TOKEN)])
+def test_strangers_see_no_places(who: Caller, token: str) -> None:
+    """Where the upstream is, and where answers are kept, would be told to everybody."""
+    stats = json.loads(ask("/cache/stats", "GET", Proxy(), who, token).body)
+    assert stats == {"hits": 1, "cache_file": None, "shared": {"url": None, "state": "up"}}
+    health = json.loads(ask("/health", "GET", Proxy(), who, token).body)
+    upstream = {"url": None, "state": "up"}
+    assert health == {"status": "healthy", "sglang_url": None, "upstream": upstream}
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        (b"forwarded", True),
+        (b"x-forwarded-for", True),
+        (b"x-forwarded-host", True),
+        (b"x-real-ip", True),
+        (b"via", True),
+        (b"cf-connecting-ip", True),
+        (b"x-forwarded", False),
+        (b"host", False),
+        (b"authorization", False),
+    ],
+)
+def test_is_relayed(name: bytes, found: bool) -> None:
+    """Everybody behind a proxy on this machine would be taken for somebody on it, or nobody be."""
+    assert is_relayed([b"accept", name]) is found

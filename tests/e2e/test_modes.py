@@ -326,6 +326,16 @@ def test_nearest(simulator: Simulator, offline: Proxy) -> None:
             assert told in message
 
 
+def test_nearest_for_who_comes_through_a_proxy(offline: Proxy) -> None:
+    """Everybody that an nginx on this machine lets through would see what others have asked."""
+    body = asking(GENERATE, "one three")
+    for form in FORMS.values():
+        denied = ask(offline, GENERATE, {**body, **form}, **{"X-Forwarded-For": "10.0.0.1"})
+        message = denied.json()["error"]["message"]
+        assert "nearest" in message
+        assert "one two" not in message
+
+
 def test_nearest_of_several(simulator: Simulator, start_proxy: StartProxy) -> None:
     """The one with the fewest differences, of the same API, of which the texts agree longest."""
     first = start_proxy(simulator.url)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -131,6 +133,35 @@ def test_pages_of_other_sites(shared: Proxy) -> None:
         assert (status, b"pages of other sites" in body) == (403, True)
         assert b"cache_dir" not in body
         assert shared.stats()["total_responses"] == 1, headers
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Via", "x-real-ip"],
+)
+def test_behind_a_proxy_on_this_machine(header: str, shared: Proxy) -> None:
+    """Everybody that an nginx on this machine lets through could see and clear."""
+    assert fill(shared) == 1
+    headers = {header: "127.0.0.1"}
+    assert statuses(shared.url, headers) == ([200, 200], [403, 403])
+    assert shared.stats()["total_responses"] == 1
+    for path in ("/cache/stats", "/health"):
+        body = call(shared.url, "GET", path, headers)[1]
+        assert b"127.0.0.1" not in body
+        assert b"cache.jsonl" not in body
+
+
+def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
+    """A probe of the proxy would fail because its upstream says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = start_proxy(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with ThreadPoolExecutor(1) as pool, closing(silent.accept()[0]):
+            waits = pool.submit(post, proxy, "/generate", BODIES["/generate"])
+            for path in ("/health", "/cache/stats", "/cache/info"):
+                # It takes two seconds to give up on upstream.
+                assert requests.get(proxy.url + path, timeout=1.5).status_code == 200
+            proxy.stop(signal.SIGKILL)
+            assert isinstance(waits.exception(), requests.RequestException)
 
 
 def test_rebound_name(shared: Proxy) -> None:
