@@ -25,20 +25,34 @@ class Splitter:
     """Gives the whole events of a stream, from its bytes as they come."""
 
     def __init__(self) -> None:
-        self.rest = b""
+        self._parts: list[bytes] = []
+        """What has come of an event that goes on. It may be large, so it is put together once."""
+        self._last = b""
+        """The end of that, which may be the beginning of its end."""
+
+    @property
+    def rest(self) -> bytes:
         """What has come of an event that goes on."""
+        return b"".join(self._parts)
 
     def feed(self, data: bytes) -> list[bytes]:
-        if not self.rest and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
+        if not self._parts and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
             return [data]
-        data = self.rest + data
-        # The rest has been searched before, but for an end that it is a part of.
-        events, start, at = [], 0, max(0, len(self.rest) - 2)
+        searched = self._last + data
+        if not _END.search(searched):
+            if data:
+                self._parts.append(data)
+                self._last = searched[-2:]
+            return []
+        data = b"".join([*self._parts, data])
+        events, start, at = [], 0, len(data) - len(searched)
         while match := _END.search(data, at):
             at = match.end()
             events.append(data[start:at])
             start = at
-        self.rest = data[start:]
+        rest = data[start:]
+        self._parts = [rest] if rest else []
+        self._last = rest[-2:]
         return events
 
 

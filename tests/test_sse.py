@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -159,3 +160,14 @@ def test_recordings(pair: dict[str, object]) -> None:
     assert rest == b""
     assert events[-1] == sse.DONE
     assert b"".join(sse.event(sse.data(event) or b"") for event in events) == body
+
+
+def test_a_large_event_in_many_pieces() -> None:
+    """An event of many megabytes would be copied anew for each piece of it."""
+    splitter, piece = Splitter(), b"x" * (64 << 10)
+    began = time.process_time()
+    assert not any(splitter.feed(piece) for _ in range(1000))
+    assert len(splitter.rest) == 1000 * len(piece)
+    (event,) = splitter.feed(b"\n\n")
+    assert len(event) == 1000 * len(piece) + 2
+    assert time.process_time() - began < 2
