@@ -306,7 +306,7 @@ class SglangCached:
             nextlayer.data_client()[:1],
             self,
             in_place=self._is_alone(),
-            passage=(lambda context: open_passage(context, connection, _longest))
+            passage=(lambda context: open_passage(context, connection, self._longest))
             if connection
             else None,
         )
@@ -614,6 +614,21 @@ class SglangCached:
         if routes.find(request.path):
             self._hosts[request] = request.headers.get("host", "")
 
+    def pass_on(self, flow: http.HTTPFlow) -> None:
+        """As `gateway.Front`."""
+        live = self._live.get(flow)
+        if live and self._exchange and live.outcome is None:
+            live.outcome = self._exchange.bypass(Reason.TOO_LARGE).outcome
+
+    def _longest(self, head: framing.Head) -> float:
+        """Bytes that a request's body may have: as many as there are, if it can be passed on."""
+        if routes.find(head.target) or head.target in _ABORTS:
+            return policy.MAX_NAMES
+        is_offline = self.settings is not None and self.settings.mode is Mode.OFFLINE
+        if is_offline or directives.parse(_by_name(head.fields)).only_if_cached:
+            return policy.MAX_BODY
+        return inf
+
     def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
         """As `gateway.Front`."""
         return self._streaming.open_feed(flow, context)
@@ -858,17 +873,12 @@ def _onlookers(own: object) -> list[str]:
 
 
 _PAUSE = "/pause_generation"
+_ABORTS = ("/abort_request", _PAUSE)
 
 
 def _is_abort(request: http.Request) -> bool:
     """Whether it may end calls under way."""
-    return request.path in ("/abort_request", _PAUSE) and request.method == "POST"
-
-
-def _longest(head: framing.Head) -> float:
-    """Bytes that a request's body may have. What is not passed on as it comes is kept."""
-    is_kept = routes.find(head.target) or head.target == "/abort_request"
-    return policy.MAX_NAMES if is_kept else inf
+    return request.path in _ABORTS and request.method == "POST"
 
 
 def _length(request: http.Request) -> int:

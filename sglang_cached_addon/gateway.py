@@ -22,18 +22,22 @@ from mitmproxy.proxy.layers.http import (
     HttpLayer,
     HTTPMode,
     HttpStream,
+    RegisterHttpConnection,
 )
 from mitmproxy.proxy.layers.http._events import (
+    RequestData,
     RequestHeaders,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 from mitmproxy.proxy.mode_specs import ReverseMode
 
+from sglang_cached_addon.answers import Answers
 from sglang_cached_addon.feed import Feed
+from sglang_cached_addon.policy import MAX_BODY
 
 MakeLayer = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
@@ -62,6 +66,9 @@ class Front(Protocol):
 
     def note_host(self, request: http.Request) -> None:
         """A request as the client sent it: mitmproxy is about to put upstream's name into it."""
+
+    def pass_on(self, flow: http.HTTPFlow) -> None:
+        """A request whose body is too large to be kept is about to be passed on as it comes."""
 
     def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
         """What answers a flow in upstream's place."""
@@ -110,6 +117,18 @@ class Gateway(HttpLayer):
         answer = GetHttpConnectionCompleted(event, (feed.conn, None))
         yield from self.event_to_child(stream, answer)
 
+    def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
+        # mitmproxy itself looks here for the end of a connection's layers.
+        client = self.connections[command.connection].context.layers[-1]
+        if type(client) is Http1Client:
+            client.__class__ = Answers
+            client.state = client.read_headers
+        yield from super().register_connection(command)
+
+    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
+        stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id, self._front)
+        yield from self.event_to_child(stream, events.Start())
+
     def event_to_child(
         self, child: layer.Layer, event: events.Event
     ) -> layer.CommandGenerator[None]:
@@ -140,6 +159,28 @@ class Gateway(HttpLayer):
                 yield commands.CloseConnection(self.context.client)
         else:
             yield from super().event_to_child(child, event)
+
+
+class Stream(HttpStream):
+    """An `HttpStream` that passes a body on where it turns out to be too large to be kept."""
+
+    def __init__(self, context: Context, stream_id: int, front: Front) -> None:
+        super().__init__(context, stream_id)
+        self._front = front
+
+    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
+        if (yield from super().check_body_size(request)):
+            return True
+        kept = len(self.request_body_buf)
+        if request and kept > MAX_BODY and not self.flow.request.stream:
+            # As mitmproxy does it for those of which that is known from the start.
+            self._front.pass_on(self.flow)
+            body = bytes(self.request_body_buf)
+            self.request_body_buf.clear()
+            self.flow.request.stream = True
+            yield from self.start_request_stream()
+            yield from self.handle_event(RequestData(self.stream_id, body))
+        return False
 
 
 def reverse_proxy(

@@ -18,8 +18,12 @@ class Heard:
     method: str
     target: str
     fields: dict[str, str]
-    body: bytes = b""
+    pieces: list[bytes] = field(default_factory=list)
     trailers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.pieces)
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -69,7 +73,7 @@ class _Handler(StreamRequestHandler):
                 heard = Heard(event.method.decode(), event.target.decode("latin-1"), fields)
             elif isinstance(event, h11.Data):
                 assert heard
-                heard.body += bytes(event.data)
+                heard.pieces.append(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 assert heard
                 heard.trailers = list(event.headers)

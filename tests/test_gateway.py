@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import requests
 
+from sglang_cached_addon.policy import MAX_BODY
 from tests.conftest import StartProxy
+from tests.hearing import hearing
+from tests.test_answers import memory
 
 
 @contextmanager
@@ -76,3 +81,42 @@ def test_upload_to_nowhere(start_proxy: StartProxy) -> None:
         return
     assert answer.status_code == 502
     assert requests.get(f"{proxy.url}/health", timeout=30).ok
+
+
+def test_a_large_body_in_chunks(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A body whose size is not said would be kept, whatever its size: upstream gets it as it comes,
+    and its answer is not stored; but not where it must not be asked."""
+    piece, count = b"x" * (1 << 20), 24
+    body = hashlib.sha256(piece * count).hexdigest()
+    with hearing() as upstream:
+        for ways in ([], ["--set", "sglang_express=false"]):
+            proxy = start_proxy(upstream.url, *ways, cache=tmp_path / str(len(ways)))
+            assert requests.post(f"{proxy.url}/generate", data=iter([b"x"]), timeout=30).ok
+            before = memory(proxy)
+            for path in ("/generate", "/v1/other", "/load_lora_adapter"):
+                upstream.heard.clear()
+                answer = requests.post(
+                    f"{proxy.url}{path}",
+                    data=(piece for _ in range(count)),
+                    headers={"Content-Type": "application/json"},
+                    timeout=30,
+                )
+                assert answer.status_code == 200
+                (heard,) = upstream.asked(path)
+                assert hashlib.sha256(heard.body).hexdigest() == body
+                if path == "/generate":
+                    assert "detail=too-large" in answer.headers["Cache-Status"]
+            assert memory(proxy) - before < 4 * MAX_BODY
+            upstream.heard.clear()
+            for path in ("/generate", "/v1/other"):
+                with suppress(requests.exceptions.ConnectionError):
+                    refused = requests.post(
+                        f"{proxy.url}{path}",
+                        data=(piece for _ in range(count)),
+                        headers={"Cache-Control": "only-if-cached"},
+                        timeout=30,
+                    )
+                    assert refused.status_code == 413
+                assert not upstream.asked(path)
+            assert proxy.stop() == 0
+            assert "Traceback" not in proxy.log

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 KNOWS_MITMPROXY = {
-    "addon.py", "connections.py", "express.py", "feed.py", "gateway.py", "passage.py",
+    "addon.py", "answers.py", "connections.py", "express.py", "feed.py", "gateway.py", "passage.py",
     "runner.py", "streaming.py",
 }  # fmt: skip
 DOES_IO = {
