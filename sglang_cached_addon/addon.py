@@ -226,8 +226,8 @@ class SglangCached:
         exchange = Exchange(self._dialects, store, lambda: uuid.uuid4().hex)
 
         def entered(upstream: Upstream) -> None:
-            weights = upstream.identity.weight_version if upstream.identity else None
-            exchange.enter(upstream.fingerprint, upstream.epochs, weights, upstream.turn)
+            server = upstream.identity.server if upstream.identity else identity.UNKNOWN
+            exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.turn)
 
         self.upstream = Upstream(
             url,

@@ -20,8 +20,16 @@ import orjson
 from sglang_cached_addon import cache, identity, keys, policy, sse, wire
 from sglang_cached_addon.cache import Brought, Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
-from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Mint, Split
-from sglang_cached_addon.identity import Epochs
+from sglang_cached_addon.dialects.base import (
+    Call,
+    Dialect,
+    Fill,
+    Mint,
+    Split,
+    take_out,
+    without_skipped,
+)
+from sglang_cached_addon.identity import Epochs, Server
 from sglang_cached_addon.memo import Memo
 from sglang_cached_addon.outcome import Counters, Kind, Outcome, Saved
 from sglang_cached_addon.policy import PLAIN, Reason, Refused, Terms
@@ -102,7 +110,7 @@ class Fetch:
     @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for all that the client asked for."""
-        return self.fill.total == self.plan.call.total
+        return self.fill.total == self.plan.call.total and not any(self.fill.skip)
 
     @property
     def keys(self) -> frozenset[bytes]:
@@ -152,7 +160,7 @@ class Exchange:
         self._mint = mint
         self._fingerprint = fingerprint
         self._epochs = Epochs()
-        self._weights: str | None = None
+        self._server = identity.UNKNOWN
         self._turn = 0
         self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
@@ -162,10 +170,10 @@ class Exchange:
 
     # The model
 
-    def enter(self, fingerprint: str, epochs: Epochs, weights: str | None, turn: int) -> None:
-        """From now on this model answers. `weights` is the `weight_version` that it names; another
-        `turn` says that it may have been another one in between."""
-        self._fingerprint, self._epochs, self._weights = fingerprint, epochs, weights
+    def enter(self, fingerprint: str, epochs: Epochs, server: Server, turn: int) -> None:
+        """From now on this model answers, on this server; another `turn` says that it may have
+        been another one in between."""
+        self._fingerprint, self._epochs, self._server = fingerprint, epochs, server
         self._turn = turn
         self._digesters.clear()
         self._memo.clear()
@@ -261,9 +269,19 @@ class Exchange:
             return refused.reason
         if call.total > policy.MAX_SAMPLES:
             return Reason.TOO_LARGE
+        if self._draws_copies(call):
+            return Reason.INSEPARABLE
+        if call.stream and self._server.streams_usage:
+            call = replace(call, stream=replace(call.stream, usage=True))
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
         pools = tuple(self._keys(dialect.name, tenant, call.items))
         return Known(dialect, call, pools, self._turn, raw if is_plain else b"")
+
+    def _draws_copies(self, call: Call) -> bool:
+        """Whether a prompt that stands twice in a list gets the same sample twice, which a call
+        for two of them does not: where a seed is all that samples differ by."""
+        is_seeded = call.is_seeded and self._server.engine != identity.SGLANG
+        return is_seeded and len(set(call.items)) < len(call.items)
 
     def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
         hit = known.hit
@@ -330,7 +348,7 @@ class Exchange:
         """The call that brings what is short, but for `busy` pools, which others fill."""
         pairs = zip(plan.keys, plan.shortfalls, strict=True)
         shortfalls = tuple(0 if key in busy else short for key, short in pairs)
-        fill = known.dialect.trim(known.call, shortfalls, self._mint)
+        fill = known.dialect.trim(known.call, shortfalls, self._mint, self._server)
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
         return Fetch(known, plan, fill, body, terms, self.stamp(known))
 
@@ -338,17 +356,21 @@ class Exchange:
         """Reads what upstream answered."""
         if reason := policy.store_refusal(status):
             return Landed(status, refusal=reason)
+        value = None
         try:
-            split = fetch.known.dialect.split(fetch.known.call, fetch.fill, _parse(body))
+            value = _parse(body)
+            split = fetch.known.dialect.split(fetch.known.call, fetch.fill, value)
         except Refused as refused:
-            return self.unreadable(fetch, body, refused.reason)
-        shown = _with_client_rids(body, fetch.fill.rids)
-        return Landed(200, shown, split, self._refusal(fetch, split))
+            return self.unreadable(fetch, body, refused.reason, _shown(fetch.fill, value))
+        shown = _shown(fetch.fill, value)
+        renamed = _with_client_rids(shown or body, fetch.fill.rids)
+        kept = without_skipped(split, fetch.fill)
+        return Landed(200, renamed or shown, kept, self._refusal(fetch, split))
 
     def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
         """Reads a stream that is done."""
         try:
-            split = relay.split()
+            split = without_skipped(relay.split(), fetch.fill)
         except Refused as refused:
             return Landed(200, refusal=refused.reason)
         return Landed(200, None, split, self._refusal(fetch, split))
@@ -359,7 +381,8 @@ class Exchange:
             return split.refusal
         if len(split.versions) > 1:
             return Reason.MIXED_WEIGHTS
-        if self._weights is not None and split.versions - {self._weights}:
+        weights = self._server.weight_version
+        if weights is not None and split.versions - {weights}:
             return Reason.OTHER_WEIGHTS
         return fetch.terms.refusal
 
@@ -370,6 +393,8 @@ class Exchange:
             return Reason.CLEARED
         if fetch.stamp.turn != self._turn:
             return Reason.MODEL_CHANGED
+        if fetch.known.call.is_seeded and self._server.engine != identity.SGLANG:
+            samples = self._unknown(fetch, samples)
         is_kept = cache.commit(
             fetch.plan,
             fetch.known.dialect.name,
@@ -379,6 +404,20 @@ class Exchange:
             since=fetch.terms.since,
         )
         return None if is_kept else Reason.DISK
+
+    def _unknown(
+        self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
+    ) -> list[tuple[int, Sample]]:
+        """Those whose places in their pools are free: with a seed, the sample of each place is a
+        certain one, and others may have stored it meanwhile."""
+        places = [len(pool) for pool in fetch.plan.stored]
+        is_replaced = fetch.terms.replaces
+        found = []
+        for item, sample in samples:
+            if is_replaced or places[item] >= len(self._store.get(fetch.plan.keys[item])):
+                found.append((item, sample))
+            places[item] += 1
+        return found
 
     def relay(self, fetch: Fetch) -> Relay:
         """What makes the whole answer's events of upstream's bytes."""
@@ -439,9 +478,17 @@ class Exchange:
         """The answer to a call whose samples are all there."""
         return known.dialect.write(known.call, cache.answers(plan))
 
-    def unreadable(self, fetch: Fetch, body: bytes, reason: Reason = Reason.UNREADABLE) -> Landed:
-        """A 200 that is not what was asked for."""
-        return Landed(200, _with_client_rids(body, fetch.fill.rids), refusal=reason)
+    def unreadable(
+        self,
+        fetch: Fetch,
+        body: bytes,
+        reason: Reason = Reason.UNREADABLE,
+        shown: bytes | None = None,
+    ) -> Landed:
+        """A 200 that is not what was asked for; `shown`: with what only we have asked for taken
+        out."""
+        renamed = _with_client_rids(shown or body, fetch.fill.rids)
+        return Landed(200, renamed or shown, refusal=reason)
 
 
 def _events(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
@@ -470,6 +517,16 @@ def _parse(body: bytes) -> Any:
         return orjson.loads(body)
     except ValueError:
         raise Refused(Reason.UNREADABLE) from None
+
+
+def _shown(fill: Fill, value: Any) -> bytes | None:
+    """An answer without what only we have asked for; None where nothing is."""
+    choices = value.get("choices") if fill.added and isinstance(value, dict) else None
+    if not isinstance(choices, list):
+        return None
+    for members in (value, *choices):
+        take_out(fill, members)
+    return orjson.dumps(value)
 
 
 def _with_client_rids(body: bytes, rids: Mapping[str, str]) -> bytes | None:

@@ -94,6 +94,29 @@ _UNSTABLE_OF_MODELS = ("created", "permission")
 """Members of an entry of `/v1/models` that differ from one request to the next."""
 
 
+SGLANG, VLLM = "sglang", "vllm"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who answers, as far as it matters to what is asked of it and how its answers are read."""
+
+    engine: str = ""
+    """Which program it is, where that is known."""
+    weight_version: str | None = None
+    """As SGLang names its weights, beside each JSON answer."""
+    names_spans: bool = True
+    """SGLang 0.5.19 and later: it says as well which tokens are of which weights."""
+    streams_usage: bool = False
+    """A stream ends with its usage, whether that is asked for or not."""
+
+
+UNKNOWN = Server()
+
+_SPANS = (0, 5, 19)
+"""Since this version, SGLang says which tokens of an answer are of which weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who answers at a URL."""
@@ -106,6 +129,19 @@ class Identity:
     """As `/model_info` has it; answers are labelled with theirs."""
     incarnation: str
     """Another one means another process; empty where the server does not tell."""
+    engine: str = ""
+    """Which program answers: `sglang`, `vllm`, or another one."""
+    version: str = ""
+    """Of that program, where it is SGLang and tells."""
+    streams_usage: bool = False
+    """Its streams end with their usage unasked."""
+
+    @property
+    def server(self) -> Server:
+        """What it comes to for who reads its answers."""
+        found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
+        is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
+        return Server(self.engine, self.weight_version, not is_old, self.streams_usage)
 
 
 def identify(info: Any, server: Any, models: Any) -> Identity | None:
@@ -116,7 +152,7 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
     another digest than with it: one that has it but did not answer is not to be identified.
     """
     said: dict[str, Any]
-    version = None
+    version, engine = None, SGLANG
     if isinstance(info, dict) and (model := _name(info)):
         said = {"info": info, "server": _chosen(server)}
         version = info.get("weight_version")
@@ -124,6 +160,7 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
         # Of the first as sent, which is the base model; its adapters follow.
         model = entries[0]["id"]
         said = {"models": sorted(entries, key=_id)}
+        engine = _engine(entries)
     else:
         return None
     try:
@@ -132,11 +169,24 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
             model=model,
             weight_version=version if isinstance(version, str) else None,
             incarnation=_incarnation(server),
+            engine=engine,
+            version=str(_member(server, "version") or ""),
+            streams_usage=_member(server, "stream_response_default_include_usage") is True,
         )
     except TypeError:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No
         # server says that. Not raised: an error's text may tell of the document.
         return None
+
+
+def _engine(entries: list[dict[str, Any]]) -> str:
+    """By whom a server says that its models are owned."""
+    owner = entries[0].get("owned_by")
+    return owner if owner in (SGLANG, VLLM) else ""
+
+
+def _member(document: Any, name: str) -> Any:
+    return document.get(name) if isinstance(document, dict) else None
 
 
 def _name(info: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -138,14 +138,18 @@ def canonical_each(content: dict[str, Any], per_item: Sequence[str]) -> list[byt
     members, columns = [], []
     for name in sorted(content):
         if name in per_item:
-            # One at a time: what orjson returns holds on to 4 KB.
-            columns.append(map(orjson.dumps, (_top(name, value) for value in content[name])))
+            columns.append(_written(name, content[name]))
             written = b"%b"
         else:
             written = orjson.dumps(_top(name, content[name])).replace(b"%", b"%%")
         members.append(b"%b:%b" % (orjson.dumps(name).replace(b"%", b"%%"), written))
     template = b"{%b}" % b",".join(members)
     return [template % row for row in zip(*columns, strict=True)]
+
+
+def _written(name: str, values: Sequence[Any]) -> Iterator[bytes]:
+    """One at a time: what orjson returns holds on to 4 KB."""
+    return (orjson.dumps(_top(name, value)) for value in values)
 
 
 def prefix(fingerprint: str) -> bytes:

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     UNFINISHED = "unfinished"
     MIXED_WEIGHTS = "mixed-weights"
     NO_USAGE = "no-usage"
+    SHARED_USAGE = "shared-usage"
     LOST_LOGPROBS = "lost-logprobs"
     UNREADABLE = "unreadable-answer"
     OTHER_WEIGHTS = "other-weights"
@@ -108,6 +109,8 @@ REASONS = {
     Reason.UNFINISHED: "a sample without a finish reason",
     Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
     Reason.NO_USAGE: "a stream that does not tell its usage, which a JSON answer has",
+    Reason.SHARED_USAGE: "an answer of many samples that tells only what they came to, not each "
+    "one's tokens",
     Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
     "answer has",
     Reason.UNREADABLE: "an answer that is not what was asked for",

@@ -14,7 +14,15 @@ import orjson
 
 from sglang_cached_addon import cache, sse
 from sglang_cached_addon.cache import Plan, Sample
-from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Part, Recorded, Split
+from sglang_cached_addon.dialects.base import (
+    Call,
+    Dialect,
+    Fill,
+    Part,
+    Recorded,
+    Split,
+    without_skipped,
+)
 from sglang_cached_addon.policy import Reason, Refused
 
 
@@ -39,6 +47,7 @@ class Relay:
         self._is_topped_up = plan.have > 0
         self._recorder = dialect.record(plan.call, fill)
         self._splitter = sse.Splitter()
+        self._fill = fill
         self._choices = _choices(plan, fill)
         self._finishes: list[Event] | None = None
         """Of the stored choices, until they are sent; None before the first event."""
@@ -90,6 +99,11 @@ class Relay:
             events.append(Event(event, Part.OTHER))
             return
         part, choice = self._record(value)
+        if part in _OF_ONE and self._fill.is_skipped(choice):
+            return
+        if part is Part.DELTA and self._fill.counts:
+            event = self._dialect.without_usage(event, value)
+            value = orjson.loads(sse.data(event) or b"") if self._is_topped_up else None
         if self._is_topped_up:
             if part is Part.FINISH or part is Part.USAGE:
                 events += self._take_finishes()
@@ -126,7 +140,8 @@ class Relay:
         """The usage of the whole answer, given that of upstream's part of it."""
         whole: list[list[Recorded]] | None
         try:
-            whole = cache.recorded(self._plan, self.split().generations)
+            new = without_skipped(self.split(), self._fill).generations
+            whole = cache.recorded(self._plan, new)
         except Refused:
             whole = self._counted(said)
         return self._dialect.usage(self._plan.call, whole) if whole else None
@@ -142,16 +157,21 @@ class Relay:
         return whole
 
 
+_OF_ONE = (Part.DELTA, Part.STATE, Part.FINISH)
+
 # What comes of putting numbers or ids into an event that has no place for them.
 _ODD = (AttributeError, LookupError, TypeError, ValueError)
 
 
 def _choices(plan: Plan, fill: Fill) -> list[int]:
-    """Which choice of the client's answer each one of the fill is."""
+    """Which choice of the client's answer each one of the fill is; -1 for one that is there."""
     taken = [len(pool) for pool in plan.stored]
-    choices = []
+    choices: list[int] = []
     for item in fill.order:
         for _ in range(fill.n):
+            if fill.is_skipped(len(choices)):
+                choices.append(-1)
+                continue
             choices.append(item * plan.call.n + taken[item])
             taken[item] += 1
     return choices

@@ -24,7 +24,7 @@ from sglang_cached_addon.exchange import (
     Request,
     error_body,
 )
-from sglang_cached_addon.identity import Epochs
+from sglang_cached_addon.identity import SGLANG, Epochs, Server
 from sglang_cached_addon.outcome import Kind, Saved
 from sglang_cached_addon.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.store.memory import Memory
@@ -68,7 +68,8 @@ class Way:
     ) -> None:
         """Another model."""
         self.turn += 1
-        self.exchange.enter(fingerprint, epochs or Epochs(), weights, self.turn)
+        server = Server(SGLANG, weights)
+        self.exchange.enter(fingerprint, epochs or Epochs(), server, self.turn)
 
     def find(
         self,

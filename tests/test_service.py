@@ -17,7 +17,7 @@ from sglang_cached_addon import dialects
 from sglang_cached_addon.asking import Ask, Reply, Streamed
 from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request
-from sglang_cached_addon.identity import Change
+from sglang_cached_addon.identity import UNKNOWN, Change
 from sglang_cached_addon.policy import Mode, Reason
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.store.memory import Memory
@@ -85,7 +85,7 @@ class Stage:
             entered=lambda upstream: self.exchange.enter(
                 upstream.fingerprint,
                 upstream.epochs,
-                upstream.identity.weight_version if upstream.identity else None,
+                upstream.identity.server if upstream.identity else UNKNOWN,
                 upstream.turn,
             ),
         )

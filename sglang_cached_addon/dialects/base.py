@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import Any, Protocol
 
 from sglang_cached_addon import keys
+from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
 from sglang_cached_addon.policy import MAX_N, Reason, Refused
 
 Mint = Callable[[], str]
@@ -52,6 +53,8 @@ class Call:
     """The ids that the client will see, one per item; empty where SGLang invents them."""
     stream: Streaming | None = None
     """None: one JSON document. Both forms are answered from the same pools."""
+    is_seeded: bool = False
+    """It names a seed, of which each of its samples may be a function."""
 
     @property
     def total(self) -> int:
@@ -70,11 +73,23 @@ class Fill:
     """Samples asked of each prompt that is sent."""
     rids: dict[str, str] = field(default_factory=dict)
     """The client's id to the unique one that goes upstream, for ids a client can name."""
+    server: Server = UNKNOWN
+    """Whom it is for."""
+    skip: tuple[int, ...] = ()
+    """How many of the first samples of each prompt that is sent are there already; empty: none."""
+    added: tuple[str, ...] = ()
+    """Members of each choice that are there only because we ask for them."""
+    counts: bool = False
+    """The usage so far is with each delta of its stream only because we ask for it."""
 
     @property
     def total(self) -> int:
         """Samples that upstream is asked for."""
         return len(self.order) * self.n
+
+    def is_skipped(self, choice: int) -> bool:
+        """Whether a choice of the answer is one that is there already."""
+        return bool(self.skip) and choice % self.n < self.skip[choice // self.n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +173,24 @@ def with_deltas(split: Split, deltas: Sequence[bytes]) -> Split:
     return replace(split, generations=tuple(replace(g, deltas=d) for g, d in pairs))
 
 
+def take_out(fill: Fill, members: Any) -> None:
+    """Takes what only we have asked for out of a choice, or out of an answer's own members. vLLM
+    says null where nobody has asked."""
+    for name in fill.added if isinstance(members, dict) else ():
+        if name in members and fill.server.engine == VLLM:
+            members[name] = None
+        else:
+            members.pop(name, None)
+
+
+def without_skipped(split: Split, fill: Fill) -> Split:
+    """Without the samples that were there already."""
+    if not fill.skip:
+        return split
+    kept = [g for k, g in enumerate(split.generations) if not fill.is_skipped(k)]
+    return replace(split, generations=tuple(kept))
+
+
 class Dialect(Protocol):
     """One HTTP API. Third parties add theirs through the entry-point group
     `sglang_cached.dialects`; the entry point names an instance."""
@@ -181,7 +214,9 @@ class Dialect(Protocol):
     def read(self, body: dict[str, Any]) -> Call:
         """Raises `Refused` for a body that is not understood in full."""
 
-    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
+    def trim(
+        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
+    ) -> Fill:
         """The call that fetches `shortfalls[i]` samples of item i; at least one is not 0."""
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
@@ -208,6 +243,10 @@ class Dialect(Protocol):
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
         """The event with the usage of a whole answer, if the API has one."""
 
+    def without_usage(self, event: bytes, value: Any) -> bytes:
+        """A delta, given also parsed, without the usage so far that only we have asked for
+        (`Fill.counts`)."""
+
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
         """Makes the parsed data of an event of a fill one of the client's answer: choice i of it
         is `choices[i]` there, beside the sample `like`."""
@@ -229,6 +268,22 @@ def trimmed_n(shortfalls: Sequence[int]) -> int:
 def fill_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
     """Which item each prompt of the fill is, so that one call fetches every shortfall."""
     return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
+
+
+def draw(
+    call: Call, shortfalls: Sequence[int], server: Server
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """The `n`, `order` and `skip` of a fill.
+
+    With a seed, sample i of a prompt may be a function of seed and i, as it is with vLLM: one that
+    is asked for alone would be the first one again. So all are asked for, and those taken that are
+    short. SGLang's seed says nothing of that: it makes all samples copies, or does nothing.
+    """
+    if call.is_seeded and server.engine != SGLANG:
+        order = tuple(i for i, short in enumerate(shortfalls) if short)
+        return call.n, order, tuple(call.n - shortfalls[i] for i in order)
+    n = trimmed_n(shortfalls)
+    return n, fill_order(shortfalls, n), ()
 
 
 def content_fields(body: dict[str, Any], transport: TransportTable) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_cached_addon.dialects import base, chat_stream, openai, openai_stream
 from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
+from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
 from sglang_cached_addon.keys import canonical
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -36,18 +37,24 @@ class Chat:
         content = base.content_fields(body, openai.TRANSPORT)
         content.pop("n", None)
         rids, stream = base.read_rids(body, n, False, 1), openai_stream.streaming(body)
-        return Call(body, (canonical(content),), n, False, rids, stream)
+        is_seeded = body.get("seed") is not None
+        return Call(body, (canonical(content),), n, False, rids, stream, is_seeded)
 
-    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
-        n = shortfalls[0]
+    def trim(
+        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
+    ) -> Fill:
+        n, order, skip = base.draw(call, shortfalls, server)
         body = dict(call.body)
         if n != call.n:
             body["n"] = n
-        openai_stream.ask_for_usage(call, body)
-        return Fill(body, (0,), n, base.mint_rids(call, body, (0,), n, mint))
+        is_one = len(order) * n == 1
+        counts = openai_stream.ask_for_usage(call, body, server, is_one=is_one)
+        added = () if is_one else openai.ask_for_tokens(call, body, server, _TELLS)
+        rids = base.mint_rids(call, body, order, n, mint)
+        return Fill(body, order, n, rids, server, skip, added, counts)
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        return openai.split(fill, answer, [1])
+        return openai.split(fill, answer, [None], limit=_limit(call))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
@@ -60,7 +67,8 @@ class Chat:
         return openai_stream.Recorder(
             [chat_stream.Tape() for _ in range(fill.total)],
             chat_stream.JSON_KIND,
-            lambda answer, ids, tokens: openai.split(fill, answer, [1], ids, tokens),
+            lambda answer, told: openai.split(fill, answer, [None], told, limit=_limit(call)),
+            server=fill.server,
             wants_rows=bool(call.body.get("logprobs")),
         )
 
@@ -70,6 +78,9 @@ class Chat:
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
         return openai_stream.usage(call, samples, chat_stream.KIND, nulls=True)
 
+    def without_usage(self, event: bytes, value: Any) -> bytes:
+        return openai_stream.without_usage(event, value)
+
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
         openai_stream.renumber(event, choices, like)
 
@@ -78,6 +89,16 @@ class Chat:
 
     def cut(self, event: Any) -> None:
         pass  # no event has all of a choice
+
+
+_TELLS = {SGLANG: ("return_meta_info", "meta_info"), VLLM: ("return_token_ids", "token_ids")}
+"""What to ask for, so that each choice tells how long it is, and where it then tells it."""
+
+
+def _limit(call: Call) -> Any:
+    """The tokens of a choice at most."""
+    limit = call.body.get("max_completion_tokens")
+    return call.body.get("max_tokens") if limit is None else limit
 
 
 def _names_media(message: Any) -> bool:

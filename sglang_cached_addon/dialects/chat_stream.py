@@ -59,14 +59,7 @@ class Tape:
         self._logprobs: list[Any] | None = None
         self._steps: list[Any] = []
         self._matched: list[Any] = []
-        self._told: int | None = None
         self._end: dict[str, Any] = {}
-
-    @property
-    def tokens(self) -> int | None:
-        if self._logprobs is not None:
-            return self.rows
-        return len(self._steps) if self._told is None else self._told
 
     def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
         delta = choice.get("delta")
@@ -74,7 +67,6 @@ class Tape:
             raise Refused(Reason.UNREADABLE)
         refuse_unknown(delta, _KNOWN_DELTA, is_end=False)
         rows = self._take_rows(choice.get("logprobs"))
-        self._told = self._told if tokens is None else tokens
         before = len(self._steps)
         is_end = choice.get("finish_reason") is not None
         refuse_unknown(choice, _KNOWN_CHOICE, is_end=is_end)
@@ -165,8 +157,8 @@ class Tape:
         logprobs = None if self._logprobs is None else {"content": self._logprobs}
         return {"index": 0, "message": message, **self._end, "logprobs": logprobs}
 
-    def deltas(self) -> bytes:
-        return base.dump(self._steps + self._matched)
+    def steps(self) -> list[Any]:
+        return self._steps + self._matched
 
 
 def _step(kind: Step, value: Any, rows: int | None, tokens: int | None) -> Any:
@@ -218,7 +210,11 @@ def _whole(choice: dict[str, Any]) -> list[Any]:
         steps.append([Step.REASONING, len(reasoning)])
     if content := member(message, "content", str):
         steps.append([Step.CONTENT, len(content)])
-    steps += [[Step.TOOL_CALLS, [call]] for call in member(message, "tool_calls", list)]
+    # Of JSON, only SGLang's calls have numbers.
+    calls = enumerate(member(message, "tool_calls", list))
+    for k, call in calls:
+        numbered = {"index": k, **call} if isinstance(call, dict) else call
+        steps.append([Step.TOOL_CALLS, [numbered]])
     others = {n: v for n, v in message.items() if n not in _KNOWN_DELTA and v is not None}
     if others:
         steps.append([Step.OTHER, others])
@@ -294,7 +290,8 @@ class _Writer:
             **{n: v for n, v in choice.items() if n not in (*CHOICE, "message")},
         }
         delta = b'{"reasoning_content":null},'
-        return self._begin + delta + orjson.dumps(end)[1:-1] + b"}" + _END
+        said = self._begin + delta + orjson.dumps(end)[1:-1] + b"}]"
+        return said + self._sequel.tail() + b"}\n\n"
 
 
 _ROLE = (

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglang_cached_addon.dialects import base, completions_stream, openai, openai_stream
 from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
+from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
 from sglang_cached_addon.keys import canonical, canonical_each
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -40,21 +41,26 @@ class Completions:
         content.pop("n", None)
         per_item = _per_item_lists(content, size)
         items = canonical_each(content, per_item) if per_item else [canonical(content)]
-        return Call(body, tuple(items), n, size is not None, rids, openai_stream.streaming(body))
+        stream, is_seeded = openai_stream.streaming(body), body.get("seed") is not None
+        return Call(body, tuple(items), n, size is not None, rids, stream, is_seeded)
 
-    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
-        n = base.trimmed_n(shortfalls)
-        order = base.fill_order(shortfalls, n)
+    def trim(
+        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
+    ) -> Fill:
+        n, order, skip = base.draw(call, shortfalls, server)
         body = dict(call.body)
         if call.batched:
             base.take(body, _per_item_lists(body, len(call.items)), order)
         if n != call.n:
             body["n"] = n
-        openai_stream.ask_for_usage(call, body)
-        return Fill(body, order, n, base.mint_rids(call, body, order, n, mint))
+        is_one = len(order) * n == 1
+        counts = openai_stream.ask_for_usage(call, body, server, is_one=is_one)
+        added = () if is_one else openai.ask_for_tokens(call, body, server, _TELLS)
+        rids = base.mint_rids(call, body, order, n, mint)
+        return Fill(body, order, n, rids, server, skip, added, counts)
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        return openai.split(fill, answer, _lengths(call, fill))
+        return openai.split(fill, answer, _prompts(call, fill), limit=_limit(call))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return openai.write(call, samples)
@@ -67,9 +73,10 @@ class Completions:
         return openai_stream.Recorder(
             [completions_stream.Tape() for _ in range(fill.total)],
             completions_stream.KIND,
-            lambda answer, ids, tokens: openai.split(
-                fill, answer, _lengths(call, fill), ids, tokens
+            lambda answer, told: openai.split(
+                fill, answer, _prompts(call, fill), told, limit=_limit(call)
             ),
+            server=fill.server,
         )
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
@@ -77,6 +84,9 @@ class Completions:
 
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
         return openai_stream.usage(call, samples, completions_stream.KIND, nulls=False)
+
+    def without_usage(self, event: bytes, value: Any) -> bytes:
+        return openai_stream.without_usage(event, value)
 
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
         openai_stream.renumber(event, choices, like)
@@ -88,10 +98,23 @@ class Completions:
         pass  # no event has all of a choice
 
 
-def _lengths(call: Call, fill: Fill) -> list[int]:
-    """Of the prompts that were sent, in their own units."""
-    prompts = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
-    return [len(prompt) for prompt in prompts]
+_TELLS = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))
+"""What to ask for, so that each choice tells how long it and its prompt are, and where it then
+tells it."""
+
+_LIMIT = 16
+"""OpenAI's, and everybody's, where none is given."""
+
+
+def _limit(call: Call) -> Any:
+    """The tokens of a choice at most."""
+    return call.body.get("max_tokens", _LIMIT)
+
+
+def _prompts(call: Call, fill: Fill) -> list[Any]:
+    """Those that were sent."""
+    prompts: list[Any] = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
+    return prompts
 
 
 def _batch_size(prompt: Any) -> int | None:

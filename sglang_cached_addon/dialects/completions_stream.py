@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.dialects import base
 from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -31,12 +30,7 @@ class Tape:
         self._text: list[str] = []
         self._logprobs: dict[str, list[Any]] | None = None
         self._steps: list[Any] = []
-        self._told: int | None = None
         self._end: dict[str, Any] = {}
-
-    @property
-    def tokens(self) -> int | None:
-        return len(self._steps) if self._told is None else self._told
 
     def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
         text = choice.get("text")
@@ -44,7 +38,6 @@ class Tape:
             raise Refused(Reason.UNREADABLE)
         rows = self._take_rows(choice.get("logprobs"))
         self._text.append(text)
-        self._told = self._told if tokens is None else tokens
         step = [len(text), rows, tokens]
         while step[-1] is None:
             step.pop()
@@ -77,8 +70,8 @@ class Tape:
         text = "".join(self._text)
         return {"index": 0, "text": text, **self._end, "logprobs": self._logprobs}
 
-    def deltas(self) -> bytes:
-        return base.dump(self._steps)
+    def steps(self) -> list[Any]:
+        return self._steps
 
 
 def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
@@ -107,8 +100,9 @@ def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
         usage = b"null" if counts is None else sequel.usage_so_far(counts[k])
         rest = _last(choice) if k == len(told) - 1 else _GOES_ON
         delta = orjson.dumps(text[at : at + length])
-        members = (begin, delta, scored, rest, usage)
-        said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b}\n\n' % members)
+        tail = sequel.tail() if k == len(told) - 1 else b""
+        members = (begin, delta, scored, rest, usage, tail)
+        said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b%b}\n\n' % members)
         at += length
     return said, None
 

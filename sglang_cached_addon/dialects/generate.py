@@ -24,6 +24,7 @@ from sglang_cached_addon.dialects.base import (
     Split,
     Streaming,
 )
+from sglang_cached_addon.identity import UNKNOWN, Server
 from sglang_cached_addon.keys import canonical, canonical_each
 from sglang_cached_addon.policy import Reason, Refused
 
@@ -119,7 +120,9 @@ class Generate:
         stream = Streaming() if base.is_stream(body, generate_stream.UNSTREAMABLE) else None
         return Call(body, tuple(items), n, batched, rids, stream)
 
-    def trim(self, call: Call, shortfalls: Sequence[int], mint: Mint) -> Fill:
+    def trim(
+        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
+    ) -> Fill:
         n = base.trimmed_n(shortfalls)
         order = base.fill_order(shortfalls, n)
         body = dict(call.body)
@@ -130,7 +133,7 @@ class Generate:
             body["sampling_params"] = (
                 [{**p, "n": n} for p in params] if isinstance(params, list) else {**params, "n": n}
             )
-        return Fill(body, order, n, base.mint_rids(call, body, order, n, mint))
+        return Fill(body, order, n, base.mint_rids(call, body, order, n, mint), server)
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
         natives = answer if call.batched or fill.n > 1 else [answer]
@@ -189,6 +192,9 @@ class Generate:
 
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
         return None  # each event has its own, in `meta_info`
+
+    def without_usage(self, event: bytes, value: Any) -> bytes:
+        return event  # `meta_info` has it anyway
 
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
         event["index"] = choices[event.get("index", 0)]

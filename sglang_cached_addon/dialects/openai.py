@@ -2,19 +2,20 @@
 
 Not a dialect. An answer for `n=1` is a sample; this module takes an answer of many choices
 apart into such samples and puts them together again. SGLang 0.5.23 counts prompt tokens
-once per prompt and sums completion tokens over all samples; a per-sample number that
-cannot be known is split by length of text, with the total kept exact.
+once per prompt and sums completion tokens over all samples; `shares` finds each one's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.dialects import base
+from sglang_cached_addon.dialects import base, shares
 from sglang_cached_addon.dialects.base import Call, Fill, Generation, Split
+from sglang_cached_addon.identity import SGLANG, Server
 from sglang_cached_addon.policy import Reason, Refused
 
 TRANSPORT: base.TransportTable = {
@@ -44,21 +45,42 @@ def refuse_shared_report(body: dict[str, Any], total: int) -> None:
         raise Refused(Reason.INSEPARABLE)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a stream tells of its choices, one of each for each."""
+
+    ids: Sequence[str] = ()
+    usages: Sequence[dict[str, Any] | None] = ()
+    """What was told last of its own usage."""
+    members: Sequence[dict[str, Any]] = ()
+    """Of the answer, from its own events."""
+
+
+def ask_for_tokens(
+    call: Call, body: dict[str, Any], server: Server, tells: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Makes each choice of a JSON answer tell its tokens, where the server knows how: `tells` has
+    the field to ask with, and the members of a choice that it brings. Gives those that the client
+    has not asked for."""
+    field, *members = tells.get(server.engine, ("",))
+    if call.stream or not field or body.get(field):
+        return ()
+    body[field] = True
+    return tuple(members)
+
+
 def split(
-    fill: Fill,
-    answer: Any,
-    prompt_weights: Sequence[int],
-    ids: Sequence[str] = (),
-    tokens: Sequence[int] | None = None,
+    fill: Fill, answer: Any, prompts: Sequence[Any], told: Told | None = None, limit: Any = None
 ) -> Split:
     """Takes an answer apart into answers of one choice each.
 
-    `prompt_weights` holds the length of each prompt that was sent, in the order of the fill;
-    `ids` and `tokens` are each choice's own, as far as they are known.
+    `prompts` are those that were sent, in the order of the fill; `limit` is the number of tokens
+    that a choice has at most.
     """
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
         is_error = isinstance(answer, dict) and answer.get("error") is not None
         raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
+    told = told or Told()
     choices = _in_order(answer["choices"], fill.total)
     refusal = Reason.ERROR if answer.get("error") is not None else None
     refusal = refusal or base.weights_refusal(answer.get("metadata"))
@@ -68,20 +90,27 @@ def split(
             or base.finish_refusal(choice.get("finish_reason"))
             or base.weights_refusal(choice.get("meta_info"))
         )
-    usages = split_usage(answer.get("usage"), choices, prompt_weights, fill.n, tokens)
+    usages, is_exact = shares.of(
+        answer.get("usage"), choices, prompts, fill.n, told.usages, limit=limit
+    )
     generations = []
     for k, (choice, usage) in enumerate(zip(choices, usages, strict=True)):
-        sample = {**answer, "choices": [{**choice, "index": 0}]}
-        if ids:
-            sample["id"] = ids[k]
+        sample = {**answer, **(told.members[k] if told.members else {})}
+        sample["choices"] = [{**choice, "index": 0}]
+        for members in (sample, sample["choices"][0]):
+            base.take_out(fill, members)
+        if told.ids:
+            sample["id"] = told.ids[k]
+        count = usage.get("completion_tokens") if usage else None
         if usage is not None:
             sample["usage"] = usage
+        if type(count) is int and "metadata" in answer:
+            sample["metadata"] = _metadata(answer["metadata"], count)
         if _has_output_ids(answer):
             sample["sglext"] = {
                 **answer["sglext"],
                 "output_ids": answer["sglext"]["output_ids"][k : k + 1],
             }
-        count = usage.get("completion_tokens") if usage else None
         generations.append(
             Generation(
                 fill.order[k // fill.n],
@@ -90,7 +119,29 @@ def split(
             )
         )
     metas = [answer.get("metadata"), *(choice.get("meta_info") for choice in choices)]
+    refusal = refusal or (None if is_exact else Reason.SHARED_USAGE)
     return Split(tuple(generations), refusal, base.weight_versions(metas))
+
+
+def metadata(server: Server) -> dict[str, Any]:
+    """The member that SGLang has beside a JSON answer, and not beside a stream, but for the number
+    of tokens."""
+    if server.engine != SGLANG:
+        return {}
+    if server.weight_version is None:
+        return {"metadata": None}
+    said: dict[str, Any] = {"weight_version": server.weight_version}
+    if server.names_spans:
+        said["weight_versions"] = [{"version": server.weight_version, "start": 0, "end": 0}]
+    return {"metadata": said}
+
+
+def _metadata(metadata: Any, tokens: Any) -> Any:
+    """That of an answer, for a choice of so many tokens: SGLang's is of the first one."""
+    spans = metadata.get("weight_versions") if isinstance(metadata, dict) else None
+    if not isinstance(spans, list) or len(spans) != 1 or not isinstance(spans[0], dict):
+        return metadata
+    return {**metadata, "weight_versions": [{**spans[0], "end": tokens}]}
 
 
 def aborted(call: Call, rid: str, now: float, kind: str, said: dict[str, Any]) -> bytes:
@@ -160,47 +211,6 @@ def write(call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
     return base.dump(merged)
 
 
-def apportion(total: int, weights: Sequence[int]) -> list[int]:
-    """Splits a whole number by weights; the parts sum to the total (largest remainders)."""
-    if not sum(weights):
-        weights = [1] * len(weights)
-    whole = sum(weights)
-    parts = [total * weight // whole for weight in weights]
-    remainders = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
-    for i in remainders[: total - sum(parts)]:
-        parts[i] += 1
-    return parts
-
-
-def split_usage(
-    usage: Any,
-    choices: Sequence[dict[str, Any]],
-    prompt_weights: Sequence[int],
-    n: int,
-    tokens: Sequence[int] | None = None,
-) -> list[dict[str, Any] | None]:
-    """Each choice's own `usage`: its prompt's tokens, and its share of what was generated."""
-    if not isinstance(usage, dict):
-        return [None] * len(choices)
-    generated = tokens or [_generated_length(choice) for choice in choices]
-    thoughts = [_message(choice).get("reasoning_content") for choice in choices]
-    reasoned = [len(thought) if isinstance(thought, str) else 0 for thought in thoughts]
-    shares = [dict(usage) for _ in choices]
-    for name, value in usage.items():
-        if name.startswith("prompt_tokens"):
-            parts = _share(value, prompt_weights)
-            parts = [parts[k // n] for k in range(len(choices))]
-        elif "reasoning" in name or name == "completion_tokens_details":
-            parts = _share(value, reasoned)
-        else:
-            parts = _share(value, generated)
-        for share, part in zip(shares, parts, strict=True):
-            share[name] = part
-    for share in shares:
-        _total(share)
-    return list(shares)
-
-
 def merge_usage(usages: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     """The `usage` of an answer from those of its samples, given by item."""
     firsts = [pool[0] for pool in usages]
@@ -209,7 +219,7 @@ def merge_usage(usages: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
         name: _sum(u.get(name) for u in (firsts if name.startswith("prompt_tokens") else everyone))
         for name in _names(everyone)
     }
-    _total(merged)
+    shares.recount(merged)
     return merged
 
 
@@ -218,48 +228,11 @@ def _names(objects: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for members in objects for name in members))
 
 
-def _total(usage: dict[str, Any]) -> None:
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if "total_tokens" in usage and isinstance(prompt, int) and isinstance(completion, int):
-        usage["total_tokens"] = prompt + completion
-
-
-def _share(value: Any, weights: Sequence[int]) -> list[Any]:
-    """A number, or each number of an object, split by weights; anything else is everybody's."""
-    if type(value) is int:
-        return list(apportion(value, weights))
-    if isinstance(value, dict):
-        columns = {name: _share(member, weights) for name, member in value.items()}
-        return [{name: parts[i] for name, parts in columns.items()} for i in range(len(weights))]
-    return [value] * len(weights)
-
-
 def _sum(values: Iterable[Any]) -> Any:
-    """The inverse of `_share`."""
+    """What numbers, or the numbers of objects, come to."""
     known = [value for value in values if value is not None]
     if known and all(type(value) is int for value in known):
         return sum(known)
     if known and all(isinstance(value, dict) for value in known):
         return {name: _sum(value.get(name) for value in known) for name in _names(known)}
     return known[0] if known else None
-
-
-def _message(choice: dict[str, Any]) -> dict[str, Any]:
-    message = choice.get("message")
-    return message if isinstance(message, dict) else {}
-
-
-def _generated_length(choice: dict[str, Any]) -> int:
-    """Tokens where the choice tells them, else characters; comparable within an answer."""
-    meta = choice.get("meta_info")
-    if isinstance(meta, dict) and type(meta.get("completion_tokens")) is int:
-        return int(meta["completion_tokens"])
-    for name in ("token_ids", "response_token_ids"):
-        if isinstance(choice.get(name), list):
-            return len(choice[name])
-    message = _message(choice)
-    texts = (choice.get("text"), message.get("content"), message.get("reasoning_content"))
-    calls = message.get("tool_calls")
-    return sum(len(text) for text in texts if isinstance(text, str)) + (
-        len(base.dump(calls)) if calls else 0
-    )

@@ -130,6 +130,7 @@ async def server_info(handler: Handler) -> None:
                 for name, _, path in adapters
             ],
             "incremental_streaming_output": profile.incremental,
+            "stream_response_default_include_usage": profile.stream_response_default_include_usage,
             "status": "ready",
             "max_total_num_tokens": 65536,
             "max_req_input_len": CONTEXT_LENGTH - 6,

@@ -60,11 +60,16 @@ def _logprobs(ask: Ask, run: Run, since: int, echo: bool) -> Json | None:
 def _choice(ask: Ask, run: Run, since: int = 0) -> Json:
     """A choice, whole or from token `since` on."""
     echo = bool(ask.body.get("echo")) and since == 0
+    ids: Json = {}
+    if ask.body.get("return_token_ids"):
+        prompt = {} if since else {"prompt_token_ids": token_ids(run.prompt)}
+        ids = {"token_ids": run.ids[since : run.count], **prompt}
     return {
         "index": run.index,
         "text": ("".join(pieces(run.prompt)) if echo else "") + run.said(since, run.count),
         "logprobs": _logprobs(ask, run, since, echo),
         **openai.finish(run),
+        **ids,
     }
 
 

@@ -61,6 +61,7 @@ class Profile:
     api_key: str = ""  # "": open; "a,b": either
     admin_api_key: str = ""  # in the same way
     incremental: bool = False  # --incremental-streaming-output: deltas in /generate streams
+    stream_response_default_include_usage: bool = False
     coalesce: int = 1  # tokens per event of a stream
     info: str = "sglang"  # what tells of the model, a key of INFO_ROUTES; the others are 404
     info_delay: float = 0.0  # seconds before /model_info and /server_info answer

@@ -33,6 +33,9 @@ async def sample(handler: Handler) -> None:
         return
     body = handler.document()
     try:
+        if handler.engine.profile.stream_response_default_include_usage:
+            options = body.get("stream_options") or {}
+            body = {**body, "stream_options": {**options, "include_usage": True}}
         ask = api.read(body)
         if fault is Fault.ERROR_EVENT and not ask.stream:
             raise busy()

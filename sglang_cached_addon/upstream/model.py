@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from sglang_cached_addon.admission import Asker
@@ -76,10 +76,13 @@ def _identity(value: Any) -> Identity | None:
     if value is None:
         return None
     names = {one.name for one in fields(Identity)}
-    if not isinstance(value, dict) or value.keys() != names:
+    # Those that have a default may be missing: a former version did not write them.
+    needed = {one.name for one in fields(Identity) if one.default is MISSING}
+    if not isinstance(value, dict) or not needed <= value.keys() <= names:
         raise ValueError("'identity' has not the members of an identity")
-    version = value["weight_version"]
-    if not isinstance(version, str | None) or not _is_texts({**value, "weight_version": ""}):
+    version, streams_usage = value["weight_version"], value.get("streams_usage", False)
+    is_typed = isinstance(version, str | None) and type(streams_usage) is bool
+    if not is_typed or not _is_texts({**value, "weight_version": "", "streams_usage": ""}):
         raise ValueError("'identity' has a member that is no text")
     return Identity(**value)
 

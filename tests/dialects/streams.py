@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ import orjson
 
 from sglang_cached_addon import sse
 from sglang_cached_addon.dialects.base import Dialect, Generation
+from sglang_cached_addon.identity import SGLANG, Server
 from sglang_cached_addon.policy import Refused
+
+SERVER = Server(SGLANG)
 
 
 def parsed(event: bytes) -> Any:
@@ -26,7 +30,7 @@ def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Seq
     """The samples of a stream; raises `Refused` where they may not be stored."""
     call = dialect.read(body)
     names = (f"minted{number}" for number in range(100))
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: next(names))
+    fill = dialect.trim(call, [call.n] * len(call.items), lambda: next(names), SERVER)
     recorder = dialect.record(call, fill)
     for event in events:
         recorder.add(copy.deepcopy(event))
@@ -34,6 +38,29 @@ def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Seq
     if split.refusal:
         raise Refused(split.refusal)
     return split.generations
+
+
+def told(events: Sequence[Any], prompts: Sequence[int] = (3,) * 9) -> list[Any]:
+    """A stream whose chunks tell the usage of their choice so far: one token more with each;
+    `prompts` are the tokens of each choice's prompt."""
+    said: Counter[int] = Counter()
+    found = copy.deepcopy(list(events))
+    for event in found:
+        for choice in event["choices"]:
+            is_role = choice.get("delta", {}).get("role") == "assistant"
+            if is_role or (choice["finish_reason"] and "delta" in choice):
+                continue
+            said[choice["index"]] += 1
+            tokens, prompt = said[choice["index"]], prompts[choice["index"]]
+            event["usage"] = {
+                "prompt_tokens": prompt,
+                "total_tokens": prompt + tokens,
+                "completion_tokens": tokens,
+                "prompt_tokens_details": None,
+                "reasoning_tokens": 0,
+                "completion_tokens_details": None,
+            }
+    return found
 
 
 JUNK = [None, True, 0, -1, 7, 10**18, 1.5, "", "x", [], {}, [None], {"x": None}, [[]], "abort"]

@@ -327,7 +327,7 @@ def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
                     "reasoning_content": f"why {text}",
                     "tool_calls": [{"id": f"call_{text}", "index": 0}],
                 },
-                "logprobs": {"content": [{"token": text}]},
+                "logprobs": {"content": [{"token": text}] * 3},
                 "finish_reason": finish,
                 "novelty": text,
             }

@@ -17,7 +17,7 @@ from sglang_cached_addon.dialects.chat import DIALECT
 from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import mutated, parsed, worded
+from tests.dialects.streams import mutated, parsed, told, worded
 from tests.dialects.test_completions_stream import by_choice, mixed
 
 RECORDED = corpus("chat-stream")
@@ -395,9 +395,12 @@ def test_two_choices(seed: int) -> None:
     last = deltas[-1]["id"]
     finishes = [ends(index=1, rid=last), ends("length", index=0, rid=last)]
     events = [*deltas, *finishes, usage(4, rid=last)]
-    samples = record(TWO, events)
+    samples = record(TWO, told(events))
     assert [orjson.loads(sample.answer)["id"] for sample in samples] == ["id0", "id1"]
     assert [sample.tokens for sample in samples] == [3, 1]
+    with pytest.raises(Refused) as caught:
+        record(TWO, events)
+    assert caught.value.reason is Reason.SHARED_USAGE
     raw = [worded(event) for event in events]
     raw[-1] = worded(usage(4))
     assert replay(TWO, samples) == by_choice(own_ids(raw))

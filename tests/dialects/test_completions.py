@@ -59,7 +59,7 @@ def answer(texts: str, prompt_tokens: int = 1) -> dict[str, Any]:
         "created": 1,
         "model": "m",
         "choices": [
-            {"index": k, "text": text, "logprobs": {"tokens": [text]}, "finish_reason": "stop"}
+            {"index": k, "text": text, "logprobs": {"tokens": [text] * 2}, "finish_reason": "stop"}
             for k, text in enumerate(texts)
         ],
         "usage": {
@@ -348,8 +348,9 @@ def test_split(
     """A sample would be stored under another prompt."""
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, shortfalls, minter())
-    result = DIALECT.split(call, fill, answer(texts))
-    assert result.refusal is None
+    result = DIALECT.split(call, fill, answer(texts, 3))
+    is_shared = fill.body["prompt"] in (["a", "c"], ["a", "c", "c"])
+    assert result.refusal is (Reason.SHARED_USAGE if is_shared else None)
     assert [g.item for g in result.generations] == items
     assert "".join(json.loads(g.answer)["choices"][0]["text"] for g in result.generations) == texts
 
@@ -380,7 +381,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
     result = DIALECT.split(call, fill, recorded)
-    assert result.refusal is None
+    is_shared = isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str)
+    assert result.refusal is (Reason.SHARED_USAGE if is_shared else None)
     answers = [g.answer for g in result.generations]
     pools = [answers[i * call.n : i * call.n + call.n] for i in range(len(call.items))]
     assert json.loads(DIALECT.write(call, pools)) == recorded
@@ -405,7 +407,7 @@ def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     written = json.loads(DIALECT.write(call, [pool[:want] for pool in pools]))
     assert [c["index"] for c in written["choices"]] == list(range(3 * want))
     assert [c["logprobs"]["tokens"] for c in written["choices"]] == [
-        [c["text"]] for c in written["choices"]
+        [c["text"]] * 2 for c in written["choices"]
     ]
     assert len({c["text"] for c in written["choices"]}) == 3 * want
     assert written["usage"] == {

@@ -17,7 +17,7 @@ from sglang_cached_addon.dialects.completions import DIALECT
 from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import mutated, parsed, worded
+from tests.dialects.streams import mutated, parsed, told, worded
 
 RECORDED = corpus("completions-stream")
 ONE = {"prompt": "a", "stream": True}
@@ -209,7 +209,9 @@ def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) ->
 JSON_ANSWERS = [
     pair
     for pair in corpus("completions-")
-    if pair["response"]["body"].startswith("{") and '"choices":[{' in pair["response"]["body"]
+    if pair["response"]["body"].startswith("{")
+    and '"choices":[{' in pair["response"]["body"]
+    and "-list-" not in pair["name"]  # whose prompts share a count that cannot be told apart
 ]
 
 
@@ -270,7 +272,10 @@ FOUR = [
 def test_batch(seed: int) -> None:
     """A prompt would get the words of another, as soon as two are generated at once."""
     end = usage(10, 8)
-    samples = record(BATCH, [*mixed(FOUR, seed), end])
+    samples = record(BATCH, [*told(mixed(FOUR, seed), (3, 3, 7, 7)), end])
+    with pytest.raises(Refused) as caught:
+        record(BATCH, [*mixed(FOUR, seed), end])
+    assert caught.value.reason is Reason.SHARED_USAGE
     assert [sample.item for sample in samples] == [0, 0, 1, 1]
     assert [sample.tokens for sample in samples] == [2, 1, 3, 2]
     assert [orjson.loads(sample.answer)["id"] for sample in samples] == ["id0", "id1", "id2", "id3"]

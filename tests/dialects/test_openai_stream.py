@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from sglang_cached_addon import sse
-from sglang_cached_addon.dialects import chat, completions, openai_stream
+from sglang_cached_addon.dialects import chat, completions, openai, openai_stream
 from sglang_cached_addon.dialects.base import Call, Generation, Split, Streaming
 from sglang_cached_addon.dialects.openai_stream import (
     CHOICE,
@@ -18,6 +18,7 @@ from sglang_cached_addon.dialects.openai_stream import (
     member,
     refuse_unknown,
 )
+from sglang_cached_addon.identity import SGLANG, Server
 from sglang_cached_addon.policy import Reason, Refused
 from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
 
@@ -139,19 +140,19 @@ class Tape:
     def choice(self) -> dict[str, Any]:
         return {"index": 0, "said": self.tokens}
 
-    def deltas(self) -> bytes:
-        return b"%d" % self.rows
+    def steps(self) -> list[Any]:
+        return [self.rows]
 
 
-Asked = tuple[Any, list[str], list[int] | None]
+Asked = tuple[Any, openai.Told]
 
 
-def recorder(count: int = 2, **options: bool) -> tuple[Recorder, list[Asked]]:
+def recorder(count: int = 2, **options: Any) -> tuple[Recorder, list[Asked]]:
     """A recorder, and what it will ask to be taken apart."""
     asked: list[Asked] = []
 
-    def split(answer: Any, ids: Any, tokens: Any) -> Split:
-        asked.append((answer, list(ids), tokens))
+    def split(answer: Any, told: openai.Told) -> Split:
+        asked.append((answer, told))
         return Split(tuple(Generation(0, b"", 0) for _ in answer["choices"]))
 
     return Recorder([Tape() for _ in range(count)], "json", split, **options), asked
@@ -168,18 +169,93 @@ END = {"id": "id9", "object": "chunk", "choices": [], "usage": {"completion_toke
 
 def test_envelope() -> None:
     """JSON clients would get an answer whose members are those of a chunk."""
-    made, asked = recorder()
+    made, asked = recorder(server=Server(SGLANG))
     for event in (chunk(1), chunk(0, end=1), chunk(1, end=1), END):
         made.add(event)
     split = made.split()
-    ((answer, ids, _),) = asked
+    ((answer, told),) = asked
     assert list(answer) == ["id", "object", "created", "choices", "usage", "metadata"]
     assert answer["object"] == "json"
     assert answer["metadata"] is None
     assert answer["usage"] == {"completion_tokens": 5}
     assert [choice["index"] for choice in answer["choices"]] == [0, 1]
-    assert ids == ["id0", "id1"]
-    assert [sample.deltas for sample in split.generations] == [b"0", b"0"]
+    assert told.ids == ["id0", "id1"]
+    assert [sample.deltas for sample in split.generations] == [b"[0]", b"[0]"]
+
+
+@pytest.mark.parametrize(
+    ("server", "metadata"),
+    [
+        (Server(), ...),
+        (Server("vllm", "v1"), ...),
+        (Server(SGLANG), None),
+        (Server(SGLANG, "v1", names_spans=False), {"weight_version": "v1"}),
+        (
+            Server(SGLANG, "v1"),
+            {
+                "weight_version": "v1",
+                "weight_versions": [{"version": "v1", "start": 0, "end": 5}],
+            },
+        ),
+    ],
+)
+def test_metadata(server: Server, metadata: Any) -> None:
+    """A JSON answer from a stream would lack what SGLang's has, or have what no other's has."""
+    call = completions.DIALECT.read({"prompt": "a", "stream": True})
+    fill = completions.DIALECT.trim(call, [1], lambda: "", server)
+    made = completions.DIALECT.record(call, fill)
+    for event in [*stream(["a", "b"]), usage(3, 5)]:
+        made.add(event)
+    (sample,) = made.split().generations
+    assert orjson.loads(sample.answer).get("metadata", ...) == metadata
+
+
+NEWS = {"timings": {"ms": 5}, "citations": ["x"]}
+
+
+def test_members_of_later_events() -> None:
+    """What a server tells at the end of a stream, as times or sources, would be lost: to JSON, and
+    to who reads the stream again."""
+    call = completions.DIALECT.read({"prompt": "a", "stream": True})
+    shown = completions.DIALECT.read(
+        {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
+    )
+    for place, is_beside in ((1, False), (2, True)):
+        events = [*stream(["a", "b"]), usage(3, 5)]
+        for event in events:
+            event["system_fingerprint"] = None
+        events[place].update(NEWS)
+        made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [1], lambda: ""))
+        for event in events:
+            made.add(event)
+        (sample,) = made.split().generations
+        found = orjson.loads(sample.answer)
+        assert {name: found[name] for name in NEWS} == NEWS
+        assert "system_fingerprint" in found
+        (deltas,) = completions.DIALECT.script(shown, [[sample]]).deltas
+        end = completions.DIALECT.usage(shown, [[sample]])
+        assert end
+        assert [orjson.loads(sse.data(event) or b"") for event in [*deltas, end]] == events
+        # Who does not want the usage gets it with the last words.
+        (deltas,) = completions.DIALECT.script(call, [[sample]]).deltas
+        said = [orjson.loads(sse.data(event) or b"") for event in deltas]
+        assert [{n: e[n] for n in NEWS if n in e} for e in said] == [{}, NEWS]
+        assert is_beside is (said[-1] != events[1])
+
+
+def test_members_of_json() -> None:
+    """What JSON tells once would be told with each word of a stream of it."""
+    answer = {"id": "up", "object": "text_completion", "created": 7, "model": "m",
+              "choices": [{"index": 0, "text": "a", "finish_reason": "stop"}], "usage": None,
+              "prompt_logprobs": None, **NEWS}  # fmt: skip
+    call = completions.DIALECT.read({"prompt": "a", "stream": True})
+    (deltas,) = completions.DIALECT.script(
+        call, [[Generation(0, orjson.dumps(answer), 1, b"[0,1]")], []]
+    ).deltas
+    assert len(deltas) == 2
+    (deltas,) = completions.DIALECT.script(call, [[Generation(0, orjson.dumps(answer), 1)]]).deltas
+    (said,) = [orjson.loads(sse.data(event) or b"") for event in deltas]
+    assert list(said) == ["id", "object", "created", "model", "choices", "usage", *NEWS]
 
 
 def test_usage_of_json() -> None:
@@ -218,12 +294,14 @@ def test_own_ids() -> None:
 )
 def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> None:
     """The usage of one choice would be a guess though it is known, or be wrong."""
-    made, asked = recorder()
+    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
+    made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
     for k, count in enumerate(counts):
-        made.add(chunk(k, count, end=1))
+        made.add(chunk(k, count, text="a", finish_reason="stop"))
     made.add(END)
-    made.split()
-    assert asked[0][2] == exact
+    split = made.split()
+    assert split.refusal is (None if exact else Reason.SHARED_USAGE)
+    assert [sample.tokens for sample in split.generations] == exact or not exact
 
 
 @pytest.mark.parametrize(
@@ -238,12 +316,7 @@ def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
         for k, count in enumerate(rows):
             made.add(chunk(k, rows=count, end=1))
         made.add(END)
-        if wants and reason:
-            with pytest.raises(Refused) as caught:
-                made.split()
-            assert caught.value.reason is reason
-        else:
-            made.split()
+        assert made.split().refusal is (reason if wants else None)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +324,10 @@ def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
     [
         ([[1, 7], [1]], [7, 1]),
         ([[1, 4], [4]], [4, 4]),
-        ([[], []], [6, 2]),
+        ([[], []], None),
     ],
 )
-def test_usage_of_samples(told: list[list[int]], shares: list[int]) -> None:
+def test_usage_of_samples(told: list[list[int]], shares: list[int] | None) -> None:
     """Two choices of one call: each has its own tokens, and they sum to what upstream said."""
     first = stream(["aaa", "aaa"], counts=told[0])
     second = stream(["b"] * (len(told[1]) or 2), index=1, counts=told[1])
@@ -262,20 +335,14 @@ def test_usage_of_samples(told: list[list[int]], shares: list[int]) -> None:
     made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
     for event in [*first, *second, usage(3, 8)]:
         made.add(event)
-    samples = made.split().generations
+    split, samples = made.split(), made.split().generations
+    if shares is None:
+        assert split.refusal is Reason.SHARED_USAGE
+        shares = [6, 2]  # as good as any
     assert [sample.tokens for sample in samples] == shares
     usages = [orjson.loads(sample.answer)["usage"] for sample in samples]
     assert [each["completion_tokens"] for each in usages] == shares
     assert [each["total_tokens"] for each in usages] == [3 + share for share in shares]
-
-
-def test_usage_by_chunks() -> None:
-    """Where each token came in a chunk of its own, the chunks tell what texts do not."""
-    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
-    made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
-    for event in [*stream(["", "", "a"]), *stream(["long text"], index=1), usage(3, 4)]:
-        made.add(event)
-    assert [sample.tokens for sample in made.split().generations] == [3, 1]
 
 
 def sequel(**members: Any) -> Sequel:

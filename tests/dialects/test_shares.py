@@ -1,0 +1,224 @@
+"""Each choice's own share of a usage."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.dialects import openai, shares
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        [1],
+        [0],
+        [1, 1],
+        [0, 0],
+        [0, 1],
+        [1, 2, 3],
+        [5, 0, 0, 1],
+        [1] * 7,
+        [10**9, 1],
+        list(range(50)),
+    ],
+)
+def test_apportion(total: int, weights: list[int]) -> None:
+    """The tokens of an answer would not add up, or a share be far from its weight."""
+    parts = shares.apportion(total, weights)
+    assert sum(parts) == total
+    assert len(parts) == len(weights)
+    whole = sum(weights) or len(weights)
+    for part, weight in zip(parts, weights if sum(weights) else [1] * len(weights), strict=True):
+        assert total * weight // whole <= part <= total * weight // whole + 1
+
+
+def test_apportion_is_by_weight() -> None:
+    """The longest sample would be counted as the shortest."""
+    assert shares.apportion(10, [1, 0, 4]) == [2, 0, 8]
+    assert shares.apportion(4, [0, 0, 0]) == [2, 1, 1]
+    assert shares.apportion(5, []) == []
+
+
+USAGES: list[dict[str, Any]] = [
+    {"prompt_tokens": 20, "total_tokens": 36, "completion_tokens": 16},
+    {
+        "prompt_tokens": 7,
+        "total_tokens": 20,
+        "completion_tokens": 13,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": 0,
+        "completion_tokens_details": None,
+    },
+    {
+        "prompt_tokens": 11,
+        "total_tokens": 42,
+        "completion_tokens": 31,
+        "prompt_tokens_details": {"cached_tokens": 5, "image_tokens": 0},
+        "reasoning_tokens": 9,
+        "completion_tokens_details": {"reasoning_tokens": 9},
+    },
+    {"completion_tokens": 3},
+    {"prompt_tokens": 3},
+    {},
+    {
+        "prompt_tokens": 1,
+        "total_tokens": 1,
+        "completion_tokens": 0,
+        "cost": 0.25,
+        "tier": "x",
+        "flag": True,
+    },
+]
+
+
+def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
+    return {"message": {"content": text, "reasoning_content": reasoning}}
+
+
+@pytest.mark.parametrize("usage", USAGES)
+@pytest.mark.parametrize(
+    ("weights", "n"), [([1], 1), ([1], 4), ([3, 8], 1), ([3, 8], 3), ([0, 0, 0], 2), ([5] * 5, 1)]
+)
+@pytest.mark.parametrize("texts", ["", "abc", "long and short"])
+def test_usage_round_trip(usage: dict[str, Any], weights: list[int], n: int, texts: str) -> None:
+    """The `usage` of a merged answer would differ from what SGLang counted."""
+    total = len(weights) * n
+    choices = [chat_choice(texts * i, "r" * (total - i)) for i in range(total)]
+    before = copy.deepcopy(usage)
+    parts, _ = shares.of(usage, choices, ["x" * weight for weight in weights], n)
+    assert len(parts) == total
+    assert usage == before
+    merged = openai.merge_usage([_usages(parts[i * n : i * n + n]) for i in range(len(weights))])
+    assert merged == usage
+    assert list(merged) == list(usage)
+
+
+def _usages(parts: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
+    return [part for part in parts if part is not None]
+
+
+def test_guesses() -> None:
+    """A hit for one sample would claim the tokens of all, or be given what is a guess."""
+    usage = {"prompt_tokens": 9, "total_tokens": 29, "completion_tokens": 20, "reasoning_tokens": 6}
+    choices = [chat_choice("a" * k, "r" * r) for k, r in ((10, 0), (20, 10), (0, 20), (40, 0))]
+    assert shares.of(usage, choices, ["x", "xx"], 2) == (
+        [
+            {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "reasoning_tokens": 0},
+            {"prompt_tokens": 3, "total_tokens": 9, "completion_tokens": 6, "reasoning_tokens": 2},
+            {"prompt_tokens": 6, "total_tokens": 10, "completion_tokens": 4, "reasoning_tokens": 4},
+            {"prompt_tokens": 6, "total_tokens": 14, "completion_tokens": 8, "reasoning_tokens": 0},
+        ],
+        False,
+    )
+
+
+@pytest.mark.parametrize("usage", [None, 1, "x", []])
+def test_no_usage(usage: Any) -> None:
+    """A server that sends no usage could not be cached."""
+    assert shares.of(usage, [chat_choice("a")] * 2, [None], 2) == ([None, None], True)
+
+
+TELLING: dict[str, list[dict[str, Any]]] = {
+    "meta_info": [
+        {"text": "aaaa", "meta_info": {"completion_tokens": 7}},
+        {"text": "a", "meta_info": {"completion_tokens": 3}},
+    ],
+    "token_ids": [{"text": "a", "token_ids": [1] * 7}, {"text": "aaaa", "token_ids": [1] * 3}],
+    "response_token_ids": [
+        {"text": "a", "response_token_ids": [1] * 7},
+        {"text": "b", "response_token_ids": [2] * 3},
+    ],
+    "logprobs": [{"logprobs": {"tokens": ["a"] * 7}}, {"logprobs": {"tokens": ["b"] * 3}}],
+    "logprobs of a chat": [
+        {**chat_choice("a"), "logprobs": {"content": [{}] * 7}},
+        {**chat_choice("b"), "logprobs": {"content": [{}] * 3}},
+    ],
+}
+
+
+@pytest.mark.parametrize("choices", TELLING.values(), ids=TELLING)
+def test_choices_that_tell(choices: list[dict[str, Any]]) -> None:
+    """Tokens would be guessed from text although the answer tells them; where what it tells does
+    not come to the whole, it tells something else."""
+    parts = [{"completion_tokens": 7}, {"completion_tokens": 3}]
+    assert shares.of({"completion_tokens": 10}, choices, [None], 2) == (parts, True)
+    _, is_exact = shares.of({"completion_tokens": 11}, choices, [None], 2)
+    assert not is_exact
+
+
+def test_as_many_as_there_may_be() -> None:
+    """Samples that all end at the limit would not be stored, or those that need not would."""
+    choices, usage = [{"text": "a"}, {"text": "bcd"}], {"completion_tokens": 16}
+    assert shares.of(usage, choices, [None], 2, limit=8) == ([{"completion_tokens": 8}] * 2, True)
+    for limit in (9, None, "8", 8.0):
+        assert not shares.of(usage, choices, [None], 2, limit=limit)[1]
+
+
+def test_prompts() -> None:
+    """A prompt of a list would be counted as long as another: "import os" as 16 tokens."""
+    usage = {"prompt_tokens": 12, "completion_tokens": 4, "total_tokens": 16}
+    choices: list[dict[str, Any]] = [{"text": "a"}, {"text": "b"}]
+    own = [{"prompt_token_ids": [1] * k, "token_ids": [2, 3], **c} for k, c in
+           zip((9, 3), choices, strict=True)]  # fmt: skip
+    wanted = [{"prompt_tokens": k, "completion_tokens": 2, "total_tokens": k + 2} for k in (9, 3)]
+    assert shares.of(usage, own, ["x", "y"], 1) == (wanted, True)
+    assert shares.of(usage, choices, [[1] * 9, [1] * 3], 1, limit=2) == (wanted, True)
+    assert shares.of(usage, choices, ["x", "y"], 1, wanted) == (wanted, True)
+    assert shares.of(usage, choices, ["x", "x"], 1, limit=2)[1]
+    assert not shares.of(usage, choices, ["x", "y"], 1, limit=2)[1]
+    # Counts that do not come to the whole are counts of something else.
+    assert not shares.of(usage, choices, [[1] * 8, [1] * 3], 1, limit=2)[1]
+
+
+def test_thoughts() -> None:
+    """Tokens of reasoning would be those of who has not thought."""
+    usage = {
+        "prompt_tokens": 1,
+        "total_tokens": 10,
+        "completion_tokens": 9,
+        "reasoning_tokens": 5,
+        "completion_tokens_details": {"reasoning_tokens": 5},
+    }
+    counts = [(7, 5), (2, 0)]
+    choices = [
+        {"meta_info": {"completion_tokens": all_, "reasoning_tokens": some}}
+        for all_, some in counts
+    ]
+    parts, is_exact = shares.of(usage, choices, [None], 2)
+    assert is_exact
+    assert parts[1] == {
+        "prompt_tokens": 1,
+        "total_tokens": 3,
+        "completion_tokens": 2,
+        "reasoning_tokens": 0,
+        "completion_tokens_details": None,
+    }
+    told = [
+        {"completion_tokens": 7, "reasoning_tokens": 5,
+         "completion_tokens_details": {"reasoning_tokens": 5}},
+        {"completion_tokens": 2, "reasoning_tokens": 0, "completion_tokens_details": None},
+    ]  # fmt: skip
+    assert shares.of(usage, [{}, {}], [None], 2, told) == (parts, True)
+
+
+def test_what_was_at_hand() -> None:
+    """A server that reports its cache would have no list stored; one that reports pictures would
+    have them guessed."""
+    choices = [{"text": "a"}, {"text": "b"}]
+    for name, is_known in (("cached_tokens", True), ("image_tokens", False)):
+        usage = {"prompt_tokens": 4, "prompt_tokens_details": {name: 3}}
+        parts, is_exact = shares.of(usage, choices, [[1, 2], [3, 4]], 1)
+        assert is_exact is is_known
+        assert sum(part["prompt_tokens_details"][name] for part in _usages(parts)) == 3
+
+
+def test_tool_calls_have_length() -> None:
+    """A sample that only calls a tool would be counted as empty."""
+    call = {"message": {"content": "", "tool_calls": [{"function": {"arguments": "x" * 90}}]}}
+    parts, _ = shares.of({"completion_tokens": 10}, [call, chat_choice("a")], [None], 2)
+    first, second = _usages(parts)
+    assert first["completion_tokens"] > second["completion_tokens"]
