@@ -153,7 +153,7 @@ class Fetcher:
                     arrival = Arrived(response.headers, landed=landed)
                     landing = self._land(flight, fetch, arrival, started)
                     stream.tokens = cache.tokens(fetch.plan, landing.samples)
-                stream.publish(events)
+                stream.publish(events, is_last=landing is not None)
                 if landing:
                     break
                 await stream.room(lambda: flight.clients)

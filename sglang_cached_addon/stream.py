@@ -48,6 +48,8 @@ class Stream:
         self.state = State.WAITING
         self.tokens = 0
         """Completion tokens of the whole answer, once it is complete."""
+        self.last: int | None = None
+        """Where the terminator is, once it has come: nothing that counts is behind it."""
         self.stored: Collection[int] = ()
         """The choices that were there before, and are told first."""
         self.events: list[Event | None] = []
@@ -79,7 +81,8 @@ class Stream:
         self.state = State.OPEN
         self.tell()
 
-    def publish(self, events: Sequence[Event]) -> None:
+    def publish(self, events: Sequence[Event], *, is_last: bool = False) -> None:
+        """`is_last`: the terminator is among them."""
         for event in events:
             if event.part is Part.STATE:
                 if (place := self._states.get(event.choice)) is not None:
@@ -87,6 +90,8 @@ class Stream:
                 self._states[event.choice] = len(self.events)
             self.events.append(event)
             self.kept += len(event.data)
+        if is_last:
+            self.last = len(self.events) - 1
         self._drop()
         self.tell()
 
@@ -185,9 +190,9 @@ class Reader:
 
     @property
     def has_all(self) -> bool:
-        """Whether it has been given the last event."""
-        stream = self._stream
-        return stream.state is State.COMPLETE and self.place == len(stream.events)
+        """Whether it has been given all that counts."""
+        last = self._stream.last
+        return last is not None and self.place > last
 
     async def read(self, is_over: Callable[[], bool] = bool) -> AsyncIterator[list[Event]]:
         """The events as they come, until `is_over`. Raises `Cut`."""

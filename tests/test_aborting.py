@@ -19,7 +19,7 @@ from tests.test_service import (
     finish,
     standing,
 )
-from tests.test_upstream import run, settled, until
+from tests.upstream.scripted import run, settled, until
 
 
 def test_targets() -> None:

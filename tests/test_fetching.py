@@ -7,10 +7,19 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon import fetching
-from sglang_cached_addon.identity import Change
 from sglang_cached_addon.policy import Reason
-from tests.test_service import COMPLETIONS, DONE, STREAM, WHOLE, begun, briefs, finish, standing
-from tests.test_upstream import INFO, run, settled, until
+from tests.test_service import (
+    COMPLETIONS,
+    DONE,
+    STREAM,
+    WHOLE,
+    begun,
+    briefs,
+    changed,
+    finish,
+    standing,
+)
+from tests.upstream.scripted import INFO, run, settled, until
 
 
 @pytest.mark.parametrize(
@@ -20,7 +29,7 @@ from tests.test_upstream import INFO, run, settled, until
         ((200, {**INFO, "model_path": "x", "served_model_name": "x"}), Reason.MODEL_CHANGED),
         ((500, {}), Reason.UNCONFIRMED),
         ((401, {}), Reason.UNCONFIRMED),
-        ((200, b"?"), Reason.UNCONFIRMED),
+        ((200, b"?"), Reason.MODEL_CHANGED),
     ],
 )
 def test_another_model(said: tuple[int, Any], reason: Reason) -> None:
@@ -33,7 +42,7 @@ def test_another_model(said: tuple[int, Any], reason: Reason) -> None:
             stage.script.says["/model_info"] = said
             stage.generated(asked)
             assert (await leader).brief == "miss 200"
-            await stage.service.settled()
+            await until(lambda: stage.counters.not_stored)
             assert stage.stored == 0
             assert stage.counters.not_stored == {reason: 1}
 
@@ -61,8 +70,7 @@ def test_change_by_request() -> None:
     async def test() -> None:
         async with standing() as stage:
             old, asked = await stage.lead("a")
-            ended = await stage.upstream.change(Change.MODEL, None)
-            ended(200)
+            await changed(stage)
             new, again = await stage.lead("a")
             stage.generated(asked)
             stage.generated(again)
@@ -135,7 +143,7 @@ def test_parts_of_two_models(when: str) -> None:
             asked = await stage.asked()
             assert asked.json["n"] == 1
             if when == "before":
-                (await stage.upstream.change(Change.MODEL, None))(200)
+                await changed(stage)
                 asked.begin()
                 asked = await stage.asked()
                 assert asked.json["n"] == 2
@@ -146,7 +154,7 @@ def test_parts_of_two_models(when: str) -> None:
             asked.send(WHOLE[0])
             await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
             if when == "amid":
-                (await stage.upstream.change(Change.MODEL, None))(200)
+                await changed(stage)
             else:
                 stage.script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             finish(asked)

@@ -340,10 +340,11 @@ def test_has_all() -> None:
         stream.publish([delta("a")])
         await anext(news)
         assert not reader.has_all
-        stream.publish([delta("b")])
-        stream.end(complete=True)
+        stream.publish([delta("b")], is_last=True)
         assert not reader.has_all
         await anext(news)
+        assert reader.has_all
+        stream.publish([delta("behind")])
         assert reader.has_all
 
     run(within())

@@ -1,0 +1,188 @@
+"""Streams that are long, or have no end: nobody waits for ever, and memory has a bound."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.conftest import StartProxy, until
+from tests.e2e.test_chaos import resident
+from tests.e2e.test_proxy import post
+from tests.e2e.test_streams import DONE, Stream
+from tests.replayer import INFO
+
+COMPLETIONS = "/v1/completions"
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+
+HEAD = {"id": "i", "object": "text_completion", "created": 1, "model": "m"}
+WHOLE = {
+    **HEAD,
+    "choices": [{"index": 0, "text": "whole", "finish_reason": "stop"}],
+    "usage": USAGE,
+}
+
+
+class Lengthy(ThreadingHTTPServer):
+    """Sends so many events of a size, and ends, or does not."""
+
+    daemon_threads = True
+
+    def __init__(self, count: int, size: int, *, ends: bool) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.count, self.text, self.ends = count, "x" * size, ends
+        self.sent = self.calls = self.left = 0
+        self.is_over = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Lengthy
+
+    def do_GET(self) -> None:
+        recorded = INFO.get(self.path, {"response": {"status": 404, "body": ""}})["response"]
+        self._whole(recorded["status"], recorded["body"].encode())
+
+    def _whole(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        try:
+            is_stream = json.loads(body).get("stream", False)
+        except ValueError:
+            is_stream = False
+        if not is_stream:
+            self._whole(200, json.dumps(WHOLE).encode())
+            return
+        self.server.calls += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for k in range(self.server.count):
+            end = "stop" if k == self.server.count - 1 else None
+            self._say([{"index": 0, "text": self.server.text, "finish_reason": end}])
+        self._say([], usage=USAGE)
+        self._send(DONE)
+        if self.server.ends:
+            self.wfile.write(b"0\r\n\r\n")
+            return
+        self.connection.settimeout(30)
+        with suppress(OSError):
+            if not self.connection.recv(1):
+                self.server.left += 1
+        self.close_connection = True
+
+    def _say(self, choices: list[Any], **more: Any) -> None:
+        self._send(b"data: %b\n\n" % json.dumps({**HEAD, "choices": choices, **more}).encode())
+
+    def _send(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.server.sent += len(data)
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def lengthy(count: int, size: int, *, ends: bool = True) -> Iterator[Lengthy]:
+    with Lengthy(count, size, ends=ends) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def asking(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "prompt": "p", "stream": True, **more}
+
+
+def is_still(server: Lengthy, seconds: float = 0.5) -> bool:
+    """Whether upstream has sent something, and no more for some time."""
+    before = server.sent
+    time.sleep(seconds)
+    return 0 < before == server.sent
+
+
+def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
+    """A client that does not read would have the proxy read all for it, at full speed; or would
+    keep waiting who comes later."""
+    with lengthy(12_000, 4000) as upstream:  # 48 MB
+        proxy = start_proxy(upstream.url)
+        post(proxy, COMPLETIONS, {"model": "m", "prompt": "q"})
+        before = resident(proxy)
+        with closing(Stream(proxy.url, COMPLETIONS, asking())) as stuck:
+            stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stuck.begin()
+            until(lambda: is_still(upstream), 20)
+            assert upstream.sent < 24 << 20
+            assert resident(proxy) - before < 40 << 20
+            with ThreadPoolExecutor() as pool:
+                late = pool.submit(post, proxy, COMPLETIONS, asking())
+                until(lambda: proxy.stats()["followers"] == 1)
+                stuck.close()
+                answer = late.result()
+        assert upstream.calls == 1
+        assert answer.headers["X-Cache"] == "COLLAPSED"
+        said = [json.loads(event[6:]) for event in answer.content.split(b"\n\n")[:-2]]
+        text = "".join(choice["text"] for event in said for choice in event["choices"])
+        assert text == upstream.text * upstream.count
+
+
+def test_no_end_behind_the_terminator(start_proxy: StartProxy) -> None:
+    """Who asks the same while a body does not end would wait for ever, and so would the client."""
+    with lengthy(3, 4, ends=False) as upstream:
+        proxy = start_proxy(upstream.url)
+        began = time.monotonic()
+        with ThreadPoolExecutor() as pool:
+            forms = [asking(), asking(), asking(stream=False)]
+            answers = [pool.submit(post, proxy, COMPLETIONS, body) for body in forms]
+            found = [answer.result() for answer in answers]
+        assert time.monotonic() - began < 15
+        assert {answer.status_code for answer in found} == {200}
+        assert all(answer.content.endswith(DONE) for answer in found[:2])
+        assert post(proxy, COMPLETIONS, asking()).headers["X-Cache"] == "HIT"
+        until(lambda: upstream.left == upstream.calls)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_closed_behind_the_terminator(count: int, start_proxy: StartProxy) -> None:
+    """A client that hangs up when it has all would be said to have left before the end."""
+    with lengthy(3, 4, ends=False) as upstream:
+        proxy = start_proxy(upstream.url)
+        clients = [Stream(proxy.url, COMPLETIONS, asking()) for _ in range(count)]
+        for client in clients:
+            for chunk in client.begin().chunks():
+                if chunk == DONE:
+                    break
+            client.close()
+        until(lambda: proxy.stats()["total_responses"] == 1)
+        until(lambda: not proxy.stats()["fetches_in_flight"])
+        until(lambda: proxy.log.count("[Cache ") == count)
+        stats = proxy.stats()
+        assert (stats["not_stored"], stats["misses"], stats["hits"]) == ({}, 1, count - 1)
+        assert "(cut)" not in proxy.log
