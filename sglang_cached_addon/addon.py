@@ -15,7 +15,6 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -47,6 +46,7 @@ from sglang_cached_addon import (
     gateway,
     identity,
     keys,
+    location,
     nearest,
     policy,
     printable,
@@ -76,9 +76,6 @@ logger = logging.getLogger("sglang_cached_addon")
 
 # Hooks of flows, which the fast lane does without.
 _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
-
-LOOK_SECONDS = 2.0
-"""How long upstream may take to say who it is, before clients are let in."""
 
 LEAVING, LEAVING_SECONDS = 8, 1.0
 """How many clients are hung up at once where descriptors run short, and how long nobody must have
@@ -213,13 +210,8 @@ class SglangCached:
         ctx.options.update(connection_strategy="lazy")
 
     async def look(self) -> State:
-        """Asks upstream who it is, but waits no longer than those who come can wait."""
-        if not self.upstream:
-            return State.UNKNOWN
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self.upstream.check()
-        return self.upstream.state
+        """Asks upstream who it is, but waits no longer than a call would."""
+        return await self.upstream.check() if self.upstream else State.UNKNOWN
 
     def _serve(self, url: str, store: DiskStore | SharedStore, settings: Settings) -> None:
         """Puts together what answers; raises ValueError."""
@@ -375,6 +367,7 @@ class SglangCached:
             self.upstream.seen(True)
             if live.ask:
                 self.upstream.heard(live.ask.asker, live.ask.shown, status, time.monotonic())
+        self._lead_here(flow.response)
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
@@ -514,7 +507,7 @@ class SglangCached:
         if isinstance(answer, Hit):
             response = _json_response(200, answer.body)
         elif isinstance(answer, Reply):
-            response = _response(answer.status, answer.headers, answer.body)
+            response = self._passed_on(answer)
         else:  # things have changed meanwhile
             return None
         _say(response, answer.outcome)
@@ -564,7 +557,7 @@ class SglangCached:
         if isinstance(answer, Hit):
             self._replay(flow, answer)
         elif isinstance(answer, Reply):
-            flow.response = _response(answer.status, answer.headers, answer.body)
+            flow.response = self._passed_on(answer)
             _mark(flow, flow.response, answer.outcome)
         else:
             live.streamed = answer
@@ -600,6 +593,18 @@ class SglangCached:
         await update.announced
         if is_whole:
             update.sent()
+
+    def _passed_on(self, reply: Reply) -> http.Response:
+        """Upstream's answer, as its clients get it."""
+        response = _response(reply.status, reply.headers, reply.body)
+        self._lead_here(response)
+        return response
+
+    def _lead_here(self, response: http.Response) -> None:
+        """What leads to upstream leads through the proxy."""
+        for name in location.FIELDS:
+            if self.upstream and (value := response.headers.get(name)):
+                response.headers[name] = location.through_proxy(value, self.upstream.url)
 
     def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """What a client gets when upstream gives nothing."""

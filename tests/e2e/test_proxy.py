@@ -6,6 +6,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -13,7 +14,8 @@ from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
-from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.conftest import Proxy, StartProxy, cache_status, corpus, until
+from tests.hearing import Heard, hearing
 
 PARAMS = {"temperature": 0.9, "max_new_tokens": 8}
 BODIES: dict[str, dict[str, Any]] = {
@@ -315,6 +317,34 @@ def test_log_lines(simulator: Simulator, proxy: Proxy) -> None:
     assert lines[5].endswith("(route)")
 
 
+TARGETS = (
+    b"/v1/models?api_key=secret",
+    b"/generate?key=secret",
+    b"/health?key=secret",
+    b"/v1/\x1b]0;title\x07",
+    b"/v1/\x9b2J",
+    b"/v1/%0a%5bCache hit%5d?secret",
+    b"/v1/\xe2\x80\xae?secret",
+    b"http://user:secret@x/v1/models?secret",
+)
+
+
+def test_log_tells_no_secrets(simulator: Simulator, proxy: Proxy) -> None:
+    """A key in a query would be in the log, or a terminal be told what to do."""
+    parts = urlsplit(proxy.url)
+    for method in (b"GET", b"POST"):
+        for target in TARGETS:
+            with socket.create_connection((parts.hostname, parts.port), 30) as client:
+                client.sendall(
+                    method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                    b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+                )
+                assert client.recv(65536).startswith(b"HTTP/1.1 ")
+    until(lambda: proxy.log.count("/v1/models") >= 2)
+    assert "secret" not in proxy.log
+    assert all(line.isprintable() for line in proxy.log.splitlines())
+
+
 def test_quiet(simulator: Simulator, start_proxy: StartProxy) -> None:
     """--quiet logs no requests."""
     proxy = start_proxy(simulator.url, "--quiet")
@@ -392,3 +422,47 @@ def test_websocket(simulator: Simulator, proxy: Proxy) -> None:
         return await socket.read_message()
 
     assert IOLoop(make_current=False).run_sync(talk, timeout=30) == "hello"
+
+
+def moved(heard: Heard) -> bytes:
+    """What Starlette answers where a slash is one too many, and where it is not, a sample."""
+    if heard.target.startswith("/model_info"):
+        return whole("200 OK", json.dumps({"model_path": "m", "weight_version": "default"}))
+    if heard.target.startswith("/server_info"):
+        return whole("200 OK", json.dumps({"version": "0.5.23"}))
+    if heard.target == "/generate" and b"moved" not in heard.body:
+        (pair,) = corpus("generate-n1")
+        return whole("200 OK", pair["response"]["body"])
+    place = f"http://{heard.fields['host']}/elsewhere?{heard.target}"
+    return whole(
+        "307 Temporary Redirect", "", f"Location: {place}\r\nContent-Location: {place}\r\n"
+    )
+
+
+def whole(status: str, body: str, fields: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{fields}"
+    return f"{head}Content-Length: {len(body.encode())}\r\n\r\n{body}".encode()
+
+
+def test_redirects_lead_back(start_proxy: StartProxy) -> None:
+    """A client that follows a redirect would go past the proxy, to a host that it may not reach."""
+    with hearing() as upstream:
+        upstream.answer = moved
+        proxy = start_proxy(upstream.url)
+        first = post(proxy, "/generate", BODIES["/generate"])
+        assert first.headers["X-Cache"] == "MISS"
+        for method, path, body in (
+            ("GET", "/v1/models/", None),
+            ("POST", "/v1/embeddings/", {"input": "a"}),
+            ("POST", "/generate", {**BODIES["/generate"], "text": "moved"}),
+            ("POST", "/generate", {**BODIES["/generate"], "text": "moved", "stream": True}),
+            ("POST", "/v1/completions", BODIES["/v1/completions"]),
+        ):
+            answer = requests.request(
+                method, proxy.url + path, json=body, allow_redirects=False, timeout=30
+            )
+            assert answer.status_code == 307
+            assert answer.headers["Location"] == f"/elsewhere?{path}"
+            assert answer.headers["Content-Location"] == f"/elsewhere?{path}"
+        authority = upstream.url.removeprefix("http://")
+        assert {heard.fields["host"] for heard in upstream.heard} == {authority}
