@@ -14,9 +14,10 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import h11
@@ -74,11 +75,22 @@ class Answer:
     """The number of the connection that it came on: an equal one is the same connection."""
 
 
+Ask = Callable[[str, str, Headers], Awaitable[Answer]]
+"""Sends a request (method, path, header fields); raises `Unreachable` or `Broken`."""
+
+Greet = Callable[[Ask, Any], Coroutine[Any, Any, Any]]
+"""Asks something on one connection, given what was said there before (None: nothing); raises
+`Unreachable` or `Broken`."""
+
+
 class Response:
     """A response whose body comes in pieces."""
 
     def __init__(self, connection: _Connection, head: h11.Response) -> None:
         self._connection = connection
+        self.greeting = connection.greeting
+        """What came of greeting the server on this response's connection, once it is known; None if
+        it could not be greeted."""
         self.status: int = head.status_code
         self.headers = _end_to_end(head.headers.raw_items())
         self.connection = connection.number
@@ -100,6 +112,9 @@ class _Connection:
         """It has not carried a whole exchange."""
         self.has_begun = False
         """Some of the present answer has come."""
+        self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.former: Any = None
+        """What came of greeting the server before."""
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
@@ -164,7 +179,13 @@ class _Connection:
         is_young = time.monotonic() - self._idle_since < IDLE_SECONDS
         return is_young and not (unread or self._reader.at_eof() or self._writer.is_closing())
 
+    def greeted(self, said: Any) -> None:
+        """Notes what came of greeting the server, or that it cannot be greeted (None)."""
+        if not self.greeting.done():
+            self.greeting.set_result(said)
+
     def close(self) -> None:
+        self.greeted(None)
         self._writer.transport.abort()
 
 
@@ -172,10 +193,18 @@ class Client:
     """Asks one upstream."""
 
     def __init__(
-        self, url: str, *, tls: ssl.SSLContext | None = None, keeps_host: bool = False
+        self,
+        url: str,
+        *,
+        tls: ssl.SSLContext | None = None,
+        keeps_host: bool = False,
+        greet: Greet | None = None,
+        is_lasting: Callable[[Any], bool] = lambda said: True,
     ) -> None:
         """`url` is scheme://host[:port]. `tls` is how an https one is spoken to, if not with the
-        system's certificates. `keeps_host`: it is told the host that the client has asked."""
+        system's certificates. `keeps_host`: it is told the host that the client has asked. `greet`
+        asks the server something on each connection, behind the first answer, and behind later ones
+        unless what it has said `is_lasting`."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port or _PORTS[parts.scheme]
@@ -185,6 +214,9 @@ class Client:
         is_https = parts.scheme == "https"
         self._ssl = (tls or ssl.create_default_context()) if is_https else None
         self._keeps_host = keeps_host
+        self._greet = greet
+        self._is_lasting = is_lasting
+        self._greeting: dict[asyncio.Task[None], _Connection] = {}
         self._idle: list[_Connection] = []
         self._is_closed = False
 
@@ -212,6 +244,9 @@ class Client:
     def close(self) -> None:
         """Hangs up what is idle; what is in use when it is done."""
         self._is_closed = True
+        for task, connection in tuple(self._greeting.items()):
+            task.cancel()
+            connection.close()
         while self._idle:
             self._idle.pop().close()
 
@@ -255,13 +290,43 @@ class Client:
         return None
 
     def _give_back(self, connection: _Connection) -> None:
-        if connection.rest() and not self._is_closed and len(self._idle) < MAX_IDLE:
-            self._idle.append(connection)
-        else:
+        if not connection.rest() or self._is_closed:
             connection.close()
+        elif self._greet and not connection.greeting.done():
+            task = asyncio.ensure_future(self._meet(connection, self._greet))
+            self._greeting[task] = connection
+            task.add_done_callback(self._greeting.pop)
+        else:
+            self._keep(connection)
         # Those below are older. What a burst has left would else stay half closed for ever.
         while self._idle and not self._idle[0].is_usable:
             self._idle.pop(0).close()
+
+    async def _meet(self, connection: _Connection, greet: Greet) -> None:
+        """Greets the server, and keeps the connection if it still can be used."""
+
+        async def ask(method: str, path: str, headers: Headers) -> Answer:
+            head = await connection.exchange(self._request(method, path, headers, b""), b"")
+            response = Response(connection, head)
+            body = b"".join([piece async for piece in response.pieces()])
+            if not connection.rest():
+                raise Broken("it does not keep the connection")
+            return Answer(response.status, response.headers, body, response.connection)
+
+        try:
+            connection.greeted(await greet(ask, connection.former))
+            self._keep(connection)
+        except (Unreachable, Broken):
+            connection.close()
+
+    def _keep(self, connection: _Connection) -> None:
+        if self._is_closed or len(self._idle) >= MAX_IDLE:
+            connection.close()
+            return
+        if self._greet and not self._is_lasting(connection.greeting.result()):
+            connection.former = connection.greeting.result()
+            connection.greeting = asyncio.get_running_loop().create_future()
+        self._idle.append(connection)
 
     async def _connect(self) -> _Connection:
         while True:

@@ -111,6 +111,7 @@ class Fetcher:
             request.method, request.path, ask.fields, body
         ) as response:
             self._upstream.heard(ask.asker, ask.shown, response.status, time.monotonic())
+            flight.greeting = response.greeting
             if flight.stream and _is_stream(response):
                 if self._is_of_two(fetch):
                     return None
@@ -202,7 +203,7 @@ class Fetcher:
             self._upstream.doubt()
         if arrived.landed.refusal or not arrived.samples:
             return
-        reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown)
+        reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown, flight.greeting)
         for part in cache.parts(fetch.plan, arrived.samples, PART_SAMPLES):
             reason = reason or self._exchange.commit(fetch, part)
             self._flights.settle(flight, {fetch.plan.keys[item] for item, _ in part})

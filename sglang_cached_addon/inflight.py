@@ -51,6 +51,8 @@ class Flight:
         """Of a streamed one."""
         self.is_addition = is_addition
         self.task: asyncio.Task[None] | None = None
+        self.greeting: asyncio.Future[Any] | None = None
+        """What upstream says of itself on the connection that its answer comes on."""
         self.phase = Phase.FLYING
         self.clients = 0
         """Those who want what it brings."""

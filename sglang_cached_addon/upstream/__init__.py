@@ -13,11 +13,12 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
 from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.client import Ask, Broken, Client, Headers, Unreachable
 from sglang_cached_addon.identity import Change, Epochs, Identity
 from sglang_cached_addon.policy import Reason, Restart
 from sglang_cached_addon.upstream.asking import Questions, Said, Verdict
@@ -56,6 +57,16 @@ class State(StrEnum):
     DOWN = "down"
 
 
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What upstream has said of itself on a connection that samples come on."""
+
+    said: Said
+    asked_on: int
+    """The number of the connection on which it is asked otherwise, if the same process is at both;
+    else 0."""
+
+
 class Upstream:
     """The server that misses go to."""
 
@@ -76,7 +87,9 @@ class Upstream:
         """`entered` and `salt` are as `Model` has them, `probes` as `Gate`."""
         self.url = url
         self.state = State.UNKNOWN
-        self.client = Client(url, tls=tls, keeps_host=keeps_host)
+        self.client = Client(
+            url, tls=tls, keeps_host=keeps_host, greet=self._greet, is_lasting=self._is_lasting
+        )
         """For anything that is not about its identity."""
         self._is_offline = is_offline
         self._was_down = False
@@ -293,16 +306,39 @@ class Upstream:
         if not self._is_offline:
             self._learning.join(self._poll)
 
-    async def confirm(self, turn: int, shown: Headers) -> Reason | None:
+    async def confirm(
+        self, turn: int, shown: Headers, greeting: asyncio.Future[Greeting | None] | None = None
+    ) -> Reason | None:
         """Why an answer that has come must not be stored: None once upstream, asked after it came,
-        has said that it still is what it was in that turn."""
+        has said that it still is what it was in that turn. `greeting` is what it says on the
+        connection of that answer, if it can be asked there: behind one URL there may be several."""
         if turn != self.turn:
             return Reason.MODEL_CHANGED
         is_known = await self._confirming.join(lambda: self._is_known(shown))
+        greeted = await asyncio.shield(greeting) if greeting else None
         await self._wait(self._updates.quiet(), PATIENCE_SECONDS)
         if turn != self.turn or self._updates.is_changing:
             return Reason.MODEL_CHANGED
+        if greeted and not self._is_lasting(greeted):
+            theirs, ours = greeted.said.identity, self.identity
+            if theirs and ours and theirs.digest != ours.digest:
+                self.doubt()
+                return Reason.MODEL_CHANGED
+            is_known = is_known and theirs is not None
         return None if is_known else Reason.UNCONFIRMED
+
+    async def _greet(self, ask: Ask, former: Greeting | None) -> Greeting:
+        """Asks upstream who it is on a connection that samples come on."""
+        is_new = former is None
+        said = await self._questions.on(ask, self._told, PATIENCE_SECONDS, is_new=is_new)
+        found = said.identity
+        is_same = found is not None and bool(found.incarnation) and found == self.identity
+        return Greeting(said, self._questions.connection if is_same else 0)
+
+    def _is_lasting(self, greeting: Greeting) -> bool:
+        """Whether the process on that connection is the one that is asked otherwise, so that what
+        it says there holds here."""
+        return greeting.asked_on != 0 and greeting.asked_on == self._questions.connection
 
     async def _is_known(self, shown: Headers) -> bool:
         """Whether upstream says who it is, asked with a client's credential, or else with the one

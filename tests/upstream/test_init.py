@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -914,5 +917,120 @@ def test_post() -> None:
                 assert asked.headers["authorization"] == "Bearer key"
         async with asking(dead_url()) as upstream:
             await upstream.post("/abort_request", b"{}", ())
+
+    run(test)
+
+
+# Several servers behind one URL
+
+
+@asynccontextmanager
+async def balancing(*urls: str) -> AsyncIterator[str]:
+    """A balancer of connections: each new one goes to the next of these servers."""
+    turns = itertools.cycle(urls)
+    writers: set[asyncio.StreamWriter] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.add(writer)
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        parts = urlsplit(next(turns))
+        behind = await asyncio.open_connection(parts.hostname, parts.port)
+        await asyncio.gather(pump(reader, behind[1]), pump(behind[0], writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await settled()
+
+
+OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] = {
+    "another model": ({**INFO, "model_path": "x"}, SERVER, Reason.MODEL_CHANGED),
+    "other weights": ({**INFO, "weight_version": "2"}, SERVER, Reason.MODEL_CHANGED),
+    "the same model": (INFO, {**SERVER, "random_seed": 2}, None),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SERVERS)
+def test_a_rolling_update(case: str) -> None:
+    """An answer is only stored for the model that the server on its own connection has named,
+    whatever the one says that is asked otherwise."""
+    info, server, reason = OTHER_SERVERS[case]
+
+    async def test() -> None:
+        says = {"/model_info": (200, info), "/server_info": (200, server)}
+        async with (
+            serving() as old,
+            serving(says=says) as new,
+            balancing(old.url, new.url) as url,
+            asking(url, interval=1e6) as upstream,
+        ):
+            assert await upstream.check() is State.UP  # by the old one
+            assert infos(old) == SAID
+            reasons = []
+            for _ in range(2):
+                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                    async for _ in response.pieces():
+                        pass
+                    greeting = response.greeting
+                    # One more connection, to the other server.
+                    async with upstream.client.open("POST", "/generate", (), PROBE) as other:
+                        async for _ in other.pieces():
+                            pass
+                for one in (greeting, other.greeting):
+                    reasons.append(await upstream.confirm(upstream.turn, (), one))
+            assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
+            assert upstream.identity
+
+    run(test)
+
+
+def test_weights_that_change_elsewhere() -> None:
+    """Where several servers have been seen behind one URL, each is asked behind each answer: that
+    one has not changed says nothing of the others."""
+
+    async def test() -> None:
+        says = {"/model_info": (200, INFO), "/server_info": (200, {**SERVER, "random_seed": 2})}
+        async with (
+            serving() as one,
+            serving(says=says) as two,
+            balancing(one.url, two.url) as url,
+            asking(url, interval=1e6) as upstream,
+        ):
+            assert await upstream.check() is State.UP  # by the first
+            for reason in (None, None, Reason.MODEL_CHANGED):
+                if reason:
+                    two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                    async for _ in response.pieces():
+                        pass
+                found = await upstream.confirm(upstream.turn, (), response.greeting)
+                assert found is reason
+            assert {asked.path for asked in two.asked} == {"/generate", *SAID}
+
+    run(test)
+
+
+def test_a_connection_that_is_not_kept() -> None:
+    """Where a server hangs up behind each answer it cannot be asked there: what is said elsewhere
+    has to do."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                async for _ in response.pieces():
+                    pass
+                script.hang_up()
+                await settled()
+            assert await upstream.confirm(upstream.turn, (), response.greeting) is None
 
     run(test)
