@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import isclose
 from typing import Any
 
 import openai
@@ -363,7 +364,8 @@ def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_
 
 @pytest.mark.parametrize("path", API)
 def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
-    """A greedy answer is the same from upstream, and from a stream of it that was stored."""
+    """A greedy answer is the same from upstream, and from a stream of it that was stored: in all
+    that two calls to upstream itself agree in."""
     options: dict[str, Any] = {"logprobs": 2}
     if path != "/v1/completions":
         options = {"return_logprob": True, "top_logprobs_num": 2}
@@ -371,7 +373,9 @@ def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
         options = {"logprobs": True, "top_logprobs": 2}
     for _ in range(20):
         body = json.loads(json.dumps(API[path](prompt())).replace("0.9", "0.0")) | options
-        direct = requests.post(upstream_url + path, json=body, timeout=60).json()
+        direct, second = (
+            requests.post(upstream_url + path, json=body, timeout=60).json() for _ in "12"
+        )
         stream = post(path, {**body, "stream": True})
         assert stream.headers["X-Cache"] == "MISS"
         # SGLang's chat streams lose the log-probabilities of a token without text.
@@ -379,17 +383,36 @@ def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
             break
     answer = post(path, body)
     assert answer.headers["X-Cache"] == "HIT"
-    assert plain(answer.json()) == plain(direct)
-    assert list(answer.json()) == list(direct)
+    stable, found = stably(direct, second, answer.json())
+    assert found == stable
+    assert "metadata" in stable or "meta_info" in stable
 
 
-def plain(answer: Any) -> Any:
-    """An answer without what is never the same twice."""
-    noise = {"id", "created", "e2e_latency", "response_sent_to_client_ts", "cached_tokens"}
-    noise |= {"cached_tokens_details", "metadata"}
-    if isinstance(answer, dict):
-        return {name: plain(value) for name, value in answer.items() if name not in noise}
-    return [plain(value) for value in answer] if isinstance(answer, list) else answer
+def _is_close(first: float, other: float) -> bool:
+    """Sums of a server that does other things at the same time differ in their last digits."""
+    return isclose(first, other, rel_tol=1e-3, abs_tol=1e-3)
+
+
+def stably(first: Any, second: Any, other: Any) -> tuple[Any, Any]:
+    """What two answers of upstream agree in, and what a third one has there; with the names of
+    all members, in their order."""
+    if isinstance(first, dict) and isinstance(second, dict) and isinstance(other, dict):
+        names = [name for name in first if name in second]
+        pairs = {name: stably(first[name], second[name], other.get(name)) for name in names}
+        wanted, found = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
+        if list(first) == list(second):
+            wanted["the members"], found["the members"] = list(first), list(other)
+        return wanted, found
+    is_list = isinstance(first, list) and isinstance(second, list) and isinstance(other, list)
+    if is_list and len(first) == len(second) == len(other):
+        rows = [stably(*row) for row in zip(first, second, other, strict=True)]
+        return [row[0] for row in rows], [row[1] for row in rows]
+    if is_list and len(first) == len(second):
+        return len(first), len(other)
+    if isinstance(first, float) and isinstance(other, float) and _is_close(first, other):
+        return first, first
+    # What is another one each time, as a time, says nothing.
+    return (first, other) if first == second else (None, None)
 
 
 def test_other_routes_are_untouched(front: Proxy, upstream_url: str) -> None:

@@ -1,8 +1,8 @@
 """Other keys, other names, other weights: on the simulator, or on servers that this starts.
 
 `make test-sglang URL=... START='python -m sglang.launch_server ... --port {port}'` starts real
-ones (SGLANG_START), with more options behind those; without START, only what a running server can
-show is shown on one.
+ones (SGLANG_START), with more options behind those. Nothing here touches a server that somebody
+else has started.
 """
 
 from __future__ import annotations
@@ -102,16 +102,19 @@ def ask(proxy: Proxy, body: Any, **headers: str) -> requests.Response:
     return requests.post(f"{proxy.url}/generate", json=body, headers=headers, timeout=60)
 
 
-def test_updated_weights(front: Proxy) -> None:
-    """New weights do not answer with what the old ones said."""
+def test_updated_weights(server: Server, start_proxy: StartProxy) -> None:
+    """New weights do not answer with what the old ones said. On a server of its own: it is not
+    what it was afterwards."""
+    server.start()
+    proxy = start_proxy(server.url)
     body = generate(prompt())
-    assert [ask(front, body).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
-    model = requests.get(f"{front.url}/model_info", timeout=10).json()["model_path"]
+    assert [ask(proxy, body).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+    model = requests.get(f"{proxy.url}/model_info", timeout=10).json()["model_path"]
     update = requests.post(
-        f"{front.url}/update_weights_from_disk", json={"model_path": model}, timeout=120
+        f"{proxy.url}/update_weights_from_disk", json={"model_path": model}, timeout=120
     )
     assert update.json()["success"]
-    assert [ask(front, body).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
+    assert [ask(proxy, body).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
 
 
 def test_keys(server: Server, start_proxy: StartProxy) -> None:
