@@ -84,11 +84,13 @@ class Known:
     hit: Hit | None = None
     generation: int = -1
     """Of the store, when `hit` was put together."""
+    has_model: bool = True
+    """It is known which model answers."""
 
     @property
     def key(self) -> bytes:
-        """Of its pool, where it has just one."""
-        return self.keys[0] if len(self.keys) == 1 else b""
+        """Of its pool, where it has just one, and it is known whose it is."""
+        return self.keys[0] if len(self.keys) == 1 and self.has_model else b""
 
     @property
     def model(self) -> str:
@@ -275,7 +277,8 @@ class Exchange:
             call = replace(call, stream=replace(call.stream, usage=True))
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
         pools = tuple(self._keys(dialect.name, tenant, call.items))
-        return Known(dialect, call, pools, self._turn, raw if is_plain else b"")
+        name = raw if is_plain else b""
+        return Known(dialect, call, pools, self._turn, name, has_model=bool(self._fingerprint))
 
     def _draws_copies(self, call: Call) -> bool:
         """Whether a prompt that stands twice in a list gets the same sample twice, which a call

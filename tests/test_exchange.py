@@ -1364,6 +1364,12 @@ def test_too_large(path: str, raw: bytes) -> None:
     assert found.outcome.reason is Reason.TOO_LARGE
 
 
+def test_key_where_no_model_is_known() -> None:
+    """A key would be shown of which nobody knows whose it is."""
+    assert Way(Memory(), "").know(body()).key == b""
+    assert Way(Memory(), "m").know(body()).key == key_of("a", "m")
+
+
 def test_read_once() -> None:
     """A body that is too large for the memo is not read for the lane, and again for the hooks."""
     way, raw = Way(), b'{"text":"%b"}' % (b"a" * 3_000_000)

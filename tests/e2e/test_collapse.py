@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -482,6 +482,34 @@ def test_leader_that_does_not_read(
         assert len(chunks) < 2000
         assert chunks[-2:] == events(follower.result())[-2:]
     assert len(sampled(simulator)) == 1
+
+
+@forms
+def test_slow_word(form: Any, start_proxy: StartProxy, text: str) -> None:
+    """Who waits for an answer would wait for upstream to say who it is, as would hits while
+    something is being replaced."""
+    with running(Profile()) as upstream:
+        proxy = start_proxy(upstream.url)
+        other = asking(CHAT, f"{text} other")
+        post(proxy, CHAT, other)
+        until(lambda: proxy.stats()["total_responses"] == 1)
+        body = asking(CHAT, text, **form)
+        with Crowd(proxy) as crowd:
+            answers = [crowd.lead(upstream, CHAT, body)]
+            answers += [crowd.ask(CHAT, body) for _ in range(3)]
+            waiting(proxy, 3)
+            upstream.profile = replace(upstream.profile, info_delay=8.0)
+            began = time.monotonic()
+            upstream.release()
+            assert kinds(answers) == {"MISS": 1, "COLLAPSED": 3}
+            assert post(proxy, CHAT, body).headers["X-Cache"] == "HIT"
+            no_cache = {"headers": {"Cache-Control": "no-cache"}}
+            new = [crowd.ask(CHAT, other, **no_cache), crowd.ask(CHAT, body, **no_cache)]
+            assert kinds(new) == {"MISS": 2}
+            assert post(proxy, CHAT, other).headers["X-Cache"] == "HIT"
+            assert time.monotonic() - began < 6
+            assert proxy.stats()["total_responses"] == 1
+            upstream.profile = replace(upstream.profile, info_delay=0.0)
 
 
 # Aborts
