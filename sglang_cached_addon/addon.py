@@ -326,7 +326,7 @@ class SglangCached:
         if self._exchange:
             live.outcome = self._exchange.bypass(reason).outcome
         change = identity.change(flow.request.method, flow.request.path)
-        if change is Change.ADAPTER and _length(flow.request) <= policy.MAX_NAMES:
+        if change is Change.ADAPTER and _is_short(flow.request):
             return None  # its body names the adapter
         # Passed on as it comes, whatever its size.
         flow.request.stream = not _is_abort(flow.request)
@@ -884,6 +884,11 @@ _ABORTS = ("/abort_request", _PAUSE)
 def _is_abort(request: http.Request) -> bool:
     """Whether it may end calls under way."""
     return request.path in _ABORTS and request.method == "POST"
+
+
+def _is_short(request: http.Request) -> bool:
+    """Whether a body is known beforehand to be one that can be kept."""
+    return "transfer-encoding" not in request.headers and _length(request) <= policy.MAX_NAMES
 
 
 def _length(request: http.Request) -> int:

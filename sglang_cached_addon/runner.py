@@ -303,7 +303,8 @@ class Startup:
         print(f"  listening  {url}")
         print(f"  upstream   {upstream.url}")
         if upstream.identity:
-            print(f"  model      {upstream.identity.model} ({upstream.fingerprint[:16]})")
+            model = printable(upstream.identity.model, MAX_LINE)
+            print(f"  model      {model} ({upstream.fingerprint[:16]})")
         loaded = store.loaded
         entries = f"{loaded.keys} entries, {loaded.samples} samples"
         print(f"  cache      {self._addon.place} ({entries})")

@@ -19,6 +19,7 @@ from tests.conftest import Proxy, StartProxy
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import sampling
+from tests.test_passage import memory
 
 TOKEN = "t0ken-\xe9 with=odd/signs"
 OPEN = (("GET", "/cache/stats"), ("GET", "/health"))
@@ -162,6 +163,16 @@ def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
                 assert requests.get(proxy.url + path, timeout=1.5).status_code == 200
             proxy.stop(signal.SIGKILL)
             assert isinstance(waits.exception(), requests.RequestException)
+
+
+@pytest.mark.parametrize("path", ["/load_lora_adapter", "/unload_lora_adapter"])
+def test_adapter_without_end(path: str, shared: Proxy) -> None:
+    """A body that names an adapter would be kept, whatever its size."""
+    before = memory(shared)
+    body = (b" " * (1 << 20) for _ in range(60))
+    answer = requests.post(f"{shared.url}{path}", data=body, timeout=60)
+    assert 400 <= answer.status_code < 500  # upstream's word
+    assert memory(shared) - before < 24 << 20
 
 
 def test_rebound_name(shared: Proxy) -> None:
