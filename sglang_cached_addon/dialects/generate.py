@@ -101,7 +101,11 @@ class Generate:
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         # SGLang answers no prompts with no samples, and its scheduler is not even asked.
-        return {"text": []}, {"text": ".", "sampling_params": {"max_new_tokens": 1}}
+        named = {"model": model} if model else {}
+        return (
+            {**named, "text": []},
+            {**named, "text": ".", "sampling_params": {"max_new_tokens": 1}},
+        )
 
     def read(self, body: dict[str, Any]) -> Call:
         base.refuse_unstorable(body)

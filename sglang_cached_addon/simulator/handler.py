@@ -187,7 +187,7 @@ def is_probe(body: bytes) -> bool:
     is_token = call.get("max_tokens") == 1
     messages = [{"role": "user", "content": "."}]
     is_openai = is_token and (call.get("prompt") == "." or call.get("messages") == messages)
-    return call == {"text": []} or is_openai
+    return call.get("text") == [] or is_openai
 
 
 def _wake(rest: asyncio.Future[None]) -> None:

@@ -196,3 +196,11 @@ def test_cut(index: int | None) -> None:
         assert event["text"] == text
         assert event["meta_info"].pop("finish_reason")["type"] == "abort"
         assert event["meta_info"] == before
+
+
+@pytest.mark.parametrize("route", sorted(installed()))
+def test_probes_name_the_model(route: tuple[str, str]) -> None:
+    """A probe asks for what the call asks: a key may be for some models only."""
+    dialect = installed()[route]
+    assert {body.get("model") for body in dialect.probes("m")} == {"m"}
+    assert all("model" not in body for body in dialect.probes(""))

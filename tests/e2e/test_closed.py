@@ -1,0 +1,333 @@
+"""What upstream has closed is closed here, and nobody who is refused, or slow, holds up others."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from sglang_cached_addon.simulator import Profile, Simulator, running
+from sglang_cached_addon.simulator.handler import is_probe
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.test_proxy import BODIES, PARAMS, post
+
+GENERATE, COMPLETIONS, CHAT = BODIES
+INFO = {"model_path": "m", "weight_version": "1"}
+SERVER = {"random_seed": 1, "version": "0.5.23"}
+
+Says = Callable[[str, Mapping[str, str], bytes], int]
+"""The status for a path, the header fields and a body."""
+
+
+class Upstream(ThreadingHTTPServer):
+    """A server that answers as it is told to."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, says: Says) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.says = says
+        self.may_inform = threading.Event()
+        self.may_inform.set()
+        self.generated = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Upstream
+
+    def do_GET(self) -> None:
+        self.server.may_inform.wait(60)
+        documents = {"/model_info": INFO, "/server_info": SERVER}
+        status = self.server.says(self.path, self.headers, b"")
+        known = self.path in documents
+        self._answer(status if known else 404, documents.get(self.path, {}) if known else {})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        status = self.server.says(self.path, self.headers, body)
+        if status != 200:
+            self._answer(status, {"error": "no"})
+        elif is_probe(body):
+            self._answer(200, [])
+        else:
+            self.server.generated += 1
+            meta = {
+                "id": "x", "finish_reason": {"type": "stop"}, "prompt_tokens": 1,
+                "completion_tokens": 1, "weight_version": "1",
+            }  # fmt: skip
+            self._answer(200, {"text": "said", "output_ids": [1], "meta_info": meta})
+
+    def _answer(self, status: int, said: Any) -> None:
+        data = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # a client that left is none of our business
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(says: Says) -> Iterator[Upstream]:
+    with Upstream(says) as upstream:
+        thread = threading.Thread(target=upstream.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield upstream
+        finally:
+            upstream.may_inform.set()
+            upstream.shutdown()
+            thread.join()
+
+
+def call(
+    proxy: Proxy, text: str = "a", headers: Mapping[str, str] | None = None, **more: Any
+) -> str:
+    """What became of a call: its status, and how much of it came from the store."""
+    body = {"text": text, "sampling_params": PARAMS, **more}
+    answer = post(proxy, GENERATE, body, headers=headers)
+    return f"{answer.status_code} {answer.headers['X-Cache']}"
+
+
+def stored(proxy: Proxy, count: int) -> None:
+    until(lambda: proxy.stats()["total_responses"] == count)
+
+
+def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
+    """A server that tells anybody its model, and lets only some generate, is not open."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        return 200 if path != GENERATE or headers.get("Authorization") == "Bearer k" else 401
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        key = {"Authorization": "Bearer k"}
+        assert [call(proxy, headers=key), call(proxy)] == ["200 MISS", "401 BYPASS"]
+        stored(proxy, 1)
+        assert [call(proxy, headers=key), call(proxy)] == ["200 HIT", "401 BYPASS"]
+        assert call(proxy, headers={"Authorization": "Bearer x"}) == "401 BYPASS"
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 429, 503])
+def test_odd_answers_open_nothing(status: int, start_proxy: StartProxy) -> None:
+    """Whatever a server says to a client without a key that is not a 200, it gets no hit."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        return 200 if path != GENERATE or headers.get("Authorization") else status
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        assert call(proxy, headers={"Authorization": "Bearer k"}) == "200 MISS"
+        stored(proxy, 1)
+        assert call(proxy) == f"{status} BYPASS"
+
+
+def test_another_header(start_proxy: StartProxy) -> None:
+    """A key in a header that is not known as one admits nobody, not even its owner, unless it is
+    named; then it is a key like any other."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        return 200 if path != GENERATE or headers.get("X-Odd") == "k" else 401
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        owner = {"X-Odd": "k"}
+        assert [call(proxy, headers=owner) for _ in range(2)] == ["200 BYPASS"] * 2
+        assert call(proxy) == "401 BYPASS"
+        assert proxy.stats()["total_responses"] == 0
+        assert "--credential-header" in proxy.log
+        proxy.stop()
+        proxy = start_proxy(upstream.url, "--credential-header", "X-Odd")
+        assert call(proxy, headers=owner) == "200 MISS"
+        stored(proxy, 1)
+        for headers, kind in (
+            (owner, "200 HIT"),
+            (None, "401 BYPASS"),
+            ({"X-Odd": "x"}, "401 BYPASS"),
+        ):
+            assert call(proxy, headers=headers) == kind
+
+
+def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
+    """A key that may ask one model gets no hits of another."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        if path != GENERATE:
+            return 200
+        may = {"Bearer all": ("a", "b"), "Bearer a": ("a",)}.get(
+            headers.get("Authorization", ""), ()
+        )
+        model = json.loads(body).get("model", "")
+        return 200 if model in may else 403
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        both, one = {"Authorization": "Bearer all"}, {"Authorization": "Bearer a"}
+        for model in "ab":
+            post(proxy, GENERATE, {"text": "x", "model": model}, headers=both)
+        until(lambda: proxy.stats()["total_responses"] == 2)
+        assert call(proxy, headers=one, model="b") in ("403 BYPASS", "403 MISS")
+        for model, status in (("a", 200), ("b", 403), ("a", 200), ("b", 403)):
+            answer = post(proxy, GENERATE, {"text": "x", "model": model}, headers=one)
+            assert (answer.status_code, answer.headers["X-Cache"] == "HIT") == (
+                status,
+                status == 200,
+            )
+
+
+def test_a_rotating_cookie(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """The cookie of a load balancer, another one with each answer, makes nobody a stranger."""
+    proxy = start_proxy(simulator.url)
+    kinds = [call(proxy, headers={"Cookie": f"lb={k}"}) for k in range(4)]
+    assert kinds == ["200 MISS"] + ["200 HIT"] * 3
+    assert len(simulator.probes) == 1
+
+
+def test_a_crowd_without_keys(start_proxy: StartProxy) -> None:
+    """Any number of clients that are refused get upstream's answer; the proxy goes on, and ends
+    when it is told to."""
+    with running(Profile(api_key="k")) as upstream:
+        proxy = start_proxy(upstream.url)
+        with ThreadPoolExecutor(16) as pool:
+            kinds = list(pool.map(lambda k: call(proxy, f"p {k % 4}"), range(160)))
+        assert set(kinds) == {"401 BYPASS"}
+        assert call(proxy, headers={"Authorization": "Bearer k"}) == "200 MISS"
+        assert proxy.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["slow", "silent"])
+def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy) -> None:
+    """While upstream is slow to say who it is, or silent, what is stored is given, and the proxy's
+    own routes answer: nothing of that waits for upstream."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        return 200
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url, "--poll-seconds", "0.1")
+        assert call(proxy) == "200 MISS"
+        stored(proxy, 1)
+        assert call(proxy) == "200 HIT"
+        upstream.may_inform.clear()
+        end, longest, count = time.monotonic() + 3, 0.0, 0
+        while time.monotonic() < end:
+            began = time.monotonic()
+            assert call(proxy) == "200 HIT"
+            assert requests.get(f"{proxy.url}/health", timeout=10).status_code == 200
+            proxy.stats()
+            longest, count = max(longest, time.monotonic() - began), count + 1
+            if not is_silent and count % 20 == 0:
+                upstream.may_inform.set()
+                threading.Event().wait(0.2)
+                upstream.may_inform.clear()
+        assert longest < 1.0
+        # A call that is not stored is answered as well, and so are equal ones.
+        with ThreadPoolExecutor(4) as pool:
+            kinds = sorted(pool.map(lambda _: call(proxy, "new"), range(4)))
+        assert kinds[-1] == "200 MISS"
+        assert set(kinds[:-1]) <= {"200 COLLAPSED", "200 HIT"}
+
+
+UPDATE = b"POST /update_weights_from_disk HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+
+
+def send(proxy: Proxy, data: bytes) -> socket.socket:
+    parts = urlsplit(proxy.url)
+    client = socket.create_connection((parts.hostname, parts.port or 80), timeout=30)
+    client.sendall(data)
+    return client
+
+
+def test_updates_that_change_nothing(start_proxy: StartProxy) -> None:
+    """A stranger's update of the weights that is refused, hung up, held open, or comes while
+    upstream is down, empties nothing and stops nothing: what is stored is given, and what comes is
+    stored."""
+    key = {"Authorization": "Bearer k"}
+    with running(Profile(api_key="k")) as upstream:
+        proxy = start_proxy(upstream.url, "--poll-seconds", "0.1")
+        assert call(proxy, headers=key) == "200 MISS"
+        stored(proxy, 1)
+        held = send(proxy, UPDATE + b"Content-Length: 100\r\n\r\n{")
+        for _ in range(2):  # head and a part of the body, and the client is gone
+            send(proxy, UPDATE + b"Content-Length: 100\r\n\r\n{").close()
+        send(proxy, UPDATE + b"Content-Length: 2\r\n\r\n{}").close()
+        with ThreadPoolExecutor(2) as pool:
+            refused = pool.map(lambda _: post(proxy, "/update_weights_from_disk", {}), range(2))
+            assert [answer.status_code for answer in refused] == [401, 401]
+        assert call(proxy, headers=key) == "200 HIT"
+        assert call(proxy, "b", headers=key) == "200 MISS"
+        stored(proxy, 2)
+        held.close()
+        until(lambda: json.loads((proxy_state(proxy)).read_bytes())["unsettled"] is False)
+        upstream.down()
+        assert post(proxy, "/update_weights_from_disk", {}).status_code == 502
+        upstream.up()
+        until(lambda: "was restarted" in proxy.log)
+        until(lambda: call(proxy, headers=key) == "200 HIT")
+        assert call(proxy, "b", headers=key) == "200 HIT"
+        assert call(proxy, "c", headers=key) == "200 MISS"
+        stored(proxy, 3)
+        assert proxy.stats()["not_stored"] == {}
+
+
+def proxy_state(proxy: Proxy) -> Path:
+    return Path(proxy.stats()["cache_file"]).with_name("state.json")
+
+
+def test_state_that_makes_no_sense(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """The proxy starts, names the file that it has moved aside, and gives nothing that may be of
+    other weights."""
+    proxy = start_proxy(simulator.url)
+    assert call(proxy) == "200 MISS"
+    stored(proxy, 1)
+    state = proxy_state(proxy)
+    assert proxy.stop() == 0
+    state.write_text(json.dumps({**json.loads(state.read_text()), "epochs": {"last": "x"}}))
+    again = start_proxy(simulator.url)
+    assert "state.json" in again.log
+    assert [call(again), call(again)] == ["200 MISS", "200 HIT"]
+
+
+@pytest.mark.parametrize(("restart", "kind"), [("same", "HIT"), ("new", "MISS")])
+def test_restart(restart: str, kind: str, simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What a restarted server is taken for is said by --restart; the log says once what was
+    assumed."""
+    proxy = start_proxy(simulator.url, "--restart", restart, "--poll-seconds", "0.1")
+    assert call(proxy) == "200 MISS"
+    stored(proxy, 1)
+    before = info(proxy)["model"]["epochs"]
+    simulator.restart()
+    if restart == "same":
+        until(lambda: "was restarted" in proxy.log)
+    else:
+        until(lambda: info(proxy)["model"]["epochs"] != before)
+    assert call(proxy) == f"200 {kind}"
+    assert proxy.log.count("was restarted") == (restart == "same")
+
+
+def info(proxy: Proxy) -> dict[str, Any]:
+    return requests.get(f"{proxy.url}/cache/info", timeout=10).json()
