@@ -8,17 +8,15 @@ where its `Http1Client` reads heads and bodies.
 from __future__ import annotations
 
 import re
-from collections import deque
 
-import h11
 from h11._readers import ChunkedReader
-from h11._receivebuffer import ReceiveBuffer
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._events import ResponseProtocolError
 from mitmproxy.proxy.layers.http._http1 import Http1Client
 
-from sglang_cached_addon.framing import MAX_FIELDS, MAX_HEAD, Chunks, Refused
+from sglang_cached_addon.framing import MAX_FIELDS, MAX_HEAD, Refused
+from sglang_cached_addon.strict import StrictReader
 
 # As h11 has it, which reads it next: servers may end lines with LF alone.
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -62,28 +60,3 @@ class Answers(Http1Client):
             if not _INTERIM.match(data):
                 return True
             self.buf.maybe_extract_lines()
-
-
-class StrictReader(ChunkedReader):
-    """Takes the place of h11's reader of chunks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._chunks = Chunks()
-        self._buffer = bytearray()
-        self._pieces: deque[bytes] = deque()
-
-    def __call__(self, buf: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
-        if data := buf.maybe_extract_at_most(len(buf)):
-            self._buffer += data
-            try:
-                self._pieces.extend(self._chunks.read(self._buffer))
-            except Refused as e:
-                raise h11.RemoteProtocolError(str(e)) from e
-        if self._pieces:
-            return h11.Data(data=self._pieces.popleft())
-        if not self._chunks.is_over:
-            return None
-        buf += self._buffer
-        self._buffer.clear()
-        return h11.EndOfMessage()

@@ -21,8 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import h11
+from h11._readers import ChunkedReader
 
 from sglang_cached_addon import descriptors
+from sglang_cached_addon.strict import StrictReader
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Header fields, in order."""
@@ -144,6 +146,8 @@ class _Connection:
             pass
         if not isinstance(event, h11.Response):
             raise Broken("it hung up without an answer")
+        if type(self._http._reader) is ChunkedReader:
+            self._http._reader = StrictReader()
         return event
 
     async def receive(self) -> object:

@@ -94,6 +94,10 @@ class Passage(layer.Layer):
         """Whether it, and mitmproxy behind it, are between two requests."""
         return self.progress is Progress.IDLE and is_idle(self.child_layer, self.context.client)
 
+    @property
+    def _is_http1(self) -> bool:
+        return isinstance(self.child_layer.connections.get(self.context.client), Http1Server)
+
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
             if type(event) is events.DataReceived and event.connection is self.context.client:
@@ -118,6 +122,8 @@ class Passage(layer.Layer):
         return self.handle_event(event)
 
     def _receive(self, data: bytes) -> layer.CommandGenerator[None]:
+        if self._state is State.CHECKED and not self._is_http1:
+            self._state = State.PASSED  # HTTP/2, which has frames
         if self._state is State.CHECKED:
             data = self._requests.receive(data)
         elif self._state is State.DROPPED:

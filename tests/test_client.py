@@ -83,6 +83,8 @@ FRAMES = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabcdef",
     "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     b"3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+    "chunks and trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"3;a=b\r\nabc\r\n3 \r\ndef\r\n0\r\nA: 1\r\n\r\n",
     "until it hangs up": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nabcdef",
     "HTTP/1.0": b"HTTP/1.0 200 OK\r\n\r\nabcdef",
     "after another": b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"
@@ -101,12 +103,18 @@ def test_whole_answer(answer: bytes) -> None:
     against(saying(answer), case)
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 BROKEN = {
     "nothing": b"",
     "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
     "half a head": b"HTTP/1.1 200 OK\r\nContent-",
     "a cut body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
     "cut chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    "any two bytes end a chunk": CHUNKED + b"3\r\nabcXX3\r\ndef\r\n0\r\n\r\n",
+    "a long chunk line": CHUNKED + b"3;" + b"x" * 2000 + b"\r\nabc\r\n0\r\n\r\n",
+    "an endless chunk line": CHUNKED + b"3;" + b"x" * 200_000,
+    "endless trailers": CHUNKED + b"0\r\n" + b"A: 1\r\n" * 40_000,
+    "an endless interim head": b"HTTP/1.1 103 A\r\n" + b"A: 1\r\n" * 40_000,
     "a huge head": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000 + b"\r\n\r\n",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -12,10 +13,15 @@ from dataclasses import dataclass
 
 import pytest
 import requests
+from mitmproxy.options import Options
 from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server import SimpleConnectionHandler
 
-from sglang_cached_addon.express import self_check
+from sglang_cached_addon.connections import Connections
+from sglang_cached_addon.express import open_lane, self_check
 from sglang_cached_addon.simulator import Fault, Simulator
+from sglang_cached_addon.wire import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
 from tests.test_wire import FOREIGN, head
@@ -291,3 +297,47 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
         until(lambda: simulator.waiting == 1)
     until(lambda: proxy.stats()["fetches_in_flight"] == 0)
     assert "Traceback" not in proxy.log, proxy.log
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_fills_that_end_at_once(is_eager: bool) -> None:
+    """A connection would be waited for, for ever, when an answer is there before it is waited for;
+    and many of these, one behind the other, would be one call in another."""
+    if is_eager and not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("this Python has no eager tasks")
+    count = 1500
+
+    async def filled(answer: bytes | None) -> bytes | None:
+        return answer
+
+    async def run() -> bytes:
+        loop = asyncio.get_running_loop()
+        if is_eager:
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        connections = Connections()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            mode = ProxyMode.parse("reverse:http://x")
+            handler = SimpleConnectionHandler(reader, writer, Options(), mode, {})
+            connection = connections.add(handler)
+            assert connection
+            lane = open_lane(
+                connection,
+                HeadReader([("POST", "/generate")]),
+                lambda head, body: None,
+                lambda head, raw, body: filled(b"answer\n"),
+            )
+            assert lane
+
+        server = await asyncio.start_server(accept, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        writer.write(request(b"{}") * count)
+        async with asyncio.timeout(20):
+            received = await reader.readexactly(count * len(b"answer\n"))
+        for connection in connections.all:
+            connection.writer.transport.abort()
+        writer.close()
+        server.close()
+        return received
+
+    assert asyncio.run(run()) == b"answer\n" * count

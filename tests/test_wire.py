@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from sglang_cached_addon import admission
@@ -226,3 +228,12 @@ def test_stream_hit() -> None:
 def test_chunks(events: list[bytes]) -> None:
     """A client would take something else for an event."""
     assert unchunked(chunked(events)) == events
+
+
+def test_credentials_are_not_kept() -> None:
+    """Keys of clients would be in the memory for as long as the proxy runs."""
+    reader = HeadReader(ROUTES)
+    found = reader.read(head(LINE, *PLAIN, b"Authorization: Bearer s3cret"))
+    assert isinstance(found, Head)
+    assert found.credential
+    assert b"s3cret" not in pickle.dumps([vars(reader), found])
