@@ -110,6 +110,12 @@ class Fetch:
     stamp: Stamp
 
     @property
+    def asks_more(self) -> bool:
+        """Whether it asks for what its client has not, of a server that may refuse that."""
+        is_sglang = self.fill.server.engine == identity.SGLANG
+        return not is_sglang and bool(self.fill.added or self.fill.counts)
+
+    @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for all that the client asked for."""
         return self.fill.total == self.plan.call.total and not any(self.fill.skip)

@@ -478,6 +478,9 @@ class Service:
             # client's to know.
             self._strikes.setdefault(way.dialect, []).append(time.monotonic())
             return self._exchange.bypass(Reason.UNREADABLE)
+        if fetch.asks_more and landed.status in (400, 422):
+            # An older vLLM refuses fields that it does not know.
+            return self._exchange.bypass(Reason.UNREADABLE)
         if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
             return self._exchange.bypass(landed.refusal)
         if not fetch.is_whole and landed.split:

@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Profile, Simulator, running
+from sglang_cached_addon.simulator.handler import is_probe
 from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.test_proxy import post, sampled
 
@@ -130,6 +131,8 @@ class Other(ThreadingHTTPServer):
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
+        self.is_strict = False
+        """It refuses what it does not know."""
         self.bodies: list[dict[str, Any]] = []
         super().__init__(("127.0.0.1", 0), OtherHandler)
 
@@ -157,8 +160,16 @@ class OtherHandler(BaseHTTPRequestHandler):
         except (ValueError, KeyError):
             self.send_error(400)
             return
-        self.server.bodies.append(body)
-        n, seed = body.get("n", 1), body.get("seed")
+        if not is_probe(data):
+            self.server.bodies.append(body)
+        options = body.get("stream_options") or {}
+        if self.server.is_strict and {"return_token_ids", "continuous_usage_stats"} & {
+            *body,
+            *options,
+        }:
+            self.send_error(400)
+            return
+        n, seed = body.get("n", 1), body.get("seed", 0)
         texts = [f"{prompt} {seed + k}" for k in range(n)]
         if body.get("stream"):
             self.stream(texts)
@@ -297,6 +308,22 @@ def test_usage_that_is_not_told(start_proxy: StartProxy) -> None:
         one = asking(CHAT, "b", seed=1)
         kinds = [post(proxy, CHAT, one).headers["X-Cache"] for _ in range(2)]
         assert kinds == ["MISS", "HIT"]
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_server_that_is_strict(
+    form: dict[str, Any], vllm: Other, start_proxy: StartProxy
+) -> None:
+    """A client would be refused what it has not asked for."""
+    vllm.is_strict = True
+    proxy = start_proxy(vllm.url)
+    body = asking(CHAT, "a", n=2, seed=1, **form)
+    direct = requests.post(f"{vllm.url}{CHAT}", json=body, timeout=30)
+    answer = post(proxy, CHAT, body)
+    assert (answer.status_code, answer.content) == (200, direct.content)
+    assert answer.headers["X-Cache"] == "BYPASS"
+    kinds = [post(proxy, CHAT, {**body, "n": 1}).headers["X-Cache"] for _ in range(2)]
+    assert kinds == ["MISS", "HIT"]
 
 
 def test_a_prompt_twice_with_a_seed(vllm: Other, start_proxy: StartProxy) -> None:
