@@ -705,6 +705,7 @@ class SglangCached:
             "pending_writes": store.journal.pending if store.journal else 0,
             "dropped_writes": store.journal.dropped if store.journal else 0,
             "fetches_in_flight": len(service.flights),
+            "unconfirmed": service.flights.unconfirmed,
             "streams_in_flight": service.flights.streams,
             "followers": service.flights.waiting,
             **exchange.counters.as_json(),

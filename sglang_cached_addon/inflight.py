@@ -113,6 +113,11 @@ class Flights:
         """Those of the pools that are being filled."""
         return {key for key in keys if key in self._by_key} if self._by_key else set()
 
+    @property
+    def unconfirmed(self) -> int:
+        """Those whose answers were given, and are not yet stored or dropped."""
+        return sum(flight.has_landed for flight in self._flights)
+
     def landed(self, keys: Collection[bytes]) -> list[Flight]:
         """Those that have brought something for these pools."""
         if not self._landed:

@@ -30,9 +30,6 @@ from sglang_cached_addon.routing import KeyHeaders
 from sglang_cached_addon.stream import Reader, Stream
 from sglang_cached_addon.upstream import Upstream
 
-SETTLE_SECONDS = 0.25
-"""How long who looks at the store waits for what is on its way there."""
-
 LARGE_SAMPLES = 1000
 """An answer of more is written beside the event loop."""
 
@@ -545,9 +542,3 @@ class Service:
         if ask.is_aborted:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
             yield self._exchange.aborted_events(known, time.time(), seen, stream.stored)
-
-    async def settled(self) -> None:
-        """Returns when what was answered before this is stored, or will not be; or soon."""
-        tasks = [f.task for f in self.flights if f.has_landed and f.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=SETTLE_SECONDS)

@@ -25,6 +25,7 @@ COMMAND = Path(sysconfig.get_path("scripts")) / "sglang-cached"
 ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"
 CORPUS = Path(__file__).parent / "corpus"
 START_SECONDS = 30.0
+SETTLE_SECONDS = 2.0
 
 
 class Proxy:
@@ -66,7 +67,14 @@ class Proxy:
         return self._stderr.read_text()
 
     def stats(self) -> dict[str, Any]:
-        return requests.get(f"{self.url}/cache/stats", timeout=10).json()
+        """What it tells of itself, once what it has answered is stored or will not be; or, where
+        upstream does not let it be either, what it tells meanwhile."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            found: dict[str, Any] = requests.get(f"{self.url}/cache/stats", timeout=10).json()
+            if not found.get("unconfirmed") or time.monotonic() > deadline:
+                return found
+            time.sleep(0.002)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and waits; the exit code."""

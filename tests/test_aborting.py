@@ -121,7 +121,7 @@ def test_abort_all_that_is_overtaken(is_agreed: bool, form: dict[str, bool]) -> 
             ended = stage.service.aborts.aborting(None)
             stage.generated(asked, end="abort")
             await leader
-            await stage.service.settled()
+            await stage.settled()
             await settled()
             assert stage.is_quiet
             ended(is_agreed)

@@ -58,7 +58,7 @@ def test_cleared() -> None:
             stage.store.clear()
             stage.generated(asked)
             assert (await leader).brief == "miss 200"
-            await stage.service.settled()
+            await stage.settled()
             assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
 
     run(test)
@@ -75,7 +75,7 @@ def test_change_by_request() -> None:
             stage.generated(asked)
             stage.generated(again)
             assert await briefs(old, new) == ["miss 200", "miss 200"]
-            await stage.service.settled()
+            await stage.settled()
             assert stage.stored == 1
             assert (await stage.generate("a")).texts == (await new).texts
 
@@ -100,7 +100,7 @@ def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await briefs(leader, *others) == ["miss 200", "collapsed 200", "partial 200"]
             assert (await leader).texts == (await others[0]).texts
             assert (await others[1]).texts[0] == (await leader).texts[7]
-            await stage.service.settled()
+            await stage.settled()
             await until(lambda: stage.stored == 51)
 
     run(test)
@@ -138,7 +138,7 @@ def test_parts_of_two_models(when: str) -> None:
             first, asked = await begun(stage)
             finish(asked)
             await first
-            await stage.service.settled()
+            await stage.settled()
             more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
             asked = await stage.asked()
             assert asked.json["n"] == 1

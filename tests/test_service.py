@@ -94,6 +94,10 @@ class Stage:
         self.tasks: list[asyncio.Task[Any]] = []
         self._numbers = itertools.count(1)
 
+    async def settled(self) -> None:
+        """Returns when what was answered is stored, or will not be."""
+        await until(lambda: not self.service.flights.unconfirmed)
+
     # Clients
 
     def make(self, path: str, body: Any, headers: dict[str, str], **kwargs: Any) -> Ask:
@@ -251,7 +255,7 @@ def test_most_first(sizes: tuple[int, ...]) -> None:
             first, asked = await stage.lead("a")
             stage.generated(asked)
             await first
-            await stage.service.settled()
+            await stage.settled()
             tasks = [stage.generate("a", n) for n in sizes]
             total, others = 1, [n for n in sizes if n > 1]
             asked = await stage.asked()
@@ -331,7 +335,7 @@ def test_late() -> None:
             stage.generated(asked)
             assert (await first).brief == "miss 200"
             assert stage.stored == 0
-            looking = asyncio.ensure_future(stage.service.settled())
+            looking = asyncio.ensure_future(stage.settled())
             for form in ({}, {"stream": True}):
                 assert await briefs(stage.generate("a", **form)) == ["hit 200"]
             assert stage.stored == 0
@@ -589,7 +593,7 @@ def test_a_part_that_others_fetch(is_first: bool) -> None:
             assert (await batch).texts[0] == (await alone).texts[0]
             assert (await batch).brief == "partial 200"
             assert stage.is_quiet
-            await stage.service.settled()
+            await stage.settled()
             assert stage.stored == 2
 
     run(test)
@@ -614,7 +618,7 @@ def test_parts_of_two_models(what: str) -> None:
             if what == "stored":
                 stage.generated(one)
                 await alone
-                await stage.service.settled()
+                await stage.settled()
             batch, two = await stage.lead(["a", "b"])
             assert two.json["text"] == ["b"]
             if what == "waited for":
@@ -627,7 +631,7 @@ def test_parts_of_two_models(what: str) -> None:
             stage.generated(again)
             assert (await batch).brief == "miss 200"
             assert (await batch).texts == ["a 3", "b 4"]
-            await stage.service.settled()
+            await stage.settled()
             assert await briefs(stage.generate(["a", "b"])) == ["hit 200"]
 
     run(test)
@@ -641,7 +645,7 @@ def test_parts_that_are_not_confirmed() -> None:
             alone, one = await stage.lead("a")
             stage.generated(one)
             await alone
-            await stage.service.settled()
+            await stage.settled()
             batch, two = await stage.lead(["a", "b"])
             await settled()
             stage.script.may_answer.clear()
@@ -666,7 +670,7 @@ def test_parts_that_say_that_they_are_of_another() -> None:
             alone, one = await stage.lead("a")
             stage.generated(one)
             await alone
-            await stage.service.settled()
+            await stage.settled()
             more, two = await stage.lead("a", 2)
             stage.generated(two, "2")
             assert (await more).brief == "bypass 200 other-weights"
@@ -739,7 +743,7 @@ def test_ignored_n(status: int) -> None:
             alone, one = await stage.lead("a")
             stage.generated(one)
             await alone
-            await stage.service.settled()
+            await stage.settled()
             for number in range(3):
                 more = stage.generate("a", 3)
                 if number < 2:
@@ -800,7 +804,7 @@ def test_modes(mode: Mode) -> None:
             task, asked = await filler.lead("stored")
             filler.generated(asked)
             await task
-            await filler.service.settled()
+            await filler.settled()
             await until(lambda: filler.kept.document.get("identity"))
             stage = Stage(filler.script, kept=filler.kept, mode=mode)
             stage.store._pools = filler.store._pools
@@ -810,7 +814,7 @@ def test_modes(mode: Mode) -> None:
                 if brief.startswith("miss 200"):
                     filler.generated(await filler.asked())
                 assert (await task).brief == brief
-                await stage.service.settled()
+                await stage.settled()
             body = json.dumps({"text": "stored", "sampling_params": {"n": 1}}).encode()
             found = stage.service.look_up("POST", GENERATE, body, b"", streams=True)
             assert (found is None) is (mode in (Mode.REFRESH, Mode.OFF))
@@ -843,12 +847,12 @@ def test_directives(value: str) -> None:
             task, asked = await stage.lead("a")
             stage.generated(asked)
             await task
-            await stage.service.settled()
+            await stage.settled()
             task = stage.ask(GENERATE, body, cache_control=value)
             if brief == "miss 200":
                 stage.generated(await stage.asked())
             assert (await task).brief == brief
-            await stage.service.settled()
+            await stage.settled()
             assert stage.stored == 1
             denied = stage.ask(GENERATE, {**body, "text": "b"}, cache_control="only-if-cached")
             assert (await denied).brief == "miss 504 only-if-cached"
@@ -892,7 +896,7 @@ def test_no_collapse() -> None:
             for asked in [await stage.asked() for _ in tasks]:
                 stage.generated(asked)
             assert await briefs(*tasks) == ["miss 200"] * 3
-            await stage.service.settled()
+            await stage.settled()
             assert stage.stored == 3
 
     run(test)
@@ -929,7 +933,7 @@ def test_strangers() -> None:
             for key in ("c", ""):
                 assert (await stage.generate("x", key=key)).brief == "bypass 200 unauthorized"
             assert (await stage.generate("x", key="a")).brief == "hit 200"
-            await stage.service.settled()
+            await stage.settled()
             body = json.dumps({"text": "x", "sampling_params": {"n": 1}}).encode()
             for key, found in (("a", True), ("c", False), ("", False)):
                 hit = stage.service.look_up("POST", GENERATE, body, credential(key), streams=True)
@@ -1048,7 +1052,7 @@ def test_far_samples_are_topped_up() -> None:
             assert again.released == 0
             stage.generated(asked)
             assert (await task).brief == "partial 200"
-            await stage.service.settled()
+            await stage.settled()
             assert (again.released, stage.stored) == (1, 3)
 
     run(test)
@@ -1149,7 +1153,7 @@ def test_stream() -> None:
             assert [(await t).pieces for t in tasks[:3]] == [WHOLE, [*WHOLE[:2], DONE], WHOLE]
             assert (await whole).json["choices"][0]["text"] == "ab"
             assert stage.is_quiet
-            await stage.service.settled()
+            await stage.settled()
             assert (stage.stored, stage.counters.tokens_saved) == (1, 6)
             assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
 
