@@ -640,8 +640,6 @@ class SglangCached:
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
         request = flow.request
-        if self._service and route.path != routes.HEALTH:
-            await self._service.settled()
         _, _, query = request.path.partition("?")
         token = self.settings.admin_token if self.settings else ""
         caller = _caller(flow, self._hosts.get(request, ""))
