@@ -331,9 +331,14 @@ class Upstream:
         """Asks upstream who it is on a connection that samples come on."""
         is_new = former is None
         said = await self._questions.on(ask, self._told, PATIENCE_SECONDS, is_new=is_new)
-        found = said.identity
-        is_same = found is not None and bool(found.incarnation) and found == self.identity
-        return Greeting(said, self._questions.connection if is_same else 0)
+        found, ours = said.identity, self.identity
+        if not (found and ours and found.incarnation and found.incarnation == ours.incarnation):
+            return Greeting(said, 0)
+        if found != ours:
+            # The process is the one that is asked otherwise, and has another model by now.
+            self._questions.forget()
+            self._hear(said, self._told)
+        return Greeting(said, self._questions.connection)
 
     def _is_lasting(self, greeting: Greeting) -> bool:
         """Whether the process on that connection is the one that is asked otherwise, so that what

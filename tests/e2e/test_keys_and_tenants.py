@@ -233,7 +233,7 @@ def test_an_open_upstream(simulator: Simulator, start_proxy: StartProxy) -> None
     proxy = start_proxy(simulator.url, "--poll-seconds", "3600")
     ask(proxy, GENERATE, asking(GENERATE), None)
     assert set(probes(simulator)) == {"/model_info", "/server_info"}
-    assert len(probes(simulator)) <= 4
+    assert len(probes(simulator)) <= 8
     simulator.received.clear()
     for key in (None, "", "a", "b"):
         for form in FORMS.values():

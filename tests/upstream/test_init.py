@@ -952,10 +952,13 @@ async def balancing(*urls: str) -> AsyncIterator[str]:
         await settled()
 
 
+ANOTHER = {**SERVER, "random_seed": 2}
+"""What another process says."""
+
 OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] = {
-    "another model": ({**INFO, "model_path": "x"}, SERVER, Reason.MODEL_CHANGED),
-    "other weights": ({**INFO, "weight_version": "2"}, SERVER, Reason.MODEL_CHANGED),
-    "the same model": (INFO, {**SERVER, "random_seed": 2}, None),
+    "another model": ({**INFO, "model_path": "x"}, ANOTHER, Reason.MODEL_CHANGED),
+    "other weights": ({**INFO, "weight_version": "2"}, ANOTHER, Reason.MODEL_CHANGED),
+    "the same model": (INFO, ANOTHER, None),
 }
 
 
@@ -1015,6 +1018,25 @@ def test_weights_that_change_elsewhere() -> None:
                 found = await upstream.confirm(upstream.turn, (), response.greeting)
                 assert found is reason
             assert {asked.path for asked in two.asked} == {"/generate", *SAID}
+
+    run(test)
+
+
+def test_a_model_that_only_a_greeting_shows() -> None:
+    """What the one process says on any connection is heard: a model that was there in between is
+    noticed also where it is gone when upstream is asked otherwise."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=1e6) as upstream:
+            assert await refusal(upstream) is None
+            turn = upstream.turn
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                async for _ in response.pieces():
+                    pass
+            await response.greeting
+            script.says["/model_info"] = (200, INFO)
+            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
 
     run(test)
 
