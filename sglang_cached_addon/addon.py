@@ -104,6 +104,8 @@ class SglangCached:
         self.store: DiskStore | SharedStore | None = None
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
+        self.lost = 0
+        """Samples that could not be written before the end."""
         self._dialects = dialects.installed()
         self._heads = wire.HeadReader(self._dialects)
         """Read with the settings' `key_headers`, once there are any."""
@@ -273,6 +275,7 @@ class SglangCached:
             self.upstream.close()
         if store:
             store.close()
+            self.lost = store.lost
 
     # Hooks
 
@@ -751,6 +754,7 @@ class SglangCached:
                 "ttl_seconds": _finite(self.settings.ttl),
                 "memory_bytes": int(_memory(self.settings)),
                 "readonly": self.settings.readonly,
+                "overwrite_cache": self.settings.overwrite,
                 "store": store.name if isinstance(store, SharedStore) else "",
             },
             "dialects": {
@@ -800,6 +804,7 @@ def _open_store(settings: Settings) -> DiskStore | SharedStore:
             settings.fsync,
             limits,
             is_follower=settings.readonly,
+            overwrites=settings.overwrite,
             progress=_show_progress if sys.stderr.isatty() else lambda share: None,
         )
 

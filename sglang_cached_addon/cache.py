@@ -117,6 +117,13 @@ class Store(Protocol):
         is new beyond those comes behind the others. False if it cannot be kept: nothing has
         changed, then."""
 
+    def room(self) -> Awaitable[None] | None:
+        """To be waited for by who has much to store; None if there is room, or if waiting would
+        be for nothing."""
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes could be kept just now, or in a moment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -230,13 +237,42 @@ def commit(
 ) -> bool:
     """Stores new samples, in the order of the call; `raw` and `since` as the store has them. False
     if not all of them can be kept."""
-    new = list(new)
-    contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
     kept = [
-        store.append(key, dialect, contents[key], pool, raw, since=since)
-        for key, pool in by_key(plan, new).items()
+        store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
+        for one in pieces(plan, new, since)
     ]
     return all(kept)
+
+
+PIECE = 1 << 20
+"""Bytes that are stored in one go, unless one sample is more; others wait for 2 ms meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples of a pool that are stored in one go."""
+
+    key: bytes
+    content: bytes
+    samples: Sequence[Sample]
+    since: float
+    is_last: bool
+    """Of its pool."""
+
+
+def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -> Iterator[Piece]:
+    """New samples, in the order of the call."""
+    new = list(new)
+    contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
+    for key, pool in by_key(plan, new).items():
+        begun, size, counting = 0, 0, since
+        for end, sample in enumerate(pool, 1):
+            size += len(sample.answer) + len(sample.deltas)
+            if size < PIECE and end < len(pool):
+                continue
+            yield Piece(key, contents[key], pool[begun:end], counting, end == len(pool))
+            # What has just been stored counts, and is not to be replaced by what comes with it.
+            begun, size, counting = end, 0, min(since, pool[0].stored_at)
 
 
 def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sample]]:
@@ -245,23 +281,6 @@ def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sa
     for item, sample in new:
         found.setdefault(plan.keys[item], []).append(sample)
     return found
-
-
-def parts(
-    plan: Plan, new: Iterable[tuple[int, Sample]], size: int
-) -> Iterator[list[tuple[int, Sample]]]:
-    """New samples in parts of about so many; all of one pool are in one part."""
-    found: dict[bytes, list[tuple[int, Sample]]] = {}
-    for item, sample in new:
-        found.setdefault(plan.keys[item], []).append((item, sample))
-    part: list[tuple[int, Sample]] = []
-    for pool in found.values():
-        part += pool
-        if len(part) >= size:
-            yield part
-            part = []
-    if part:
-        yield part
 
 
 def tokens(plan: Plan, new: Iterable[tuple[int, Sample]]) -> int:

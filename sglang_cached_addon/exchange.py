@@ -10,14 +10,23 @@ serves one upstream, on one thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon import cache, identity, keys, policy, sse, wire
+from sglang_cached_addon import cache, identity, keys, policy, slices, sse, wire
 from sglang_cached_addon.cache import Brought, Plan, Sample, Store
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import (
@@ -361,20 +370,33 @@ class Exchange:
         body = None if fill.body == known.call.body else orjson.dumps(fill.body)
         return Fetch(known, plan, fill, body, terms, self.stamp(known))
 
-    def land(self, fetch: Fetch, status: int, body: bytes) -> Landed:
-        """Reads what upstream answered."""
+    def land(
+        self, fetch: Fetch, status: int, body: bytes, pause: Callable[[], object] = lambda: None
+    ) -> Landed:
+        """Reads what upstream answered. What is `slices.LARGE` belongs into a thread, and pauses
+        now and then for others."""
         if reason := policy.store_refusal(status):
             return Landed(status, refusal=reason)
         value = None
         try:
-            value = _parse(body)
-            split = fetch.known.dialect.split(fetch.known.call, fetch.fill, value)
+            if len(body) <= slices.LARGE or fetch.fill.added:
+                value = _parse(body)
+                split = fetch.known.dialect.split(fetch.known.call, fetch.fill, value)
+            else:
+                split = self._split(fetch, body, pause)
         except Refused as refused:
             return self.unreadable(fetch, body, refused.reason, _shown(fetch.fill, value))
         shown = _shown(fetch.fill, value)
         renamed = _with_client_rids(shown or body, fetch.fill.rids)
         kept = without_skipped(split, fetch.fill)
         return Landed(200, renamed or shown, kept, self._refusal(fetch, split))
+
+    def _split(self, fetch: Fetch, body: bytes, pause: Callable[[], object]) -> Split:
+        """A large answer, taken apart a sample at a time."""
+        dialect, call, fill = fetch.known.dialect, fetch.known.call, fetch.fill
+        # What answers a trimmed call has to be read, however large it is.
+        largest = slices.LARGEST if fetch.is_whole else inf
+        return slices.split(dialect, call, fill, body, largest=largest, pause=pause)
 
     def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
         """Reads a stream that is done."""
@@ -393,26 +415,42 @@ class Exchange:
         weights = self._server.weight_version
         if weights is not None and split.versions - {weights}:
             return Reason.OTHER_WEIGHTS
-        return fetch.terms.refusal
+        if fetch.terms.refusal:
+            return fetch.terms.refusal
+        size = sum(len(g.answer) + len(g.deltas) for g in split.generations)
+        return None if self._store.has_room(size) else Reason.DISK
 
     def commit(self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]) -> Reason | None:
-        """Stores what a fetch has brought, or says why not."""
-        if fetch.stamp.clears != self._store.clears:
-            # Who clears the cache wants nothing back that was on its way then.
-            return Reason.CLEARED
-        if fetch.stamp.turn != self._turn:
-            return Reason.MODEL_CHANGED
+        """Stores what a fetch has brought, or says why not, or not all of it."""
+        reasons = (reason for _, reason in self.commits(fetch, samples))
+        return next(filter(None, reasons), None)
+
+    def commits(
+        self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
+    ) -> Iterator[tuple[cache.Piece, Reason | None]]:
+        """As `commit`, a piece at a time, in between which others may have their turn. With a
+        reason it ends."""
+        name, raw = fetch.known.dialect.name, fetch.known.raw
         if fetch.known.call.is_seeded and self._server.engine != identity.SGLANG:
             samples = self._unknown(fetch, samples)
-        is_kept = cache.commit(
-            fetch.plan,
-            fetch.known.dialect.name,
-            samples,
-            self._store,
-            raw=fetch.known.raw,
-            since=fetch.terms.since,
-        )
-        return None if is_kept else Reason.DISK
+        for one in cache.pieces(fetch.plan, samples, fetch.terms.since):
+            if fetch.stamp.clears != self._store.clears:
+                # Who clears the cache wants nothing back that was on its way then.
+                yield one, Reason.CLEARED
+                return
+            if fetch.stamp.turn != self._turn:
+                yield one, Reason.MODEL_CHANGED
+                return
+            is_kept = self._store.append(
+                one.key, name, one.content, one.samples, raw, since=one.since
+            )
+            yield one, None if is_kept else Reason.DISK
+            if not is_kept:
+                return
+
+    def room(self) -> Awaitable[None] | None:
+        """As `Store.room`."""
+        return self._store.room()
 
     def _unknown(
         self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]

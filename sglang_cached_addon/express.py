@@ -44,6 +44,10 @@ _BUFFER = bytearray(256 * 1024)
 _VIEW = memoryview(_BUFFER)
 
 _TURN = 64 * 1024
+
+LARGE = 1 << 20
+"""Bytes of an answer that is not sent in one go: to copy it would hold up others."""
+
 """Bytes of a large request that mitmproxy is given at once."""
 
 
@@ -79,6 +83,8 @@ class Lane(asyncio.BufferedProtocol):
         self._watchdog = connection.handler.timeout_watchdog
         self._state = State.READY
         self._is_full = False
+        self._has_room: asyncio.Future[None] | None = None
+        """Somebody waits until it is not full any more."""
         """The client does not read as fast as it is answered."""
         self._held = bytearray()
         """What has come and is not dealt with; in `READY` it begins with a request."""
@@ -135,6 +141,8 @@ class Lane(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._is_full = False
+        if self._has_room and not self._has_room.done():
+            self._has_room.set_result(None)
         self._protocol.resume_writing()
         if self._state is State.FULL:
             self._be_ready()
@@ -203,6 +211,21 @@ class Lane(asyncio.BufferedProtocol):
             self._hang_up()
         return not self._transport.is_closing()
 
+    async def _send_most(self, answer: bytes) -> bytes:
+        """Sends a large answer at its client's pace, in turn with what else there is to do; what is
+        left of it."""
+        view = memoryview(answer)
+        last = (len(answer) - 1) // LARGE * LARGE
+        for at in range(0, last, _TURN):
+            while self._is_full and not self._transport.is_closing():
+                self._has_room = asyncio.get_running_loop().create_future()
+                await self._has_room
+            if at % LARGE == 0:
+                self._watchdog.register_activity()
+                await asyncio.sleep(0)
+            self._transport.write(view[at : min(last, at + _TURN)])
+        return bytes(view[last:])
+
     def _hang_up(self) -> None:
         self.head.end()
         self._hold(b"", 0)
@@ -229,6 +252,8 @@ class Lane(asyncio.BufferedProtocol):
         if self._state is not State.FILLING:
             return
         self._watchdog.register_activity()
+        if answer and len(answer) > LARGE:
+            answer = await self._send_most(answer)
         if answer is None:
             behind = bytes(self._held)
             self._hold(b"", 0)

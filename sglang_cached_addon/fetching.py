@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from sglang_cached_addon import cache
+from sglang_cached_addon import cache, slices
 from sglang_cached_addon.asking import Arrived, Ask
 from sglang_cached_addon.cache import Brought, Lease
 from sglang_cached_addon.client import Broken, Response, Unreachable
@@ -31,11 +31,8 @@ GRACE_SECONDS = 1.0
 MERGE_SECONDS = 1.0
 """How long an answer of several parts waits for the word that all are of one model."""
 
-LARGE_BYTES = 1 << 20
-"""An answer of more is read beside the event loop."""
-
-PART_SAMPLES = 500
-"""How many samples are handed to the store at once."""
+TURN_SECONDS = 0.005
+"""How long others wait while something large is stored."""
 
 JSON = ((b"Content-Type", b"application/json"),)
 
@@ -118,14 +115,22 @@ class Fetcher:
                 flight.stream.open()
                 _tell(arrived, Arrived(response.headers, is_stream=True))
                 return await self._relay(flight, ask, flight.stream, fetch, response, started)
-            raw = b"".join([piece async for piece in response.pieces()])
-        if flight.stream and response.status == 200:
-            landed = self._exchange.unreadable(fetch, raw)
-        elif len(raw) < LARGE_BYTES:
-            landed = self._exchange.land(fetch, response.status, raw)
+            pieces = [piece async for piece in response.pieces()]
+        if sum(map(len, pieces)) > slices.LARGE:  # others have their turn meanwhile
+            raw, landed = await asyncio.to_thread(self._read, flight, fetch, response, pieces)
         else:
-            landed = await asyncio.to_thread(self._exchange.land, fetch, response.status, raw)
+            raw, landed = self._read(flight, fetch, response, pieces)
         return self._land(flight, fetch, Arrived(response.headers, raw, landed), started)
+
+    def _read(
+        self, flight: Flight, fetch: Fetch, response: Response, pieces: list[bytes]
+    ) -> tuple[bytes, Landed]:
+        """What upstream has said, and what it comes to."""
+        raw = b"".join(pieces)
+        pieces.clear()
+        if flight.stream and response.status == 200:
+            return raw, self._exchange.unreadable(fetch, raw)
+        return raw, self._exchange.land(fetch, response.status, raw, _pause)
 
     async def _relay(
         self,
@@ -204,14 +209,27 @@ class Fetcher:
         if arrived.landed.refusal or not arrived.samples:
             return
         reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown, flight.greeting)
-        for part in cache.parts(fetch.plan, arrived.samples, PART_SAMPLES):
-            reason = reason or self._exchange.commit(fetch, part)
-            self._flights.settle(flight, {fetch.plan.keys[item] for item, _ in part})
-            if len(part) < len(arrived.samples):
-                await asyncio.sleep(0)  # others have their turn
+        reason = reason or await self._store(flight, fetch, arrived)
         if reason:
             self._exchange.counters.not_stored[reason] += 1
             logger.info("sglang-cached: an answer was not stored (%s)", reason)
+
+    async def _store(self, flight: Flight, fetch: Fetch, arrived: Arrived) -> Reason | None:
+        """Stores what is kept, and lets others have their turn where it is much; why it is not, or
+        not all of it."""
+        begun = time.monotonic()
+        for piece, reason in self._exchange.commits(fetch, arrived.samples):
+            if reason:
+                return reason
+            if piece.is_last:
+                self._flights.settle(flight, (piece.key,))
+            if time.monotonic() > begun + TURN_SECONDS:
+                # Who only waits for hits does not wait for the disk, but this does.
+                while room := self._exchange.room():
+                    await room
+                await asyncio.sleep(0)
+                begun = time.monotonic()
+        return None
 
     def _fail(self, flight: Flight, error: Unreachable | Broken, arrived: _Arrival) -> None:
         """There is no answer, or not all of it."""
@@ -224,6 +242,10 @@ class Fetcher:
         flight.refusal = Reason.UNREACHABLE if is_lost else Reason.CUT
         flight.answer = Arrived(JSON, body, Landed(502, body, refusal=flight.refusal))
         _tell(arrived, flight.answer)
+
+
+def _pause() -> None:
+    time.sleep(0)  # lets other threads have their turn
 
 
 def unreachable(url: str, message: str) -> bytes:

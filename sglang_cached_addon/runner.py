@@ -69,6 +69,7 @@ class Start:
     ttl: str = ""
     memory: str = ""
     readonly: bool = False
+    overwrite_cache: bool = False
     store: str = field(default="", repr=False)
     drain: float = 60.0
     """Seconds that what is under way may take after SIGINT or SIGTERM."""
@@ -190,6 +191,7 @@ def _set(options: Options, start: Start, scripts: list[str]) -> None:
             sglang_ttl=start.ttl,
             sglang_memory=start.memory,
             sglang_readonly=start.readonly,
+            sglang_overwrite_cache=start.overwrite_cache,
             sglang_store=start.store,
             connection_strategy="lazy",
         )
@@ -273,7 +275,8 @@ class Startup:
             self._addon.done()
         else:
             await self._master.run()
-        return self._exit_code
+        # What is kept and then lost is no good end, be the log read or not.
+        return self._exit_code or int(self._addon.lost > 0)
 
     async def running(self) -> None:
         servers = list(self._servers)

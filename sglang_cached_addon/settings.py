@@ -157,6 +157,12 @@ OPTIONS = (
         "store nothing.",
     ),
     Option(
+        "sglang_overwrite_cache",
+        bool,
+        False,
+        "Empty the folder first, when the cache is opened.",
+    ),
+    Option(
         "sglang_store",
         str,
         "",
@@ -194,6 +200,8 @@ class Settings:
     """Bytes; None: as the machine has it."""
     readonly: bool = False
     """The folder belongs to somebody else."""
+    overwrite: bool = False
+    """What the folder has is removed first."""
     store: str = field(default="", repr=False)
     """URL of a server that several proxies share."""
     has_folder: bool = True
@@ -212,6 +220,13 @@ class Settings:
             raise ValueError(f"sglang_cache_path: {path}: {e}") from None
         if values["sglang_readonly"] and str(values["sglang_store"]).strip():
             raise ValueError("sglang_readonly: is for a folder alone, not beside sglang_store")
+        if values["sglang_overwrite_cache"] and (
+            values["sglang_readonly"] or str(values["sglang_store"]).strip()
+        ):
+            raise ValueError(
+                "sglang_overwrite_cache: is for a folder of one's own; what is shared is emptied "
+                "with POST /cache/clear"
+            )
         store = str(values["sglang_store"]).strip()
         has_folder = not store or path != CACHE_PATH
         for name in ("sglang_max_entries", "sglang_max_bytes"):
@@ -235,6 +250,7 @@ class Settings:
             _amount("sglang_ttl", str(values["sglang_ttl"]), TIMES, inf),
             _amount("sglang_memory", str(values["sglang_memory"]), SIZES, None),
             bool(values["sglang_readonly"]),
+            bool(values["sglang_overwrite_cache"]),
             store,
             has_folder,
             _key_headers(str(values["sglang_key_headers"])),

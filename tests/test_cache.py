@@ -14,7 +14,7 @@ from sglang_cached_addon.cache import (
     Sample,
     answers,
     commit,
-    parts,
+    pieces,
     plan,
     recorded,
     samples,
@@ -241,14 +241,21 @@ def test_commit_of_a_repeated_prompt() -> None:
     assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
 
 
-def test_parts() -> None:
-    """A pool would be given a part of what is to replace its samples, and then the rest."""
-    before = plan_of("abacb", 1, store_of({}))
-    new = new_of((0, "1"), (1, "2"), (2, "3"), (3, "4"), (4, "5"))
-    found = [[item for item, _ in part] for part in parts(before, new, 3)]
-    assert found == [[0, 2, 1, 4], [3]]
-    assert list(parts(before, new, 100)) == [[new[k] for k in (0, 2, 1, 4, 3)]]
-    assert list(parts(before, [], 3)) == []
+def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large answer would hold others up; or its second part take the places of its first."""
+    monkeypatch.setattr("sglang_cached_addon.cache.PIECE", 2)
+    store = store_of({"a": "123456", "b": "1"})
+    made = plan_of("ab", 6, store, inf)
+    new = [(0, sample(letter, NOW)) for letter in "vwxyz"] + new_of((1, "k"))
+    found = [
+        ("".join(s.answer.decode() for s in one.samples), one.key, one.is_last)
+        for one in pieces(made, new)
+    ]
+    assert found == [
+        ("vw", b"a", False), ("xy", b"a", False), ("z", b"a", True), ("k", b"b", True),
+    ]  # fmt: skip
+    assert commit(made, "d", new, store, since=inf)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["vwxyz6", "k"]
 
 
 def test_a_long_list() -> None:

@@ -88,6 +88,7 @@ SWITCHES = {
     "sglang_collapse": "collapse",
     "sglang_isolate_by_credential": "isolate",
     "sglang_readonly": "readonly",
+    "sglang_overwrite_cache": "overwrite",
 }
 
 

@@ -203,6 +203,13 @@ def _env(name: str) -> str:
     help="Use a folder that another process owns, and store nothing.",
 )
 @click.option(
+    "--overwrite-cache",
+    is_flag=True,
+    envvar=_env("OVERWRITE_CACHE"),
+    show_envvar=True,
+    help="Empty the cache first.",
+)
+@click.option(
     "--drain",
     type=click.FloatRange(0, 86_400),
     default=60.0,
@@ -276,6 +283,7 @@ def start(
     ttl: str,
     memory: str,
     readonly: bool,
+    overwrite_cache: bool,
     store: str,
     drain: float,
     drain_accept: float,
@@ -318,6 +326,7 @@ def start(
                 ttl=ttl,
                 memory=memory,
                 readonly=readonly,
+                overwrite_cache=overwrite_cache,
                 store=store,
                 drain=drain,
                 drain_accept=drain_accept,

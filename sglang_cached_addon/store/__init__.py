@@ -8,6 +8,7 @@ HTTP, dialects or mitmproxy.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.store.state import StateFile
 
 __all__ = ["DiskStore", "Limits", "Loaded", "StoreError", "machine_memory"]
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,12 @@ class DiskStore:
         limits: Limits = Limits(),
         *,
         is_follower: bool = False,
+        overwrites: bool = False,
         progress: Callable[[float], object] = lambda share: None,
     ) -> None:
         """Opens a cache folder; raises `StoreError` with what to do. `fsync` as `Journal` has
-        it; a follower opens a folder that another process owns, and stores nothing; `progress` is
-        told what share of the file is read, in the end 1."""
+        it; a follower opens a folder that another process owns, and stores nothing; `overwrites`
+        removes what is there; `progress` is told what share of the file is read, in the end 1."""
         self._limits = limits
         self.journal: Journal | Follower = (
             Follower(folder) if is_follower else Journal(folder, fsync)
@@ -90,12 +95,29 @@ class DiskStore:
         except BaseException:
             self.journal.close()
             raise
+        if overwrites:
+            self._overwrite()
         if limits.ttl < inf:
             now = self.now
             for key in list(self.index):
                 self.journal.expire(key, now - limits.ttl, now)
         if not is_follower:
             self._limit(self.journal.forget, inf)
+
+    def _overwrite(self) -> None:
+        """Raises `StoreError`."""
+        try:
+            self.journal.clear().result()
+        except BaseException:
+            self.journal.close()
+            raise
+        logger.warning(
+            "%s: emptied, as asked: %d entries (%d samples) were removed",
+            self.journal.path,
+            self.loaded.keys,
+            self.loaded.samples,
+        )
+        self.loaded = Loaded()
 
     @property
     def index(self) -> Index:
@@ -288,9 +310,12 @@ class DiskStore:
         self.memory.clear(is_cleared)
         return self.journal.clear(is_cleared)
 
-    def room(self) -> Future[None] | None:
-        """As `Journal.room`."""
-        return self.journal.room()
+    def room(self) -> Awaitable[None] | None:
+        room = self.journal.room()
+        return asyncio.wrap_future(room) if room else None
+
+    def has_room(self, size: int) -> bool:
+        return self.journal.has_room(size)
 
     @property
     def lost(self) -> int:

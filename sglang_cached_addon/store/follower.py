@@ -110,6 +110,10 @@ class Follower:
     def room(self) -> None:
         """As `Journal.room`."""
 
+    def has_room(self, size: int) -> bool:
+        """Nothing is stored."""
+        return True
+
     def remove(self, key: bytes) -> None:
         """Nothing is removed."""
 

@@ -262,6 +262,10 @@ class Journal:
             self._room.append(room)
         return room
 
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes could be kept: of a disk that refuses, nothing is to be hoped."""
+        return not self._failure or self.pending_bytes + size <= MAX_PENDING
+
     def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
         """The samples of a key. None if the disk would have to be waited for and is not to be. What
         is broken is reported, and found no more."""
@@ -758,9 +762,14 @@ class Journal:
 
     def _link(self) -> bool:
         """Gives the file its name again, whatever others it has; False if this system cannot."""
+        ours = f"/proc/self/fd/{self._file.fileno()}"
         try:
             self._aside.unlink(missing_ok=True)
-            os.link(f"/proc/self/fd/{self._file.fileno()}", self._aside, follow_symlinks=True)
+            folder = os.open(self.folder, os.O_RDONLY)
+            try:  # without a folder's descriptor, what is linked is the link itself
+                os.link(ours, self._aside.name, dst_dir_fd=folder, follow_symlinks=True)
+            finally:
+                os.close(folder)
             self._aside.replace(self.path)
             sync_folder(self.folder)
         except OSError as e:

@@ -153,6 +153,12 @@ class Memory:
         # What has just come is there for who waits for it, whatever its size.
         self._make_room(key)
 
+    def room(self) -> Awaitable[None] | None:
+        return None
+
+    def has_room(self, size: int) -> bool:
+        return True
+
     def expire(self, key: bytes, since: float, now: float) -> bool:
         """Drops the samples of a key that do not count; whether there were any."""
         pool = self._pools.get(key)

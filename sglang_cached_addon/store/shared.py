@@ -452,6 +452,17 @@ class SharedStore:
     def find(self, raw: bytes) -> bytes | None:
         return self.local.find(raw)
 
+    def room(self) -> Awaitable[None] | None:
+        return self.local.room()
+
+    def has_room(self, size: int) -> bool:
+        return self.local.has_room(size)
+
+    @property
+    def lost(self) -> int:
+        """As `Journal.lost`."""
+        return self.journal.lost if self.journal else 0
+
     def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
         """As `DiskStore.calls`."""
         return self.local.calls(limit, seconds) if isinstance(self.local, DiskStore) else iter(())

@@ -31,6 +31,7 @@ OPTIONS = (
     "--script", "--set", "--replay-tokens-per-second", "--mode", "--no-collapse",
     "--isolate-by-credential", "--admin-token", "--poll-seconds", "--store", "--fsync",
     "--max-entries", "--max-bytes", "--ttl", "--memory", "--readonly", "--drain", "--drain-accept",
+    "--overwrite-cache",
 )  # fmt: skip
 TOKEN = "token-of-the-admin"
 HAS_TOKEN = has_token()
@@ -243,6 +244,7 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
     "TTL": setting("ttl_seconds", 7 * 86_400),
     "MEMORY": setting("memory_bytes", 64 << 20),
     "READONLY": setting("readonly", False),
+    "OVERWRITE_CACHE": setting("overwrite_cache", False),
     "ADMIN_TOKEN": lambda c: (c.info.status_code, c.refused.status_code) == (200, 401),
     "SET": lambda c: c.large.status_code == 413 and (f":{c.web_port}/" in c.banner) is HAS_TOKEN,
 }
@@ -337,6 +339,8 @@ def world(tmp_path: Path) -> Iterator[World]:
         ("--readonly", ["cache.jsonl", "--readonly", "--cache-path"]),
         ("--readonly --mode refresh", ["sglang_readonly"]),
         ("--drain 5 --drain-accept 6", ["--drain-accept", "--drain"]),
+        ("--overwrite-cache --readonly", ["sglang_overwrite_cache", "/cache/clear"]),
+        ("--overwrite-cache --store redis://127.0.0.1:1", ["sglang_overwrite_cache"]),
         ("--set sglang_fsync=x", ["sglang_fsync", "interval"]),
         ("--set sglang_max_entries=-1", ["sglang_max_entries", "-1"]),
         ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),

@@ -8,6 +8,8 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from sglang_cached_addon.simulator import Simulator
 from sglang_cached_addon.store.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
+from tests.replayer import replaying
 
 GENERATE, *_ = BODIES
 
@@ -165,8 +168,8 @@ def test_removed(is_all: bool, simulator: Simulator, start_proxy: StartProxy) ->
     else:
         path.unlink()
     assert kinds(proxy, "a", "c") == "HM"
-    assert until(lambda: proxy.stats()["pending_writes"] == 0)
-    assert len(warnings(proxy)) == 1
+    assert until(lambda: path.exists() and proxy.stats()["pending_writes"] == 0)
+    assert until(lambda: len(warnings(proxy)) == 1)
     second = start_proxy(simulator.url, ready=False)
     assert second.process.wait(40) == 1, "the folder is still ours"
     assert proxy.stop() == 0
@@ -199,3 +202,134 @@ def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> No
     shown = re.findall(rb"\r\x1b\[Kreading the cache: (\d+)%", said)
     assert shown == ([b"44", b"89"] if is_terminal else [])
     assert said.count(b"\x1b[K") == (3 if is_terminal else 0), "it is not taken away at the end"
+
+
+@pytest.mark.parametrize("creates", [True, False])
+def test_rotated(creates: bool, simulator: Simulator, start_proxy: StartProxy) -> None:
+    """logrotate would take all that is stored away, and what comes afterwards, without a word."""
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a") == "M"
+    assert until(lambda: proxy.stats()["pending_writes"] == 0)
+    path = Path(proxy.stats()["cache_file"])
+    path.rename(path.with_name("cache.jsonl.1"))
+    if creates:
+        path.touch()
+    assert kinds(proxy, "b") == "M"
+    assert until(lambda: "was renamed" in proxy.log)
+    path.with_name("cache.jsonl.1").unlink()
+    assert kinds(proxy, "c") == "M"
+    assert proxy.stop() == 0
+    assert {p.name for p in path.parent.iterdir()} == {"cache.jsonl", "cache.lock", "state.json"}
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a", "b", "c") == "HHH"
+
+
+def test_for_its_owner_alone(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Anybody on the machine could read prompts and answers, also those of former releases."""
+    proxy = start_proxy(simulator.url)
+    kinds(proxy, "a")
+    folder = Path(proxy.stats()["cache_file"]).parent
+    assert proxy.stop() == 0
+
+    def modes() -> set[int]:
+        return {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())}
+
+    assert modes() == {0o600, 0o700}
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o755 if path == folder else 0o644)
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a") == "H"
+    assert proxy.log.count("others could read what is in it") == 1
+    assert modes() == {0o600, 0o700}
+
+
+def test_overwritten(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Who wants to begin anew would be answered from what was there, or not be told what went."""
+    proxy = start_proxy(simulator.url)
+    kinds(proxy, "a", "b")
+    assert proxy.stop() == 0
+    proxy = start_proxy(simulator.url, "--overwrite-cache")
+    assert "2 entries (2 samples) were removed" in proxy.log
+    assert "(0 entries, 0 samples)" in proxy.banner
+    assert kinds(proxy, "a", "a") == "MH"
+    assert proxy.stop() == 0
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a", "b") == "HM"
+
+
+def test_from_the_original(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A cache of the original would be a warning a line, or keep the proxy from starting."""
+    folder = tmp_path / "original"
+    folder.mkdir()
+    lines = [{"key": f"{n}", "request": {"text": "a"}, "responses": ["b"]} for n in range(500)]
+    data = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (folder / "cache.jsonl").write_text(data)
+    proxy = start_proxy(simulator.url, "--cache-path", str(folder))
+    assert kinds(proxy, "a") == "M"
+    assert (folder / "cache.jsonl.original").read_text() == data
+    assert proxy.log.count("cache.jsonl.original") == 1
+    assert "line skipped" not in proxy.log
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="of Linux alone")
+def test_ended_with_a_full_disk(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What was stored and is lost would look like a good end to whoever started the proxy."""
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a") == "M"
+    assert until(lambda: proxy.stats()["pending_writes"] == 0)
+    size = Path(proxy.stats()["cache_file"]).stat().st_size
+    _, hard = resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(proxy.process.pid, resource.RLIMIT_FSIZE, (size, hard))
+    assert kinds(proxy, "b", "c") == "MM"
+    assert kinds(proxy, "b", "c") == "HH", "what waits for the disk is answered"
+    assert proxy.stop() == 1
+    assert "2 samples could not be written and are lost: File too large" in proxy.log
+    proxy = start_proxy(simulator.url)
+    assert kinds(proxy, "a", "b") == "HM"
+
+
+def test_a_large_answer(start_proxy: StartProxy) -> None:
+    """On a healthy disk a part of it would be lost, which was said to be stored; and others' hits
+    wait for seconds."""
+    meta = {
+        "id": "x",
+        "completion_tokens": 9,
+        "prompt_tokens": 1,
+        "finish_reason": {"type": "stop"},
+    }
+    logprobs = [[-0.123456789, n, None] for n in range(3000)]
+    native = {"text": "x", "meta_info": {**meta, "output_token_logprobs": logprobs}}
+    count = (70 << 20) // len(json.dumps(native))
+    with replaying() as upstream:
+        body = json.dumps(
+            [{**native, "text": f"x{n}"} for n in range(count)], separators=(",", ":")
+        )
+        answer = {"status": 200, "headers": [["Content-Type", "application/json"]], "body": body}
+        upstream.pair = {"response": {**answer, "body": json.dumps(native)}}
+        proxy = start_proxy(upstream.url)
+        assert kinds(proxy, "small", "small") == "MH"
+        upstream.pair = {"response": answer}
+        stop, waits = threading.Event(), []
+
+        def ask_again() -> None:
+            with requests.Session() as session:
+                while not stop.is_set():
+                    begun = time.monotonic()
+                    session.post(f"{proxy.url}{GENERATE}", json=asking(GENERATE, "small"))
+                    waits.append(time.monotonic() - begun)
+
+        thread = threading.Thread(target=ask_again)
+        thread.start()
+        try:
+            first = ask(proxy, GENERATE, asking(GENERATE, "large", count))
+            assert first.text == body
+            assert "stored" in first.headers["Cache-Status"]
+            assert until(lambda: proxy.stats()["total_responses"] == count + 1, 60)
+        finally:
+            stop.set()
+            thread.join(20)
+        assert max(waits) < 2
+        assert proxy.stop() == 0
+        proxy = start_proxy(upstream.url)
+        assert f"{count + 1} samples" in proxy.banner
+        assert kinds(proxy, "large", n=count) == "H"

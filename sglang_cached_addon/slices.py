@@ -1,0 +1,157 @@
+"""Answers that are too large to be read in one go: read a sample at a time.
+
+Pure. To read JSON holds up everything else in the process, at some 100 MB a second, and takes ten
+times its size in memory; here only one sample is read at once, so that others have their turn in
+between (it belongs into a thread), and nothing stays but the samples as they are kept. Where a
+sample ends, its braces tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Generation, Split
+from sglang_cached_addon.policy import Reason, Refused
+
+LARGE = 2 << 20
+"""Bytes of an answer that is read in one go, in 20 ms or so."""
+
+LARGEST = 800_000
+"""Values of a sample, some 8 MB of numbers: to read them takes 75 ms, and others wait for that."""
+
+_HEAD = 64 << 10
+"""Where the samples must have begun."""
+
+# Texts, and the braces that are in none. It never goes back, and a text that does not end is one.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
+_CHOICES = b'"choices":['
+
+
+class _Odd(Exception):
+    """It cannot be read in slices: whole, then."""
+
+
+def split(
+    dialect: Dialect,
+    call: Call,
+    fill: Fill,
+    body: bytes,
+    *,
+    largest: float = inf,
+    pause: Callable[[], object] = lambda: None,
+) -> Split:
+    """As `Dialect.split`, of a body that was not read yet. Raises `Refused`, also where a sample
+    has more values than that. A `pause` is made behind each sample."""
+    try:
+        samples = _Samples(body, largest, pause)
+        if not samples.is_list:
+            return _split_choices(dialect, call, fill, samples)
+        if call.batched or fill.n > 1:
+            return _split_list(dialect, call, fill, samples)
+    except _Odd:
+        pass
+    _bound(body, 0, len(body), largest)
+    try:
+        return dialect.split(call, fill, orjson.loads(body))
+    except ValueError:
+        raise Refused(Reason.UNREADABLE) from None
+
+
+def _bound(body: bytes, start: int, end: int, largest: float) -> None:
+    """Raises `Refused` where there is too much between: texts are read at once, but not values."""
+    if body.count(b",", start, end) > largest:
+        raise Refused(Reason.LARGE_SAMPLE)
+
+
+def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> Split:
+    """Each is the whole answer to a call for one."""
+    one = replace(call, batched=False, n=1)
+    generations: list[Generation] = []
+    refusal, versions = None, frozenset[str]()
+    for sample in samples:
+        if len(generations) == fill.total:
+            raise Refused(Reason.UNREADABLE)
+        item = fill.order[len(generations) // fill.n]
+        part = dialect.split(one, replace(fill, order=(item,), n=1, skip=()), sample)
+        generations += part.generations
+        refusal = refusal or part.refusal
+        versions |= part.versions
+    if len(generations) < fill.total:
+        raise Refused(Reason.UNREADABLE)
+    return Split(tuple(generations), refusal, versions)
+
+
+def _split_choices(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> Split:
+    """All are in one answer, and share its usage."""
+    choices = []
+    for choice in samples:
+        # They take most of the room, and are only to be handed on.
+        if isinstance(choice, dict) and choice.get("logprobs"):
+            choice["logprobs"] = orjson.Fragment(orjson.dumps(choice["logprobs"]))
+        choices.append(choice)
+    return dialect.split(call, fill, {**samples.envelope(), "choices": choices})
+
+
+class _Samples:
+    """The samples of an answer, in its order. Raises `_Odd` where they cannot be told apart."""
+
+    def __init__(self, body: bytes, largest: float, pause: Callable[[], object]) -> None:
+        self._body = body
+        self._largest, self._pause = largest, pause
+        self.is_list = body.startswith(b"[")
+        self._start = 1
+        if not self.is_list:
+            self._start = body.find(_CHOICES, 0, _HEAD) + len(_CHOICES)
+            if self._start < len(_CHOICES) or not body.startswith(b"{", self._start):
+                raise _Odd
+        self._end = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self._start
+        while not self._end:
+            end, sample = self._read(start)
+            yield sample
+            self._pause()
+            if self._body.startswith(b"]", end):
+                self._end = end
+            start = end + 1
+        if self.is_list and self._body[self._end + 1 :].strip():
+            raise _Odd
+
+    def _read(self, start: int) -> tuple[int, Any]:
+        """Where the sample ends that begins there, and the sample."""
+        depth = 0
+        for token in _TOKEN.finditer(self._body, start):
+            brace = token[0]
+            if brace == b"{":
+                depth += 1
+            elif brace == b"}":
+                depth -= 1
+            if not depth:
+                end = token.end()
+                break
+        else:
+            raise _Odd
+        _bound(self._body, start, end, self._largest)
+        if self._body[end : end + 1] not in (b",", b"]"):
+            raise _Odd
+        try:
+            return end, orjson.loads(memoryview(self._body)[start:end])
+        except ValueError:
+            raise _Odd from None
+
+    def envelope(self) -> dict[str, Any]:
+        """What is around the samples, once they are read."""
+        try:
+            found = orjson.loads(self._body[: self._start] + self._body[self._end :])
+        except ValueError:
+            raise _Odd from None
+        if not isinstance(found, dict) or found.get("choices") != []:
+            raise _Odd
+        return found
