@@ -848,7 +848,7 @@ class Journal:
 
     def _name(self, rewriting: Rewriting) -> None:
         """Puts the rewritten file in the place of this one. Raises OSError."""
-        rewriting.finish(syncs=self.fsync != "never")
+        rewriting.finish(syncs=self.fsync == "always")
         # Opened before it has its name: behind the renaming nothing may fail that would leave us
         # with a file that is gone.
         file = open(self._aside, "ab", buffering=0, opener=private)  # noqa: SIM115
@@ -871,11 +871,8 @@ class Journal:
         if self._is_astray:
             self._is_astray = False
             logger.warning("%s: was removed; written anew", self.path)
-        # If this fails the lines are gone, but might be back after a power cut: not to be promised.
-        try:
-            sync_folder(self.folder)
-        except OSError as e:
-            rewriting.failure = e
+        if self._syncer:
+            self._syncer.note(self._file.fileno())
 
     def _end(self, rewriting: Rewriting) -> None:
         """It is done, or has failed."""

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
-from sglang_cached_addon.store.files import Reader, private
+from sglang_cached_addon.store.files import Reader, private, sync_folder
 from sglang_cached_addon.store.index import FILE, Place, Run
 from sglang_cached_addon.store.lines import (
     OLD_VERSIONS,
@@ -107,7 +107,8 @@ class Rewriting:
         self._is_named.set()
 
     def finish(self, *, syncs: bool) -> None:
-        """Copies the rest; the file is whole then. Raises OSError."""
+        """Copies the rest; the file is whole then. Raises OSError. Nothing is written meanwhile, so
+        that this does not wait for the disk but where each write does."""
         self._copy(self._owner.size)
         self._file.flush()
         if syncs:
@@ -136,13 +137,16 @@ class Rewriting:
     def _rewrite(self) -> None:
         try:
             self._copy(self._owner.size)
-            while self._owner.size - self._offset > LITTLE:
-                self._copy(self._owner.size)
-            self._file.flush()
             for aside, _ in self._asides.values():
                 aside.flush()
                 os.fsync(aside.fileno())
-            os.fsync(self._file.fileno())
+            # What is left for the writer is then what has come while the disk was at it.
+            while True:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                if self._owner.size - self._offset <= LITTLE:
+                    break
+                self._copy(self._owner.size)
         except BaseException:
             self._take_back()
             raise
@@ -155,6 +159,8 @@ class Rewriting:
         if self._given_up:
             self._take_back()
             raise GivenUp
+        # If this fails the lines are gone, but might be back after a power cut: not to be promised.
+        sync_folder(self._path.parent)
         self._tell()
 
     def _take_back(self) -> None:

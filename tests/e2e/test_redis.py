@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import redis
 import requests
 
 from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from sglang_cached_addon.store import element
 from tests.certificates import certificate
 from tests.conftest import Proxy, until
 from tests.e2e.test_proxy import PARAMS, sampled
@@ -362,6 +364,30 @@ def test_replacement(simulator: Simulator, trio: list[Proxy]) -> None:
     assert not set(new) & set(old[0])
     until(lambda: [ask(proxy, "one", 2) for proxy in trio] == [new] * 3, 1.0)
     assert generated(simulator) == {"one": 4}
+
+
+def test_a_clock_that_runs_ahead(
+    simulator: Simulator, trio: list[Proxy], server: RedisServer
+) -> None:
+    """What a proxy has stored whose clock is an hour ahead could not be replaced for an hour."""
+    old = ask(trio[0], "one", 2)
+    until(lambda: not shared(trio[0])["pending"])
+    with server.client() as client:
+        (name,) = (key for key in client.keys("*}:[0-9]*") if client.type(key) == b"list")
+        for place, one in enumerate(client.lrange(name, 0, -1)):
+            dialect, sample = element.decode(one)
+            later = replace(sample, stored_at=sample.stored_at + 3600)
+            client.lset(name, place, element.encode(dialect, later))
+        assert ask(trio[1], "one", 2) == old, "to who does not ask for its age, it is as any other"
+        first = ask(trio[1], "one", **{"Cache-Control": "max-age=60"})
+        assert first != old[:1]
+        assert client.llen(name) == 2
+        until(lambda: ask(trio[2], "one", 2) == [*first, old[1]])
+        both = ask(trio[2], "one", 2, **{"Cache-Control": "no-cache"})
+        assert not set(both) & {*old, *first}
+        until(lambda: [ask(proxy, "one", 2) for proxy in trio[1:]] == [both] * 2)
+        assert client.llen(name) == 2
+    assert generated(simulator) == {"one": 5}
 
 
 def test_model_change(simulator: Simulator, started: Started) -> None:

@@ -891,7 +891,7 @@ def test_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path, line(A, b'{"x":1}'), line(B, b'{"x":2}'))
     with opened(tmp_path) as journal:
         with monkeypatch.context() as patch:
-            patch.setattr("sglang_cached_addon.store.journal.sync_folder", fail)
+            patch.setattr("sglang_cached_addon.store.rewriting.sync_folder", fail)
             with pytest.raises(StoreError, match="No space left"):
                 journal.journal.clear(of_a).result(10)
         journal.append(line(C, b'{"x":3}'))
