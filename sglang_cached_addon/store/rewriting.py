@@ -35,6 +35,9 @@ LITTLE = 1 << 20
 SLICE = 64
 """Entries that are changed with one taking of the lock, which the event loop wants, too."""
 
+TURN_SECONDS = 0.0005
+"""How long the event loop may wait for its turn: less, and there is no end to it under load."""
+
 _MOVE = struct.Struct("<32sQIIQI")
 
 
@@ -171,6 +174,7 @@ class Rewriting:
 
     def _copy(self, end: int) -> None:
         """Copies what counts up to there."""
+        turn = time.monotonic() + TURN_SECONDS
         with self._source.open() as source:
             source.seek(self._offset)
             while self._offset < end:
@@ -185,8 +189,9 @@ class Rewriting:
                     self.size += len(kept)
                     self.lines += 1
                 self._offset += len(line)
-                if self.lines % 4 == 0:
+                if time.monotonic() > turn:
                     time.sleep(0)  # lets the event loop have its turn
+                    turn = time.monotonic() + TURN_SECONDS
 
     def _kept(self, line: bytes) -> Iterator[_Part]:
         """What there is to be of a line."""
