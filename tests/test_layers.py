@@ -34,8 +34,7 @@ PURE = {
     "inflight.py", "keys.py", "location.py", "memo.py", "nearest.py", "outcome.py", "policy.py",
     "printable.py", "relay.py", "routes.py", "routing.py", "settings.py", "sse.py", "stream.py",
     "strict.py", "wire.py", "upstream/belief.py", "upstream/changes.py",
-    "wire.py",
-    "slices.py", "upstream/belief.py", "upstream/changes.py",
+    "slices.py",
     "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
 }  # fmt: skip
 # Pure by what they do with it: a path is a value there.
