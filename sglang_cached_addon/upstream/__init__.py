@@ -255,10 +255,13 @@ class Upstream:
         return said
 
     async def _round(self, shown: Headers) -> Said:
-        self._belief.asking(time.monotonic())
-        said = await self._questions.round(shown, PATIENCE_SECONDS)
-        self._hear(said, shown)
-        return said
+        while True:
+            began = time.monotonic()
+            self._belief.asking(began)
+            said = await self._questions.round(shown, PATIENCE_SECONDS)
+            if not self._belief.is_late(began):
+                self._hear(said, shown)
+                return said
 
     def _hear(self, said: Said, shown: Headers) -> None:
         """Takes what upstream has said, or that it has said nothing."""
@@ -334,7 +337,7 @@ class Upstream:
         found, ours = said.identity, self.identity
         if not (found and ours and found.incarnation and found.incarnation == ours.incarnation):
             return Greeting(said, 0)
-        if found != ours:
+        if found != ours and not self._belief.is_late(said.asked_at):
             # The process is the one that is asked otherwise, and has another model by now.
             self._questions.forget()
             self._hear(said, self._told)
@@ -348,9 +351,11 @@ class Upstream:
     async def _is_known(self, shown: Headers) -> bool:
         """Whether upstream says who it is, asked with a client's credential, or else with the one
         with which it was told before."""
-        said = Said(Verdict.REFUSED)
+        began, said = time.monotonic(), Said(Verdict.REFUSED)
         for one in dict.fromkeys((shown, self._told)):
             said = await self._questions.again(one, PATIENCE_SECONDS)
+            if self._belief.is_late(began):
+                return False
             if said.verdict is not Verdict.REFUSED:
                 self._hear(said, one)
                 break

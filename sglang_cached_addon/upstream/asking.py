@@ -68,6 +68,7 @@ class Questions:
         self._lock = asyncio.Lock()
         self._info_path: str | None = None
         self._words: Words | None = None
+        self._forgets = 0
         self._asked_at = float("-inf")
         """When all was last asked on another connection."""
 
@@ -97,8 +98,10 @@ class Questions:
 
     async def _round(self, shown: Headers, seconds: float) -> Said:
         async def ask() -> Said:
+            forgets = self._forgets
             said, words = await self._ask(self._client.ask, shown)
-            self._words = words or self._words
+            if forgets == self._forgets:  # else these may be former ones
+                self._words = words or self._words
             return said
 
         return await _bounded(ask(), seconds)
@@ -130,6 +133,7 @@ class Questions:
     def forget(self) -> None:
         """Upstream may have another name by now."""
         self._words = None
+        self._forgets += 1
 
     async def _ask(self, ask: Ask, shown: Headers) -> tuple[Said, Words | None]:
         began = time.monotonic()

@@ -40,6 +40,7 @@ class Belief:
         self._is_known = is_known
         self._lapses_at = inf
         """When the last word ends to count."""
+        self._doubted_at = -inf
         self._said_at = -inf
         """When upstream was asked for it."""
         self._waking_until = -inf
@@ -75,6 +76,11 @@ class Belief:
         """Whether upstream has not been heard for longer than the interval."""
         return now - self._said_at > self._interval
 
+    def is_late(self, asked_at: float) -> bool:
+        """Whether upstream was asked this before it was another one: it may have spoken of what it
+        was then, however late it answers."""
+        return asked_at < self._doubted_at
+
     @property
     def ask_at(self) -> float:
         """When upstream is to be asked next."""
@@ -104,7 +110,7 @@ class Belief:
 
     def doubted(self, now: float) -> None:
         """Something showed that upstream is another one by now."""
-        self._lapses_at = now
+        self._lapses_at = self._doubted_at = now
         self._ask_at = now
 
     def nameless(self, now: float) -> None:

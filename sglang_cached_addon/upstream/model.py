@@ -51,6 +51,7 @@ class _Known:
 
     url: str = ""
     identity: Identity | None = None
+    incarnation: str | None = None
     open: frozenset[Asker] = frozenset()
     epochs: Epochs = field(default_factory=Epochs)
     is_unsettled: bool = False
@@ -61,15 +62,20 @@ class _Known:
         """Raises ValueError for what no process has written."""
         url = document.get("url", "")
         unsettled, names = document.get("unsettled", False), document.get("models", {})
+        found = _identity(document.get("identity"))
+        # A former version did not write it by itself.
+        incarnation = document.get("incarnation", found.incarnation if found else None)
         if not isinstance(url, str):
             raise ValueError("'url' is no text")
+        if not isinstance(incarnation, str | None):
+            raise ValueError("'incarnation' is no text")
         if not isinstance(unsettled, bool):
             raise ValueError("'unsettled' is neither true nor false")
         if not _is_texts(names):
             raise ValueError("'models' is no object of texts")
         epochs = Epochs.from_json(document["epochs"]) if "epochs" in document else Epochs()
         open_askers = _open(document.get("open", []))
-        return cls(url, _identity(document.get("identity")), open_askers, epochs, unsettled, names)
+        return cls(url, found, incarnation, open_askers, epochs, unsettled, names)
 
 
 def _identity(value: Any) -> Identity | None:
@@ -129,6 +135,9 @@ class Model:
         self._memory = memory
         self._restart = restart
         self._entered = entered
+        self._incarnation: str | None = None
+        """Of the process that has last named itself, whatever else has answered since; None: none
+        ever has."""
         self._is_unsettled = False
         """A request has changed the model, and what it left behind has no number yet."""
         self._renumbered: str | None = None
@@ -152,7 +161,8 @@ class Model:
     def named(self, found: Identity) -> bool:
         """Upstream has said who it is. Whether it is another process than before."""
         before, self.identity = self.identity, found
-        is_restarted = before is not None and before.incarnation != found.incarnation
+        is_restarted = self._incarnation not in (None, found.incarnation)
+        self._incarnation = found.incarnation
         if is_restarted:
             self._restarted(found)
         is_new = self._settle(found)
@@ -273,6 +283,7 @@ class Model:
         return {
             "url": self._url,
             "identity": asdict(found) if found else None,
+            "incarnation": self._incarnation,
             "open": [list(asker)[1:] for asker in sorted(self.open)[:MAX_OPEN]],
             "epochs": self.epochs.as_json(),
             "unsettled": self._is_unsettled or self._coming > 0,
@@ -300,6 +311,9 @@ class Model:
         if known.identity and (is_offline or known.url == self._url):
             self.identity = known.identity
             self.open = known.open
+        # Another URL may lead to the same process.
+        self._incarnation = known.incarnation
+        self._has_told_restart = known.url not in ("", self._url)
         if self._is_unsettled and self.identity:
             self._change()
 

@@ -137,6 +137,8 @@ class Script:
     calls: asyncio.Queue[Asked] = field(default_factory=asyncio.Queue)
     """Requests that wait for the test to answer them."""
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+    held: tuple[str, ...] = ()
+    """The paths that `may_answer` is for; all, where there are none."""
     may_probe: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -177,7 +179,8 @@ class Script:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 asked = Asked(method, path, headers, body, number, writer)
                 self.asked.append(asked)
-                await self.may_answer.wait()
+                if not self.held or path in self.held:
+                    await self.may_answer.wait()
                 key = headers.get("authorization")
                 if self.keys is not None and key not in self.keys and path not in self.open_paths:
                     asked.answer(401, {"error": "Unauthorized"})

@@ -533,6 +533,36 @@ def test_restart_after_a_change() -> None:
     run(test)
 
 
+def test_restart_of_one_that_was_away() -> None:
+    """A process is another one, too, where something else has answered in between, as a balancer
+    does that has nobody behind it; also for a proxy that was started anew meanwhile."""
+
+    async def test() -> None:
+        for is_anew in (False, True):
+            kept = Kept()
+            async with serving() as script:
+                async with asking(script.url, kept) as upstream:
+                    assert await refusal(upstream) is None
+                    await changed(upstream)
+                    await upstream.check()
+                    before, says = upstream.fingerprint, script.says
+                    script.says = {}
+                    await upstream.check()
+                    assert not upstream.fingerprint
+                    script.says = {**says, "/server_info": (200, {**SERVER, "random_seed": 2})}
+                    if not is_anew:
+                        await upstream.check()
+                        assert upstream.fingerprint
+                        assert upstream.fingerprint != before
+                if is_anew:
+                    async with asking(script.url, kept) as upstream:
+                        await upstream.check()
+                        assert upstream.fingerprint
+                        assert upstream.fingerprint != before
+
+    run(test)
+
+
 def test_down_and_up(clock: Clock) -> None:
     """While a server is down, those whom it accepted get their answers; what it accepted before
     does not count when it is back as another process, which may have other keys."""
@@ -659,6 +689,34 @@ def test_change(change: Change, adapter: str | None, status: int | None) -> None
             assert (names(upstream) == before) is is_refused
             await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
             await until(lambda: not kept.document["unsettled"])
+
+    run(test)
+
+
+def test_a_word_of_before_a_change() -> None:
+    """What upstream was asked before a change was through may be of the former model, however late
+    it comes: it does not settle what the change has left behind, which may be a model that was
+    there before, under the same name and with other weights."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving(held=("/server_info",)) as script, asking(script.url, kept) as upstream:
+            former = {}
+            for name in ("b", "m"):
+                script.says["/model_info"] = (200, {**INFO, "model_path": name})
+                await upstream.check()
+                former[name] = upstream.fingerprint
+            script.may_answer.clear()
+            script.asked.clear()
+            asked = asyncio.ensure_future(upstream.check())
+            await until(lambda: script.paths == SAID)
+            script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
+            await changed(upstream)
+            script.may_answer.set()
+            await asked
+            await until(lambda: not kept.document["unsettled"])
+            await upstream.check()
+            assert upstream.fingerprint not in former.values()
 
     run(test)
 

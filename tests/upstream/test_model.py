@@ -13,6 +13,7 @@ from sglang_cached_addon.policy import Reason
 from sglang_cached_addon.store.state import StateFile
 from sglang_cached_addon.upstream import State
 from tests.upstream.scripted import (
+    SERVER,
     Kept,
     admits,
     asking,
@@ -67,6 +68,26 @@ def test_state_file_of_another_url() -> None:
             assert await refusal(other) is Reason.NO_MODEL
         async with asking(dead_url(), kept, is_offline=True) as other:
             assert other.fingerprint == upstream.fingerprint
+
+    run(test)
+
+
+def test_what_was_changed_elsewhere() -> None:
+    """What a request made of one server's weights is not believed of another server; it is of the
+    same one under another URL."""
+
+    async def test() -> None:
+        for seed in (1, 2):
+            kept = Kept()
+            async with serving() as script, asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                await changed(upstream)
+                await upstream.check()
+                await until(lambda: kept.document["epochs"]["last"])  # noqa: B023
+            async with serving() as other, asking(other.url, kept) as at_other:
+                other.says["/server_info"] = (200, {**SERVER, "random_seed": seed})
+                assert await refusal(at_other) is None
+                assert (at_other.fingerprint == upstream.fingerprint) is (seed == 1)
 
     run(test)
 
