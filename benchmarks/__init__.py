@@ -2,5 +2,6 @@
 
 One run, one machine, one upstream stub, four targets: the stub itself (`direct`), nginx's
 `proxy_cache`, stock `mitmdump -s` with our addon, and `sglang-cached start`. Absolute
-figures say something about the machine; compare the ratios.
+figures say something about the machine; compare the ratios. `--rows meanwhile` measures one
+client's hits through `sglang-cached start` while others do their worst.
 """

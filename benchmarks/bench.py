@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from tempfile import TemporaryDirectory
 
 import orjson
 
-from benchmarks import client, entries, servers, wrk
+from benchmarks import client, entries, meanwhile, servers, wrk
+from benchmarks.attacks import ATTACKS
 from benchmarks.bounds import entries as entries_name
 from benchmarks.calls import SMALL
 from benchmarks.cases import (
@@ -51,6 +53,7 @@ from benchmarks.servers import (
     NEAR,
     NGINX,
     OURS,
+    QUIET,
     READ,
     RELAYED,
     REPLAYED,
@@ -117,6 +120,7 @@ class Bench:
                 self._scale(turn, stub)
                 self._compact(turn, stub)
         self._store(turn)
+        self._meanwhile(turn)
 
     def _targets(self, turn: int, stub: Server) -> None:
         """All four, side by side, with the same load."""
@@ -268,6 +272,37 @@ class Bench:
                     self._load(COMPACT, [replace(server, name=target)], turn)
                     if is_compacting and not aside.exists():
                         raise ValueError("was compacted before that was measured")
+
+    def _meanwhile(self, turn: int) -> None:
+        """Hits while others do their worst, each time with servers of its own."""
+        quiets: list[meanwhile.Times] = []
+        for attack in ATTACKS:
+            name = f"meanwhile {attack.name}"
+            if not (self._is_wanted("meanwhile") or self._is_wanted(name)):
+                continue
+            _say(f"round {turn + 1}: {name}")
+            with self._attempt(name), TemporaryDirectory(dir=self._work) as work:
+                folder = Path(work)
+                if attack.entries:
+                    entries.write_journal(folder, SMALL, attack.entries, times=3)
+                with (
+                    servers.moody(attack.key) as upstream,
+                    servers.ours(upstream, folder, entries=attack.entries) as server,
+                ):
+                    quiet, times, done = meanwhile.measure(
+                        attack, server, upstream, folder, self._seconds
+                    )
+                _say(f"    done {done} times")
+                self._add_times(attack.name, turn, [times])
+                quiets += [quiet] if quiet else []
+        self._add_times(QUIET, turn, quiets)
+
+    def _add_times(self, target: str, turn: int, times: Sequence[meanwhile.Times]) -> None:
+        """The median of each figure."""
+        for row, figure in (("p50", "p50"), ("p99", "p99"), ("max", "highest")):
+            if times:
+                value = statistics.median(getattr(of, figure) for of in times)
+                self.results.add(f"meanwhile {row}", "µs", QUIET, target, turn, value)
 
     def _start_filled(
         self, stack: ExitStack, stub: Server, sizes: Sequence[int], copies: Path | None = None

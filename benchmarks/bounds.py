@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.attacks import ATTACKS
 from benchmarks.results import Row
 from benchmarks.servers import (
     COMPACTING,
@@ -21,6 +22,7 @@ from benchmarks.servers import (
     MITMDUMP,
     NGINX,
     OURS,
+    QUIET,
     RELAYED,
     REPLAYED,
     SETTLED,
@@ -115,4 +117,16 @@ def bounds(few: int, many: int, little: int, large: int) -> list[Bound]:
             by="difference",
         ),
         Bound("first event, added", "first-event", DIRECT, "<=", 3, by="difference"),
+        *(
+            Bound(
+                f"p99 added: {attack.name}",
+                "meanwhile p99",
+                QUIET,
+                "<=",
+                100_000,
+                attack.name,
+                by="difference",
+            )
+            for attack in ATTACKS
+        ),
     ]

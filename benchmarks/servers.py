@@ -36,6 +36,7 @@ ANEW, KEPT = "index made anew", "index kept"
 FAR, NEAR = "from disk", "from memory"
 COMPACTING, SETTLED = "while compacting", "afterwards"
 JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
+QUIET = "quiet"
 EARLY, LATE = "after 10,000", "after 20,000"
 """Ours, in what it does."""
 
@@ -137,6 +138,15 @@ def direct() -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.stub", "--port", str(port)]
     with running(DIRECT, command, port, "/v1/models") as server:
+        yield server
+
+
+@contextmanager
+def moody(key: str) -> Iterator[Server]:
+    """An upstream that is not always well, and may ask for a key."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.moody", "--port", str(port), "--key", key]
+    with running(DIRECT, command, port, "/health") as server:
         yield server
 
 

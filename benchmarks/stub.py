@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -121,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._buffer = b""
+        self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,13 +141,14 @@ class Connection(asyncio.Protocol):
             length = int(head[at + 17 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
-            method, path, _ = self._buffer.split(b" ", 2)
-            body = self._buffer[end + 4 : end + 4 + length]
-            self._buffer = self._buffer[end + 4 + length :]
-            self._answer(method, path.decode("latin-1"), body)
+            _, path, _ = head.split(b" ", 2)
+            body = bytes(self._buffer[end + 4 : end + 4 + length])
+            del self._buffer[: end + 4 + length]
+            self.received(bytes(head), path.decode("latin-1"), body)
 
-    def _answer(self, method: bytes, path: str, body: bytes) -> None:
-        if method == b"POST" and path in ("/generate", "/v1/chat/completions"):
+    def received(self, head: bytes, path: str, body: bytes) -> None:
+        """Answers a request; `head` is in lower case."""
+        if head.startswith(b"post ") and path in ("/generate", "/v1/chat/completions"):
             call = orjson.loads(body)
             params = call.get("sampling_params", call)
             if call.get("stream"):
@@ -173,9 +175,9 @@ class Connection(asyncio.Protocol):
             self._timer = self._loop.call_at(due, self._stream, *call)
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, connection: Callable[[], asyncio.Protocol] = Connection) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Connection, "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(connection, "127.0.0.1", port, backlog=1024)
     async with server:
         await server.serve_forever()
 

@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 
-from benchmarks import calls, entries, plot, report, stub, wrk
+from benchmarks import attacks, calls, entries, meanwhile, moody, plot, report, stub, wrk
 from benchmarks.__main__ import parse_options
 from benchmarks.bounds import bounds
 from benchmarks.results import Results
-from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
 from sglang_cached_addon import cache, dialects, keys
 from sglang_cached_addon.exchange import Exchange, Hit, Known, Request
 from sglang_cached_addon.store import DiskStore
@@ -182,3 +182,27 @@ def test_quick() -> None:
     assert (options.rounds, options.seconds, options.entries) == (1, 1, 20_000)
     with pytest.raises(SystemExit):
         parse_options(["--rounds", "0"])
+
+
+def test_times_of_hits() -> None:
+    times = meanwhile.Times.of([float(n) for n in range(101)])
+    assert (times.p50, times.p99, times.highest) == (50, 99, 100)
+    with pytest.raises(ValueError):
+        meanwhile.Times.of([])
+
+
+@pytest.mark.parametrize("attack", attacks.ATTACKS, ids=lambda attack: attack.name)
+def test_each_attack_has_a_bound(attack: attacks.Attack, results: Results) -> None:
+    for target, value in ((QUIET, 500), (attack.name, 200_000)):
+        results.add("meanwhile p99", "µs", QUIET, target, 0, value)
+    limits = bounds(10, 1_000_000, 100, 100_000)
+    rows = {"meanwhile p99": results.rows["meanwhile p99"]}
+    (found,) = [bound for bound in limits if bound.verdict(bound.found(rows)) == "missed"]
+    assert (found.target, found.limit) == (attack.name, 100_000)
+
+
+def test_the_moody_upstreams_answers() -> None:
+    """As many samples as were asked for, as long as was asked for."""
+    body = orjson.loads(moody.answer(3, 1000, True).split(b"\r\n\r\n", 1)[1])
+    assert [len(sample["text"]) for sample in body] == [1000] * 3
+    assert isinstance(orjson.loads(moody.answer(1, 40, False).split(b"\r\n\r\n", 1)[1]), dict)
