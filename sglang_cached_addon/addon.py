@@ -682,10 +682,11 @@ class SglangCached:
 
     @property
     def active(self) -> int:
-        """Requests that are being served, and answers on their way to the store, or to others."""
+        """Requests that have come and are not answered, and answers on their way to the store, or
+        to others."""
         unsent = self.store.unsent if isinstance(self.store, SharedStore) else 0
         flights = len(self._service.flights) if self._service else 0
-        return len(self._live) + flights + unsent
+        return len(self._live) + self.connections.busy + flights + unsent
 
     @property
     def place(self) -> str:

@@ -146,6 +146,12 @@ class Connections:
         """In the order in which they were made."""
         return list(self._open.values())
 
+    @property
+    def busy(self) -> int:
+        """How many have a request on its way, or one that is not answered in full."""
+        busy = (Progress.BODY, Progress.ANSWER)
+        return sum(connection.progress in busy for connection in self._open.values())
+
     def get(self, client: Client) -> Connection | None:
         return self._open.get(client)
 

@@ -37,6 +37,9 @@ from sglang_cached_addon.printable import MAX_LINE, printable
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
 
+SETTLE_SECONDS = 0.05
+"""In which what had arrived when the end began is read, and seen to be under way."""
+
 HANG_UP_SECONDS = 1.0
 """How long idle connections may take to close after that."""
 
@@ -346,6 +349,7 @@ class Startup:
         for listening in self._listening:
             listening.close()
         await self._servers.update([])
+        await asyncio.sleep(SETTLE_SECONDS)
         seconds = self._start.drain - self._start.drain_accept
         await _until(lambda: self._hurry or not self._is_busy(), seconds)
         for io in self._clients():

@@ -230,6 +230,31 @@ def test_stop(number: signal.Signals, simulator: Simulator, start_proxy: StartPr
     assert {r.path for r in simulator.received[asked:]} <= {"/model_info", "/server_info"}
 
 
+@pytest.mark.parametrize("express", ["true", "false"], ids=["lane", "hooks"])
+def test_stop_while_a_call_arrives(
+    express: str, simulator: Simulator, start_proxy: StartProxy
+) -> None:
+    """What is on its way when the end begins would be dropped, as it is nobody's yet."""
+    proxy = start_proxy(simulator.url, "--set", f"sglang_express={express}")
+    assert post(proxy.url, "a").status_code == 200
+    body = b'{"text": "%b", "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}'
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    known, new = (
+        b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body % text), body % text)
+        for text in (b"a", b"b")
+    )
+    parts = urlsplit(proxy.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), 20) as client:
+        client.sendall(known + new[:-10])
+        assert b"X-Cache: HIT" in client.recv(1 << 16)
+        proxy.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses(proxy.url))
+        client.sendall(new[-10:])
+        assert b"X-Cache: MISS" in client.recv(1 << 16)
+    assert proxy.process.wait(20) == 0
+    assert "Traceback" not in proxy.log
+
+
 def asks_once(url: str) -> bool:
     """Whether a client that comes now is let in."""
     try:
