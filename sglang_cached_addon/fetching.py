@@ -153,6 +153,9 @@ class Fetcher:
                     await self._confirmed(fetch, ask)
                 if self._is_of_two(fetch):
                     raise Broken("the model has changed, and some of the answer is the former's")
+                if relay.is_in_pieces and fetch.plan.have:
+                    # Its choices have the numbers of stored ones.
+                    raise Broken("an event of the stream is too long to be put behind stored ones")
                 if relay.is_done:
                     landed = self._exchange.land_stream(fetch, relay)
                     # Who has the last word and repeats the call finds it here.

@@ -21,8 +21,11 @@ MAX_N = 10_000
 MAX_BODY = 10 * 1024 * 1024
 """Bytes of a request body that are read to be keyed; a larger one is passed on as it comes."""
 
-MAX_SAMPLES = 25_000
-"""Samples of a call that are looked up: to name them, and to see what there is, takes 50 ms."""
+MAX_SAMPLES = 10_000
+"""Samples of a call that are looked up: to name them, and to see what there is, takes 35 ms."""
+
+LARGE_SAMPLES = 1000
+"""An answer of so many is put together beside the event loop, which takes up to 7 ms."""
 
 MAX_NAMES = 1024 * 1024
 """Bytes of a request body that is read to see which adapter it names."""
@@ -91,7 +94,7 @@ REASONS = {
     "they change what is asked or returned",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
-    "than about 700,000 numbers; more than 25,000 samples",
+    "than about 700,000 numbers; more than 10,000 samples",
     Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
     Reason.MEDIA: "media by URL or path, which may change behind an equal body",
     Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",
@@ -114,7 +117,8 @@ REASONS = {
     "one's tokens",
     Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
     "answer has",
-    Reason.UNREADABLE: "an answer that is not what was asked for",
+    Reason.UNREADABLE: "an answer that is not what was asked for, or a stream with an event of "
+    "more than 64 MiB",
     Reason.OTHER_WEIGHTS: "the answer names another `weight_version` than the upstream does",
     Reason.MODEL_CHANGED: "the model behind the URL changed, or may have, while the answer was on "
     "its way",

@@ -42,6 +42,8 @@ class Relay:
         """Its terminator has come."""
         self.reason: Reason | None = None
         """Why it cannot be recorded."""
+        self.is_in_pieces = False
+        """An event of it was too long to be read, and is passed on as it comes."""
         self._dialect = dialect
         self._plan = plan
         self._is_topped_up = plan.have > 0
@@ -57,6 +59,10 @@ class Relay:
         events = self._begin() if self._finishes is None else []
         for event in self._splitter.feed(data):
             self._take(event, events)
+        if piece := self._splitter.overflow():
+            self.reason = self.reason or Reason.UNREADABLE
+            self.is_in_pieces = True
+            events.append(Event(piece, Part.OTHER))
         return events
 
     def remains(self) -> list[Event]:

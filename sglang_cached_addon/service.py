@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from sglang_cached_addon import admission, cache, directives, policy, wire
 from sglang_cached_addon.aborting import Aborts
@@ -30,8 +30,8 @@ from sglang_cached_addon.routing import KeyHeaders
 from sglang_cached_addon.stream import Reader, Stream
 from sglang_cached_addon.upstream import Upstream
 
-LARGE_SAMPLES = 1000
-"""An answer of more is written beside the event loop."""
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 ATTEMPTS = 3
 """How often a call begins anew because the model has changed; then upstream is left alone with
@@ -335,20 +335,23 @@ class Service:
             outcome = way.outcome(way.refusal)
             new = [sample for sample in plan.samples() if id(sample) in way.own]
             tokens = saved.tokens - sum(sample.tokens for sample in new)
+            body = await self._beside(known, self._exchange.answer, known, plan)
             self._exchange.counters.add(outcome, Saved(way.have, tokens, saved.seconds))
-            return Reply(200, way.arrived.headers, await self._write(known, plan), outcome)
-        hit = self._exchange.hit(known, plan, time.time())
+            return Reply(200, way.arrived.headers, body, outcome)
+        hit = await self._beside(known, self._exchange.hit, known, plan, time.time())
         if not way.has_waited:
             self._exchange.counters.hit(saved)
             return hit
         self._exchange.counters.follow(saved)
         return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
 
-    async def _write(self, known: Known, plan: Plan) -> bytes:
-        """An answer of JSON; a large one is written beside the event loop."""
-        if known.call.total < LARGE_SAMPLES:
-            return self._exchange.answer(known, plan)
-        return await asyncio.to_thread(self._exchange.answer, known, plan)
+    async def _beside(
+        self, known: Known, make: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """What this makes of a call; of a large one, beside the event loop."""
+        if known.call.total < policy.LARGE_SAMPLES:
+            return make(*args, **kwargs)
+        return await asyncio.to_thread(make, *args, **kwargs)
 
     def _others(self, way: _Way) -> set[asyncio.Task[None]]:
         """The fetches whose samples are together with others in an answer, and are not yet

@@ -20,6 +20,9 @@ _END = re.compile(rb"\n\r?\n")
 _LINE = re.compile(rb"\r?\n")
 _SILENT = (b"", b"id", b"retry")
 
+MAX_EVENT = 64 << 20
+"""Bytes that are kept of an event that has not ended."""
+
 
 class Splitter:
     """Gives the whole events of a stream, from its bytes as they come."""
@@ -29,6 +32,10 @@ class Splitter:
         """What has come of an event that goes on. It may be large, so it is put together once."""
         self._last = b""
         """The end of that, which may be the beginning of its end."""
+        self._size = 0
+        """Bytes of it."""
+        self._is_too_long = False
+        """What goes on is given as it comes, until it ends."""
 
     @property
     def rest(self) -> bytes:
@@ -37,11 +44,13 @@ class Splitter:
 
     def feed(self, data: bytes) -> list[bytes]:
         if not self._parts and data.find(b"\n\n") == len(data) - 2 >= 0 and b"\r" not in data:
+            self._is_too_long = False
             return [data]
         searched = self._last + data
         if not _END.search(searched):
             if data:
                 self._parts.append(data)
+                self._size += len(data)
                 self._last = searched[-2:]
             return []
         data = b"".join([*self._parts, data])
@@ -51,9 +60,23 @@ class Splitter:
             events.append(data[start:at])
             start = at
         rest = data[start:]
-        self._parts = [rest] if rest else []
-        self._last = rest[-2:]
+        self._is_too_long = False
+        self._hold(rest)
         return events
+
+    def overflow(self) -> bytes:
+        """What has come of an event that goes on, once that is too much to be kept: it is let go
+        of, as is what comes of it later. What then ends it is given as an event."""
+        self._is_too_long = self._is_too_long or self._size > MAX_EVENT
+        if not self._is_too_long:
+            return b""
+        rest = self.rest
+        self._hold(b"")
+        return rest
+
+    def _hold(self, rest: bytes) -> None:
+        self._parts = [rest] if rest else []
+        self._last, self._size = rest[-2:], len(rest)
 
 
 def data(event: bytes) -> bytes | None:

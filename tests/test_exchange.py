@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon import cache, keys, sse
+from sglang_cached_addon import cache, keys, policy, sse
 from sglang_cached_addon.dialects import chat, completions, generate, registry
 from sglang_cached_addon.exchange import (
     TENANTS,
@@ -1349,11 +1349,28 @@ def test_document_instead_of_a_stream() -> None:
 NUMBERS = b"[" + b",".join([b"0.5"] * 1_000_000) + b"]"
 TOO_LARGE = {
     "a long text": (GENERATE, b'{"text":"%b"}' % (b"a" * 11_000_000)),
-    "many prompts": (GENERATE, b'{"text":[%b]}' % b",".join([b'"a"'] * 25_001)),
-    "many samples": (COMPLETIONS, b'{"prompt":["a","b","c"],"n":9000}'),
+    "many prompts": (GENERATE, b'{"text":[%b]}' % b",".join([b'"a"'] * 10_001)),
+    "many samples": (COMPLETIONS, b'{"prompt":["a","b","c"],"n":3500}'),
     "embeddings": (GENERATE, b'{"input_embeds":[%b]}' % NUMBERS),
     "empty lists": (CHAT, b'{"messages":["a"],"x":[%b[]]}' % (b"[]," * 400_000)),
 }
+
+
+def test_large_hit() -> None:
+    """Others would wait while a large answer is put together: whoever looks it up does it there."""
+    way, count = Way(), policy.LARGE_SAMPLES
+    call = {"text": ["a"] * count, "sampling_params": {"n": 1}}
+    native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
+    fetch = way.fetch(call)
+    way.complete(fetch, [native] * count)
+    raw = json.dumps(call).encode()
+    assert way.exchange.lookup("POST", GENERATE, raw, 100.0) is None
+    known = way.know(call)
+    plan = way.exchange.plan(known)
+    assert not plan.needs
+    assert len(orjson.loads(way.exchange.hit(known, plan, 100.0).body)) == count
+    fewer = {**call, "text": ["a"] * (count - 1)}
+    assert isinstance(way.find(fewer), Hit)
 
 
 @pytest.mark.parametrize(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
@@ -1382,7 +1399,7 @@ def test_read_once() -> None:
 def test_many_rids() -> None:
     """To put each client's id into an answer took time that grew with the square of their number:
     here, minutes."""
-    way, count = Way(), 20_000
+    way, count = Way(), policy.MAX_SAMPLES
     rids = [f"mine-{i}" for i in range(count)]
     fetch = way.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
     sent = fetch.fill.body["rid"]

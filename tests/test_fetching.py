@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon import fetching
+from sglang_cached_addon import fetching, sse
 from sglang_cached_addon.policy import Reason
 from tests.test_service import (
     COMPLETIONS,
@@ -162,5 +162,27 @@ def test_parts_of_two_models(when: str) -> None:
             assert got.is_cut
             assert got.reason is Reason.CUT
             assert DONE not in got.pieces
+
+    run(test)
+
+
+def test_an_event_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choices of upstream's would come under the numbers of stored ones."""
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+
+    async def test() -> None:
+        async with standing() as stage:
+            first, asked = await begun(stage)
+            finish(asked)
+            await first
+            await stage.settled()
+            more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
+            asked = await stage.asked()
+            asked.begin()
+            asked.send(b"data: " + b"x" * 1000)
+            got = await more
+            assert got.is_cut
+            assert got.reason is Reason.CUT
+            assert not any(b"xxx" in piece for piece in got.pieces)
 
     run(test)

@@ -116,6 +116,23 @@ def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any
     assert single.relay.reason == way.relay.reason
 
 
+def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory would grow for as long as it goes on."""
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    way = Way(chat.DIALECT, CHAT)
+    piece = b"data: " + b"x" * 500
+    given = [event for _ in range(9) for event in way.relay.feed(piece)]
+    assert b"".join(event.data for event in given) == piece * 9
+    assert {event.part for event in given} == {Part.OTHER}
+    assert way.relay.is_in_pieces
+    found = way.relay.feed(b"\n\n" + sse.DONE)
+    assert b"".join(event.data for event in found) == b"\n\n" + sse.DONE
+    assert way.relay.is_done
+    with pytest.raises(Refused) as refused:
+        way.relay.split()
+    assert refused.value.reason is Reason.UNREADABLE
+
+
 def test_topped_up() -> None:
     """Stored choices would come late, end early, or be mixed with those of upstream."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon import dialects
+from sglang_cached_addon import dialects, policy
 from sglang_cached_addon.asking import Ask, Reply, Streamed
 from sglang_cached_addon.cache import Brought, Sample
 from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request
@@ -242,6 +242,29 @@ def test_one_call() -> None:
             assert (counters.misses, counters.hits, counters.collapsed) == (1, 9, 9)
             assert (counters.samples_from_upstream, counters.samples_from_cache) == (1, 9)
             assert await briefs(stage.generate("a")) == ["hit 200"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("bound", [4, 5])
+def test_large(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is put together beside the event loop would be another, or not be counted."""
+    monkeypatch.setattr(policy, "LARGE_SAMPLES", bound)
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await stage.lead(list("abcd"))
+            other = stage.generate(list("abcd"))
+            await stage.waiting(1)
+            stage.generated(asked)
+            assert await briefs(leader, other) == ["miss 200", "collapsed 200"]
+            await stage.settled()
+            hits = [stage.generate(list("abcd")) for _ in range(2)]
+            assert await briefs(*hits) == ["hit 200", "hit 200"]
+            assert {(await each).body for each in (other, *hits)} == {(await leader).body}
+            counters = stage.counters
+            assert (counters.misses, counters.hits, counters.collapsed) == (1, 3, 1)
+            assert counters.samples_from_cache == 12
 
     run(test)
 

@@ -171,3 +171,17 @@ def test_a_large_event_in_many_pieces() -> None:
     (event,) = splitter.feed(b"\n\n")
     assert len(event) == 1000 * len(piece) + 2
     assert time.process_time() - began < 2
+
+
+def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would be kept, however long it goes on."""
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    splitter, given = Splitter(), b""
+    for _ in range(100):
+        assert splitter.feed(b"x" * 99) == []
+        given += splitter.overflow()
+        assert len(splitter.rest) <= 1000
+    assert given + splitter.rest == b"x" * 9900
+    assert splitter.feed(b"y\n\ndata: a\n\ndata: b") == [b"y\n\n", b"data: a\n\n"]
+    assert splitter.overflow() == b""
+    assert splitter.rest == b"data: b"
