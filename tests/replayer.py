@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Replayer
 
     def _answer(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._read()
         pair = self.server.pair
         if self.path in INFO and pair.get("request", {}).get("path") != self.path:
             pair = INFO[self.path]
@@ -69,7 +69,23 @@ class _Handler(BaseHTTPRequestHandler):
             if self.command != "HEAD":
                 self.wfile.write(answer)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_OPTIONS = _answer
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        """Any method: a refusal amid a request would be an answer that comes by chance."""
+        if not name.startswith("do_"):
+            raise AttributeError(name)
+        return self._answer
+
+    def _read(self) -> bytes:
+        """The body of a request, all of it."""
+        if "chunked" not in self.headers.get("transfer-encoding", "").lower():
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailers
+            pass
+        return body
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # a client that left is none of our business

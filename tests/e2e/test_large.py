@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 
 import pytest
@@ -28,17 +29,24 @@ LARGE = {
 }
 
 
+def worked(proxy: Proxy) -> float:
+    """Seconds of processor time that the proxy has used."""
+    stat = Path(f"/proc/{proxy.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def hitting(url: str, body: object) -> Iterator[list[float]]:
-    """Another client, whose answer is stored: the seconds that each of its hits takes."""
+def hitting(proxy: Proxy, body: object) -> Iterator[list[float]]:
+    """Another client, whose answer is stored: the seconds for which the proxy has worked while each
+    of its hits was waited for. A busy machine makes the wait longer, and not the work."""
     over, seconds = Event(), [0.0]
 
     def hit() -> None:
         with requests.Session() as session:
             while not over.is_set():
-                began = time.monotonic()
-                answer = session.post(f"{url}/generate", json=body, timeout=60)
-                seconds.append(time.monotonic() - began)
+                began = worked(proxy)
+                answer = session.post(f"{proxy.url}/generate", json=body, timeout=60)
+                seconds.append(worked(proxy) - began)
                 assert answer.headers["X-Cache"] == "HIT"
 
     thread = Thread(target=hit)
@@ -56,13 +64,13 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
 
 
 def test_large_bodies(simulator: Simulator, proxy: Proxy) -> None:
-    """A hit of another client took 2 to 4 s while one of these was read."""
+    """A hit of another client took 2 to 4 s of work while one of these was read."""
     known = {"text": "a", "sampling_params": {"max_new_tokens": 2}}
     assert post(proxy, "/generate", known).headers["X-Cache"] == "MISS"
     for name, body in LARGE.items():
         direct = requests.post(f"{simulator.url}/generate", data=body, headers=JSON, timeout=60)
-        with hitting(proxy.url, known) as seconds:
+        with hitting(proxy, known) as seconds:
             answer = requests.post(f"{proxy.url}/generate", data=body, headers=JSON, timeout=60)
         assert (answer.status_code, answer.content) == (direct.status_code, direct.content), name
         assert "detail=too-large" in answer.headers["Cache-Status"], name
-        assert max(seconds) < 1.5, name
+        assert max(seconds) < 1, name

@@ -217,7 +217,7 @@ def test_offline(filled: Filled, simulator: Simulator, offline: Proxy) -> None:
     stats = offline.stats()
     assert (stats["hits"], stats["denied"], stats["misses"]) == (6, 42, 42)
     assert (stats["not_stored"], stats["total_responses"]) == ({}, 6)
-    assert requests.get(f"{offline.url}/health", timeout=30).json()["status"] == "ok"
+    assert requests.get(f"{offline.url}/health", timeout=30).json()["status"] == "healthy"
     assert simulator.received == []
 
 
