@@ -255,7 +255,7 @@ class SglangCached:
     def _probes(self, asker: Asker) -> list[bytes]:
         """The smallest calls that tell whether an asker may generate."""
         dialect = self._dialects[asker.method, asker.path]
-        return [orjson.dumps(body) for body in dialect.probes(asker.model)]
+        return [orjson.dumps(body) for body in dialect.probes(asker.model or "")]
 
     async def _nearest(self, known: Known, with_values: bool) -> str:
         """Which stored call is nearest to one that is not stored."""
@@ -369,7 +369,8 @@ class SglangCached:
         if self.upstream:
             self.upstream.seen(True)
             if live.ask:
-                self.upstream.heard(live.ask.asker, live.ask.shown, status, time.monotonic())
+                shown = (*live.ask.shown, *live.ask.routed)
+                self.upstream.heard(live.ask.asker, shown, status, time.monotonic())
         self._lead_here(flow.response)
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:

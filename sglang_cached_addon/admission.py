@@ -54,8 +54,12 @@ class Asker(NamedTuple):
     """As `credential` gives it; empty for a client that shows none."""
     method: str
     path: str
-    model: str
-    """What the call names as its model; empty where it names none."""
+    model: str | None
+    """What the call names as its model; empty where it names none. None where it was not read:
+    then nobody knows what was accepted."""
+    routing: bytes = b""
+    """As `KeyHeaders.digest`: by these headers, too, gateways choose who is asked, and know who may
+    ask that."""
 
 
 def credential(
@@ -123,7 +127,8 @@ class Admission:
     def refuse(self, asker: Asker, status: int) -> None:
         """Upstream has refused this asker: with a 401, the credential whatever it asks for; with a
         403, it for this route and model."""
-        refused = self._by_credential.get(asker.credential, ()) if status == 401 else (asker,)
+        is_all = status == 401 and (asker.credential or not asker.routing)
+        refused = self._by_credential.get(asker.credential, ()) if is_all else (asker,)
         for one in tuple(refused):
             self._forget(one)
 
@@ -181,5 +186,6 @@ class Admission:
 
     @property
     def open(self) -> frozenset[Asker]:
-        """The accepted askers that show no credential: what is open to everybody."""
-        return frozenset(self._by_credential.get(b"", ()))
+        """The accepted askers that show nothing of themselves: what is open to everybody."""
+        askers = self._by_credential.get(b"", ())
+        return frozenset(asker for asker in askers if not asker.routing)

@@ -36,7 +36,11 @@ class Ask:
     """What is part of its keys, beside its body."""
     shown: Headers = ()
     """The fields that the credential is made of."""
-    model: str = ""
+    routing: bytes = b""
+    """As `KeyHeaders.digest`."""
+    routed: Headers = ()
+    """The fields that this is made of, but for those of the credential."""
+    model: str | None = None
     """What it names as its model, once its body was read."""
     flight: Flight | None = None
     """That it leads."""
@@ -56,7 +60,8 @@ class Ask:
     @property
     def asker(self) -> Asker:
         """As whom upstream knows it."""
-        return Asker(self.credential, self.request.method, self.request.path, self.model)
+        request = self.request
+        return Asker(self.credential, request.method, request.path, self.model, self.routing)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

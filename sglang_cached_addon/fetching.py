@@ -107,7 +107,8 @@ class Fetcher:
         async with self._upstream.client.open(
             request.method, request.path, ask.fields, body
         ) as response:
-            self._upstream.heard(ask.asker, ask.shown, response.status, time.monotonic())
+            shown = (*ask.shown, *ask.routed)
+            self._upstream.heard(ask.asker, shown, response.status, time.monotonic())
             flight.greeting = response.greeting
             if flight.stream and _is_stream(response):
                 if self._is_of_two(fetch):

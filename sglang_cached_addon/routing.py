@@ -66,14 +66,18 @@ class KeyHeaders:
             return True
         return name.startswith(PREFIXES) and not _OF_ONE_REQUEST.fullmatch(name)
 
+    def fields(self, headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
+        """Those of a request's headers that say who is to answer."""
+        return tuple((name, headers[name]) for name in sorted(headers) if self.has(name))
+
     def digest(self, headers: Mapping[bytes, bytes]) -> bytes:
         """32 bytes for what a request's headers say of who is to answer; nothing where they say
         nothing, as in nearly all requests."""
-        chosen = sorted(name for name in headers if self.has(name))
+        chosen = self.fields(headers)
         if not chosen:
             return b""
         sha = hashlib.sha256(b"headers")
-        for name in chosen:
-            for part in (name, headers[name]):
+        for field in chosen:
+            for part in field:
                 sha.update(b"%d:%b" % (len(part), part))
         return sha.digest()

@@ -149,7 +149,7 @@ class Service:
             return None
         tenant = self._tenant(credential, routing)
         hit = self._exchange.lookup(method, path, body, time.time(), tenant=tenant, streams=streams)
-        asker = Asker(credential, method, path, hit.model) if hit else None
+        asker = Asker(credential, method, path, hit.model, routing) if hit else None
         if hit is None or asker is None or not self._upstream.admits(asker, time.monotonic()):
             return None
         self._exchange.counters.hit(hit.saved)
@@ -186,8 +186,12 @@ class Service:
         """Notes who asks; on what terms, or why the request is to be passed on untouched."""
         headers = ask.request.headers
         ask.credential = admission.credential(headers, self._credential_fields)
-        ask.tenant = self._tenant(ask.credential, self._key_headers.digest(headers))
+        ask.routing = self._key_headers.digest(headers)
+        ask.tenant = self._tenant(ask.credential, ask.routing)
         ask.shown = admission.credential_headers(headers, self._credential_fields)
+        if ask.routing:
+            fields = self._key_headers.fields(headers)
+            ask.routed = tuple(field for field in fields if field not in ask.shown)
         return policy.terms(self._mode, directives.parse(headers), time.time())
 
     def _tenant(self, credential: bytes, routing: bytes) -> bytes:
@@ -202,7 +206,7 @@ class Service:
     async def _look_again(self, ask: Ask, terms: Terms) -> Answer | Known:
         """What there is for a call, when upstream has said who it is, and that the client may
         ask."""
-        if reason := await self._upstream.admit(ask.asker, ask.shown):
+        if reason := await self._upstream.admit(ask.asker, ask.shown, ask.routed):
             return self._let_pass(self._exchange.bypass(reason), terms)
         return self._take(self._exchange.find(ask.request, time.time(), terms, ask.tenant), terms)
 

@@ -125,6 +125,7 @@ def test_only_the_same_asker(accepted: Asker, is_down: bool) -> None:
         accepted._replace(path="/v1/chat/completions"),
         accepted._replace(model="other"),
         accepted._replace(model=""),
+        accepted._replace(routing=b"r"),
     ]
     assert admission.admits(accepted, 1.0, is_down=is_down)
     assert not any(admission.admits(other, 1.0, is_down=is_down) for other in others)

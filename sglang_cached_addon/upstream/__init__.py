@@ -164,7 +164,7 @@ class Upstream:
         return self._gate.admission.admits(asker, now, is_down=is_down)
 
     def heard(self, asker: Asker, shown: Headers, status: int, now: float) -> None:
-        """Notes the status of upstream's answer to a client's call."""
+        """Notes the status of upstream's answer to a client's call; `shown` as `Gate` has it."""
         self.seen(True)
         self._gate.heard(asker, shown, status, now)
 
@@ -180,9 +180,10 @@ class Upstream:
 
     # Who is asked, where a call waits for it
 
-    async def admit(self, asker: Asker, shown: Headers) -> Reason | None:
+    async def admit(self, asker: Asker, shown: Headers, routed: Headers = ()) -> Reason | None:
         """Asks upstream what `admits` does not know; why a call is to be left to it, if it is.
-        `shown` are the header fields that the credential is made of."""
+        `shown` are the header fields that the credential is made of, `routed` those of the asker's
+        `routing`."""
         now = time.monotonic()
         phase = self._belief.phase(now)
         if phase is Phase.WAKING:
@@ -191,7 +192,7 @@ class Upstream:
         elif phase is Phase.UNKNOWN and (reason := await self._learn(shown)):
             return reason
         if not self._accepts(asker, time.monotonic()):
-            await self._gate.tries(asker, shown)
+            await self._gate.tries(asker, (*shown, *routed))
         return None if self._accepts(asker, time.monotonic()) else Reason.UNAUTHORIZED
 
     async def _learn(self, shown: Headers) -> Reason | None:

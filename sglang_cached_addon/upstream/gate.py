@@ -2,8 +2,8 @@
 
 An asker is accepted by a 200 on its own route and for its own model: to its own call, or to a
 probe, the smallest call that the route's API has. One that shows no credential is accepted by
-a probe alone, which carries nothing of any client: what a client sends besides may be a
-credential that we do not know as one.
+a probe alone, which carries nothing of any client but the headers that are part of the asker:
+what a client sends besides may be a credential that we do not know as one.
 """
 
 from __future__ import annotations
@@ -62,21 +62,23 @@ class Gate:
         self._probing: dict[Asker, Single[None]] = {}
         self._resting: dict[Asker, float] = {}
         """Askers that are not tried before this time."""
-        self._shown: dict[bytes, Headers] = {}
-        """Header fields by the credential that they are; of accepted askers."""
+        self._shown: dict[tuple[bytes, bytes], Headers] = {}
+        """Header fields by the credential and the routing that they are; of accepted askers."""
         self._has_hinted = False
 
     def heard(self, asker: Asker, shown: Headers, status: int, now: float) -> None:
-        """Notes upstream's answer to a call of this asker."""
+        """Notes upstream's answer to a call of this asker. Here and below, `shown` are the header
+        fields that its credential and its routing are made of."""
         if status in REFUSALS:
             self._refuse(asker, status)
-        elif status == 200 and asker.credential:
+        elif status == 200 and asker.credential and asker.model is not None:
             self._accept(asker, shown, now)
 
     @property
     def latest(self) -> Headers:
         """The header fields of the credential that was accepted last; none if there is none."""
-        return next(reversed(self._shown.values()), ())
+        shown = (shown for (_, routing), shown in reversed(self._shown.items()) if not routing)
+        return next(shown, ())
 
     async def tries(self, asker: Asker, shown: Headers, seconds: float = PROBE_SECONDS) -> None:
         """Asks upstream about an asker, if that was not just done; returns after so long at the
@@ -92,8 +94,8 @@ class Gate:
     def renew(self, now: float) -> None:
         """Asks again about those who asked lately, beside their calls."""
         for asker in self.admission.due(now):
-            shown = self._shown.get(asker.credential)
-            is_askable = shown is not None or not asker.credential
+            shown = self._shown.get((asker.credential, asker.routing))
+            is_askable = shown is not None or _is_anybody(asker)
             if is_askable and now >= self._resting.get(asker, 0.0):
                 self._probe(asker, shown or ())
 
@@ -137,13 +139,13 @@ class Gate:
         is_new = asker not in self.admission
         self.admission.accept(asker, now)
         self._resting.pop(asker, None)
-        if not asker.credential:
+        if _is_anybody(asker):
             self.asks_keys = False
             if is_new:
                 self._opened(self.admission.open)
             return
-        self._shown.pop(asker.credential, None)
-        self._shown[asker.credential] = shown
+        self._shown.pop((asker.credential, asker.routing), None)
+        self._shown[asker.credential, asker.routing] = shown
         if len(self._shown) > MAX_SHOWN:
             del self._shown[next(iter(self._shown))]
 
@@ -151,8 +153,10 @@ class Gate:
         is_news = asker in self.admission
         self.admission.refuse(asker, status)
         if status == 401:
-            self._shown.pop(asker.credential, None)
-        if not asker.credential:
+            for known in [known for known in self._shown if known[0] == asker.credential]:
+                if asker.credential or known[1] == asker.routing:
+                    del self._shown[known]
+        if _is_anybody(asker):
             self.asks_keys = True
             if is_news:
                 self._opened(self.admission.open)
@@ -178,3 +182,8 @@ class Gate:
         self._client.close()
         for single in tuple(self._probing.values()):
             single.cancel()
+
+
+def _is_anybody(asker: Asker) -> bool:
+    """Whether it shows nothing of itself, so that what it may ask everybody may."""
+    return not (asker.credential or asker.routing)

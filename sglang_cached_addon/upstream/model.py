@@ -284,7 +284,7 @@ class Model:
             "url": self._url,
             "identity": asdict(found) if found else None,
             "incarnation": self._incarnation,
-            "open": [list(asker)[1:] for asker in sorted(self.open)[:MAX_OPEN]],
+            "open": [list(asker)[1:4] for asker in sorted(self.open)[:MAX_OPEN]],
             "epochs": self.epochs.as_json(),
             "unsettled": self._is_unsettled or self._coming > 0,
             "models": dict(self.names),

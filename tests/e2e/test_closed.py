@@ -199,6 +199,54 @@ def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
             )
 
 
+ROUTED = ("X-Model-Id", "X-Team")
+"""A header by which gateways are known to choose, and one that is named."""
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
+    """A key, or a client without one, that a gateway lets ask for one destination gets no hits of
+    another, where a header chooses between them; where it is let in, it gets its hits."""
+    may = {"Bearer all": "abc", "Bearer a": "a", "": "c"}
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        chosen = headers.get(name, "none")
+        return 200 if path != GENERATE or chosen in may[headers.get("Authorization", "")] else 403
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url, "--key-header", "X-Team", "--poll-seconds", "0.1")
+        for count, chosen in enumerate("abc"):
+            assert call(proxy, headers={name: chosen, "Authorization": "Bearer all"}) == "200 MISS"
+            stored(proxy, count + 1)
+        for _ in range(2):
+            for key, chosen in (("Bearer a", "a"), ("Bearer all", "b"), ("", "c")):
+                shown = {"Authorization": key} if key else {}
+                assert call(proxy, headers={name: chosen, **shown}) == "200 HIT"
+            for key, chosen in (("Bearer a", "b"), ("", "a")):
+                shown = {"Authorization": key} if key else {}
+                assert call(proxy, headers={name: chosen, **shown}) == "403 BYPASS"
+        assert upstream.generated == 3
+
+
+def test_what_was_not_read_lets_nobody_in(start_proxy: StartProxy) -> None:
+    """A call that is passed on unread may have named any model: that it was answered says nothing
+    of who may ask without naming one."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        is_owner = headers.get("Authorization") == "Bearer all"
+        is_named = path == GENERATE and json.loads(body).get("model") == "a"
+        return 200 if path != GENERATE or is_owner or is_named else 403
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        owner, other = {"Authorization": "Bearer all"}, {"Authorization": "Bearer a"}
+        assert call(proxy, headers=owner) == "200 MISS"
+        stored(proxy, 1)
+        from_a_page = {**other, "Origin": "http://page"}
+        assert call(proxy, headers=from_a_page, model="a") == "200 BYPASS"
+        assert call(proxy, headers=other) == "403 BYPASS"
+
+
 def test_a_rotating_cookie(simulator: Simulator, start_proxy: StartProxy) -> None:
     """The cookie of a load balancer, another one with each answer, makes nobody a stranger."""
     proxy = start_proxy(simulator.url)

@@ -467,8 +467,10 @@ def test_confirm_is_asked_after() -> None:
             second = asyncio.ensure_future(upstream.confirm(turn, ()))
             await settled()
             script.may_answer.set()
+            script.may_answer.clear()  # for who waits now only
             assert await first is None
             script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            script.may_answer.set()
             assert await second is Reason.MODEL_CHANGED
 
     run(test)
