@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -137,7 +137,7 @@ class _Connection:
             self.send(request, body)
             return await self.head()
         except BaseException:
-            self.close()
+            self.abort()
             raise
 
     async def head(self) -> h11.Response:
@@ -188,9 +188,18 @@ class _Connection:
         if not self.greeting.done():
             self.greeting.set_result(said)
 
-    def close(self) -> None:
-        self.greeted(None)
+    @property
+    def is_open(self) -> bool:
+        return not self._writer.is_closing()
+
+    def abort(self) -> None:
+        """Hangs up."""
         self._writer.transport.abort()
+
+    def close(self) -> None:
+        """Hangs up, and the server is not greeted any more."""
+        self.greeted(None)
+        self.abort()
 
 
 class Client:
@@ -312,16 +321,25 @@ class Client:
         async def ask(method: str, path: str, headers: Headers) -> Answer:
             head = await connection.exchange(self._request(method, path, headers, b""), b"")
             response = Response(connection, head)
-            body = b"".join([piece async for piece in response.pieces()])
+            try:
+                body = b"".join([piece async for piece in response.pieces()])
+            except BaseException:  # who asks may have enough, and go on without
+                connection.abort()
+                raise
             if not connection.rest():
                 raise Broken("it does not keep the connection")
             return Answer(response.status, response.headers, body, response.connection)
 
+        said = None
         try:
-            connection.greeted(await greet(ask, connection.former))
+            with suppress(Unreachable, Broken):
+                said = await greet(ask, connection.former)
+        finally:  # answers wait for it, whatever comes of it
+            connection.greeted(said)
+            if said is None:
+                connection.abort()
+        if connection.is_open:
             self._keep(connection)
-        except (Unreachable, Broken):
-            connection.close()
 
     def _keep(self, connection: _Connection) -> None:
         if self._is_closed or len(self._idle) >= MAX_IDLE:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon import client as client_module
-from sglang_cached_addon.client import Answer, Broken, Client, Unreachable
+from sglang_cached_addon.client import Answer, Ask, Broken, Client, Greet, Unreachable
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Case = Callable[[Client], Awaitable[None]]
@@ -31,7 +31,7 @@ async def request(reader: asyncio.StreamReader) -> bytes:
     return head + (await reader.readexactly(int(length[0].split(b":")[1])) if length else b"")
 
 
-def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **options: bool) -> None:
+def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **options: Any) -> None:
     """Runs a case against a server, in bounded time."""
 
     async def run() -> None:
@@ -341,6 +341,46 @@ def test_left_unread() -> None:
         await left.wait()
 
     against(serve, case)
+
+
+async def too_slow(ask: Ask, former: Any) -> str:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await ask("GET", "/model_info", ())
+    return "slow"
+
+
+async def broken(ask: Ask, former: Any) -> str:
+    raise RuntimeError
+
+
+GREETINGS: dict[str, tuple[Greet, bytes, str | None]] = {
+    "no answer": (too_slow, b"", "slow"),
+    "half an answer": (too_slow, OK[:-1], "slow"),
+    "an error of ours": (broken, OK, None),
+}
+
+
+@pytest.mark.parametrize("case", GREETINGS)
+def test_greeting_that_fails(case: str) -> None:
+    """Whatever comes of it, who waits for it is told, and the connection is not used again."""
+    greet, answer, said = GREETINGS[case]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(OK)
+        await request(reader)
+        writer.write(answer)
+        assert await reader.read(1) == b""
+
+    async def check(client: Client) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: None)
+        async with client.open(*ASKED) as response:
+            assert [piece async for piece in response.pieces()] == [b"ok"]
+        assert await response.greeting == said
+        assert (await client.ask(*ASKED)).connection != response.connection
+
+    against(serve, check, greet=greet)
 
 
 def test_pieces_as_they_come() -> None:

@@ -325,7 +325,7 @@ class Upstream:
             return Reason.MODEL_CHANGED
         if greeted and not self._is_lasting(greeted):
             theirs, ours = greeted.said.identity, self.identity
-            if theirs and ours and theirs.digest != ours.digest:
+            if theirs and ours and _is_other(theirs, ours, is_former=greeted.asked_on != 0):
                 self.doubt()
                 return Reason.MODEL_CHANGED
             is_known = is_known and theirs is not None
@@ -398,6 +398,13 @@ class Upstream:
         self._gate.close()
         self.client.close()
         self._questions.close()
+
+
+def _is_other(theirs: Identity, ours: Identity, *, is_former: bool) -> bool:
+    """Whether an answer may be of another model than ours. `is_former`: what its server says may be
+    from before the answer, and counts as long as the same process is asked otherwise."""
+    is_another = theirs.incarnation != ours.incarnation
+    return theirs.digest != ours.digest or (is_former and is_another)
 
 
 _STATES = {

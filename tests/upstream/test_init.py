@@ -1082,6 +1082,38 @@ def test_weights_that_change_elsewhere() -> None:
     run(test)
 
 
+def test_a_word_of_before_a_kept_connection_was_used() -> None:
+    """What a server said on a connection before an answer counts only for as long as that very
+    process is the one that is asked otherwise."""
+
+    async def test() -> None:
+        says = {"/model_info": (200, INFO), "/server_info": (200, ANOTHER)}
+        async with (
+            serving() as one,
+            serving(says=says) as two,
+            balancing(one.url, one.url, two.url) as url,
+            asking(url, interval=1e6) as upstream,
+        ):
+            assert await upstream.check() is State.UP  # by the first
+
+            async def answer() -> asyncio.Future[Any]:
+                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                    async for _ in response.pieces():
+                        pass
+                return response.greeting
+
+            assert await upstream.confirm(upstream.turn, (), await answer()) is None
+            one.asked[0].cut()
+            while not infos(two):
+                assert await upstream.check() is State.UP  # by the second
+            one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            greeting = await answer()
+            assert [asked.path for asked in two.asked if asked.method == "POST"] == []
+            assert await upstream.confirm(upstream.turn, (), greeting) is Reason.MODEL_CHANGED
+
+    run(test)
+
+
 def test_a_model_that_only_a_greeting_shows() -> None:
     """What the one process says on any connection is heard: a model that was there in between is
     noticed also where it is gone when upstream is asked otherwise."""
