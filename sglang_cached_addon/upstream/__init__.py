@@ -275,7 +275,11 @@ class Upstream:
             case Verdict.DOWN:
                 self._was_down = True
                 self._belief.unsaid(now)
-            case Verdict.SLOW | Verdict.TROUBLED:
+            case Verdict.SLOW:
+                self._belief.unsaid(now)
+            case Verdict.TROUBLED:
+                # As a balancer says it while a process is started anew behind it.
+                self._questions.forget()
                 self._belief.unsaid(now)
             case Verdict.NAMELESS:
                 self._belief.nameless(now)
@@ -357,6 +361,8 @@ class Upstream:
             said = await self._questions.again(one, PATIENCE_SECONDS)
             if self._belief.is_late(began):
                 return False
+            if said.verdict is Verdict.NAMELESS and one != self._told:
+                continue  # to this credential, as it seems
             if said.verdict is not Verdict.REFUSED:
                 self._hear(said, one)
                 break

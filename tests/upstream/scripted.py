@@ -128,6 +128,8 @@ class Script:
     """By path; 404 for the others. Sampling routes are answered by the test."""
     keys: set[str] | None = None
     """Credentials that are accepted; None: anybody may ask."""
+    refused: dict[str, int] = field(default_factory=dict)
+    """What it says to credentials instead of a 401."""
     open_paths: tuple[str, ...] = ()
     """Paths for which none is wanted."""
     probed: int = 200
@@ -183,7 +185,7 @@ class Script:
                     await self.may_answer.wait()
                 key = headers.get("authorization")
                 if self.keys is not None and key not in self.keys and path not in self.open_paths:
-                    asked.answer(401, {"error": "Unauthorized"})
+                    asked.answer(self.refused.get(key or "", 401), {"error": "Unauthorized"})
                 elif path in self.says:
                     asked.answer(*self.says[path])
                 elif body == PROBE:

@@ -48,6 +48,9 @@ __all__ = ["clock"]
 SAID = ["/model_info", "/server_info"]
 """What is asked where upstream is SGLang."""
 
+ANOTHER = {**SERVER, "random_seed": 2}
+"""What another process says."""
+
 OK, NONE, BROKEN, CLOSED = 200, 404, 500, 401
 NO_MODEL, UNAUTHORIZED = Reason.NO_MODEL, Reason.UNAUTHORIZED
 
@@ -438,6 +441,22 @@ def test_confirm() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("status", [400, 403, 404])
+def test_confirm_for_a_key_that_may_not_know(status: int) -> None:
+    """What is said to a key that may generate, and not ask for the model, is nobody else's: the
+    model is known as before, and its answers are stored."""
+
+    async def test() -> None:
+        async with serving(keys={"a"}) as script, asking(script.url, interval=1e6) as upstream:
+            assert await refusal(upstream, "a") is None
+            turn = upstream.turn
+            script.refused = {"b": status}
+            assert await upstream.confirm(turn, shown("b")) is None
+            assert (upstream.turn, admits(upstream, "a")) == (turn, True)
+
+    run(test)
+
+
 def test_confirm_many() -> None:
     """Answers that come together share one question."""
 
@@ -512,6 +531,25 @@ def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFixture) 
                 assert entered[-2:] == [before, upstream.fingerprint]
                 assert await upstream.confirm(upstream.turn, ()) is None
                 assert caplog.text.count("was restarted") == is_same
+
+    run(test)
+
+
+def test_restart_behind_a_balancer() -> None:
+    """A balancer's connection outlives the process behind it: after it has said that nobody is
+    there, all is asked anew."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=1e6) as upstream:
+            assert await refusal(upstream) is None
+            await changed(upstream)
+            await upstream.check()
+            turn, before, says = upstream.turn, upstream.fingerprint, script.says
+            script.says = dict.fromkeys(says, (502, {}))
+            await upstream.check()
+            script.says = {**says, "/server_info": (200, ANOTHER)}
+            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            assert upstream.fingerprint != before
 
     run(test)
 
@@ -1011,9 +1049,6 @@ async def balancing(*urls: str) -> AsyncIterator[str]:
             writer.transport.abort()
         await settled()
 
-
-ANOTHER = {**SERVER, "random_seed": 2}
-"""What another process says."""
 
 OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] = {
     "another model": ({**INFO, "model_path": "x"}, ANOTHER, Reason.MODEL_CHANGED),
