@@ -59,10 +59,10 @@ class Relay:
         events = self._begin() if self._finishes is None else []
         for event in self._splitter.feed(data):
             self._take(event, events)
-        if piece := self._splitter.overflow():
+        if pieces := self._splitter.overflow():
             self.reason = self.reason or Reason.UNREADABLE
             self.is_in_pieces = True
-            events.append(Event(piece, Part.OTHER))
+            events += [Event(piece, Part.OTHER) for piece in pieces]
         return events
 
     def remains(self) -> list[Event]:

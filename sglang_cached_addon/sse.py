@@ -64,15 +64,15 @@ class Splitter:
         self._hold(rest)
         return events
 
-    def overflow(self) -> bytes:
+    def overflow(self) -> list[bytes]:
         """What has come of an event that goes on, once that is too much to be kept: it is let go
         of, as is what comes of it later. What then ends it is given as an event."""
         self._is_too_long = self._is_too_long or self._size > MAX_EVENT
         if not self._is_too_long:
-            return b""
-        rest = self.rest
+            return []
+        parts = self._parts  # as they came: one of all would be so many bytes once more
         self._hold(b"")
-        return rest
+        return parts
 
     def _hold(self, rest: bytes) -> None:
         self._parts = [rest] if rest else []

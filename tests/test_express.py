@@ -7,8 +7,8 @@ import json
 import random
 import re
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
@@ -19,7 +19,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.connections import Connections
-from sglang_cached_addon.express import open_lane, self_check
+from sglang_cached_addon.express import Fill, open_lane, self_check
 from sglang_cached_addon.simulator import Fault, Simulator
 from sglang_cached_addon.wire import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
@@ -302,6 +302,30 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert "Traceback" not in proxy.log, proxy.log
 
 
+@asynccontextmanager
+async def client_of(
+    connections: Connections, fill: Fill
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client of a lane that knows no hits."""
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mode = ProxyMode.parse("reverse:http://x")
+        handler = SimpleConnectionHandler(reader, writer, Options(), mode, {})
+        connection = connections.add(handler)
+        assert connection
+        heads = HeadReader([("POST", "/generate")])
+        assert open_lane(connection, heads, lambda head, body: None, fill)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    async with asyncio.timeout(20):
+        yield reader, writer
+    for connection in connections.all:
+        connection.writer.transport.abort()
+    writer.close()
+    server.close()
+
+
 @pytest.mark.parametrize("is_eager", [False, True])
 def test_fills_that_end_at_once(is_eager: bool) -> None:
     """A connection would be waited for, for ever, when an answer is there before it is waited for;
@@ -317,30 +341,36 @@ def test_fills_that_end_at_once(is_eager: bool) -> None:
         loop = asyncio.get_running_loop()
         if is_eager:
             loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-        connections = Connections()
-
-        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            mode = ProxyMode.parse("reverse:http://x")
-            handler = SimpleConnectionHandler(reader, writer, Options(), mode, {})
-            connection = connections.add(handler)
-            assert connection
-            lane = open_lane(
-                connection,
-                HeadReader([("POST", "/generate")]),
-                lambda head, body: None,
-                lambda head, raw, body: filled(b"answer\n"),
-            )
-            assert lane
-
-        server = await asyncio.start_server(accept, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
-        writer.write(request(b"{}") * count)
-        async with asyncio.timeout(20):
-            received = await reader.readexactly(count * len(b"answer\n"))
-        for connection in connections.all:
-            connection.writer.transport.abort()
-        writer.close()
-        server.close()
-        return received
+        fills = client_of(Connections(), lambda head, raw, body: filled(b"answer\n"))
+        async with fills as (reader, writer):
+            writer.write(request(b"{}") * count)
+            return await reader.readexactly(count * len(b"answer\n"))
 
     assert asyncio.run(run()) == b"answer\n" * count
+
+
+def test_what_waits_is_under_way() -> None:
+    """The proxy would end while a call waits, be it that nothing is fetched for it yet."""
+
+    async def run() -> None:
+        connections, asked, answer = Connections(), asyncio.Event(), asyncio.Event()
+
+        async def filled() -> bytes | None:
+            asked.set()
+            await answer.wait()
+            return b"answer\n"
+
+        async with client_of(connections, lambda head, raw, body: filled()) as (reader, writer):
+            assert connections.busy == 0
+            writer.write(request(b"{}")[:-1])
+            while not connections.busy:
+                await asyncio.sleep(0)
+            assert not asked.is_set()
+            writer.write(request(b"{}")[-1:])
+            await asked.wait()
+            assert connections.busy == 1
+            answer.set()
+            assert await reader.readline() == b"answer\n"
+            assert connections.busy == 0
+
+    asyncio.run(run())
