@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from sglang_cached_addon import cache, slices
+from sglang_cached_addon import cache, policy, slices
 from sglang_cached_addon.asking import Arrived, Ask
 from sglang_cached_addon.cache import Brought, Lease
 from sglang_cached_addon.client import Broken, Response, Unreachable
@@ -117,7 +117,8 @@ class Fetcher:
                 _tell(arrived, Arrived(response.headers, is_stream=True))
                 return await self._relay(flight, ask, flight.stream, fetch, response, started)
             pieces = [piece async for piece in response.pieces()]
-        if sum(map(len, pieces)) > slices.LARGE:  # others have their turn meanwhile
+        is_large = fetch.known.call.total >= policy.LARGE_SAMPLES
+        if is_large or sum(map(len, pieces)) > slices.LARGE:  # others have their turn meanwhile
             raw, landed = await asyncio.to_thread(self._read, flight, fetch, response, pieces)
         else:
             raw, landed = self._read(flight, fetch, response, pieces)

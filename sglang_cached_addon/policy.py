@@ -25,7 +25,7 @@ MAX_SAMPLES = 10_000
 """Samples of a call that are looked up: to name them, and to see what there is, takes 35 ms."""
 
 LARGE_SAMPLES = 1000
-"""An answer of so many is put together beside the event loop, which takes up to 7 ms."""
+"""An answer of so many is read and put together beside the event loop: that takes 7 ms or more."""
 
 MAX_NAMES = 1024 * 1024
 """Bytes of a request body that is read to see which adapter it names."""
