@@ -1,9 +1,9 @@
 """Hits of one client, one after the other, when it is quiet and while an attack goes on.
 
 The client is this process, on one connection that is kept; the attack, the proxy and its
-upstream are others. A hit is due each millisecond, and sent as soon as the one before it is
-answered; its time counts from when it was due, so that a stall is as long for all whom it would
-have held up. Times are in microseconds.
+upstream are others. A hit is sent a millisecond after the one before it, or once that is
+answered; one that takes longer counts for all those, too, that would have come meanwhile, so that
+a long stall is not one of many quick hits. Times are in microseconds.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Times:
         return cls(percentiles[49], percentiles[98], max(took))
 
 
+def waits(seconds: float) -> list[float]:
+    """What one hit that took so long stands for."""
+    return [(seconds - STEP * i) * 1e6 for i in range(1 + int(seconds / STEP))]
+
+
 class Client:
     """The one that is measured."""
 
@@ -81,18 +86,14 @@ class Client:
     def hits(self, is_over: Callable[[], bool]) -> Times:
         """One after the other, until it is over; raises `NotAsClaimed` if one is none."""
         took: list[float] = []
-        due = time.perf_counter()
         while not is_over():
-            early = due - time.perf_counter()
-            if early > 0:
-                time.sleep(early)
-                # What the system sleeps too long is not the proxy's.
-                due = time.perf_counter()
+            began = time.perf_counter()
             head = self.ask()
-            took.append((time.perf_counter() - due) * 1e6)
+            wait = time.perf_counter() - began
             if b"\r\nx-cache: hit" not in head:
                 raise NotAsClaimed(f"HIT expected, got {head.decode('latin-1')}")
-            due += STEP
+            took += waits(wait)
+            time.sleep(max(0.0, STEP - wait))
         return Times.of(took)
 
     def close(self) -> None:

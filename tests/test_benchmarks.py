@@ -189,6 +189,8 @@ def test_times_of_hits() -> None:
     assert (times.p50, times.p99, times.highest) == (50, 99, 100)
     with pytest.raises(ValueError):
         meanwhile.Times.of([])
+    assert meanwhile.waits(0.0005) == pytest.approx([500])
+    assert meanwhile.waits(0.0035) == pytest.approx([3500, 2500, 1500, 500])
 
 
 @pytest.mark.parametrize("attack", attacks.ATTACKS, ids=lambda attack: attack.name)
