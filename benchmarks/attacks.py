@@ -123,8 +123,8 @@ def prompts(count: int) -> Callable[[Target], int]:
 
 
 def embeddings(size: int) -> Callable[[Target], int]:
-    """`input_embeds` in so many bytes, rows of 1,024 numbers."""
-    row = b"[" + b",".join([b"0.015625"] * 1024) + b"]"
+    """`input_embeds` in so many bytes, rows of 1,024 numbers as models give them."""
+    row = b"[" + b",".join([b"0.0156250009313226"] * 1024) + b"]"
     start = b'{"sampling_params":{"max_new_tokens":8},"input_embeds":['
     body = start + b",".join([row] * (size // len(row))) + b"]"
 
