@@ -91,7 +91,7 @@ REASONS = {
     Reason.ENCODED: "a compressed body",
     Reason.QUERY: "a query behind the path",
     Reason.HEADER: "`x-sglext-*`, and `x-override-*` but for `-priority` and `-conversation-id`: "
-    "they change what is asked or returned",
+    "they change what is asked or returned; a `Connection` that names headers of the message",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
     "than about 700,000 numbers; more than 10,000 samples",
@@ -158,6 +158,13 @@ _REFUSED_PREFIXES = (b"x-override-", b"x-sglext-")
 _HARMLESS_HEADERS = frozenset((b"x-override-priority", b"x-override-conversation-id"))
 
 
+# What a client may well say of its connection (RFC 9110 §7.6.1). With any other name in it, a
+# header of the message is for us alone: upstream would not see it, and the key would have it.
+_OF_THE_CONNECTION = frozenset(
+    (b"", b"close", b"keep-alive", b"te", b"trailer", b"trailers", b"upgrade", b"http2-settings")
+)
+
+
 def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
     """Why a request with this head is not looked up. Header names are lower-case."""
     for name in headers:
@@ -165,6 +172,9 @@ def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
             return _REFUSED_HEADERS[name]
         if name.startswith(_REFUSED_PREFIXES) and name not in _HARMLESS_HEADERS:
             return Reason.HEADER
+    named = headers.get(b"connection", b"").lower().split(b",")
+    if any(name.strip() not in _OF_THE_CONNECTION for name in named):
+        return Reason.HEADER
     media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
     # SGLang refuses other types on these routes, so a hit would open what it had closed.
     return None if media_type == b"application/json" else Reason.CONTENT_TYPE

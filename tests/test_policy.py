@@ -38,6 +38,12 @@ def test_json_is_looked_up(value: bytes) -> None:
     assert lookup_refusal({b"content-type": value, b"user-agent": b"x", b"accept": b"*/*"}) is None
 
 
+@pytest.mark.parametrize("value", [b"", b"close", b"Keep-Alive, TE", b"Upgrade,HTTP2-Settings"])
+def test_what_is_said_of_the_connection(value: bytes) -> None:
+    """It says nothing of the call."""
+    assert lookup_refusal({**JSON, b"connection": value}) is None
+
+
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
@@ -55,6 +61,7 @@ def test_json_is_looked_up(value: bytes) -> None:
         ({**JSON, b"x-sglext-ids-framed": b"1"}, Reason.HEADER),
         ({**JSON, b"x-sglext-of-tomorrow": b"1"}, Reason.HEADER),
         ({**JSON, b"x-override-rid": b"1"}, Reason.HEADER),
+        ({**JSON, b"connection": b"close, X-Model-Id"}, Reason.HEADER),
         ({**JSON, b"x-override-bootstrap-host": b"h"}, Reason.HEADER),
         ({**JSON, b"x-override-bootstrap-room": b"1"}, Reason.HEADER),
         ({**JSON, b"x-override-routed-dp-rank": b"1"}, Reason.HEADER),

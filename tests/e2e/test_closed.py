@@ -228,6 +228,23 @@ def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
         assert upstream.generated == 3
 
 
+def test_a_header_for_the_proxy_alone(start_proxy: StartProxy) -> None:
+    """A header that `Connection` names does not reach upstream: what it answers without it is not
+    stored as an answer with it."""
+
+    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
+        return 200
+
+    with serving(says) as upstream:
+        proxy = start_proxy(upstream.url)
+        chosen = {"X-Model-Id": "large"}
+        named = {**chosen, "Connection": "keep-alive, X-Model-Id"}
+        assert [call(proxy, headers=named) for _ in range(2)] == ["200 BYPASS"] * 2
+        assert call(proxy, headers=chosen) == "200 MISS"
+        stored(proxy, 1)
+        assert call(proxy, headers={**chosen, "Connection": "Keep-Alive"}) == "200 HIT"
+
+
 def test_what_was_not_read_lets_nobody_in(start_proxy: StartProxy) -> None:
     """A call that is passed on unread may have named any model: that it was answered says nothing
     of who may ask without naming one."""
