@@ -35,7 +35,6 @@ from sglang_cached_addon.dialects.base import (
     Fill,
     Mint,
     Split,
-    take_out,
     without_skipped,
 )
 from sglang_cached_addon.identity import Epochs, Server
@@ -379,26 +378,27 @@ class Exchange:
         now and then for others."""
         if reason := policy.store_refusal(status):
             return Landed(status, refusal=reason)
+        dialect, call, fill = fetch.known.dialect, fetch.known.call, fetch.fill
         value = None
         try:
-            if len(body) <= slices.LARGE or fetch.fill.added:
+            # What has more than its client asked for, or answers a trimmed call, has to be read,
+            # however large a sample is.
+            if len(body) <= slices.LARGE:
                 value = _parse(body)
-                split = fetch.known.dialect.split(fetch.known.call, fetch.fill, value)
+                split = dialect.split(call, fill, value)
+            elif fill.added:
+                value = slices.read(body, fill.added, pause=pause)
+                split = dialect.split(call, fill, value)
             else:
-                split = self._split(fetch, body, pause)
+                largest = slices.LARGEST if fetch.is_whole else inf
+                split = slices.split(dialect, call, fill, body, largest=largest, pause=pause)
         except Refused as refused:
-            return self.unreadable(fetch, body, refused.reason, _shown(fetch.fill, value))
-        shown = _shown(fetch.fill, value)
-        renamed = _with_client_rids(shown or body, fetch.fill.rids)
-        kept = without_skipped(split, fetch.fill)
+            shown = slices.write(fill, value, pause) if fill.added else None
+            return self.unreadable(fetch, body, refused.reason, shown)
+        kept = without_skipped(split, fill)
+        shown = slices.write(fill, value, pause) if fill.added else None
+        renamed = _with_client_rids(shown or body, fill.rids)
         return Landed(200, renamed or shown, kept, self._refusal(fetch, split))
-
-    def _split(self, fetch: Fetch, body: bytes, pause: Callable[[], object]) -> Split:
-        """A large answer, taken apart a sample at a time."""
-        dialect, call, fill = fetch.known.dialect, fetch.known.call, fetch.fill
-        # What answers a trimmed call has to be read, however large it is.
-        largest = slices.LARGEST if fetch.is_whole else inf
-        return slices.split(dialect, call, fill, body, largest=largest, pause=pause)
 
     def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
         """Reads a stream that is done."""
@@ -566,16 +566,6 @@ def _parse(body: bytes) -> Any:
         return orjson.loads(body)
     except ValueError:
         raise Refused(Reason.UNREADABLE) from None
-
-
-def _shown(fill: Fill, value: Any) -> bytes | None:
-    """An answer without what only we have asked for; None where nothing is."""
-    choices = value.get("choices") if fill.added and isinstance(value, dict) else None
-    if not isinstance(choices, list):
-        return None
-    for members in (value, *choices):
-        take_out(fill, members)
-    return orjson.dumps(value)
 
 
 def _with_client_rids(body: bytes, rids: Mapping[str, str]) -> bytes | None:

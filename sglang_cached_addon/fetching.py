@@ -127,12 +127,13 @@ class Fetcher:
     def _read(
         self, flight: Flight, fetch: Fetch, response: Response, pieces: list[bytes]
     ) -> tuple[bytes, Landed]:
-        """What upstream has said, and what it comes to."""
+        """What upstream has said, where its own bytes are wanted, and what it comes to."""
         raw = b"".join(pieces)
         pieces.clear()
         if flight.stream and response.status == 200:
             return raw, self._exchange.unreadable(fetch, raw)
-        return raw, self._exchange.land(fetch, response.status, raw, _pause)
+        landed = self._exchange.land(fetch, response.status, raw, _pause)
+        return raw if landed.body is None else b"", landed
 
     async def _relay(
         self,

@@ -2,21 +2,22 @@
 
 Pure. To read JSON holds up everything else in the process, at some 100 MB a second, and takes ten
 times its size in memory; here only one sample is read at once, so that others have their turn in
-between (it belongs into a thread), and nothing stays but the samples as they are kept. Where a
-sample ends, its braces tell.
+between (it belongs into a thread), and of each nothing stays but what it is kept as, or, where all
+share an answer, a light form of it. Where a sample ends, its braces tell.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Generation, Split
+from sglang_cached_addon.dialects.base import Call, Dialect, Fill, Generation, Split, dump, take_out
 from sglang_cached_addon.policy import Reason, Refused
 
 LARGE = 2 << 20
@@ -48,19 +49,47 @@ def split(
 ) -> Split:
     """As `Dialect.split`, of a body that was not read yet. Raises `Refused`, also where a sample
     has more values than that. A `pause` is made behind each sample."""
+    if body.startswith(b"[") and (call.batched or fill.n > 1):
+        with suppress(_Odd):
+            return _split_list(dialect, call, fill, _Samples(body, largest, pause))
+    return dialect.split(call, fill, read(body, fill.added, largest=largest, pause=pause))
+
+
+def read(
+    body: bytes,
+    unseen: Collection[str] = (),
+    *,
+    largest: float = inf,
+    pause: Callable[[], object] = lambda: None,
+) -> Any:
+    """An answer to be split, and to be written again: parsed, but where it has choices, these are
+    light. Nobody sees their `unseen` members. Raises `Refused`, as `split` does."""
     try:
         samples = _Samples(body, largest, pause)
         if not samples.is_list:
-            return _split_choices(dialect, call, fill, samples)
-        if call.batched or fill.n > 1:
-            return _split_list(dialect, call, fill, samples)
+            choices = [_light(choice, unseen) for choice in samples]
+            return {**samples.envelope(), "choices": choices}
     except _Odd:
         pass
     _bound(body, 0, len(body), largest)
     try:
-        return dialect.split(call, fill, orjson.loads(body))
+        return orjson.loads(body)
     except ValueError:
         raise Refused(Reason.UNREADABLE) from None
+
+
+def write(fill: Fill, answer: Any, pause: Callable[[], object] = lambda: None) -> bytes | None:
+    """An answer of choices, without what only we have asked for; None where it is none. It is used
+    up by that, so that it is not in memory twice."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list):
+        return None
+    for k, choice in enumerate(choices):
+        take_out(fill, choice)
+        choices[k] = orjson.Fragment(dump(choice))
+        pause()
+    take_out(fill, answer)
+    return orjson.dumps(answer)
 
 
 def _bound(body: bytes, start: int, end: int, largest: float) -> None:
@@ -87,15 +116,31 @@ def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> 
     return Split(tuple(generations), refusal, versions)
 
 
-def _split_choices(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> Split:
-    """All are in one answer, and share its usage."""
-    choices = []
-    for choice in samples:
-        # They take most of the room, and are only to be handed on.
-        if isinstance(choice, dict) and choice.get("logprobs"):
-            choice["logprobs"] = orjson.Fragment(orjson.dumps(choice["logprobs"]))
-        choices.append(choice)
-    return dialect.split(call, fill, {**samples.envelope(), "choices": choices})
+def _light(choice: Any, unseen: Collection[str]) -> Any:
+    """A choice with log-probabilities that are only to be handed on, as they take most of the room;
+    and of what nobody sees, only how much it is. All that tells tokens or weights is left."""
+    if not isinstance(choice, dict):
+        return choice
+    for name in unseen:
+        if isinstance(choice.get(name), list):
+            choice[name] = [None] * len(choice[name])
+    for name in ("logprobs", "meta_info"):
+        if isinstance(members := choice.get(name), dict):
+            is_seen = name not in unseen
+            choice[name] = {n: _packed(n, value, is_seen) for n, value in members.items()}
+    return choice
+
+
+def _packed(name: str, value: Any, is_seen: bool) -> Any:
+    """A member of such an object: JSON, if it is a list. But `tokens` (of completions) and
+    `content` (of chats) have as many members as there are tokens."""
+    if not isinstance(value, list) or name in ("tokens", "weight_versions"):
+        return value
+    if not is_seen:
+        return None
+    if name == "content":
+        return [orjson.Fragment(dump(row)) for row in value]
+    return orjson.Fragment(dump(value))
 
 
 class _Samples:

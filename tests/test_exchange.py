@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon import cache, keys, policy, sse
+from sglang_cached_addon import cache, keys, policy, slices, sse
 from sglang_cached_addon.dialects import chat, completions, generate, registry
 from sglang_cached_addon.exchange import (
     TENANTS,
@@ -1408,3 +1408,46 @@ def test_many_rids() -> None:
     done = way.complete(fetch, answer)
     assert done.body
     assert [native["meta_info"]["id"] for native in orjson.loads(done.body)] == rids
+
+
+TELLS = {
+    COMPLETIONS: ({"model": "m", "prompt": ["a", "b"], "max_tokens": 8}, "return_token_ids"),
+    CHAT: ({"model": "m", "messages": [{"role": "user", "content": "a"}], "n": 2},
+           "return_meta_info"),
+}  # fmt: skip
+
+
+def told(k: int) -> dict[str, Any]:
+    """A choice that also has what its client has not asked for."""
+    message = {"role": "assistant", "content": f"{k}"}
+    more = {"token_ids": [1, 2], "prompt_token_ids": [3], "meta_info": {"completion_tokens": 2}}
+    logprobs = {"tokens": ["a", "b"], "content": [{"token": "a"}, {"token": "b"}]}
+    said = {"text": f"{k}", "message": message, "logprobs": logprobs, "finish_reason": "stop"}
+    return {"index": k, **said, **more}
+
+
+@pytest.mark.parametrize("path", TELLS)
+@pytest.mark.parametrize("is_good", [True, False], ids=["whole", "one too many"])
+def test_a_large_answer_that_tells_more(
+    path: str, is_good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others would wait while it is read in one go; or it not be stored, or its client see what
+    only we have asked for."""
+    body, asked = TELLS[path]
+    way = Way()
+    way.enter("m")
+    fetch = way.fetch(body, path)
+    assert fetch.body is not None
+    assert orjson.loads(fetch.body)[asked] is True
+    usage = {"prompt_tokens": 2 if path == COMPLETIONS else 1, "completion_tokens": 4}
+    choices = [told(k) for k in range(2 if is_good else 3)]
+    answer = orjson.dumps({"id": "x", "choices": choices, "usage": usage})
+    small = way.exchange.land(fetch, 200, answer)
+    monkeypatch.setattr(slices, "LARGE", 10)
+    turns: list[int] = []
+    large = way.exchange.land(fetch, 200, answer, lambda: turns.append(1))
+    assert large == small
+    assert large.refusal is (None if is_good else Reason.UNREADABLE)
+    assert large.body is not None
+    assert not {*fetch.fill.added} & {n for c in orjson.loads(large.body)["choices"] for n in c}
+    assert len(turns) == 2 * len(choices)  # as it is read, and as it is written

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from sglang_cached_addon import dialects, slices
-from sglang_cached_addon.dialects.base import Split
+from sglang_cached_addon.dialects.base import Fill, Split
+from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
 from sglang_cached_addon.policy import Reason, Refused
 
 TRICKY = 'a "},{" b }]} {{ \\ é \u2028 "choices":[ ],{"x":1}'
@@ -80,12 +81,14 @@ CASES = [
 ]
 
 
-def both_ways(asked: str, body: bytes, **more: Any) -> tuple[Split | Reason, Split | Reason]:
+def both_ways(
+    asked: str, body: bytes, server: Server = UNKNOWN, **more: Any
+) -> tuple[Split | Reason, Split | Reason]:
     """What comes of an answer that is read whole, and of one that is read in slices."""
     dialect = dialects.installed()["POST", asked.split(" ")[0]]
     call = dialect.read(ASKED[asked])
     numbers = count()
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"rid{next(numbers)}")
+    fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"rid{next(numbers)}", server)
     found: list[Split | Reason] = []
     for way in (
         lambda: dialect.split(call, fill, orjson.loads(body)),
@@ -142,3 +145,28 @@ def test_a_sample_that_is_too_large(asked: str) -> None:
     assert isinstance(whole, Split)
     assert sliced is Reason.LARGE_SAMPLE
     assert both_ways(asked, body, largest=body.count(b","))[1] == whole
+
+
+TELLING = {
+    "ids": {"token_ids": [7, 8, 9], "prompt_token_ids": [5, 6, 7, 8]},
+    "meta_info": {"meta_info": {"completion_tokens": 3, "output_token_logprobs": [[-1.0, 7]] * 3}},
+    "logprobs of a completion": {"logprobs": {"tokens": ["a"] * 3, "top_logprobs": [{"a": -1.0}]}},
+    "logprobs of a chat": {"logprobs": {"content": [{"token": "é", "top_logprobs": []}] * 3}},
+    "versions": {"meta_info": {"weight_version": "2", "weight_versions": [{"version": "1"}] * 2}},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("told", TELLING)
+@pytest.mark.parametrize("asked", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("engine", [SGLANG, VLLM, ""])
+def test_each_tells_its_tokens(asked: str, told: str, engine: str) -> None:
+    """What counts tokens would be lost where it is not held, and the answer not stored."""
+    answer = completion([choice(k, **TELLING[told]) for k in range(3)])
+    body = orjson.dumps(answer)
+    whole, sliced = both_ways(asked, body, Server(engine))
+    assert isinstance(whole, Split)
+    assert sliced == whole
+    light = slices.read(body, ("token_ids",))
+    fill = Fill({}, (0,), 3, server=Server(engine), added=("token_ids",))
+    assert slices.write(fill, light) == slices.write(fill, answer)
