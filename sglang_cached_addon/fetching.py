@@ -148,9 +148,11 @@ class Fetcher:
         relay = self._exchange.relay(fetch)
         pieces = response.pieces()
         landing: Arrived | None = None
+        size = 0
         flight.refusal = Reason.CUT  # until it is done
         try:
             async for data in pieces:
+                size += len(data)
                 events = relay.feed(data)
                 if relay.is_done and fetch.plan.have:
                     await self._confirmed(fetch, ask)
@@ -160,7 +162,10 @@ class Fetcher:
                     # Its choices have the numbers of stored ones.
                     raise Broken("an event of the stream is too long to be put behind stored ones")
                 if relay.is_done:
-                    landed = self._exchange.land_stream(fetch, relay)
+                    if size > slices.LARGE:  # others have their turn meanwhile
+                        landed = await asyncio.to_thread(self._exchange.land_stream, fetch, relay)
+                    else:
+                        landed = self._exchange.land_stream(fetch, relay)
                     # Who has the last word and repeats the call finds it here.
                     arrival = Arrived(response.headers, landed=landed)
                     landing = self._land(flight, fetch, arrival, started)

@@ -124,21 +124,34 @@ def _light(choice: Any, unseen: Collection[str]) -> Any:
     for name in unseen:
         if isinstance(choice.get(name), list):
             choice[name] = [None] * len(choice[name])
+    is_counted = _is_counted(choice)
     for name in ("logprobs", "meta_info"):
         if isinstance(members := choice.get(name), dict):
             is_seen = name not in unseen
-            choice[name] = {n: _packed(n, value, is_seen) for n, value in members.items()}
+            choice[name] = {
+                n: _packed(n, value, is_seen, is_counted) for n, value in members.items()
+            }
     return choice
 
 
-def _packed(name: str, value: Any, is_seen: bool) -> Any:
-    """A member of such an object: JSON, if it is a list. But `tokens` (of completions) and
-    `content` (of chats) have as many members as there are tokens."""
-    if not isinstance(value, list) or name in ("tokens", "weight_versions"):
+def _is_counted(choice: dict[str, Any]) -> bool:
+    """Whether its tokens are told elsewhere than by its log-probabilities."""
+    meta = choice.get("meta_info")
+    ids = (choice.get("token_ids"), choice.get("response_token_ids"))
+    is_told = isinstance(meta, dict) and type(meta.get("completion_tokens")) is int
+    return is_told or any(isinstance(some, list) for some in ids)
+
+
+def _packed(name: str, value: Any, is_seen: bool, is_counted: bool) -> Any:
+    """A member of such an object: JSON, if it is a list. But where nothing else tells how many
+    tokens there are, `tokens` (of completions) and `content` (of chats) have as many members."""
+    if not isinstance(value, list) or name == "weight_versions":
         return value
     if not is_seen:
         return None
-    if name == "content":
+    if name == "tokens" and not is_counted:
+        return value
+    if name == "content" and not is_counted:
         return [orjson.Fragment(dump(row)) for row in value]
     return orjson.Fragment(dump(value))
 

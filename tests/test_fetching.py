@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -107,6 +108,34 @@ def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Streams
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_a_large_stream(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would wait while it is taken apart; or its client get it otherwise, or nobody."""
+    monkeypatch.setattr(fetching.slices, "LARGE", 10 if is_large else 1 << 20)
+    threads = []
+
+    async def test() -> None:
+        async with standing() as stage:
+            land = stage.service._exchange.land_stream
+
+            def seen(*args: Any) -> Any:
+                threads.append(threading.current_thread() is threading.main_thread())
+                return land(*args)
+
+            monkeypatch.setattr(stage.service._exchange, "land_stream", seen)
+            leader, asked = await begun(stage)
+            follower = stage.ask(COMPLETIONS, STREAM)
+            await stage.waiting(1)
+            finish(asked)
+            assert await briefs(leader, follower) == ["miss 200", "collapsed 200"]
+            assert (await leader).pieces == WHOLE
+            assert (await follower).pieces == [*WHOLE[:2], WHOLE[-1]]  # it wants no usage
+            assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
+            assert threads == [not is_large]
+
+    run(test)
 
 
 def test_no_end_behind_the_terminator(monkeypatch: pytest.MonkeyPatch) -> None:
