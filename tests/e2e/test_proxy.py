@@ -265,8 +265,8 @@ def test_wrong_method(method: str, path: str, allow: str, proxy: Proxy) -> None:
 def test_info(simulator: Simulator, proxy: Proxy) -> None:
     """/cache/info tells how the proxy is set up, beside the counts of /cache/stats."""
     post(proxy, "/generate", BODIES["/generate"])
-    info = requests.get(f"{proxy.url}/cache/info", timeout=30).json()
     stats = proxy.stats()
+    info = requests.get(f"{proxy.url}/cache/info", timeout=30).json()
     assert {name: info[name] for name in stats if name != "pending_writes"} == {
         name: value for name, value in stats.items() if name != "pending_writes"
     }
