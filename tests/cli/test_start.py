@@ -294,6 +294,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     (tmp_path / "file").write_text("")
     (tmp_path / "torn" / "cache.jsonl.torn").mkdir(parents=True)
     (tmp_path / "torn" / "cache.jsonl").write_text("torn")
+    (tmp_path / "torn").chmod(0o700)
+    (tmp_path / "torn" / "cache.jsonl").chmod(0o600)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         yield World(listener.getsockname()[1], tmp_path / "file", tmp_path)
 

@@ -237,6 +237,7 @@ def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
 def test_clear(simulator: Simulator, proxy: Proxy) -> None:
     """POST /cache/clear empties memory and file, and says how much it was."""
     post(proxy, "/generate", BODIES["/generate"])
+    assert proxy.stats()["num_keys"] == 1
     answer = post(proxy, "/cache/clear", None)
     assert answer.json() == {"status": "success", "cleared_keys": 1, "cleared_responses": 1}
     stats = proxy.stats()
