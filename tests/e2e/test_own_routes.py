@@ -177,10 +177,11 @@ def test_adapter_without_end(path: str, shared: Proxy) -> None:
 
 def test_rebound_name(shared: Proxy) -> None:
     """A name that was made to point here (DNS rebinding) opens nothing."""
+    stored = fill(shared)
+    assert stored
     for headers in REBOUND:
-        assert fill(shared) == 1
         assert statuses(shared.url, headers) == ([200, 200], [403, 403]), headers
-        assert shared.stats()["total_responses"] == 1, headers
+        assert shared.stats()["total_responses"] == stored, headers
 
 
 def test_page_of_its_own(shared: Proxy) -> None:
