@@ -34,7 +34,7 @@ def streaming(handler: Any = None) -> Streaming:
 
 def stored(longest: int = 0) -> Hit:
     """A stored stream."""
-    return Hit(wire.chunked(EVENTS), MISS, NOTHING, 0.0, is_stream=True, longest=longest)
+    return Hit(wire.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=longest)
 
 
 def fetched(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> Streamed:
