@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.simulator import Profile, Simulator, running
-from tests.conftest import Proxy, cache_status
+from tests.conftest import Proxy, cache_status, until
 from tests.e2e.conftest import WAYS, StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import DONE, Stream, sampling, stream, texts
@@ -106,6 +106,9 @@ def test_without_upstream(start_way: StartFront) -> None:
         path = "/v1/chat/completions"
         stored = post(proxy, path, sampling(path)).json()
         assert post(proxy, path, sampling(path)).headers["X-Cache"] == "HIT"
+        # Given before it is stored, which only upstream's word on its model makes it.
+        url = f"{proxy.url}/cache/stats"
+        until(lambda: requests.get(url, timeout=30).json()["total_responses"])
     with requests.Session() as session:
         for path, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
             method = "POST" if body else "GET"
