@@ -67,7 +67,10 @@ class _Handler(StreamRequestHandler):
                 self.server.errors.append(str(e))
                 return
             if event is h11.NEED_DATA:
-                http.receive_data(self.request.recv(1 << 16))
+                data = self.request.recv(1 << 16)
+                if not data:  # a request that was refused on its way is cut off here
+                    return
+                http.receive_data(data)
             elif isinstance(event, h11.Request):
                 fields = {name.decode(): value.decode("latin-1") for name, value in event.headers}
                 heard = Heard(event.method.decode(), event.target.decode("latin-1"), fields)
