@@ -45,6 +45,9 @@ BREATH_SECONDS = 0.005
 """At least so long between two questions that answers wait for: those that come in between share
 one."""
 
+REST_SECONDS = 0.05
+"""At least so long between two looks at what is due."""
+
 TICK_SECONDS = 5.0
 """How often it is looked whether acceptances are to be renewed."""
 
@@ -243,7 +246,8 @@ class Upstream:
                 self._learning.join(self._poll)
             self._gate.renew(now)
             until_due = max(0.0, self._belief.ask_at - now)
-            await asyncio.sleep(min(until_due or BREATH_SECONDS, TICK_SECONDS))
+            # Not oftener than that, though a slow upstream has not yet answered what is due.
+            await asyncio.sleep(min(max(until_due, REST_SECONDS), TICK_SECONDS))
 
     async def _poll(self) -> Said:
         """One round of questions that no call asks for, with a credential that may be told."""
