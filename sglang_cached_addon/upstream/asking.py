@@ -116,10 +116,12 @@ class Questions:
             async with asyncio.timeout(seconds):
                 now = time.monotonic()
                 is_recent = now - self._asked_at < THOROUGH_SECONDS
-                if is_new and is_recent and self._words and self._info_path:
-                    answer = await ask("GET", self._info_path, shown)
-                    if (answer.status, answer.body) == (200, self._words[1]):
-                        return Said(Verdict.KNOWN, self._words[2], now)
+                words, path = self._words, self._info_path
+                if is_new and is_recent and words and path:
+                    answer = await ask("GET", path, shown)
+                    # Forgotten or named anew meanwhile: the words may be former ones.
+                    if (answer.status, answer.body) == (200, words[1]) and words is self._words:
+                        return Said(Verdict.KNOWN, words[2], now)
                 self._asked_at = now
                 return (await self._ask(ask, shown))[0]
         except TimeoutError:

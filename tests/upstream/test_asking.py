@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sglang_cached_addon.client import Answer, Client, Headers
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from tests.upstream.scripted import (
     INFO,
@@ -112,5 +113,30 @@ def test_one_at_a_time() -> None:
             said = await asyncio.gather(*(asked.round((), 5) for _ in range(5)))
             assert {one.verdict for one in said} == {KNOWN}
             assert script.connections == 1
+
+    run(test)
+
+
+def test_forgotten_while_it_is_asked() -> None:
+    """Words that are forgotten while another connection is asked are compared with nothing: all is
+    asked there."""
+
+    async def test() -> None:
+        async with serving() as script, questions(script.url) as asked:
+            assert (await asked.round((), 5)).verdict is KNOWN
+            client, paths = Client(script.url), list[str]()
+
+            async def ask(method: str, path: str, headers: Headers) -> Answer:
+                paths.append(path)
+                asked.forget()
+                return await client.ask(method, path, headers, b"")
+
+            # The first is asked everything; the second soon after it, and would be asked less.
+            for _ in range(2):
+                assert (await asked.round((), 5)).verdict is KNOWN
+                said = await asked.on(ask, (), 5, is_new=True)
+                assert said.verdict is KNOWN
+            assert paths[-2:] == ["/model_info", "/server_info"]
+            client.close()
 
     run(test)
