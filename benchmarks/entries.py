@@ -12,9 +12,10 @@ import orjson
 
 from benchmarks import stub
 from benchmarks.calls import Call, numbered
-from sglang_cached_addon import dialects, keys
-from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.identity import Epochs, identify
+from sglang_cached_addon import dialects
+from sglang_cached_addon.core import keys
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.identity import Epochs, identify
 from sglang_cached_addon.store.lines import encode
 
 _STUB = identify(stub.INFO["/model_info"], None, None)

@@ -36,41 +36,29 @@ from mitmproxy.proxy.events import HookCompleted
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server import ConnectionHandler
 
-from sglang_cached_addon import (
-    __version__,
-    descriptors,
-    dialects,
-    directives,
-    express,
-    framing,
-    gateway,
-    identity,
-    keys,
-    location,
-    nearest,
-    policy,
-    printable,
-    routes,
-    wire,
-)
-from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.asking import Answer, Ask, Reply
-from sglang_cached_addon.client import tls_context
-from sglang_cached_addon.connections import Connections
-from sglang_cached_addon.exchange import Bypass, Exchange, Hit, Known, Request, error_body
-from sglang_cached_addon.feed import Feed
-from sglang_cached_addon.fetching import unreachable
-from sglang_cached_addon.gateway import Run
-from sglang_cached_addon.identity import Change
-from sglang_cached_addon.outcome import Kind, Outcome, hit_status
-from sglang_cached_addon.passage import open_passage
-from sglang_cached_addon.policy import Mode, Reason
+from sglang_cached_addon import __version__, dialects
+from sglang_cached_addon.admin import routes
+from sglang_cached_addon.core import directives, identity, keys, nearest, policy, printable
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.identity import Change
+from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.proxy import gateway, lane
+from sglang_cached_addon.proxy.connections import Connections
+from sglang_cached_addon.proxy.feed import Feed
+from sglang_cached_addon.proxy.flows import Live, Streaming
+from sglang_cached_addon.proxy.gateway import Run
+from sglang_cached_addon.proxy.passage import open_passage
 from sglang_cached_addon.service import Service
+from sglang_cached_addon.service.asking import Answer, Ask, Reply
+from sglang_cached_addon.service.exchange import Bypass, Exchange, Hit, Known, Request, error_body
+from sglang_cached_addon.service.fetching import unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import DiskStore, Limits, StoreError, machine_memory
 from sglang_cached_addon.store.shared import MemoryStore, SharedStore
-from sglang_cached_addon.streaming import Live, Streaming
 from sglang_cached_addon.upstream import State, Update, Upstream
+from sglang_cached_addon.wire import descriptors, framing, http1, location
+from sglang_cached_addon.wire.client import tls_context
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -107,9 +95,9 @@ class SglangCached:
         self.lost = 0
         """Samples that could not be written before the end."""
         self._dialects = dialects.installed()
-        self._heads = wire.HeadReader(self._dialects)
+        self._heads = http1.HeadReader(self._dialects)
         """Read with the settings' `key_headers`, once there are any."""
-        self._broken = express.self_check()
+        self._broken = lane.self_check()
         self._said_closed = False
         self._hooks: dict[str, Callable[[http.HTTPFlow], Awaitable[None] | None]] = {
             "requestheaders": self.requestheaders,
@@ -238,7 +226,7 @@ class SglangCached:
         if isinstance(store, SharedStore):
             store.start(self.upstream)
         self._exchange = exchange
-        self._heads = wire.HeadReader(
+        self._heads = http1.HeadReader(
             self._dialects, settings.key_headers, settings.credential_fields
         )
         self._service = Service(
@@ -288,11 +276,11 @@ class SglangCached:
             return
         is_local, is_limited = _is_local(client), bool(ctx.options.body_size_limit)
 
-        def fill(head: wire.Head, raw: bytes, body: bytes) -> express.Way | None:
+        def fill(head: http1.Head, raw: bytes, body: bytes) -> lane.Way | None:
             # Of limits, mitmproxy knows.
             return None if is_limited else self._fill(head, raw, body, is_local=is_local)
 
-        express.open_lane(connection, self._heads, self._answer, fill)
+        lane.open_lane(connection, self._heads, self._answer, fill)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         connection = self.connections.get(nextlayer.context.client)
@@ -472,7 +460,7 @@ class SglangCached:
         if handler := _handler_of(flow.client_conn):
             await handler.server_event(HookCompleted(hook))
 
-    def _answer(self, head: wire.Head, body: bytes) -> bytes | None:
+    def _answer(self, head: http1.Head, body: bytes) -> bytes | None:
         """A full hit as bytes of HTTP, or None."""
         if self._service is None or self.settings is None:
             return None
@@ -487,11 +475,11 @@ class SglangCached:
         outcome = hit.outcome
         self._log(head.path, outcome, started)
         status = hit_status(outcome.key)
-        return wire.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
+        return http1.hit(hit.body, outcome.age, status, is_stream=hit.is_stream)
 
     def _fill(
-        self, head: wire.Head, raw: bytes, body: bytes, *, is_local: bool
-    ) -> express.Way | None:
+        self, head: http1.Head, raw: bytes, body: bytes, *, is_local: bool
+    ) -> lane.Way | None:
         """The way to what is not all stored; None if it has to go through the hooks."""
         if self._service is None:
             return None
@@ -501,7 +489,7 @@ class SglangCached:
         way = self._service.fill(Ask(request, fields, is_local=is_local))
         return self._filled(head, way) if way else None
 
-    async def _filled(self, head: wire.Head, way: Coroutine[Any, Any, Answer]) -> bytes | None:
+    async def _filled(self, head: http1.Head, way: Coroutine[Any, Any, Answer]) -> bytes | None:
         started = time.monotonic()
         try:
             answer = await way
@@ -580,8 +568,8 @@ class SglangCached:
             _mark(flow, head, hit.outcome)
             self._streaming.replay(flow, head, hit, self.settings.replay_rate)
         else:
-            body = b"".join(wire.unchunked(hit.body))
-            flow.response = http.Response.make(200, body, {"Content-Type": wire.EVENT_STREAM})
+            body = b"".join(http1.unchunked(hit.body))
+            flow.response = http.Response.make(200, body, {"Content-Type": http1.EVENT_STREAM})
             _mark(flow, flow.response, hit.outcome)
 
     def _change(
@@ -977,7 +965,7 @@ def _stream_response(fields: Iterable[tuple[bytes, bytes]] = ()) -> http.Respons
     """The head of a streamed answer, with upstream's header fields."""
     headers = http.Headers(fields)
     headers.pop("content-length", None)
-    headers.setdefault("Content-Type", wire.EVENT_STREAM)
+    headers.setdefault("Content-Type", http1.EVENT_STREAM)
     headers["Transfer-Encoding"] = "chunked"
     response = http.Response.make(200, b"")
     response.headers = headers

@@ -13,9 +13,9 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
-from sglang_cached_addon.admission import CREDENTIAL_FIELDS
-from sglang_cached_addon.policy import Mode, Restart
-from sglang_cached_addon.routing import KeyHeaders
+from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
+from sglang_cached_addon.core.policy import Mode, Restart
+from sglang_cached_addon.core.routing import KeyHeaders
 
 FSYNC = ("always", "interval", "never")
 """When what is written is made to outlive a power cut: before the next is written, within a second,

@@ -20,8 +20,8 @@ from mitmproxy.http import Headers, HTTPFlow, Response
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import taddons, tflow, tutils
 
-from sglang_cached_addon import connections, express
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.proxy import connections, lane
 from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import corpus
 from tests.replayer import Replayer, replaying
@@ -268,7 +268,7 @@ def test_a_client_that_left_is_forgotten(
         return connection
 
     monkeypatch.setattr(connections, "open_connection", open_connection)
-    monkeypatch.setattr(express, "open_lane", lambda *args: None)
+    monkeypatch.setattr(lane, "open_lane", lambda *args: None)
     client = make_flow().client_conn
     handlers = master.master.addons.get("proxyserver").connections
     handlers[client.id] = SimpleNamespace(client=client)

@@ -14,8 +14,9 @@ from benchmarks.__main__ import parse_options
 from benchmarks.bounds import bounds
 from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
-from sglang_cached_addon import cache, dialects, keys
-from sglang_cached_addon.exchange import Exchange, Hit, Known, Request
+from sglang_cached_addon import dialects
+from sglang_cached_addon.core import cache, keys
+from sglang_cached_addon.service.exchange import Exchange, Hit, Known, Request
 from sglang_cached_addon.store import DiskStore
 
 JSON_HEAD = {b"content-type": b"application/json"}

@@ -21,9 +21,10 @@ from click.core import ParameterSource
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
-from sglang_cached_addon import __version__, routes
+from sglang_cached_addon import __version__
+from sglang_cached_addon.admin import routes
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.runner import HANG_UP_SECONDS, Start, normal_url
+from sglang_cached_addon.proxy.runner import HANG_UP_SECONDS, Start, normal_url
 from tests.conftest import Proxy
 
 ROOT = Path(__file__).parent.parent

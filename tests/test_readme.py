@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from sglang_cached_addon.cli import main
+from sglang_cached_addon.core.policy import REASONS
 from sglang_cached_addon.dialects import installed
-from sglang_cached_addon.policy import REASONS
 from sglang_cached_addon.settings import OPTIONS
 
 README = Path(__file__).parent.parent / "README.md"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.policy import Mode
+from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.settings import OPTIONS, Settings
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}

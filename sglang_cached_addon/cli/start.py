@@ -8,7 +8,7 @@ import sys
 import click
 from click.core import ParameterSource
 
-from sglang_cached_addon.policy import Mode, Restart
+from sglang_cached_addon.core.policy import Mode, Restart
 from sglang_cached_addon.settings import FSYNC
 
 
@@ -293,7 +293,7 @@ def start(
     sets: tuple[str, ...],
 ) -> None:
     """Put the cache in front of a server, until Ctrl+C."""
-    from sglang_cached_addon.runner import Start, run  # mitmproxy takes its time to import
+    from sglang_cached_addon.proxy.runner import Start, run  # mitmproxy takes its time to import
 
     context = click.get_current_context()
     if context.get_parameter_source("cache_path") is not ParameterSource.DEFAULT:

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base
 from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
-from sglang_cached_addon.policy import Reason, Refused
 
 JSON_KIND = "chat.completion"
 KIND = "chat.completion.chunk"

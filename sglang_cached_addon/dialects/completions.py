@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sglang_cached_addon.core.call import Call, Fill, Mint, Recorded, Script, Split
+from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.keys import canonical, canonical_each
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base, completions_stream, openai, openai_stream
-from sglang_cached_addon.dialects.base import Call, Fill, Mint, Recorded, Recorder, Script, Split
-from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
-from sglang_cached_addon.keys import canonical, canonical_each
-from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.dialects.base import Recorder
 
 # In a batch a list in one of these holds a value for each prompt.
 _PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")

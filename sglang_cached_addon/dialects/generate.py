@@ -11,22 +11,22 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon import sse
-from sglang_cached_addon.dialects import base, generate_stream
-from sglang_cached_addon.dialects.base import (
+from sglang_cached_addon.core.call import (
     Call,
     Fill,
     Generation,
     Mint,
     Recorded,
-    Recorder,
     Script,
     Split,
     Streaming,
 )
-from sglang_cached_addon.identity import UNKNOWN, Server
-from sglang_cached_addon.keys import canonical, canonical_each
-from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.keys import canonical, canonical_each
+from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects import base, generate_stream
+from sglang_cached_addon.dialects.base import Recorder
+from sglang_cached_addon.wire import sse
 
 TRANSPORT: base.TransportTable = {
     "rid": (str, list, base.NULL),

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
+from sglang_cached_addon.core.call import Part, Recorded, Split, with_deltas
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.base import Part, Recorded, Split
-from sglang_cached_addon.policy import Reason, Refused
 
 UNSTREAMABLE = (
     "return_hidden_states",
@@ -238,4 +238,4 @@ class Recorder:
             raise Refused(Reason.ERROR)
         natives = [tape.native() for tape in self._tapes]
         split = self._split(natives if self._is_array else natives[0])
-        return base.with_deltas(split, [tape.deltas() for tape in self._tapes])
+        return with_deltas(split, [tape.deltas() for tape in self._tapes])

@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
+from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
+from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base, shares
-from sglang_cached_addon.dialects.base import Call, Fill, Generation, Split
-from sglang_cached_addon.identity import SGLANG, Server
-from sglang_cached_addon.policy import Reason, Refused
 
 TRANSPORT: base.TransportTable = {
     "rid": (str, list, base.NULL),
@@ -98,7 +98,7 @@ def split(
         sample = {**answer, **(told.members[k] if told.members else {})}
         sample["choices"] = [{**choice, "index": 0}]
         for members in (sample, sample["choices"][0]):
-            base.take_out(fill, members)
+            take_out(fill, members)
         if told.ids:
             sample["id"] = told.ids[k]
         count = usage.get("completion_tokens") if usage else None

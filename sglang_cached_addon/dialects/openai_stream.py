@@ -14,11 +14,19 @@ from typing import Any, Protocol, TypeVar
 
 import orjson
 
-from sglang_cached_addon import sse
+from sglang_cached_addon.core.call import (
+    Call,
+    Part,
+    Recorded,
+    Script,
+    Split,
+    Streaming,
+    with_deltas,
+)
+from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base, openai, shares
-from sglang_cached_addon.dialects.base import Call, Part, Recorded, Script, Split
-from sglang_cached_addon.identity import SGLANG, UNKNOWN, VLLM, Server
-from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.wire import sse
 
 _T = TypeVar("_T")
 
@@ -47,7 +55,7 @@ _HEAD = (*_OF_EACH, "model", "system_fingerprint", "service_tier")
 """What is known to be of each event; what else JSON has comes at the end of a stream of it."""
 
 
-def streaming(body: dict[str, Any]) -> base.Streaming | None:
+def streaming(body: dict[str, Any]) -> Streaming | None:
     """What is wanted of a streamed answer, if one is; raises `Refused`."""
     if not base.is_stream(body, UNSTREAMABLE):
         return None
@@ -57,7 +65,7 @@ def streaming(body: dict[str, Any]) -> base.Streaming | None:
         name not in known or type(value) not in (bool, base.NULL) for name, value in options.items()
     ):
         raise Refused(Reason.MALFORMED)
-    return base.Streaming(*(bool(options.get(name)) for name in known))
+    return Streaming(*(bool(options.get(name)) for name in known))
 
 
 def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: bool) -> bool:
@@ -215,7 +223,7 @@ class Recorder:
         if is_short and split.refusal in (None, Reason.SHARED_USAGE):
             split = replace(split, refusal=Reason.LOST_LOGPROBS)
         pairs = zip(self._tapes, self._late, strict=True)
-        return base.with_deltas(split, [self._deltas(tape.steps(), late) for tape, late in pairs])
+        return with_deltas(split, [self._deltas(tape.steps(), late) for tape, late in pairs])
 
     def _deltas(self, steps: list[Any], late: dict[str, Any]) -> bytes:
         """Steps, and the names of the members that do not come with each chunk."""

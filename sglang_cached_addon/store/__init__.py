@@ -19,7 +19,7 @@ from itertools import chain, islice
 from math import inf
 from pathlib import Path
 
-from sglang_cached_addon.cache import Brought, Sample, counts, slots
+from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
 from sglang_cached_addon.store.files import StoreError
 from sglang_cached_addon.store.follower import Follower
 from sglang_cached_addon.store.index import Index

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sglang_cached_addon.keys import PREFIX
+from sglang_cached_addon.core.keys import PREFIX
 
 ALL = "all"
 _MODEL, _OTHERS = "m:", "o:"

@@ -11,8 +11,8 @@ import zlib
 
 import orjson
 
-from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.keys import FORMAT_VERSION
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.keys import FORMAT_VERSION
 
 _VERSION = b"%d" % FORMAT_VERSION
 _UNKNOWN = b"-"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.files import Reader, StoreError
 from sglang_cached_addon.store.index import Index, Place
 from sglang_cached_addon.store.journal import Loaded, calls_of

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import orjson
 
-from sglang_cached_addon.cache import counts
-from sglang_cached_addon.keys import PREFIX
+from sglang_cached_addon.core.cache import counts
+from sglang_cached_addon.core.keys import PREFIX
 
 MAX_SLOT = 1_000_000_000
 """Beyond what a pool may have."""

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import orjson
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.settings import FSYNC
 from sglang_cached_addon.store.files import (
     CHOOSE_ANOTHER,

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.keys import FORMAT_VERSION, dumps
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.keys import FORMAT_VERSION, dumps
 from sglang_cached_addon.store.index import MAX_SLOT, Head
 
 OLD_VERSIONS = (1, 2)

@@ -9,8 +9,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from math import inf
 
-from sglang_cached_addon.cache import Brought, Sample, counts, slots
-from sglang_cached_addon.keys import PREFIX
+from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
+from sglang_cached_addon.core.keys import PREFIX
 
 OVERHEAD = 512
 """Bytes of memory that a sample takes beside what it holds: an estimate."""

@@ -27,9 +27,9 @@ from itertools import groupby
 from math import inf
 from typing import Any, Protocol
 
-from sglang_cached_addon.cache import SKEW, Brought, Sample, counts, slots
-from sglang_cached_addon.identity import SPAN, Epochs
-from sglang_cached_addon.keys import FORMAT_VERSION
+from sglang_cached_addon.core.cache import SKEW, Brought, Sample, counts, slots
+from sglang_cached_addon.core.identity import SPAN, Epochs
+from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store import DiskStore, Loaded, clears, element
 from sglang_cached_addon.store.clears import Clears
 from sglang_cached_addon.store.follower import Follower

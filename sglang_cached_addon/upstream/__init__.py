@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
-from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.client import Ask, Broken, Client, Headers, Unreachable
-from sglang_cached_addon.identity import Change, Epochs, Identity
-from sglang_cached_addon.policy import Reason, Restart
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.identity import Change, Epochs, Identity
+from sglang_cached_addon.core.policy import Reason, Restart
 from sglang_cached_addon.upstream.asking import Questions, Said, Verdict
 from sglang_cached_addon.upstream.belief import RETRY_SECONDS, Belief, Phase
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
 from sglang_cached_addon.upstream.gate import Gate, Probes
 from sglang_cached_addon.upstream.model import Memory, Model
 from sglang_cached_addon.upstream.single import Following, Single
+from sglang_cached_addon.wire.client import Ask, Broken, Client, Headers, Unreachable
 
 __all__ = ["Memory", "State", "Update", "Upstream"]
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon import identity
-from sglang_cached_addon.client import Answer, Ask, Broken, Client, Headers, Unreachable
-from sglang_cached_addon.identity import Identity
+from sglang_cached_addon.core import identity
+from sglang_cached_addon.core.identity import Identity
+from sglang_cached_addon.wire.client import Answer, Ask, Broken, Client, Headers, Unreachable
 
 # Routes that say who answers, in the order in which they are tried. The second is what older
 # versions have, the third what anything that speaks OpenAI's API has.

@@ -13,10 +13,10 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from sglang_cached_addon.admission import Admission, Asker
-from sglang_cached_addon.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.core.admission import Admission, Asker
 from sglang_cached_addon.upstream.asking import REFUSALS
 from sglang_cached_addon.upstream.single import Single
+from sglang_cached_addon.wire.client import Broken, Client, Headers, Unreachable
 
 logger = logging.getLogger("sglang_cached_addon")
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.identity import Change, Epochs, Identity
-from sglang_cached_addon.policy import Restart
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.identity import Change, Epochs, Identity
+from sglang_cached_addon.core.policy import Restart
 from sglang_cached_addon.upstream.changes import Update
 from sglang_cached_addon.upstream.single import Following
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.cli import main
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.lines import encode
 
 

@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sglang_cached_addon.cache import Sample
 from sglang_cached_addon.cli import main
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.lines import encode
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon import sse
-from sglang_cached_addon.dialects.base import Dialect, Generation
-from sglang_cached_addon.identity import SGLANG, Server
-from sglang_cached_addon.policy import Refused
+from sglang_cached_addon.core.call import Generation
+from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.policy import Refused
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.wire import sse
 
 SERVER = Server(SGLANG)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
 from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.base import Call, Fill
-from sglang_cached_addon.policy import MAX_N, Reason, Refused
 
 
-def minter() -> base.Mint:
+def minter() -> Mint:
     numbers = itertools.count(1)
     return lambda: f"{next(numbers):032x}"
 
@@ -37,12 +37,6 @@ def test_fill_covers_every_shortfall(
     assert base.trimmed_n(shortfalls) == n
     assert base.fill_order(shortfalls, n) == order
     assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
-
-
-def test_totals() -> None:
-    """Counts of samples would be wrong in every header and counter."""
-    assert Call({}, (b"a", b"b"), 3, True).total == 6
-    assert Fill({}, (0, 0, 1), 2).total == 6
 
 
 @pytest.mark.parametrize(

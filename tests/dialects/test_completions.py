@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.dialects.base import Mint
+from sglang_cached_addon.core.call import Mint
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.completions import DIALECT
 from sglang_cached_addon.dialects.openai import TRANSPORT
-from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
 
 PAIRS = [

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.dialects.base import Call, Mint
+from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT, TRANSPORT
-from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
 
 PAIRS = [

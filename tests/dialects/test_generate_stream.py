@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon import sse
-from sglang_cached_addon.dialects.base import Call, Fill, Generation, Part
+from sglang_cached_addon.core.call import Call, Fill, Generation, Part
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
-from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import mutated, parsed

@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 import pytest
 
+from sglang_cached_addon.core.call import Call, Generation, Part
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import chat, completions, generate, installed, registry
-from sglang_cached_addon.dialects.base import Call, Dialect, Generation, Part
-from sglang_cached_addon.policy import Reason
+from sglang_cached_addon.dialects.base import Dialect
 from tests.conftest import corpus
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import openai
-from sglang_cached_addon.dialects.base import Call, Fill
-from sglang_cached_addon.policy import Reason, Refused
 from tests.conftest import corpus
 
 PAIRS = [

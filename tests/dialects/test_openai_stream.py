@@ -7,9 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon import sse
+from sglang_cached_addon.core.call import Call, Generation, Split, Streaming
+from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, openai, openai_stream
-from sglang_cached_addon.dialects.base import Call, Generation, Split, Streaming
 from sglang_cached_addon.dialects.openai_stream import (
     CHOICE,
     UNSTREAMABLE,
@@ -18,8 +19,7 @@ from sglang_cached_addon.dialects.openai_stream import (
     member,
     refuse_unknown,
 )
-from sglang_cached_addon.identity import SGLANG, Server
-from sglang_cached_addon.policy import Reason, Refused
+from sglang_cached_addon.wire import sse
 from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
 
 

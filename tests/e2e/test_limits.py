@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.simulator import Simulator
 from sglang_cached_addon.store.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until

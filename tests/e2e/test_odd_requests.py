@@ -16,7 +16,7 @@ import requests
 from tests.conftest import Proxy
 from tests.e2e.conftest import StartFront
 from tests.hearing import Hearing, hearing
-from tests.test_framing import ENDLESS, HEAVY, PLAIN, REFUSED, head
+from tests.wire.test_framing import ENDLESS, HEAVY, PLAIN, REFUSED, head
 
 ROUTE = "/v1/echo"
 """A route that nobody knows: passed on."""

@@ -19,7 +19,7 @@ from tests.conftest import Proxy, StartProxy
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import sampling
-from tests.test_passage import memory
+from tests.proxy.test_passage import memory
 
 TOKEN = "t0ken-\xe9 with=odd/signs"
 OPEN = (("GET", "/cache/stats"), ("GET", "/health"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store import DiskStore
 from sglang_cached_addon.store.files import Reader, is_taken, lock, private, replace
 

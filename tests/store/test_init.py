@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.cache import Sample, slots
+from sglang_cached_addon.core.cache import Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError, journal
 
 A, B = b"a" * 32, b"b" * 32

@@ -20,8 +20,8 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.cache import Sample
-from sglang_cached_addon.keys import FORMAT_VERSION
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import MAX_PENDING, Journal, Loaded, examine
 from sglang_cached_addon.store.lines import OtherVersion, parse, seal
@@ -550,7 +550,7 @@ def test_cancelled_clear(tmp_path: Path) -> None:
 REFUSED = """
 import json, logging, resource, signal, sys, time
 from pathlib import Path
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store import journal as module
 
 module.RETRY_SECONDS = 0.02

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.index import Head
 from sglang_cached_addon.store.lines import (
     OtherVersion,

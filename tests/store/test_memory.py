@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.memory import Memory
 
 A, B = b"a" * 32, b"b" * 32

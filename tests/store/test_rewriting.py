@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.cache import Sample
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import Journal, examine
 from tests.conftest import until

@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.cache import Brought, Sample
-from sglang_cached_addon.identity import Epochs
+from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.identity import Epochs
 from sglang_cached_addon.store import DiskStore, element, shared
 from sglang_cached_addon.store.shared import MemoryStore, SharedStore
 from tests.redis import RedisServer, needs_redis

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import orjson
 import pytest
 
-from sglang_cached_addon import admission
 from sglang_cached_addon import upstream as module
-from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.client import Headers
-from sglang_cached_addon.policy import Reason
+from sglang_cached_addon.core import admission
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Upstream, gate, single
 from sglang_cached_addon.upstream import asking as asking_module
+from sglang_cached_addon.wire.client import Headers
 
 SECONDS = 20
 """No test takes longer, whatever it waits for."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.client import Answer, Client, Headers
 from sglang_cached_addon.upstream.asking import Questions, Verdict
+from sglang_cached_addon.wire.client import Answer, Client, Headers
 from tests.upstream.scripted import (
     INFO,
     MODELS,

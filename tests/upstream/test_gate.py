@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sglang_cached_addon.client import Client
 from sglang_cached_addon.upstream.gate import Gate
+from sglang_cached_addon.wire.client import Client
 from tests.upstream.scripted import (
     PROBE,
     Clock,

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sglang_cached_addon.admission import Asker
-from sglang_cached_addon.client import tls_context
-from sglang_cached_addon.identity import Change
-from sglang_cached_addon.policy import Reason, Restart
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.identity import Change
+from sglang_cached_addon.core.policy import Reason, Restart
 from sglang_cached_addon.upstream import State, Upstream
+from sglang_cached_addon.wire.client import tls_context
 from tests.certificates import self_signed
 from tests.upstream.scripted import (
     INFO,

@@ -1,0 +1,205 @@
+"""What became of a request, and how people see it: headers, a log line, counters.
+
+Pure values and sums; no clock, no I/O. Header fields: RFC 9211 (Cache-Status), RFC 9111
+§5.1 (Age).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.policy import Reason
+
+SHOWN = 16
+"""Bytes of a key that people see; the journal has all of it, and this is how it begins: 8 of the
+model, and 8 of the call."""
+
+
+def hit_status(key: bytes) -> bytes:
+    """`Cache-Status` of a hit; `key` is as in `Outcome`."""
+    return b'sglang-cached; hit; key="%b"' % key[:SHOWN].hex().encode() if key else _HIT
+
+
+_HIT = b"sglang-cached; hit"
+
+_DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
+
+
+class Kind(StrEnum):
+    """How much of an answer came from the store."""
+
+    HIT = "hit"
+    PARTIAL = "partial"
+    MISS = "miss"
+    BYPASS = "bypass"
+    COLLAPSED = "collapsed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One request, decided."""
+
+    kind: Kind
+    have: int = 0
+    """Samples that were stored."""
+    want: int = 0
+    """Samples in the whole answer."""
+    reason: Reason | None = None
+    """Why it was not looked up, or why what came was not stored."""
+    status: int = 200
+    """Upstream's answer, where it was asked."""
+    age: int = 0
+    """Of the oldest sample of a hit, in seconds."""
+    is_open: bool = False
+    """The answer is on its way, and whether it will be stored is not known yet."""
+    key: bytes = b""
+    """Of the pool, where the call has just one."""
+
+    @property
+    def cache_status(self) -> str:
+        """The value of `Cache-Status`."""
+        if self.kind is Kind.HIT:
+            return hit_status(self.key).decode()
+        parts = ["sglang-cached"]
+        detail = [str(self.reason)] if self.reason else []
+        if self.reason in _DENIALS:
+            pass  # it was not forwarded
+        elif self.kind is Kind.COLLAPSED:
+            parts += [f"fwd={Kind.MISS}", "collapsed"]
+        else:
+            parts.append(f"fwd={self.kind}")
+            if self.status != 200:
+                parts.append(f"fwd-status={self.status}")
+            if self.kind is not Kind.BYPASS and not self.reason and not self.is_open:
+                parts.append("stored")
+            if self.kind is Kind.PARTIAL:
+                detail.insert(0, f"{self.have} of {self.want} stored")
+        if self.key:
+            parts.append(f'key="{self.key[:SHOWN].hex()}"')
+        if detail:
+            value = ", ".join(detail)
+            parts.append(f'detail="{value}"' if self.kind is Kind.PARTIAL else f"detail={value}")
+        return "; ".join(parts)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The fields that are added to the answer."""
+        fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
+        if self.kind is Kind.HIT:
+            fields.append(("Age", str(self.age)))
+        return fields
+
+    def line(self, path: str, seconds: float) -> str:
+        """The log line."""
+        text = f"[Cache {self.kind}] {path}"
+        if self.want:
+            text += f" {self.have}/{self.want}"
+        text += f" {seconds * 1000:.1f} ms"
+        return f"{text} ({self.reason})" if self.reason else text
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What the store gave to one answer."""
+
+    samples: int = 0
+    tokens: int = 0
+    """Completion tokens."""
+    seconds: float = 0.0
+    """The longest of the upstream calls that the samples came from."""
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Saved:
+        listed = list(samples)
+        if len(listed) == 1:
+            return cls(1, listed[0].tokens, listed[0].seconds)
+        return cls(
+            len(listed),
+            sum(sample.tokens for sample in listed),
+            max((sample.seconds for sample in listed), default=0.0),
+        )
+
+
+NOTHING = Saved()
+
+
+@dataclass(slots=True)
+class Counters:
+    """Sums since the start. A follower of this module's outcomes; never reset by a clear."""
+
+    hits: int = 0
+    misses: int = 0
+    partial_hits: int = 0
+    collapsed: int = 0
+    """Of the hits, those that were answered by another's fetch while it was under way."""
+    bypasses: Counter[Reason] = field(default_factory=Counter)
+    """By reason."""
+    not_stored: Counter[Reason] = field(default_factory=Counter)
+    """Answers of misses and partial hits that were not stored, by reason."""
+    denied: int = 0
+    """Of the misses, those that were not to go upstream: 504."""
+    samples_from_cache: int = 0
+    samples_from_upstream: int = 0
+    """Also those that nobody waited for any more."""
+    tokens_saved: int = 0
+    """Completion tokens of the samples that came from the store."""
+    upstream_seconds_saved: float = 0.0
+    """For each hit, the longest of the upstream calls that its samples came from."""
+
+    def hit(self, saved: Saved) -> None:
+        """Counts a full hit."""
+        self.hits += 1
+        self.samples_from_cache += saved.samples
+        self.tokens_saved += saved.tokens
+        self.upstream_seconds_saved += saved.seconds
+
+    def follow(self, saved: Saved) -> None:
+        """Counts a request that was answered by another's fetch."""
+        self.collapsed += 1
+        self.hit(saved)
+
+    def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
+        """Counts a request that was no full hit, and what the store gave to it."""
+        if outcome.kind is Kind.BYPASS:
+            self.bypasses[outcome.reason or Reason.ROUTE] += 1
+            return
+        self.samples_from_cache += saved.samples
+        self.tokens_saved += saved.tokens
+        if outcome.kind is Kind.PARTIAL:
+            self.partial_hits += 1
+        else:
+            self.misses += 1
+        if outcome.reason in _DENIALS:
+            self.denied += 1
+        elif outcome.reason:
+            self.not_stored[outcome.reason] += 1
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits among the requests that were looked up, 0 to 1; a partial hit is not a hit."""
+        looked_up = self.hits + self.misses + self.partial_hits
+        return self.hits / looked_up if looked_up else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "partial_hits": self.partial_hits,
+            "collapsed": self.collapsed,
+            "hit_rate": self.hit_rate,
+            "denied": self.denied,
+            "bypasses": _plain(self.bypasses),
+            "not_stored": _plain(self.not_stored),
+            "samples_from_cache": self.samples_from_cache,
+            "samples_from_upstream": self.samples_from_upstream,
+            "tokens_saved": self.tokens_saved,
+            "upstream_seconds_saved": round(self.upstream_seconds_saved, 6),
+        }
+
+
+def _plain(counts: Counter[Reason]) -> dict[str, int]:
+    return {str(reason): count for reason, count in sorted(counts.items())}

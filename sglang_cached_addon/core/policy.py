@@ -1,0 +1,245 @@
+"""What may be looked up, and what may be stored; every "no" has a name.
+
+Pure: takes heads and values, gives a `Reason` or None. A reason reaches the user in
+`Cache-Status` (`detail`), in the log line and in a counter of `/cache/stats`.
+Rules that need to know one API's fields live in its dialect, which raises `Refused`
+with a reason from here. Unknown means: forward untouched, and do not store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import inf
+
+from sglang_cached_addon.core.directives import Directives
+
+MAX_N = 10_000
+"""Samples of one prompt in one call. SGLang names no bound; more than this is forwarded unread."""
+
+MAX_BODY = 10 * 1024 * 1024
+"""Bytes of a request body that are read to be keyed; a larger one is passed on as it comes."""
+
+MAX_SAMPLES = 10_000
+"""Samples of a call that are looked up: to name them, and to see what there is, takes 35 ms."""
+
+LARGE_SAMPLES = 1000
+"""An answer of so many is read and put together beside the event loop: that takes 7 ms or more."""
+
+MAX_NAMES = 1024 * 1024
+"""Bytes of a request body that is read to see which adapter it names."""
+
+
+class Reason(StrEnum):
+    """Why a call was not looked up, or its answer not stored. The values are public."""
+
+    # not looked up: the call is passed on untouched (bypass)
+    ROUTE = "route"
+    STREAM = "stream"
+    INVALID_JSON = "invalid-json"
+    DUPLICATE_KEY = "duplicate-key"
+    MALFORMED = "malformed"
+    CONTENT_TYPE = "content-type"
+    ENCODED = "encoded"
+    QUERY = "query"
+    HEADER = "header"
+    CROSS_ORIGIN = "cross-origin"
+    TOO_LARGE = "too-large"
+    STATE = "state"
+    MEDIA = "media-by-reference"
+    DISAGGREGATION = "disaggregation"
+    BEAM = "beam"
+    INSEPARABLE = "inseparable"
+    HTTP_1_0 = "http-1.0"
+    NO_STORE = "no-store"
+    OFF = "off"
+    NO_MODEL = "no-model"
+    UNAUTHORIZED = "unauthorized"
+    # not looked up further: neither stored nor to be fetched
+    ONLY_IF_CACHED = "only-if-cached"
+    OFFLINE = "offline"
+    # looked up and forwarded, but the answer is not stored
+    STATUS = "status"
+    ERROR = "error"
+    ABORT = "abort"
+    UNFINISHED = "unfinished"
+    MIXED_WEIGHTS = "mixed-weights"
+    NO_USAGE = "no-usage"
+    SHARED_USAGE = "shared-usage"
+    LOST_LOGPROBS = "lost-logprobs"
+    UNREADABLE = "unreadable-answer"
+    OTHER_WEIGHTS = "other-weights"
+    MODEL_CHANGED = "model-changed"
+    UNCONFIRMED = "unconfirmed"
+    READONLY = "readonly"
+    CLEARED = "cleared"
+    DISK = "disk"
+    LARGE_SAMPLE = "large-sample"
+    UNREACHABLE = "unreachable"
+    CUT = "cut"
+
+
+REASONS = {
+    Reason.ROUTE: "another route: passed on, with no headers added",
+    Reason.STREAM: "a stream with fields that it answers in another form than JSON does, as "
+    "`return_hidden_states`",
+    Reason.INVALID_JSON: "not JSON as SGLang reads it, or integers beyond 64 bits",
+    Reason.DUPLICATE_KEY: "an object with a key twice",
+    Reason.MALFORMED: "no prompt, an odd `n` (0, negative, text, over 10,000), other wrong types",
+    Reason.CONTENT_TYPE: "not `application/json`",
+    Reason.ENCODED: "a compressed body",
+    Reason.QUERY: "a query behind the path",
+    Reason.HEADER: "`x-sglext-*`, and `x-override-*` but for `-priority` and `-conversation-id`: "
+    "they change what is asked or returned; a `Connection` that names headers of the message",
+    Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
+    Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
+    "than about 700,000 numbers; more than 10,000 samples",
+    Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
+    Reason.MEDIA: "media by URL or path, which may change behind an equal body",
+    Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",
+    Reason.BEAM: "beam search",
+    Reason.INSEPARABLE: "a list or `n > 1` with fields that cannot be told apart by prompt",
+    Reason.HTTP_1_0: "a stream for a client that cannot be answered in chunks",
+    Reason.NO_STORE: "the client asked for it: `Cache-Control: no-store`",
+    Reason.OFF: "`--mode off`",
+    Reason.NO_MODEL: "the upstream does not say, or has not yet said, which model it serves",
+    Reason.UNAUTHORIZED: "a credential that the upstream has not accepted: it is asked itself",
+    Reason.ONLY_IF_CACHED: "not stored, and the client wants nothing else: 504",
+    Reason.OFFLINE: "not stored, and `--mode offline` asks nobody: 504",
+    Reason.STATUS: "the upstream's status is not 200",
+    Reason.ERROR: "an error in a 200",
+    Reason.ABORT: "an aborted sample anywhere in the answer",
+    Reason.UNFINISHED: "a sample without a finish reason",
+    Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
+    Reason.NO_USAGE: "a stream that does not tell its usage, which a JSON answer has",
+    Reason.SHARED_USAGE: "an answer of many samples that tells only what they came to, not each "
+    "one's tokens",
+    Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
+    "answer has",
+    Reason.UNREADABLE: "an answer that is not what was asked for, or a stream with an event of "
+    "more than 64 MiB",
+    Reason.OTHER_WEIGHTS: "the answer names another `weight_version` than the upstream does",
+    Reason.MODEL_CHANGED: "the model behind the URL changed, or may have, while the answer was on "
+    "its way",
+    Reason.UNCONFIRMED: "the upstream could not be asked whether it still is the same model",
+    Reason.READONLY: "`--mode readonly`",
+    Reason.CLEARED: "the cache was cleared while the answer was on its way",
+    Reason.DISK: "the disk takes nothing, and 64 MB wait for it already",
+    Reason.LARGE_SAMPLE: "a sample of over 800,000 values, as 8 MB of log-probabilities are: "
+    "to read it would hold up all others",
+    Reason.UNREACHABLE: "no connection to the upstream",
+    Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
+}
+"""Each reason for people; the README's table."""
+
+
+class Refused(Exception):
+    """A call that is not looked up, or an answer that is not stored."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+# Headers that change what is returned, or how the body is to be read. RFC 9110 §8.4 for
+# content-encoding; `x-body-compressed` is SGLang's own.
+_REFUSED_HEADERS = {
+    b"content-encoding": Reason.ENCODED,
+    b"x-body-compressed": Reason.ENCODED,
+    # The answer's CORS headers are a function of Origin and of upstream's set-up.
+    b"origin": Reason.CROSS_ORIGIN,
+}
+
+
+# Headers of SGLang that put something into the request, or into the answer; of these, some are of
+# no more account than the fields of a body that they stand for.
+_REFUSED_PREFIXES = (b"x-override-", b"x-sglext-")
+_HARMLESS_HEADERS = frozenset((b"x-override-priority", b"x-override-conversation-id"))
+
+
+# What a client may well say of its connection (RFC 9110 §7.6.1). With any other name in it, a
+# header of the message is for us alone: upstream would not see it, and the key would have it.
+_OF_THE_CONNECTION = frozenset(
+    (b"", b"close", b"keep-alive", b"te", b"trailer", b"trailers", b"upgrade", b"http2-settings")
+)
+
+
+def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
+    """Why a request with this head is not looked up. Header names are lower-case."""
+    for name in headers:
+        if name in _REFUSED_HEADERS:
+            return _REFUSED_HEADERS[name]
+        if name.startswith(_REFUSED_PREFIXES) and name not in _HARMLESS_HEADERS:
+            return Reason.HEADER
+    named = headers.get(b"connection", b"").lower().split(b",")
+    if any(name.strip() not in _OF_THE_CONNECTION for name in named):
+        return Reason.HEADER
+    media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
+    # SGLang refuses other types on these routes, so a hit would open what it had closed.
+    return None if media_type == b"application/json" else Reason.CONTENT_TYPE
+
+
+def store_refusal(status: int) -> Reason | None:
+    """Why an answer with this status is not stored."""
+    return None if status == 200 else Reason.STATUS
+
+
+class Mode(StrEnum):
+    """What the whole proxy does with the cache; the values of `--mode`."""
+
+    READWRITE = "readwrite"
+    READONLY = "readonly"
+    REFRESH = "refresh"
+    OFFLINE = "offline"
+    OFF = "off"
+
+
+class Restart(StrEnum):
+    """What another process behind the URL is taken for that says it has the same model; the values
+    of `--restart`."""
+
+    SAME = "same"
+    NEW = "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms one request may be answered from the store, and fill it."""
+
+    since: float = -inf
+    """Samples that were stored before this (Unix seconds) do not count."""
+    refusal: Reason | None = None
+    """Why nothing of what it brings is stored."""
+    denial: Reason | None = None
+    """Why upstream is not asked."""
+
+    @property
+    def replaces(self) -> bool:
+        """Samples that do not count give their places to what it brings."""
+        return self.since > -inf and self.refusal is None
+
+
+PLAIN = Terms()
+_READONLY = Terms(refusal=Reason.READONLY)
+_OFFLINE = Terms(refusal=Reason.OFFLINE, denial=Reason.OFFLINE)
+
+
+def terms(mode: Mode, asked: Directives, now: float) -> Terms | Reason:
+    """What the proxy's mode and a client's directives (RFC 9111 §5.2.1) come to, the stricter
+    one each; a reason where the request is to be passed on untouched."""
+    if mode is Mode.OFF:
+        return Reason.OFF
+    if asked.is_default and mode is not Mode.REFRESH:
+        return {Mode.READONLY: _READONLY, Mode.OFFLINE: _OFFLINE}.get(mode, PLAIN)
+    denial = Reason.ONLY_IF_CACHED if asked.only_if_cached else None
+    if mode is Mode.OFFLINE:
+        denial = Reason.OFFLINE
+    if asked.no_store:
+        return Terms(inf, Reason.NO_STORE, denial) if denial else Reason.NO_STORE
+    refusal = Reason.READONLY if mode is Mode.READONLY else None
+    if asked.no_cache or mode is Mode.REFRESH:
+        return Terms(inf, refusal, denial)
+    if asked.max_age is not None:
+        return Terms(now - asked.max_age, refusal, denial)
+    return Terms(-inf, refusal, denial)

@@ -1,0 +1,1 @@
+"""All that knows mitmproxy, beside `addon.py`: fast lane, hooks, and the process around them."""

@@ -1,0 +1,129 @@
+"""An answer of ours that comes piece by piece: mitmproxy is shown an upstream that sends it.
+
+mitmproxy streams what a server sends, and sends what an addon answers in one piece. A `Feed`
+stands in `HttpLayer` where the connection to a server would, so that everything else (hooks,
+the client that leaves, the one that reads slowly) is as with a server. `Pump` hands it the
+events, from the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from mitmproxy import http
+from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.proxy import events, layer
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    RequestEndOfMessage,
+    RequestProtocolError,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.server import ConnectionHandler
+
+from sglang_cached_addon.service.stream import Cut
+
+logger = logging.getLogger("sglang_cached_addon")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """A streamed answer of ours."""
+
+    response: http.Response
+    """Its head."""
+    pieces: AsyncIterator[list[bytes]]
+    """Raises `Cut` where they break off."""
+    ended: Callable[[bool], object]
+    """Is told, once, whether all were given."""
+
+
+@dataclass
+class Said(events.ConnectionEvent):
+    """More of the body: each piece is sent in a chunk of its own."""
+
+    pieces: list[bytes]
+
+
+@dataclass
+class Ended(events.ConnectionEvent):
+    """There is no more."""
+
+    is_complete: bool
+
+
+class Feed(HttpConnection):
+    """Plays the upstream of one request."""
+
+    def __init__(self, context: Context, answer: Answer, handler: ConnectionHandler) -> None:
+        # Without an address, so that it is never taken for a server that can be used again.
+        server = Server(address=None)
+        server.state = ConnectionState.OPEN
+        super().__init__(context, server)
+        self._response = answer.response
+        self._pump = Pump(handler, answer)
+        self._stream_id = 0
+        self.is_over = False
+
+    def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if isinstance(event, RequestProtocolError):
+            self.is_over = True
+            self._pump.stop()
+        elif isinstance(event, RequestEndOfMessage):
+            self._stream_id = event.stream_id
+            yield ReceiveHttp(ResponseHeaders(self._stream_id, self._response, end_stream=False))
+            self._pump.start(self.conn)
+        elif isinstance(event, Said):
+            for piece in event.pieces:
+                yield ReceiveHttp(ResponseData(self._stream_id, piece))
+        elif isinstance(event, Ended):
+            self.is_over = True
+            if event.is_complete:
+                yield ReceiveHttp(ResponseEndOfMessage(self._stream_id))
+            else:
+                # What a client sees of a server that hangs up.
+                code = ResponseProtocolError.code
+                error = ResponseProtocolError(self._stream_id, "the stream broke off", code)
+                yield ReceiveHttp(error)
+        else:
+            assert isinstance(event, events.Start | HttpEvent)
+            yield from ()
+
+
+class Pump:
+    """Gives a feed its pieces, as they come and as the client takes them."""
+
+    def __init__(self, handler: ConnectionHandler, answer: Answer) -> None:
+        self._handler = handler
+        self._answer = answer
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, feed: Connection) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(feed))
+
+    def stop(self) -> None:
+        """The client does not want it any more."""
+        if self._task:
+            self._task.cancel()
+
+    async def _run(self, feed: Connection) -> None:
+        is_complete = False
+        try:
+            async for pieces in self._answer.pieces:
+                await self._handler.server_event(Said(feed, pieces))
+                await self._handler.drain_writers()
+            is_complete = True
+        except Cut:
+            pass
+        except Exception:  # the client would wait for ever
+            logger.exception("sglang-cached: a stream broke off")
+        finally:
+            self._answer.ended(is_complete)
+        await self._handler.server_event(Ended(feed, is_complete))

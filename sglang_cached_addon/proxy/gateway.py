@@ -1,0 +1,226 @@
+"""mitmproxy's HTTP layer, with our own answer where upstream gives none, and hooks in place.
+
+mitmproxy tells a client in HTML that the upstream cannot be reached, and closes the
+connection; API clients get JSON here, and keep theirs. Where a hook can be run at once, its
+flow goes on at once. A streamed answer of ours comes from a `Feed` in upstream's place. What is
+overridden is where `HttpLayer` receives an event, hands one to a layer of its own, and looks for
+a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Protocol
+
+from mitmproxy import http
+from mitmproxy.proxy import commands, events, layer, layers, tunnel
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import (
+    GetHttpConnection,
+    GetHttpConnectionCompleted,
+    HttpLayer,
+    HTTPMode,
+    HttpStream,
+    RegisterHttpConnection,
+)
+from mitmproxy.proxy.layers.http._events import (
+    RequestData,
+    RequestHeaders,
+    ResponseData,
+    ResponseEndOfMessage,
+    ResponseHeaders,
+    ResponseProtocolError,
+)
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from sglang_cached_addon.core.policy import MAX_BODY
+from sglang_cached_addon.proxy.answers import Answers
+from sglang_cached_addon.proxy.feed import Feed
+
+MakeLayer = Callable[[Context], layer.Layer]
+"""Makes the layer that stands before the HTTP layer."""
+
+
+_HANDSHAKE = b"\x16"
+"""What TLS begins with."""
+
+
+class Run(Enum):
+    """What became of a hook."""
+
+    DONE = "it ran"
+    PENDING = "its flow goes on when somebody says that it ran"
+    FOREIGN = "it has to go mitmproxy's way"
+
+
+class Front(Protocol):
+    """What the layer asks about flows."""
+
+    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
+        """The answer to a request that upstream did not answer, with mitmproxy's message."""
+
+    def run_hook(self, hook: commands.StartHook) -> Run:
+        """Runs a hook at once, if it can be."""
+
+    def note_host(self, request: http.Request) -> None:
+        """A request as the client sent it: mitmproxy is about to put upstream's name into it."""
+
+    def pass_on(self, flow: http.HTTPFlow) -> None:
+        """A request whose body is too large to be kept is about to be passed on as it comes."""
+
+    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
+        """What answers a flow in upstream's place."""
+
+
+class Gateway(HttpLayer):
+    """An `HttpLayer` with a `Front`."""
+
+    def __init__(self, context: Context, front: Front, *, in_place: bool) -> None:
+        """`in_place`: nobody else wants to see hooks."""
+        super().__init__(context, HTTPMode.transparent)
+        self._front = front
+        self._in_place = in_place
+
+    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
+        if not self._in_place:
+            yield from super().handle_event(event)
+            return
+        # A hook is completed when the event that led to it is done with: layers are not
+        # made to be entered again while they work.
+        waiting = [event]
+        for event in waiting:
+            for command in super().handle_event(event):
+                if not isinstance(command, commands.StartHook):
+                    yield command
+                    continue
+                run = self._front.run_hook(command)
+                if run is Run.DONE:
+                    waiting.append(events.HookCompleted(command))
+                elif run is Run.FOREIGN:
+                    yield command
+
+    def get_connection(
+        self, event: GetHttpConnection, *, reuse: bool = True
+    ) -> layer.CommandGenerator[None]:
+        stream = self.command_sources[event]
+        feed = None
+        if isinstance(stream, HttpStream):
+            feed = self._front.open_feed(stream.flow, self.context.fork())
+        if feed is None:
+            yield from super().get_connection(event, reuse=reuse)
+            return
+        self.connections[feed.conn] = feed
+        yield from self.event_to_child(feed, events.Start())
+        del self.command_sources[event]
+        answer = GetHttpConnectionCompleted(event, (feed.conn, None))
+        yield from self.event_to_child(stream, answer)
+
+    def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
+        # mitmproxy itself looks here for the end of a connection's layers.
+        client = self.connections[command.connection].context.layers[-1]
+        if type(client) is Http1Client:
+            client.__class__ = Answers
+            client.state = client.read_headers
+        yield from super().register_connection(command)
+
+    def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
+        stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id, self._front)
+        yield from self.event_to_child(stream, events.Start())
+
+    def event_to_child(
+        self, child: layer.Layer, event: events.Event
+    ) -> layer.CommandGenerator[None]:
+        if isinstance(event, RequestHeaders) and isinstance(child, HttpStream):
+            self._front.note_host(event.request)
+        if isinstance(child, Feed):
+            yield from super().event_to_child(child, event)
+            if child.is_over:
+                self.connections.pop(child.conn, None)
+        elif (
+            isinstance(event, ResponseProtocolError)
+            and isinstance(child, Http1Server)
+            and child.request is not None
+            and child.response is None
+            and _status(event) == 502
+            and (stream := self.streams.get(event.stream_id))
+        ):
+            response = self._front.make_error(stream.flow, event.message)
+            body = b"" if child.request.method == "HEAD" else response.raw_content or b""
+            for answer in (
+                ResponseHeaders(event.stream_id, response, end_stream=False),
+                ResponseData(event.stream_id, body),
+                ResponseEndOfMessage(event.stream_id),
+            ):
+                yield from super().event_to_child(child, answer)
+            if not child.request_done and child.request is not None:
+                # The rest of the request is still on its way, and nobody wants it.
+                yield commands.CloseConnection(self.context.client)
+        else:
+            yield from super().event_to_child(child, event)
+
+
+class Stream(HttpStream):
+    """An `HttpStream` that passes a body on where it turns out to be too large to be kept."""
+
+    def __init__(self, context: Context, stream_id: int, front: Front) -> None:
+        super().__init__(context, stream_id)
+        self._front = front
+
+    def check_body_size(self, request: bool) -> layer.CommandGenerator[bool]:
+        if (yield from super().check_body_size(request)):
+            return True
+        kept = len(self.request_body_buf)
+        if request and kept > MAX_BODY and not self.flow.request.stream:
+            # As mitmproxy does it for those of which that is known from the start.
+            self._front.pass_on(self.flow)
+            body = bytes(self.request_body_buf)
+            self.request_body_buf.clear()
+            self.flow.request.stream = True
+            yield from self.start_request_stream()
+            yield from self.handle_event(RequestData(self.stream_id, body))
+        return False
+
+
+def reverse_proxy(
+    context: Context,
+    data: bytes,
+    front: Front,
+    *,
+    in_place: bool = False,
+    passage: MakeLayer | None = None,
+) -> layer.Layer | None:
+    """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
+
+    `data` is what the client sent first. Who was asked before us may have chosen mitmproxy's own
+    layers for HTTP: ours take their place.
+    """
+    mode = context.client.proxy_mode
+    first, *chosen = context.layers
+    at_start = isinstance(first, layers.modes.ReverseProxy) and all(map(_is_plain, chosen))
+    if not at_start or not isinstance(mode, ReverseMode):
+        return None
+    if mode.scheme not in ("http", "https"):
+        return None
+    del context.layers[1:]
+    stack = tunnel.LayerStack()
+    if mode.scheme == "https":
+        stack /= layers.ServerTLSLayer(context)
+    if data[:1] == _HANDSHAKE:
+        stack /= layers.ClientTLSLayer(context)
+    if passage:
+        stack /= passage(context)
+    stack /= Gateway(context, front, in_place=in_place)
+    return stack[0]
+
+
+def _is_plain(chosen: layer.Layer) -> bool:
+    """Whether a layer is what mitmproxy itself puts behind an HTTP client of a reverse proxy."""
+    return type(chosen) in (HttpLayer, layers.ClientTLSLayer, layers.ServerTLSLayer)
+
+
+def _status(event: ResponseProtocolError) -> Any:
+    """mitmproxy 11 has plain numbers where 12 has codes with a status."""
+    ask = getattr(event.code, "http_status_code", None)
+    return ask() if ask else event.code

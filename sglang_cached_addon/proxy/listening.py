@@ -1,0 +1,123 @@
+"""Takes in the clients of a server that listens: as many as there are descriptors for.
+
+asyncio's own way tries on after the last descriptor is gone, once for each connection that waits,
+says each time that it failed, and tries all that again a second later, each on its own. Here who
+cannot be taken in waits with the system, and one line says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+from sglang_cached_addon.wire import descriptors
+
+logger = logging.getLogger("sglang_cached_addon")
+
+BACKLOG = 4096
+"""Connections that the system takes before they are taken in here. It may allow less
+(`net.core.somaxconn`)."""
+
+AT_ONCE = 100
+"""How many are taken in before others have their turn."""
+
+SAY_SECONDS = 60.0
+"""At most so often it is said that there are no descriptors left."""
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Serves a client."""
+
+
+class Listening:
+    """What listens at one address."""
+
+    def __init__(self, server: asyncio.Server, serve: Serve) -> None:
+        """Takes a server's place at its sockets."""
+        self._serve = serve
+        self._loop = asyncio.get_running_loop()
+        self._said = float("-inf")
+        self._retry: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets = [end.dup() for end in server.sockets]
+        for theirs, ours in zip(server.sockets, self._sockets, strict=True):
+            self._loop.remove_reader(theirs.fileno())
+            ours.setblocking(False)
+            ours.listen(BACKLOG)
+        self._go_on()
+
+    def close(self) -> None:
+        """Takes in nobody any more."""
+        if self._retry:
+            self._retry.cancel()
+        for end in self._sockets:
+            self._loop.remove_reader(end)
+            end.close()
+        self._sockets.clear()
+
+    def _go_on(self) -> None:
+        self._retry = None
+        for end in self._sockets:
+            self._loop.add_reader(end, self._take_in, end)
+
+    def _wait(self) -> None:
+        """Leaves those who come with the system, until there are descriptors."""
+        for end in self._sockets:
+            self._loop.remove_reader(end)
+        self._retry = self._loop.call_later(descriptors.WAIT_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        if descriptors.is_left(descriptors.for_clients()):
+            self._go_on()
+            return
+        if self._is_awaited():
+            self._say()
+            descriptors.ask_for_room()
+        self._wait()
+
+    def _is_awaited(self) -> bool:
+        """Whether somebody wants to be let in."""
+        waiting = select.poll()
+        for end in self._sockets:
+            waiting.register(end, select.POLLIN)
+        return bool(waiting.poll(0))
+
+    def _take_in(self, end: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            if not descriptors.is_left(descriptors.for_clients()):
+                self._wait()
+                return
+            try:
+                client, _ = end.accept()
+            except OSError as e:
+                if e.errno in descriptors.SHORT:
+                    self._wait()
+                # Else there is nobody, or who was there has left.
+                return
+            client.setblocking(False)
+            task = self._loop.create_task(self._begin(client))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _begin(self, client: socket.socket) -> None:
+        reader = asyncio.StreamReader(loop=self._loop)
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            return asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
+
+        try:
+            await self._loop.connect_accepted_socket(protocol, client)
+        except OSError:  # who was there has left
+            client.close()
+
+    def _say(self) -> None:
+        if time.monotonic() - self._said > SAY_SECONDS:
+            self._said = time.monotonic()
+            logger.warning(
+                "sglang-cached: %d file descriptors are not enough (ulimit -n): "
+                "new clients wait until others leave",
+                descriptors.limit(),
+            )

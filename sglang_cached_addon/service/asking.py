@@ -1,0 +1,124 @@
+"""What clients ask for, and what they are given.
+
+Values, but for `Streamed`, whose pieces come in time. Knows nothing of mitmproxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.service.exchange import Bypass, Hit, Landed, Request
+from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.stream import Stream
+from sglang_cached_addon.wire.client import Headers
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """One client's request for samples."""
+
+    request: Request
+    fields: Headers
+    """Its header fields as they came, to be sent on."""
+    is_chunkable: bool = True
+    """The client can be answered piece by piece."""
+    is_local: bool = False
+    """The client is on this machine."""
+    credential: bytes = b""
+    tenant: bytes = b""
+    """What is part of its keys, beside its body."""
+    shown: Headers = ()
+    """The fields that the credential is made of."""
+    routing: bytes = b""
+    """As `KeyHeaders.digest`."""
+    routed: Headers = ()
+    """The fields that this is made of, but for those of the credential."""
+    model: str | None = None
+    """What it names as its model, once its body was read."""
+    flight: Flight | None = None
+    """That it leads."""
+    rids: dict[str, str] | None = None
+    """What upstream calls the ids that the client gave."""
+    task: asyncio.Task[Any] | None = None
+    """That waits for its answer."""
+    stream: Stream | None = None
+    """That it reads."""
+    trial: asyncio.Future[None] | None = None
+    """Under way is a request to abort it."""
+    is_aborted: bool = False
+    """Its client has asked for that, and the fetch goes on for others."""
+    partial: Arrived | None = None
+    """What was generated before upstream aborted what it waited for."""
+
+    @property
+    def asker(self) -> Asker:
+        """As whom upstream knows it."""
+        request = self.request
+        return Asker(self.credential, request.method, request.path, self.model, self.routing)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reply:
+    """A whole answer that is not from the store alone."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    outcome: Outcome
+
+
+class Streamed:
+    """An answer that comes in pieces."""
+
+    def __init__(
+        self,
+        headers: Headers,
+        pieces: AsyncIterator[list[bytes]],
+        outcome: Outcome,
+        end: Callable[[bool], Outcome],
+        exits: ExitStack,
+    ) -> None:
+        """`end` gives the outcome in the end; it is told whether all pieces were taken."""
+        self.headers = headers
+        """Upstream's; none where another's fetch is read."""
+        self.pieces = pieces
+        """Some events each. Raises `Cut` where the stream breaks off."""
+        self.outcome = outcome
+        """As far as it is known."""
+        self.exits = exits
+        """What is to be let go of at the end."""
+        self._end: Callable[[bool], Outcome] | None = end
+
+    def close(self, is_complete: bool = False) -> None:
+        """The client has all of it, or wants no more. May be called again, to no effect."""
+        end, self._end = self._end, None
+        if end:
+            self.exits.close()
+            self.outcome = end(is_complete)
+
+
+Answer = Hit | Bypass | Reply | Streamed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrived:
+    """What upstream has answered to a fetch."""
+
+    headers: Headers
+    body: bytes = b""
+    landed: Landed = field(default_factory=lambda: Landed(200))
+    samples: tuple[tuple[int, Sample], ...] = ()
+    is_stream: bool = False
+    """Only the head is here, and the events are on their way."""
+
+    def reply(self, outcome: Outcome) -> Reply:
+        """As the answer to a client."""
+        body = self.body if self.landed.body is None else self.landed.body
+        return Reply(self.landed.status, self.headers, body, outcome)

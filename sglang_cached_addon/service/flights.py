@@ -1,0 +1,222 @@
+"""Fetches under way, and who waits for them (collapsed requests, RFC 9111 §4).
+
+A `Flight` is one call to upstream that fills some pools. Who needs a pool that is being filled
+waits in `Flights`; when the flight has landed, those who need most go first, so that of all who
+wait one goes upstream, for all of them. What a flight has brought is at hand from then on, until
+it is stored or is known not to be. Knows asyncio, and neither mitmproxy nor what is brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from enum import Enum
+from typing import Any
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.stream import Stream
+
+
+class Phase(Enum):
+    """How far a flight is."""
+
+    FLYING = "upstream has not answered, or not in full"
+    LANDED = "what it brings is known, and on its way to the store"
+    OVER = "it is stored, or will not be"
+
+
+class Flight:
+    """One call to upstream."""
+
+    def __init__(
+        self,
+        keys: Collection[bytes],
+        identity: Hashable = None,
+        *,
+        stamp: Hashable = None,
+        credential: bytes = b"",
+        stream: Stream | None = None,
+        is_addition: bool = True,
+    ) -> None:
+        """`keys` name the pools that it fills; calls of one `identity` have one answer. What it
+        brings counts while `stamp` does, and is an addition to what is stored or replaces it."""
+        self.keys = keys
+        self.identity = identity
+        self.stamp = stamp
+        self.credential = credential
+        """Of who asked for it."""
+        self.stream = stream
+        """Of a streamed one."""
+        self.is_addition = is_addition
+        self.task: asyncio.Task[None] | None = None
+        self.greeting: asyncio.Future[Any] | None = None
+        """What upstream says of itself on the connection that its answer comes on."""
+        self.phase = Phase.FLYING
+        self.clients = 0
+        """Those who want what it brings."""
+        self.brings: Mapping[bytes, Sequence[Sample]] = {}
+        """The samples of each pool, once it has landed."""
+        self.refusal: Reason | None = None
+        """Why what it brings is not stored, as far as it is known."""
+        self.answer: Any = None
+        """What upstream said, where that is no samples."""
+
+    @property
+    def has_landed(self) -> bool:
+        return self.phase is not Phase.FLYING
+
+
+class _Waiter:
+    """One who waits for any of some pools."""
+
+    def __init__(self, needs: Mapping[bytes, int]) -> None:
+        self.needs = needs
+        self.woken: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
+
+
+class Flights:
+    """The flights under way."""
+
+    def __init__(self) -> None:
+        self._flights: set[Flight] = set()
+        self._by_key: dict[bytes, Flight] = {}
+        """Those that are waited for."""
+        self._by_identity: dict[Hashable, Flight] = {}
+        self._landed: dict[bytes, list[Flight]] = {}
+        """Those that have brought something, by pool, in the order in which they have."""
+        self._waiters: dict[bytes, list[_Waiter]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return iter(tuple(self._flights))
+
+    @property
+    def waiting(self) -> int:
+        """Those who wait for others' flights, or read along."""
+        return sum(max(0, flight.clients - 1) for flight in self._flights)
+
+    @property
+    def streams(self) -> int:
+        """Streams that are being fetched."""
+        return sum(bool(flight.stream and flight.stream.is_live) for flight in self._flights)
+
+    @property
+    def any_landed(self) -> bool:
+        """Whether something is on its way to the store."""
+        return bool(self._landed)
+
+    def busy(self, keys: Collection[bytes]) -> set[bytes]:
+        """Those of the pools that are being filled."""
+        return {key for key in keys if key in self._by_key} if self._by_key else set()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Those whose answers were given, and are not yet stored or dropped."""
+        return sum(flight.has_landed for flight in self._flights)
+
+    def landed(self, keys: Collection[bytes]) -> list[Flight]:
+        """Those that have brought something for these pools."""
+        if not self._landed:
+            return []
+        found = (flight for key in keys for flight in self._landed.get(key, ()))
+        return list(dict.fromkeys(found))
+
+    def brought(self, key: bytes, stamp: Hashable, *, is_first: bool) -> Sequence[Sample]:
+        """What has been brought for a pool, counts, and comes behind what is stored there. What
+        replaces that does not, unless it `is_first`: there is nothing."""
+        found: Sequence[Sample] = ()
+        for flight in self._landed.get(key, ()):
+            if flight.stamp == stamp and (flight.is_addition or is_first):
+                found = [*found, *flight.brings[key]] if found else flight.brings[key]
+        return found
+
+    def find(self, identity: Hashable) -> Flight | None:
+        """A streamed flight of this identity, if it can be followed."""
+        flight = self._by_identity.get(identity)
+        if flight is None or not flight.stream:
+            return None
+        return flight if flight.stream.is_live and flight.stream.is_whole else None
+
+    def begin(self, flight: Flight, *, alone: bool) -> None:
+        """`alone`: nobody is to wait for what upstream says."""
+        self._flights.add(flight)
+        if not alone:
+            self._by_key |= dict.fromkeys(flight.keys, flight)
+            if flight.identity is not None:
+                self._by_identity[flight.identity] = flight
+
+    def land(self, flight: Flight, brings: Mapping[bytes, Sequence[Sample]]) -> None:
+        """What it brings is known: nobody waits for it any more."""
+        if flight.has_landed:
+            return
+        flight.phase, flight.brings = Phase.LANDED, brings
+        for key in brings:
+            self._landed.setdefault(key, []).append(flight)
+        self._let_go(flight)
+
+    def end(self, flight: Flight) -> None:
+        """It is over."""
+        self._flights.discard(flight)
+        if not flight.has_landed:
+            self._let_go(flight)
+        self.settle(flight, flight.brings)
+        flight.phase = Phase.OVER
+
+    def settle(self, flight: Flight, keys: Iterable[bytes]) -> None:
+        """What it has brought for these pools is stored, or will not be."""
+        for key in keys:
+            if flight in (landed := self._landed.get(key, [])):
+                landed.remove(flight)
+                if not landed:
+                    del self._landed[key]
+
+    def _let_go(self, flight: Flight) -> None:
+        """Nobody waits for it from now on, or begins to follow it."""
+        if self._by_identity.get(flight.identity) is flight:
+            del self._by_identity[flight.identity]
+        for key in flight.keys:
+            if self._by_key.get(key) is flight:
+                del self._by_key[key]
+                self._wake(key, flight)
+
+    def _wake(self, key: bytes, flight: Flight) -> None:
+        # Resumed in this order. The first that still lacks something leads, and has what all the
+        # others need; stable, so that among equals who came first goes first.
+        for waiter in sorted(self._waiters.pop(key, []), key=lambda w: -w.needs[key]):
+            if not waiter.woken.done():
+                waiter.woken.set_result(flight)
+
+    @contextmanager
+    def wanted(self, flight: Flight) -> Iterator[None]:
+        """While somebody wants it. When nobody does any more, it ends: upstream generates nothing
+        for nobody."""
+        flight.clients += 1
+        try:
+            yield
+        finally:
+            flight.clients -= 1
+            if not flight.clients and not flight.has_landed and flight.task:
+                self._let_go(flight)  # nobody is to begin to want what is about to end
+                flight.task.cancel()
+
+    async def wait(self, needs: Mapping[bytes, int]) -> Flight:
+        """Waits until something has become of any of these pools; the flight that it was. `needs`
+        are the sizes that they are to have; for each, a flight is under way."""
+        waiter = _Waiter(needs)
+        for key in needs:
+            self._waiters.setdefault(key, []).append(waiter)
+        try:
+            with ExitStack() as wants:
+                for flight in {self._by_key[key] for key in needs if key in self._by_key}:
+                    wants.enter_context(self.wanted(flight))
+                return await waiter.woken
+        finally:
+            for key in needs:
+                if waiter in (waiters := self._waiters.get(key, [])):
+                    waiters.remove(waiter)
+                    if not waiters:
+                        del self._waiters[key]

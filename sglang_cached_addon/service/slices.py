@@ -1,0 +1,216 @@
+"""Answers that are too large to be read in one go: read a sample at a time.
+
+Pure. To read JSON holds up everything else in the process, at some 100 MB a second, and takes ten
+times its size in memory; here only one sample is read at once, so that others have their turn in
+between (it belongs into a thread), and of each nothing stays but what it is kept as, or, where all
+share an answer, a light form of it. Where a sample ends, its braces tell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
+from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects.base import Dialect, dump
+
+LARGE = 2 << 20
+"""Bytes of an answer that is read in one go, in 20 ms or so."""
+
+LARGEST = 800_000
+"""Values of a sample, some 8 MB of numbers: to read them takes 75 ms, and others wait for that."""
+
+_HEAD = 64 << 10
+"""Where the samples must have begun."""
+
+# Texts, and the braces that are in none. It never goes back, and a text that does not end is one.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
+_CHOICES = b'"choices":['
+
+
+class _Odd(Exception):
+    """It cannot be read in slices: whole, then."""
+
+
+def split(
+    dialect: Dialect,
+    call: Call,
+    fill: Fill,
+    body: bytes,
+    *,
+    largest: float = inf,
+    pause: Callable[[], object] = lambda: None,
+) -> Split:
+    """As `Dialect.split`, of a body that was not read yet. Raises `Refused`, also where a sample
+    has more values than that. A `pause` is made behind each sample."""
+    if body.startswith(b"[") and (call.batched or fill.n > 1):
+        with suppress(_Odd):
+            return _split_list(dialect, call, fill, _Samples(body, largest, pause))
+    return dialect.split(call, fill, read(body, fill.added, largest=largest, pause=pause))
+
+
+def read(
+    body: bytes,
+    unseen: Collection[str] = (),
+    *,
+    largest: float = inf,
+    pause: Callable[[], object] = lambda: None,
+) -> Any:
+    """An answer to be split, and to be written again: parsed, but where it has choices, these are
+    light. Nobody sees their `unseen` members. Raises `Refused`, as `split` does."""
+    try:
+        samples = _Samples(body, largest, pause)
+        if not samples.is_list:
+            choices = [_light(choice, unseen) for choice in samples]
+            return {**samples.envelope(), "choices": choices}
+    except _Odd:
+        pass
+    _bound(body, 0, len(body), largest)
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        raise Refused(Reason.UNREADABLE) from None
+
+
+def write(fill: Fill, answer: Any, pause: Callable[[], object] = lambda: None) -> bytes | None:
+    """An answer of choices, without what only we have asked for; None where it is none. It is used
+    up by that, so that it is not in memory twice."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list):
+        return None
+    for k, choice in enumerate(choices):
+        take_out(fill, choice)
+        choices[k] = orjson.Fragment(dump(choice))
+        pause()
+    take_out(fill, answer)
+    return orjson.dumps(answer)
+
+
+def _bound(body: bytes, start: int, end: int, largest: float) -> None:
+    """Raises `Refused` where there is too much between: texts are read at once, but not values."""
+    if body.count(b",", start, end) > largest:
+        raise Refused(Reason.LARGE_SAMPLE)
+
+
+def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> Split:
+    """Each is the whole answer to a call for one."""
+    one = replace(call, batched=False, n=1)
+    generations: list[Generation] = []
+    refusal, versions = None, frozenset[str]()
+    for sample in samples:
+        if len(generations) == fill.total:
+            raise Refused(Reason.UNREADABLE)
+        item = fill.order[len(generations) // fill.n]
+        part = dialect.split(one, replace(fill, order=(item,), n=1, skip=()), sample)
+        generations += part.generations
+        refusal = refusal or part.refusal
+        versions |= part.versions
+    if len(generations) < fill.total:
+        raise Refused(Reason.UNREADABLE)
+    return Split(tuple(generations), refusal, versions)
+
+
+def _light(choice: Any, unseen: Collection[str]) -> Any:
+    """A choice with log-probabilities that are only to be handed on, as they take most of the room;
+    and of what nobody sees, only how much it is. All that tells tokens or weights is left."""
+    if not isinstance(choice, dict):
+        return choice
+    for name in unseen:
+        if isinstance(choice.get(name), list):
+            choice[name] = [None] * len(choice[name])
+    is_counted = _is_counted(choice)
+    for name in ("logprobs", "meta_info"):
+        if isinstance(members := choice.get(name), dict):
+            is_seen = name not in unseen
+            choice[name] = {
+                n: _packed(n, value, is_seen, is_counted) for n, value in members.items()
+            }
+    return choice
+
+
+def _is_counted(choice: dict[str, Any]) -> bool:
+    """Whether its tokens are told elsewhere than by its log-probabilities."""
+    meta = choice.get("meta_info")
+    ids = (choice.get("token_ids"), choice.get("response_token_ids"))
+    is_told = isinstance(meta, dict) and type(meta.get("completion_tokens")) is int
+    return is_told or any(isinstance(some, list) for some in ids)
+
+
+def _packed(name: str, value: Any, is_seen: bool, is_counted: bool) -> Any:
+    """A member of such an object: JSON, if it is a list. But where nothing else tells how many
+    tokens there are, `tokens` (of completions) and `content` (of chats) have as many members."""
+    if not isinstance(value, list) or name == "weight_versions":
+        return value
+    if not is_seen:
+        return None
+    if name == "tokens" and not is_counted:
+        return value
+    if name == "content" and not is_counted:
+        return [orjson.Fragment(dump(row)) for row in value]
+    return orjson.Fragment(dump(value))
+
+
+class _Samples:
+    """The samples of an answer, in its order. Raises `_Odd` where they cannot be told apart."""
+
+    def __init__(self, body: bytes, largest: float, pause: Callable[[], object]) -> None:
+        self._body = body
+        self._largest, self._pause = largest, pause
+        self.is_list = body.startswith(b"[")
+        self._start = 1
+        if not self.is_list:
+            self._start = body.find(_CHOICES, 0, _HEAD) + len(_CHOICES)
+            if self._start < len(_CHOICES) or not body.startswith(b"{", self._start):
+                raise _Odd
+        self._end = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        start = self._start
+        while not self._end:
+            end, sample = self._read(start)
+            yield sample
+            self._pause()
+            if self._body.startswith(b"]", end):
+                self._end = end
+            start = end + 1
+        if self.is_list and self._body[self._end + 1 :].strip():
+            raise _Odd
+
+    def _read(self, start: int) -> tuple[int, Any]:
+        """Where the sample ends that begins there, and the sample."""
+        depth = 0
+        for token in _TOKEN.finditer(self._body, start):
+            brace = token[0]
+            if brace == b"{":
+                depth += 1
+            elif brace == b"}":
+                depth -= 1
+            if not depth:
+                end = token.end()
+                break
+        else:
+            raise _Odd
+        _bound(self._body, start, end, self._largest)
+        if self._body[end : end + 1] not in (b",", b"]"):
+            raise _Odd
+        try:
+            return end, orjson.loads(memoryview(self._body)[start:end])
+        except ValueError:
+            raise _Odd from None
+
+    def envelope(self) -> dict[str, Any]:
+        """What is around the samples, once they are read."""
+        try:
+            found = orjson.loads(self._body[: self._start] + self._body[self._end :])
+        except ValueError:
+            raise _Odd from None
+        if not isinstance(found, dict) or found.get("choices") != []:
+            raise _Odd
+        return found

@@ -1,0 +1,173 @@
+"""Bytes of HTTP/1.1 to a plain request and back, for the fast lane.
+
+Pure and strict: only a request head whose every byte is understood gives a `Head`; any
+other is `FOREIGN`, left to a full HTTP implementation. What is refused here costs speed,
+what is accepted wrongly would cost the truth (RFC 9112 §2 to §6, request smuggling).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+
+from sglang_cached_addon.core import admission, directives, policy
+from sglang_cached_addon.core.routing import KeyHeaders
+from sglang_cached_addon.wire import framing
+from sglang_cached_addon.wire.framing import MAX_HEAD
+
+_REMEMBERED = 1024
+"""Heads: clients send the same one again and again."""
+
+
+class NoHead(Enum):
+    """Why bytes are not a request of ours."""
+
+    PARTIAL = "the head goes on"
+    FOREIGN = "for a full HTTP implementation"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A request head that is plain in every way, and whose body may be looked up."""
+
+    method: str
+    path: str
+    size: int
+    """Bytes of the head, with its empty line."""
+    length: int
+    """Bytes of the body."""
+    closes: bool
+    """The client wants the connection closed after the answer."""
+    credential: bytes = b""
+    """As `admission.credential`."""
+    routing: bytes = b""
+    """As `KeyHeaders.digest`."""
+
+
+# Fields that change how the message is framed, or what may follow it.
+_FRAMING = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
+_ONCE = {
+    b"content-length",
+    b"host",
+    b"content-type",
+    b"connection",
+    b"cache-control",
+    b"x-cache-control",
+}
+
+
+class HeadReader:
+    """Reads request heads for some (method, path) pairs."""
+
+    def __init__(
+        self,
+        routes: Collection[tuple[str, str]],
+        key_headers: KeyHeaders | None = None,
+        credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
+    ) -> None:
+        """`credential_fields` are the lower-case names of those that a credential is made of."""
+        self._key_headers = key_headers or KeyHeaders()
+        self._credential_fields = credential_fields
+        self._once = _ONCE | set(credential_fields)
+        self._lines = {
+            f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
+        }
+        self._seen: dict[bytes, Head | None] = {}
+        """By their digests: they have credentials in them, which are not kept."""
+
+    def read(self, data: bytes | bytearray, at: int = 0, searched: int = 0) -> Head | NoHead:
+        """The head that begins at a place of the data; so many bytes of that are known to be
+        without the end of one."""
+        end = data.find(b"\r\n\r\n", max(searched - 3, at))
+        if end < 0:
+            return self._begun(data, at)
+        if end - at > MAX_HEAD:
+            return NoHead.FOREIGN
+        raw = bytes(data[at : end + 4])
+        digest = sha256(raw).digest()
+        try:
+            head = self._seen[digest]
+        except KeyError:
+            if len(self._seen) >= _REMEMBERED:
+                self._seen.clear()
+            head = self._seen[digest] = self._parse(raw)
+        return head or NoHead.FOREIGN
+
+    def _begun(self, data: bytes | bytearray, at: int) -> NoHead:
+        """Whether a head of ours can come of an incomplete one."""
+        if len(data) - at > MAX_HEAD:
+            return NoHead.FOREIGN
+        line, is_whole, _ = bytes(data[at : at + 256]).partition(b"\r\n")
+        if is_whole:
+            return NoHead.PARTIAL if line in self._lines else NoHead.FOREIGN
+        line = line.removesuffix(b"\r")
+        is_ours = any(known.startswith(line) for known in self._lines)
+        return NoHead.PARTIAL if is_ours else NoHead.FOREIGN
+
+    def _parse(self, raw: bytes) -> Head | None:
+        route = self._lines.get(raw[: raw.index(b"\r\n")])
+        if route is None:
+            return None
+        try:
+            head = framing.parse(raw)
+        except framing.Refused:
+            return None
+        fields: dict[bytes, bytes] = {}
+        for name, value in head.fields:
+            name = name.lower()
+            if name in _FRAMING or (name in fields and name in self._once):
+                return None
+            fields[name] = fields[name] + b", " + value if name in fields else value
+        connection = fields.get(b"connection", b"keep-alive").lower()
+        if (
+            b"content-length" not in fields
+            or head.length is None
+            or head.length > policy.MAX_BODY
+            or connection not in (b"keep-alive", b"close")
+            or policy.lookup_refusal(fields)
+            or not directives.parse(fields).is_default
+        ):
+            return None
+        credential = admission.credential(fields, self._credential_fields)
+        routing = self._key_headers.digest(fields)
+        closes = connection == b"close"
+        return Head(*route, len(raw), head.length, closes, credential, routing)
+
+
+def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:
+    """A hit as it goes over the wire: byte for byte what the ordinary way sends. `status` is the
+    value of `Cache-Status`. The body of a stream is in chunks already."""
+    if is_stream:
+        return _STREAM_HIT % (status, age, body)
+    return _HIT % (len(body), status, age, body)
+
+
+_HIT = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
+    b"Cache-Status: %b\r\nX-Cache: HIT\r\nAge: %d\r\n\r\n%b"
+)
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+"""The media type of a stream, as SGLang has it."""
+
+_STREAM_HIT = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n"
+    b"Cache-Status: %%b\r\nX-Cache: HIT\r\nAge: %%d\r\n\r\n%%b"
+) % EVENT_STREAM.encode()
+
+
+def chunked(events: Iterable[bytes]) -> bytes:
+    """Each event in a chunk of its own, and the end (RFC 9112 §7.1): SGLang sends them so, and
+    one of its clients takes chunks for events."""
+    return b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events]) + b"0\r\n\r\n"
+
+
+def unchunked(body: bytes) -> list[bytes]:
+    """The inverse of `chunked`."""
+    events, at = [], 0
+    while size := int(body[at : (line := body.index(b"\r\n", at))], 16):
+        events.append(body[line + 2 : line + 2 + size])
+        at = line + 4 + size
+    return events

@@ -1,0 +1,180 @@
+"""What a client asks of the cache."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from sglang_cached_addon.core.directives import Directives, parse
+
+LONGEST = 2**31
+
+
+def read(value: bytes) -> Directives:
+    return parse({b"cache-control": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        (b"no-store", Directives(no_store=True)),
+        (b"no-cache", Directives(no_cache=True)),
+        (b"only-if-cached", Directives(only_if_cached=True)),
+        (b"max-age=60", Directives(max_age=60)),
+        (b"max-age=0", Directives(max_age=0)),
+        (
+            b"no-store, no-cache, max-age=5, only-if-cached",
+            Directives(True, True, 5, True),
+        ),
+        (b"No-Store,MAX-AGE=7", Directives(no_store=True, max_age=7)),
+        (b" \tno-cache \t,\t max-age=1 ", Directives(no_cache=True, max_age=1)),
+        (b"max-age = 60", Directives(max_age=60)),
+        (b",, ,no-store,,", Directives(no_store=True)),
+        (b'no-cache="x"', Directives(no_cache=True)),
+        (b"no-store=", Directives(no_store=True)),
+        (b"only-if-cached=0", Directives(only_if_cached=True)),
+    ],
+)
+def test_directives(value: bytes, asked: Directives) -> None:
+    """A client would get an old answer, or a new one, against its word."""
+    assert read(value) == asked
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b" ",
+        b",",
+        b"=",
+        b"no-transform",
+        b"max-stale",
+        b"max-stale=60, min-fresh=3",
+        b"s-maxage=0",
+        b"xno-store",
+        b"no-storex",
+        b"no store",
+        b"no_store",
+        b'"no-store"',
+        b"x=no-store",
+        b"no-store; x",
+        b"\xff\x00",
+    ],
+)
+def test_what_is_unknown_is_ignored(value: bytes) -> None:
+    """A directive for other caches would switch this one off."""
+    assert read(value).is_default
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        (b'max-age="60"', Directives(max_age=60)),
+        (b'max-age="\\6\\0"', Directives(max_age=60)),
+        (b'x="no-store, no-cache"', Directives()),
+        (b'x="a,b", no-store', Directives(no_store=True)),
+        (b'x="a\\",no-store,\\"b"', Directives()),
+        (b'x="\\\\",no-store', Directives(no_store=True)),
+        (b'x="", no-store', Directives(no_store=True)),
+        (b'x="a"b"c,no-cache", no-store', Directives(no_store=True)),
+        (b'no-cache, x="no-store', Directives(no_cache=True)),
+        (b'no-cache, x="\\', Directives(no_cache=True)),
+        (b'no-cache, "', Directives(no_cache=True)),
+    ],
+)
+def test_commas_in_quotes_part_nothing(value: bytes, asked: Directives) -> None:
+    """Text of an unknown directive would be read as a directive."""
+    assert read(value) == asked
+
+
+@pytest.mark.parametrize(
+    ("argument", "seconds"),
+    [
+        (b"1", 1),
+        (b"007", 7),
+        (b"000", 0),
+        (b"0" * 5000 + b"7", 7),
+        (b"2147483647", LONGEST - 1),
+        (b"2147483648", LONGEST),
+        (b"2147483649", LONGEST),
+        (b"9999999999", LONGEST),
+        (b"99999999999", LONGEST),
+        (b"9" * 5000, LONGEST),
+        (b"", 0),
+        (b'""', 0),
+        (b'"', 0),
+        (b'"6', 0),
+        (b'6"', 0),
+        (b"-1", 0),
+        (b"+1", 0),
+        (b"1.5", 0),
+        (b"1e3", 0),
+        (b"1 2", 0),
+        (b"1_000", 0),
+        (b"soon", 0),
+        ("٣".encode(), 0),
+    ],
+)
+def test_max_age(argument: bytes, seconds: int) -> None:
+    """An odd number would stop the request, or count as any age."""
+    assert read(b"max-age=" + argument).max_age == seconds
+
+
+def test_max_age_without_an_argument() -> None:
+    """A client that wants something young would get something of any age."""
+    assert read(b"max-age").max_age == 0
+
+
+@pytest.mark.parametrize("names", [(b"cache-control",), (b"x-cache-control",)])
+def test_both_fields_are_read(names: tuple[bytes, ...]) -> None:
+    """A client whose library owns the standard field could not ask for anything."""
+    assert parse(dict.fromkeys(names, b"no-cache")) == Directives(no_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "asked"),
+    [
+        (b"max-age=60", b"max-age=5", Directives(max_age=5)),
+        (b"max-age=60", b"max-age=x", Directives(max_age=0)),
+        (b"max-age=60", b"no-store", Directives(no_store=True, max_age=60)),
+        (b"no-cache", b"", Directives(no_cache=True)),
+        (b"no-cache", b"only-if-cached", Directives(no_cache=True, only_if_cached=True)),
+    ],
+)
+def test_the_stricter_one_holds(first: bytes, second: bytes, asked: Directives) -> None:
+    """One of two fields would be ignored, and which one would depend on the order."""
+    for one, other in ((first, second), (second, first)):
+        assert parse({b"cache-control": one, b"x-cache-control": other}) == asked
+        assert read(one + b", " + other) == asked
+
+
+def test_a_head_without_directives() -> None:
+    """The ordinary request would pay for what it does not use."""
+    asked = parse({b"content-type": b"application/json", b"pragma": b"x"})
+    assert asked.is_default
+    assert asked is parse({})
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Directives(no_store=True),
+        Directives(no_cache=True),
+        Directives(max_age=0),
+        Directives(only_if_cached=True),
+    ],
+)
+def test_default_is_told_apart(asked: Directives) -> None:
+    """A directive would be read and then forgotten."""
+    assert not asked.is_default
+    assert Directives().is_default
+
+
+@pytest.mark.parametrize("part", [b'"', b'"\\', b'\\"', b",", b'",', b"a=", b'"\\",', b"\\"])
+def test_long_values_take_linear_time(part: bytes) -> None:
+    """A hostile head would stop the proxy for everybody."""
+    begun = time.process_time()
+    for value in (part * 20_000, b"x=" + part * 20_000 + b"\\", b'"' + part * 20_000):
+        assert parse({b"cache-control": value}).max_age is None
+    assert time.process_time() - begun < 2

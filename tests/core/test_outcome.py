@@ -1,0 +1,258 @@
+"""Headers, log lines and counters."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+
+import pytest
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.outcome import NOTHING, Counters, Kind, Outcome, Saved, hit_status
+from sglang_cached_addon.core.policy import Reason
+
+# RFC 8941, section 3.3: a token, an integer, a string; 3.1.2: a parameter's key.
+TOKEN = r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"
+VALUE = rf'(?:{TOKEN}|-?[0-9]{{1,15}}|"(?:[ !#-\[\]-~]|\\["\\])*")'
+PARAMETER = r"[a-z*][a-z0-9_\-.*]*"
+
+KEY = bytes(range(1, 33))
+SHOWN = '"0102030405060708090a0b0c0d0e0f10"'
+DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
+OUTCOMES = [
+    Outcome(kind, have, want, reason, status, age, key=key)
+    for kind, (have, want), reason, status, age, key in itertools.product(
+        Kind, [(0, 0), (0, 1), (1, 3), (3, 3)], [None, *Reason], [200, 400, 502], [0, 7], [b"", KEY]
+    )
+]
+
+
+def parameters(value: str) -> dict[str, str | None]:
+    """The parameters of a `Cache-Status` with one member, checked against the grammar."""
+    assert re.fullmatch(rf"{TOKEN}(?:; *{PARAMETER}(?:={VALUE})?)*", value), value
+    name, *rest = re.split(rf"; *(?={PARAMETER}(?:[=;]|$))", value)
+    assert name == "sglang-cached"
+    found: dict[str, str | None] = {}
+    for parameter in rest:
+        key, _, text = parameter.partition("=")
+        assert key not in found
+        found[key] = text or None
+    return found
+
+
+def test_cache_status_is_a_structured_field() -> None:
+    """Tools that read `Cache-Status` would drop the field."""
+    for outcome in OUTCOMES:
+        found = parameters(outcome.cache_status)
+        assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "collapsed", "key", "detail"}
+        assert not ("hit" in found and "fwd" in found)
+        assert ("hit" in found) == (outcome.kind is Kind.HIT)
+        # RFC 9211, section 2.2: `fwd` says that and why it was forwarded.
+        is_denied = outcome.reason in DENIALS
+        assert ("fwd" in found) == (outcome.kind is not Kind.HIT and not is_denied)
+        assert found.get("key") == (SHOWN if outcome.key else None)
+        if "fwd-status" in found:
+            assert found["fwd-status"] == str(outcome.status)
+        if "stored" in found:
+            assert outcome.reason is None
+            assert outcome.kind in (Kind.MISS, Kind.PARTIAL)
+        if outcome.reason and outcome.kind is not Kind.HIT:
+            assert str(outcome.reason) in (found["detail"] or "")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "value"),
+    [
+        (Outcome(Kind.HIT, 3, 3, age=5), "sglang-cached; hit"),
+        (Outcome(Kind.MISS, 0, 3), "sglang-cached; fwd=miss; stored"),
+        (Outcome(Kind.MISS, 0, 3, is_open=True), "sglang-cached; fwd=miss"),
+        (Outcome(Kind.COLLAPSED, 0, 3), "sglang-cached; fwd=miss; collapsed"),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.ABORT),
+            "sglang-cached; fwd=miss; detail=abort",
+        ),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.STATUS, 400),
+            "sglang-cached; fwd=miss; fwd-status=400; detail=status",
+        ),
+        (
+            Outcome(Kind.PARTIAL, 1, 3),
+            'sglang-cached; fwd=partial; stored; detail="1 of 3 stored"',
+        ),
+        (
+            Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503),
+            'sglang-cached; fwd=partial; fwd-status=503; detail="1 of 3 stored, status"',
+        ),
+        (
+            Outcome(Kind.BYPASS, reason=Reason.STREAM),
+            "sglang-cached; fwd=bypass; detail=stream",
+        ),
+        (Outcome(Kind.HIT, 1, 1, key=KEY), f"sglang-cached; hit; key={SHOWN}"),
+        (Outcome(Kind.MISS, 0, 1, key=KEY), f"sglang-cached; fwd=miss; stored; key={SHOWN}"),
+        (
+            Outcome(Kind.COLLAPSED, 0, 1, key=KEY),
+            f"sglang-cached; fwd=miss; collapsed; key={SHOWN}",
+        ),
+        (
+            Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503, key=KEY),
+            f"sglang-cached; fwd=partial; fwd-status=503; key={SHOWN}; "
+            'detail="1 of 3 stored, status"',
+        ),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
+            f"sglang-cached; key={SHOWN}; detail=only-if-cached",
+        ),
+        (
+            Outcome(Kind.MISS, 0, 3, Reason.OFFLINE, 504),
+            "sglang-cached; detail=offline",
+        ),
+        (
+            Outcome(Kind.BYPASS, reason=Reason.HTTP_1_0),
+            "sglang-cached; fwd=bypass; detail=http-1.0",
+        ),
+    ],
+)
+def test_cache_status(outcome: Outcome, value: str) -> None:
+    """A user could not tell what became of a request, or why."""
+    assert outcome.cache_status == value
+
+
+@pytest.mark.parametrize("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
+def test_hit_status(key: bytes) -> None:
+    """The fast lane would say something else of a hit than the ordinary way."""
+    assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_headers(kind: Kind) -> None:
+    """`Age` would claim that a fresh answer is old, or a hit would not tell its age."""
+    headers = dict(Outcome(kind, 1, 2, age=7).headers())
+    assert headers["X-Cache"] == kind.name
+    assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
+    assert parameters(headers["Cache-Status"])
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        (Outcome(Kind.HIT, 2, 2), "[Cache hit] /generate 2/2 1.5 ms"),
+        (Outcome(Kind.MISS, 0, 1), "[Cache miss] /generate 0/1 1.5 ms"),
+        (Outcome(Kind.PARTIAL, 1, 3), "[Cache partial] /generate 1/3 1.5 ms"),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.STATUS, 400),
+            "[Cache miss] /generate 0/1 1.5 ms (status)",
+        ),
+        (Outcome(Kind.BYPASS, reason=Reason.STREAM), "[Cache bypass] /generate 1.5 ms (stream)"),
+        (
+            Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504, key=KEY),
+            "[Cache miss] /generate 0/1 1.5 ms (offline)",
+        ),
+    ],
+)
+def test_line(outcome: Outcome, line: str) -> None:
+    """Whoever reads the log would be told something else than what happened."""
+    assert outcome.line("/generate", 0.0015) == line
+
+
+def sample(seconds: float, tokens: int) -> Sample:
+    return Sample(b"{}", 0.0, seconds, tokens)
+
+
+@pytest.mark.parametrize(
+    ("samples", "saved"),
+    [
+        ([], NOTHING),
+        ([sample(2.0, 5)], Saved(1, 5, 2.0)),
+        ([sample(2.0, 5), sample(3.0, 0), sample(0.5, 7)], Saved(3, 12, 3.0)),
+    ],
+)
+def test_saved(samples: list[Sample], saved: Saved) -> None:
+    """Calls that ran side by side would be counted as if they had run one after the other."""
+    assert Saved.of(iter(samples)) == saved
+
+
+def test_counters_at_the_start() -> None:
+    """`/cache/stats` of a new process would fail, or show what never was."""
+    assert Counters().as_json() == {
+        "hits": 0,
+        "misses": 0,
+        "partial_hits": 0,
+        "collapsed": 0,
+        "hit_rate": 0.0,
+        "denied": 0,
+        "bypasses": {},
+        "not_stored": {},
+        "samples_from_cache": 0,
+        "samples_from_upstream": 0,
+        "tokens_saved": 0,
+        "upstream_seconds_saved": 0.0,
+    }
+
+
+def test_counters() -> None:
+    """The savings that people report would be wrong."""
+    counters = Counters()
+    counters.samples_from_upstream += 3
+    counters.add(Outcome(Kind.MISS, 0, 3))
+    counters.hit(Saved.of([sample(2.0, 5), sample(2.0, 6), sample(0.5, 7)]))
+    stored = Saved.of([sample(2.0, 5), sample(2.0, 6)])
+    counters.add(Outcome(Kind.PARTIAL, 2, 5), stored)
+    counters.add(Outcome(Kind.MISS, 0, 4, Reason.STATUS, 503))
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ABORT))
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504))
+    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504))
+    counters.follow(Saved(1, 4, 9.0))
+    counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
+    counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
+    counters.add(Outcome(Kind.BYPASS, reason=Reason.BEAM))
+    assert counters.as_json() == {
+        "hits": 2,
+        "misses": 5,
+        "partial_hits": 1,
+        "collapsed": 1,
+        "hit_rate": 0.25,
+        "denied": 2,
+        "bypasses": {"beam": 1, "stream": 2},
+        "not_stored": {"abort": 1, "status": 1},
+        "samples_from_cache": 3 + 2 + 1,
+        "samples_from_upstream": 3,
+        "tokens_saved": 18 + 11 + 4,
+        "upstream_seconds_saved": 2.0 + 9.0,
+    }
+
+
+def test_counters_are_json() -> None:
+    """`/cache/stats` would fail after the first bypass."""
+    counters = Counters()
+    for reason in Reason:
+        counters.add(Outcome(Kind.BYPASS, reason=reason))
+    assert json.loads(json.dumps(counters.as_json()))["bypasses"] == dict.fromkeys(
+        sorted(Reason), 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "rate"),
+    [
+        ("", 0.0),
+        ("h", 1.0),
+        ("m", 0.0),
+        ("p", 0.0),
+        ("b", 0.0),
+        ("hm", 0.5),
+        ("hp", 0.5),
+        ("hbbb", 1.0),
+        ("hhhm", 0.75),
+    ],
+)
+def test_hit_rate(kinds: str, rate: float) -> None:
+    """Bypasses would lower the rate, or partial hits raise it."""
+    letters = {"m": Kind.MISS, "p": Kind.PARTIAL, "b": Kind.BYPASS}
+    counters = Counters()
+    for letter in kinds:
+        if letter == "h":
+            counters.hit(NOTHING)
+        else:
+            counters.add(Outcome(letters[letter], 1, 1))
+    assert counters.hit_rate == rate

@@ -1,0 +1,63 @@
+"""Which headers are part of a key."""
+
+from __future__ import annotations
+
+import pytest
+
+from sglang_cached_addon.core.routing import KeyHeaders
+
+IN = [
+    b"x-portkey-provider", b"x-portkey-config", b"x-portkey-virtual-key", b"x-portkey-metadata",
+    b"x-ai-eg-model", b"cf-aig-custom-cost", b"helicone-target-url", b"helicone-fallbacks",
+    b"x-litellm-tags", b"x-model-id", b"x-gateway-model-name", b"x-gateway-model-name-rewrite",
+    b"serve_multiplexed_model_id", b"x-label-selector", b"x-amzn-sagemaker-target-model",
+    b"azureml-model-deployment", b"openai-beta",
+]  # fmt: skip
+OUT = [
+    b"x-portkey-trace-id", b"x-portkey-span-id", b"x-portkey-parent-span-id",
+    b"x-portkey-span-name", b"x-portkey-request-timeout", b"helicone-request-id",
+    b"helicone-session-id", b"helicone-session-path", b"helicone-user-id", b"cf-aig-event-id",
+    b"cf-aig-collect-log", b"x-litellm-trace-id", b"x-litellm-call-id",
+    b"x-amzn-sagemaker-inference-id", b"traceparent", b"x-request-id", b"x-smg-routing-key",
+    b"user-agent", b"host", b"content-length", b"x-portkey", b"authorization",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN)
+def test_in(name: bytes) -> None:
+    """Another model would get the answer of the first one."""
+    headers = KeyHeaders()
+    found = {headers.digest({b"host": b"a", name: value}) for value in (b"", b"a", b"b", b"ab")}
+    assert len(found) == 4
+    assert {len(digest) for digest in found} == {32}
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_out(name: bytes) -> None:
+    """No two calls would ever have the same key."""
+    assert KeyHeaders().digest({name: b"1"}) == b""
+
+
+def test_named() -> None:
+    """A header that somebody's own gateway goes by would be passed over, be it one that we leave
+    out."""
+    headers = KeyHeaders(["X-Team", "x-request-id", "x-team"])
+    assert headers.named == ["x-request-id", "x-team"]
+    assert headers.digest({b"x-team": b"1"}) != headers.digest({b"x-team": b"2"}) != b""
+    assert headers.digest({b"x-request-id": b"1"})
+    assert headers.digest({b"x-other": b"1"}) == b""
+
+
+def test_parts_do_not_run_into_each_other() -> None:
+    """Two names and values of the same letters would be one key; their order says nothing."""
+    headers = KeyHeaders(["a", "ab", "c"])
+    assert headers.digest({b"a": b"bc"}) != headers.digest({b"ab": b"c"})
+    assert headers.digest({b"a": b"1", b"c": b"2"}) == headers.digest({b"c": b"2", b"a": b"1"})
+    assert headers.digest({b"a": b"1", b"c": b""}) != headers.digest({b"a": b"1"})
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
+def test_no_name(name: str) -> None:
+    """A misspelled name would never be in any key, without a word."""
+    with pytest.raises(ValueError, match="is no name of a header"):
+        KeyHeaders([name])

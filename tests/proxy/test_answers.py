@@ -1,0 +1,150 @@
+"""What an upstream says on a route that is passed on, odd or endless, and what the client gets."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+
+import pytest
+import requests
+
+from sglang_cached_addon.wire.framing import MAX_FIELDS, MAX_HEAD, MAX_LINE
+from tests.conftest import Proxy, StartProxy
+from tests.hearing import OK, Hearing, hearing
+
+LINE = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=["lane", "hooks"])
+def ways(request: pytest.FixtureRequest) -> list[str]:
+    return [] if request.param == "lane" else ["--set", "sglang_express=false"]
+
+
+@pytest.fixture
+def upstream() -> Iterator[Hearing]:
+    with hearing() as server:
+        yield server
+
+
+@pytest.fixture
+def front(upstream: Hearing, start_proxy: StartProxy, ways: list[str]) -> Proxy:
+    return start_proxy(upstream.url, *ways)
+
+
+GOOD = {
+    "100": b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+    "103, twice": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 2 + OK,
+    "102 with LF alone": b"HTTP/1.1 102 Processing\n\n" + OK,
+    "trailers": CHUNKED + b"2\r\n{}\r\n0\r\nX-Sum: 1\r\nB: 2\r\n\r\n",
+    "extensions": CHUNKED + b"1;a=b\r\n{\r\n01 ;c\r\n}\r\n0\r\n\r\n",
+    "padded sizes": CHUNKED + b"2  \r\n{}\r\n0 \r\n\r\n",
+    "LF alone": b"HTTP/1.1 200 OK\nContent-Length: 2\n\n{}",
+}
+
+
+def test_good(upstream: Hearing, front: Proxy) -> None:
+    """An answer would be lost, or the connection be cut, whatever comes before or behind it."""
+    for name, said in GOOD.items():
+        for path in ("/v1/other", "/generate"):
+            upstream.answer = lambda heard: said  # noqa: B023
+            with requests.Session() as session:
+                for _ in range(3):
+                    answer = session.post(f"{front.url}{path}", data=b"x", timeout=10)
+                    assert (answer.status_code, answer.content) == (200, b"{}"), (name, path)
+    assert not upstream.errors
+    assert "Traceback" not in front.log
+
+
+BAD = {
+    "any two bytes end a chunk": CHUNKED + b"2\r\n{}XX0\r\n\r\n",
+    "no size": CHUNKED + b"\r\n",
+    "a long chunk line": CHUNKED + b"2;" + b"a" * MAX_LINE + b"\r\n{}\r\n0\r\n\r\n",
+    "long trailers": CHUNKED + b"0\r\n" + b"A: 1\r\n" * MAX_HEAD + b"\r\n",
+}
+REFUSED = {
+    "a long head": LINE + b"A: " + b"a" * MAX_HEAD + b"\r\n\r\n",
+    "many fields": LINE + b"A: 1\r\n" * (MAX_FIELDS + 1) + b"\r\n",
+    "a long interim head": b"HTTP/1.1 103 A\r\nA: " + b"a" * MAX_HEAD + b"\r\n\r\n" + OK,
+}
+
+
+def test_bad(upstream: Hearing, front: Proxy) -> None:
+    """What is not whole would be taken for whole; or what comes behind it for another answer."""
+    for said in BAD.values():
+        upstream.answer = lambda heard: said  # noqa: B023
+        with pytest.raises(requests.exceptions.RequestException):
+            requests.get(f"{front.url}/v1/other", timeout=10)
+    for said in REFUSED.values():
+        upstream.answer = lambda heard: said  # noqa: B023
+        answer = requests.get(f"{front.url}/v1/other", timeout=10)
+        assert (answer.status_code, "error" in answer.json()) == (502, True)
+    assert "Traceback" not in front.log
+
+
+ENDLESS = {
+    "head": (b"HTTP/1.1 200 OK\r\n", b"A: 1\r\n"),
+    "status line": (b"HTTP/1.1 200 ", b"a"),
+    "interim": (b"HTTP/1.1 103 A\r\n", b"A: 1\r\n"),
+    "chunk line": (CHUNKED + b"1;", b"a"),
+    "trailers": (CHUNKED + b"0\r\n", b"A: 1\r\n"),
+}
+
+
+@contextmanager
+def going_on() -> Iterator[tuple[str, list[bytes]]]:
+    """An upstream that says the first of the list, and then the second for ever."""
+    say: list[bytes] = [b"", b""]
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(65536)
+                self.request.sendall(say[0])
+                for _ in range(10_000):
+                    self.request.sendall(say[1] * 1000)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", say
+        server.shutdown()
+        thread.join()
+
+
+def test_endless(start_proxy: StartProxy, ways: list[str]) -> None:
+    """An upstream that goes on and on would fill the memory."""
+    with going_on() as (url, say):
+        proxy = start_proxy(url, *ways)
+        before = memory(proxy)
+        for begins, goes_on in ENDLESS.values():
+            say[:] = begins, goes_on
+            with suppress(requests.exceptions.RequestException):
+                answer = requests.get(f"{proxy.url}/v1/other", timeout=10)
+                assert answer.status_code == 502
+        assert memory(proxy) - before < 16 << 20
+        say[:] = b"", b""
+
+
+def memory(proxy: Proxy) -> int:
+    """Bytes that the process had at most."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match
+    return int(match[1]) * 1024
+
+
+def test_chunks_stay_as_they_are(upstream: Hearing, front: Proxy) -> None:
+    """One of SGLang's clients takes chunks for events."""
+    upstream.answer = lambda heard: CHUNKED + b"1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n"
+    host, port = front.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as client:
+        client.sendall(b"GET /v1/other HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+    assert received.endswith(b"\r\n\r\n1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n")

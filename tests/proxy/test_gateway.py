@@ -1,0 +1,122 @@
+"""What clients see when upstream gives no answer, byte by byte on real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import requests
+
+from sglang_cached_addon.core.policy import MAX_BODY
+from tests.conftest import StartProxy
+from tests.hearing import hearing
+from tests.proxy.test_answers import memory
+
+
+@contextmanager
+def saying(data: bytes) -> Iterator[str]:
+    """An upstream that answers every connection with these bytes, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(data)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+GARBAGE = {
+    "nothing": b"",
+    "not HTTP": b"hello\r\n\r\n",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
+}
+
+
+@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE)
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
+def test_no_answer_is_json(said: bytes, method: str, start_proxy: StartProxy) -> None:
+    """An upstream that talks nonsense gives a 502 with JSON, on a connection that lives."""
+    with saying(said) as url:
+        proxy = start_proxy(url)
+        with requests.Session() as session:
+            for _ in range(2):
+                answer = session.request(method, f"{proxy.url}/v1/models", timeout=30)
+                assert answer.status_code == 502
+                if method != "HEAD":
+                    assert url in answer.json()["error"]["message"]
+                assert answer.headers["content-type"] == "application/json"
+
+
+def test_cut_body(start_proxy: StartProxy) -> None:
+    """A relayed answer that upstream cuts is cut for the client too, never completed."""
+    with saying(b"HTTP/1.1 404 No\r\nContent-Length: 100\r\n\r\nhalf") as url:
+        proxy = start_proxy(url)
+        with pytest.raises(requests.exceptions.RequestException):
+            requests.get(f"{proxy.url}/v1/models", timeout=30)
+
+
+def test_upload_to_nowhere(start_proxy: StartProxy) -> None:
+    """A large upload to an upstream that is not there ends with 502 or a closed connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    proxy = start_proxy(f"http://127.0.0.1:{port}")
+    try:
+        answer = requests.post(f"{proxy.url}/upload", data=b"x" * (8 << 20), timeout=30)
+    except requests.exceptions.ConnectionError:
+        return
+    assert answer.status_code == 502
+    assert requests.get(f"{proxy.url}/health", timeout=30).ok
+
+
+def test_a_large_body_in_chunks(start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A body whose size is not said would be kept, whatever its size: upstream gets it as it comes,
+    and its answer is not stored; but not where it must not be asked."""
+    piece, count = b"x" * (1 << 20), 24
+    body = hashlib.sha256(piece * count).hexdigest()
+    with hearing() as upstream:
+        for ways in ([], ["--set", "sglang_express=false"]):
+            proxy = start_proxy(upstream.url, *ways, cache=tmp_path / str(len(ways)))
+            assert requests.post(f"{proxy.url}/generate", data=iter([b"x"]), timeout=30).ok
+            before = memory(proxy)
+            for path in ("/generate", "/v1/other", "/load_lora_adapter"):
+                upstream.heard.clear()
+                answer = requests.post(
+                    f"{proxy.url}{path}",
+                    data=(piece for _ in range(count)),
+                    headers={"Content-Type": "application/json"},
+                    timeout=30,
+                )
+                assert answer.status_code == 200
+                (heard,) = upstream.asked(path)
+                assert hashlib.sha256(heard.body).hexdigest() == body
+                if path == "/generate":
+                    assert "detail=too-large" in answer.headers["Cache-Status"]
+            assert memory(proxy) - before < 4 * MAX_BODY
+            upstream.heard.clear()
+            for path in ("/generate", "/v1/other"):
+                with suppress(requests.exceptions.ConnectionError):
+                    refused = requests.post(
+                        f"{proxy.url}{path}",
+                        data=(piece for _ in range(count)),
+                        headers={"Cache-Control": "only-if-cached"},
+                        timeout=30,
+                    )
+                    assert refused.status_code == 413
+                assert not upstream.asked(path)
+            assert proxy.stop() == 0
+            assert "Traceback" not in proxy.log

@@ -1,0 +1,376 @@
+"""The fast lane is invisible: mitmproxy's own way is the oracle, on raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import pytest
+import requests
+from mitmproxy.options import Options
+from mitmproxy.proxy.layers.http._http1 import Http1Server
+from mitmproxy.proxy.mode_specs import ProxyMode
+from mitmproxy.proxy.server import SimpleConnectionHandler
+
+from sglang_cached_addon.proxy.connections import Connections
+from sglang_cached_addon.proxy.lane import Fill, open_lane, self_check
+from sglang_cached_addon.simulator import Fault, Simulator
+from sglang_cached_addon.wire.http1 import HeadReader
+from tests.conftest import Proxy, StartProxy, corpus, until
+from tests.replayer import Replayer, replaying
+from tests.wire.test_http1 import FOREIGN, head
+
+QUIET_SECONDS = 0.5
+"""After so long without a byte, nothing more is expected; first try."""
+
+(PAIR,) = corpus("generate-n1")
+KNOWN = PAIR["request"]["body"].encode()
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two proxies in front of one upstream, with and without the lane."""
+
+    upstream: Replayer
+    lane: Proxy
+    hooks: Proxy
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    with replaying() as upstream:
+        upstream.pair = PAIR
+        proxies = []
+        for express in ("true", "false"):
+            folder = tmp_path_factory.mktemp(f"express-{express}")
+            proxy = Proxy(
+                ["--sglang-url", upstream.url, "--port", "0", "--host", "127.0.0.1",
+                 "--cache-path", str(folder / "cache"), "--set", f"sglang_express={express}"],
+                folder,
+            )  # fmt: skip
+            proxies.append(proxy)
+        for proxy in proxies:
+            proxy.wait_until_ready()
+            assert ask(proxy.url, KNOWN).headers["X-Cache"] == "MISS"
+        yield Twins(upstream, *proxies)
+        for proxy in proxies:
+            assert proxy.stop() == 0
+            assert "Traceback" not in proxy.log, proxy.log
+
+
+def ask(url: str, body: bytes) -> requests.Response:
+    return requests.post(f"{url}/generate", data=body, headers=JSON, timeout=30)
+
+
+def request(body: bytes = KNOWN, *fields: bytes, line: bytes = b"POST /generate HTTP/1.1") -> bytes:
+    """A plain request."""
+    length = b"Content-Length: %d" % len(body)
+    return head(line, b"Host: x", b"Content-Type: application/json", length, *fields) + body
+
+
+LAST = b"GET /cache/none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def talk(proxy: Proxy, pieces: Sequence[bytes], quiet: float = QUIET_SECONDS) -> bytes | None:
+    """Sends pieces, each as a packet of its own, and gives all that comes back until it is quiet.
+
+    None (or nothing) if the proxy hung up while pieces were still on their way: what it had
+    sent is then lost by TCP, or not, by chance.
+    """
+    host, port = proxy.url.removeprefix("http://").split(":")
+    received = bytearray()
+    with socket.create_connection((host, int(port))) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.settimeout(quiet)
+        try:
+            try:
+                for piece in pieces:
+                    client.sendall(piece)
+                while data := client.recv(1 << 20):
+                    received += data
+            except TimeoutError:
+                # Both may wait for more; neither may answer differently when there is no more.
+                client.shutdown(socket.SHUT_WR)
+                client.settimeout(5)
+                while data := client.recv(1 << 20):
+                    received += data
+        except (ConnectionResetError, BrokenPipeError):
+            return None
+    return normal(bytes(received))
+
+
+def normal(data: bytes) -> bytes:
+    """Without what the clock and the upstream's own clock make different."""
+    data = re.sub(rb"(?mi)^(age|date): .*\r\n", b"", data)
+    return re.sub(rb"127\.0\.0\.1:\d+", b"PEER", data)
+
+
+def both(twins: Twins, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """What each of the two answers; at once where the pieces met a closed door.
+
+    Where they differ, with more patience: a slow answer is not another one.
+    """
+    for tries in range(6):
+        quiet = QUIET_SECONDS * (1 + tries)
+        lane, hooks = talk(twins.lane, pieces, quiet), talk(twins.hooks, pieces, quiet)
+        if lane is not None and lane == hooks:
+            break
+        if lane is None or hooks is None:
+            pieces = [b"".join(pieces)]
+    assert lane is not None
+    assert hooks is not None
+    return lane, hooks
+
+
+def test_self_check() -> None:
+    """This mitmproxy is one that the lane works with."""
+    assert self_check() is None
+
+
+def test_another_mitmproxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mitmproxy whose inside has moved turns the lane off; it does not break the proxy."""
+    monkeypatch.setattr(Http1Server, "read_headers", None)
+    assert self_check()
+
+
+def test_hit_is_byte_equal(twins: Twins) -> None:
+    """A hit has the same bytes, and is counted the same."""
+    lane, hooks = both(twins, [request(), LAST])
+    assert lane == hooks
+    assert lane.count(b"X-Cache: HIT") == 1
+    counts = [{**proxy.stats(), "cache_file": "", "upstream_seconds_saved": 0, "pending_writes": 0}
+              for proxy in (twins.lane, twins.hooks)]  # fmt: skip
+    assert counts[0] == counts[1]
+    lines = [re.findall(r"\[Cache hit\] /generate 1/1 ", p.log) for p in (twins.lane, twins.hooks)]
+    assert len(lines[0]) == len(lines[1]) == counts[0]["hits"]
+
+
+def test_every_split(twins: Twins) -> None:
+    """A request in two packets, split anywhere, is answered the same."""
+    whole = request()
+    wanted = talk(twins.hooks, [whole, LAST])
+    for at in range(1, len(whole)):
+        assert talk(twins.lane, [whole[:at], whole[at:] + LAST]) == wanted
+
+
+def test_byte_by_byte(twins: Twins) -> None:
+    """A request in packets of one byte is answered the same."""
+    lane, hooks = both(twins, [bytes([byte]) for byte in request() + LAST])
+    assert lane == hooks
+    assert b"X-Cache: HIT" in lane
+
+
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+def test_foreign(data: bytes, twins: Twins) -> None:
+    """Whatever is not plain gets mitmproxy's own answer, alone and behind a hit."""
+    for before in (b"", request()):
+        lane, hooks = both(twins, [before + data + b"{}", LAST])
+        assert lane == hooks
+
+
+MIXED = {
+    "hits": [request()] * 5,
+    "hit, miss, hit": [request(), request(b'{"text": "m1"}'), request()],
+    "miss, hit, miss": [request(b'{"text": "m2"}'), request(), request(b'{"text": "m3"}')],
+    "hit, other route, hit": [request(), b"GET /v1/x HTTP/1.1\r\nHost: x\r\n\r\n", request()],
+    "hit, bypass, hit": [request(), request(b"not json"), request()],
+    "hit, PUT": [request(), request(line=b"PUT /generate HTTP/1.1")],
+    "hit, expect, hit": [request(), request(KNOWN, b"Expect: 100-continue"), request()],
+    "HTTP/1.0": [request(line=b"POST /generate HTTP/1.0"), request()],
+    "closing hit, hit": [request(KNOWN, b"Connection: close"), request()],
+    "chunked": [
+        head(
+            b"POST /generate HTTP/1.1",
+            b"Host: x",
+            b"Content-Type: application/json",
+            b"Transfer-Encoding: chunked",
+        )
+        + b"%x\r\n%s\r\n0\r\n\r\n" % (len(KNOWN), KNOWN),
+        request(),
+    ],
+}
+
+
+@pytest.mark.parametrize("requests_", MIXED.values(), ids=MIXED)
+def test_mixed(requests_: list[bytes], twins: Twins) -> None:
+    """Hits and others on one connection come in order: one by one, at once, and in odd pieces."""
+    joined = b"".join(requests_) + LAST
+    chance = random.Random(7)
+    ways = [[*requests_, LAST], [joined], pieces(joined, chance), pieces(joined, chance)]
+    answers = [both(twins, way) for way in ways]
+    assert all(lane == hooks for lane, hooks in answers)
+    # The first way may store what is a miss then; after that all is known.
+    assert len(set(answers[1:])) == 1
+
+
+def pieces(data: bytes, chance: random.Random) -> list[bytes]:
+    cuts = sorted(chance.sample(range(1, len(data)), min(6, len(data) - 1)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def test_large_body(twins: Twins) -> None:
+    """A body of several megabytes, in many reads, hits in the lane too."""
+    body = json.dumps({"text": "x" * (5 << 20), "sampling_params": {}}).encode()
+    for kind in (b"MISS", b"HIT"):
+        lane, hooks = (
+            talk(proxy, [request(body), LAST], 20) for proxy in (twins.lane, twins.hooks)
+        )
+        assert lane is not None
+        assert lane == hooks
+        assert b"X-Cache: " + kind in lane
+
+
+def test_fuzz(twins: Twins) -> None:
+    """Random sequences, mutated and cut at random, get the same bytes from both."""
+    chance = random.Random(20260101)
+    parts = [*FOREIGN.values(), *(r for rs in MIXED.values() for r in rs), request(), request()]
+    parts = [part for part in parts if len(part) < 4096]
+    for _ in range(60):
+        data = b"".join(chance.choices(parts, k=chance.randint(1, 4)))
+        for _ in range(chance.choice((0, 0, 1, 2))):
+            at = chance.randrange(len(data))
+            change = chance.choice((b"", b"\r", b"\n", b"\r\n", b" ", b"\x00", b":", b"0"))
+            data = data[:at] + change + data[at + chance.choice((0, 1)) :]
+        way = pieces(data + LAST, chance)
+        lane, hooks = both(twins, way)
+        assert lane == hooks, way
+
+
+def test_a_client_that_does_not_read(twins: Twins) -> None:
+    """Who sends but does not read is not read from for ever, so memory stays bounded."""
+    host, port = twins.lane.url.removeprefix("http://").split(":")
+    bound = 64 << 20
+    sent = 0
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(1.0)
+        try:
+            while sent < bound:
+                sent += client.send(request() * 200)
+        except TimeoutError:
+            pass
+    assert sent < bound
+    assert ask(twins.lane.url, KNOWN).headers["X-Cache"] == "HIT"
+
+
+def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What comes while an answer is waited for would be answered out of turn, lost, or fill the
+    memory; and who hangs up would be waited for."""
+    proxy = start_proxy(simulator.url)
+    hit = request()
+    assert ask(proxy.url, KNOWN).ok
+    until(lambda: proxy.stats()["num_keys"])
+    host, port = proxy.url.removeprefix("http://").split(":")
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(10)
+        client.sendall(request(b'{"text": "slow"}') + hit + request(b"not json") + LAST)
+        until(lambda: simulator.waiting == 1)
+        client.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(10)
+        simulator.release()
+        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert re.findall(rb"(?m)^X-Cache: (\w+)", received) == [b"MISS", b"HIT", b"BYPASS"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(b'{"text": "slower"}'))
+        until(lambda: simulator.waiting == 1)
+        sent, bound = 0, 64 << 20
+        client.settimeout(0.5)
+        with suppress(TimeoutError):
+            while sent < bound:
+                sent += client.send(hit * 200)
+        assert sent < bound
+    # It was not read to the end, and that somebody has left is seen when it is.
+    simulator.release()
+    until(lambda: simulator.waiting == 0)
+    assert ask(proxy.url, KNOWN).headers["X-Cache"] == "HIT"
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(b'{"text": "left"}'))
+        until(lambda: simulator.waiting == 1)
+    until(lambda: proxy.stats()["fetches_in_flight"] == 0)
+    assert "Traceback" not in proxy.log, proxy.log
+
+
+@asynccontextmanager
+async def client_of(
+    connections: Connections, fill: Fill
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A client of a lane that knows no hits."""
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mode = ProxyMode.parse("reverse:http://x")
+        handler = SimpleConnectionHandler(reader, writer, Options(), mode, {})
+        connection = connections.add(handler)
+        assert connection
+        heads = HeadReader([("POST", "/generate")])
+        assert open_lane(connection, heads, lambda head, body: None, fill)
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    async with asyncio.timeout(20):
+        yield reader, writer
+    for connection in connections.all:
+        connection.writer.transport.abort()
+    writer.close()
+    server.close()
+
+
+@pytest.mark.parametrize("is_eager", [False, True])
+def test_fills_that_end_at_once(is_eager: bool) -> None:
+    """A connection would be waited for, for ever, when an answer is there before it is waited for;
+    and many of these, one behind the other, would be one call in another."""
+    if is_eager and not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("this Python has no eager tasks")
+    count = 1500
+
+    async def filled(answer: bytes | None) -> bytes | None:
+        return answer
+
+    async def run() -> bytes:
+        loop = asyncio.get_running_loop()
+        if is_eager:
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        fills = client_of(Connections(), lambda head, raw, body: filled(b"answer\n"))
+        async with fills as (reader, writer):
+            writer.write(request(b"{}") * count)
+            return await reader.readexactly(count * len(b"answer\n"))
+
+    assert asyncio.run(run()) == b"answer\n" * count
+
+
+def test_what_waits_is_under_way() -> None:
+    """The proxy would end while a call waits, be it that nothing is fetched for it yet."""
+
+    async def run() -> None:
+        connections, asked, answer = Connections(), asyncio.Event(), asyncio.Event()
+
+        async def filled() -> bytes | None:
+            asked.set()
+            await answer.wait()
+            return b"answer\n"
+
+        async with client_of(connections, lambda head, raw, body: filled()) as (reader, writer):
+            assert connections.busy == 0
+            writer.write(request(b"{}")[:-1])
+            while not connections.busy:
+                await asyncio.sleep(0)
+            assert not asked.is_set()
+            writer.write(request(b"{}")[-1:])
+            await asked.wait()
+            assert connections.busy == 1
+            answer.set()
+            assert await reader.readline() == b"answer\n"
+            assert connections.busy == 0
+
+    asyncio.run(run())

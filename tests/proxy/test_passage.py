@@ -1,0 +1,170 @@
+"""What waits behind a request, and for whom: in bounded memory, in order, and to an end."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
+from tests.conftest import Proxy, StartProxy, until
+from tests.wire.test_framing import head
+
+KNOWN = json.dumps({"text": "w" * 1000, "sampling_params": {"n": 64}}).encode()
+LAST = head(b"GET /cache/none HTTP/1.1", b"Host: x", b"Connection: close")
+
+
+def ask(body: bytes, path: bytes = b"/generate") -> bytes:
+    length = b"Content-Length: %d" % len(body)
+    fields = (b"Host: x", b"Content-Type: application/json", length)
+    return head(b"POST " + path + b" HTTP/1.1", *fields) + body
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Simulator]:
+    with running(Profile()) as simulator:
+        yield simulator
+
+
+@pytest.fixture(params=["lane", "hooks"])
+def front(request: pytest.FixtureRequest, upstream: Simulator, start_proxy: StartProxy) -> Proxy:
+    ways = [] if request.param == "lane" else ["--set", "sglang_express=false"]
+    return start_proxy(upstream.url, *ways)
+
+
+def connect(proxy: Proxy) -> socket.socket:
+    host, port = proxy.url.removeprefix("http://").split(":")
+    client = socket.create_connection((host, int(port)), timeout=20)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def read_all(client: socket.socket) -> bytes:
+    return b"".join(iter(lambda: client.recv(1 << 20), b""))
+
+
+def memory(proxy: Proxy) -> int:
+    """Bytes that the process has, and had at most."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match
+    return int(match[1]) * 1024
+
+
+def test_large_hits_that_nobody_reads(front: Proxy) -> None:
+    """Answers to somebody who asks and asks and does not read would fill the memory; when they
+    are read after all, each is there."""
+    with connect(front) as client:
+        client.sendall(ask(KNOWN))
+        until(lambda: front.stats()["num_keys"])
+        before = memory(front)
+        count = 400
+        sender = threading.Thread(target=client.sendall, args=(ask(KNOWN) * count + LAST,))
+        sender.start()
+        # It goes on with others, and nobody reads.
+        for _ in range(3):
+            assert front.stats()["num_keys"] == 1
+        assert memory(front) - before < 24 << 20
+        received = read_all(client)
+        sender.join()
+    assert len(received) > 20 << 20
+    assert received.count(b"HTTP/1.1 200") == count + 1
+    assert memory(front) - before < 48 << 20
+
+
+def test_behind_what_waits(front: Proxy, upstream: Simulator) -> None:
+    """What somebody sends behind a request that waits would fill the memory, or be answered
+    before it."""
+    upstream.faults.append(Fault.HOLD)
+    before = memory(front)
+    bodies = [json.dumps({"text": f"{k}" * 30_000}).encode() for k in range(1000)]
+    with connect(front) as client:
+        client.sendall(ask(b'{"text": "waits", "rid": "w"}'))
+        until(lambda: upstream.waiting == 1)
+        sender = threading.Thread(target=send, args=(client, [ask(b) for b in bodies]))
+        sender.start()
+        for _ in range(3):
+            assert front.stats()["num_keys"] == 0
+        assert memory(front) - before < 24 << 20
+        client.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(20)
+        upstream.release()
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    sender.join()
+    until(lambda: front.stats()["fetches_in_flight"] == 0)
+
+
+def send(client: socket.socket, pieces: list[bytes]) -> None:
+    try:
+        for piece in pieces:
+            client.sendall(piece)
+    except OSError:
+        pass  # the client is closed
+
+
+def test_in_order(front: Proxy) -> None:
+    """Requests of every kind on one connection would be answered out of turn."""
+    one = [
+        ask(b'{"text": "a"}'),
+        head(b"GET /health HTTP/1.1", b"Host: x"),
+        ask(b'{"text": "b", "stream": true}'),
+        ask(b"no json"),
+        head(b"GET /v1/models HTTP/1.1", b"Host: x"),
+        ask(b'{"text": "a"}'),
+    ]
+    wanted = [200, 200, 200, 400, 200, 200]
+    for size in (1 << 20, 1000, 7):
+        data = b"".join(one * 3) + LAST
+        with connect(front) as client:
+            for at in range(0, len(data), size):
+                client.sendall(data[at : at + size])
+            received = read_all(client)
+        found = [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", received)]
+        assert found == [*wanted * 3, 404]
+
+
+def test_refused_in_a_body(front: Proxy, upstream: Simulator) -> None:
+    """A body that breaks the rules in its middle would be waited for, here and by upstream."""
+    for path in (b"/v1/nowhere", b"/generate", b"/health"):
+        begins = head(
+            b"POST " + path + b" HTTP/1.1",
+            b"Host: x",
+            b"Content-Type: application/json",
+            b"Transfer-Encoding: chunked",
+        )
+        with connect(front) as client:
+            client.sendall(begins + b"2\r\n{}\r\n")
+            client.sendall(b"bad\n")
+            client.sendall(b"x" * 100_000)
+            received = read_all(client)
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.count(b"HTTP/1.1") == 1
+    assert front.stop() == 0
+    assert "Traceback" not in front.log
+
+
+def test_too_large_for_our_own_routes(front: Proxy) -> None:
+    """What only we read would be kept, whatever its size."""
+    before = memory(front)
+    for path in (b"/health", b"/cache/stats", b"/abort_request"):
+        line = b"POST " + path + b" HTTP/1.1"
+        for data in (
+            [head(line, b"Host: x", b"Content-Length: 300000000")],
+            [
+                head(line, b"Host: x", b"Transfer-Encoding: chunked"),
+                *[b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"] * 40,
+            ],
+        ):
+            with connect(front) as client:
+                sender = threading.Thread(target=send, args=(client, data))
+                sender.start()
+                assert read_all(client).startswith(b"HTTP/1.1 413 ")
+                sender.join()
+    assert memory(front) - before < 24 << 20

@@ -1,0 +1,445 @@
+"""Fetches under way and who waits for them, without any upstream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.flights import Flight, Flights, Phase
+from sglang_cached_addon.service.stream import Stream
+
+
+async def settled() -> None:
+    """Lets every task that can go on go on."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def run(case: Coroutine[Any, Any, None]) -> None:
+    async def within() -> None:
+        await asyncio.wait_for(case, 10)
+
+    asyncio.run(within())
+
+
+# Flights
+
+
+def samples(words: str) -> Sequence[Sample]:
+    return [Sample(word.encode(), 1.0, 1.0, 1) for word in words]
+
+
+class Tower:
+    """Flights, and a log of who went on."""
+
+    def __init__(self) -> None:
+        self.flights = Flights()
+        self.log: list[str] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def begin(self, keys: str, *, alone: bool = False) -> Flight:
+        """A flight of pools named by letters, whose task only ends with it."""
+        flight = Flight([key.encode() for key in keys])
+        self.flights.begin(flight, alone=alone)
+        flight.task = asyncio.ensure_future(self._fly())
+        return flight
+
+    async def _fly(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    def wait(self, name: str, **needs: int) -> asyncio.Task[None]:
+        """One who waits for pools that are to have so many samples."""
+        task = asyncio.ensure_future(self._wait(name, {k.encode(): n for k, n in needs.items()}))
+        self.tasks.append(task)
+        return task
+
+    async def _wait(self, name: str, needs: Mapping[bytes, int]) -> None:
+        flight = await self.flights.wait(needs)
+        self.log.append(f"{name} {flight.refusal}" if flight.refusal else name)
+
+    def land(self, flight: Flight, **brings: str) -> None:
+        """Pools are brought samples that are named by letters."""
+        self.flights.land(flight, {k.encode(): samples(words) for k, words in brings.items()})
+
+    def brought(self, key: bytes, stamp: int | None = None, *, is_first: bool = False) -> str:
+        """What is at hand of a pool."""
+        found = self.flights.brought(key, stamp, is_first=is_first)
+        return "".join(sample.answer.decode() for sample in found)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is left in any table."""
+        return not any(vars(self.flights).values())
+
+
+FlightCase = Callable[[Tower], Awaitable[None]]
+
+
+async def order(tower: Tower) -> None:
+    """Who needs most goes first, and has what all others need; of equals, who came first."""
+    flight = tower.begin("a")
+    for name, need in {"one": 1, "three": 3, "two": 2, "three too": 3, "one too": 1}.items():
+        tower.wait(name, a=need)
+    await settled()
+    assert tower.log == []
+    tower.flights.end(flight)
+    await settled()
+    assert tower.log == ["three", "three too", "two", "one", "one too"]
+
+
+async def failed(tower: Tower) -> None:
+    """Who has waited learns what has become of it."""
+    flight = tower.begin("a")
+    tower.wait("one", a=1)
+    tower.wait("two", a=1)
+    await settled()
+    flight.refusal = Reason.CUT
+    tower.flights.end(flight)
+    await settled()
+    assert tower.log == ["one cut", "two cut"]
+
+
+async def first_of_many(tower: Tower) -> None:
+    """One who waits for several pools goes on when the first is there."""
+    first, second = tower.begin("ab"), tower.begin("c")
+    tower.wait("both", b=1, c=5)
+    tower.wait("c", c=1)
+    await settled()
+    assert (first.clients, second.clients) == (1, 2)
+    tower.flights.end(first)
+    await settled()
+    assert tower.log == ["both"]
+    assert (first.clients, second.clients) == (0, 1)
+    tower.flights.end(second)
+    await settled()
+    assert tower.log == ["both", "c"]
+
+
+async def two_pools_of_one(tower: Tower) -> None:
+    """One who waits for two pools of one flight wants it once, and is woken once."""
+    flight = tower.begin("ab")
+    tower.wait("both", a=1, b=1)
+    await settled()
+    assert flight.clients == 1
+    tower.flights.end(flight)
+    await settled()
+    assert tower.log == ["both"]
+
+
+async def other_pools(tower: Tower) -> None:
+    """The end of one flight wakes nobody who waits for another."""
+    first, second = tower.begin("a"), tower.begin("b")
+    tower.wait("b", b=1)
+    await settled()
+    tower.flights.end(first)
+    await settled()
+    assert tower.log == []
+    tower.flights.end(second)
+    await settled()
+    assert tower.log == ["b"]
+
+
+async def alone(tower: Tower) -> None:
+    """A flight that is for one client alone is under way, and waited for by nobody."""
+    flight = tower.begin("a", alone=True)
+    assert len(tower.flights) == 1
+    assert list(tower.flights) == [flight]
+    assert tower.flights.busy([b"a"]) == set()
+    other = tower.begin("a")
+    tower.flights.end(flight)
+    assert tower.flights.busy([b"a"]) == {b"a"}
+    tower.flights.end(other)
+
+
+async def busy(tower: Tower) -> None:
+    """Only those of the pools that were asked for, and that are being filled, are busy."""
+    first, second = tower.begin("ab"), tower.begin("c")
+    assert tower.flights.busy([b"a", b"c", b"d"]) == {b"a", b"c"}
+    assert not tower.flights.any_landed
+    tower.land(second, c="x")
+    assert tower.flights.busy([b"a", b"c", b"d"]) == {b"a"}
+    assert tower.flights.landed([b"a", b"c"]) == [second]
+    tower.flights.end(first)
+    tower.flights.end(first)
+    assert tower.flights.busy([b"a", b"b", b"c"]) == set()
+    tower.flights.end(second)
+    assert tower.flights.landed([b"a", b"c"]) == []
+    assert (first.phase, second.phase) == (Phase.OVER, Phase.OVER)
+
+
+async def landed(tower: Tower) -> None:
+    """What has been brought is at hand at once, and in order, until it is stored; nobody waits any
+    longer, whomever it was fetched for."""
+    first, second = tower.begin("a"), tower.begin("a", alone=True)
+    tower.wait("one", a=1)
+    await settled()
+    tower.land(first, a="xy")
+    tower.land(first, a="!")
+    await settled()
+    assert tower.log == ["one"]
+    tower.land(second, a="z")
+    assert tower.brought(b"a") == "xyz"
+    assert tower.brought(b"b") == ""
+    assert tower.flights.landed([b"a", b"a"]) == [first, second]
+    tower.flights.end(first)
+    assert tower.brought(b"a") == "z"
+    tower.flights.end(second)
+    assert tower.brought(b"a") == ""
+
+
+async def settled_in_parts(tower: Tower) -> None:
+    """What is stored is no longer at hand a second time."""
+    flight = tower.begin("ab")
+    tower.land(flight, a="x", b="y")
+    tower.flights.settle(flight, [b"a"])
+    assert (tower.brought(b"a"), tower.brought(b"b")) == ("", "y")
+    tower.flights.end(flight)
+
+
+async def what_counts(tower: Tower) -> None:
+    """What was brought for another model does not count, and what is to replace samples is no
+    addition to them."""
+    old, new, instead = (tower.begin("a", alone=True) for _ in range(3))
+    old.stamp, new.stamp, instead.stamp = 1, 2, 2
+    instead.is_addition = False
+    for flight, words in ((old, "o"), (new, "n"), (instead, "i")):
+        tower.land(flight, a=words)
+    assert tower.brought(b"a", 1) == "o"
+    assert tower.brought(b"a", 2) == "n"
+    assert tower.brought(b"a", 2, is_first=True) == "ni"
+    for flight in (old, new, instead):
+        tower.flights.end(flight)
+
+
+async def unanswered_alone(tower: Tower) -> None:
+    """The end of what was for one client alone, and brought nothing, wakes nobody."""
+    alone, shared = tower.begin("a", alone=True), tower.begin("a")
+    tower.wait("one", a=1)
+    await settled()
+    assert (alone.clients, shared.clients) == (0, 1)
+    tower.flights.end(alone)
+    await settled()
+    assert tower.log == []
+    tower.flights.end(shared)
+
+
+async def unwanted(tower: Tower) -> None:
+    """What nobody wants any more ends, but not before: upstream generates nothing for nobody."""
+    flight = tower.begin("a")
+    assert flight.task
+    with tower.flights.wanted(flight):
+        waiter = tower.wait("one", a=1)
+        await settled()
+        assert (flight.clients, tower.flights.waiting) == (2, 1)
+    await settled()
+    assert (flight.clients, tower.flights.waiting) == (1, 0)
+    assert not flight.task.done()
+    waiter.cancel()
+    await settled()
+    assert flight.task.cancelled()
+    # Between that and its end, nobody begins to wait for it.
+    assert tower.flights.busy([b"a"]) == set()
+    tower.flights.end(flight)
+
+
+async def unwanted_when_landed(tower: Tower) -> None:
+    """What was paid for is stored, whoever wants it."""
+    flight = tower.begin("a")
+    assert flight.task
+    waiter = tower.wait("one", a=1)
+    await settled()
+    tower.land(flight, a="x")
+    waiter.cancel()
+    await settled()
+    assert (flight.clients, flight.task.done()) == (0, False)
+    flight.task.cancel()
+    tower.flights.end(flight)
+
+
+async def never_wanted(tower: Tower) -> None:
+    """A flight without a task yet is not to end in a traceback."""
+    flight = Flight([b"a"])
+    with tower.flights.wanted(flight):
+        pass
+    assert flight.clients == 0
+
+
+async def leaving(tower: Tower) -> None:
+    """One who leaves is nowhere any more, and not the one who goes first."""
+    first, second = tower.begin("ab"), tower.begin("c")
+    gone, stays = tower.wait("gone", a=9, c=9), tower.wait("stays", a=1)
+    await settled()
+    gone.cancel()
+    await settled()
+    assert gone.cancelled()
+    assert (first.clients, second.clients) == (1, 0)
+    assert {key: len(w) for key, w in tower.flights._waiters.items()} == {b"a": 1}
+    tower.flights.end(first)
+    tower.flights.end(second)
+    await stays
+    assert tower.log == ["stays"]
+
+
+async def leaving_when_woken(tower: Tower) -> None:
+    """As above, of one who is woken in the same moment."""
+    flight = tower.begin("a")
+    gone = tower.wait("gone", a=9)
+    tower.wait("stays", a=1)
+    await settled()
+    tower.flights.end(flight)
+    gone.cancel()
+    await settled()
+    assert tower.log == ["stays"]
+    assert gone.cancelled()
+
+
+async def next_flight(tower: Tower) -> None:
+    """Who goes first fetches for the others, who wait again: of many, one at a time is upstream."""
+    needs = {"a": 2, "b": 3, "c": 1}
+    left = 0
+    begun: list[str] = []
+
+    async def ask(name: str, need: int) -> None:
+        nonlocal left
+        while left < need:
+            if tower.flights.busy([b"k"]):
+                await tower.flights.wait({b"k": need})
+                continue
+            begun.append(name)
+            flight = tower.begin("k")
+            await settled()
+            left = need
+            tower.flights.end(flight)
+
+    flight = tower.begin("k")
+    asks = [asyncio.ensure_future(ask(name, need)) for name, need in needs.items()]
+    await settled()
+    tower.flights.end(flight)
+    await asyncio.gather(*asks)
+    assert begun == ["b"]
+
+
+async def crowd(tower: Tower) -> None:
+    """A thousand who wait are all woken, in their order, also where some of them have left."""
+    flight = tower.begin("a")
+    for number in range(1000):
+        tower.wait(str(number), a=number % 10)
+    await settled()
+    assert (flight.clients, tower.flights.waiting) == (1000, 999)
+    for task in tower.tasks[::7]:
+        task.cancel()
+    await settled()
+    tower.flights.end(flight)
+    await settled()
+    stayed = [number for number in range(1000) if number % 7]
+    assert tower.log == [str(n) for n in sorted(stayed, key=lambda n: -(n % 10))]
+    assert flight.clients == 0
+
+
+async def same_keys(tower: Tower) -> None:
+    """A flight that another has taken the place of cannot take that one's place away, nor wake
+    those who wait for it."""
+    first, second = tower.begin("ab"), tower.begin("a")
+    tower.wait("one", a=1)
+    await settled()
+    tower.flights.end(first)
+    await settled()
+    assert tower.flights.busy([b"a", b"b"]) == {b"a"}
+    assert tower.log == []
+    tower.flights.end(second)
+    await settled()
+    assert tower.log == ["one"]
+
+
+FLIGHTS = [
+    order, failed, first_of_many, two_pools_of_one, other_pools, alone, busy, landed,
+    settled_in_parts, what_counts, unanswered_alone, unwanted,
+    unwanted_when_landed, never_wanted, leaving, leaving_when_woken, next_flight, crowd,
+    same_keys,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FLIGHTS)
+def test_flights(case: FlightCase) -> None:
+    """See each; and whatever happened, what is over is forgotten."""
+
+    async def within() -> None:
+        tower = Tower()
+        await case(tower)
+        await settled()
+        assert tower.is_clean
+
+    run(within())
+
+
+def streamed(identity: str) -> Flight:
+    return Flight([identity.encode()], identity, stream=Stream())
+
+
+def test_flight_that_can_be_followed() -> None:
+    """A call would read along with what is over, is another's or is no stream; or not at all."""
+    flights = Flights()
+    assert flights.find("a") is None
+    flight = streamed("a")
+    flights.begin(flight, alone=False)
+    assert flights.find("a") is flight
+    assert flights.find("b") is None
+    assert flights.streams == 1
+    assert flight.stream
+    flight.stream.end(complete=True)
+    assert flights.find("a") is None
+    assert flights.streams == 0
+    flights.end(flight)
+
+
+def test_flight_that_has_landed() -> None:
+    """A call that repeats an answered one would be the same answer once more, not a hit."""
+    flights = Flights()
+    flight = streamed("a")
+    flights.begin(flight, alone=False)
+    flights.land(flight, {})
+    assert flights.find("a") is None
+    flights.end(flight)
+
+
+@pytest.mark.parametrize("identity", [None, "a"])
+def test_flight_that_cannot_be_followed(identity: str | None) -> None:
+    """A call would wait for the events of what has none, or of what is for one client alone."""
+    flights = Flights()
+    plain = Flight([b"a"], identity)
+    flights.begin(plain, alone=False)
+    assert flights.find(identity) is None
+    flights.end(plain)
+    flight = streamed("b")
+    flights.begin(flight, alone=True)
+    assert flights.find("b") is None
+    assert flights.streams == 1
+    flights.end(flight)
+    assert not any(vars(flights).values())
+
+
+def test_flights_of_one_identity() -> None:
+    """A fetch that another has taken the place of would take that one's place away."""
+    flights = Flights()
+    first, second = streamed("a"), streamed("a")
+    flights.begin(first, alone=False)
+    flights.begin(second, alone=False)
+    flights.end(first)
+    assert flights.find("a") is second
+    flights.end(second)
+    assert (flights.find("a"), len(flights), flights.streams) == (None, 0, 0)
+
+
+def test_iteration_while_flights_end() -> None:
+    """Ending all flights would end in a traceback."""
+    flights = Flights()
+    for name in "abc":
+        flights.begin(streamed(name), alone=False)
+    for flight in flights:
+        flights.end(flight)
+    assert len(flights) == 0

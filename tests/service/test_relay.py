@@ -1,0 +1,473 @@
+"""Streams on their way: topped up from the store, and shown to each client as it wants them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon.core import cache
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.call import Part
+from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects import chat, completions, generate
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.service.relay import Event, Relay, View
+from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.wire import sse
+from tests.dialects import test_chat_stream as chats
+from tests.dialects import test_completions_stream as texts
+from tests.dialects import test_generate_stream as natives
+from tests.dialects.streams import mutated, parsed, worded
+
+Events = list[dict[str, Any]]
+
+
+class Way:
+    """A call that is topped up: `stored` holds streams of one choice each, by prompt."""
+
+    def __init__(
+        self, dialect: Dialect, body: dict[str, Any], stored: dict[str, list[Events]] | None = None
+    ) -> None:
+        self.dialect = dialect
+        self.call = dialect.read(body)
+        store = Memory()
+        field = "text" if dialect is generate.DIALECT else "prompt"
+        for prompt, streams in (stored or {}).items():
+            alone = {name: v for name, v in body.items() if name not in ("n", "rid")}
+            if dialect is not chat.DIALECT:
+                alone[field] = prompt
+            alone["sampling_params"] = {}
+            call = dialect.read(alone)
+            for events in streams:
+                recorder = dialect.record(call, dialect.trim(call, [1], lambda: "x"))
+                for event in events:
+                    recorder.add(copy.deepcopy(event))
+                (made,) = recorder.split().generations
+                sample = Sample(made.answer, 1.0, 1.0, made.tokens, made.deltas)
+                store.append(self._key(dialect.read(alone).items[0]), "", b"", [sample])
+        keys = tuple(self._key(item) for item in self.call.items)
+        self.plan = cache.plan(self.call, keys, store)
+        numbers = itertools.count()
+        self.fill = dialect.trim(self.call, self.plan.shortfalls, lambda: f"minted{next(numbers)}")
+        self.relay = Relay(dialect, self.plan, self.fill)
+
+    def _key(self, item: bytes) -> bytes:
+        """Of a prompt: `sampling_params` only tell how many."""
+        members = orjson.loads(item)
+        members.pop("sampling_params", None)
+        return orjson.dumps(members)
+
+    def feed(self, events: Sequence[Any]) -> list[Event]:
+        return self.relay.feed(b"".join(worded(event) for event in events))
+
+
+def choices(events: Sequence[Event]) -> list[Any]:
+    """Which choice each event is of; None where it is of none."""
+    found = []
+    for event in events:
+        value = parsed(event.data)
+        if isinstance(value.get("choices"), list):
+            found.append(value["choices"][0]["index"] if value["choices"] else None)
+        else:
+            found.append(value.get("index"))
+    return found
+
+
+CHAT = chats.ONE
+STORED = {"": [[chats.role(), chats.says("stored"), chats.ends("length"), chats.usage(5)]]}
+NEW = [
+    *chats.choice_of(0, "new"),
+    *chats.choice_of(1, "newer", "yet"),
+    chats.ends(index=1, rid="id0"),
+    chats.ends(rid="id0"),
+    chats.usage(4),
+]
+
+
+def without(events: Events, index: int) -> Events:
+    return [e for e in events if not e["choices"] or e["choices"][0]["index"] != index]
+
+
+PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
+    "chat": (chat.DIALECT, {**CHAT, "n": 2}, NEW),
+    "completions": (completions.DIALECT, texts.BATCH, [*texts.mixed(texts.FOUR, 1), texts.END]),
+    "generate": (generate.DIALECT, natives.BATCH, natives.mixed(*natives.FOUR, seed=1)),
+    "an error": (chat.DIALECT, CHAT, [chats.ERROR]),
+    "odd events": (chat.DIALECT, CHAT, [None, 1, [], {}, "x", *NEW]),
+}
+
+
+@pytest.mark.parametrize(("dialect", "body", "events"), PASSING.values(), ids=PASSING)
+def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any]) -> None:
+    """A client whose answer is upstream's alone would get other bytes than upstream's."""
+    data = b": ping\n\n" + b"".join(worded(event) for event in events) + sse.DONE + b"data: be"
+    way = Way(dialect, body)
+    found = way.relay.feed(data)
+    assert b"".join(event.data for event in found) + b"data: be" == data
+    assert way.relay.is_done
+    single = Way(dialect, body)
+    pieces = [single.relay.feed(data[i : i + 1]) for i in range(len(data))]
+    assert [event for piece in pieces for event in piece] == found
+    assert single.relay.reason == way.relay.reason
+
+
+def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory would grow for as long as it goes on."""
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    way = Way(chat.DIALECT, CHAT)
+    piece = b"data: " + b"x" * 500
+    given = [event for _ in range(9) for event in way.relay.feed(piece)]
+    assert b"".join(event.data for event in given) == piece * 9
+    assert {event.part for event in given} == {Part.OTHER}
+    assert way.relay.is_in_pieces
+    found = way.relay.feed(b"\n\n" + sse.DONE)
+    assert b"".join(event.data for event in found) == b"\n\n" + sse.DONE
+    assert way.relay.is_done
+    with pytest.raises(Refused) as refused:
+        way.relay.split()
+    assert refused.value.reason is Reason.UNREADABLE
+
+
+def test_topped_up() -> None:
+    """Stored choices would come late, end early, or be mixed with those of upstream."""
+    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    assert (way.fill.n, way.plan.have) == (2, 1)
+    found = way.feed(NEW)
+    assert choices(found) == [0, 0, 1, 1, 2, 2, 2, 0, 2, 1, None]
+    assert [event.part for event in found] == [*[Part.DELTA] * 7, *[Part.FINISH] * 3, Part.USAGE]
+    assert found[2].choice == 1
+    values = [parsed(event.data) for event in found]
+    finishes = [value["choices"][0]["finish_reason"] for value in values[:-1]]
+    assert finishes == [*[None] * 7, "length", "stop", "stop"]
+    assert {value["created"] for value in values} == {7}
+    # Upstream's choices keep their ids, their finishes too.
+    assert [value["id"] for value in values[2:7]] == ["id0", "id0", "id1", "id1", "id1"]
+    assert [value["id"] for value in values[8:10]] == ["id1", "id0"]
+    assert values[-1]["usage"] == chats.counts(9)
+    assert not way.relay.is_done
+    assert way.relay.feed(sse.DONE) == [Event(sse.DONE, Part.OTHER)]
+    assert way.relay.is_done
+    split = way.relay.split()
+    assert [sample.tokens for sample in split.generations] == [1, 3]
+    assert [orjson.loads(sample.answer)["id"] for sample in split.generations] == ["id0", "id1"]
+
+
+def test_stored_choices_come_at_once() -> None:
+    """A client would wait for upstream to get what is stored."""
+    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    assert choices(way.relay.feed(b"")) == [0, 0]
+    assert way.relay.feed(b"") == []
+    (event,) = way.feed(NEW[:1])
+    assert event.data == worded(chats.role(1)).replace(b"id1", b"id0")
+
+
+WHOLE = texts.BATCH | {"prompt": ["a", "b", "a"]}
+FIRST = [*texts.stream(["a0"]), texts.usage(3, 1)]
+SECOND = [*texts.stream(["b", "0"]), texts.usage(5, 2)]
+THIRD = [*texts.stream(["b1"]), texts.usage(5, 4)]
+
+
+def test_ragged_batch() -> None:
+    """A prompt would get the words of another, or its tokens be counted twice."""
+    way = Way(completions.DIALECT, WHOLE, {"a": [FIRST], "b": [SECOND, THIRD]})
+    assert way.plan.shortfalls == (1, 0, 2)
+    assert way.fill.order == (0, 2, 2)
+    fetched = [texts.stream([f"x{k}"], index=k, counts=[8 << k]) for k in range(3)]
+    found = way.feed([*texts.mixed(fetched, 3), texts.usage(9, 56)])
+    by_choice: dict[Any, str] = {}
+    for index, event in zip(choices(found), found, strict=True):
+        said = parsed(event.data)["choices"]
+        by_choice[index] = by_choice.get(index, "") + (said[0]["text"] if said else "")
+    assert by_choice == {0: "a0", 2: "b0", 3: "b1", 1: "x0", 4: "x1", 5: "x2", None: ""}
+    usage = parsed(found[-1].data)["usage"]
+    assert usage == {
+        "prompt_tokens": 3 + 5 + 3, "total_tokens": 11 + 63, "completion_tokens": 63,
+        "reasoning_tokens": 0,
+    }  # fmt: skip
+    assert [sample.item for sample in way.relay.split().generations] == [0, 2, 2]
+
+
+def test_generate_is_topped_up() -> None:
+    """A lone sample has no index, and is one of many for the client."""
+    stored = {"a": [natives.stream([("s", 1), ("st", 2)])]}
+    way = Way(generate.DIALECT, natives.TWO, stored)
+    assert (way.fill.n, way.plan.have) == (1, 1)
+    found = way.feed(natives.stream(natives.PLAIN))
+    assert [parsed(event.data)["index"] for event in found] == [0, 0, 1, 1, 1]
+    assert [event.part for event in found] == [Part.DELTA] * 2 + [Part.STATE] * 3
+    assert [event.choice for event in found[2:]] == [1, 1, 1]
+    last = natives.stream(natives.PLAIN)[-1]
+    assert found[-1].data == worded({**last, "index": 1})
+    (sample,) = way.relay.split().generations
+    assert "index" not in orjson.loads(sample.answer)
+    assert way.relay.feed(sse.DONE)[-1].data == sse.DONE
+
+
+def test_generate_batch_is_topped_up() -> None:
+    """As above, of a batch with prompts that come twice."""
+    body = {"text": ["a", "b", "a"], "stream": True}
+    way = Way(generate.DIALECT, body, {"a": [natives.stream([("s", 1)])]})
+    assert way.fill.order == (1, 2)
+    new = [natives.stream([("x", 1)], index=k) for k in range(2)]
+    found = way.feed([event for events in new for event in events])
+    assert [(parsed(e.data)["index"], parsed(e.data)["text"]) for e in found] == [
+        (0, "s"), (1, "x"), (2, "x"),
+    ]  # fmt: skip
+
+
+UPSTREAMS: dict[str, tuple[Callable[[], Way], list[Any]]] = {
+    "chat": (lambda: Way(chat.DIALECT, {**CHAT, "n": 3}, STORED), NEW),
+    "completions": (
+        lambda: Way(completions.DIALECT, texts.TWO, {"a": [FIRST]}),
+        [*texts.stream(["a", "𝄞"]), texts.usage(3, 2)],
+    ),
+    "generate": (
+        lambda: Way(generate.DIALECT, natives.TWO, {"a": [natives.stream([("s", 1)])]}),
+        natives.stream(natives.PLAIN),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
+def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
+    """What a client gets would depend on how TCP had cut it."""
+    data = b"".join(worded(event) for event in events) + sse.DONE
+    way = make()
+    found = way.relay.feed(data)
+    again = make()
+    pieces = [again.relay.feed(data[i : i + 1]) for i in range(len(data))]
+    assert [event for piece in pieces for event in piece] == found
+    assert again.relay.split() == way.relay.split()
+
+
+@pytest.mark.parametrize("end", range(1, 12))
+def test_what_remains(end: int) -> None:
+    """A client would lose what upstream said before it hung up, or get something twice."""
+    way = Way(completions.DIALECT, texts.ONE)
+    data = sse.event(b"1")
+    found = way.relay.feed(data * 2 + data[:end])
+    rest = way.relay.remains()
+    assert b"".join(event.data for event in [*found, *rest]) == data * 2 + data[:end]
+    assert [event.part for event in rest] == ([] if end >= len(data) else [Part.OTHER])
+
+
+def test_nothing_remains() -> None:
+    """An empty event would be sent behind the last."""
+    way = Way(completions.DIALECT, texts.ONE)
+    assert way.relay.remains() == []
+    way.feed(texts.GOOD)
+    assert way.relay.remains() == []
+
+
+ODD: dict[str, tuple[bytes, bool]] = {
+    "a comment": (b": ping\n\n", True),
+    "an id": (b"id: 7\n\n", True),
+    "a name of its own": (b"event: sglext_ids\ndata: {}\n\n", False),
+    "an error by name": (b'event: error\ndata: {"error":"x"}\n\n', False),
+    "HTML": (b"<html>\n\n", False),
+    "no JSON": (b"data: {\n\n", False),
+    "no text": (b"data: \xff\n\n", False),
+    "nothing": (b"data: \n\n", False),
+    "null": (b"data: null\n\n", False),
+    "an empty object": (b"data: {}\n\n", False),
+    "no choices": (b'data: {"id":"x","choices":[]}\n\n', False),
+    "too deep": (b"data: " + b"[" * 2000 + b"]" * 2000 + b"\n\n", False),
+    "too high": (
+        b'data: {"id":"x","choices":[{"index":9,"delta":{}}]}\n\n', False,
+    ),
+    "too deep in a choice": (
+        b'data: {"id":"id0","choices":[{"index":0,"delta":{},"logprobs":{"content":'
+        + b"[" * 500 + b"]" * 500 + b"}}]}\n\n",
+        False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("odd", "harmless"), ODD.values(), ids=ODD)
+@pytest.mark.parametrize("place", range(len(NEW) + 1))
+def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
+    """A client would lose what upstream says to it, or everybody get what is broken."""
+    way, plain = (Way(chat.DIALECT, {**CHAT, "n": 3}, STORED) for _ in range(2))
+    before = way.feed(NEW[:place])
+    (passed,) = way.relay.feed(odd)
+    assert passed.data == odd
+    behind = way.feed(NEW[place:])
+    if harmless:
+        assert way.relay.split()
+    else:
+        with pytest.raises(Refused) as caught:
+            way.relay.split()
+        assert caught.value.reason is Reason.UNREADABLE
+    # The client's stream goes on in the right numbers.
+    found, wanted = [*before, *behind], plain.feed(NEW)
+    assert choices(found) == choices(wanted)
+    assert [event.part for event in found] == [event.part for event in wanted]
+    assert found[:-1] == wanted[:-1]
+
+
+@pytest.mark.parametrize(
+    "surprise", [{"x": 1}, {"hidden_states": [1.0]}, {"logprobs": []}, {"matched_stop": None}]
+)
+def test_unknown_member(surprise: dict[str, Any]) -> None:
+    """What is not understood, and so not stored, is an answer nevertheless: in the right place."""
+    way = Way(chat.DIALECT, {**CHAT, "n": 2}, STORED)
+    events = copy.deepcopy(without(NEW, 1))
+    events[1]["choices"][0].update(surprise)
+    found = way.feed(events)
+    assert choices(found) == [0, 0, 1, 1, 0, 1, None]
+    said = parsed(found[3].data)["choices"][0]
+    assert {name: said[name] for name in surprise} == surprise
+    plain = way.relay.reason is None
+    assert plain is (surprise == {"matched_stop": None})
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_errors_pass(place: int) -> None:
+    """A client would not see why its answer ends."""
+    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    found = [*way.feed(NEW[:place]), *way.feed([chats.ERROR]), *way.relay.feed(sse.DONE)]
+    (error,) = [event for event in found if event.part is Part.ERROR]
+    assert error.data == worded(chats.ERROR)
+    assert found[-1] == Event(sse.DONE, Part.OTHER)
+    assert choices(found[-2:-1]) == [0]
+    assert found[-2].part is Part.FINISH
+    with pytest.raises(Refused) as caught:
+        way.relay.split()
+    assert caught.value.reason is Reason.ERROR
+
+
+SCORED = {**CHAT, "n": 3, "logprobs": True}
+UNKEPT = {
+    "not whole": (CHAT | {"n": 3}, [*NEW[:3], NEW[-1]]),
+    "without the logprobs of a token": (SCORED, NEW),
+    "not understood": (CHAT | {"n": 3}, [{"x": 1}, *NEW]),
+}
+
+
+@pytest.mark.parametrize(("body", "events"), UNKEPT.values(), ids=UNKEPT)
+def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> None:
+    """A client would be told the tokens of a part of its answer as those of all."""
+    row = {"token": "t", "logprob": -1.0, "bytes": None, "top_logprobs": []}
+    rows = [row] * 5 if "logprobs" in body else None
+    stored = [chats.role(), chats.says("stored", rows=rows), chats.ends("length"), chats.usage(5)]
+    way = Way(chat.DIALECT, body, {"": [stored]})
+    end = way.feed(events)[-1]
+    assert end.part is Part.USAGE
+    assert parsed(end.data)["usage"] == chats.counts(5 + 4)
+    with contextlib.suppress(Refused):
+        assert way.relay.split().refusal
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
+def test_whatever_comes(make: Callable[[], Way], events: list[Any], seed: int) -> None:
+    """An odd upstream would end a client's stream in a traceback, and lose what it says."""
+    rng = random.Random(seed)
+    bodies = [{"rid": "mine"}, {"stream_options": {"include_usage": True}}]
+    for _ in range(40):
+        way = make()
+        data = bytearray(b"".join(worded(event) for event in mutated(events, rng)) + sse.DONE)
+        for _ in range(rng.randrange(3)):
+            at = rng.randrange(len(data))
+            data[at : at + rng.randrange(3)] = bytes(rng.choices(b'\n\r:{}[]"0\xff,', k=2))
+        found = way.relay.feed(bytes(data))
+        with contextlib.suppress(Refused):
+            way.relay.split()
+        body = dict(way.call.body) | rng.choice(bodies)
+        shown = View(way.dialect, way.dialect.read(body)).show(found)
+        hidden = sum(event.part is Part.USAGE for event in found)
+        assert len(found) - hidden <= len(shown) <= len(found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise(seed: int) -> None:
+    """As above, of bytes that are no stream at all."""
+    rng = random.Random(seed)
+    for _ in range(100):
+        way = Way(completions.DIALECT, texts.ONE)
+        data = b"".join(rng.choices([b"\n", b"data: ", b"{", b"}", b"[]", b"\xff", b"1"], k=30))
+        found = way.relay.feed(data)
+        assert data.startswith(b"".join(event.data for event in found))
+
+
+@pytest.mark.parametrize(
+    ("options", "wants"),
+    [
+        (None, False),
+        ({"include_usage": False}, False),
+        ({"include_usage": True}, True),
+        ({"continuous_usage_stats": True}, False),
+    ],
+)
+@pytest.mark.parametrize("rid", [None, "mine"])
+def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | None) -> None:
+    """SGLang's own benchmark breaks on a chunk of usage that it has not asked for."""
+    body = {**texts.ONE, "stream_options": options, "rid": rid}
+    way = Way(completions.DIALECT, body)
+    events = [*texts.stream(["a", "b"]), texts.usage(3, 2)]
+    found = [*way.feed(events), *way.relay.feed(sse.DONE)]
+    shown = View(completions.DIALECT, way.call).show(found)
+    if rid:
+        for event in events:
+            event["id"] = rid
+    assert shown == [worded(event) for event in (events if wants else events[:2])] + [sse.DONE]
+
+
+def test_usage_of_what_is_not_recorded() -> None:
+    """As above, of a stream that is not understood."""
+    way = Way(completions.DIALECT, texts.ONE)
+    found = way.feed([{"x": 1}, *texts.stream(["a", "b"]), texts.usage(3, 2)])
+    assert way.relay.reason
+    assert len(View(completions.DIALECT, way.call).show(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "events", "ids"),
+    [
+        (chat.DIALECT, CHAT, without(NEW, 1), ["mine"]),
+        (chat.DIALECT, CHAT, [*NEW[:1], {**NEW[2], "choices": [{"index": 0, "x": 1}]}], ["mine"]),
+        (completions.DIALECT, texts.ONE, texts.GOOD, ["mine"]),
+        (
+            completions.DIALECT,
+            {**texts.ONE, "prompt": ["a", "b"]},
+            [*texts.FOUR[0], *texts.FOUR[1], texts.END],
+            ["mine_0", "mine_1", "mine_0"],
+        ),
+        (generate.DIALECT, natives.ONE, natives.GOOD, ["mine"]),
+        (
+            generate.DIALECT,
+            {"text": ["a", "b"], "stream": True},
+            [*natives.FOUR[0], *natives.FOUR[1]],
+            ["mine_0", "mine_1"],
+        ),
+    ],
+)
+def test_client_rids(
+    dialect: Dialect, body: dict[str, Any], events: list[Any], ids: list[str]
+) -> None:
+    """A client would get an id that it does not know."""
+    way = Way(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})
+    assert way.fill.body["rid"] in ("minted0", ["minted0", "minted1"])
+    shown = View(dialect, way.call).show([*way.feed(events), *way.relay.feed(sse.DONE)])
+    assert shown.pop() == sse.DONE
+    found = [parsed(event) for event in shown]
+    told = [value["meta_info"]["id"] if "meta_info" in value else value["id"] for value in found]
+    assert [name for name, _ in itertools.groupby(told)] == ids
+    for value, event in zip(found, events, strict=True):
+        value.get("meta_info", value)["id"] = event.get("meta_info", event)["id"]
+        assert value == event
+
+
+@pytest.mark.parametrize("event", [*(data for data, _ in ODD.values()), worded(chats.ERROR)])
+def test_view_of_odd_events(event: bytes) -> None:
+    """A client with an id of its own would lose what upstream says to it."""
+    way = Way(chat.DIALECT, {**CHAT, "rid": "mine"})
+    (shown,) = View(chat.DIALECT, way.call).show(way.relay.feed(event))
+    assert shown == event or parsed(shown)["id"] == "mine"

@@ -1,0 +1,187 @@
+"""Server-sent events: what comes in any pieces is told apart in the same way."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from sglang_cached_addon.wire import sse
+from sglang_cached_addon.wire.sse import Splitter
+from tests.conftest import corpus
+
+ONE = b'data: {"a":1}\n\n'
+TWO = b'data: {"b":2}\n\n'
+SPANISH = 'data: {"text":"ñ𝄞�"}\n\n'.encode()
+
+STREAMS: dict[str, tuple[list[bytes], bytes]] = {
+    "nothing": ([], b""),
+    "one": ([ONE], b""),
+    "two": ([ONE, TWO], b""),
+    "three, the last": ([ONE, SPANISH, sse.DONE], b""),
+    "the end is missing": ([ONE], b'data: {"b":2}\n'),
+    "half a character": ([ONE], SPANISH[:16]),
+    "CR LF": ([b"data: 1\r\n\r\n", b"data: 2\r\n\r\n"], b""),
+    "CR LF, half an end": ([b"data: 1\r\n\r\n"], b"data: 2\r\n\r"),
+    "CR LF before LF": ([b"data: 1\r\n\r\n", ONE], b""),
+    "LF before CR LF": ([ONE, b"data: 1\r\n\r\n"], b""),
+    "an LF, then a CR LF": ([b"data: 1\n\r\n", ONE], b""),
+    "a CR LF, then an LF": ([b"data: 1\r\n\n", ONE], b""),
+    "a comment": ([b": ping\n\n", ONE], b""),
+    "a comment in an event": ([b": ping\ndata: 1\n\n", ONE], b""),
+    "many lines": ([b"data: 1\ndata: 2\n\n", ONE], b""),
+    "a name": ([b"event: sglext_ids\ndata: {}\n\n", ONE], b""),
+    "empty lines": ([b"\n\n", b"\n\n", ONE], b""),
+    "three LFs": ([ONE, b"\ndata: 2\n\n"], b""),
+    "no data at all": ([], b"upstream speaks HTML"),
+    "a lone LF": ([], b"\n"),
+    "zeros": ([b"data: \0\n\n"], b"\0"),
+}
+
+
+def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
+    """The events of a stream that comes in these pieces, and what is left over."""
+    splitter = Splitter()
+    events = [event for piece in pieces for event in splitter.feed(piece)]
+    return events, splitter.rest
+
+
+@pytest.mark.parametrize(("events", "rest"), STREAMS.values(), ids=STREAMS)
+def test_any_pieces(events: list[bytes], rest: bytes) -> None:
+    """What a client gets would depend on how TCP had cut it, or bytes would get lost."""
+    whole = b"".join(events) + rest
+    assert split([whole]) == (events, rest)
+    assert split([*events, rest]) == (events, rest)
+    assert split([whole[i : i + 1] for i in range(len(whole))]) == (events, rest)
+    for i in range(len(whole) + 1):
+        assert split([whole[:i], whole[i:]]) == (events, rest), i
+        assert split([whole[:i], b"", whole[i:]]) == (events, rest), i
+
+
+def test_random_bytes() -> None:
+    """An odd upstream would lose bytes, or be told apart in another way by luck."""
+    rng = random.Random(1)
+    for _ in range(2000):
+        whole = bytes(rng.choices(b"\n\n\n\r: d", k=rng.randrange(24)))
+        events, rest = split([whole])
+        assert b"".join(events) + rest == whole
+        cuts = sorted(rng.choices(range(len(whole) + 1), k=3))
+        ends = [*cuts, len(whole)]
+        pieces = [whole[i:j] for i, j in zip([0, *cuts], ends, strict=True)]
+        assert split(pieces) == (events, rest), pieces
+
+
+def test_events_come_at_once() -> None:
+    """A client would wait for an event that has come already."""
+    splitter = Splitter()
+    assert splitter.feed(ONE + TWO[:5]) == [ONE]
+    assert splitter.rest == TWO[:5]
+    assert splitter.feed(TWO[5:-1]) == []
+    assert splitter.feed(TWO[-1:]) == [TWO]
+    assert splitter.rest == b""
+
+
+DATA = {
+    "SGLang's": (ONE, b'{"a":1}'),
+    "the last": (sse.DONE, sse.DONE_DATA),
+    "characters": (SPANISH, SPANISH[6:-2]),
+    "no space": (b"data:1\n\n", b"1"),
+    "two spaces": (b"data:  1\n\n", b" 1"),
+    "colons": (b"data: a: b\n\n", b"a: b"),
+    "nothing": (b"data: \n\n", b""),
+    "no value": (b"data\n\n", b""),
+    "CR LF": (b"data: [DONE]\r\n\r\n", b"[DONE]"),
+    "CR LF, LF": (b"data: [DONE]\r\n\n", b"[DONE]"),
+    "LF, CR LF": (b"data: [DONE]\n\r\n", b"[DONE]"),
+    "many lines": (b"data: {\ndata: }\n\n", b"{\n}"),
+    "a comment before": (b": ping\ndata: 1\n\n", b"1"),
+    "an empty line before": (b"\ndata: 1\n\n", b"1"),
+    "id and retry": (b"id: 7\nretry: 10\ndata: 1\n\n", b"1"),
+    "the usual name": (b"event: message\ndata: 1\n\n", b"1"),
+    "the usual name, behind": (b"data: 1\nevent: message\n\n", b"1"),
+    "no name": (b"event:\ndata: 1\n\n", b"1"),
+    "a name": (b"event: sglext_ids\ndata: 1\n\n", None),
+    "a name behind": (b"data: 1\nevent: error\n\n", None),
+    "a comment": (b": ping\n\n", None),
+    "a comment of data": (b":data: 1\n\n", None),
+    "other fields": (b"id: 7\n\n", None),
+    "an empty line": (b"\n\n", None),
+    "another field that begins so": (b"database: 1\n\n", None),
+    "upper case": (b"DATA: 1\n\n", None),
+    "a byte order mark": (b"\xef\xbb\xbfdata: 1\n\n", None),
+}
+
+
+@pytest.mark.parametrize(("event", "said"), DATA.values(), ids=DATA)
+def test_data(event: bytes, said: bytes | None) -> None:
+    """What an event says would not be recorded, or be taken for something else."""
+    assert sse.data(event) == said
+
+
+@pytest.mark.parametrize(
+    ("event", "silent"),
+    [
+        (b": ping\n\n", True),
+        (b":\r\n\r\n", True),
+        (b"\n\n", True),
+        (b"id: 7\nretry: 10\n\n", True),
+        (b"event: sglext_ids\ndata: 1\n\n", False),
+        (b"event: error\n\n", False),
+        (b"data: 1\n\n", False),
+        (b"data\n\n", False),
+        (b": ping\ndata: 1\n\n", False),
+        (b"\xef\xbb\xbfdata: 1\n\n", False),
+        (b"<html>\n\n", False),
+    ],
+)
+def test_silent(event: bytes, silent: bool) -> None:
+    """What is not understood would be left out of a recording that seems whole."""
+    assert sse.is_silent(event) is silent
+
+
+@pytest.mark.parametrize("said", [b"", b" ", b"1", b"[DONE]", b": x", "ñ�".encode(), b"a\0b"])
+def test_inverse(said: bytes) -> None:
+    """A stream from the store would say something else than its recording."""
+    assert sse.data(sse.event(said)) == said
+    assert split([sse.event(said)]) == ([sse.event(said)], b"")
+    assert sse.event(sse.DONE_DATA) == sse.DONE
+
+
+@pytest.mark.parametrize(
+    "pair", [p for p in corpus() if "-stream" in p["name"]], ids=lambda pair: pair["name"]
+)
+def test_recordings(pair: dict[str, object]) -> None:
+    """SGLang's own streams: one line of data an event, and the last is what it has to be."""
+    response = pair["response"]
+    assert isinstance(response, dict)
+    body = response["body"].encode()
+    events, rest = split([body])
+    assert rest == b""
+    assert events[-1] == sse.DONE
+    assert b"".join(sse.event(sse.data(event) or b"") for event in events) == body
+
+
+def test_a_large_event_in_many_pieces() -> None:
+    """An event of many megabytes would be copied anew for each piece of it."""
+    splitter, piece = Splitter(), b"x" * (64 << 10)
+    began = time.process_time()
+    assert not any(splitter.feed(piece) for _ in range(1000))
+    assert len(splitter.rest) == 1000 * len(piece)
+    (event,) = splitter.feed(b"\n\n")
+    assert len(event) == 1000 * len(piece) + 2
+    assert time.process_time() - began < 2
+
+
+def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it would be kept, however long it goes on."""
+    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
+    splitter, given = Splitter(), b""
+    for _ in range(100):
+        assert splitter.feed(b"x" * 99) == []
+        given += b"".join(splitter.overflow())
+        assert len(splitter.rest) <= 1000
+    assert given + splitter.rest == b"x" * 9900
+    assert splitter.feed(b"y\n\ndata: a\n\ndata: b") == [b"y\n\n", b"data: a\n\n"]
+    assert splitter.overflow() == []
+    assert splitter.rest == b"data: b"
