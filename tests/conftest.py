@@ -19,7 +19,7 @@ import pytest
 import requests
 
 import sglang_cached_addon
-from sglang_cached_addon.simulator import Profile, Simulator, running
+from tests.simulator import Profile, Simulator, running
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "sglang-cached"
 ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"

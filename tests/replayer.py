@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from sglang_cached_addon.simulator.handler import is_probe
+from tests.simulator import is_probe
 
 # Written by the server itself.
 _FRAMING = {"content-length", "transfer-encoding", "date", "server"}

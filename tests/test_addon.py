@@ -22,9 +22,9 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.proxy import connections, lane
-from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import corpus
 from tests.replayer import Replayer, replaying
+from tests.simulator import Fault, Simulator
 from tests.upstream.scripted import until
 
 PAIR = next(pair for pair in corpus("generate-n1"))

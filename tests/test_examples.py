@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.simulator import Simulator
 from tests.conftest import Proxy
+from tests.simulator import Simulator
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh"))

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, control, running
 from tests.conftest import until
+from tests.simulator import Fault, Profile, Simulator, control, running
 
 Json = dict[str, Any]
 CORPUS = {path.stem: json.loads(path.read_text("utf-8"))

@@ -20,10 +20,10 @@ import requests
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.proxy.runner import has_token
-from sglang_cached_addon.simulator import Simulator
 from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
+from tests.simulator import Simulator
 from tests.upstream.scripted import dead_url
 
 OPTIONS = (

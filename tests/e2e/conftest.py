@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sglang_cached_addon.proxy.runner import has_token
-from sglang_cached_addon.simulator import Profile, running
 from tests.conftest import Mitmproxy, Proxy, StartProxy
+from tests.simulator import Profile, running
 
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
 

@@ -21,11 +21,11 @@ import aiohttp
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_collapse import is_idle
 from tests.e2e.test_proxy import post
 from tests.e2e.test_streams import DONE
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "4"))

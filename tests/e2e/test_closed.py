@@ -18,10 +18,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, Simulator, running
-from sglang_cached_addon.simulator.handler import is_probe
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_proxy import BODIES, PARAMS, post
+from tests.simulator import Profile, Simulator, is_probe, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 INFO = {"model_path": "m", "weight_version": "1"}

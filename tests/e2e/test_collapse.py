@@ -21,12 +21,12 @@ import aiohttp
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import DONE, Stream, json_texts, sampling, texts
 from tests.replayer import replaying
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS = {"json": {}, "stream": {"stream": True}}

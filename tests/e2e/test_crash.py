@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Simulator
 from tests.conftest import StartProxy
+from tests.simulator import Simulator
 
 CRASHES = int(os.environ.get("CRASHES", "5"))
 THREADS = 4

@@ -13,12 +13,12 @@ import orjson
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from sglang_cached_addon.store.lines import seal
 from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
 from tests.e2e.test_streams import json_texts, sampling, texts
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import json_texts, sampling, texts
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}

@@ -11,9 +11,9 @@ from threading import Event, Thread
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Simulator
 from tests.conftest import Proxy, StartProxy
 from tests.e2e.test_proxy import post
+from tests.simulator import Simulator
 
 JSON = {"Content-Type": "application/json"}
 REFUSED = b'"sampling_params":{"bogus":1}'

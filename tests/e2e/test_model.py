@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import Stream, json_texts, texts
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
 from tests.e2e.test_streams import DONE, json_texts, sampling, texts
+from tests.simulator import Fault, Profile, Simulator, running
 
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}

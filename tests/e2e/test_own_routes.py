@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import sampling
 from tests.proxy.test_passage import memory
+from tests.simulator import Profile, Simulator, running
 
 TOKEN = "t0ken-\xe9 with=odd/signs"
 OPEN = (("GET", "/cache/stats"), ("GET", "/health"))

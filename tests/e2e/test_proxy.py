@@ -13,9 +13,9 @@ import requests
 from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, cache_status, corpus, until
 from tests.hearing import Heard, hearing
+from tests.simulator import Fault, Profile, Simulator, running
 
 PARAMS = {"temperature": 0.9, "max_new_tokens": 8}
 BODIES: dict[str, dict[str, Any]] = {

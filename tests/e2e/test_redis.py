@@ -19,12 +19,12 @@ import pytest
 import redis
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from sglang_cached_addon.store import element
 from tests.certificates import certificate
 from tests.conftest import Proxy, until
 from tests.e2e.test_proxy import PARAMS, sampled
 from tests.redis import RedisServer, free_port, needs_redis, running_redis
+from tests.simulator import Fault, Profile, Simulator, running
 
 pytestmark = needs_redis
 

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, Simulator, running
-from sglang_cached_addon.simulator.handler import is_probe
 from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.test_proxy import post, sampled
+from tests.simulator import Profile, Simulator, is_probe, running
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ["import os", "one two three four five", "a longer one, of very many words, or so"]

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_sglang import generate, prompt
+from tests.simulator import Profile, Simulator, running
 
 START_SECONDS = 300.0
 KEY = {"Authorization": "Bearer right-key"}

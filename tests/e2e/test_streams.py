@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.replayer import replaying
+from tests.simulator import Fault, Profile, Simulator, running
 
 USAGE = {"include_usage": True}
 DONE = b"data: [DONE]\n\n"

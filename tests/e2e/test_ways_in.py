@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Profile, Simulator, running
 from tests.conftest import Proxy, cache_status, until
 from tests.e2e.conftest import WAYS, StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import DONE, Stream, sampling, stream, texts
+from tests.simulator import Profile, Simulator, running
 
 
 @pytest.fixture(scope="module")

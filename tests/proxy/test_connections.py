@@ -19,8 +19,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.proxy.connections import Connections, HeadTimer, Progress
-from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import Proxy, StartProxy, until
+from tests.simulator import Fault, Simulator
 from tests.wire.test_framing import head
 
 SCRIPT = """

@@ -20,10 +20,10 @@ from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.lane import Fill, open_lane, self_check
-from sglang_cached_addon.simulator import Fault, Simulator
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
+from tests.simulator import Fault, Simulator
 from tests.wire.test_http1 import FOREIGN, head
 
 QUIET_SECONDS = 0.5

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.simulator import Fault, Simulator
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_proxy import BODIES
+from tests.simulator import Fault, Simulator
 
 SOMAXCONN = int(Path("/proc/sys/net/core/somaxconn").read_text())
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"

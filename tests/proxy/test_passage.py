@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.conftest import Proxy, StartProxy, until
+from tests.simulator import Fault, Profile, Simulator, running
 from tests.wire.test_framing import head
 
 KNOWN = json.dumps({"text": "w" * 1000, "sampling_params": {"n": 64}}).encode()

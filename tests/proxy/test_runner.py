@@ -21,10 +21,10 @@ import pytest
 import requests
 
 from sglang_cached_addon.proxy.runner import StartError, has_token, normal_url
-from sglang_cached_addon.simulator import Fault, Profile, Simulator, running
 from tests.certificates import self_signed
 from tests.conftest import ADDON, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
+from tests.simulator import Fault, Profile, Simulator, running
 from tests.upstream.scripted import dead_url
 
 MITMDUMP = Path(sys.executable).parent / "mitmdump"
