@@ -209,7 +209,7 @@ class SglangCached:
 
         def entered(upstream: Upstream) -> None:
             server = upstream.identity.server if upstream.identity else identity.UNKNOWN
-            exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.turn)
+            exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
 
         self.upstream = Upstream(
             url,
@@ -357,7 +357,7 @@ class SglangCached:
         if self.upstream:
             self.upstream.seen(True)
             if live.ask:
-                shown = (*live.ask.shown, *live.ask.routed)
+                shown = (*live.ask.credential_headers, *live.ask.routing_headers)
                 self.upstream.heard(live.ask.asker, shown, status, time.monotonic())
         self._lead_here(flow.response)
         flow.response.stream = flow.response.stream or True

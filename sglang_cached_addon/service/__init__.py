@@ -189,10 +189,12 @@ class Service:
         ask.credential = admission.credential(headers, self._credential_fields)
         ask.routing = self._key_headers.digest(headers)
         ask.tenant = self._tenant(ask.credential, ask.routing)
-        ask.shown = admission.credential_headers(headers, self._credential_fields)
+        ask.credential_headers = admission.credential_headers(headers, self._credential_fields)
         if ask.routing:
             fields = self._key_headers.fields(headers)
-            ask.routed = tuple(field for field in fields if field not in ask.shown)
+            ask.routing_headers = tuple(
+                field for field in fields if field not in ask.credential_headers
+            )
         return policy.terms(self._mode, directives.parse(headers), time.time())
 
     def _tenant(self, credential: bytes, routing: bytes) -> bytes:
@@ -207,7 +209,9 @@ class Service:
     async def _look_again(self, ask: Ask, terms: Terms) -> Answer | Known:
         """What there is for a call, when upstream has said who it is, and that the client may
         ask."""
-        if reason := await self._upstream.admit(ask.asker, ask.shown, ask.routed):
+        if reason := await self._upstream.admit(
+            ask.asker, ask.credential_headers, ask.routing_headers
+        ):
             return self._let_pass(self._exchange.bypass(reason), terms)
         return self._take(self._exchange.find(ask.request, time.time(), terms, ask.tenant), terms)
 
@@ -311,8 +315,8 @@ class Service:
             return await self._complete(way)
         if flight := self._find(ask, way):
             return await self._follow(ask, way, flight)
-        if ask.trial:  # what it waited for may have been aborted, and so may it be itself
-            await asyncio.shield(ask.trial)
+        if ask.abort:  # what it waited for may have been aborted, and so may it be itself
+            await asyncio.shield(ask.abort)
             return None
         busy = set() if way.is_alone else self.flights.busy(needs)
         if terms.denial:

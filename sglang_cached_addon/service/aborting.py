@@ -67,14 +67,14 @@ class Aborts:
         on for others. Of a batch, one item cannot be ended so."""
         meant = self._attended if rid is None else set().union(*self._meant(rid).values())
         leads = {ask: ask.flight for ask in meant}
-        trial = asyncio.get_running_loop().create_future()
+        pending = asyncio.get_running_loop().create_future()
         for ask in leads:
-            ask.trial = trial
+            ask.abort = pending
 
         def ended(is_agreed: bool) -> None:
             for ask, flight in leads.items():
-                if ask.trial is trial:
-                    ask.trial = None
+                if ask.abort is pending:
+                    ask.abort = None
                 if not is_agreed:
                     continue
                 # Upstream's own answer is on its way, or was given.
@@ -82,8 +82,8 @@ class Aborts:
                 is_item = rid is not None and ask.rids is not None and len(ask.rids) > 1
                 if not (is_own or ask.is_aborted or is_item):
                     _abort(ask)
-            if not trial.done():
-                trial.set_result(None)
+            if not pending.done():
+                pending.set_result(None)
 
         return ended
 

@@ -32,34 +32,35 @@ class Ask:
     is_local: bool = False
     """The client is on this machine."""
     credential: bytes = b""
+    """A digest of the header fields by which the client shows who it is; empty without them."""
+    credential_headers: Headers = ()
+    """Those header fields."""
+    routing: bytes = b""
+    """A digest of the header fields by which a gateway chooses a model; empty without them."""
+    routing_headers: Headers = ()
+    """Those header fields, but for those of the credential."""
     tenant: bytes = b""
     """What is part of its keys, beside its body."""
-    shown: Headers = ()
-    """The fields that the credential is made of."""
-    routing: bytes = b""
-    """As `KeyHeaders.digest`."""
-    routed: Headers = ()
-    """The fields that this is made of, but for those of the credential."""
     model: str | None = None
     """What it names as its model, once its body was read."""
     flight: Flight | None = None
-    """That it leads."""
+    """The fetch that was begun for it."""
     rids: dict[str, str] | None = None
-    """What upstream calls the ids that the client gave."""
+    """Upstream's request ids, by those that the client gave."""
     task: asyncio.Task[Any] | None = None
-    """That waits for its answer."""
+    """The task that waits for its answer."""
     stream: Stream | None = None
-    """That it reads."""
-    trial: asyncio.Future[None] | None = None
-    """Under way is a request to abort it."""
+    """The stream that its client reads."""
+    abort: asyncio.Future[None] | None = None
+    """Done when upstream has answered a request to abort this one; None where there is none."""
     is_aborted: bool = False
-    """Its client has asked for that, and the fetch goes on for others."""
+    """Its client has aborted it, and the fetch goes on for others."""
     partial: Arrived | None = None
-    """What was generated before upstream aborted what it waited for."""
+    """What was generated before upstream aborted the fetch that it waited for."""
 
     @property
     def asker(self) -> Asker:
-        """As whom upstream knows it."""
+        """Who asks, as upstream tells clients apart."""
         request = self.request
         return Asker(self.credential, request.method, request.path, self.model, self.routing)
 

@@ -81,7 +81,7 @@ class Known:
     dialect: Dialect
     call: Call
     keys: tuple[bytes, ...]
-    turn: int = 0
+    model_version: int = 0
     """Of the model whose keys these are: see `Exchange.enter`."""
     raw: bytes = b""
     """The name of the body, where the first sample of its pool answers it."""
@@ -135,7 +135,7 @@ class Stamp:
     """The state of things when a fetch was planned; in another, its answer is not stored."""
 
     clears: int
-    turn: int
+    model_version: int
     """Of the model: see `Exchange.enter`."""
 
 
@@ -173,7 +173,7 @@ class Exchange:
         self._fingerprint = fingerprint
         self._epochs = Epochs()
         self._server = identity.UNKNOWN
-        self._turn = 0
+        self._model_version = 0
         self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
         self._latest: tuple[tuple[str, bytes, bytes], Known | Reason] | None = None
@@ -182,11 +182,11 @@ class Exchange:
 
     # The model
 
-    def enter(self, fingerprint: str, epochs: Epochs, server: Server, turn: int) -> None:
-        """From now on this model answers, on this server; another `turn` says that it may have
-        been another one in between."""
+    def enter(self, fingerprint: str, epochs: Epochs, server: Server, model_version: int) -> None:
+        """From now on this model answers, on this server; another `model_version` says that it may
+        have been another one in between."""
         self._fingerprint, self._epochs, self._server = fingerprint, epochs, server
-        self._turn = turn
+        self._model_version = model_version
         self._digesters.clear()
         self._memo.clear()
         self._latest = None
@@ -288,7 +288,9 @@ class Exchange:
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
         pools = tuple(self._keys(dialect.name, tenant, call.items))
         name = raw if is_plain else b""
-        return Known(dialect, call, pools, self._turn, name, has_model=bool(self._fingerprint))
+        return Known(
+            dialect, call, pools, self._model_version, name, has_model=bool(self._fingerprint)
+        )
 
     def _draws_copies(self, call: Call) -> bool:
         """Whether a prompt that stands twice in a list gets the same sample twice, which a call
@@ -333,7 +335,7 @@ class Exchange:
 
     def is_present(self, known: Known) -> bool:
         """Whether its keys are those of the model that answers now."""
-        return known.turn == self._turn
+        return known.model_version == self._model_version
 
     # Fetching
 
@@ -348,7 +350,7 @@ class Exchange:
 
     def stamp(self, known: Known) -> Stamp:
         """The state of things as a call sees it."""
-        return Stamp(self._store.clears, known.turn)
+        return Stamp(self._store.clears, known.model_version)
 
     def bring(
         self, plan: Plan, keys: Collection[bytes], *, claims: bool
@@ -436,7 +438,7 @@ class Exchange:
                 # Who clears the cache wants nothing back that was on its way then.
                 yield one, Reason.CLEARED
                 return
-            if fetch.stamp.turn != self._turn:
+            if fetch.stamp.model_version != self._model_version:
                 yield one, Reason.MODEL_CHANGED
                 return
             is_kept = self._store.append(
@@ -472,7 +474,7 @@ class Exchange:
         """Calls that are alike have one stream, but for the usage at its end, and ids."""
         call = known.call
         counts = call.stream is not None and call.stream.continuous_usage
-        parts = (known.keys, call.n, call.batched, counts, self._store.clears, known.turn)
+        parts = (known.keys, call.n, call.batched, counts, self._store.clears, known.model_version)
         return (known.dialect.name, *parts)
 
     # Writing

@@ -32,7 +32,7 @@ GRACE_SECONDS = 1.0
 MERGE_SECONDS = 1.0
 """How long an answer of several parts waits for the word that all are of one model."""
 
-TURN_SECONDS = 0.005
+STORE_SECONDS = 0.005
 """How long others wait while something large is stored."""
 
 JSON = ((b"Content-Type", b"application/json"),)
@@ -102,13 +102,13 @@ class Fetcher:
     ) -> Arrived | None:
         """What upstream answers; the events of a stream are passed on as they come. None: it is of
         no use, as what is there is of another model."""
-        self._upstream.watch(ask.shown)
+        self._upstream.watch(ask.credential_headers)
         started, request = time.monotonic(), ask.request
         body = request.body if fetch.body is None else fetch.body
         async with self._upstream.client.open(
             request.method, request.path, ask.fields, body
         ) as response:
-            shown = (*ask.shown, *ask.routed)
+            shown = (*ask.credential_headers, *ask.routing_headers)
             self._upstream.heard(ask.asker, shown, response.status, time.monotonic())
             flight.greeting = response.greeting
             if flight.stream and _is_stream(response):
@@ -199,7 +199,7 @@ class Fetcher:
         of."""
         with suppress(TimeoutError):
             async with asyncio.timeout(MERGE_SECONDS):
-                await self._upstream.confirm(fetch.stamp.turn, ask.shown)
+                await self._upstream.confirm(fetch.stamp.model_version, ask.credential_headers)
 
     def _land(self, flight: Flight, fetch: Fetch, arrived: Arrived, started: float) -> Arrived:
         """What upstream has said is at hand from now on, for all who want it."""
@@ -220,7 +220,9 @@ class Fetcher:
             self._upstream.doubt()
         if arrived.landed.refusal or not arrived.samples:
             return
-        reason = await self._upstream.confirm(fetch.stamp.turn, ask.shown, flight.greeting)
+        reason = await self._upstream.confirm(
+            fetch.stamp.model_version, ask.credential_headers, flight.greeting
+        )
         reason = reason or await self._store(flight, fetch, arrived)
         if reason:
             self._exchange.counters.not_stored[reason] += 1
@@ -235,7 +237,7 @@ class Fetcher:
                 return reason
             if piece.is_last:
                 self._flights.settle(flight, (piece.key,))
-            if time.monotonic() > begun + TURN_SECONDS:
+            if time.monotonic() > begun + STORE_SECONDS:
                 # Who only waits for hits does not wait for the disk, but this does.
                 while room := self._exchange.room():
                     await room

@@ -131,9 +131,9 @@ class Upstream:
         return self._model.epochs
 
     @property
-    def turn(self) -> int:
+    def model_version(self) -> int:
         """Rises whenever the model may have been another one in between."""
-        return self._model.turn
+        return self._model.version
 
     @property
     def models(self) -> dict[str, str]:
@@ -319,17 +319,21 @@ class Upstream:
             self._learning.join(self._poll)
 
     async def confirm(
-        self, turn: int, shown: Headers, greeting: asyncio.Future[Greeting | None] | None = None
+        self,
+        model_version: int,
+        shown: Headers,
+        greeting: asyncio.Future[Greeting | None] | None = None,
     ) -> Reason | None:
         """Why an answer that has come must not be stored: None once upstream, asked after it came,
-        has said that it still is what it was in that turn. `greeting` is what it says on the
-        connection of that answer, if it can be asked there: behind one URL there may be several."""
-        if turn != self.turn:
+        has said that it still is the model that it was in this `model_version`. `greeting` is what
+        it says on the connection of that answer, if it can be asked there: behind one URL there may
+        be several servers."""
+        if model_version != self.model_version:
             return Reason.MODEL_CHANGED
         is_known = await self._confirming.join(lambda: self._is_known(shown))
         greeted = await asyncio.shield(greeting) if greeting else None
         await self._wait(self._updates.quiet(), PATIENCE_SECONDS)
-        if turn != self.turn or self._updates.is_changing:
+        if model_version != self.model_version or self._updates.is_changing:
             return Reason.MODEL_CHANGED
         if greeted and not self._is_lasting(greeted):
             theirs, ours = greeted.said.identity, self.identity

@@ -1,8 +1,8 @@
 """Which model is behind the URL, as far as it is known, and what outlives the process of that.
 
-Keeps the identity that upstream has last given, and the epochs of all models and adapters. A
-`turn` is a number that rises whenever the model may have been another one in between: what was
-asked in one turn is not stored in another.
+Keeps the identity that upstream has last given, and the epochs of all models and adapters. Its
+`version` is a number of this process that rises whenever the model may have been another one in
+between: what was asked of one version is not stored for another.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Model:
         it. Offline, the identity of another URL will do."""
         self.identity: Identity | None = None
         self.epochs = Epochs(salt=salt)
-        self.turn = 0
+        self.version = 0
         """Rises whenever the model may have been another one in between."""
         self.names: dict[str, str] = {}
         """The names of all models that were met, by fingerprint."""
@@ -254,7 +254,7 @@ class Model:
 
     def enter(self) -> None:
         """The model is, or may be, another one from now on."""
-        self.turn += 1
+        self.version += 1
         if self.identity:
             self.names[self.fingerprint] = self.identity.model
             while len(self.names) > MODELS:

@@ -63,15 +63,15 @@ class Way:
         )
         self.received: list[dict[str, Any]] = []
         self.generated = 0
-        self.turn = 0
+        self.model_version = 0
 
     def enter(
         self, fingerprint: str, epochs: Epochs | None = None, weights: str | None = None
     ) -> None:
         """Another model."""
-        self.turn += 1
+        self.model_version += 1
         server = Server(SGLANG, weights)
-        self.exchange.enter(fingerprint, epochs or Epochs(), server, self.turn)
+        self.exchange.enter(fingerprint, epochs or Epochs(), server, self.model_version)
 
     def find(
         self,

@@ -87,7 +87,7 @@ def test_change_by_request() -> None:
 def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others would wait for a long answer to be read and stored; or find it twice, or in part."""
     monkeypatch.setattr(fetching.slices, "LARGE", 1000)
-    monkeypatch.setattr(fetching, "TURN_SECONDS", -1.0)
+    monkeypatch.setattr(fetching, "STORE_SECONDS", -1.0)
     texts = [f"t{i}" for i in range(50)]
 
     async def test() -> None:

@@ -87,7 +87,7 @@ class Stage:
                 upstream.fingerprint,
                 upstream.epochs,
                 upstream.identity.server if upstream.identity else UNKNOWN,
-                upstream.turn,
+                upstream.model_version,
             ),
         )
         self.service = Service(self.exchange, self.upstream, **kwargs)

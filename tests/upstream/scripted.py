@@ -289,13 +289,13 @@ async def asking(url: str, kept: Kept | None = None, **kwargs: Any) -> AsyncIter
         await settled()
 
 
-def shown(key: str | None) -> Headers:
+def credential_headers(key: str | None) -> Headers:
     """The header fields of a client's credential."""
     return ((b"authorization", key.encode()),) if key else ()
 
 
 def credential(key: str | None) -> bytes:
-    return admission.credential(dict(shown(key)))
+    return admission.credential(dict(credential_headers(key)))
 
 
 def asker(key: str | None = None, model: str = "", path: str = "/generate") -> Asker:
@@ -311,4 +311,4 @@ async def refusal(upstream: Upstream, key: str | None = None, model: str = "") -
     """Why a client is not let in, as a request of his would learn it."""
     if admits(upstream, key, model):
         return None
-    return await upstream.admit(asker(key, model), shown(key))
+    return await upstream.admit(asker(key, model), credential_headers(key))

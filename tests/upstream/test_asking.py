@@ -16,11 +16,11 @@ from tests.upstream.scripted import (
     MODELS,
     SERVER,
     Script,
+    credential_headers,
     dead_url,
     run,
     serving,
     settled,
-    shown,
 )
 
 KNOWN, REFUSED, NAMELESS, TROUBLED, SLOW, DOWN = Verdict
@@ -84,7 +84,7 @@ def test_once_more() -> None:
 
     async def asks(script: Script, asked: Questions) -> list[str]:
         before = len(script.asked)
-        assert (await asked.again(shown("key"), 5)).verdict is KNOWN
+        assert (await asked.again(credential_headers("key"), 5)).verdict is KNOWN
         return script.paths[before:]
 
     async def test() -> None:

@@ -16,11 +16,11 @@ from tests.upstream.scripted import (
     Script,
     asker,
     clock,
+    credential_headers,
     dead_url,
     run,
     serving,
     settled,
-    shown,
     until,
 )
 
@@ -42,7 +42,7 @@ def test_milder_probes_first() -> None:
 
     async def asked(script: Script, probes: Sequence[bytes]) -> tuple[list[bytes], bool]:
         async with gate(script.url, probes) as made:
-            await made.tries(asker("key"), shown("key"))
+            await made.tries(asker("key"), credential_headers("key"))
             admits = made.admission.admits(asker("key"), 0.0)
         bodies = [one.body for one in script.asked]
         script.asked.clear()
@@ -68,14 +68,14 @@ def test_not_again_at_once(clock: Clock) -> None:
     async def test() -> None:
         async with serving(keys={"good"}) as script, gate(script.url) as made:
             for _ in range(3):
-                await made.tries(asker("bad"), shown("bad"))
+                await made.tries(asker("bad"), credential_headers("bad"))
             assert len(script.asked) == 1
             clock.now += 1.1
             script.keys.add("bad")
-            await made.tries(asker("bad"), shown("bad"))
+            await made.tries(asker("bad"), credential_headers("bad"))
             assert made.admission.admits(asker("bad"), clock.now)
         async with gate(dead_url()) as made:
-            await made.tries(asker("key"), shown("key"))
+            await made.tries(asker("key"), credential_headers("key"))
             assert not made.admission.admits(asker("key"), clock.now, is_down=True)
 
     run(test)
@@ -87,7 +87,7 @@ def test_a_call_does_not_wait_for_long() -> None:
     async def test() -> None:
         async with serving() as script, gate(script.url) as made:
             script.may_probe.clear()
-            await made.tries(asker("key"), shown("key"), 0.05)
+            await made.tries(asker("key"), credential_headers("key"), 0.05)
             assert not made.admission.admits(asker("key"), 0.0)
             script.may_probe.set()
             await until(lambda: made.admission.admits(asker("key"), 0.0))
@@ -105,7 +105,7 @@ def test_a_hint(key: str | None, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with serving(keys=set()) as script, gate(script.url) as made:
             for path in ("/generate", "/v1/completions"):
-                await made.tries(asker(key, path=path), shown(key))
+                await made.tries(asker(key, path=path), credential_headers(key))
             assert made.asks_keys is (True if key is None else None)
 
     run(test)

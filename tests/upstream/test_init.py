@@ -33,13 +33,13 @@ from tests.upstream.scripted import (
     asking,
     clock,
     credential,
+    credential_headers,
     dead_url,
     refusal,
     run,
     saying,
     serving,
     settled,
-    shown,
     until,
 )
 
@@ -103,7 +103,7 @@ def test_what_it_says(case: str) -> None:
             is_known = reason is None or case == "OpenAI's, closed"
             assert (upstream.identity is not None) is is_known
             assert bool(upstream.fingerprint) is is_known
-            confirmed = await upstream.confirm(upstream.turn, ())
+            confirmed = await upstream.confirm(upstream.model_version, ())
             assert confirmed is (None if is_known else Reason.UNCONFIRMED)
             if upstream.identity:
                 assert upstream.identity.model == "m"
@@ -125,7 +125,7 @@ def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
                 async with asking(url) as upstream:
                     assert await refusal(upstream) is NO_MODEL
                     assert not admits(upstream)
-                    assert await upstream.confirm(upstream.turn, ()) is Reason.UNCONFIRMED
+                    assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
                     assert upstream.state is state
 
     run(test)
@@ -133,7 +133,7 @@ def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Who is let in
 
-# Keys that ask in turn, and who is let in.
+# Keys that ask in version, and who is let in.
 ORDERS = {
     "the bad one first": (["bad", None, "good"], ["good"]),
     "the good one first": (["good", "bad", None, "other"], ["good", "other"]),
@@ -216,16 +216,16 @@ def test_a_call_accepts_as_well(clock: Clock) -> None:
             assert await upstream.check() is State.UP
             chat = asker("key", path="/v1/chat/completions")
             for one in (asker("key"), asker("key", "m"), chat, asker("other")):
-                upstream.heard(one, shown("key"), 200, clock.now)
+                upstream.heard(one, credential_headers("key"), 200, clock.now)
 
             def lets_in(*askers: Asker) -> list[bool]:
                 return [upstream.admits(one, clock.now) for one in askers]
 
             assert lets_in(asker("key"), asker("key", "m"), chat) == [True] * 3
             assert lets_in(asker("key", "x"), asker("third"), asker(None)) == [False] * 3
-            upstream.heard(asker("key", "m"), shown("key"), 403, clock.now)
+            upstream.heard(asker("key", "m"), credential_headers("key"), 403, clock.now)
             assert lets_in(asker("key"), asker("key", "m"), chat) == [True, False, True]
-            upstream.heard(chat, shown("key"), 401, clock.now)
+            upstream.heard(chat, credential_headers("key"), 401, clock.now)
             assert lets_in(asker("key"), asker("key", "m"), chat) == [False] * 3
             assert lets_in(asker("other")) == [True]
 
@@ -345,14 +345,14 @@ def test_asked_beside(clock: Clock) -> None:
         async with serving() as script, asking(script.url, interval=0.1) as upstream:
             assert await refusal(upstream) is None
             assert infos(script) == SAID
-            turn = upstream.turn
+            version = upstream.model_version
             for _ in range(3):
                 asked = len(infos(script))
                 clock.now += 1
                 await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
             script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             clock.now += 1
-            await until(lambda: upstream.turn > turn)
+            await until(lambda: upstream.model_version > version)
             assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
 
     run(test)
@@ -367,7 +367,7 @@ def test_a_long_pause(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
             assert await refusal(upstream) is None
             clock.now += 601
             await until(lambda: not upstream._keeping.is_busy)  # it sleeps
-            upstream.heard(asker("key"), shown("key"), 200, clock.now)
+            upstream.heard(asker("key"), credential_headers("key"), 200, clock.now)
             script.may_answer.clear()
             assert not admits(upstream, "key")
             began = asyncio.get_running_loop().time()
@@ -390,10 +390,10 @@ def test_a_word_after_a_pause(said: tuple[int, Any], clock: Clock) -> None:
             assert await refusal(upstream) is None
             clock.now += 601
             await until(lambda: not upstream._keeping.is_busy)
-            turn = upstream.turn
+            version = upstream.model_version
             script.says["/model_info"] = said
             await refusal(upstream)
-            assert upstream.turn > turn
+            assert upstream.model_version > version
 
     run(test)
 
@@ -427,15 +427,15 @@ def test_confirm() -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url) as upstream:
             assert await refusal(upstream) is None
-            turn = upstream.turn
-            assert await upstream.confirm(turn, ()) is None
+            version = upstream.model_version
+            assert await upstream.confirm(version, ()) is None
             assert infos(script)[2:] == ["/model_info"]
             script.hang_up()
             await settled()
             asked = len(script.asked)
-            assert await upstream.confirm(turn, ()) is None
+            assert await upstream.confirm(version, ()) is None
             assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
-            assert await upstream.confirm(turn, ()) is None
+            assert await upstream.confirm(version, ()) is None
             assert len(script.asked) == asked + 4
 
     run(test)
@@ -449,10 +449,10 @@ def test_confirm_for_a_key_that_may_not_know(status: int) -> None:
     async def test() -> None:
         async with serving(keys={"a"}) as script, asking(script.url, interval=1e6) as upstream:
             assert await refusal(upstream, "a") is None
-            turn = upstream.turn
+            version = upstream.model_version
             script.refused = {"b": status}
-            assert await upstream.confirm(turn, shown("b")) is None
-            assert (upstream.turn, admits(upstream, "a")) == (turn, True)
+            assert await upstream.confirm(version, credential_headers("b")) is None
+            assert (upstream.model_version, admits(upstream, "a")) == (version, True)
 
     run(test)
 
@@ -465,7 +465,7 @@ def test_confirm_many() -> None:
             assert await refusal(upstream) is None
             asked = len(script.asked)
             reasons = await asyncio.gather(
-                *(upstream.confirm(upstream.turn, ()) for _ in range(99))
+                *(upstream.confirm(upstream.model_version, ()) for _ in range(99))
             )
             assert set(reasons) == {None}
             assert len(script.asked) == asked + 1
@@ -479,11 +479,11 @@ def test_confirm_is_asked_after() -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url) as upstream:
             assert await refusal(upstream) is None
-            turn, asked = upstream.turn, len(script.asked)
+            version, asked = upstream.model_version, len(script.asked)
             script.may_answer.clear()
-            first = asyncio.ensure_future(upstream.confirm(turn, ()))
+            first = asyncio.ensure_future(upstream.confirm(version, ()))
             await until(lambda: len(script.asked) == asked + 1)
-            second = asyncio.ensure_future(upstream.confirm(turn, ()))
+            second = asyncio.ensure_future(upstream.confirm(version, ()))
             await settled()
             script.may_answer.set()
             script.may_answer.clear()  # for who waits now only
@@ -519,17 +519,17 @@ def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFixture) 
                 restart=restart,
             ) as upstream:
                 assert await refusal(upstream) is None
-                turn, before = upstream.turn, upstream.fingerprint
+                version, before = upstream.model_version, upstream.fingerprint
                 script.says |= {path: (200, said) for path, said in OTHERS[case].items()}
                 if "/server_info" in OTHERS[case]:
                     script.hang_up()  # as it does that has other settings
                     await settled()
-                assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
-                assert upstream.turn > turn
+                assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+                assert upstream.model_version > version
                 is_same = case == "a restart" and restart is Restart.SAME
                 assert (upstream.fingerprint == before) is is_same
                 assert entered[-2:] == [before, upstream.fingerprint]
-                assert await upstream.confirm(upstream.turn, ()) is None
+                assert await upstream.confirm(upstream.model_version, ()) is None
                 assert caplog.text.count("was restarted") == is_same
 
     run(test)
@@ -544,11 +544,11 @@ def test_restart_behind_a_balancer() -> None:
             assert await refusal(upstream) is None
             await changed(upstream)
             await upstream.check()
-            turn, before, says = upstream.turn, upstream.fingerprint, script.says
+            version, before, says = upstream.model_version, upstream.fingerprint, script.says
             script.says = dict.fromkeys(says, (502, {}))
             await upstream.check()
             script.says = {**says, "/server_info": (200, ANOTHER)}
-            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
             assert upstream.fingerprint != before
 
     run(test)
@@ -567,7 +567,7 @@ def test_restart_after_a_change() -> None:
             script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
             script.hang_up()
             await settled()
-            assert await upstream.confirm(upstream.turn, ()) is Reason.MODEL_CHANGED
+            assert await upstream.confirm(upstream.model_version, ()) is Reason.MODEL_CHANGED
             assert upstream.fingerprint != before
 
     run(test)
@@ -611,7 +611,7 @@ def test_down_and_up(clock: Clock) -> None:
         async with serving(keys={"a", "c"}) as script, asking(script.url, interval=0.1) as upstream:
             for key in "ac":
                 assert await refusal(upstream, key) is None
-            turn = upstream.turn
+            version = upstream.model_version
             script.stop()
             await settled()
             clock.now += 11
@@ -621,7 +621,7 @@ def test_down_and_up(clock: Clock) -> None:
                 assert [admits(upstream, key) for key in "ac"] == [True, True]
                 assert await refusal(upstream, "b") is UNAUTHORIZED
                 assert await refusal(upstream) is UNAUTHORIZED
-                assert await upstream.confirm(turn, ()) is Reason.UNCONFIRMED
+                assert await upstream.confirm(version, ()) is Reason.UNCONFIRMED
             script.keys = {"b"}
             script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
             script.says["/model_info"] = (200, INFO)
@@ -645,7 +645,7 @@ def test_a_slow_one_is_not_down(monkeypatch: pytest.MonkeyPatch, clock: Clock) -
     async def test() -> None:
         async with serving() as script, asking(script.url, interval=0.1) as upstream:
             assert await refusal(upstream, "a") is None
-            upstream.heard(asker("a"), shown("a"), 401, clock.now)
+            upstream.heard(asker("a"), credential_headers("a"), 401, clock.now)
             script.may_answer.clear()
             clock.now += 400
             admits(upstream)
@@ -661,17 +661,17 @@ def test_watch(clock: Clock) -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url, interval=1e6) as upstream:
             assert await refusal(upstream) is None
-            asked, turn = len(script.asked), upstream.turn
+            asked, version = len(script.asked), upstream.model_version
             upstream.watch(())
             await until(lambda: len(script.asked) == asked + 1)
             clock.now += 1
             script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             upstream.watch(())
-            await until(lambda: upstream.turn > turn)
-            turn = upstream.turn
+            await until(lambda: upstream.model_version > version)
+            version = upstream.model_version
             script.says["/model_info"] = (200, INFO)
             upstream.doubt()
-            await until(lambda: upstream.turn > turn)
+            await until(lambda: upstream.model_version > version)
 
     run(test)
 
@@ -710,14 +710,14 @@ def test_change(change: Change, adapter: str | None, status: int | None) -> None
         kept = Kept()
         async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
-            before, turn = names(upstream), upstream.turn
+            before, version = names(upstream), upstream.model_version
             update = upstream.change(change, adapter)
             await update.announced
             assert kept.document["unsettled"]  # before it is passed on
-            assert await upstream.confirm(turn, ()) is None  # it is not there yet
+            assert await upstream.confirm(version, ()) is None  # it is not there yet
             update.sent()
             assert (names(upstream), admits(upstream)) == (before, True)
-            confirming = asyncio.ensure_future(upstream.confirm(turn, ()))
+            confirming = asyncio.ensure_future(upstream.confirm(version, ()))
             await settled()
             assert not confirming.done()
             update.ended(status)
@@ -725,7 +725,7 @@ def test_change(change: Change, adapter: str | None, status: int | None) -> None
             assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
             assert (names(upstream) == before) is is_refused
             assert await refusal(upstream) is None
-            assert await upstream.confirm(upstream.turn, ()) is None
+            assert await upstream.confirm(upstream.model_version, ()) is None
             assert (names(upstream) == before) is is_refused
             await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
             await until(lambda: not kept.document["unsettled"])
@@ -768,13 +768,13 @@ def test_changes_that_do_not_end() -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url) as upstream:
             assert await refusal(upstream) is None
-            turn = upstream.turn
+            version = upstream.model_version
             held = [upstream.change(Change.MODEL, None) for _ in range(3)]
             await held[0].announced
             for update in held[:2]:
                 update.ended(None)
-            assert (upstream.turn, admits(upstream)) == (turn, True)
-            assert await upstream.confirm(turn, ()) is None
+            assert (upstream.model_version, admits(upstream)) == (version, True)
+            assert await upstream.confirm(version, ()) is None
 
     run(test)
 
@@ -826,22 +826,22 @@ def test_change_by_another_proxy() -> None:
         kept = Kept()
         async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
-            before, turn, asked = upstream.fingerprint, upstream.turn, len(script.asked)
+            before, version, asked = upstream.fingerprint, upstream.model_version, len(script.asked)
             assert upstream.identity
             known = upstream.epochs.as_numbers()
             upstream.adopt(known, {**known, "last": 7, "m:another": 7})
-            assert (upstream.fingerprint, upstream.turn) == (before, turn)
+            assert (upstream.fingerprint, upstream.model_version) == (before, version)
             known = upstream.epochs.as_numbers()
             upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
             assert upstream.fingerprint != before
-            assert upstream.turn > turn
-            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            assert upstream.model_version > version
+            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
             await until(lambda: len(script.asked) > asked)  # it may have another name by now
             await until(lambda: kept.document["epochs"]["last"] == 8)
-            before = upstream.turn
+            before = upstream.model_version
             known = upstream.epochs.as_numbers()
             upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
-            assert upstream.turn > before
+            assert upstream.model_version > before
 
     run(test)
 
@@ -1084,7 +1084,7 @@ def test_a_rolling_update(case: str) -> None:
                         async for _ in other.pieces():
                             pass
                 for one in (greeting, other.greeting):
-                    reasons.append(await upstream.confirm(upstream.turn, (), one))
+                    reasons.append(await upstream.confirm(upstream.model_version, (), one))
             assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
             assert upstream.identity
 
@@ -1110,7 +1110,7 @@ def test_weights_that_change_elsewhere() -> None:
                 async with upstream.client.open("POST", "/generate", (), PROBE) as response:
                     async for _ in response.pieces():
                         pass
-                found = await upstream.confirm(upstream.turn, (), response.greeting)
+                found = await upstream.confirm(upstream.model_version, (), response.greeting)
                 assert found is reason
             assert {asked.path for asked in two.asked} == {"/generate", *SAID}
 
@@ -1137,14 +1137,16 @@ def test_a_word_of_before_a_kept_connection_was_used() -> None:
                         pass
                 return response.greeting
 
-            assert await upstream.confirm(upstream.turn, (), await answer()) is None
+            assert await upstream.confirm(upstream.model_version, (), await answer()) is None
             one.asked[0].cut()
             while not infos(two):
                 assert await upstream.check() is State.UP  # by the second
             one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             greeting = await answer()
             assert [asked.path for asked in two.asked if asked.method == "POST"] == []
-            assert await upstream.confirm(upstream.turn, (), greeting) is Reason.MODEL_CHANGED
+            assert (
+                await upstream.confirm(upstream.model_version, (), greeting) is Reason.MODEL_CHANGED
+            )
 
     run(test)
 
@@ -1156,14 +1158,14 @@ def test_a_model_that_only_a_greeting_shows() -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url, interval=1e6) as upstream:
             assert await refusal(upstream) is None
-            turn = upstream.turn
+            version = upstream.model_version
             script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             async with upstream.client.open("POST", "/generate", (), PROBE) as response:
                 async for _ in response.pieces():
                     pass
             await response.greeting
             script.says["/model_info"] = (200, INFO)
-            assert await upstream.confirm(turn, ()) is Reason.MODEL_CHANGED
+            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
 
     run(test)
 
@@ -1180,6 +1182,6 @@ def test_a_connection_that_is_not_kept() -> None:
                     pass
                 script.hang_up()
                 await settled()
-            assert await upstream.confirm(upstream.turn, (), response.greeting) is None
+            assert await upstream.confirm(upstream.model_version, (), response.greeting) is None
 
     run(test)
