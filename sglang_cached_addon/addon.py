@@ -11,7 +11,6 @@ import asyncio
 import gc
 import logging
 import ssl
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -36,10 +35,11 @@ from mitmproxy.proxy.events import HookCompleted
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server import ConnectionHandler
 
-from sglang_cached_addon import __version__, dialects
+from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
-from sglang_cached_addon.core import directives, identity, keys, nearest, policy, printable
-from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.admin.reports import Reports
+from sglang_cached_addon.assembly import Parts, Target, assemble
+from sglang_cached_addon.core import directives, identity, policy, printable
 from sglang_cached_addon.core.identity import Change
 from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.core.policy import Mode, Reason
@@ -51,11 +51,10 @@ from sglang_cached_addon.proxy.gateway import Run
 from sglang_cached_addon.proxy.passage import open_passage
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.asking import Answer, Ask, Reply
-from sglang_cached_addon.service.exchange import Bypass, Exchange, Hit, Known, Request, error_body
+from sglang_cached_addon.service.exchange import Bypass, Exchange, Hit, Request, error_body
 from sglang_cached_addon.service.fetching import unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
-from sglang_cached_addon.store import DiskStore, Limits, StoreError, machine_memory
-from sglang_cached_addon.store.shared import MemoryStore, SharedStore
+from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State, Update, Upstream
 from sglang_cached_addon.wire import descriptors, framing, http1, location
 from sglang_cached_addon.wire.client import tls_context
@@ -68,9 +67,6 @@ _FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
 LEAVING, LEAVING_SECONDS = 8, 1.0
 """How many clients are hung up at once where descriptors run short, and how long nobody must have
 waited for them."""
-
-NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
-"""How many stored calls are looked at for the nearest one, and for how long."""
 
 _LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
 """Of who did not wait for the answer."""
@@ -89,7 +85,8 @@ class SglangCached:
         self._announce = announce
         self.settings: Settings | None = None
         self.upstream: Upstream | None = None
-        self.store: DiskStore | SharedStore | None = None
+        self.parts: Parts | None = None
+        """The cache, while it is open."""
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
         self.lost = 0
@@ -136,11 +133,11 @@ class SglangCached:
             )
         except ValueError as e:
             raise exceptions.OptionsError(str(e)) from e
-        if self.store and self.settings and settings.cache_path != self.settings.cache_path:
+        if self.parts and self.settings and settings.cache_path != self.settings.cache_path:
             raise exceptions.OptionsError(
                 "sglang_cache_path: cannot change while the cache is open"
             )
-        if self.store and self.settings and settings.store != self.settings.store:
+        if self.parts and self.settings and settings.store != self.settings.store:
             raise exceptions.OptionsError("sglang_store: cannot change while the cache is open")
         self.settings = settings
         if self._is_time_to_open():  # a script is loaded late
@@ -158,7 +155,7 @@ class SglangCached:
         return bool(proxyserver) and any(not server.is_running for server in proxyserver.servers)
 
     def running(self) -> None:
-        if self.store or self.failure:
+        if self.parts or self.failure:
             return
         try:
             self.open()
@@ -166,14 +163,14 @@ class SglangCached:
             self.failure = str(e)
             logger.error("sglang-cached: %s", e)
             return
-        if self._announce and self.store:
-            loaded = self.store.loaded
+        if self._announce and self.parts:
+            loaded = self.parts.store.loaded
             logger.info(
                 "sglang-cached: %s, %d entries (%d samples) from %s",
-                _upstream_url(),
+                self.parts.upstream.url,
                 loaded.keys,
                 loaded.samples,
-                self.place,
+                self.parts.place,
             )
 
     def open(self) -> None:
@@ -181,12 +178,17 @@ class SglangCached:
         answered."""
         assert self.settings
         url = _upstream_url()
-        self.store = _open_store(self.settings)
-        try:
-            self._serve(url, self.store, self.settings)
-        except ValueError:
-            self.done()
-            raise
+        tls = _tls() if url.startswith("https:") else None
+        target = Target(url, tls, ctx.options.keep_host_header)
+        self.parts = parts = assemble(self.settings, target)
+        self.upstream, self._exchange, self._service = (
+            parts.upstream,
+            parts.exchange,
+            parts.service,
+        )
+        self._heads = http1.HeadReader(
+            self._dialects, self.settings.key_headers, self.settings.credential_fields
+        )
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
@@ -203,67 +205,10 @@ class SglangCached:
         """Asks upstream who it is, but waits no longer than a call would."""
         return await self.upstream.check() if self.upstream else State.UNKNOWN
 
-    def _serve(self, url: str, store: DiskStore | SharedStore, settings: Settings) -> None:
-        """Puts together what answers; raises ValueError."""
-        exchange = Exchange(self._dialects, store, lambda: uuid.uuid4().hex)
-
-        def entered(upstream: Upstream) -> None:
-            server = upstream.identity.server if upstream.identity else identity.UNKNOWN
-            exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
-
-        self.upstream = Upstream(
-            url,
-            store.state,
-            tls=_tls() if url.startswith("https:") else None,
-            keeps_host=ctx.options.keep_host_header,
-            interval=settings.poll,
-            is_offline=settings.mode is Mode.OFFLINE,
-            restart=settings.restart,
-            probes=self._probes,
-            salt=store.salt if isinstance(store, SharedStore) else 0,
-            entered=entered,
-        )
-        if isinstance(store, SharedStore):
-            store.start(self.upstream)
-        self._exchange = exchange
-        self._heads = http1.HeadReader(
-            self._dialects, settings.key_headers, settings.credential_fields
-        )
-        self._service = Service(
-            exchange,
-            self.upstream,
-            mode=settings.mode,
-            collapses=settings.collapse,
-            isolates=settings.isolate,
-            key_headers=settings.key_headers,
-            credential_fields=settings.credential_fields,
-            nearest=self._nearest,
-        )
-
-    def _probes(self, asker: Asker) -> list[bytes]:
-        """The smallest calls that tell whether an asker may generate."""
-        dialect = self._dialects[asker.method, asker.path]
-        return [orjson.dumps(body) for body in dialect.probes(asker.model or "")]
-
-    async def _nearest(self, known: Known, with_values: bool) -> str:
-        """Which stored call is nearest to one that is not stored."""
-        store, _, _ = self._opened()
-        model = keys.prefix(self.upstream.fingerprint if self.upstream else "")
-
-        def search() -> str:
-            calls = store.calls(NEAREST_CALLS, NEAREST_SECONDS)
-            item, name = known.call.items[0], known.dialect.name
-            return nearest.sentence(item, name, model, calls, with_values=with_values)
-
-        return await asyncio.to_thread(search)
-
     def done(self) -> None:
-        store, self.store, self._exchange, self._service = self.store, None, None, None
-        if self.upstream:
-            self.upstream.close()
-        if store:
-            store.close()
-            self.lost = store.lost
+        parts, self.parts, self._exchange, self._service = self.parts, None, None, None
+        if parts:
+            self.lost = parts.close()
 
     # Hooks
 
@@ -635,7 +580,7 @@ class SglangCached:
         _, _, query = request.path.partition("?")
         token = self.settings.admin_token if self.settings else ""
         caller = _caller(flow, self._hosts.get(request, ""))
-        reply = await routes.answer(route, request.method, query, caller, token, self)
+        reply = await routes.answer(route, request.method, query, caller, token, self.reports)
         flow.response = _json_response(reply.status, reply.body, reply.headers)
 
     async def _translate_abort(self, flow: http.HTTPFlow, live: Live) -> None:
@@ -673,156 +618,13 @@ class SglangCached:
     def active(self) -> int:
         """Requests that have come and are not answered, and answers on their way to the store, or
         to others."""
-        unsent = self.store.unsent if isinstance(self.store, SharedStore) else 0
-        flights = len(self._service.flights) if self._service else 0
-        return len(self._live) + self.connections.busy + flights + unsent
+        unfinished = self.parts.unfinished if self.parts else 0
+        return len(self._live) + self.connections.busy + unfinished
 
     @property
-    def place(self) -> str:
-        """Where answers are kept, for people."""
-        store = self.store
-        shared = [store.name] if isinstance(store, SharedStore) else []
-        folder = [str(store.journal.path)] if store and store.journal else []
-        return " and ".join([*shared, *folder])
-
-    # What the routes see
-
-    def stats(self) -> dict[str, Any]:
-        store, exchange, service = self._opened()
-        return {
-            "num_keys": len(store.index),
-            "total_responses": store.index.samples,
-            "cache_file": str(store.journal.path) if store.journal else None,
-            "pending_writes": store.journal.pending if store.journal else 0,
-            "dropped_writes": store.journal.dropped if store.journal else 0,
-            "fetches_in_flight": len(service.flights),
-            "unconfirmed": service.flights.unconfirmed,
-            "streams_in_flight": service.flights.streams,
-            "followers": service.flights.waiting,
-            **exchange.counters.as_json(),
-            **({"shared": store.facts()} if isinstance(store, SharedStore) else {}),
-        }
-
-    def info(self) -> dict[str, Any]:
-        store, _, _ = self._opened()
-        assert self.settings and self.upstream
-        upstream, samples = self.upstream, store.index.by_model()
-        return {
-            **self.stats(),
-            "cache_dir": str(self.settings.cache_path),
-            "version": __version__,
-            "upstream": upstream.url,
-            "model": {
-                "name": upstream.identity.model if upstream.identity else None,
-                "fingerprint": upstream.fingerprint,
-                "weight_version": upstream.identity.weight_version if upstream.identity else None,
-                "epochs": upstream.epochs.as_json(),
-                "asks_keys": upstream.asks_keys,
-            },
-            "models": [
-                {
-                    "name": upstream.models.get(fingerprint),
-                    "fingerprint": fingerprint,
-                    "key": (key := keys.prefix(fingerprint).hex()),
-                    "samples": samples.get(key, 0),
-                }
-                for fingerprint in upstream.models
-            ],
-            "settings": {
-                "cache_path": str(self.settings.cache_path),
-                "quiet": self.settings.quiet,
-                "express": self.settings.express,
-                "replay_tokens_per_second": self.settings.replay_rate,
-                "mode": self.settings.mode,
-                "collapse": self.settings.collapse,
-                "isolate_by_credential": self.settings.isolate,
-                "key_headers": self.settings.key_headers.named,
-                "poll_seconds": self.settings.poll,
-                "fsync": self.settings.fsync,
-                "max_entries": _finite(self.settings.max_entries),
-                "max_bytes": _finite(self.settings.max_bytes),
-                "ttl_seconds": _finite(self.settings.ttl),
-                "memory_bytes": int(_memory(self.settings)),
-                "readonly": self.settings.readonly,
-                "overwrite_cache": self.settings.overwrite,
-                "store": store.name if isinstance(store, SharedStore) else "",
-            },
-            "dialects": {
-                dialect.name: store.index.by_dialect[dialect.name]
-                for dialect in self._dialects.values()
-            },
-            "memory_bytes": store.memory.bytes,
-            "file_bytes": _size(store.journal.path) if store.journal else 0,
-            "loaded": {
-                "keys": store.loaded.keys,
-                "samples": store.loaded.samples,
-                "skipped_lines": store.loaded.skipped,
-                "torn_bytes": store.loaded.torn,
-            },
-        }
-
-    def health(self) -> dict[str, Any]:
-        url, state = None, State.UNKNOWN
-        if self.upstream:
-            url, state = self.upstream.url, self.upstream.look(time.monotonic())
-        return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
-
-    async def clear(self, which: str) -> dict[str, Any]:
-        store, _, _ = self._opened()
-        assert self.upstream
-        entries, samples = len(store.index), store.index.samples
-        model = None if which == "all" else keys.prefix(self.upstream.fingerprint)
-        is_done = store.clear(model, others=which == "other")
-        entries, samples = entries - len(store.index), samples - store.index.samples
-        await asyncio.wrap_future(is_done)
-        return {"status": "success", "cleared_keys": entries, "cleared_responses": samples}
-
-    def _opened(self) -> tuple[DiskStore | SharedStore, Exchange, Service]:
-        if self.store is None or self._exchange is None or self._service is None:
-            raise OSError(self.failure or "the cache is not open")
-        return self.store, self._exchange, self._service
-
-
-def _open_store(settings: Settings) -> DiskStore | SharedStore:
-    """Raises ValueError or `StoreError`."""
-    memory = _memory(settings)
-    limits = Limits(settings.max_entries, settings.max_bytes, settings.ttl, memory)
-
-    def disk() -> DiskStore:
-        return DiskStore(
-            settings.cache_path,
-            settings.fsync,
-            limits,
-            is_follower=settings.readonly,
-            overwrites=settings.overwrite,
-            progress=_show_progress if sys.stderr.isatty() else lambda share: None,
-        )
-
-    if not settings.store:
-        return disk()
-    local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl)
-    try:
-        return SharedStore(settings.store, local)
-    except ValueError as e:
-        if isinstance(local, DiskStore):
-            local.close()
-        raise ValueError(f"--store: {e}") from None
-
-
-def _memory(settings: Settings) -> float:
-    """Bytes that samples may take."""
-    return settings.memory or machine_memory() / 4
-
-
-def _finite(limit: float) -> int | None:
-    """A limit in JSON."""
-    return None if limit == inf else int(limit)
-
-
-def _show_progress(share: float) -> None:
-    """A line on the terminal while a large cache is read; 1 at the end of it."""
-    line = "" if share >= 1 else f"reading the cache: {share:.0%}"
-    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+    def reports(self) -> Reports:
+        """What can be told of the proxy now."""
+        return Reports(self.parts, self.settings, self.failure, time.monotonic())
 
 
 def _proxyserver() -> Any:
@@ -990,13 +792,6 @@ def _show(flow: http.HTTPFlow, outcome: Outcome) -> None:
     """Notes an outcome where mitmweb shows it."""
     flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
     flow.metadata[_HEADERS] = dict(outcome.headers())
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 addons = [SglangCached()]

@@ -98,7 +98,7 @@ def test_people_recognise_a_hit(addon: SglangCached, upstream: Replayer, tmp_pat
     async def run() -> list[HTTPFlow]:
         with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
             flows = [await pass_through(addon, make_flow())]
-            await until(lambda: addon.stats()["total_responses"])
+            await until(lambda: addon.reports.stats()["total_responses"])
             flows.append(await pass_through(addon, make_flow()))
             await until(lambda: not addon.active)
             return flows
@@ -126,7 +126,7 @@ def test_answered_by_another_addon(addon: SglangCached, master: Any) -> None:
     addon.responseheaders(flow)
     addon.response(flow)
     assert flow.response.status_code == 418
-    assert addon.stats()["total_responses"] == 0
+    assert addon.reports.stats()["total_responses"] == 0
     assert addon.active == 0
 
 
@@ -196,7 +196,7 @@ def test_a_change_of_the_model(
     async def run() -> None:
         with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
             await pass_through(addon, make_flow())
-            await until(lambda: addon.stats()["total_responses"])
+            await until(lambda: addon.reports.stats()["total_responses"])
             flow = make_flow("/update_weights_from_disk")
             if isinstance(end, int):
                 await pass_through(addon, flow, end)
@@ -249,7 +249,7 @@ def test_needs_one_upstream(mode: list[str], addon: SglangCached, tmp_path: Path
     asyncio.run(run())
     assert addon.failure
     assert "exactly one upstream" in addon.failure
-    assert addon.store is None
+    assert addon.parts is None
 
 
 def test_a_client_that_left_is_forgotten(

@@ -19,7 +19,8 @@ ROOMS = {
     "store": {"core", "store", "settings"},
     "upstream": {"core", "wire", "upstream"},
     "service": {"core", "wire", "dialects", "store", "upstream", "service"},
-    "admin": {"core", "service", "admin"},
+    "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "settings"},
+    "admin": {"core", "store", "upstream", "service", "settings", "assembly", "admin"},
     "proxy": {
         "core",
         "wire",
@@ -27,6 +28,7 @@ ROOMS = {
         "upstream",
         "service",
         "admin",
+        "assembly",
         "proxy",
         "addon",
         "__version__",

@@ -299,8 +299,9 @@ class Startup:
 
     def _introduce(self, url: str) -> None:
         """Tells people what was started."""
-        upstream, store = self._addon.upstream, self._addon.store
-        assert upstream and store
+        parts = self._addon.parts
+        assert parts
+        upstream, loaded = parts.upstream, parts.store.loaded
         if self._state is State.DOWN:
             print(
                 f"sglang-cached: warning: {upstream.url} does not answer; "
@@ -313,9 +314,8 @@ class Startup:
         if upstream.identity:
             model = printable(upstream.identity.model, MAX_LINE)
             print(f"  model      {model} ({upstream.fingerprint[:16]})")
-        loaded = store.loaded
         entries = f"{loaded.keys} entries, {loaded.samples} samples"
-        print(f"  cache      {self._addon.place} ({entries})")
+        print(f"  cache      {parts.place} ({entries})")
         if self._start.web:
             print(f"  web        {self._web_url()}")
 

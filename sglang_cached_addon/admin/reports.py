@@ -1,0 +1,147 @@
+"""What the proxy tells of itself, as JSON: `/cache/stats`, `/cache/info`, `/health`.
+
+Reads an open cache and writes nothing; clearing is left to it. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from sglang_cached_addon import __version__
+from sglang_cached_addon.assembly import Parts, memory_bytes
+from sglang_cached_addon.core import keys
+from sglang_cached_addon.settings import Settings
+from sglang_cached_addon.store.shared import SharedStore
+from sglang_cached_addon.upstream import State, Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What can be told now. All but `health` raise OSError where no cache is open."""
+
+    parts: Parts | None
+    """None where no cache is open."""
+    settings: Settings | None
+    """As they are now; None before mitmproxy has told them."""
+    failure: str | None
+    """Why no cache is open."""
+    now: float
+    """Monotonic, in seconds."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, and what is stored."""
+        parts = self._opened()
+        store, flights = parts.store, parts.service.flights
+        return {
+            "num_keys": len(store.index),
+            "total_responses": store.index.samples,
+            "cache_file": str(store.journal.path) if store.journal else None,
+            "pending_writes": store.journal.pending if store.journal else 0,
+            "dropped_writes": store.journal.dropped if store.journal else 0,
+            "fetches_in_flight": len(flights),
+            "unconfirmed": flights.unconfirmed,
+            "streams_in_flight": flights.streams,
+            "followers": flights.waiting,
+            **parts.exchange.counters.as_json(),
+            **({"shared": store.facts()} if isinstance(store, SharedStore) else {}),
+        }
+
+    def info(self) -> dict[str, Any]:
+        """The counts, and how the proxy is set up."""
+        parts, settings = self._opened(), self.settings
+        assert settings
+        store, upstream = parts.store, parts.upstream
+        return {
+            **self.stats(),
+            "cache_dir": str(settings.cache_path),
+            "version": __version__,
+            "upstream": upstream.url,
+            "model": _model(upstream),
+            "models": _models(upstream, store.index.by_model()),
+            "settings": {
+                **_settings(settings),
+                "store": store.name if isinstance(store, SharedStore) else "",
+            },
+            "dialects": {
+                dialect.name: store.index.by_dialect[dialect.name]
+                for dialect in parts.dialects.values()
+            },
+            "memory_bytes": store.memory.bytes,
+            "file_bytes": parts.file_bytes,
+            "loaded": {
+                "keys": store.loaded.keys,
+                "samples": store.loaded.samples,
+                "skipped_lines": store.loaded.skipped,
+                "torn_bytes": store.loaded.torn,
+            },
+        }
+
+    def health(self) -> dict[str, Any]:
+        """That the proxy lives, and the upstream's state, as far as it is known."""
+        url, state = None, State.UNKNOWN
+        if self.parts:
+            url, state = self.parts.upstream.url, self.parts.upstream.look(self.now)
+        return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
+
+    async def clear(self, which: str) -> dict[str, Any]:
+        """As `Parts.clear`."""
+        entries, samples = await self._opened().clear(which)
+        return {"status": "success", "cleared_keys": entries, "cleared_responses": samples}
+
+    def _opened(self) -> Parts:
+        if self.parts is None:
+            raise OSError(self.failure or "the cache is not open")
+        return self.parts
+
+
+def _model(upstream: Upstream) -> dict[str, Any]:
+    """The present model."""
+    identity = upstream.identity
+    return {
+        "name": identity.model if identity else None,
+        "fingerprint": upstream.fingerprint,
+        "weight_version": identity.weight_version if identity else None,
+        "epochs": upstream.epochs.as_json(),
+        "asks_keys": upstream.asks_keys,
+    }
+
+
+def _models(upstream: Upstream, samples: dict[str, int]) -> list[dict[str, Any]]:
+    """All models that were met; `samples` are counted by key prefix in hex."""
+    return [
+        {
+            "name": name,
+            "fingerprint": fingerprint,
+            "key": (key := keys.prefix(fingerprint).hex()),
+            "samples": samples.get(key, 0),
+        }
+        for fingerprint, name in upstream.models.items()
+    ]
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {
+        "cache_path": str(settings.cache_path),
+        "quiet": settings.quiet,
+        "express": settings.express,
+        "replay_tokens_per_second": settings.replay_rate,
+        "mode": settings.mode,
+        "collapse": settings.collapse,
+        "isolate_by_credential": settings.isolate,
+        "key_headers": settings.key_headers.named,
+        "poll_seconds": settings.poll,
+        "fsync": settings.fsync,
+        "max_entries": _finite(settings.max_entries),
+        "max_bytes": _finite(settings.max_bytes),
+        "ttl_seconds": _finite(settings.ttl),
+        "memory_bytes": int(memory_bytes(settings)),
+        "readonly": settings.readonly,
+        "overwrite_cache": settings.overwrite,
+    }
+
+
+def _finite(limit: float) -> int | None:
+    """A limit in JSON."""
+    return None if limit == inf else int(limit)

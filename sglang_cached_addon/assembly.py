@@ -1,0 +1,190 @@
+"""Puts the cache together from its settings: store, upstream, exchange and service.
+
+The one place that knows which parts there are and what each of them needs. What mitmproxy says
+of the server behind comes as a `Target`; of clients, flows and hooks it knows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from sglang_cached_addon import dialects
+from sglang_cached_addon.core import identity, keys, nearest
+from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.policy import Mode
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.service import Service
+from sglang_cached_addon.service.exchange import Exchange, Known
+from sglang_cached_addon.settings import Settings
+from sglang_cached_addon.store import DiskStore, Limits, machine_memory
+from sglang_cached_addon.store.shared import MemoryStore, SharedStore
+from sglang_cached_addon.upstream import Upstream
+
+NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
+"""How many stored calls are looked at for the nearest one, and for how long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server behind, as mitmproxy is set up for it."""
+
+    url: str
+    tls: ssl.SSLContext | None = None
+    """How it is spoken to; None for plain HTTP."""
+    keeps_host: bool = False
+    """It is sent the `Host` that the client has sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """An open cache."""
+
+    dialects: Mapping[tuple[str, str], Dialect]
+    store: DiskStore | SharedStore
+    upstream: Upstream
+    exchange: Exchange
+    service: Service
+
+    @property
+    def place(self) -> str:
+        """Where answers are kept, for people."""
+        shared = [self.store.name] if isinstance(self.store, SharedStore) else []
+        folder = [str(self.store.journal.path)] if self.store.journal else []
+        return " and ".join([*shared, *folder])
+
+    @property
+    def unfinished(self) -> int:
+        """How many fetches and writes to a shared store are under way."""
+        unsent = self.store.unsent if isinstance(self.store, SharedStore) else 0
+        return len(self.service.flights) + unsent
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the journal; 0 where there is none."""
+        try:
+            return self.store.journal.path.stat().st_size if self.store.journal else 0
+        except OSError:
+            return 0
+
+    async def clear(self, which: str) -> tuple[int, int]:
+        """Removes what belongs to the `current` model, to every `other`, or `all`; returns the
+        numbers of removed entries and samples once the disk has it."""
+        index = self.store.index
+        entries, samples = len(index), index.samples
+        model = None if which == "all" else keys.prefix(self.upstream.fingerprint)
+        is_done = self.store.clear(model, others=which == "other")
+        entries, samples = entries - len(index), samples - index.samples
+        await asyncio.wrap_future(is_done)
+        return entries, samples
+
+    def close(self) -> int:
+        """Writes what is left to be written; the number of samples that could not be."""
+        self.upstream.close()
+        self.store.close()
+        return self.store.lost
+
+
+def assemble(settings: Settings, target: Target) -> Parts:
+    """Opens the store and puts the rest around it; raises ValueError or `StoreError`."""
+    store = _open_store(settings)
+    try:
+        return _around(store, settings, target)
+    except ValueError:
+        store.close()
+        raise
+
+
+def memory_bytes(settings: Settings) -> float:
+    """Bytes of memory that samples may take."""
+    return settings.memory or machine_memory() / 4
+
+
+def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) -> Parts:
+    known = dialects.installed()
+    exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
+
+    def entered(upstream: Upstream) -> None:
+        server = upstream.identity.server if upstream.identity else identity.UNKNOWN
+        exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
+
+    def probes(asker: Asker) -> list[bytes]:
+        """The smallest calls that tell whether an asker may generate."""
+        dialect = known[asker.method, asker.path]
+        return [orjson.dumps(body) for body in dialect.probes(asker.model or "")]
+
+    upstream = Upstream(
+        target.url,
+        store.state,
+        tls=target.tls,
+        keeps_host=target.keeps_host,
+        interval=settings.poll,
+        is_offline=settings.mode is Mode.OFFLINE,
+        restart=settings.restart,
+        probes=probes,
+        salt=store.salt if isinstance(store, SharedStore) else 0,
+        entered=entered,
+    )
+    if isinstance(store, SharedStore):
+        store.start(upstream)
+
+    async def find_nearest(call: Known, with_values: bool) -> str:
+        """Which stored call is nearest to one that is not stored."""
+        model = keys.prefix(upstream.fingerprint)
+
+        def search() -> str:
+            calls = store.calls(NEAREST_CALLS, NEAREST_SECONDS)
+            item, name = call.call.items[0], call.dialect.name
+            return nearest.sentence(item, name, model, calls, with_values=with_values)
+
+        return await asyncio.to_thread(search)
+
+    service = Service(
+        exchange,
+        upstream,
+        mode=settings.mode,
+        collapses=settings.collapse,
+        isolates=settings.isolate,
+        key_headers=settings.key_headers,
+        credential_fields=settings.credential_fields,
+        nearest=find_nearest,
+    )
+    return Parts(known, store, upstream, exchange, service)
+
+
+def _open_store(settings: Settings) -> DiskStore | SharedStore:
+    """Raises ValueError or `StoreError`."""
+    memory = memory_bytes(settings)
+    limits = Limits(settings.max_entries, settings.max_bytes, settings.ttl, memory)
+
+    def disk() -> DiskStore:
+        return DiskStore(
+            settings.cache_path,
+            settings.fsync,
+            limits,
+            is_follower=settings.readonly,
+            overwrites=settings.overwrite,
+            progress=_show_progress if sys.stderr.isatty() else lambda share: None,
+        )
+
+    if not settings.store:
+        return disk()
+    local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl)
+    try:
+        return SharedStore(settings.store, local)
+    except ValueError as e:
+        if isinstance(local, DiskStore):
+            local.close()
+        raise ValueError(f"--store: {e}") from None
+
+
+def _show_progress(share: float) -> None:
+    """A line on the terminal while a large cache is read; 1 at the end of it."""
+    line = "" if share >= 1 else f"reading the cache: {share:.0%}"
+    print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
