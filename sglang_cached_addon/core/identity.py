@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from sglang_cached_addon.core import keys
+
 SERVER_KEYS = frozenset(
     {
         # which weights and which tokenizer, and how they are read
@@ -227,7 +229,7 @@ def _incarnation(server: Any) -> str:
 
 def _digest(value: Any) -> str:
     """32 hexadecimal digits of a JSON value, whatever the order of its keys."""
-    return _hex(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    return _hex(keys.write(value, option=orjson.OPT_SORT_KEYS))
 
 
 def _hex(data: bytes) -> str:

@@ -4,6 +4,7 @@ Pure. Two calls share a key only if SGLang would treat them alike: keys of the t
 and of `sampling_params` are sorted there and nowhere else, because inside messages, tools,
 schemas and template arguments the order reaches the prompt. Absent, null and a default
 stay three different things; an integer in a float parameter is that float (`0` is `0.0`).
+How a float is written is a rule of this module, and not of a library.
 Does not know which fields are left out: that is each dialect's table.
 """
 
@@ -11,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
 
 from sglang_cached_addon.core.policy import Reason, Refused
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Part of every key and of every journal line; raised when either changes its meaning."""
 
 PREFIX = 8
@@ -115,6 +116,56 @@ def dumps(value: Any) -> bytes:
     return bytes(memoryview(orjson.dumps(value)))
 
 
+def written(number: float) -> str:
+    """A float as keys have it, whatever the versions of Python and orjson: the shortest decimal
+    digits that read back as the same number, plain from 0.00001 to below 1e16, else with an
+    exponent, as in `1e-6` and `1.5e+16`."""
+    digits, has_exponent, exponent = repr(number).partition("e")
+    if not has_exponent:
+        return digits
+    if exponent == "-05":
+        sign, digits = ("-", digits[1:]) if number < 0 else ("", digits)
+        return f"{sign}0.0000{digits.replace('.', '')}"
+    return f"{digits}e{int(exponent):+d}"
+
+
+def _probes() -> list[float]:
+    """Floats of every exponent, with one digit, with many, and halfway between two of 16."""
+    numbers = [
+        float(f"{digits}e{exponent}")
+        for exponent in range(-324, 309)
+        for digits in ("1", "1.5", "1.2345678901234567")
+    ]
+    halfway = [(2**50 + whole + 0.25) / 2**k for k in range(0, 1000, 50) for whole in range(4)]
+    return [0.0, -0.0, *numbers, *halfway, -1e-5, -1.5e-5, -1e-6, -1e16]
+
+
+def _keeps_to_the_rule() -> bool:
+    """Whether this version of orjson writes floats as `written` has them."""
+    numbers = _probes()
+    return orjson.dumps(numbers) == f"[{','.join(map(written, numbers))}]".encode()
+
+
+def _with_written_floats(value: Any) -> Any:
+    """A JSON value in which each float is a text that orjson takes over as it is: for versions of
+    it that write floats otherwise, as it takes ten times as long."""
+    if type(value) is float:
+        return orjson.Fragment(written(value))
+    if isinstance(value, dict):
+        return {name: _with_written_floats(member) for name, member in value.items()}
+    return [_with_written_floats(member) for member in value] if isinstance(value, list) else value
+
+
+def write_by_the_rule(value: Any, *, option: int | None = None) -> bytes:
+    """As `write`, with any version of orjson."""
+    orjson.dumps(value)  # raises TypeError for what is nested too deeply
+    return orjson.dumps(_with_written_floats(value), option=option)
+
+
+write: Callable[..., bytes] = orjson.dumps if _keeps_to_the_rule() else write_by_the_rule
+"""Compact JSON that is equal for equal values; `option` is one of orjson's."""
+
+
 def _level(name: str, value: Any) -> Any:
     """A member's value where the order of members says nothing, and numbers may be floats."""
     return float(value) if type(value) is int and name in FLOAT_FIELDS else value
@@ -129,7 +180,8 @@ def _top(name: str, value: Any) -> Any:
 
 def canonical(content: dict[str, Any]) -> bytes:
     """Compact JSON of the fields that make the answer, equal for equal calls."""
-    return dumps({name: _top(name, content[name]) for name in sorted(content)})
+    # A copy: what orjson returns holds on to 4 KB.
+    return bytes(memoryview(write({name: _top(name, content[name]) for name in sorted(content)})))
 
 
 def canonical_each(content: dict[str, Any], per_item: Sequence[str]) -> list[bytes]:
@@ -138,18 +190,18 @@ def canonical_each(content: dict[str, Any], per_item: Sequence[str]) -> list[byt
     members, columns = [], []
     for name in sorted(content):
         if name in per_item:
-            columns.append(_written(name, content[name]))
-            written = b"%b"
+            columns.append(_column(name, content[name]))
+            value = b"%b"
         else:
-            written = orjson.dumps(_top(name, content[name])).replace(b"%", b"%%")
-        members.append(b"%b:%b" % (orjson.dumps(name).replace(b"%", b"%%"), written))
+            value = write(_top(name, content[name])).replace(b"%", b"%%")
+        members.append(b"%b:%b" % (orjson.dumps(name).replace(b"%", b"%%"), value))
     template = b"{%b}" % b",".join(members)
     return [template % row for row in zip(*columns, strict=True)]
 
 
-def _written(name: str, values: Sequence[Any]) -> Iterator[bytes]:
+def _column(name: str, values: Sequence[Any]) -> Iterator[bytes]:
     """One at a time: what orjson returns holds on to 4 KB."""
-    return (orjson.dumps(_top(name, value)) for value in values)
+    return (write(_top(name, value)) for value in values)
 
 
 def prefix(fingerprint: str) -> bytes:

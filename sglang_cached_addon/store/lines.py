@@ -1,6 +1,6 @@
 """The lines of a journal, one self-describing JSON object each.
 
-    {"v":3,"key":"<64 hex>","raw":"<32 hex>","slot":<n>,"dialect":"...","at":<unix s>,
+    {"v":4,"key":"<64 hex>","raw":"<32 hex>","slot":<n>,"dialect":"...","at":<unix s>,
      "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
      "sum":"<8 hex>"}
 
@@ -27,9 +27,9 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.keys import FORMAT_VERSION, dumps
 from sglang_cached_addon.store.index import MAX_SLOT, Head
 
-OLD_VERSIONS = (1, 2)
-"""Lines of these are kept, and of no use: the first did not name the model, and the second had its
-order from clocks."""
+OLD_VERSIONS = (1, 2, 3)
+"""Lines of these are kept, and of no use: the first did not name the model, the second had its
+order from clocks, and the keys of the third depended on how a library wrote floats."""
 
 
 class OtherVersion(Exception):

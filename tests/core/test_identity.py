@@ -198,6 +198,13 @@ def test_server_info_matters() -> None:
     assert known(INFO, {}).digest == known(INFO).digest == known(INFO, "odd").digest
 
 
+def test_digests_do_not_change() -> None:
+    """A model keeps its name, and with it its stored answers, whatever library reads what its
+    server says."""
+    said = {"model_path": "m", "scale": [1e16, 1e-5, 1e-7, 0.5], "é": None}
+    assert known(said).digest == "29a6a59fd7e80aecde7b27742b48df2b"
+
+
 def test_values_do_not_run_into_each_other() -> None:
     """A document could be made up to have another one's name."""
     info, server = {"model_path": "p"}, {"dtype": "x"}

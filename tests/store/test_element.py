@@ -21,7 +21,7 @@ def test_names() -> None:
     """They tell samples apart, and do not depend on what is not the sample's."""
     names = {element.name(element.encode(d, s)) for d in ("", "chat") for s in (SAMPLE, PLAIN)}
     assert len(names) == 2
-    assert element.name(element.encode("", PLAIN)).startswith(b"3 ")
+    assert element.name(element.encode("", PLAIN)).startswith(b"4 ")
     assert element.name(element.encode("", PLAIN)).endswith(b" 1712345678.5")
 
 
@@ -36,7 +36,7 @@ def test_each_byte_counts() -> None:
                 element.decode(spoiled)
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", b"4 00000000 1.0 x {}\n", b"3 x y z w"])
+@pytest.mark.parametrize("data", [b"", b"junk", b"5 00000000 1.0 x {}\n", b"4 x y z w"])
 def test_what_is_none(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         element.decode(data)

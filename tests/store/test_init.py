@@ -134,7 +134,7 @@ def block_aside(tmp_path: Path) -> Path:
 
 
 def block_torn(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl").write_bytes(b'{"v":3,')
+    (tmp_path / "cache.jsonl").write_bytes(b'{"v":4,')
     (tmp_path / "cache.jsonl.torn").mkdir()
     return tmp_path
 

@@ -141,7 +141,7 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
     assert data[0].endswith(b',"sum":"%08x"}' % zlib.crc32(data[0][:-18]))
     assert first.pop("sum")
     assert first == {
-        "v": 3,
+        "v": 4,
         "key": A.hex(),
         "slot": 0,
         "dialect": "chat",
@@ -234,7 +234,7 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     """A torn line of a large answer would be cut at the wrong place."""
     wanted = line(A, b'{"x":1}')
     data = write(tmp_path, wanted)
-    torn = b'{"v":3,"key":"' + b"x" * 300_000
+    torn = b'{"v":4,"key":"' + b"x" * 300_000
     path = tmp_path / "cache.jsonl"
     path.write_bytes(data + torn)
     with opened(tmp_path) as journal:
@@ -286,8 +286,8 @@ BROKEN = {
     "wrong-sum": changed()[:-10] + b'00000000"}',
     "other-case": changed()[:-10] + changed()[-10:].upper(),
     "space-behind": changed() + b" ",
-    "old-with-wrong-sum": changed().replace(b'"v":3', b'"v":1'),
-    "newer-with-wrong-sum": changed().replace(b'"v":3', b'"v":4'),
+    "old-with-wrong-sum": changed().replace(b'"v":4', b'"v":1'),
+    "newer-with-wrong-sum": changed().replace(b'"v":4', b'"v":5'),
     "older": changed(v=0),
     "newer": changed(v=FORMAT_VERSION + 1),
     "version-text": changed(v=str(FORMAT_VERSION)),
@@ -375,7 +375,7 @@ def test_lines_without_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     with opened(tmp_path):
         until(lambda: path.stat().st_size == len(first + second))
     assert read(tmp_path) == wanted
-    assert (tmp_path / "cache.jsonl.v2").read_bytes() == former
+    assert (tmp_path / "cache.jsonl.v3").read_bytes() == former
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x04, 0x20, 0x80, 0xFF])
@@ -959,7 +959,7 @@ def test_calls(tmp_path: Path) -> None:
     assert calls(tmp_path) == found
     path = tmp_path / "cache.jsonl"
     odd = [changed(call=value) for value in ("x", 1, [])] + [changed(v=1, call={"q": 0})]
-    deep = b'{"v":3,"key":"%s","dialect":"x","call":%s}' % (
+    deep = b'{"v":4,"key":"%s","dialect":"x","call":%s}' % (
         C.hex().encode(),
         b'{"a":' * 500 + b"1" + b"}" * 500,
     )
