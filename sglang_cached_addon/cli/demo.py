@@ -36,11 +36,11 @@ Send = Callable[[], str]
 )
 def demo(keep: bool) -> None:
     """Show what is generated once, on a stand-in for SGLang (no GPU, no model)."""
-    from sglang_cached_addon.simulator import Profile, running
+    from sglang_cached_addon.simulator import Profile, Simulator, running
 
     profile = Profile(tokens_per_second=80.0, time_to_first_token=0.1, model=MODEL)
     with (
-        running(profile) as simulator,
+        running(Simulator(profile)) as simulator,
         tempfile.TemporaryDirectory(prefix="sglang-cached-demo-") as folder,
         _proxy(simulator.url, folder) as url,
     ):

@@ -13,8 +13,7 @@ import orjson
 from sglang_cached_addon.simulator import openai
 from sglang_cached_addon.simulator.meta import meta_info
 from sglang_cached_addon.simulator.profile import Json
-from sglang_cached_addon.simulator.reading import list_of, whole
-from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid, missing
+from sglang_cached_addon.simulator.refusals import Flaw
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
 from sglang_cached_addon.simulator.words import scored
 
@@ -23,21 +22,14 @@ _CHUNK = "chat.completion.chunk"
 
 
 def read(body: Json) -> Ask:
-    if "messages" not in body:
-        raise missing(PATH, {**body, "tool_choice": body.get("tool_choice", "none")}, "messages")
-    messages = body["messages"]
-    if not list_of(messages, dict):
-        text = "Input should be a valid list"
-        raise invalid(PATH, flaw("list_type", ("messages",), text, messages))
-    if not messages:
+    if not body["messages"]:
         raise Flaw("Messages cannot be empty.")
     if body.get("tool_choice") == "required" and not body.get("tools"):
         raise Flaw("Tools cannot be empty if tool choice is set to required.")
     if body.get("return_meta_info") and body.get("stream"):
         raise Flaw("return_meta_info is not supported with streaming.", "BadRequest")
-    name = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
-    limit = 32 if body.get(name) is None else whole(PATH, body, name, 0)
-    params, n = openai.sampling(PATH, body, limit)
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    params, n = openai.sampling(body, 32 if limit is None else int(limit))
     thinks = (body.get("chat_template_kwargs") or {}).get("enable_thinking") is True
     model = str(body.get("model", "default"))
     return Ask(body, [_render(body)], [params], False, n, model=model, chat=True, thinks=thinks)
@@ -80,7 +72,7 @@ def _finish(run: Run) -> Json:
 
 
 def _called(run: Run) -> bool:
-    return bool(run.tool) and run.reason["type"] != "abort"
+    return bool(run.tool) and run.reason["type"] == "stop"
 
 
 def _choice(ask: Ask, run: Run) -> Json:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from sglang_cached_addon.simulator import openai
 from sglang_cached_addon.simulator.profile import Json
-from sglang_cached_addon.simulator.reading import list_of, whole
-from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid, missing, none_of
+from sglang_cached_addon.simulator.refusals import Flaw
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
 from sglang_cached_addon.simulator.words import pieces, scored, token_ids
 
@@ -19,23 +18,14 @@ _KIND = "text_completion"
 
 
 def read(body: Json) -> Ask:
-    if "prompt" not in body:
-        raise missing(PATH, body, "prompt")
     prompt = body["prompt"]
-    if not (isinstance(prompt, str) or list_of(prompt, (str, int, list))):
-        raise none_of(PATH, body, "prompt", "list[int]", "list[list[int]]", "str", "list[str]")
     if not prompt:
         raise Flaw("Prompt cannot be empty")
-    limit = whole(PATH, body, "max_tokens", 16)
-    if limit <= 0:
-        text = "Value error, max_tokens must be positive"
-        raise invalid(PATH, flaw("value_error", ("max_tokens",), text, limit))
     many = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts = prompt if many else [prompt]
-    params, n = openai.sampling(PATH, body, limit)
-    return Ask(
-        body, prompts, [params] * len(prompts), many, n, model=str(body.get("model", "default"))
-    )
+    params, n = openai.sampling(body, int(body.get("max_tokens", 16)))
+    model = str(body.get("model", "default"))
+    return Ask(body, prompts, [params] * len(prompts), many, n, model=model)
 
 
 def _logprobs(ask: Ask, run: Run, since: int, echo: bool) -> Json | None:

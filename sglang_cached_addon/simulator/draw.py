@@ -5,19 +5,20 @@ from __future__ import annotations
 import random
 import re
 
-from sglang_cached_addon.simulator.profile import (
-    CONTENT,
-    CONTEXT_LENGTH,
-    Fault,
-    Json,
-    Profile,
-)
-from sglang_cached_addon.simulator.reading import as_list
+from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json, Profile
 from sglang_cached_addon.simulator.sample import Ask, Run
-from sglang_cached_addon.simulator.words import EOS_ID, FIRST_ID, WORDS, arguments, speak, token_ids
+from sglang_cached_addon.simulator.words import (
+    EOS_ID,
+    FIRST_ID,
+    WORDS,
+    arguments,
+    as_list,
+    speak,
+    token_ids,
+)
 
-_LIMIT = 128  # tokens, where /generate is not told
-_PLAIN = Profile()
+_LIMIT = 128
+"""Tokens of a sample, where /generate is not told."""
 
 
 def greedy(params: Json) -> bool:
@@ -25,47 +26,24 @@ def greedy(params: Json) -> bool:
     return (heat is not None and heat < 1e-6) or params.get("top_k") == 1
 
 
-def _spoken_by(profile: Profile, adapter: str) -> str:
-    """What else than seed, model and prompt decides what is said; nothing if all is usual."""
-    found = {name: getattr(profile, name) for name in CONTENT}
-    other = {name: value for name, value in found.items() if value != getattr(_PLAIN, name)}
-    return f"|{other}|{adapter}" if other or adapter else ""
-
-
-def draw(
-    ask: Ask,
-    index: int,
-    rid: str,
-    profile: Profile,
-    adapter: str = "",
-    number: int = 0,
-    fault: Fault | None = None,
-) -> Run:
+def draw(ask: Ask, index: int, rid: str, profile: Profile, number: int, content: str = "") -> Run:
     """Sample `index` of a request; `number` is mixed in unless it is greedy.
 
-    `adapter` is all that is to be known of the adapter, if one was asked for.
+    `content` is what else than seed, model and prompt decides what is said.
     """
     prompt, params = ask.prompts[index // ask.samples], ask.params[index // ask.samples]
-    key = f"{profile.seed}|{profile.model}|{prompt!r}{_spoken_by(profile, adapter)}"
+    key = f"{profile.seed}|{profile.model}|{prompt!r}{content}"
     dice = random.Random(key if greedy(params) else f"{key}|{number}")
     limit = params.get("max_new_tokens")
     room = min(_LIMIT if limit is None else limit, CONTEXT_LENGTH - len(token_ids(prompt)))
-    places = dice.choices(range(len(WORDS)), k=room)
+    places = dice.choices(range(len(WORDS)), k=max(0, room))
     tokens, text, reason = speak(places, as_list(params.get("stop")), "" if ask.chat else " ")
     ids = [FIRST_ID + place for place in places[: len(tokens)]]
-    version = profile.weight_version
-    spans = [(version, 1.0)]
-    if fault is Fault.TWO_WEIGHTS:
-        spans = [(version, 0.5), (f"{version}-next", 1.0)]
-    if fault is Fault.OTHER_VERSION:
-        spans = [(f"{version}-other", 1.0)]
-    run = Run(index, rid, prompt, tokens, ids, text, reason, spans)
+    run = Run(index, rid, prompt, tokens, ids, text, reason, profile.weight_version)
     if ask.thinks:
         run.thinking = (len(run.ids) + 1) // 2
     if ask.chat:
         _call(ask.body, run, dice)
-    if fault is Fault.ABORT:
-        run.shorten(len(run.ids) // 2)
     return run
 
 

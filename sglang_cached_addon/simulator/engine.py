@@ -1,145 +1,54 @@
-"""What a simulator generates and counts, without HTTP.
+"""What a simulator generates and counts, without HTTP. Lives in one event loop.
 
-Its counters may be read, `faults` filled, `become` and `says` called from any thread; the rest
-lives in one event loop.
+Its counters may be read from any thread.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
-import threading
 import time
-from collections import deque
-from dataclasses import dataclass, replace
-from typing import Any
 
 from sglang_cached_addon.simulator.draw import draw, greedy
 from sglang_cached_addon.simulator.jobs import Job
-from sglang_cached_addon.simulator.lora import Adapters
-from sglang_cached_addon.simulator.profile import INFO_ROUTES, Fault, Json, Profile, Received
-from sglang_cached_addon.simulator.reading import check_ranges, rids
-from sglang_cached_addon.simulator.refusals import Flaw
+from sglang_cached_addon.simulator.profile import Json, Profile
 from sglang_cached_addon.simulator.sample import Ask, Run
 
 DEFAULT_PROFILE = Profile()
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The model at one moment."""
-
-    profile: Profile
-    launched: Profile  # before updates
-    adapters: Adapters
-
-
 class Engine:
-    """What it does (`profile`, `faults`) and what it saw and did (the rest).
-
-    `boot` makes another process of it; what it saw and did, and its faults, stay.
-    """
+    """One process that generates."""
 
     def __init__(self, profile: Profile = DEFAULT_PROFILE) -> None:
-        self._lock = threading.Lock()  # of who replaces `loaded`
-        self.received: list[Received] = []  # in order of arrival, but for probes
-        self.probes: list[Received] = []  # calls that only ask whether one may generate
-        self.samples = 0  # generated and sent in full
-        self.tokens = 0  # completion tokens of these
-        self.running = 0  # samples in progress, held ones too
-        self.aborted = 0  # samples ended by /abort_request or because the client left
-        self.events = 0  # of streams, sent; [DONE] is one
-        self.faults: deque[Fault] = deque()  # each spoils one sampling request
-        self.jobs: set[Job] = set()
-        self.resting: set[asyncio.Future[None]] = set()  # see `parked`
-        self._numbers = itertools.count(1)  # of the samples that are not greedy
-        self._updates = itertools.count(1)  # of the weights
-        self.boot(profile)
-
-    def boot(self, profile: Profile) -> None:
-        """Be a process that was just started."""
         self.profile = profile
-        self.paused = False  # by /pause_generation
-        self.updating = False  # between /begin_weight_update and /end_weight_update
+        self.samples = 0
+        """Samples that were generated and sent in full."""
+        self.tokens = 0
+        """Completion tokens of these."""
+        self.running = 0
+        """Samples in progress."""
+        self.jobs: set[Job] = set()
         self.random_seed = random.SystemRandom().randrange(1 << 30)
         self.startup_time: Json = {"load_weight": 0.0, "tokenizer_e2e": time.perf_counter()}
+        self._numbers = itertools.count(1)  # of the samples that are not greedy
 
-    @property
-    def profile(self) -> Profile:
-        """What is served; may be replaced at any time, which is like `become`."""
-        return self.loaded.profile
+    def open(self, ask: Ask) -> Job:
+        """Begin the samples of a request."""
+        return self.begin(Job(self.draw(ask, ask.rids())))
 
-    @profile.setter
-    def profile(self, profile: Profile) -> None:
-        with self._lock:
-            self.loaded = Loaded(profile, profile, Adapters(profile))
-
-    def become(self, **changes: Any) -> None:
-        """Replace fields of the profile at once, as if it had been started so.
-
-        No process ends: `startup_time`, connections and running samples stay. Loaded adapters
-        stay too, unless `lora_paths` or `enable_lora` is given.
-        """
-        with self._lock:
-            old = self.loaded
-            profile = replace(old.profile, **changes)
-            anew = not {"lora_paths", "enable_lora"}.isdisjoint(changes)
-            adapters = Adapters(profile) if anew else old.adapters
-            self.loaded = Loaded(profile, replace(old.launched, **changes), adapters)
-
-    def update(self, weights: str | None, **changes: Any) -> None:
-        """A change while it runs, which a restart undoes.
-
-        `weights` says where new ones are from: they are unlike all before, save those on disk
-        (""), which are the model's. None: the weights stay.
-        """
-        with self._lock:
-            if weights is not None:
-                changes["weights"] = weights and f"{weights}-{next(self._updates)}"
-            self.loaded = replace(self.loaded, profile=replace(self.profile, **changes))
-
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for `release`, all events before that sent."""
-        return sum(job.waiting for job in tuple(self.jobs))
-
-    @property
-    def parked(self) -> int:
-        """Requests that wait for /continue_generation, or out the `info_delay`."""
-        return len(self.resting)
-
-    @property
-    def infos(self) -> int:
-        """Requests for what tells of the model, whatever the answer."""
-        paths = [request.path.partition("?")[0] for request in tuple(self.received)]
-        return sum(path in INFO_ROUTES["sglang"] for path in paths)
-
-    def open(self, ask: Ask, fault: Fault | None) -> Job:
-        """Check the values of a request and begin its samples."""
-        names = rids(ask)
-        busy = {run.rid for job in self.jobs for run in job.runs if not run.over}
-        for name in names:
-            if name in busy:
-                raise Flaw(f"Duplicate request ID detected: {name}")
-        runs = self._draw(ask, names, {}, fault)
-        job = Job(runs[:-1] if fault is Fault.TOO_FEW else runs, fault)
+    def begin(self, job: Job) -> Job:
         self.jobs.add(job)
         self.running += len(job.runs)
         return job
 
-    def _draw(self, ask: Ask, names: list[str], changes: Json, fault: Fault | None) -> list[Run]:
+    def draw(self, ask: Ask, rids: list[str]) -> list[Run]:
         """The samples of a request, all of one model."""
-        loaded = self.loaded
-        profile = replace(loaded.profile, **changes)
-        adapters = loaded.adapters.chosen(ask, profile.served)
-        check_ranges(ask)
-        runs = []
-        for index, name in enumerate(names):
-            place = index // ask.samples
-            number = 0 if greedy(ask.params[place]) else next(self._numbers)
-            runs.append(draw(ask, index, name, profile, adapters[place], number, fault))
-        return runs
+        return [draw(ask, i, rid, self.profile, self.number(ask, i)) for i, rid in enumerate(rids)]
+
+    def number(self, ask: Ask, index: int) -> int:
+        """What is mixed into a sample."""
+        return 0 if greedy(ask.params[index // ask.samples]) else next(self._numbers)
 
     def close(self, job: Job, sent: bool) -> None:
         """End a job once; `sent`: the client gets, or would have got, all of its answer."""
@@ -147,34 +56,6 @@ class Engine:
             return
         self.jobs.remove(job)
         self.running -= len(job.runs)
-        for run in job.runs:
-            if run.aborted or (job.gone and not run.told):
-                self.aborted += 1
-            elif sent and run.reason["type"] != "abort":
-                self.samples += 1
-                self.tokens += run.count
-
-    def abort(self, rid: str, everything: bool) -> None:
-        """End running samples: all, or those whose id begins with the id of a running one."""
-        runs = {run.rid: (job, run) for job in self.jobs for run in job.runs}
-        if everything or rid in runs:
-            for name, (job, run) in runs.items():
-                if everything or name.startswith(rid):
-                    job.abort(run)
-
-    def pause(self, mode: str) -> None:
-        """Hold new requests; abort the running ones, or let them stand still."""
-        self.paused = True
-        if mode == "abort":
-            self.abort("", True)
-        for job in self.jobs:
-            job.freeze(mode != "abort")
-
-    def proceed(self) -> None:
-        """End a pause."""
-        self.paused = False
-        for job in self.jobs:
-            job.freeze(False)
-        for rest in self.resting:
-            if not rest.done():
-                rest.set_result(None)
+        if sent:
+            self.samples += len(job.runs)
+            self.tokens += sum(run.count for run in job.runs)

@@ -13,8 +13,6 @@ from sglang_cached_addon.simulator.words import likely, pieces, token_ids, word
 def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
     """`meta_info` after `run.count` tokens; its output log-probabilities from `since` on."""
     stamp = {"response_sent_to_client_ts": time.time()} if stamped else {}
-    if run.queued:
-        return {**_of_queued(ask, run), **stamp}
     ended: Json = {}
     latency: Json = {}
     if run.over:
@@ -23,8 +21,8 @@ def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
     return {
         "id": run.rid,
         "finish_reason": run.reason if run.over else None,
-        "prompt_tokens": len(token_ids(run.prompt)),
-        "weight_version": run.spans[-1][0],
+        "prompt_tokens": run.prompt_tokens,
+        "weight_version": run.version,
         "num_retractions": 0,
         **_logprobs(ask, run, since),
         "reasoning_tokens": run.reasoning,
@@ -35,23 +33,6 @@ def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
         "dp_rank": None,
         **latency,
         **stamp,
-    }
-
-
-def _of_queued(ask: Ask, run: Run) -> Json:
-    """Of a sample that was aborted before it began: little is known of it."""
-    names = ["input_token_logprobs", "output_token_logprobs", "output_token_logprobs_length"]
-    if int(ask.item("top_logprobs_num", run, 0)):
-        names += ["input_top_logprobs", "output_top_logprobs"]
-    logprobs: Json = {name: 0 if name.endswith("_length") else [] for name in names}
-    return {
-        "id": run.rid,
-        "finish_reason": run.reason,
-        "weight_version": run.spans[-1][0],
-        "e2e_latency": time.perf_counter() - run.started,
-        "weight_versions": run.weight_versions()[:1],
-        **(logprobs if ask.item("return_logprob", run, False) else {}),
-        "completion_tokens": 0,
     }
 
 

@@ -9,19 +9,13 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from sglang_cached_addon.simulator.profile import Json
-from sglang_cached_addon.simulator.reading import whole
-from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid
+from sglang_cached_addon.simulator.refusals import Flaw
 from sglang_cached_addon.simulator.sample import Ask, Run
-from sglang_cached_addon.simulator.words import token_ids
 
 
-def sampling(path: str, body: Json, limit: int) -> tuple[Json, int]:
+def sampling(body: Json, limit: int) -> tuple[Json, int]:
     """The native sampling parameters of a body, and `n`."""
-    options = body.get("stream_options")
-    if not isinstance(options, dict | None):
-        text = "Input should be a valid dictionary or object to extract fields from"
-        raise invalid(path, flaw("model_attributes_type", ("stream_options",), text, options))
-    n = whole(path, body, "n", 1)
+    n = int(body.get("n", 1))
     if n == 0 and not body.get("stream"):  # a stream does not count by strides of n
         raise Flaw("range() arg 3 must not be zero", "BadRequest")
     params = {"max_new_tokens": limit, "stop": body.get("stop"), "top_k": body.get("top_k")}
@@ -47,8 +41,10 @@ def answer(ask: Ask, runs: list[Run], kind: str, choice: Callable[[Ask, Run], Js
     """The whole answer to a request without `stream`."""
     metadata = {}
     if runs:
-        version = runs[0].spans[-1][0]
-        metadata = {"weight_version": version, "weight_versions": runs[0].weight_versions()}
+        metadata = {
+            "weight_version": runs[0].version,
+            "weight_versions": runs[0].weight_versions(),
+        }
     rid = runs[0].rid if runs else uuid.uuid4().hex
     choices = [choice(ask, run) for run in runs]
     counts = usage([runs[place] for place in range(0, len(runs), ask.n)], runs)
@@ -57,7 +53,7 @@ def answer(ask: Ask, runs: list[Run], kind: str, choice: Callable[[Ask, Run], Js
 
 def usage(firsts: list[Run], runs: list[Run]) -> Json:
     """Token counts: prompts of the first sample of each prompt, completions of all samples."""
-    prompt = sum(len(token_ids(run.prompt)) for run in firsts if not run.queued)
+    prompt = sum(run.prompt_tokens for run in firsts)
     completion, reasoning = sum(run.count for run in runs), sum(run.reasoning for run in runs)
     return {
         "prompt_tokens": prompt,

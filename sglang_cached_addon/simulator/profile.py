@@ -1,82 +1,37 @@
-"""Plain values: what a simulator is started with, told to do wrong, and has received."""
+"""Plain values: what a simulator is started with."""
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
 
-CONTEXT_LENGTH = 4096  # tokens
-CONTENT = ("weights", "dtype", "quantization", "revision", "chat_template")
-_OLD = frozenset({"/get_model_info", "/get_server_info", "/v1/models"})
-_ALL = _OLD | {"/model_info", "/server_info"}
-INFO_ROUTES = {
-    "sglang": _ALL,
-    "old": _OLD,
-    "openai": frozenset({"/v1/models"}),
-    "none": frozenset(),
-}
+CONTEXT_LENGTH = 4096
+"""The most tokens that a prompt and its answer may have together."""
 
 
-class Fault(enum.StrEnum):
-    """What goes wrong with one sampling request; see `Simulator.faults`."""
-
-    ERROR_503 = "error_503"  # the queue is full
-    ABORT = "abort"  # status 200, half the text, each finish reason is abort
-    CUT = "cut"  # half of the body, then the socket is closed
-    TWO_WEIGHTS = "two_weights"  # the weights changed half way
-    NOT_JSON = "not_json"  # status 200, `not json` (as the only event of a stream)
-    TOO_FEW = "too_few"  # one sample fewer than asked
-    ERROR_BODY = "error_body"  # status 200, an error object (as the only event of a stream)
-    ERROR_EVENT = "error_event"  # half of a stream, an error event, [DONE]; else ERROR_503
-    HOLD = "hold"  # waits for `Simulator.release`, an abort or the client's leaving
-    PAUSE = "pause"  # the same after half of the tokens, whose events are sent
-    UNAUTHORIZED = "unauthorized"  # status 401, whatever the key
-    OTHER_VERSION = "other_version"  # whole, but of weights that /model_info does not name
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
-    """What the simulated server was started with.
+    """What the simulated server was started with."""
 
-    An answer at temperature 0 is a function of seed, model, weights and the names in `CONTENT`,
-    of the adapter that was asked for and of what its name stands for, and of the prompt.
-    """
-
-    seed: int = 0  # of what is said; /server_info shows another one, new in each process
-    tokens_per_second: float = 0.0  # 0: at once
-    time_to_first_token: float = 0.0  # seconds
+    seed: int = 0
+    """Of the words that it makes up; /server_info shows another one, new in each process."""
+    tokens_per_second: float = 0.0
+    """The pace of each sample; 0: all at once."""
+    time_to_first_token: float = 0.0
+    """Seconds."""
     model: str = "simulated"
-    served_model_name: str = ""  # "": the model's
-    weights: str = ""  # what is loaded; no route shows it, save the sums of /weights_checker
-    weight_version: str = "default"  # a label, nothing more
-    dtype: str = "auto"  # this and the next are in /server_info only
-    quantization: str = ""  # "": none
-    revision: str = ""
-    chat_template: str = ""
-    enable_lora: bool = True
-    lora_paths: tuple[str, ...] = ()  # adapters loaded at the start, as `name=path`
-    api_key: str = ""  # "": open; "a,b": either
-    admin_api_key: str = ""  # in the same way
-    incremental: bool = False  # --incremental-streaming-output: deltas in /generate streams
-    stream_response_default_include_usage: bool = False
-    coalesce: int = 1  # tokens per event of a stream
-    info: str = "sglang"  # what tells of the model, a key of INFO_ROUTES; the others are 404
-    info_delay: float = 0.0  # seconds before /model_info and /server_info answer
+    weight_version: str = "default"
+    """A label, nothing more."""
+    api_key: str = ""
+    """Empty: the server is open. "a,b": either is accepted."""
+    incremental: bool = False
+    """SGLang's --incremental-streaming-output: streams of /generate carry deltas."""
+    coalesce: int = 1
+    """Tokens per event of a stream."""
 
     @property
     def served(self) -> str:
         """The name of the model in the API."""
-        return self.served_model_name or self.model
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One request as it arrived; `path` with query, header names in lower case."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
+        return self.model

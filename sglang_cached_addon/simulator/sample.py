@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cached_addon.simulator.profile import Json
-from sglang_cached_addon.simulator.words import Prompt
-
-ABORTED: Json = {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}
-ABORTED_IN_QUEUE: Json = {"type": "abort", "message": "Abort in waiting queue"}
+from sglang_cached_addon.simulator.words import Prompt, token_ids
 
 
 @dataclass(slots=True)
@@ -24,12 +21,16 @@ class Ask:
 
     body: Json
     prompts: list[Prompt]
-    params: list[Json]  # of each prompt
-    many: bool  # a list was given: rids are numbered, /generate answers a list
+    params: list[Json]
+    """Native sampling parameters, of each prompt."""
+    many: bool
+    """A list was given: request ids are numbered, /generate answers a list."""
     n: int = 1
-    model: str = ""  # as the OpenAI routes are given it
+    model: str = ""
+    """As the OpenAI routes are given it."""
     chat: bool = False
-    thinks: bool = False  # half of the tokens are to be reasoning
+    thinks: bool = False
+    """Half of the tokens are to be reasoning."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -47,8 +48,18 @@ class Ask:
             value = value[run.index // self.samples]
         return default if value is None else value
 
+    def rids(self) -> list[str]:
+        """One request id per sample; the client's only where SGLang keeps it."""
+        rid = self.body.get("rid")
+        total = len(self.prompts) * self.samples
+        if rid is None or self.samples > 1:
+            return [uuid.uuid4().hex for _ in range(total)]
+        if isinstance(rid, list):
+            return rid
+        return [f"{rid}_{place}" for place in range(total)] if self.many else [rid]
 
-@dataclass(slots=True)
+
+@dataclass
 class Run:
     """One sample on its way: all it will say, and how much of that is out by now."""
 
@@ -57,37 +68,29 @@ class Run:
     prompt: Prompt
     tokens: list[str]
     ids: list[int]
-    text: str  # without the matched stop string
-    reason: Json  # finish_reason once it is over
-    spans: list[tuple[str, float]]  # weight versions, and the share of the tokens each ends at
-    thinking: int = 0  # leading tokens that are reasoning
-    tool: str = ""  # name of the function called; the text is its arguments
+    text: str
+    """All that is said, without the matched stop string."""
+    reason: Json
+    """The native `finish_reason`, once it is over."""
+    version: str
+    """The label of the weights."""
+    thinking: int = 0
+    """How many leading tokens are reasoning."""
+    tool: str = ""
+    """The name of the function that is called; the text is its arguments."""
     call_id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
     started: float = field(default_factory=time.perf_counter)
-    count: int = 0  # tokens so far
-    sent: int = 0  # tokens in the events so far
-    silent: bool = True  # no event yet
+    count: int = 0
+    """Tokens so far."""
+    sent: int = 0
+    """Tokens in the events so far."""
+    silent: bool = True
+    """There was no event yet."""
     over: bool = False
-    told: bool = False  # the end has been handed on
-    aborted: bool = False  # by a client
-    queued: bool = False  # it was aborted before it began
 
     def advance(self, count: int) -> None:
         self.count = min(count, len(self.ids))
         self.over = self.count == len(self.ids)
-
-    def shorten(self, count: int) -> None:
-        """Say no more than these tokens, and that it was aborted."""
-        self.text, self.reason = self.said(0, count), ABORTED
-        del self.tokens[count:], self.ids[count:]
-
-    def abort(self, waiting: bool) -> None:
-        """End it with what it has said; one that has not begun may still wait for its turn."""
-        if not self.over:
-            self.over = self.aborted = True
-            self.shorten(self.count)
-            if waiting and not self.count:
-                self.queued, self.reason = True, ABORTED_IN_QUEUE
 
     def said(self, start: int, end: int) -> str:
         """The text of tokens `start` to `end`, as far as it is not trimmed."""
@@ -95,16 +98,15 @@ class Run:
         return self.text[head : len("".join(self.tokens[:end]))]
 
     @property
+    def prompt_tokens(self) -> int:
+        return len(token_ids(self.prompt))
+
+    @property
     def reasoning(self) -> int:
         return min(self.count, self.thinking)
 
     def weight_versions(self) -> list[Json]:
-        found, start = [], 0
-        for version, share in self.spans:
-            end = int(share * self.count)
-            found.append({"version": version, "start": start, "end": end})
-            start = end
-        return found
+        return [{"version": self.version, "start": 0, "end": self.count}]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
-"""The sampling routes: a request read, its samples run, the answer or its stream sent, faults."""
+"""The sampling routes: a request read, its samples run, the answer or its stream sent."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import orjson
 from tornado.iostream import StreamClosedError
@@ -8,8 +10,7 @@ from tornado.iostream import StreamClosedError
 from sglang_cached_addon.simulator import chat, completions, generate
 from sglang_cached_addon.simulator.handler import JSON, Handler
 from sglang_cached_addon.simulator.jobs import Job, Left
-from sglang_cached_addon.simulator.profile import Fault
-from sglang_cached_addon.simulator.refusals import Refusal, busy, error_event, openai_error
+from sglang_cached_addon.simulator.refusals import Flaw, Refusal, error_event, openai_error
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
 
 APIS: dict[str, Api] = {
@@ -17,55 +18,41 @@ APIS: dict[str, Api] = {
     completions.PATH: completions.COMPLETIONS,
     chat.PATH: chat.CHAT,
 }
-_BODIES: dict[Fault | None, bytes] = {
-    Fault.NOT_JSON: b"not json",
-    Fault.ERROR_BODY: b'{"error":{"message":"simulated"}}',
-}
 
 
 async def sample(handler: Handler) -> None:
-    engine, api = handler.engine, APIS[handler.request.path]
-    fault = engine.faults.popleft() if engine.faults else None
-    if fault is Fault.ERROR_503:
-        raise busy()
-    if fault is Fault.UNAUTHORIZED:
-        handler.unauthorized()
-        return
-    body = handler.document()
+    api, body = APIS[handler.request.path], handler.document()
     try:
-        if handler.engine.profile.stream_response_default_include_usage:
-            options = body.get("stream_options") or {}
-            body = {**body, "stream_options": {**options, "include_usage": True}}
         ask = api.read(body)
-        if fault is Fault.ERROR_EVENT and not ask.stream:
-            raise busy()
-        if fault in _BODIES:
-            await _one(handler, ask.stream, _BODIES[fault])
-            return
-        await handler.rest(None)
-        job = handler.job = engine.open(ask, fault)
+        job = handler.engine.open(ask)
     except ValueError as wrong:
-        await _refuse(handler, bool(body.get("stream")), wrong)
-        return
-    try:
-        await (_stream if ask.stream else _collect)(handler, api, ask, job, fault)
-    except (Left, StreamClosedError):
-        job.leave()
-        _cut(handler, job)
-    finally:
-        engine.close(job, sent=False)
+        await refuse(handler, bool(body.get("stream")), wrong)
+    except (AttributeError, LookupError, TypeError) as wrong:  # a value of another type
+        await refuse(handler, bool(body.get("stream")), Flaw(f"Invalid request: {wrong}"))
+    else:
+        await deliver(handler, api, ask, job)
 
 
-async def _refuse(handler: Handler, stream: bool, wrong: ValueError) -> None:
+def is_probe(body: Any) -> bool:
+    """Whether a body asks for as little as can be: its sender only asks if it may generate."""
+    if not isinstance(body, dict):
+        return False
+    is_token = body.get("max_tokens") == 1
+    messages = [{"role": "user", "content": "."}]
+    is_openai = is_token and (body.get("prompt") == "." or body.get("messages") == messages)
+    return body.get("text") == [] or is_openai
+
+
+async def refuse(handler: Handler, stream: bool, wrong: ValueError) -> None:
     """Tell a wrong value in the manner of the route."""
     if handler.request.path != generate.PATH:
         raise openai_error(400, str(wrong), getattr(wrong, "kind", "BadRequest"))
     if not stream:
         raise Refusal(400, {"error": {"message": str(wrong)}})
-    await _one(handler, True, error_event(generate.PATH, str(wrong)))
+    await one(handler, True, error_event(generate.PATH, str(wrong)))
 
 
-async def _one(handler: Handler, stream: bool, body: bytes) -> None:
+async def one(handler: Handler, stream: bool, body: bytes) -> None:
     """Answer 200 with one body, or with a stream of one event."""
     if not stream:
         handler.reply(body, kind=JSON)
@@ -74,28 +61,28 @@ async def _one(handler: Handler, stream: bool, body: bytes) -> None:
     await handler.emit(b"[DONE]")
 
 
-def _cut(handler: Handler, job: Job) -> None:
-    """Close the socket where the answer stands."""
-    handler.engine.close(job, sent=False)
-    handler.detach().close()
+async def deliver(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
+    """Send the answer as it is generated; a client that leaves ends its samples."""
+    handler.job = job
+    try:
+        await (_stream if ask.stream else _collect)(handler, api, ask, job)
+    except (Left, StreamClosedError):
+        job.leave()
+        handler.engine.close(job, sent=False)
+        handler.detach().close()
+    finally:
+        handler.engine.close(job, sent=False)
 
 
-async def _collect(handler: Handler, api: Api, ask: Ask, job: Job, fault: Fault | None) -> None:
+async def _collect(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
     async for _ in job.steps(handler.engine.profile):
         pass
     body = orjson.dumps(api.answer(ask, job.runs))
-    if fault is Fault.CUT:
-        handler.set_header("Content-Type", JSON)
-        handler.set_header("Content-Length", str(len(body)))
-        handler.write(body[: len(body) // 2])
-        await handler.flush()
-        _cut(handler, job)
-        return
-    handler.engine.close(job, sent=True)  # before the client can look
-    handler.reply(body, kind=JSON)
+    handler.engine.close(job, sent=not is_probe(ask.body))  # before the client can look
+    await handler.send(body)
 
 
-async def _stream(handler: Handler, api: Api, ask: Ask, job: Job, fault: Fault | None) -> None:
+async def _stream(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
     profile = handler.engine.profile
     spoken: dict[int, Run] = {}  # in the order of their last events
     async for run in job.steps(profile):
@@ -104,14 +91,7 @@ async def _stream(handler: Handler, api: Api, ask: Ask, job: Job, fault: Fault |
         run.silent, run.sent = False, run.count
         spoken.pop(run.index, None)
         spoken[run.index] = run
-        if fault is Fault.CUT and run.count >= job.turn:
-            _cut(handler, job)
-            return
-        if fault is Fault.ERROR_EVENT and run.count >= job.turn:
-            text = "Request running timeout reached."
-            await handler.emit(error_event(handler.request.path, text))
-            break
     for event in api.last_events(ask, list(spoken.values())):
         await handler.emit(orjson.dumps(event))
-    handler.engine.close(job, sent=fault is not Fault.ERROR_EVENT)
+    handler.engine.close(job, sent=True)
     await handler.emit(b"[DONE]")

@@ -26,7 +26,8 @@ why ask went men read need land different home us move try kind hand picture aga
 spell air away animal house point page letter mother answer found study still learn should world
 """
 WORDS = _LEXICON.split()
-FIRST_ID = 1000  # id of WORDS[0]
+FIRST_ID = 1000
+"""The token id of WORDS[0]."""
 EOS_ID = 2
 _IDS = {word: FIRST_ID + place for place, word in enumerate(WORDS)}
 
@@ -37,6 +38,10 @@ def pieces(prompt: Prompt) -> list[str]:
         return re.findall(r"\s*\S+(?:\s+$)?", prompt) or [prompt]
     words = [WORDS[number % len(WORDS)] for number in prompt]
     return [word if place == 0 else f" {word}" for place, word in enumerate(words)]
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def token_ids(prompt: Prompt) -> list[int]:

@@ -1,13 +1,12 @@
-"""The routes that generate and change nothing: /tokenize, what the server says of itself."""
+"""What the server says of itself, as much as tests look at."""
 
 from __future__ import annotations
 
-import time
-
-from sglang_cached_addon.simulator.handler import Handler
+from sglang_cached_addon.simulator import info as small
 from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json
-from sglang_cached_addon.simulator.refusals import missing
 from sglang_cached_addon.simulator.words import token_ids
+from tests.simulator.checks import missing
+from tests.simulator.handler import Handler
 
 _EMBEDDING: Json = {
     **dict.fromkeys(("family", "task", "execution", "attention"), "none"),
@@ -40,16 +39,8 @@ _EMBEDDING: Json = {
 }
 
 
-async def nothing(handler: Handler) -> None:
-    handler.reply(b"")
-
-
 async def ready(handler: Handler) -> None:
     handler.reply(b"", 503 if handler.engine.paused else 200)
-
-
-async def root(handler: Handler) -> None:
-    handler.reply("simulated SGLang is running")
 
 
 async def tokenize(handler: Handler) -> None:
@@ -64,43 +55,20 @@ async def models(handler: Handler) -> None:
     """The model, then the loaded adapters."""
     loaded = handler.engine.loaded
     model = loaded.profile.served
-    cards = [_card(model, model, None, CONTEXT_LENGTH)]
-    cards += [_card(name, path, model, None) for name, path in loaded.adapters.paths.items()]
+    cards = [small.card(model, model, None, CONTEXT_LENGTH)]
+    cards += [small.card(name, path, model, None) for name, path in loaded.adapters.paths.items()]
     handler.reply({"object": "list", "data": cards})
-
-
-def _card(name: str, root: str, parent: str | None, length: int | None) -> Json:
-    card: Json = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "sglang"}
-    return {**card, "root": root, "parent": parent, "max_model_len": length}
 
 
 async def model_info(handler: Handler) -> None:
     await handler.rest(handler.engine.profile.info_delay)
     loaded = handler.engine.loaded
-    profile = loaded.profile
-    handler.reply(
-        {
-            "model_path": profile.model,
-            "served_model_name": profile.served,
-            "tokenizer_path": loaded.launched.model,
-            "is_generation": True,
-            "preferred_sampling_params": None,
-            "weight_version": profile.weight_version,
-            "load_format": "auto",
-            "reasoning_parser": None,
-            "tool_call_parser": None,
-            "disaggregation_mode": "null",
-            "has_image_understanding": False,
-            "has_audio_understanding": False,
-            "model_type": "simulated",
-            "architectures": ["Simulated"],
-            "embedding": _EMBEDDING,
-        }
-    )
+    about = {**small.about_model(loaded.profile), "tokenizer_path": loaded.launched.model}
+    handler.reply({**about, "embedding": _EMBEDDING})
 
 
 async def server_info(handler: Handler) -> None:
-    """A few of SGLang's keys; the API keys are shown in clear, as there.
+    """More of SGLang's keys; the API keys are shown in clear, as there.
 
     It is told what the server was started with: an update of the weights is not seen here.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from sglang_cached_addon.simulator.profile import Profile
 from sglang_cached_addon.simulator.refusals import Flaw, crash
 from sglang_cached_addon.simulator.sample import Ask
+from tests.simulator.profile import Profile
 
 TENSORS = "__tensor__"  # the path of an adapter that came in a request
 

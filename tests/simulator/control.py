@@ -12,10 +12,13 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.simulator.handler import Endpoint, Handler, Routes
-from sglang_cached_addon.simulator.lora import TENSORS, Adapter
-from sglang_cached_addon.simulator.profile import CONTENT, Json
-from sglang_cached_addon.simulator.refusals import Flaw, flaw, invalid, missing
+from sglang_cached_addon.simulator.handler import Endpoint, Routes
+from sglang_cached_addon.simulator.profile import Json
+from sglang_cached_addon.simulator.refusals import Flaw
+from tests.simulator.checks import flaw, invalid, missing
+from tests.simulator.handler import Handler
+from tests.simulator.lora import TENSORS, Adapter
+from tests.simulator.profile import CONTENT
 
 _MODES = ("abort", "retract", "in_place")
 _STATES = (
