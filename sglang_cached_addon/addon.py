@@ -43,7 +43,7 @@ from sglang_cached_addon.core import directives, identity, policy, printable
 from sglang_cached_addon.core.identity import Change
 from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.core.policy import Mode, Reason
-from sglang_cached_addon.proxy import gateway, lane
+from sglang_cached_addon.proxy import gateway, inside, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.flows import Live, Streaming
@@ -94,7 +94,6 @@ class SglangCached:
         self._dialects = dialects.installed()
         self._heads = http1.HeadReader(self._dialects)
         """Read with the settings' `key_headers`, once there are any."""
-        self._broken = lane.self_check()
         self._said_closed = False
         self._hooks: dict[str, Callable[[http.HTTPFlow], Awaitable[None] | None]] = {
             "requestheaders": self.requestheaders,
@@ -193,10 +192,11 @@ class SglangCached:
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        if self._broken:
+        for part, fault in inside.faults().items():
             logger.warning(
-                "sglang-cached: fast lane off, this mitmproxy is not as it should be: %s",
-                self._broken,
+                "sglang-cached: off, as this mitmproxy is not as expected: %s (%s)",
+                part.value,
+                fault,
             )
         # With `eager`, every client would open an upstream connection before its first request.
         ctx.options.update(connection_strategy="lazy")
@@ -214,7 +214,7 @@ class SglangCached:
 
     def client_connected(self, client: Client) -> None:
         handler = _handler_of(client)
-        if self._broken or not handler or not isinstance(client.proxy_mode, ReverseMode):
+        if not handler or not isinstance(client.proxy_mode, ReverseMode):
             return
         connection = self.connections.add(handler)
         if not connection or not self._is_alone():
@@ -228,6 +228,8 @@ class SglangCached:
         lane.open_lane(connection, self._heads, self._answer, fill)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
+        if not inside.has(inside.Part.LAYERS):
+            return
         connection = self.connections.get(nextlayer.context.client)
         ours = gateway.reverse_proxy(
             nextlayer.context,

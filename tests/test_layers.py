@@ -58,6 +58,10 @@ DOES_IO = {"wire/client.py", "wire/descriptors.py"}
 """The exceptions in a pure room."""
 
 
+OWN = {"self", "cls"}
+"""What private attributes may be taken of."""
+
+
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, anywhere in it."""
     found = set()
@@ -88,6 +92,27 @@ def test_mitmproxy_stays_in_its_rooms() -> None:
     knows = {path.as_posix() for path in MODULES if "mitmproxy" in roots(imports(path))}
     strangers = {name for name in knows if name.split("/")[0] not in KNOWS_MITMPROXY}
     assert not strangers
+
+
+def test_what_is_private_is_used_in_one_place() -> None:
+    """`proxy/inside.py` alone uses what mitmproxy and asyncio do not promise, and `wire` what h11
+    does not."""
+    for path in MODULES:
+        if path == Path("proxy/inside.py"):
+            continue
+        tree = ast.parse((PACKAGE / path).read_text())
+        private = {
+            n.attr
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Attribute)
+            and n.attr[0] == "_"
+            and n.attr[-1] != "_"
+            and not (isinstance(n.value, ast.Name) and n.value.id in OWN)
+        } | {name for name in imports(path) if "._" in name and "_addon" not in name}
+        if path.parts[0] == "wire":
+            private = {name for name in private if not name.startswith("h11.")}
+        if room(path) in ("addon", "proxy"):
+            assert not private, path
 
 
 def test_what_decides_is_pure() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 
-from h11._readers import ChunkedReader
 from mitmproxy.proxy import commands, events, layer
-from mitmproxy.proxy.layers.http._base import ReceiveHttp
-from mitmproxy.proxy.layers.http._events import ResponseProtocolError
-from mitmproxy.proxy.layers.http._http1 import Http1Client
 
+from sglang_cached_addon.proxy.inside import (
+    ChunkedReader,
+    Http1Client,
+    ReceiveHttp,
+    ResponseProtocolError,
+)
 from sglang_cached_addon.wire.framing import MAX_FIELDS, MAX_HEAD, Refused
 from sglang_cached_addon.wire.strict import StrictReader
 

@@ -2,7 +2,7 @@
 
 mitmproxy hangs up where nothing has happened for ten minutes, whoever waits for an answer. Here
 only who is not waited for is hung up, and a head that has begun has to end. Where descriptors
-run short, `hang_up` makes room. What it relies on of mitmproxy's inside is in `open_connection`.
+run short, `hang_up` makes room.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Protocol
 
 from mitmproxy.connection import Client
 from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+
+from sglang_cached_addon.proxy import inside
+from sglang_cached_addon.proxy.inside import Part
 
 HEAD_SECONDS = 30.0
 """What a request head may take that has begun."""
@@ -186,18 +189,12 @@ class Connections:
 
 
 def open_connection(handler: ConnectionHandler) -> Connection | None:
-    """Takes the place of mitmproxy's watchdog at a connection; None if it is not one of TCP."""
-    writer = handler.transports[handler.client].writer
+    """One that is watched from now on; None if it cannot be, or is not one of TCP."""
+    if not inside.has(Part.WATCHDOG, Part.LAYERS):
+        return None
+    writer = inside.end_of(handler).writer
     if not isinstance(writer, asyncio.StreamWriter):
         return None
     connection = Connection(handler, writer)
-    end = handler.on_timeout
-
-    async def when_it_is_time() -> None:
-        await connection.watch()
-        await end()
-
-    # The watchdog has its eye on this connection already; it is only told what to do when its
-    # time has come.
-    handler.timeout_watchdog.callback = when_it_is_time
+    inside.watch(handler, connection.watch)
     return connection

@@ -17,8 +17,12 @@ from mitmproxy import http
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http._base import HttpConnection, HttpEvent, ReceiveHttp
-from mitmproxy.proxy.layers.http._events import (
+from mitmproxy.proxy.server import ConnectionHandler
+
+from sglang_cached_addon.proxy.inside import (
+    HttpConnection,
+    HttpEvent,
+    ReceiveHttp,
     RequestEndOfMessage,
     RequestProtocolError,
     ResponseData,
@@ -26,8 +30,6 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
 )
-from mitmproxy.proxy.server import ConnectionHandler
-
 from sglang_cached_addon.service.stream import Cut
 
 logger = logging.getLogger("sglang_cached_addon")

@@ -24,20 +24,21 @@ from mitmproxy.proxy.layers.http import (
     HttpStream,
     RegisterHttpConnection,
 )
-from mitmproxy.proxy.layers.http._events import (
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from sglang_cached_addon.core.policy import MAX_BODY
+from sglang_cached_addon.proxy.answers import Answers
+from sglang_cached_addon.proxy.feed import Feed
+from sglang_cached_addon.proxy.inside import (
+    Http1Server,
     RequestData,
     RequestHeaders,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
     ResponseProtocolError,
+    read_with,
 )
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
-from mitmproxy.proxy.mode_specs import ReverseMode
-
-from sglang_cached_addon.core.policy import MAX_BODY
-from sglang_cached_addon.proxy.answers import Answers
-from sglang_cached_addon.proxy.feed import Feed
 
 MakeLayer = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
@@ -119,10 +120,7 @@ class Gateway(HttpLayer):
 
     def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
         # mitmproxy itself looks here for the end of a connection's layers.
-        client = self.connections[command.connection].context.layers[-1]
-        if type(client) is Http1Client:
-            client.__class__ = Answers
-            client.state = client.read_headers
+        read_with(self.connections[command.connection].context.layers[-1], Answers)
         yield from super().register_connection(command)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:

@@ -4,9 +4,7 @@ A `Lane` takes the place of the protocol of a client's transport. At a message b
 (mitmproxy has seen all that it was given, and is between two requests) a
 complete, plain request whose samples are all stored is answered with one write; one that
 others answer in time is waited for, with what comes behind it. Everything else goes on, byte
-for byte, to the `Passage` before mitmproxy. The lane is out of sight but for its speed. What it
-relies on of mitmproxy's and asyncio's inside is in `open_lane` and `is_idle`, and `self_check`
-tries it.
+for byte, to the `Passage` before mitmproxy. The lane is out of sight but for its speed.
 """
 
 from __future__ import annotations
@@ -17,14 +15,9 @@ from collections.abc import Callable, Coroutine
 from enum import Enum
 from typing import Any
 
-from mitmproxy.connection import Client
-from mitmproxy.options import Options
-from mitmproxy.proxy import events
-from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
-
+from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, HeadTimer, Progress
-from sglang_cached_addon.proxy.passage import MAX_HELD, is_idle, refusal
+from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
 from sglang_cached_addon.wire.http1 import Head, HeadReader, NoHead
 
 Answer = Callable[[Head, bytes], bytes | None]
@@ -321,42 +314,17 @@ def open_lane(
     connection: Connection, reader: HeadReader, answer: Answer, fill: Fill
 ) -> Lane | None:
     """Puts a lane before a client that has just connected; None where that cannot be."""
-    stream = connection.handler.transports[connection.handler.client].reader
+    stream = inside.end_of(connection.handler).reader
     transport = connection.writer.transport
     protocol = transport.get_protocol()
     if not (
-        isinstance(stream, asyncio.StreamReader)
+        inside.has(inside.Part.READER)
+        and isinstance(stream, asyncio.StreamReader)
         and isinstance(transport, asyncio.Transport)
         and isinstance(protocol, asyncio.Protocol)
     ):
         return None
-    lane = Lane(connection, reader, answer, fill, _unread(stream))
+    lane = Lane(connection, reader, answer, fill, inside.unread(stream))
     connection.lane = lane
     transport.set_protocol(lane)
     return lane
-
-
-def _unread(stream: asyncio.StreamReader) -> int:
-    """Bytes that came before the lane."""
-    return len(stream._buffer)  # type: ignore[attr-defined]
-
-
-def self_check() -> str | None:
-    """What is wrong with the parts that the lane relies on; None if nothing is."""
-    try:
-        client = Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=0.0)
-        http = HttpLayer(Context(client, Options()), HTTPMode.transparent)
-        list(http.handle_event(events.Start()))
-        before = is_idle(http, client)
-        list(http.handle_event(events.DataReceived(client, b"POST / HTTP/1.1\r\n")))
-        after = is_idle(http, client)
-        loop = asyncio.new_event_loop()
-        try:
-            stream = asyncio.StreamReader(loop=loop)
-            stream.feed_data(b"12")
-            unread = _unread(stream)
-        finally:
-            loop.close()
-    except Exception as e:  # whatever another version may raise
-        return repr(e)
-    return None if (before, after, unread) == (True, False, 2) else f"{before}, {after}, {unread}"

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
+from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.wire import descriptors
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -42,11 +43,10 @@ class Listening:
         self._said = float("-inf")
         self._retry: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._sockets = [end.dup() for end in server.sockets]
-        for theirs, ours in zip(server.sockets, self._sockets, strict=True):
-            self._loop.remove_reader(theirs.fileno())
-            ours.setblocking(False)
-            ours.listen(BACKLOG)
+        self._sockets = inside.take_sockets(server, self._loop)
+        for end in self._sockets:
+            end.setblocking(False)
+            end.listen(BACKLOG)
         self._go_on()
 
     def close(self) -> None:

@@ -14,12 +14,11 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
-from mitmproxy.connection import Client
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
-from mitmproxy.proxy.layers.http._http1 import Http1Server
 
+from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, HeadTimer, Progress
 from sglang_cached_addon.service.exchange import error_body
 from sglang_cached_addon.wire import framing
@@ -92,11 +91,13 @@ class Passage(layer.Layer):
     @property
     def is_idle(self) -> bool:
         """Whether it, and mitmproxy behind it, are between two requests."""
-        return self.progress is Progress.IDLE and is_idle(self.child_layer, self.context.client)
+        return self.progress is Progress.IDLE and inside.is_idle(
+            self.child_layer, self.context.client
+        )
 
     @property
     def _is_http1(self) -> bool:
-        return isinstance(self.child_layer.connections.get(self.context.client), Http1Server)
+        return inside.http1_server(self.child_layer, self.context.client) is not None
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
@@ -147,11 +148,10 @@ class Passage(layer.Layer):
     def _go_on(self) -> layer.CommandGenerator[None]:
         """Gives the next requests, as far as it is their turn."""
         while self._state is State.CHECKED and self._requests.phase is Phase.OVER:
-            server = self.child_layer.connections.get(self.context.client)
-            if not isinstance(server, Http1Server) or server.state == server.passthrough:
+            if inside.is_pipe(self.child_layer, self.context.client):
                 self._state = State.PASSED
                 yield from self._give(self._requests.rest())
-            elif not is_idle(self.child_layer, self.context.client):
+            elif not inside.is_idle(self.child_layer, self.context.client):
                 break
             elif self._connection.unread > MAX_UNREAD:
                 self._taking = self._taking or self._start(self._take())
@@ -173,8 +173,8 @@ class Passage(layer.Layer):
         self._state = State.DROPPED
         self._requests.rest()
         self.head.end()
-        server = self.child_layer.connections.get(client)
-        response = server.response if isinstance(server, Http1Server) else None
+        server = inside.http1_server(self.child_layer, client)
+        response = server.response if server else None
         if response is None or response.status_code < 200:
             yield commands.SendData(client, refusal(refused.status, str(refused)))
         # Nobody waits for what has begun.
@@ -242,14 +242,3 @@ _REFUSAL = (
     b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
     b"Connection: close\r\n\r\n%b"
 )
-
-
-def is_idle(http: HttpLayer, client: Client) -> bool:
-    """Whether mitmproxy's HTTP layer is between two requests of an HTTP/1 client."""
-    server = http.connections.get(client)
-    return (
-        isinstance(server, Http1Server)
-        and not http.streams
-        and not server.buf
-        and server.state == server.read_headers
-    )

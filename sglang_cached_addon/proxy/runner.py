@@ -16,15 +16,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from mitmproxy import exceptions
 from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script, tlsconfig
-from mitmproxy.http import MessageData
 from mitmproxy.master import Master
 from mitmproxy.options import Options
-from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import ConnectionIO
 from mitmproxy.version import MITMPROXY
@@ -33,7 +30,7 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.core.policy import Mode, Restart
 from sglang_cached_addon.core.printable import MAX_LINE, printable
-from sglang_cached_addon.proxy import output
+from sglang_cached_addon.proxy import inside, output
 from sglang_cached_addon.proxy.listening import Listening
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
@@ -219,19 +216,8 @@ def _by_name(specs: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _skip_debug_checks() -> None:
-    """Leaves out what mitmproxy leaves out under `python -O`: it checks the type of each field of
-    each message, which is a sixth of the time that a miss takes."""
-
-    def nothing(self: MessageData) -> None:
-        pass
-
-    if hasattr(MessageData, "__post_init__"):
-        MessageData.__post_init__ = nothing  # type: ignore[method-assign]
-
-
 def _lean_master(options: Options, addon: SglangCached, url: str, start: Start) -> Master:
-    _skip_debug_checks()
+    inside.skip_type_checks()
     master = Master(options)
     master.addons.add(core.Core(), proxyserver.Proxyserver(), disable_h2c.DisableH2C())
     if start.scripts:
@@ -293,7 +279,9 @@ class Startup:
             self._master.shutdown()
             return
         for server in servers:
-            self._listening += self._take_over(server)
+            self._listening += [
+                Listening(end, server.handle_stream) for end in inside.servers_of(server)
+            ]
         host, port = servers[0].listen_addrs[0][:2]
         self._introduce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
@@ -335,14 +323,6 @@ class Startup:
         found = self._master.addons.get("proxyserver")
         assert isinstance(found, proxyserver.Proxyserver)
         return found
-
-    def _take_over(self, server: ServerInstance[Any]) -> list[Listening]:
-        """Lets clients in, in the place of mitmproxy's server."""
-        return [
-            Listening(ours, server.handle_stream)
-            for ours in getattr(server, "_servers", ())
-            if isinstance(ours, asyncio.Server)
-        ]
 
     async def _drain(self) -> None:
         """Lets in no more clients, waits (not for ever) for what is being answered, and hangs

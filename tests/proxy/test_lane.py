@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import pytest
 import requests
 from mitmproxy.options import Options
-from mitmproxy.proxy.layers.http._http1 import Http1Server
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.proxy.connections import Connections
-from sglang_cached_addon.proxy.lane import Fill, open_lane, self_check
+from sglang_cached_addon.proxy.lane import Fill, open_lane
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
@@ -127,17 +126,6 @@ def both(twins: Twins, pieces: Sequence[bytes]) -> tuple[bytes, bytes]:
     assert lane is not None
     assert hooks is not None
     return lane, hooks
-
-
-def test_self_check() -> None:
-    """This mitmproxy is one that the lane works with."""
-    assert self_check() is None
-
-
-def test_another_mitmproxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mitmproxy whose inside has moved turns the lane off; it does not break the proxy."""
-    monkeypatch.setattr(Http1Server, "read_headers", None)
-    assert self_check()
 
 
 def test_hit_is_byte_equal(twins: Twins) -> None:
