@@ -375,7 +375,7 @@ def test_lines_without_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     with opened(tmp_path):
         until(lambda: path.stat().st_size == len(first + second))
     assert read(tmp_path) == wanted
-    assert (tmp_path / "cache.jsonl.v3").read_bytes() == former
+    assert (tmp_path / "cache.jsonl.v2").read_bytes() == former
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x04, 0x20, 0x80, 0xFF])
