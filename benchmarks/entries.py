@@ -15,7 +15,8 @@ from benchmarks.calls import Call, numbered
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.core.identity import Epochs, identify
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import identify
 from sglang_cached_addon.store.lines import encode
 
 _STUB = identify(stub.INFO["/model_info"], None, None)

@@ -39,10 +39,10 @@ from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts, Target, assemble
-from sglang_cached_addon.core import directives, identity, policy, printable
-from sglang_cached_addon.core.identity import Change
+from sglang_cached_addon.core import directives, policy, printable, updates
 from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.proxy import gateway, inside, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.feed import Feed
@@ -56,7 +56,7 @@ from sglang_cached_addon.service.fetching import unreachable
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State, Update, Upstream
-from sglang_cached_addon.wire import descriptors, framing, http1, location
+from sglang_cached_addon.wire import descriptors, heads, http1, location
 from sglang_cached_addon.wire.client import tls_context
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -263,7 +263,7 @@ class SglangCached:
             return None
         if self._exchange:
             live.outcome = self._exchange.bypass(reason).outcome
-        change = identity.change(flow.request.method, flow.request.path)
+        change = updates.change(flow.request.method, flow.request.path)
         if change is Change.ADAPTER and _is_short(flow.request):
             return None  # its body names the adapter
         # Passed on as it comes, whatever its size.
@@ -287,9 +287,9 @@ class SglangCached:
         if self._service and live.outcome is None:
             live.ask = _ask(flow, self._streaming.can_answer(flow))
             return self._carry_out(flow, live, self._service.receive(live.ask))
-        change = identity.change(flow.request.method, flow.request.path)
+        change = updates.change(flow.request.method, flow.request.path)
         if change:
-            name = identity.adapter_name(flow.request.get_content(strict=False) or b"")
+            name = updates.adapter_name(flow.request.get_content(strict=False) or b"")
             return self._change(live, change, name, is_whole=True)
         return None
 
@@ -430,7 +430,7 @@ class SglangCached:
         """The way to what is not all stored; None if it has to go through the hooks."""
         if self._service is None:
             return None
-        fields = framing.parse(raw).fields
+        fields = heads.parse(raw).fields
         request = Request(head.method, head.path, _by_name(fields), body)
         is_local = is_local and not routes.is_relayed(request.headers)
         way = self._service.fill(Ask(request, fields, is_local=is_local))
@@ -564,7 +564,7 @@ class SglangCached:
         if live and self._exchange and live.outcome is None:
             live.outcome = self._exchange.bypass(Reason.TOO_LARGE).outcome
 
-    def _longest(self, head: framing.Head) -> float:
+    def _longest(self, head: heads.RequestHead) -> float:
         """Bytes that a request's body may have: as many as there are, if it can be passed on."""
         if routes.find(head.target) or head.target in _ABORTS:
             return policy.MAX_NAMES

@@ -15,7 +15,7 @@ from benchmarks.bounds import bounds
 from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
 from sglang_cached_addon import dialects
-from sglang_cached_addon.core import cache, keys
+from sglang_cached_addon.core import keys, planning
 from sglang_cached_addon.service.exchange import Exchange, Hit, Known, Request
 from sglang_cached_addon.store import DiskStore
 
@@ -153,7 +153,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
         landed = exchange.land(fetch, 200, answer)
         assert landed.split
-        exchange.commit(fetch, cache.samples(landed.split.generations, 0.0, 0.0))
+        exchange.commit(fetch, planning.samples(landed.split.generations, 0.0, 0.0))
         hit = exchange.find(request, 0.0)
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)

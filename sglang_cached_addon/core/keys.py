@@ -38,7 +38,6 @@ FLOAT_FIELDS = frozenset(
 """Parameters that SGLang reads as floats. In the others `8` and `8.0` differ: `/generate`
 refuses a float where it wants an integer."""
 
-
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _FOUR = b"\x01"
 """A byte that is in no JSON text, for four digits; integers of fewer than 19 have 64 bits."""

@@ -6,100 +6,70 @@ Checked against SGLang 0.5.23.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Fill, Mint, Recorded, Script, Split
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, chat_stream, openai, openai_stream
-from sglang_cached_addon.dialects.base import Recorder
+from sglang_cached_addon.dialects import chat_chunks, chat_stream, reading
+from sglang_cached_addon.dialects.openai import asking, choices
+from sglang_cached_addon.dialects.openai.api import Api
+from sglang_cached_addon.dialects.openai.replay import StoredChoice
 
 
-class Chat:
+class Chat(Api):
     """The dialect of POST `/v1/chat/completions`."""
 
     name = "openai-chat"
     routes = (("POST", "/v1/chat/completions"),)
-    transport = openai.TRANSPORT
+    kind, chunk_kind = "chat.completion", chat_chunks.KIND
+    writes_nulls = True
+    tells = MappingProxyType(
+        {SGLANG: ("return_meta_info", "meta_info"), VLLM: ("return_token_ids", "token_ids")}
+    )
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
-        return openai.probes(model, {"messages": [{"role": "user", "content": "."}]})
+        return asking.probes(model, {"messages": [{"role": "user", "content": "."}]})
 
     def read(self, body: dict[str, Any]) -> Call:
-        base.refuse_unstorable(body)
+        reading.refuse_unstorable(body)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Refused(Reason.MALFORMED)
-        n = base.read_n(body)
-        openai.refuse_shared_report(body, n)
+        n = reading.read_n(body)
+        asking.refuse_shared_report(body, n)
         if any(_names_media(message) for message in messages):
             raise Refused(Reason.MEDIA)
-        content = base.content_fields(body, openai.TRANSPORT)
+        content = reading.content_fields(body, asking.TRANSPORT)
         content.pop("n", None)
-        rids, stream = base.read_rids(body, n, False, 1), openai_stream.streaming(body)
+        rids, stream = reading.read_rids(body, n, False, 1), asking.streaming(body)
         is_seeded = body.get("seed") is not None
         return Call(body, (canonical(content),), n, False, rids, stream, is_seeded)
 
-    def trim(
-        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> Fill:
-        n, order, skip = base.draw(call, shortfalls, server)
-        body = dict(call.body)
-        if n != call.n:
-            body["n"] = n
-        is_one = len(order) * n == 1
-        counts = openai_stream.ask_for_usage(call, body, server, is_one=is_one)
-        added = () if is_one else openai.ask_for_tokens(call, body, server, _TELLS)
-        rids = base.mint_rids(call, body, order, n, mint)
-        return Fill(body, order, n, rids, server, skip, added, counts)
-
-    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        return openai.split(fill, answer, [None], limit=_limit(call))
-
-    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        return openai.write(call, samples)
-
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
         said = {"message": {"role": "assistant", "content": "", "reasoning_content": None}}
-        return openai.aborted(call, rid, now, "chat.completion", said)
+        return choices.aborted(call, rid, now, self.kind, said)
 
-    def record(self, call: Call, fill: Fill) -> Recorder:
-        return openai_stream.Recorder(
-            [chat_stream.Tape() for _ in range(fill.total)],
-            chat_stream.JSON_KIND,
-            lambda answer, told: openai.split(fill, answer, [None], told, limit=_limit(call)),
-            server=fill.server,
-            wants_rows=bool(call.body.get("logprobs")),
-        )
+    def per_item(self, call: Call) -> Sequence[str]:
+        return ()
 
-    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
-        return openai_stream.script(call, samples, chat_stream.chunks)
+    def prompts(self, call: Call, fill: Fill) -> list[Any]:
+        return [None]
 
-    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
-        return openai_stream.usage(call, samples, chat_stream.KIND, nulls=True)
+    def limit(self, call: Call) -> Any:
+        limit = call.body.get("max_completion_tokens")
+        return call.body.get("max_tokens") if limit is None else limit
 
-    def without_usage(self, event: bytes, value: Any) -> bytes:
-        return openai_stream.without_usage(event, value)
+    def choice_recorder(self) -> chat_stream.ChoiceRecorder:
+        return chat_stream.ChoiceRecorder()
 
-    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        openai_stream.renumber(event, choices, like)
+    def wants_rows(self, call: Call) -> bool:
+        return bool(call.body.get("logprobs"))
 
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        openai_stream.rename(event, rids)
-
-    def cut(self, event: Any) -> None:
-        pass  # no event has all of a choice
-
-
-_TELLS = {SGLANG: ("return_meta_info", "meta_info"), VLLM: ("return_token_ids", "token_ids")}
-"""What to ask for, so that each choice tells how long it is, and where it then tells it."""
-
-
-def _limit(call: Call) -> Any:
-    """The tokens of a choice at most."""
-    limit = call.body.get("max_completion_tokens")
-    return call.body.get("max_tokens") if limit is None else limit
+    def chunks(self, choice: StoredChoice, created: Any) -> tuple[list[bytes], bytes]:
+        return chat_chunks.chunks(choice, created)
 
 
 def _names_media(message: Any) -> bool:
@@ -108,7 +78,7 @@ def _names_media(message: Any) -> bool:
     if not isinstance(parts, list):
         return False
     return any(
-        base.media_refusal(value)
+        reading.media_refusal(value)
         for part in parts
         if isinstance(part, dict)
         for name, value in part.items()

@@ -1,4 +1,4 @@
-"""Streams of `/v1/chat/completions`: chunks to samples, and samples to chunks.
+"""Streams of `/v1/chat/completions`: chunks to samples.
 
 A choice begins with its role; then comes what it says, thinks and calls, as it is generated;
 when all have ended, each one's finish. A sample's `deltas` is a list of steps, one a chunk
@@ -8,18 +8,12 @@ tokens]`, of which those at the end may be missing. Checked against SGLang 0.5.2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base
-from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
-
-JSON_KIND = "chat.completion"
-KIND = "chat.completion.chunk"
+from sglang_cached_addon.dialects.base import NULL
+from sglang_cached_addon.dialects.openai.recording import CHOICE, refuse_unknown
 
 
 class Step(StrEnum):
@@ -41,12 +35,12 @@ class Step(StrEnum):
     """No chunk: the `matched_stop` of the finish, where JSON leaves it out."""
 
 
-_KNOWN_DELTA = frozenset(("role", "content", "reasoning_content", "tool_calls"))
+KNOWN_DELTA = frozenset(("role", "content", "reasoning_content", "tool_calls"))
 _FUNCTION = ("name", "arguments")
 _KNOWN_CHOICE = frozenset((*CHOICE, "delta"))
 
 
-class Tape:
+class ChoiceRecorder:
     """The chunks of one choice."""
 
     def __init__(self) -> None:
@@ -65,7 +59,7 @@ class Tape:
         delta = choice.get("delta")
         if not isinstance(delta, dict) or self.is_finished:
             raise Refused(Reason.UNREADABLE)
-        refuse_unknown(delta, _KNOWN_DELTA, is_end=False)
+        refuse_unknown(delta, KNOWN_DELTA, is_end=False)
         rows = self._take_rows(choice.get("logprobs"))
         before = len(self._steps)
         is_end = choice.get("finish_reason") is not None
@@ -121,7 +115,7 @@ class Tape:
             if not isinstance(function, dict) or call.get("type") not in (None, "function"):
                 raise Refused(Reason.UNREADABLE)
             said = {"id": call.get("id"), **{name: function.get(name) for name in _FUNCTION}}
-            if any(type(text) not in (str, base.NULL) for text in said.values()):
+            if any(type(text) not in (str, NULL) for text in said.values()):
                 raise Refused(Reason.UNREADABLE)
             begun = self._calls.setdefault(call["index"], dict.fromkeys(said))
             begun["id"] = begun["id"] or said["id"]
@@ -169,135 +163,3 @@ def _step(kind: Step, value: Any, rows: int | None, tokens: int | None) -> Any:
     while step[-1] is None:
         step.pop()
     return step
-
-
-def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], bytes]:
-    """The events of a choice, and its finish."""
-    writer = _Writer(sequel, created)
-    steps = [_Told.of(step) for step in sequel.steps or _whole(sequel.choice)]
-    matched = [step.value for step in steps if step.kind is Step.MATCHED]
-    said = writer.deltas([step for step in steps if step.kind is not Step.MATCHED])
-    return said, writer.finish(matched)
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """A step, read."""
-
-    kind: Step
-    value: Any
-    rows: int | None
-    tokens: int | None
-
-    @classmethod
-    def of(cls, step: Any) -> _Told:
-        if isinstance(step, int):
-            return cls(Step.CONTENT, step, None, None)
-        kind, value, rows, tokens = (*step, None, None, None)[:4]
-        return cls(Step(kind), value, rows, tokens)
-
-    @property
-    def length(self) -> int:
-        """Of its text, roughly."""
-        return self.value if isinstance(self.value, int) else len(orjson.dumps(self.value))
-
-
-def _whole(choice: dict[str, Any]) -> list[Any]:
-    """The steps of a sample that came as JSON: one for each thing that it says."""
-    message, logprobs = member(choice, "message", dict), member(choice, "logprobs", dict)
-    steps: list[list[Any]] = []
-    if reasoning := member(message, "reasoning_content", str):
-        steps.append([Step.REASONING, len(reasoning)])
-    if content := member(message, "content", str):
-        steps.append([Step.CONTENT, len(content)])
-    # Of JSON, only SGLang's calls have numbers.
-    calls = enumerate(member(message, "tool_calls", list))
-    for k, call in calls:
-        numbered = {"index": k, **call} if isinstance(call, dict) else call
-        steps.append([Step.TOOL_CALLS, [numbered]])
-    others = {n: v for n, v in message.items() if n not in _KNOWN_DELTA and v is not None}
-    if others:
-        steps.append([Step.OTHER, others])
-    if rows := member(logprobs, "content", list):
-        if not steps:
-            steps.append([Step.NOTHING, None])
-        steps[0].append(len(rows))
-    return steps
-
-
-class _Writer:
-    """Words the chunks of one choice."""
-
-    def __init__(self, sequel: Sequel, created: Any) -> None:
-        self._sequel = sequel
-        self._choice = sequel.choice
-        message = member(sequel.choice, "message", dict)
-        self._content = member(message, "content", str)
-        self._reasoning = member(message, "reasoning_content", str)
-        self._rows = member(member(sequel.choice, "logprobs", dict), "content", list)
-        head = sequel.head(KIND, created)
-        self._begin = b'data: %b,"choices":[{"index":%d,"delta":' % (head, sequel.index)
-
-    def deltas(self, steps: list[_Told]) -> list[bytes]:
-        begin = self._begin
-        said = [begin + _ROLE]
-        content = thought = row = 0
-        counts = self._counts(steps)
-        for k, step in enumerate(steps):
-            if step.kind is Step.CONTENT:
-                text = self._content[content : content + step.value]
-                delta = b'{"reasoning_content":null,"content":%b}' % orjson.dumps(text)
-                content += step.value
-            elif step.kind is Step.REASONING:
-                text = self._reasoning[thought : thought + step.value]
-                delta = b'{"reasoning_content":%b}' % orjson.dumps(text)
-                thought += step.value
-            elif step.kind is Step.PARSED:
-                text = self._content[content : content + step.value]
-                delta = b'{"role":null,"content":%b,"reasoning_content":null}' % orjson.dumps(text)
-                content += step.value
-            elif step.kind is Step.TOOL_CALLS:
-                delta = _CALLS % orjson.dumps(step.value)
-            elif step.kind is Step.OTHER:
-                delta = orjson.dumps(step.value)
-            else:
-                delta = b'{"reasoning_content":null}'
-            logprobs = b"null"
-            if step.rows is not None:
-                logprobs = orjson.dumps({"content": self._rows[row : row + step.rows]})
-                row += step.rows
-            end = _END
-            if counts is not None:
-                end = b'],"usage":%b}\n\n' % self._sequel.usage_so_far(counts[k])
-            elif step.kind in (Step.PARSED, Step.TOOL_CALLS):
-                end = b'],"usage":null}\n\n'
-            said.append(begin + delta + b',"logprobs":' + logprobs + _GOES_ON + end)
-        return said
-
-    def _counts(self, steps: list[_Told]) -> list[int] | None:
-        """Tokens so far at each step, where the client wants them."""
-        if not self._sequel.is_counted:
-            return None
-        lengths = [step.length for step in steps]
-        return self._sequel.counts(lengths, [step.tokens for step in steps])
-
-    def finish(self, matched: list[Any]) -> bytes:
-        choice = self._choice
-        end = {
-            "logprobs": None,
-            "finish_reason": choice.get("finish_reason"),
-            "matched_stop": matched[0] if matched else choice.get("matched_stop"),
-            **{n: v for n, v in choice.items() if n not in (*CHOICE, "message")},
-        }
-        delta = b'{"reasoning_content":null},'
-        said = self._begin + delta + orjson.dumps(end)[1:-1] + b"}]"
-        return said + self._sequel.tail() + b"}\n\n"
-
-
-_ROLE = (
-    b'{"reasoning_content":null,"role":"assistant","content":""},"logprobs":null,'
-    b'"finish_reason":null,"matched_stop":null}]}\n\n'
-)
-_CALLS = b'{"role":null,"content":null,"reasoning_content":null,"tool_calls":%b}'
-_GOES_ON = b',"finish_reason":null,"matched_stop":null}'
-_END = b"]}\n\n"

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Fill, Mint, Recorded, Script, Split
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, completions_stream, openai, openai_stream
-from sglang_cached_addon.dialects.base import Recorder
+from sglang_cached_addon.dialects import completions_stream, reading
+from sglang_cached_addon.dialects.openai import asking, choices
+from sglang_cached_addon.dialects.openai.api import Api
+from sglang_cached_addon.dialects.openai.replay import StoredChoice
 
 # In a batch a list in one of these holds a value for each prompt.
 _PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")
@@ -22,100 +24,56 @@ _PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")
 _SHARED_LISTS = ("stop", "stop_token_ids", "stop_regex")
 
 
-class Completions:
+class Completions(Api):
     """The dialect of POST `/v1/completions`."""
 
     name = "openai-completion"
     routes = (("POST", "/v1/completions"),)
-    transport = openai.TRANSPORT
+    kind = chunk_kind = completions_stream.KIND
+    writes_nulls = False
+    tells = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
-        return openai.probes(model, {"prompt": "."})
+        return asking.probes(model, {"prompt": "."})
 
     def read(self, body: dict[str, Any]) -> Call:
-        base.refuse_unstorable(body)
+        reading.refuse_unstorable(body)
         size = _batch_size(body.get("prompt"))
-        n = base.read_n(body)
-        openai.refuse_shared_report(body, n * (size or 1))
-        rids = base.read_rids(body, n, size is not None, size or 1)
-        content = base.content_fields(body, openai.TRANSPORT)
+        n = reading.read_n(body)
+        asking.refuse_shared_report(body, n * (size or 1))
+        rids = reading.read_rids(body, n, size is not None, size or 1)
+        content = reading.content_fields(body, asking.TRANSPORT)
         content.pop("n", None)
         per_item = _per_item_lists(content, size)
         items = canonical_each(content, per_item) if per_item else [canonical(content)]
-        stream, is_seeded = openai_stream.streaming(body), body.get("seed") is not None
+        stream, is_seeded = asking.streaming(body), body.get("seed") is not None
         return Call(body, tuple(items), n, size is not None, rids, stream, is_seeded)
 
-    def trim(
-        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> Fill:
-        n, order, skip = base.draw(call, shortfalls, server)
-        body = dict(call.body)
-        if call.batched:
-            base.take(body, _per_item_lists(body, len(call.items)), order)
-        if n != call.n:
-            body["n"] = n
-        is_one = len(order) * n == 1
-        counts = openai_stream.ask_for_usage(call, body, server, is_one=is_one)
-        added = () if is_one else openai.ask_for_tokens(call, body, server, _TELLS)
-        rids = base.mint_rids(call, body, order, n, mint)
-        return Fill(body, order, n, rids, server, skip, added, counts)
-
-    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        return openai.split(fill, answer, _prompts(call, fill), limit=_limit(call))
-
-    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        return openai.write(call, samples)
-
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
-        said = {"text": ""}
-        return openai.aborted(call, rid, now, "text_completion", said)
+        return choices.aborted(call, rid, now, self.kind, {"text": ""})
 
-    def record(self, call: Call, fill: Fill) -> Recorder:
-        return openai_stream.Recorder(
-            [completions_stream.Tape() for _ in range(fill.total)],
-            completions_stream.KIND,
-            lambda answer, told: openai.split(
-                fill, answer, _prompts(call, fill), told, limit=_limit(call)
-            ),
-            server=fill.server,
-        )
+    def per_item(self, call: Call) -> Sequence[str]:
+        return _per_item_lists(call.body, len(call.items) if call.batched else None)
 
-    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
-        return openai_stream.script(call, samples, completions_stream.chunks)
+    def prompts(self, call: Call, fill: Fill) -> list[Any]:
+        prompt = fill.body["prompt"]
+        return prompt if call.batched else [prompt]
 
-    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
-        return openai_stream.usage(call, samples, completions_stream.KIND, nulls=False)
+    def limit(self, call: Call) -> Any:
+        return call.body.get("max_tokens", _LIMIT)
 
-    def without_usage(self, event: bytes, value: Any) -> bytes:
-        return openai_stream.without_usage(event, value)
+    def choice_recorder(self) -> completions_stream.ChoiceRecorder:
+        return completions_stream.ChoiceRecorder()
 
-    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        openai_stream.renumber(event, choices, like)
+    def wants_rows(self, call: Call) -> bool:
+        return False
 
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        openai_stream.rename(event, rids)
+    def chunks(self, choice: StoredChoice, created: Any) -> tuple[list[bytes], None]:
+        return completions_stream.chunks(choice, created)
 
-    def cut(self, event: Any) -> None:
-        pass  # no event has all of a choice
-
-
-_TELLS = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))
-"""What to ask for, so that each choice tells how long it and its prompt are, and where it then
-tells it."""
 
 _LIMIT = 16
 """OpenAI's, and everybody's, where none is given."""
-
-
-def _limit(call: Call) -> Any:
-    """The tokens of a choice at most."""
-    return call.body.get("max_tokens", _LIMIT)
-
-
-def _prompts(call: Call, fill: Fill) -> list[Any]:
-    """Those that were sent."""
-    prompts: list[Any] = fill.body["prompt"] if call.batched else [fill.body["prompt"]]
-    return prompts
 
 
 def _batch_size(prompt: Any) -> int | None:

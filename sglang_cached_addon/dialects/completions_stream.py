@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects.openai_stream import CHOICE, Sequel, member, refuse_unknown
+from sglang_cached_addon.dialects.openai.recording import CHOICE, refuse_unknown
+from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
 
 KIND = "text_completion"
 
@@ -21,7 +22,7 @@ _ROWS = "tokens"
 """The list of `logprobs` that has one entry for each row."""
 
 
-class Tape:
+class ChoiceRecorder:
     """The chunks of one choice."""
 
     def __init__(self) -> None:
@@ -74,19 +75,19 @@ class Tape:
         return self._steps
 
 
-def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
+def chunks(stored: StoredChoice, created: Any) -> tuple[list[bytes], None]:
     """The events of a choice; it has no finish of its own."""
-    choice, text = sequel.choice, member(sequel.choice, "text", str)
+    choice, text = stored.choice, member(stored.choice, "text", str)
     logprobs = member(choice, "logprobs", dict)
-    steps = sequel.steps
+    steps = stored.steps
     if not steps:
         rows = member(logprobs, _ROWS, list)
         steps = [[len(text), len(rows)] if rows else len(text)]
     told = [(*((step,) if isinstance(step, int) else step), None, None)[:3] for step in steps]
-    begin = b'data: %b,"choices":[{"index":%d,"text":' % (sequel.head(KIND, created), sequel.index)
+    begin = b'data: %b,"choices":[{"index":%d,"text":' % (stored.head(KIND, created), stored.index)
     counts = None
-    if sequel.is_counted:
-        counts = sequel.counts([length for length, _, _ in told], [known for _, _, known in told])
+    if stored.is_counted:
+        counts = stored.counts([length for length, _, _ in told], [known for _, _, known in told])
     said: list[bytes] = []
     at = row = 0
     for k, (length, rows, _) in enumerate(told):
@@ -97,10 +98,10 @@ def chunks(sequel: Sequel, created: Any) -> tuple[list[bytes], None]:
             news = {n: v[row:end] if isinstance(v, list) else v for n, v in logprobs.items()}
             scored = orjson.dumps(news)
             row = end
-        usage = b"null" if counts is None else sequel.usage_so_far(counts[k])
+        usage = b"null" if counts is None else stored.usage_so_far(counts[k])
         rest = _last(choice) if k == len(told) - 1 else _GOES_ON
         delta = orjson.dumps(text[at : at + length])
-        tail = sequel.tail() if k == len(told) - 1 else b""
+        tail = stored.tail() if k == len(told) - 1 else b""
         members = (begin, delta, scored, rest, usage, tail)
         said.append(b'%b%b,"logprobs":%b,%b}],"usage":%b%b}\n\n' % members)
         at += length

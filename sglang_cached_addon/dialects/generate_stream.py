@@ -16,7 +16,7 @@ import orjson
 
 from sglang_cached_addon.core.call import Part, Recorded, Split, with_deltas
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base
+from sglang_cached_addon.dialects import judging
 
 UNSTREAMABLE = (
     "return_hidden_states",
@@ -125,7 +125,7 @@ class Tape:
         if last_only != _LAST_ONLY:
             style["last"] = last_only
         whole = meta.get("reasoning_tokens")
-        return base.dump([style, *[_short(step, whole) for step in self._steps[:-1]]])
+        return judging.dump([style, *[_short(step, whole) for step in self._steps[:-1]]])
 
 
 def _is_news(name: str, value: Any) -> bool:
@@ -155,7 +155,7 @@ def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
         meta["id"] = rid
     style, *steps = orjson.loads(sample.deltas) if sample.deltas else [{}]
     if not steps:
-        return [base.dump({**native, **tail})]
+        return [judging.dump({**native, **tail})]
     first = {name: value for name, value in meta.items() if name == _FIRST_ONLY}
     last_meta = {name: value for name, value in meta.items() if name != _FIRST_ONLY}
     is_incremental = bool(style.get("incremental"))
@@ -199,14 +199,14 @@ class _Begun:
             value["text"] = text
         if self._incremental:
             self._said, self._given = characters, ids
-        return base.dump({**value, "meta_info": {**meta, **first}, **tail})
+        return judging.dump({**value, "meta_info": {**meta, **first}, **tail})
 
     def last(self, meta: dict[str, Any], tail: dict[str, Any]) -> bytes:
         value = {**self._native, "output_ids": self._native["output_ids"][self._given :]}
         if "text" in value:
             value["text"] = self._text[self._said :]
         rows = {name: meta[name][self._given :] for name in self._lists}
-        return base.dump({**value, "meta_info": {**meta, **rows}, **tail})
+        return judging.dump({**value, "meta_info": {**meta, **rows}, **tail})
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from sglang_cached_addon.proxy.inside import (
     ReceiveHttp,
     ResponseProtocolError,
 )
-from sglang_cached_addon.wire.framing import MAX_FIELDS, MAX_HEAD, Refused
+from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD, FramingError
 from sglang_cached_addon.wire.strict import StrictReader
 
 # As h11 has it, which reads it next: servers may end lines with LF alone.
@@ -33,7 +33,7 @@ class Answers(Http1Client):
         if isinstance(event, events.DataReceived) and self.request:
             try:
                 is_whole = self._skip_interim()
-            except Refused as e:
+            except FramingError as e:
                 yield commands.CloseConnection(self.conn)
                 assert self.stream_id is not None
                 code = ResponseProtocolError.code
@@ -56,7 +56,7 @@ class Answers(Http1Client):
             end = _HEAD_END.search(data)
             size = end.start() if end else len(data)
             if size > MAX_HEAD or data.count(b"\n", 0, size) > MAX_FIELDS:
-                raise Refused(502, "its head is too long")
+                raise FramingError(502, "its head is too long")
             if end is None:
                 return False
             if not _INTERIM.match(data):

@@ -22,7 +22,8 @@ from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, HeadTimer, Progress
 from sglang_cached_addon.service.exchange import error_body
 from sglang_cached_addon.wire import framing
-from sglang_cached_addon.wire.framing import Phase, Refused
+from sglang_cached_addon.wire.framing import Phase
+from sglang_cached_addon.wire.heads import FramingError, RequestHead
 
 MAX_HELD = 256 * 1024
 """Bytes that are taken from a client while its answer is waited for."""
@@ -65,7 +66,7 @@ class Passage(layer.Layer):
     child_layer: HttpLayer
 
     def __init__(
-        self, context: Context, connection: Connection, bound: Callable[[framing.Head], float]
+        self, context: Context, connection: Connection, bound: Callable[[RequestHead], float]
     ) -> None:
         """`bound`: bytes that the body behind a head may have."""
         super().__init__(context)
@@ -107,7 +108,7 @@ class Passage(layer.Layer):
             elif isinstance(event, HeadIsLate):
                 self.head.end()
                 if self.progress is Progress.HEAD:
-                    raise Refused(408, "the request head took too long")
+                    raise FramingError(408, "the request head took too long")
             elif isinstance(event, HasLingered):
                 yield commands.CloseConnection(self.context.client)
             elif isinstance(event, IsTaken):
@@ -115,7 +116,7 @@ class Passage(layer.Layer):
             else:
                 yield from self._pass(event)
             yield from self._go_on()
-        except Refused as e:
+        except FramingError as e:
             yield from self._refuse(e)
 
     # Required by mitmproxy; `handle_event` leaves nothing for it to do.
@@ -167,7 +168,7 @@ class Passage(layer.Layer):
         if self._requests.held > MAX_HELD:
             self._transport.pause_reading()
 
-    def _refuse(self, refused: Refused) -> layer.CommandGenerator[None]:
+    def _refuse(self, refused: FramingError) -> layer.CommandGenerator[None]:
         """Answers, unless there is an answer, and hangs up when the client has heard it."""
         client = self.context.client
         self._state = State.DROPPED
@@ -212,7 +213,7 @@ class Passage(layer.Layer):
 
 
 def open_passage(
-    context: Context, connection: Connection, bound: Callable[[framing.Head], float]
+    context: Context, connection: Connection, bound: Callable[[RequestHead], float]
 ) -> Passage:
     """What a client's bytes come to before mitmproxy reads them as HTTP."""
     connection.door = passage = Passage(context, connection, bound)

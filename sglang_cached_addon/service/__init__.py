@@ -14,11 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar
 
-from sglang_cached_addon.core import admission, cache, directives, policy
+from sglang_cached_addon.core import admission, directives, planning, policy
 from sglang_cached_addon.core.admission import Asker
-from sglang_cached_addon.core.cache import Brought, Plan
+from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.core.routing import KeyHeaders
 from sglang_cached_addon.service.aborting import Aborts
@@ -510,7 +511,7 @@ class Service:
     async def _begin(self, ask: Ask, way: _Way, fetch: Fetch) -> Answer | None:
         """Fetches a stream, unless others have stored something of it."""
         known, plan, stream = way.known, way.plan, Stream()
-        stream.stored = frozenset(cache.stored_choices(plan))
+        stream.stored = frozenset(planning.stored_choices(plan))
         flight = self._flight(ask, way, fetch, stream)
         outcome = way.outcome()
         with ExitStack() as exits:

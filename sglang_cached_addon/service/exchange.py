@@ -26,12 +26,14 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core import cache, identity, keys, policy
-from sglang_cached_addon.core.cache import Brought, Plan, Sample, Store
+from sglang_cached_addon.core import epochs, identity, keys, planning, policy
+from sglang_cached_addon.core.cache import Brought, Sample, Store
 from sglang_cached_addon.core.call import Call, Fill, Mint, Split, without_skipped
-from sglang_cached_addon.core.identity import Epochs, Server
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.memo import Memo
 from sglang_cached_addon.core.outcome import Counters, Kind, Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Dialect
@@ -207,8 +209,7 @@ class Exchange:
         if not self._epochs.adapters_token:
             return [digester.key(item) for item in items]
         return [
-            digester.key(item, self._epochs.adapter_epochs(identity.adapters(item)))
-            for item in items
+            digester.key(item, self._epochs.adapter_epochs(epochs.adapters(item))) for item in items
         ]
 
     # Reading
@@ -339,11 +340,11 @@ class Exchange:
 
     # Fetching
 
-    def plan(self, known: Known, terms: Terms = PLAIN, more: cache.More | None = None) -> Plan:
+    def plan(self, known: Known, terms: Terms = PLAIN, more: planning.More | None = None) -> Plan:
         """What is at hand for a call, and what is short."""
-        return cache.plan(known.call, known.keys, self._store, terms.since, more)
+        return planning.plan(known.call, known.keys, self._store, terms.since, more)
 
-    def again(self, plan: Plan, terms: Terms = PLAIN, more: cache.More | None = None) -> Plan:
+    def again(self, plan: Plan, terms: Terms = PLAIN, more: planning.More | None = None) -> Plan:
         """A plan, with what is at hand by now of what was short."""
         needs = plan.needs
         return plan.again(needs, self._store, terms.since, more) if needs else plan
@@ -427,13 +428,13 @@ class Exchange:
 
     def commits(
         self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
-    ) -> Iterator[tuple[cache.Piece, Reason | None]]:
+    ) -> Iterator[tuple[planning.Piece, Reason | None]]:
         """As `commit`, a piece at a time, in between which others may have their turn. With a
         reason it ends."""
         name, raw = fetch.known.dialect.name, fetch.known.raw
         if fetch.known.call.is_seeded and self._server.engine != identity.SGLANG:
             samples = self._unknown(fetch, samples)
-        for one in cache.pieces(fetch.plan, samples, fetch.terms.since):
+        for one in planning.pieces(fetch.plan, samples, fetch.terms.since):
             if fetch.stamp.clears != self._store.clears:
                 # Who clears the cache wants nothing back that was on its way then.
                 yield one, Reason.CLEARED
@@ -523,7 +524,7 @@ class Exchange:
 
     def answer(self, known: Known, plan: Plan) -> bytes:
         """The answer to a call whose samples are all there."""
-        return known.dialect.write(known.call, cache.answers(plan))
+        return known.dialect.write(known.call, planning.answers(plan))
 
     def unreadable(
         self,

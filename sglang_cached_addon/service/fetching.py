@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from sglang_cached_addon.core import cache, policy
+from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import slices
@@ -170,7 +170,7 @@ class Fetcher:
                     # Who has the last word and repeats the call finds it here.
                     arrival = Arrived(response.headers, landed=landed)
                     landing = self._land(flight, fetch, arrival, started)
-                    stream.tokens = cache.tokens(fetch.plan, landing.samples)
+                    stream.tokens = planning.tokens(fetch.plan, landing.samples)
                 stream.publish(events, is_last=landing is not None)
                 if landing:
                     break
@@ -206,11 +206,11 @@ class Fetcher:
         landed = arrived.landed
         generations = landed.split.generations if landed.split else ()
         seconds = time.monotonic() - started
-        samples = tuple(cache.samples(generations, time.time(), seconds))
+        samples = tuple(planning.samples(generations, time.time(), seconds))
         arrived = replace(arrived, samples=samples)
         self._exchange.counters.samples_from_upstream += len(samples)
         flight.refusal, flight.answer = landed.refusal, arrived
-        brings = {} if landed.refusal else cache.by_key(fetch.plan, samples)
+        brings = {} if landed.refusal else planning.by_key(fetch.plan, samples)
         self._flights.land(flight, brings)
         return arrived
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from sglang_cached_addon.core import cache
-from sglang_cached_addon.core.cache import Plan, Sample
+from sglang_cached_addon.core import planning
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Fill, Part, Recorded, Split, without_skipped
+from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.wire import sse
@@ -77,7 +78,7 @@ class Relay:
             return []
         script = self._dialect.script(self._plan.call, self._plan.stored)
         self._finishes = [Event(event, Part.FINISH) for event in script.finishes]
-        pairs = zip(cache.stored_choices(self._plan), script.deltas, strict=True)
+        pairs = zip(planning.stored_choices(self._plan), script.deltas, strict=True)
         return [Event(event, Part.DELTA, choice) for choice, events in pairs for event in events]
 
     def _take(self, event: bytes, events: list[Event]) -> None:
@@ -141,7 +142,7 @@ class Relay:
         whole: list[list[Recorded]] | None
         try:
             new = without_skipped(self.split(), self._fill).generations
-            whole = cache.recorded(self._plan, new)
+            whole = planning.recorded(self._plan, new)
         except Refused:
             whole = self._counted(said)
         return self._dialect.usage(self._plan.call, whole) if whole else None

@@ -19,7 +19,8 @@ import orjson
 
 from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects.base import Dialect, dump
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.judging import dump
 
 LARGE = 2 << 20
 """Bytes of an answer that is read in one go, in 20 ms or so."""

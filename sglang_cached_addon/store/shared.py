@@ -28,7 +28,7 @@ from math import inf
 from typing import Any, Protocol
 
 from sglang_cached_addon.core.cache import SKEW, Brought, Sample, counts, slots
-from sglang_cached_addon.core.identity import SPAN, Epochs
+from sglang_cached_addon.core.epochs import SPAN, Epochs
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store import DiskStore, Loaded, clears, element
 from sglang_cached_addon.store.clears import Clears

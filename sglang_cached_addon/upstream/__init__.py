@@ -18,8 +18,10 @@ from enum import StrEnum
 from typing import TypeVar
 
 from sglang_cached_addon.core.admission import Asker
-from sglang_cached_addon.core.identity import Change, Epochs, Identity
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Reason, Restart
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.asking import Questions, Said, Verdict
 from sglang_cached_addon.upstream.belief import RETRY_SECONDS, Belief, Phase
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates

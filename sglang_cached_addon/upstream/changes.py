@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum
 
-from sglang_cached_addon.core.identity import Change
+from sglang_cached_addon.core.updates import Change
 
 
 class Phase(Enum):

@@ -16,8 +16,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from sglang_cached_addon.core.admission import Asker
-from sglang_cached_addon.core.identity import Change, Epochs, Identity
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Restart
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Update
 from sglang_cached_addon.upstream.single import Following
 

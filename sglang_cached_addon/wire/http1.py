@@ -14,8 +14,8 @@ from hashlib import sha256
 
 from sglang_cached_addon.core import admission, directives, policy
 from sglang_cached_addon.core.routing import KeyHeaders
-from sglang_cached_addon.wire import framing
-from sglang_cached_addon.wire.framing import MAX_HEAD
+from sglang_cached_addon.wire import heads
+from sglang_cached_addon.wire.heads import MAX_HEAD
 
 _REMEMBERED = 1024
 """Heads: clients send the same one again and again."""
@@ -111,8 +111,8 @@ class HeadReader:
         if route is None:
             return None
         try:
-            head = framing.parse(raw)
-        except framing.Refused:
+            head = heads.parse(raw)
+        except heads.FramingError:
             return None
         fields: dict[bytes, bytes] = {}
         for name, value in head.fields:

@@ -12,7 +12,8 @@ import h11
 from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 
-from sglang_cached_addon.wire.framing import Chunks, Refused
+from sglang_cached_addon.wire.chunks import Chunks
+from sglang_cached_addon.wire.heads import FramingError
 
 
 class StrictReader(ChunkedReader):
@@ -29,7 +30,7 @@ class StrictReader(ChunkedReader):
             self._buffer += data
             try:
                 self._pieces.extend(self._chunks.read(self._buffer))
-            except Refused as e:
+            except FramingError as e:
                 raise h11.RemoteProtocolError(str(e)) from e
         if self._pieces:
             return h11.Data(data=self._pieces.popleft())

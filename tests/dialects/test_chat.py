@@ -12,7 +12,7 @@ import pytest
 from sglang_cached_addon.core.call import Mint
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.chat import DIALECT
-from sglang_cached_addon.dialects.openai import TRANSPORT
+from sglang_cached_addon.dialects.openai.asking import TRANSPORT
 from tests.conftest import corpus
 
 PAIRS = [

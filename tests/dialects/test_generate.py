@@ -19,7 +19,11 @@ PAIRS = [
     for pair in [*corpus("generate-"), *corpus("auth-generate-right")]
     if pair["response"]["status"] == 200 and "stream" not in pair["name"]
 ]
+
+
 PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
+
+
 PICTURE = "data:image/png;base64,AAAA"
 
 
@@ -68,7 +72,11 @@ def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]
 SAMPLES: dict[type, Any] = {
     str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
 }  # fmt: skip
+
+
 RIGHT = [(name, SAMPLES[kind]) for name, kinds in TRANSPORT.items() for kind in kinds]
+
+
 WRONG = [
     (name, value)
     for name, kinds in TRANSPORT.items()
@@ -242,32 +250,6 @@ def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
-@pytest.mark.parametrize(
-    ("body", "n", "size", "batched"),
-    [
-        ({"text": "a"}, 1, 1, False),
-        ({"text": ""}, 1, 1, False),
-        ({"text": "a", "sampling_params": None}, 1, 1, False),
-        (with_n(one(), 1), 1, 1, False),
-        (with_n(one(), 5), 5, 1, False),
-        ({"text": ["a"]}, 1, 1, True),
-        (with_n(batch(), 2), 2, 3, True),
-        ({"input_ids": [1, 2]}, 1, 1, False),
-        ({"input_ids": [[1, 2], [3]]}, 1, 2, True),
-        ({"input_embeds": [[0.5, 1]]}, 1, 1, False),
-        ({"input_embeds": [[[0.5]], [[1]]]}, 1, 2, True),
-        ({"text": ["a", "b"], "sampling_params": [{"n": 2}, {"n": 2, "top_k": 1}]}, 2, 2, True),
-        ({"text": ["a", "b"], "sampling_params": [{"n": 1}, {}]}, 1, 2, True),
-        ({"text": "a", "input_ids": [1, 2, 3]}, 1, 1, False),
-        ({"text": ["a", "b"], "input_ids": [[1], [2]]}, 1, 2, True),
-    ],
-)
-def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
-    """A client would get an answer of another shape, or too many samples."""
-    call = DIALECT.read(body)
-    assert (call.n, len(call.items), call.batched, call.body) == (n, size, batched, body)
-
-
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """A request for more samples would not use those that are there."""
@@ -308,85 +290,6 @@ def test_ids_that_all_prompts_share() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ({}, Reason.MALFORMED),
-        ({"text": None}, Reason.MALFORMED),
-        ({"text": 1}, Reason.MALFORMED),
-        ({"text": []}, Reason.MALFORMED),
-        ({"text": ["a", 1]}, Reason.MALFORMED),
-        ({"text": [["a"]]}, Reason.MALFORMED),
-        ({"text": {"a": 1}}, Reason.MALFORMED),
-        ({"input_ids": []}, Reason.MALFORMED),
-        ({"input_ids": [[]]}, Reason.MALFORMED),
-        ({"input_ids": [1, [2]]}, Reason.MALFORMED),
-        ({"input_ids": [True]}, Reason.MALFORMED),
-        ({"input_ids": [1.0]}, Reason.MALFORMED),
-        ({"input_ids": ["1"]}, Reason.MALFORMED),
-        ({"input_ids": "1"}, Reason.MALFORMED),
-        ({"input_embeds": [1.0]}, Reason.MALFORMED),
-        ({"input_embeds": [[]]}, Reason.MALFORMED),
-        ({"text": ["a"], "input_ids": [1]}, Reason.MALFORMED),
-        ({"text": "a", "input_ids": [[1]]}, Reason.MALFORMED),
-        ({"text": ["a", "b"], "input_ids": [[1]]}, Reason.MALFORMED),
-        (one(sampling_params=1), Reason.MALFORMED),
-        (one(sampling_params=[PARAMS]), Reason.MALFORMED),
-        (batch(sampling_params=[PARAMS]), Reason.MALFORMED),
-        (batch(sampling_params=[PARAMS, PARAMS, None]), Reason.MALFORMED),
-        (batch(sampling_params=[{"n": 1}, {"n": 2}, {"n": 1}]), Reason.MALFORMED),
-        (batch(sampling_params=[{"n": 2}, {"n": 2}, {}]), Reason.MALFORMED),
-        (with_n(one(), 0), Reason.MALFORMED),
-        (with_n(one(), -1), Reason.MALFORMED),
-        (with_n(one(), True), Reason.MALFORMED),
-        (one(sampling_params={"n": None}), Reason.MALFORMED),
-        (one(sampling_params={"n": 2.0}), Reason.MALFORMED),
-        (one(sampling_params={"n": "2"}), Reason.MALFORMED),
-        (one(sampling_params={"beam_width": 2}), Reason.BEAM),
-        (one(sampling_params={"beam_width": "2"}), Reason.BEAM),
-        (batch(sampling_params=[{}, {"beam_width": 2}, {}]), Reason.BEAM),
-        (one(lora_path=["x"]), Reason.MALFORMED),
-        (one(return_logprob=[True]), Reason.MALFORMED),
-        (one(rid=["x"]), Reason.MALFORMED),
-        (batch(lora_path=["x"]), Reason.MALFORMED),
-        (batch(rid=["x", "y"]), Reason.MALFORMED),
-        (batch(rid=["x", "y", "y"]), Reason.MALFORMED),
-        (batch(stop=["x", "y", "z"]), Reason.INSEPARABLE),
-        (batch(lora_id=["x", "y", "z"]), Reason.INSEPARABLE),
-        (batch(not_yet_invented=[1, 2, 3]), Reason.INSEPARABLE),
-        (batch(image_data=[PICTURE] * 3), Reason.INSEPARABLE),
-        (batch(image_data=["http://example.com/a.png"] * 3), Reason.MEDIA),
-        (one(image_data="http://example.com/a.png"), Reason.MEDIA),
-        (one(video_data=["/tmp/a.mp4"]), Reason.MEDIA),
-        (one(audio_data={"url": "file:///tmp/a.wav"}), Reason.MEDIA),
-        (one(stream=True, return_hidden_states=True), Reason.STREAM),
-        (one(stream="true"), Reason.MALFORMED),
-        (one(session_params={"id": "s"}), Reason.STATE),
-        (one(bootstrap_room=1), Reason.DISAGGREGATION),
-    ],
-)  # fmt: skip
-def test_refusals(body: dict[str, Any], reason: Reason) -> None:
-    """A call that is not understood in full would be answered from the cache."""
-    assert refusal(body) is reason
-
-
-FORM_DEPENDENT = [
-    "image_data", "video_data", "audio_data", "mm_hashes", "mm_content_hashes", "modalities",
-    "use_audio_in_video", "video_config", "images_config", "max_dynamic_patch",
-    "min_dynamic_patch", "image_max_dynamic_patch", "video_max_dynamic_patch",
-    "positional_embed_overrides", "multi_item_delimiter_indices", "token_indices_to_pool",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FORM_DEPENDENT)
-@pytest.mark.parametrize("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
-def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
-    """Samples that were made without the field would answer a request with it."""
-    value = PICTURE if name.endswith("_data") else CONTENT[name][0]
-    assert refusal({**body, name: value}) is Reason.INSEPARABLE
-    assert DIALECT.read({**body, name: None})
-
-
 N1_LISTS = {
     "return_logprob": [True, False, True],
     "logprob_start_len": [0, 1, 2],
@@ -396,6 +299,8 @@ N1_LISTS = {
     "sampling_logprobs_mode": ["a", "b", "c"],
     "custom_logit_processor": ["a", "b", "c"],
 }
+
+
 LISTS = {
     "lora_path": ["x", "y", "z"],
     "extra_key": ["x", "y", "z"],
@@ -403,23 +308,6 @@ LISTS = {
     "watermark": [{"a": 1}, None, {"a": 2}],
     "return_hidden_states": [True, False, True],
 }
-
-
-@pytest.mark.parametrize(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
-def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
-    """What SGLang refuses with several samples would be answered from single ones."""
-    assert len(DIALECT.read(batch(**{name: values})).items) == 3
-    assert refusal(with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
-
-
-@pytest.mark.parametrize(("name", "values"), LISTS.items(), ids=LISTS)
-@pytest.mark.parametrize("n", [1, 2])
-def test_lists_with_a_value_for_each_prompt(name: str, values: list[Any], n: int) -> None:
-    """A prompt would be stored under another prompt's adapter or options."""
-    call = DIALECT.read(with_n(batch(**{name: values}), n))
-    assert call.items == tuple(
-        item(one(text=text, **{name: value})) for text, value in zip("abc", values, strict=True)
-    )
 
 
 @pytest.mark.parametrize(

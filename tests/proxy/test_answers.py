@@ -13,7 +13,8 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 import pytest
 import requests
 
-from sglang_cached_addon.wire.framing import MAX_FIELDS, MAX_HEAD, MAX_LINE
+from sglang_cached_addon.wire.chunks import MAX_LINE
+from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD
 from tests.conftest import Proxy, StartProxy
 from tests.hearing import OK, Hearing, hearing
 

@@ -12,8 +12,9 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core import cache, keys, policy
-from sglang_cached_addon.core.identity import SGLANG, Epochs, Server
+from sglang_cached_addon.core import keys, planning, policy
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.outcome import Kind, Saved
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry
@@ -112,7 +113,7 @@ class Way:
         landed = self.exchange.land(fetch, status, raw)
         if landed.split is None:
             return Done(landed.status, landed.body, landed.refusal)
-        new = cache.samples(landed.split.generations, now, 2.0)
+        new = planning.samples(landed.split.generations, now, 2.0)
         reason = landed.refusal or self.exchange.commit(fetch, new)
         body = landed.body
         if not fetch.is_whole:
@@ -1143,7 +1144,7 @@ def test_answer_with_what_others_fetched() -> None:
     fetch = way.exchange.fetch(known, plan, PLAIN, other.keys)
     landed = way.exchange.land(fetch, 200, orjson.dumps([native("b1")]))
     assert landed.split
-    new = cache.samples(landed.split.generations, 100.0, 1.0)
+    new = planning.samples(landed.split.generations, 100.0, 1.0)
     assert way.exchange.commit(fetch, new) is None
     plan = plan.with_samples(new)
     assert list(plan.needs) == [known.keys[0]]
@@ -1294,7 +1295,7 @@ def streamed(way: Way, fetch: Fetch, events: Sequence[Any]) -> tuple[Reason | No
     assert (landed.status, landed.body) == (200, None)
     if landed.split is None or landed.refusal:
         return landed.refusal, 0
-    new = cache.samples(landed.split.generations, 100.0, 2.0)
+    new = planning.samples(landed.split.generations, 100.0, 2.0)
     return way.exchange.commit(fetch, new), len(new)
 
 

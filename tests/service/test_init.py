@@ -16,8 +16,9 @@ import pytest
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.cache import Brought, Sample
-from sglang_cached_addon.core.identity import UNKNOWN, Change
+from sglang_cached_addon.core.identity import UNKNOWN
 from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.asking import Ask, Reply, Streamed
 from sglang_cached_addon.service.exchange import Bypass, Exchange, Hit, Known, Request

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core import cache
+from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.policy import Reason, Refused
@@ -53,7 +53,7 @@ class Way:
                 sample = Sample(made.answer, 1.0, 1.0, made.tokens, made.deltas)
                 store.append(self._key(dialect.read(alone).items[0]), "", b"", [sample])
         keys = tuple(self._key(item) for item in self.call.items)
-        self.plan = cache.plan(self.call, keys, store)
+        self.plan = planning.plan(self.call, keys, store)
         numbers = itertools.count()
         self.fill = dialect.trim(self.call, self.plan.shortfalls, lambda: f"minted{next(numbers)}")
         self.relay = Relay(dialect, self.plan, self.fill)

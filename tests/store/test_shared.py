@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from sglang_cached_addon.core.cache import Brought, Sample
-from sglang_cached_addon.core.identity import Epochs
+from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store import DiskStore, element, shared
 from sglang_cached_addon.store.shared import MemoryStore, SharedStore
 from tests.redis import RedisServer, needs_redis

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.identity import Change
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
 from tests.upstream.scripted import run, settled
 

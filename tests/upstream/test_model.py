@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.identity import Change, Epochs
+from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.store.state import StateFile
 from sglang_cached_addon.upstream import State
 from tests.upstream.scripted import (

@@ -1,4 +1,4 @@
-"""Where requests end, fed whole, byte by byte, and with more behind; and what is refused."""
+"""Where requests begin and end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from contextlib import suppress
 
 import pytest
 
-from sglang_cached_addon.wire.framing import (
-    MAX_FIELDS,
-    MAX_HEAD,
-    MAX_LINE,
-    Chunks,
-    Phase,
-    Refused,
-    Requests,
-)
+from sglang_cached_addon.wire.chunks import MAX_LINE, Chunks
+from sglang_cached_addon.wire.framing import Phase, Requests
+from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD, FramingError
 
 LINE = b"POST /generate HTTP/1.1"
+
+
 CHUNKED = (b"Host: x", b"Transfer-Encoding: chunked")
 
 
@@ -45,6 +41,7 @@ PLAIN = {
     "no chunks": in_chunks(b"0\r\n\r\n"),
 }
 """Requests that go on byte for byte."""
+
 
 CHANGED = {
     "empty lines first": (b"\r\n\r\n" + PLAIN["no body"], PLAIN["no body"]),
@@ -74,6 +71,7 @@ CHANGED = {
     ),
 }
 """Requests that mean the same and go on in plainer words."""
+
 
 UNDERSTOOD = {**{name: (data, data) for name, data in PLAIN.items()}, **CHANGED}
 
@@ -132,6 +130,8 @@ def test_no_request_any_more() -> None:
 
 
 GET = b"GET / HTTP/1.1"
+
+
 REFUSED = {
     "a bare LF": (b"GET / HTTP/1.1\nHost: x\n\n", 400),
     "CRLF and LF mixed": (head(GET, b"Host: x\nA: 1"), 400),
@@ -194,7 +194,7 @@ REFUSED = {
 @pytest.mark.parametrize("size", [1, 5, 1 << 20])
 def test_refused(data: bytes, status: int, size: int) -> None:
     """Somebody behind us would see other requests than we do, or we would wait for ever."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(FramingError) as refused:
         feed(data, size)
     assert refused.value.status == status
 
@@ -217,7 +217,7 @@ def test_endless(begins: bytes, goes_on: bytes, status: int) -> None:
     requests = Requests()
     requests.receive(begins)
     sent = 0
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(FramingError) as refused:
         while sent < 4 * MAX_HEAD:
             requests.receive(goes_on * 64)
             sent += len(goes_on) * 64
@@ -239,7 +239,7 @@ HEAVY = dict(heavy())
 def test_heavy(data: bytes) -> None:
     """Some bytes would hold everybody up: they took half a minute."""
     began = time.process_time()
-    with suppress(Refused):
+    with suppress(FramingError):
         feed(data, 1 << 20)
     assert time.process_time() - began < 2
 
@@ -268,15 +268,7 @@ def test_bound(data: bytes, size: int) -> None:
         try:
             for at in range(0, len(data), size):
                 requests.receive(data[at : at + size])
-        except Refused as e:
+        except FramingError as e:
             assert (bound, e.status) == (2, 413)
         else:
             assert bound == 3
-
-
-def test_chunks_are_given_one_by_one() -> None:
-    """Where an upstream's chunks are events, one would come in pieces, or several as one."""
-    chunks, buffer = Chunks(), bytearray(b"1\r\na\r\n2\r\nbc\r\n0\r\nA: 1\r\n\r\nmore")
-    assert chunks.read(buffer) == [b"a", b"bc"]
-    assert chunks.is_over
-    assert buffer == b"more"

@@ -1,4 +1,4 @@
-"""What completions and chat streams have in common."""
+"""Streams to samples."""
 
 from __future__ import annotations
 
@@ -7,77 +7,14 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Call, Generation, Split, Streaming
+from sglang_cached_addon.core.call import Generation, Split
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import chat, completions, openai, openai_stream
-from sglang_cached_addon.dialects.openai_stream import (
-    CHOICE,
-    UNSTREAMABLE,
-    Recorder,
-    Sequel,
-    member,
-    refuse_unknown,
-)
+from sglang_cached_addon.dialects import completions
+from sglang_cached_addon.dialects.openai import choices
+from sglang_cached_addon.dialects.openai.recording import CHOICE, Recorder, refuse_unknown
 from sglang_cached_addon.wire import sse
-from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
-
-
-@pytest.mark.parametrize(
-    ("body", "wanted"),
-    [
-        ({}, None),
-        ({"stream": False, "stream_options": "upstream's to judge"}, None),
-        ({"stream": True}, Streaming()),
-        ({"stream": True, "stream_options": None}, Streaming()),
-        ({"stream": True, "stream_options": {}}, Streaming()),
-        ({"stream": True, "stream_options": {"include_usage": None}}, Streaming()),
-        ({"stream": True, "stream_options": {"include_usage": True}}, Streaming(True)),
-        (
-            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-            Streaming(False, True),
-        ),
-        ({"stream": True, "return_token_ids": False}, Streaming()),
-        ({"stream": True, "stream_options": {"include_usage": 1}}, Reason.MALFORMED),
-        ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),
-        ({"stream": True, "stream_options": [1]}, Reason.MALFORMED),
-        ({"stream": "true"}, Reason.MALFORMED),
-        ({"stream": None}, Reason.MALFORMED),
-        *(({"stream": True, name: True}, Reason.STREAM) for name in UNSTREAMABLE),
-        *(({"stream": False, name: True}, None) for name in UNSTREAMABLE),
-    ],
-)
-def test_streaming(body: dict[str, Any], wanted: Any) -> None:
-    """A client would get a stream, or an end of one, that it has not asked for."""
-    try:
-        assert openai_stream.streaming(body) == wanted
-    except Refused as refused:
-        assert refused.reason is wanted
-
-
-@pytest.mark.parametrize(
-    ("options", "asked"),
-    [
-        ({}, {"include_usage": True}),
-        ({"stream_options": None}, {"include_usage": True}),
-        ({"stream_options": {"include_usage": False}}, {"include_usage": True}),
-        (
-            {"stream_options": {"continuous_usage_stats": True}},
-            {"continuous_usage_stats": True, "include_usage": True},
-        ),
-    ],
-)
-def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> None:
-    """No stream could be recorded, or the client's own body would be changed."""
-    body = {"prompt": "a", "stream": True, **options}
-    before = orjson.dumps(body)
-    call = completions.DIALECT.read(body)
-    fill = completions.DIALECT.trim(call, [1], lambda: "minted")
-    assert fill.body["stream_options"] == asked
-    assert orjson.dumps(call.body) == before
-    plain = completions.DIALECT.read({"prompt": "a"})
-    assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body
+from tests.dialects.test_completions_stream import stream, usage
 
 
 @pytest.mark.parametrize(
@@ -105,25 +42,7 @@ def test_unknown(choice: dict[str, Any], is_end: bool, refused: bool) -> None:
         refuse_unknown(choice, frozenset(CHOICE), is_end=is_end)
 
 
-@pytest.mark.parametrize(
-    ("value", "kind", "found"),
-    [
-        ({"x": "y"}, str, "y"),
-        ({"x": 1}, str, ""),
-        ({"x": None}, list, []),
-        ({"x": {"y": 1}}, dict, {"y": 1}),
-        ({}, int, 0),
-        (None, dict, {}),
-        ([], str, ""),
-        ("x", str, ""),
-    ],
-)
-def test_member(value: Any, kind: type, found: Any) -> None:
-    """Another server's sample would end a request in a traceback."""
-    assert member(value, "x", kind) == found
-
-
-class Tape:
+class ScriptedChoice:
     """Chunks that say no more than how many rows and tokens they have."""
 
     def __init__(self) -> None:
@@ -144,18 +63,18 @@ class Tape:
         return [self.rows]
 
 
-Asked = tuple[Any, openai.Told]
+Asked = tuple[Any, choices.StreamFacts]
 
 
 def recorder(count: int = 2, **options: Any) -> tuple[Recorder, list[Asked]]:
     """A recorder, and what it will ask to be taken apart."""
     asked: list[Asked] = []
 
-    def split(answer: Any, told: openai.Told) -> Split:
+    def split(answer: Any, told: choices.StreamFacts) -> Split:
         asked.append((answer, told))
         return Split(tuple(Generation(0, b"", 0) for _ in answer["choices"]))
 
-    return Recorder([Tape() for _ in range(count)], "json", split, **options), asked
+    return Recorder([ScriptedChoice() for _ in range(count)], "json", split, **options), asked
 
 
 def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
@@ -343,112 +262,3 @@ def test_usage_of_samples(told: list[list[int]], shares: list[int] | None) -> No
     usages = [orjson.loads(sample.answer)["usage"] for sample in samples]
     assert [each["completion_tokens"] for each in usages] == shares
     assert [each["total_tokens"] for each in usages] == [3 + share for share in shares]
-
-
-def sequel(**members: Any) -> Sequel:
-    answer = {"id": "up", "object": "json", "created": 7, "model": "m", "choices": [{"index": 0}]}
-    answer |= {"usage": {"prompt_tokens": 3, "completion_tokens": 9}, "metadata": {}, **members}
-    call = Call({}, (b"",), 1, False, (), Streaming(False, True))
-    return Sequel(call, Generation(0, orjson.dumps(answer), 0), 2, None)
-
-
-def test_head() -> None:
-    """Chunks would have members of the whole answer, or lack their own."""
-    found = sequel(sglext={"x": 1}, service_tier="y").head("chunk", 8)
-    assert orjson.loads(found + b"}") == {
-        "id": "up", "object": "chunk", "created": 8, "model": "m", "service_tier": "y",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("lengths", "known", "found"),
-    [
-        ([], [], []),
-        ([1], [None], [9]),
-        ([1, 1, 1], [None] * 3, [3, 6, 9]),
-        ([0, 10], [None] * 2, [1, 9]),
-        ([1, 7], [2, 9], [2, 9]),
-        ([1] * 10, [None] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
-    ],
-)
-def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
-    """Tokens so far would not sum to those of the whole, or not grow."""
-    assert sequel().counts(lengths, known) == found
-
-
-def test_usage_so_far() -> None:
-    """A client that counts as it reads would find other members than SGLang's."""
-    wanted = {
-        "prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
-        "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None,
-    }  # fmt: skip
-    assert sequel().usage_so_far(2) == orjson.dumps(wanted)
-    thinking = sequel(usage={"prompt_tokens": 3, "completion_tokens": 9, "reasoning_tokens": 5})
-    for tokens, thoughts in ((2, 2), (7, 5)):
-        found = orjson.loads(thinking.usage_so_far(tokens))
-        assert found["reasoning_tokens"] == thoughts
-        assert found["completion_tokens_details"] == {"reasoning_tokens": thoughts}
-    assert orjson.loads(sequel(usage="x").usage_so_far(1))["prompt_tokens"] == 0
-
-
-def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Generation:
-    told: Any = {"prompt_tokens": prompt, "total_tokens": prompt + tokens}
-    told |= {"completion_tokens": tokens, "prompt_tokens_details": None, "reasoning_tokens": 0}
-    answer = {"id": f"id{tokens}", "object": "text_completion", "created": created, "model": "m"}
-    answer |= {"choices": [{"index": 0, "text": "x"}], "usage": told, "metadata": {}, **more}
-    return Generation(0, orjson.dumps(answer), tokens)
-
-
-def test_usage_of_a_whole_answer() -> None:
-    """Prompts would be counted once per sample, or samples not at all."""
-    call = completions.DIALECT.read({"prompt": ["a", "b"], "n": 2, "stream": True})
-    pools = [[sample_of(1), sample_of(2)], [sample_of(4, 5), sample_of(8, 5)]]
-    said = completions.DIALECT.usage(call, pools)
-    wanted = {"prompt_tokens": 8, "total_tokens": 23, "completion_tokens": 15}
-    assert said
-    assert orjson.loads(sse.data(said) or b"")["usage"] == {**wanted, "reasoning_tokens": 0}
-    whole = chat.DIALECT.usage(call, pools)
-    assert whole
-    found = orjson.loads(sse.data(whole) or b"")
-    assert found["usage"] == {**wanted, "prompt_tokens_details": None, "reasoning_tokens": 0}
-    assert found["object"] == "chat.completion.chunk"
-    assert found["id"] == "id1"
-    assert completions.DIALECT.usage(call, [pools[0], [sample_of(1, usage=None)]]) is None
-
-
-def test_created() -> None:
-    """A stream would seem to be put together: a server's has one time."""
-    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
-    script = completions.DIALECT.script(call, [[sample_of(1, created=5), sample_of(2, created=6)]])
-    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
-    assert [event["created"] for event in found] == [5, 5]
-    assert [event["choices"][0]["index"] for event in found] == [0, 1]
-    assert by_choice(script.in_turn()) == [list(events) for events in script.deltas]
-
-
-def test_fewer_samples_than_asked_for() -> None:
-    """The stored choices of a call that is topped up would get the wrong numbers."""
-    call = completions.DIALECT.read({"prompt": ["a", "b", "c"], "n": 2, "stream": True})
-    script = completions.DIALECT.script(call, [[sample_of(1)], [], [sample_of(2), sample_of(3)]])
-    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
-    assert [event["choices"][0]["index"] for event in found] == [0, 4, 5]
-
-
-def test_renumber() -> None:
-    """A choice of upstream's would be mixed with a stored one."""
-    event = stream(["a"], index=1, logprobs=[scores(0, 1)])[0]
-    openai_stream.renumber(event, [2, 5], sample_of(1, created=9))
-    assert event["choices"][0]["index"] == 5
-    assert event["created"] == 9
-    wanted = {**stream(["a"], index=5, logprobs=[scores(0, 1)])[0], "created": 9, "id": "id1"}
-    assert worded(event) == worded(wanted)
-
-
-def test_rename() -> None:
-    """A client would not find its own id."""
-    event = stream(["a"], index=1)[0]
-    openai_stream.rename(event, ["x", "y"])
-    assert event["id"] == "y"
-    end = usage(1, 1)
-    openai_stream.rename(end, ["x", "y"])
-    assert end["id"] == "x"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.dialects import openai, shares
+from sglang_cached_addon.dialects.openai import choices, shares
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
@@ -87,12 +87,12 @@ def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
 def test_usage_round_trip(usage: dict[str, Any], weights: list[int], n: int, texts: str) -> None:
     """The `usage` of a merged answer would differ from what SGLang counted."""
     total = len(weights) * n
-    choices = [chat_choice(texts * i, "r" * (total - i)) for i in range(total)]
+    answers = [chat_choice(texts * i, "r" * (total - i)) for i in range(total)]
     before = copy.deepcopy(usage)
-    parts, _ = shares.of(usage, choices, ["x" * weight for weight in weights], n)
+    parts, _ = shares.of(usage, answers, ["x" * weight for weight in weights], n)
     assert len(parts) == total
     assert usage == before
-    merged = openai.merge_usage([_usages(parts[i * n : i * n + n]) for i in range(len(weights))])
+    merged = choices.merge_usage([_usages(parts[i * n : i * n + n]) for i in range(len(weights))])
     assert merged == usage
     assert list(merged) == list(usage)
 

@@ -1,13 +1,12 @@
-"""What OpenAI's completions and chat answers have in common: choices, and usage to be shared out.
+"""Answers of many choices to samples, and back.
 
-Not a dialect. An answer for `n=1` is a sample; this module takes an answer of many choices
-apart into such samples and puts them together again. SGLang 0.5.23 counts prompt tokens
-once per prompt and sums completion tokens over all samples; `shares` finds each one's own.
+Pure. An answer for `n=1` is a sample. SGLang 0.5.23 counts prompt tokens once per prompt and sums
+completion tokens over all samples; `shares` finds each one's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,37 +15,12 @@ import orjson
 from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, shares
-
-TRANSPORT: base.TransportTable = {
-    "rid": (str, list, base.NULL),
-    "stream": (bool,),
-    "stream_options": (dict, base.NULL),
-    "user": (str, base.NULL),
-    "session_id": (str, base.NULL),
-    "priority": (int, base.NULL),
-    "custom_labels": (dict, base.NULL),
-}
-"""Request identity, scheduling and framing: nothing of it reaches the model."""
-
-# Reported for the first sample only, so other samples of the call have none to keep.
-_FIRST_SAMPLE_ONLY = ("return_routed_experts",)
-
-
-def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """As `Dialect.probes`: a token is the least that all servers of these APIs generate."""
-    named = {"model": model} if model else {}
-    return ({**named, **prompt, "max_tokens": 1, "temperature": 0},)
-
-
-def refuse_shared_report(body: dict[str, Any], total: int) -> None:
-    """Raises `Refused` where an answer of many samples reports on one of them alone."""
-    if total > 1 and any(body.get(name) for name in _FIRST_SAMPLE_ONLY):
-        raise Refused(Reason.INSEPARABLE)
+from sglang_cached_addon.dialects import judging
+from sglang_cached_addon.dialects.openai import shares
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class StreamFacts:
     """What a stream tells of its choices, one of each for each."""
 
     ids: Sequence[str] = ()
@@ -56,21 +30,12 @@ class Told:
     """Of the answer, from its own events."""
 
 
-def ask_for_tokens(
-    call: Call, body: dict[str, Any], server: Server, tells: Mapping[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    """Makes each choice of a JSON answer tell its tokens, where the server knows how: `tells` has
-    the field to ask with, and the members of a choice that it brings. Gives those that the client
-    has not asked for."""
-    field, *members = tells.get(server.engine, ("",))
-    if call.stream or not field or body.get(field):
-        return ()
-    body[field] = True
-    return tuple(members)
-
-
 def split(
-    fill: Fill, answer: Any, prompts: Sequence[Any], told: Told | None = None, limit: Any = None
+    fill: Fill,
+    answer: Any,
+    prompts: Sequence[Any],
+    told: StreamFacts | None = None,
+    limit: Any = None,
 ) -> Split:
     """Takes an answer apart into answers of one choice each.
 
@@ -80,15 +45,15 @@ def split(
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
         is_error = isinstance(answer, dict) and answer.get("error") is not None
         raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
-    told = told or Told()
+    told = told or StreamFacts()
     choices = _in_order(answer["choices"], fill.total)
     refusal = Reason.ERROR if answer.get("error") is not None else None
-    refusal = refusal or base.weights_refusal(answer.get("metadata"))
+    refusal = refusal or judging.weights_refusal(answer.get("metadata"))
     for choice in choices:
         refusal = (
             refusal
-            or base.finish_refusal(choice.get("finish_reason"))
-            or base.weights_refusal(choice.get("meta_info"))
+            or judging.finish_refusal(choice.get("finish_reason"))
+            or judging.weights_refusal(choice.get("meta_info"))
         )
     usages, is_exact = shares.of(
         answer.get("usage"), choices, prompts, fill.n, told.usages, limit=limit
@@ -114,13 +79,13 @@ def split(
         generations.append(
             Generation(
                 fill.order[k // fill.n],
-                base.dump(sample),
+                judging.dump(sample),
                 count if isinstance(count, int) else 0,
             )
         )
     metas = [answer.get("metadata"), *(choice.get("meta_info") for choice in choices)]
     refusal = refusal or (None if is_exact else Reason.SHARED_USAGE)
-    return Split(tuple(generations), refusal, base.weight_versions(metas))
+    return Split(tuple(generations), refusal, judging.weight_versions(metas))
 
 
 def metadata(server: Server) -> dict[str, Any]:
@@ -155,7 +120,7 @@ def aborted(call: Call, rid: str, now: float, kind: str, said: dict[str, Any]) -
         "prompt_tokens_details": None,
         "reasoning_tokens": 0,
     }
-    return base.dump(
+    return judging.dump(
         {
             "id": rid,
             "object": kind,
@@ -208,7 +173,7 @@ def write(call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
             "output_ids": [answer["sglext"]["output_ids"][0] for answer in flat],
         }
     merged["choices"] = choices
-    return base.dump(merged)
+    return judging.dump(merged)
 
 
 def merge_usage(usages: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

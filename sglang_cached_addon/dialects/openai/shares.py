@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_cached_addon.dialects import base
+from sglang_cached_addon.dialects import judging
 
 
 def of(
@@ -203,5 +203,5 @@ def _length(choice: dict[str, Any], name: str) -> int:
     calls = message.get("tool_calls")
     texts = (choice.get("text"), message.get("content"), thought)
     return sum(len(text) for text in texts if isinstance(text, str)) + (
-        len(base.dump(calls)) if calls else 0
+        len(judging.dump(calls)) if calls else 0
     )

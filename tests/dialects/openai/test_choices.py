@@ -1,4 +1,4 @@
-"""Choices and usage, apart and together."""
+"""Answers of many choices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from sglang_cached_addon.core.call import Call, Fill
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import openai
+from sglang_cached_addon.dialects.openai import choices
 from tests.conftest import corpus
 
 PAIRS = [
@@ -33,7 +33,7 @@ FILL2 = Fill({}, (0,), 2)
 
 def split_refusal(value: Any, fill: Fill = FILL2) -> Reason:
     with pytest.raises(Refused) as caught:
-        openai.split(fill, value, [None] * len(fill.order))
+        choices.split(fill, value, [None] * len(fill.order))
     return caught.value.reason
 
 
@@ -76,7 +76,7 @@ def test_error_beside_choices() -> None:
     """A failure that a server reports within a 200 would be repeated for ever."""
     value = answer({}, {}, error={"message": "worker died", "code": 500})
     try:
-        assert openai.split(FILL2, value, [None]).refusal is Reason.ERROR
+        assert choices.split(FILL2, value, [None]).refusal is Reason.ERROR
     except Refused as refused:
         assert refused.reason is Reason.ERROR
 
@@ -97,7 +97,7 @@ def test_error_beside_choices() -> None:
 )
 def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> None:
     """A cut answer would be repeated for ever, or a whole one be generated again."""
-    split = openai.split(FILL2, value, [None])
+    split = choices.split(FILL2, value, [None])
     assert split.refusal is refusal
     assert len(split.generations) == 2
 
@@ -122,21 +122,21 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
 )
 def test_versions(value: dict[str, Any], versions: set[str]) -> None:
     """An answer of other weights than those that were asked would be stored as theirs."""
-    assert openai.split(FILL2, value, [None]).versions == versions
+    assert choices.split(FILL2, value, [None]).versions == versions
 
 
 def test_no_finish_reason() -> None:
     """An unfinished generation would be stored as a whole one."""
     value = answer({}, {})
     del value["choices"][1]["finish_reason"]
-    assert openai.split(FILL2, value, [None]).refusal is Reason.UNFINISHED
+    assert choices.split(FILL2, value, [None]).refusal is Reason.UNFINISHED
 
 
 def test_choices_out_of_order() -> None:
     """A prompt would get another prompt's text."""
     value = answer({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"})
     value["choices"] = [value["choices"][k] for k in (2, 0, 3, 1)]
-    split = openai.split(Fill({}, (4, 7), 2), value, [None, None])
+    split = choices.split(Fill({}, (4, 7), 2), value, [None, None])
     got = [(g.item, json.loads(g.answer)["choices"][0]) for g in split.generations]
     assert [(item, choice["text"], choice["index"]) for item, choice in got] == [
         (4, "a", 0),
@@ -157,7 +157,7 @@ def test_sample_is_an_answer_for_one() -> None:
         novelty={"x": 1},
     )
     before = copy.deepcopy(value)
-    first, second = openai.split(FILL2, value, [None]).generations
+    first, second = choices.split(FILL2, value, [None]).generations
     assert value == before
     common = {k: value[k] for k in ("id", "object", "created", "model", "metadata", "novelty")}
     assert json.loads(first.answer) == {
@@ -180,7 +180,7 @@ def test_sample_is_an_answer_for_one() -> None:
 )
 def test_unknown_tokens(usage: Any) -> None:
     """A server that does not count tokens could not be cached."""
-    split = openai.split(FILL2, answer({}, {}, usage=usage), [None])
+    split = choices.split(FILL2, answer({}, {}, usage=usage), [None])
     assert [g.tokens for g in split.generations] == [0, 0]
 
 
@@ -195,14 +195,14 @@ def dumped(value: Any) -> bytes:
 def test_one_sample_is_given_as_it_is() -> None:
     """A hit would not be byte for byte what was stored."""
     stored = b'{"choices":[{"index":0}], "odd" : 1}'
-    assert openai.write(call_of(1, 1), [[stored]]) == stored
+    assert choices.write(call_of(1, 1), [[stored]]) == stored
 
 
 def test_identity_is_the_first_ones() -> None:
     """One answer would have the id or the time of several."""
     one = answer({"text": "a"}, id="1", created=1, metadata={"weight_version": "x"}, odd=1)
     two = answer({"text": "b"}, id="2", created=2, metadata={"weight_version": "y"}, odd=2)
-    merged = json.loads(openai.write(call_of(1, 2), [[dumped(one), dumped(two)]]))
+    merged = json.loads(choices.write(call_of(1, 2), [[dumped(one), dumped(two)]]))
     assert {k: merged[k] for k in ("id", "created", "metadata", "odd")} == {
         k: one[k] for k in ("id", "created", "metadata", "odd")
     }
@@ -214,14 +214,14 @@ def test_client_rids_are_put_back(batched: int) -> None:
     """A client would find another client's id in its answer."""
     samples = [[dumped(answer({"meta_info": {"id": "up"}}))] for _ in range(batched)]
     rids = ("r0", "r1")[:batched]
-    merged = json.loads(openai.write(call_of(batched, 1, rids), samples))
+    merged = json.loads(choices.write(call_of(batched, 1, rids), samples))
     assert merged["id"] == "r0"
     assert tuple(c["meta_info"]["id"] for c in merged["choices"]) == rids
 
 
 def test_rid_without_meta_info() -> None:
     """A hit under a `rid` would invent fields that SGLang did not send."""
-    merged = json.loads(openai.write(call_of(1, 1, ("r",)), [[dumped(answer({}))]]))
+    merged = json.loads(choices.write(call_of(1, 1, ("r",)), [[dumped(answer({}))]]))
     assert merged == answer({}, id="r")
 
 
@@ -234,7 +234,7 @@ def test_usage_of_a_merged_answer() -> None:
         return dumped(answer({}, usage=usage))
 
     pools = [[one(5, 3), one(5, 4)], [one(7, 1), one(7, 2)]]
-    merged = json.loads(openai.write(call_of(2, 2), pools))
+    merged = json.loads(choices.write(call_of(2, 2), pools))
     assert merged["usage"] == {"prompt_tokens": 12, "total_tokens": 22, "completion_tokens": 10}
 
 
@@ -246,7 +246,7 @@ def test_reasoning_details_of_a_later_sample() -> None:
         "reasoning_tokens": 5,
         "completion_tokens_details": {"reasoning_tokens": 5},
     }
-    assert openai.merge_usage([[plain, deep]]) == {
+    assert choices.merge_usage([[plain, deep]]) == {
         "completion_tokens": 13,
         "reasoning_tokens": 5,
         "completion_tokens_details": {"reasoning_tokens": 5},
@@ -259,13 +259,13 @@ def test_output_ids_of_a_merged_answer() -> None:
         dumped(answer({}, sglext={"output_ids": [[k, k]], "spec_tokens_details": []}))
         for k in (1, 2, 3)
     ]
-    merged = json.loads(openai.write(call_of(1, 3), [samples]))
+    merged = json.loads(choices.write(call_of(1, 3), [samples]))
     assert merged["sglext"] == {"output_ids": [[1, 1], [2, 2], [3, 3]], "spec_tokens_details": []}
 
 
 def test_choices_keep_what_is_theirs() -> None:
     """Log probabilities, tool calls or reasoning would be lost or swapped."""
-    choices = [
+    said = [
         {
             "logprobs": {"content": [{"token": text, "logprob": -0.5}]},
             "message": {"reasoning_content": text, "tool_calls": [{"id": f"call_{text}"}]},
@@ -273,23 +273,10 @@ def test_choices_keep_what_is_theirs() -> None:
         }
         for text in "abc"
     ]
-    value = answer(*choices)
-    split = openai.split(Fill({}, (0,), 3), value, [None])
-    merged = openai.write(call_of(1, 3), [[g.answer for g in split.generations]])
+    value = answer(*said)
+    split = choices.split(Fill({}, (0,), 3), value, [None])
+    merged = choices.write(call_of(1, 3), [[g.answer for g in split.generations]])
     assert json.loads(merged) == value
-
-
-@pytest.mark.parametrize(("total", "refused"), [(1, False), (2, True)])
-def test_report_on_the_first_sample(total: int, refused: bool) -> None:
-    """A later sample would be answered without the experts that were asked for."""
-    openai.refuse_shared_report({"return_routed_experts": False}, total)
-    openai.refuse_shared_report({}, total)
-    if refused:
-        with pytest.raises(Refused) as caught:
-            openai.refuse_shared_report({"return_routed_experts": True}, total)
-        assert caught.value.reason is Reason.INSEPARABLE
-    else:
-        openai.refuse_shared_report({"return_routed_experts": True}, total)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
@@ -300,7 +287,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], str) else [prompt]
     n = body.get("n", 1)
     fill = Fill(body, tuple(range(len(prompts))), n)
-    split = openai.split(fill, recorded, prompts, limit=body.get("max_tokens"))
+    split = choices.split(fill, recorded, prompts, limit=body.get("max_tokens"))
     # Only the text prompts of a list share a number that nothing tells apart.
     is_text = len(prompts) > 1 and isinstance(prompts[0], str)
     assert split.refusal is (Reason.SHARED_USAGE if is_text else None)
@@ -308,7 +295,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     answers = [g.answer for g in split.generations]
     pools = [answers[i * n : i * n + n] for i in range(len(prompts))]
     rids = (body["rid"],) if "rid" in body else ()
-    assert json.loads(openai.write(call_of(len(prompts), n, rids), pools)) == recorded
+    assert json.loads(choices.write(call_of(len(prompts), n, rids), pools)) == recorded
 
 
 def test_a_count_that_only_some_samples_have() -> None:
@@ -319,7 +306,7 @@ def test_a_count_that_only_some_samples_have() -> None:
         "reasoning_tokens": 1,
         "completion_tokens_details": {"reasoning_tokens": 1},
     }
-    assert openai.merge_usage([[plain, thoughtful, plain]]) == {
+    assert choices.merge_usage([[plain, thoughtful, plain]]) == {
         "prompt_tokens": 3,
         "completion_tokens": 6,
         "total_tokens": 9,

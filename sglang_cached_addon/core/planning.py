@@ -1,0 +1,199 @@
+"""Plan and commit: which samples of a call are stored, which are short, what becomes of new ones.
+
+Pure but for the pools it is given. A call that wants n takes the first n samples of a pool. Prompts
+that come twice in one call take turns, so that `["a", "a"]` gets two different samples, as it would
+from SGLang.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from sglang_cached_addon.core.cache import Sample, Store, counts
+from sglang_cached_addon.core.call import Call, Generation, Recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a call has of its samples, and what it lacks."""
+
+    call: Call
+    keys: tuple[bytes, ...]
+    """One per item."""
+    stored: tuple[tuple[Sample, ...], ...]
+    """At most `call.n` per item."""
+
+    @property
+    def shortfalls(self) -> tuple[int, ...]:
+        """Samples that are missing, per item."""
+        return tuple(self.call.n - len(samples) for samples in self.stored)
+
+    @property
+    def have(self) -> int:
+        """Samples that are there, of `call.total` wanted."""
+        return sum(len(samples) for samples in self.stored)
+
+    @property
+    def needs(self) -> dict[bytes, int]:
+        """The pools that are too small, and how many samples each would have to have."""
+        short = {key for key, lack in zip(self.keys, self.shortfalls, strict=True) if lack}
+        if not short:
+            return {}
+        times = Counter(self.keys)
+        return {key: self.call.n * times[key] for key in dict.fromkeys(self.keys) if key in short}
+
+    def samples(self) -> Iterator[Sample]:
+        """Those that are there, of all items."""
+        return (sample for pool in self.stored for sample in pool)
+
+    def with_samples(self, samples: Iterable[tuple[int, Sample]]) -> Plan:
+        """With more samples, each given with the number of its item."""
+        pools = [list(pool) for pool in self.stored]
+        for item, sample in samples:
+            pools[item].append(sample)
+        return replace(self, stored=tuple(tuple(pool[: self.call.n]) for pool in pools))
+
+    def again(
+        self,
+        keys: Collection[bytes],
+        store: Store,
+        since: float = -inf,
+        more: More | None = None,
+    ) -> Plan:
+        """With what the store has of these pools by now."""
+        fresh = plan(self.call, self.keys, store, since, more)
+        pairs = zip(self.keys, fresh.stored, self.stored, strict=True)
+        return replace(self, stored=tuple(new if key in keys else old for key, new, old in pairs))
+
+
+More = Callable[[bytes, bool], Sequence[Sample]]
+"""What is to come behind a pool's samples, and is at hand; told whether that is empty."""
+
+
+def plan(
+    call: Call,
+    keys: tuple[bytes, ...],
+    store: Store,
+    since: float = -inf,
+    more: More | None = None,
+) -> Plan:
+    """Takes what is at hand for a call, of samples stored at `since` or later."""
+
+    def get(key: bytes) -> Sequence[Sample]:
+        pool = store.get(key)
+        if more and (new := more(key, not pool)):
+            pool = [*pool, *new]
+        return _counting(pool, store, since)
+
+    if len(keys) == 1:
+        return Plan(call, keys, (tuple(get(keys[0])[: call.n]),))
+    pools: dict[bytes, Sequence[Sample]] = {}
+    taken: dict[bytes, int] = {}
+    stored = []
+    for key in keys:
+        if key not in pools:
+            pools[key] = get(key)
+        start = taken.get(key, 0)
+        samples = tuple(pools[key][start : start + call.n])
+        taken[key] = start + len(samples)
+        stored.append(samples)
+    return Plan(call, keys, tuple(stored))
+
+
+def _counting(pool: Sequence[Sample], store: Store, since: float) -> Sequence[Sample]:
+    if since == -inf:
+        return pool
+    now = store.now
+    return [sample for sample in pool if counts(sample.stored_at, since, now)]
+
+
+def samples(
+    generations: Iterable[Generation], now: float, seconds: float
+) -> list[tuple[int, Sample]]:
+    """What upstream generated, as it is kept, each with the number of its item."""
+    return [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
+
+
+def commit(
+    plan: Plan,
+    dialect: str,
+    new: Iterable[tuple[int, Sample]],
+    store: Store,
+    *,
+    raw: bytes = b"",
+    since: float = -inf,
+) -> bool:
+    """Stores new samples, in the order of the call; `raw` and `since` as the store has them. False
+    if not all of them can be kept."""
+    kept = [
+        store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
+        for one in pieces(plan, new, since)
+    ]
+    return all(kept)
+
+
+PIECE = 1 << 20
+"""Bytes that are stored in one go, unless one sample is more; others wait for 2 ms meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples of a pool that are stored in one go."""
+
+    key: bytes
+    content: bytes
+    samples: Sequence[Sample]
+    since: float
+    is_last: bool
+    """Of its pool."""
+
+
+def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -> Iterator[Piece]:
+    """New samples, in the order of the call."""
+    new = list(new)
+    contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
+    for key, pool in by_key(plan, new).items():
+        begun, size, counting = 0, 0, since
+        for end, sample in enumerate(pool, 1):
+            size += len(sample.answer) + len(sample.deltas)
+            if size < PIECE and end < len(pool):
+                continue
+            yield Piece(key, contents[key], pool[begun:end], counting, end == len(pool))
+            # What has just been stored counts, and is not to be replaced by what comes with it.
+            begun, size, counting = end, 0, min(since, pool[0].stored_at)
+
+
+def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sample]]:
+    """New samples by pool, in the order of the call."""
+    found: dict[bytes, list[Sample]] = {}
+    for item, sample in new:
+        found.setdefault(plan.keys[item], []).append(sample)
+    return found
+
+
+def tokens(plan: Plan, new: Iterable[tuple[int, Sample]]) -> int:
+    """Completion tokens of a whole answer: of what was there, and of what is new."""
+    whole = [*plan.samples(), *(sample for _, sample in new)]
+    return sum(sample.tokens for sample in whole)
+
+
+def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Recorded]]:
+    """`call.n` samples per item: those that are there first, then the new ones."""
+    whole: list[list[Recorded]] = [list(pool) for pool in plan.stored]
+    for generation in generations:
+        whole[generation.item].append(generation)
+    return whole
+
+
+def stored_choices(plan: Plan) -> list[int]:
+    """Which choices of the answer are there, in the order of `Plan.samples`."""
+    n = plan.call.n
+    return [i * n + j for i, pool in enumerate(plan.stored) for j in range(len(pool))]
+
+
+def answers(plan: Plan) -> list[list[bytes]]:
+    """The answers of all samples."""
+    return [[sample.answer for sample in pool] for pool in plan.stored]

@@ -1,0 +1,66 @@
+"""What dialects share for asking upstream for the samples that are short.
+
+Pure: gives how many samples of which prompt are asked for, and changes a body to that end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.identity import SGLANG, Server
+
+
+def trimmed_n(shortfalls: Sequence[int]) -> int:
+    """The `n` of a fill: the common shortfall, or 1 where items differ and are repeated."""
+    wanted = {shortfall for shortfall in shortfalls if shortfall}
+    return wanted.pop() if len(wanted) == 1 else 1
+
+
+def fill_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
+    """Which item each prompt of the fill is, so that one call fetches every shortfall."""
+    return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
+
+
+def draw(
+    call: Call, shortfalls: Sequence[int], server: Server
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """The `n`, `order` and `skip` of a fill.
+
+    With a seed, sample i of a prompt may be a function of seed and i, as it is with vLLM: one that
+    is asked for alone would be the first one again. So all are asked for, and those taken that are
+    short. SGLang's seed says nothing of that: it makes all samples copies, or does nothing.
+    """
+    if call.is_seeded and server.engine != SGLANG:
+        order = tuple(i for i, short in enumerate(shortfalls) if short)
+        return call.n, order, tuple(call.n - shortfalls[i] for i in order)
+    n = trimmed_n(shortfalls)
+    return n, fill_order(shortfalls, n), ()
+
+
+def mint_rids(
+    call: Call, body: dict[str, Any], order: Sequence[int], n: int, mint: Mint
+) -> dict[str, str]:
+    """Replaces `rid` in a fill's body by unique ones; gives what they stand for.
+
+    Two calls in flight may share a client's `rid` with us, which SGLang would refuse.
+    """
+    if body.get("rid") is None:
+        return {}
+    if n > 1:
+        body["rid"] = mint()
+        return {}
+    minted = [mint() for _ in order]
+    body["rid"] = minted if call.batched else minted[0]
+    return {
+        call.rids[item]: unique for item, unique in zip(order, minted, strict=True) if call.rids
+    }
+
+
+def take(body: dict[str, Any], per_item: Iterable[str], order: Sequence[int]) -> None:
+    """Keeps, in each per-item list of a body, the values of the items in `order`."""
+    for name in per_item:
+        values = body.get(name)
+        if isinstance(values, list):
+            body[name] = [values[i] for i in order]

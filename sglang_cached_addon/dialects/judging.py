@@ -1,0 +1,39 @@
+"""What dialects share for judging upstream's answers: whether they may be stored.
+
+Pure: takes members of parsed answers, gives a `Reason` or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sglang_cached_addon.core import keys
+from sglang_cached_addon.core.policy import Reason, Refused
+
+
+def weights_refusal(meta: Any) -> Reason | None:
+    """An answer that spans two sets of weights belongs to neither model."""
+    spans = meta.get("weight_versions") if isinstance(meta, dict) else None
+    return Reason.MIXED_WEIGHTS if isinstance(spans, list) and len(spans) > 1 else None
+
+
+def weight_versions(metas: Iterable[Any]) -> frozenset[str]:
+    """What `meta_info` or `metadata` objects name as the weights that they come from."""
+    found = (meta.get("weight_version") for meta in metas if isinstance(meta, dict))
+    return frozenset(version for version in found if isinstance(version, str))
+
+
+def finish_refusal(kind: Any) -> Reason | None:
+    """`kind` is a finish reason's type: a string, or None while the generation goes on."""
+    if not isinstance(kind, str):
+        return Reason.UNFINISHED
+    return Reason.ABORT if kind == "abort" else None
+
+
+def dump(value: Any) -> bytes:
+    """Compact JSON, as SGLang writes it; raises `Refused` for what is nested too deep."""
+    try:
+        return keys.dumps(value)
+    except TypeError:
+        raise Refused(Reason.UNREADABLE) from None

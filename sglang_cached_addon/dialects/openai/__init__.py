@@ -1,0 +1,1 @@
+"""What OpenAI's completions and chat have in common."""

@@ -1,0 +1,108 @@
+"""What the dialects of both APIs do alike.
+
+Pure. A dialect says what its calls, choices and chunks are; all else is the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sglang_cached_addon.core.call import Call, Fill, Mint, Recorded, Script, Split
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.dialects import filling
+from sglang_cached_addon.dialects.openai import asking, choices, recording, replay
+from sglang_cached_addon.dialects.openai.choices import StreamFacts
+
+
+class Api(ABC):
+    """One of the two."""
+
+    transport = asking.TRANSPORT
+
+    kind: str
+    """The `object` of a JSON answer."""
+    chunk_kind: str
+    """The `object` of a chunk."""
+    writes_nulls: bool
+    """The usage of a whole stream has the members that have no value."""
+    tells: Mapping[str, tuple[str, ...]]
+    """What to ask a server for, by its engine, so that each choice tells how long it is, and then
+    the members in which it tells it."""
+
+    # What each API has of its own
+
+    @abstractmethod
+    def per_item(self, call: Call) -> Sequence[str]:
+        """The fields of a call's body whose list holds a value for each prompt."""
+
+    @abstractmethod
+    def prompts(self, call: Call, fill: Fill) -> list[Any]:
+        """The prompts that were sent."""
+
+    @abstractmethod
+    def limit(self, call: Call) -> Any:
+        """The number of tokens that a choice has at most."""
+
+    @abstractmethod
+    def choice_recorder(self) -> recording.ChoiceRecorder:
+        """Takes the chunks of one choice."""
+
+    @abstractmethod
+    def wants_rows(self, call: Call) -> bool:
+        """Whether a JSON answer has log-probabilities of every token, and a stream may not."""
+
+    @abstractmethod
+    def chunks(self, choice: replay.StoredChoice, created: Any) -> tuple[list[bytes], bytes | None]:
+        """The events of a choice, and its finish if that is a chunk of its own."""
+
+    # As `Dialect`
+
+    def trim(
+        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
+    ) -> Fill:
+        n, order, skip = filling.draw(call, shortfalls, server)
+        body = dict(call.body)
+        filling.take(body, self.per_item(call), order)
+        if n != call.n:
+            body["n"] = n
+        is_one = len(order) * n == 1
+        counts = asking.ask_for_usage(call, body, server, is_one=is_one)
+        added = () if is_one else asking.ask_for_tokens(call, body, server, self.tells)
+        rids = filling.mint_rids(call, body, order, n, mint)
+        return Fill(body, order, n, rids, server, skip, added, counts)
+
+    def split(self, call: Call, fill: Fill, answer: Any, told: StreamFacts | None = None) -> Split:
+        prompts, limit = self.prompts(call, fill), self.limit(call)
+        return choices.split(fill, answer, prompts, told, limit=limit)
+
+    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
+        return choices.write(call, samples)
+
+    def record(self, call: Call, fill: Fill) -> recording.Recorder:
+        return recording.Recorder(
+            [self.choice_recorder() for _ in range(fill.total)],
+            self.kind,
+            lambda answer, told: self.split(call, fill, answer, told),
+            server=fill.server,
+            wants_rows=self.wants_rows(call),
+        )
+
+    def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        return replay.script(call, samples, self.chunks)
+
+    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        return replay.usage(call, samples, self.chunk_kind, nulls=self.writes_nulls)
+
+    def without_usage(self, event: bytes, value: Any) -> bytes:
+        return replay.without_usage(event, value)
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        replay.renumber(event, choices, like)
+
+    def rename(self, event: Any, rids: Sequence[str]) -> None:
+        replay.rename(event, rids)
+
+    def cut(self, event: Any) -> None:  # noqa: B027
+        pass  # no event has all of a choice

@@ -1,0 +1,95 @@
+"""What both APIs ask for: fields that are no part of the key, streams, and what is asked besides.
+
+Pure: reads request bodies, and adds to the bodies that go upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sglang_cached_addon.core.call import Call, Streaming
+from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects import base, reading
+
+TRANSPORT: base.TransportTable = {
+    "rid": (str, list, base.NULL),
+    "stream": (bool,),
+    "stream_options": (dict, base.NULL),
+    "user": (str, base.NULL),
+    "session_id": (str, base.NULL),
+    "priority": (int, base.NULL),
+    "custom_labels": (dict, base.NULL),
+}
+"""Request identity, scheduling and framing: nothing of it reaches the model."""
+
+UNSTREAMABLE = (
+    "return_hidden_states",
+    "return_routed_experts",
+    "return_cached_tokens_details",
+    "return_spec_tokens_details",
+    "return_token_ids",
+    "return_prompt_token_ids",
+    "return_input_ids_in_sglext",
+    "return_output_ids_in_sglext",
+    "return_sampling_mask",
+    "return_meta_info",
+)
+"""Fields that a stream answers in chunks of their own, or not at all."""
+
+# Reported for the first sample only, so other samples of the call have none to keep.
+_FIRST_SAMPLE_ONLY = ("return_routed_experts",)
+
+
+def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
+    """As `Dialect.probes`: a token is the least that all servers of these APIs generate."""
+    named = {"model": model} if model else {}
+    return ({**named, **prompt, "max_tokens": 1, "temperature": 0},)
+
+
+def refuse_shared_report(body: dict[str, Any], total: int) -> None:
+    """Raises `Refused` where an answer of many samples reports on one of them alone."""
+    if total > 1 and any(body.get(name) for name in _FIRST_SAMPLE_ONLY):
+        raise Refused(Reason.INSEPARABLE)
+
+
+def streaming(body: dict[str, Any]) -> Streaming | None:
+    """What is wanted of a streamed answer, if one is; raises `Refused`."""
+    if not reading.is_stream(body, UNSTREAMABLE):
+        return None
+    options = body.get("stream_options") or {}
+    known = ("include_usage", "continuous_usage_stats")
+    if not isinstance(options, dict) or any(
+        name not in known or type(value) not in (bool, base.NULL) for name, value in options.items()
+    ):
+        raise Refused(Reason.MALFORMED)
+    return Streaming(*(bool(options.get(name)) for name in known))
+
+
+def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: bool) -> bool:
+    """Makes upstream tell what JSON answers, and other streams, will want to know: the usage, and
+    of each choice its own. Whether that is told to nobody else."""
+    if not call.stream:
+        return False
+    options = body["stream_options"] = {
+        **(body.get("stream_options") or {}),
+        "include_usage": True,
+    }
+    counts = not is_one and server.engine in (SGLANG, VLLM) and not call.stream.continuous_usage
+    if counts:
+        options["continuous_usage_stats"] = True
+    return counts
+
+
+def ask_for_tokens(
+    call: Call, body: dict[str, Any], server: Server, tells: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Makes each choice of a JSON answer tell its tokens, where the server knows how: `tells` has
+    the field to ask with, and the members of a choice that it brings. Gives those that the client
+    has not asked for."""
+    field, *members = tells.get(server.engine, ("",))
+    if call.stream or not field or body.get(field):
+        return ()
+    body[field] = True
+    return tuple(members)

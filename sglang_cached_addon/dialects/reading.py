@@ -1,0 +1,126 @@
+"""What dialects share for reading a request body: what is refused, and what is part of the key.
+
+Pure: takes parsed JSON, raises `Refused` for what is not understood in full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
+from sglang_cached_addon.dialects.base import TransportTable
+
+
+def content_fields(body: dict[str, Any], transport: TransportTable) -> dict[str, Any]:
+    """The fields of a body that belong into the key."""
+    return {
+        name: value
+        for name, value in body.items()
+        if not (name in transport and _is_plain(value, transport[name]))
+    }
+
+
+def _is_plain(value: Any, types: tuple[type, ...]) -> bool:
+    if isinstance(value, dict):
+        return dict in types and set(map(type, value.values())) in (set(), {str}, {bool})
+    return type(value) in types
+
+
+def read_n(holder: Mapping[str, Any]) -> int:
+    """`n` where it is a plain positive integer. SGLang has its own ideas of the others."""
+    n = holder.get("n", 1)
+    if type(n) is not int or not 1 <= n <= MAX_N:
+        raise Refused(Reason.MALFORMED)
+    return n
+
+
+# State that the server holds (sessions), and calls that only mean something to one of a
+# pair of prefill and decode servers.
+_UNSTORABLE = {
+    "session_params": Reason.STATE,
+    "previous_response_id": Reason.STATE,
+    "bootstrap_host": Reason.DISAGGREGATION,
+    "bootstrap_port": Reason.DISAGGREGATION,
+    "bootstrap_room": Reason.DISAGGREGATION,
+    "bootstrap_pair_key": Reason.DISAGGREGATION,
+    "decode_tp_size": Reason.DISAGGREGATION,
+    "need_wait_for_mm_inputs": Reason.DISAGGREGATION,
+    "num_items_assigned": Reason.DISAGGREGATION,
+    "encoder_urls": Reason.DISAGGREGATION,
+    "http_worker_ipc": Reason.DISAGGREGATION,
+    "kv_hints": Reason.DISAGGREGATION,
+}
+
+
+def refuse_unstorable(body: dict[str, Any]) -> None:
+    """Raises `Refused` for what no dialect looks up."""
+    for name in given(body, _UNSTORABLE):
+        raise Refused(_UNSTORABLE[name])
+
+
+def is_stream(body: dict[str, Any], unstreamable: Collection[str]) -> bool:
+    """Whether a streamed answer is wanted. Raises `Refused` for one with a field of those whose
+    streams have another form."""
+    stream = body.get("stream", False)
+    if type(stream) is not bool:
+        raise Refused(Reason.MALFORMED)  # null too, says SGLang
+    if stream and any(body.get(name) for name in unstreamable):
+        raise Refused(Reason.STREAM)
+    return stream
+
+
+def given(body: dict[str, Any], names: Collection[str]) -> list[str]:
+    """Those of the names that have a value."""
+    if body.keys().isdisjoint(names):
+        return []
+    return [name for name in names if body.get(name) is not None]
+
+
+def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[str, ...]:
+    """The ids that SGLang would echo for this body.
+
+    A string names a single prompt as it is and the items of a batch as `x_0`, `x_1`, ...;
+    with `n > 1` every sample gets an id of its own and none is echoed.
+    """
+    rid = body.get("rid")
+    if rid is None:
+        return ()
+    if isinstance(rid, list):
+        if not batched or len(rid) != size or not all(isinstance(r, str) for r in rid):
+            raise Refused(Reason.MALFORMED)
+        if len(set(rid)) != size:
+            raise Refused(Reason.MALFORMED)
+        rids = tuple(rid)
+    elif isinstance(rid, str):
+        rids = tuple(f"{rid}_{i}" for i in range(size)) if batched else (rid,)
+    else:
+        raise Refused(Reason.MALFORMED)
+    return rids if n == 1 else ()
+
+
+def media_refusal(value: Any) -> bool:
+    """Whether a media value (nested at will) names something outside of the body.
+
+    URLs and paths are read by the server at the time of the call; `data:` and bare
+    base64 are content.
+    """
+    if value is None:
+        return False
+    if isinstance(value, str):
+        return not (value.startswith("data:") or _is_base64(value))
+    if isinstance(value, dict):
+        return "url" in value and media_refusal(value["url"])
+    if isinstance(value, list):
+        return any(media_refusal(member) for member in value)
+    return True
+
+
+_BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
+
+
+def _is_base64(value: str) -> bool:
+    # A path can consist of these letters too. No picture is this short, and of those that
+    # begin with a slash only JPEG is none.
+    is_path = value.startswith("/") and not value.startswith("/9j/")
+    return len(value) >= 64 and not is_path and _BASE64.issuperset(value)

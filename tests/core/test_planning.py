@@ -1,0 +1,325 @@
+"""Plan and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.call import Call, Generation
+from sglang_cached_addon.core.planning import (
+    Plan,
+    answers,
+    commit,
+    pieces,
+    plan,
+    recorded,
+    samples,
+)
+from sglang_cached_addon.store.memory import Memory
+
+NOW = 1000.0
+
+
+class Store(Memory):
+    @property
+    def now(self) -> float:
+        return NOW
+
+    def append(
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float = -inf,
+    ) -> bool:
+        api = f"{dialect} {content.decode()}"
+        return super().append(key, api, content, samples, raw, since=since)
+
+
+def sample(answer: str, stored_at: float = 1.0) -> Sample:
+    return Sample(answer.encode(), stored_at, 2.0, 3)
+
+
+def store_of(pools: dict[str, str]) -> Store:
+    """A store whose pools hold one sample per letter."""
+    store = Store()
+    for key, letters in pools.items():
+        store.append(key.encode(), "d", b"", [sample(letter) for letter in letters])
+    return store
+
+
+def aged(pools: dict[str, str]) -> Store:
+    """A store whose samples are digits that tell when they were stored."""
+    store = Store()
+    for key, digits in pools.items():
+        store.append(key.encode(), "d", b"", [sample(digit, float(digit)) for digit in digits])
+    return store
+
+
+def plan_of(items: str, n: int, store: Store, since: float = -inf) -> Plan:
+    """A plan of a call whose items are letters, each its own key."""
+    contents = tuple(letter.encode() for letter in items)
+    return plan(Call({}, contents, n, len(items) > 1), contents, store, since)
+
+
+def letters(pools: Sequence[Sequence[Sample]]) -> list[str]:
+    """The answers of each item."""
+    return ["".join(s.answer.decode() for s in pool) for pool in pools]
+
+
+def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
+    return [(item, sample(letter)) for item, letter in pairs]
+
+
+@pytest.mark.parametrize(
+    ("pools", "items", "n", "stored", "short"),
+    [
+        ({}, "a", 1, [""], (1,)),
+        ({"a": "12"}, "a", 1, ["1"], (0,)),
+        ({"a": "12"}, "a", 2, ["12"], (0,)),
+        ({"a": "12"}, "a", 5, ["12"], (3,)),
+        ({"b": "12"}, "a", 2, [""], (2,)),
+        ({"a": "1", "b": "23"}, "ab", 2, ["1", "23"], (1, 0)),
+        ({"a": "1", "b": "23"}, "ba", 1, ["2", "1"], (0, 0)),
+        ({"b": "1"}, "abc", 1, ["", "1", ""], (1, 0, 1)),
+        ({"a": "1234"}, "aa", 2, ["12", "34"], (0, 0)),
+        ({"a": "123"}, "aa", 2, ["12", "3"], (0, 1)),
+        ({"a": "1"}, "aa", 2, ["1", ""], (1, 2)),
+        ({"a": "12"}, "aaa", 1, ["1", "2", ""], (0, 0, 1)),
+        ({"a": "123", "b": "4"}, "aba", 1, ["1", "4", "2"], (0, 0, 0)),
+        ({}, "aa", 1, ["", ""], (1, 1)),
+    ],
+)
+def test_plan(
+    pools: dict[str, str], items: str, n: int, stored: list[str], short: tuple[int, ...]
+) -> None:
+    """A stored sample would be generated again, come twice in one answer, or be another's."""
+    made = plan_of(items, n, store_of(pools))
+    assert letters(made.stored) == stored
+    assert made.shortfalls == short
+    assert made.have == sum(map(len, stored))
+    assert made.have + sum(short) == made.call.total
+    assert [s.answer.decode() for s in made.samples()] == list("".join(stored))
+
+
+def test_plan_does_not_change() -> None:
+    """An answer that is being put together would grow by what another request stored."""
+    store = store_of({"a": "1"})
+    made = plan_of("a", 3, store)
+    store.append(b"a", "d", b"", [sample("2")])
+    assert made.shortfalls == (2,)
+    assert answers(made) == [[b"1"]]
+
+
+SINCE: list[tuple[dict[str, str], str, int, float, list[str]]] = [
+    ({"a": "12"}, "a", 2, -inf, ["12"]),
+    ({"a": "12"}, "a", 2, 1.0, ["12"]),
+    ({"a": "12"}, "a", 2, 1.5, ["2"]),
+    ({"a": "12"}, "a", 1, 1.5, ["2"]),
+    ({"a": "12"}, "a", 2, 2.5, [""]),
+    ({"a": "12"}, "a", 2, inf, [""]),
+    ({"a": "3142"}, "a", 2, 2.0, ["34"]),  # a clock that was set back
+    ({"a": "12", "b": "34"}, "ab", 2, 2.0, ["2", "34"]),
+    ({"a": "1234"}, "aa", 1, 2.0, ["2", "3"]),
+    ({"a": "1234"}, "aa", 2, 3.0, ["34", ""]),
+]
+
+
+@pytest.mark.parametrize(("pools", "items", "n", "since", "stored"), SINCE)
+def test_plan_since(
+    pools: dict[str, str], items: str, n: int, since: float, stored: list[str]
+) -> None:
+    """What is too old would be answered, or what is not be generated again."""
+    assert letters(plan_of(items, n, aged(pools), since).stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("pools", "items", "n", "needs"),
+    [
+        ({}, "a", 1, {"a": 1}),
+        ({}, "a", 3, {"a": 3}),
+        ({"a": "1"}, "a", 1, {}),
+        ({"a": "1"}, "a", 3, {"a": 3}),
+        ({"a": "1"}, "ab", 1, {"b": 1}),
+        ({"a": "1"}, "aa", 1, {"a": 2}),
+        ({"a": "12"}, "aa", 1, {}),
+        ({"a": "1"}, "aba", 2, {"a": 4, "b": 2}),
+    ],
+)
+def test_needs(pools: dict[str, str], items: str, n: int, needs: dict[str, int]) -> None:
+    """One who waits would let go another first who leaves too few samples, or wait for nothing."""
+    assert plan_of(items, n, store_of(pools)).needs == {k.encode(): v for k, v in needs.items()}
+
+
+@pytest.mark.parametrize(
+    ("pools", "items", "n", "new", "whole"),
+    [
+        ({}, "a", 2, [(0, "x"), (0, "y")], ["xy"]),
+        ({"a": "1"}, "a", 3, [(0, "x"), (0, "y")], ["1xy"]),
+        ({"a": "1"}, "a", 3, [(0, "x")], ["1x"]),
+        ({"a": "1"}, "a", 3, [], ["1"]),
+        ({"a": "1", "b": "23"}, "ab", 2, [(0, "x")], ["1x", "23"]),
+        ({"b": "1"}, "abc", 1, [(0, "x"), (2, "y")], ["x", "1", "y"]),
+        ({"a": "1"}, "aa", 2, [(0, "x"), (1, "y"), (1, "z")], ["1x", "yz"]),
+        ({"a": "1"}, "ab", 1, [(0, "x"), (1, "y")], ["1", "y"]),  # more than were short
+    ],
+)
+def test_with_samples(
+    pools: dict[str, str], items: str, n: int, new: list[tuple[int, str]], whole: list[str]
+) -> None:
+    """A prompt would be answered by another prompt's sample."""
+    made = plan_of(items, n, store_of(pools))
+    before = letters(made.stored)
+    assert letters(made.with_samples(new_of(*new)).stored) == whole
+    assert letters(made.stored) == before
+
+
+def test_again() -> None:
+    """Samples that others brought would not be seen, or those that were chosen be others now."""
+    store = store_of({"a": "1"})
+    made = plan_of("abc", 2, store).with_samples(new_of((1, "x"), (1, "y")))
+    for key, letter in {"a": "2", "b": "3", "c": "4"}.items():
+        store.append(key.encode(), "d", b"", [sample(letter)])
+    again = made.again(made.needs, store)
+    assert letters(again.stored) == ["12", "xy", "4"]
+    assert again.needs == {b"c": 2}
+    assert letters(made.again([], store).stored) == ["1", "xy", ""]
+
+
+def test_again_of_a_repeated_prompt() -> None:
+    """Two equal prompts of a batch would get one sample twice."""
+    store = store_of({"a": "1"})
+    made = plan_of("aba", 1, store)
+    store.append(b"a", "d", b"", [sample("2"), sample("3")])
+    assert letters(made.again(made.needs, store).stored) == ["1", "", "2"]
+
+
+def test_again_since() -> None:
+    """Who waits for a fresh sample would be given an old one."""
+    store = aged({"a": "1"})
+    made = plan_of("a", 2, store, 2.0)
+    store.append(b"a", "d", b"", [sample("3", 3.0)])
+    assert letters(made.again(made.needs, store, 2.0).stored) == ["3"]
+
+
+def test_samples() -> None:
+    """A sample would lose its tokens, or where the events of its stream ended."""
+    generations = [Generation(0, b"1", 7), Generation(2, b"2", 8, b"[1]")]
+    assert samples(generations, 10.0, 0.5) == [
+        (0, Sample(b"1", 10.0, 0.5, 7)),
+        (2, Sample(b"2", 10.0, 0.5, 8, b"[1]")),
+    ]
+
+
+def test_commit() -> None:
+    """New samples would be lost, or be found under another prompt."""
+    store = store_of({"a": "1"})
+    made = plan_of("abc", 2, store)
+    new = new_of((0, "2"), (1, "3"), (1, "4"), (2, "5"), (2, "6"))
+    commit(made, "chat", new, store)
+    assert letters([store.get(key) for key in made.keys]) == ["12", "34", "56"]
+    assert store.get(b"b")[0] is new[1][1]
+    assert store.by_dialect == {"d ": 2, "chat b": 2, "chat c": 2}
+
+
+def test_commit_of_a_repeated_prompt() -> None:
+    """`["a", "a"]` would be stored as two calls, or in another order than it was answered."""
+    store = Store()
+    made = plan_of("aba", 1, store)
+    new = new_of((0, "1"), (1, "2"), (2, "3"))
+    commit(made, "d", new, store)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["13", "2"]
+    assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
+
+
+def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large answer would hold others up; or its second part take the places of its first."""
+    monkeypatch.setattr("sglang_cached_addon.core.planning.PIECE", 2)
+    store = store_of({"a": "123456", "b": "1"})
+    made = plan_of("ab", 6, store, inf)
+    new = [(0, sample(letter, NOW)) for letter in "vwxyz"] + new_of((1, "k"))
+    found = [
+        ("".join(s.answer.decode() for s in one.samples), one.key, one.is_last)
+        for one in pieces(made, new)
+    ]
+    assert found == [
+        ("vw", b"a", False), ("xy", b"a", False), ("z", b"a", True), ("k", b"b", True),
+    ]  # fmt: skip
+    assert commit(made, "d", new, store, since=inf)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["vwxyz6", "k"]
+
+
+def test_a_long_list() -> None:
+    """What grows with the square of a list's length would hold everybody up for minutes."""
+    count = 20_000
+    keys = tuple(b"%d" % (i // 2) for i in range(count))
+    long = plan(Call({}, keys, 1, True), keys, Store())
+    assert long.needs == dict.fromkeys(keys, 2)
+    same = (b"a",) * count
+    store = store_of({"a": "x" * 5000})
+    assert plan(Call({}, same, 1, True), same, store, since=0.5).have == 5000
+    new = [(i, sample("y")) for i in range(count)]
+    assert commit(plan(Call({}, same, 1, True), same, Store()), "d", new, store)
+    assert len(store.get(b"a")) == 5000 + count
+
+
+def test_commit_of_nothing() -> None:
+    """An empty answer would leave an empty pool that counts as a key."""
+    store = Store()
+    commit(plan_of("a", 1, store), "d", [], store)
+    assert len(store) == 0
+
+
+def test_commit_since() -> None:
+    """What is replaced would stay, or what is fresh, or another prompt's, would go or move."""
+    store = aged({"a": "123", "b": "1"})
+    made = plan_of("ab", 3, store, 2.0)
+    commit(made, "d", [(0, sample("4", 4.0))], store, since=2.0)
+    assert letters([store.get(b"a"), store.get(b"b")]) == ["423", "1"]
+
+
+def test_commit_that_is_not_kept() -> None:
+    """It would be called stored."""
+
+    class Full(Store):
+        def append(self, key: bytes, *args: Any, **more: Any) -> bool:
+            return key != b"b" and super().append(key, *args, **more)
+
+    made = plan_of("abc", 1, Full())
+    assert not commit(made, "d", new_of((0, "1"), (1, "2"), (2, "3")), Full())
+    assert commit(made, "d", new_of((0, "1"), (2, "3")), Full())
+
+
+def test_the_future_does_not_count() -> None:
+    """After a clock was set back, nothing would be old any more."""
+    store = Store()
+    store.append(b"a", "d", b"", [sample("1", NOW + 3600), sample("2", NOW)])
+    assert letters(plan_of("a", 2, store).stored) == ["12"]
+    assert letters(plan_of("a", 2, store, NOW - 60).stored) == ["2"]
+    store.append(b"a", "d", b"", [sample("3", NOW)], since=NOW - 60)
+    assert letters([store.get(b"a")]) == ["32"]
+
+
+def test_commit_of_a_named_body() -> None:
+    """A body that came before would be read again after a restart."""
+    store = Store()
+    commit(plan_of("a", 1, store), "d", new_of((0, "1")), store, raw=b"name")
+    commit(plan_of("b", 1, store), "d", new_of((0, "2")), store)
+    assert store.find(b"name") == b"a"
+    assert store.find(b"") is None
+
+
+def test_recorded() -> None:
+    """A stream's end would count another prompt's sample, or one of them not at all."""
+    made = plan_of("ab", 2, store_of({"a": "1"}))
+    new = [Generation(0, b"x", 1), Generation(1, b"y", 2), Generation(1, b"z", 3)]
+    whole = [[r.answer.decode() for r in pool] for pool in recorded(made, new)]
+    assert whole == [["1", "x"], ["y", "z"]]
+    assert [len(pool) for pool in recorded(made)] == [1, 0]

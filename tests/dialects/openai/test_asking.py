@@ -1,0 +1,83 @@
+"""What both APIs ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon.core.call import Streaming
+from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects import completions
+from sglang_cached_addon.dialects.openai import asking
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ({}, None),
+        ({"stream": False, "stream_options": "upstream's to judge"}, None),
+        ({"stream": True}, Streaming()),
+        ({"stream": True, "stream_options": None}, Streaming()),
+        ({"stream": True, "stream_options": {}}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": None}}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": True}}, Streaming(True)),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            Streaming(False, True),
+        ),
+        ({"stream": True, "return_token_ids": False}, Streaming()),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),
+        ({"stream": True, "stream_options": [1]}, Reason.MALFORMED),
+        ({"stream": "true"}, Reason.MALFORMED),
+        ({"stream": None}, Reason.MALFORMED),
+        *(({"stream": True, name: True}, Reason.STREAM) for name in asking.UNSTREAMABLE),
+        *(({"stream": False, name: True}, None) for name in asking.UNSTREAMABLE),
+    ],
+)
+def test_streaming(body: dict[str, Any], wanted: Any) -> None:
+    """A client would get a stream, or an end of one, that it has not asked for."""
+    try:
+        assert asking.streaming(body) == wanted
+    except Refused as refused:
+        assert refused.reason is wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"include_usage": True}),
+        ({"stream_options": None}, {"include_usage": True}),
+        ({"stream_options": {"include_usage": False}}, {"include_usage": True}),
+        (
+            {"stream_options": {"continuous_usage_stats": True}},
+            {"continuous_usage_stats": True, "include_usage": True},
+        ),
+    ],
+)
+def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> None:
+    """No stream could be recorded, or the client's own body would be changed."""
+    body = {"prompt": "a", "stream": True, **options}
+    before = orjson.dumps(body)
+    call = completions.DIALECT.read(body)
+    fill = completions.DIALECT.trim(call, [1], lambda: "minted")
+    assert fill.body["stream_options"] == asked
+    assert orjson.dumps(call.body) == before
+    plain = completions.DIALECT.read({"prompt": "a"})
+    assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body
+
+
+@pytest.mark.parametrize(("total", "refused"), [(1, False), (2, True)])
+def test_report_on_the_first_sample(total: int, refused: bool) -> None:
+    """A later sample would be answered without the experts that were asked for."""
+    asking.refuse_shared_report({"return_routed_experts": False}, total)
+    asking.refuse_shared_report({}, total)
+    if refused:
+        with pytest.raises(Refused) as caught:
+            asking.refuse_shared_report({"return_routed_experts": True}, total)
+        assert caught.value.reason is Reason.INSEPARABLE
+    else:
+        asking.refuse_shared_report({"return_routed_experts": True}, total)

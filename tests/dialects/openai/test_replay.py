@@ -1,0 +1,150 @@
+"""Samples to streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from sglang_cached_addon.core.call import Call, Generation, Streaming
+from sglang_cached_addon.dialects import chat, completions
+from sglang_cached_addon.dialects.openai import replay
+from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
+from sglang_cached_addon.wire import sse
+from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "found"),
+    [
+        ({"x": "y"}, str, "y"),
+        ({"x": 1}, str, ""),
+        ({"x": None}, list, []),
+        ({"x": {"y": 1}}, dict, {"y": 1}),
+        ({}, int, 0),
+        (None, dict, {}),
+        ([], str, ""),
+        ("x", str, ""),
+    ],
+)
+def test_member(value: Any, kind: type, found: Any) -> None:
+    """Another server's sample would end a request in a traceback."""
+    assert member(value, "x", kind) == found
+
+
+def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
+    told = None if tokens is None else {"completion_tokens": tokens}
+    head = {"id": rid or f"id{index}", "object": "chunk", "created": 7}
+    return {**head, "choices": [{"index": index, **choice}], "usage": told}
+
+
+def stored_choice(**members: Any) -> StoredChoice:
+    answer = {"id": "up", "object": "json", "created": 7, "model": "m", "choices": [{"index": 0}]}
+    answer |= {"usage": {"prompt_tokens": 3, "completion_tokens": 9}, "metadata": {}, **members}
+    call = Call({}, (b"",), 1, False, (), Streaming(False, True))
+    return StoredChoice(call, Generation(0, orjson.dumps(answer), 0), 2, None)
+
+
+def test_head() -> None:
+    """Chunks would have members of the whole answer, or lack their own."""
+    found = stored_choice(sglext={"x": 1}, service_tier="y").head("chunk", 8)
+    assert orjson.loads(found + b"}") == {
+        "id": "up", "object": "chunk", "created": 8, "model": "m", "service_tier": "y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "known", "found"),
+    [
+        ([], [], []),
+        ([1], [None], [9]),
+        ([1, 1, 1], [None] * 3, [3, 6, 9]),
+        ([0, 10], [None] * 2, [1, 9]),
+        ([1, 7], [2, 9], [2, 9]),
+        ([1] * 10, [None] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
+    ],
+)
+def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
+    """Tokens so far would not sum to those of the whole, or not grow."""
+    assert stored_choice().counts(lengths, known) == found
+
+
+def test_usage_so_far() -> None:
+    """A client that counts as it reads would find other members than SGLang's."""
+    wanted = {
+        "prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
+        "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None,
+    }  # fmt: skip
+    assert stored_choice().usage_so_far(2) == orjson.dumps(wanted)
+    thinking = stored_choice(
+        usage={"prompt_tokens": 3, "completion_tokens": 9, "reasoning_tokens": 5}
+    )
+    for tokens, thoughts in ((2, 2), (7, 5)):
+        found = orjson.loads(thinking.usage_so_far(tokens))
+        assert found["reasoning_tokens"] == thoughts
+        assert found["completion_tokens_details"] == {"reasoning_tokens": thoughts}
+    assert orjson.loads(stored_choice(usage="x").usage_so_far(1))["prompt_tokens"] == 0
+
+
+def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Generation:
+    told: Any = {"prompt_tokens": prompt, "total_tokens": prompt + tokens}
+    told |= {"completion_tokens": tokens, "prompt_tokens_details": None, "reasoning_tokens": 0}
+    answer = {"id": f"id{tokens}", "object": "text_completion", "created": created, "model": "m"}
+    answer |= {"choices": [{"index": 0, "text": "x"}], "usage": told, "metadata": {}, **more}
+    return Generation(0, orjson.dumps(answer), tokens)
+
+
+def test_usage_of_a_whole_answer() -> None:
+    """Prompts would be counted once per sample, or samples not at all."""
+    call = completions.DIALECT.read({"prompt": ["a", "b"], "n": 2, "stream": True})
+    pools = [[sample_of(1), sample_of(2)], [sample_of(4, 5), sample_of(8, 5)]]
+    said = completions.DIALECT.usage(call, pools)
+    wanted = {"prompt_tokens": 8, "total_tokens": 23, "completion_tokens": 15}
+    assert said
+    assert orjson.loads(sse.data(said) or b"")["usage"] == {**wanted, "reasoning_tokens": 0}
+    whole = chat.DIALECT.usage(call, pools)
+    assert whole
+    found = orjson.loads(sse.data(whole) or b"")
+    assert found["usage"] == {**wanted, "prompt_tokens_details": None, "reasoning_tokens": 0}
+    assert found["object"] == "chat.completion.chunk"
+    assert found["id"] == "id1"
+    assert completions.DIALECT.usage(call, [pools[0], [sample_of(1, usage=None)]]) is None
+
+
+def test_created() -> None:
+    """A stream would seem to be put together: a server's has one time."""
+    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
+    script = completions.DIALECT.script(call, [[sample_of(1, created=5), sample_of(2, created=6)]])
+    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
+    assert [event["created"] for event in found] == [5, 5]
+    assert [event["choices"][0]["index"] for event in found] == [0, 1]
+    assert by_choice(script.in_turn()) == [list(events) for events in script.deltas]
+
+
+def test_fewer_samples_than_asked_for() -> None:
+    """The stored choices of a call that is topped up would get the wrong numbers."""
+    call = completions.DIALECT.read({"prompt": ["a", "b", "c"], "n": 2, "stream": True})
+    script = completions.DIALECT.script(call, [[sample_of(1)], [], [sample_of(2), sample_of(3)]])
+    found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
+    assert [event["choices"][0]["index"] for event in found] == [0, 4, 5]
+
+
+def test_renumber() -> None:
+    """A choice of upstream's would be mixed with a stored one."""
+    event = stream(["a"], index=1, logprobs=[scores(0, 1)])[0]
+    replay.renumber(event, [2, 5], sample_of(1, created=9))
+    assert event["choices"][0]["index"] == 5
+    assert event["created"] == 9
+    wanted = {**stream(["a"], index=5, logprobs=[scores(0, 1)])[0], "created": 9, "id": "id1"}
+    assert worded(event) == worded(wanted)
+
+
+def test_rename() -> None:
+    """A client would not find its own id."""
+    event = stream(["a"], index=1)[0]
+    replay.rename(event, ["x", "y"])
+    assert event["id"] == "y"
+    end = usage(1, 1)
+    replay.rename(end, ["x", "y"])
+    assert end["id"] == "x"

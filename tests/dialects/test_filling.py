@@ -1,0 +1,81 @@
+"""Asking for what is short."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.dialects import filling
+
+
+def minter() -> Mint:
+    numbers = itertools.count(1)
+    return lambda: f"{next(numbers):032x}"
+
+
+@pytest.mark.parametrize(
+    ("shortfalls", "n", "order"),
+    [
+        ((1,), 1, (0,)),
+        ((3,), 3, (0,)),
+        ((2, 2), 2, (0, 1)),
+        ((0, 2), 2, (1,)),
+        ((2, 0, 2), 2, (0, 2)),
+        ((1, 2), 1, (0, 1, 1)),
+        ((3, 0, 1), 1, (0, 0, 0, 2)),
+        ((0, 0, 1), 1, (2,)),
+    ],
+)
+def test_fill_covers_every_shortfall(
+    shortfalls: tuple[int, ...], n: int, order: tuple[int, ...]
+) -> None:
+    """Upstream would be asked for more than is short, or for less."""
+    assert filling.trimmed_n(shortfalls) == n
+    assert filling.fill_order(shortfalls, n) == order
+    assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
+
+
+@pytest.mark.parametrize(
+    ("call", "order", "n", "sent", "known"),
+    [
+        (Call({}, (b"",), 1, False, ("x",)), (0,), 1, "%s1", {"x": "%s1"}),
+        (Call({}, (b"",), 3, False), (0,), 3, "%s1", {}),
+        (Call({}, (b"",), 3, False), (0,), 1, "%s1", {}),
+        (Call({}, (b"",) * 2, 1, True, ("a", "b")), (0, 1), 1, ["%s1", "%s2"], "both"),
+        (Call({}, (b"",) * 2, 1, True, ("a", "b")), (1,), 1, ["%s1"], {"b": "%s1"}),
+        (Call({}, (b"",) * 2, 2, True), (0, 1, 1), 1, ["%s1", "%s2", "%s3"], {}),
+        (Call({}, (b"",) * 2, 2, True), (0, 1), 2, "%s1", {}),
+    ],
+)
+def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known: Any) -> None:
+    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+
+    def minted(value: Any) -> Any:
+        return value.replace("%s", "0" * 31)
+
+    body: dict[str, Any] = {"rid": "anything"}
+    found = filling.mint_rids(call, body, order, n, minter())
+    assert body["rid"] == ([minted(s) for s in sent] if isinstance(sent, list) else minted(sent))
+    if known == "both":
+        known = {"a": "%s1", "b": "%s2"}
+    assert found == {rid: minted(unique) for rid, unique in known.items()}
+
+
+@pytest.mark.parametrize("body", [{}, {"rid": None}])
+def test_no_rid(body: dict[str, Any]) -> None:
+    """A body would be written anew for no reason."""
+    before = dict(body)
+    assert filling.mint_rids(Call({}, (b"",), 1, False), body, (0,), 1, minter()) == {}
+    assert body == before
+
+
+def test_take() -> None:
+    """A prompt would be sent with another prompt's parameters."""
+    lists = {"p": ["a", "b", "c"], "q": "one for all", "r": None, "s": [1, 2, 3]}
+    body: dict[str, Any] = dict(lists)
+    filling.take(body, ("p", "q", "r", "absent"), (2, 0, 0))
+    assert body == {"p": ["c", "a", "a"], "q": "one for all", "r": None, "s": [1, 2, 3]}
+    assert lists["p"] == ["a", "b", "c"]

@@ -1,0 +1,200 @@
+"""Reading request bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
+from sglang_cached_addon.dialects import reading
+from sglang_cached_addon.dialects.base import NULL
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [
+        ({"a": 1, "b": "x"}, {"a": 1}),
+        ({"a": 1, "b": None}, {"a": 1, "b": None}),
+        ({"d": None}, {}),
+        ({"d": {"x": "y", "z": "w"}}, {}),
+        ({"d": {"x": True}}, {}),
+        ({"d": {}}, {}),
+        ({"d": {"x": 1}}, {"d": {"x": 1}}),
+        ({"d": {"x": "y", "z": True}}, {"d": {"x": "y", "z": True}}),
+        ({"d": {"x": {}}}, {"d": {"x": {}}}),
+        ({"a": None}, {"a": None}),
+        ({"b": 1}, {"b": 1}),
+        ({"b": True}, {"b": True}),
+        ({"b": ["x"]}, {"b": ["x"]}),
+        ({"c": 1}, {}),
+        ({"c": True}, {"c": True}),
+        ({"c": 1.0}, {"c": 1.0}),
+        ({"B": "x"}, {"B": "x"}),
+    ],
+)
+def test_content_fields(body: dict[str, Any], content: dict[str, Any]) -> None:
+    """A value that SGLang refuses would be left out of the key, and so be answered."""
+    table = {"b": (str,), "c": (int,), "d": (dict, NULL)}
+    assert reading.content_fields(body, table) == content
+
+
+@pytest.mark.parametrize(("holder", "n"), [({}, 1), ({"n": 1}, 1), ({"n": MAX_N}, MAX_N)])
+def test_n(holder: dict[str, Any], n: int) -> None:
+    """A client would get another number of samples."""
+    assert reading.read_n(holder) == n
+
+
+@pytest.mark.parametrize("n", [0, -1, MAX_N + 1, True, False, None, 1.0, 2.5, "2", [2], {}])
+def test_n_that_is_upstreams_to_judge(n: Any) -> None:
+    """An invalid `n` would be answered from the cache, or a huge one stop the proxy."""
+    with pytest.raises(Refused) as caught:
+        reading.read_n({"n": n})
+    assert caught.value.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("session_params", {"id": "x"}, Reason.STATE),
+        ("session_params", {}, Reason.STATE),
+        ("previous_response_id", "resp_1", Reason.STATE),
+        ("bootstrap_host", "10.0.0.1", Reason.DISAGGREGATION),
+        ("bootstrap_port", 0, Reason.DISAGGREGATION),
+        ("bootstrap_room", 1, Reason.DISAGGREGATION),
+        ("bootstrap_pair_key", "x", Reason.DISAGGREGATION),
+        ("decode_tp_size", 1, Reason.DISAGGREGATION),
+        ("need_wait_for_mm_inputs", False, Reason.DISAGGREGATION),
+        ("num_items_assigned", [], Reason.DISAGGREGATION),
+        ("encoder_urls", [], Reason.DISAGGREGATION),
+        ("http_worker_ipc", "", Reason.DISAGGREGATION),
+        ("kv_hints", {}, Reason.DISAGGREGATION),
+    ],
+)
+def test_unstorable(field: str, value: Any, reason: Reason) -> None:
+    """A call that depends on more than its body would be answered from the cache."""
+    with pytest.raises(Refused) as caught:
+        reading.refuse_unstorable({"text": "a", field: value})
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("stream", [1, 0, "true", "false", [], None])
+def test_odd_stream(stream: Any) -> None:
+    """SGLang refuses what a laxer reader would take for a stream, or for none."""
+    with pytest.raises(Refused) as caught:
+        reading.is_stream({"stream": stream}, ())
+    assert caught.value.reason is Reason.MALFORMED
+
+
+def test_unstreamable() -> None:
+    """A field that a stream answers in another form would be lost in the other."""
+    assert reading.is_stream({"stream": True, "a": False, "b": 1}, ("a",))
+    assert not reading.is_stream({"a": True}, ("a",))
+    with pytest.raises(Refused) as caught:
+        reading.is_stream({"stream": True, "a": True}, ("a",))
+    assert caught.value.reason is Reason.STREAM
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"stream": False}, {"session_params": None, "kv_hints": None}]
+)
+def test_storable(body: dict[str, Any]) -> None:
+    """An ordinary call would never be a hit."""
+    reading.refuse_unstorable(body)
+
+
+@pytest.mark.parametrize(
+    ("rid", "n", "batched", "size", "rids"),
+    [
+        (None, 1, False, 1, ()),
+        ("x", 1, False, 1, ("x",)),
+        ("", 1, False, 1, ("",)),
+        ("x", 2, False, 1, ()),
+        ("x", 1, True, 1, ("x_0",)),
+        ("x", 1, True, 3, ("x_0", "x_1", "x_2")),
+        ("x", 2, True, 3, ()),
+        (["x", "y"], 1, True, 2, ("x", "y")),
+        (["x", "y"], 2, True, 2, ()),
+    ],
+)
+def test_rids(rid: Any, n: int, batched: bool, size: int, rids: tuple[str, ...]) -> None:
+    """A client that names its requests would not find its ids in the answer."""
+    assert reading.read_rids({"rid": rid}, n, batched, size) == rids
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("rid", "batched", "size"),
+    [
+        (["x"], False, 1),
+        (["x"], True, 2),
+        (["x", "y", "z"], True, 2),
+        ([], True, 1),
+        (["x", "x"], True, 2),
+        (["x", None], True, 2),
+        (["x", 1], True, 2),
+        (1, False, 1),
+        (True, False, 1),
+        ({}, False, 1),
+        (1.5, True, 2),
+    ],
+)
+def test_rids_that_are_upstreams_to_judge(rid: Any, batched: bool, size: int, n: int) -> None:
+    """SGLang's refusal of a `rid` would be hidden by a stored answer."""
+    with pytest.raises(Refused) as caught:
+        reading.read_rids({"rid": rid}, n, batched, size)
+    assert caught.value.reason is Reason.MALFORMED
+
+
+PICTURE = "iVBORw0KGgo" + "A" * 80
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        f"data:image/png;base64,{PICTURE}",
+        "data:text/plain,x",
+        PICTURE,
+        PICTURE + "==",
+        "/9j/" + "A" * 80,
+        {"url": f"data:image/png;base64,{PICTURE}", "detail": "low"},
+        [PICTURE, None, [PICTURE]],
+        [],
+        {"format": "processor_output", "pixels": 1},
+        {"data": PICTURE, "format": "wav"},
+    ],
+)
+def test_media_in_the_body(value: Any) -> None:
+    """Pictures that are part of the request would never be a hit."""
+    assert not reading.media_refusal(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://example.com/a.png",
+        "https://example.com/a.png",
+        "HTTPS://EXAMPLE.COM/A.PNG",
+        "file:///tmp/a.png",
+        "/tmp/a.png",
+        "a.png",
+        "a",
+        "",
+        "DATA:image/png;base64,xx",
+        " data:image/png;base64,xx",
+        "/tmp/" + "x" * 80 + ".png",
+        "s3://bucket/" + "x" * 80,
+        "/data/" + "x" * 80,
+        PICTURE + "-_",
+        {"url": "http://example.com/a.png"},
+        {"url": {"url": "/tmp/a.png"}},
+        [PICTURE, "http://example.com/a.png"],
+        [[PICTURE, ["/tmp/a.png"]]],
+        1,
+        True,
+    ],
+)
+def test_media_elsewhere(value: Any) -> None:
+    """A picture that has changed since would get the answer to the old one."""
+    assert reading.media_refusal(value)
