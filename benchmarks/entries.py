@@ -17,7 +17,7 @@ from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import identify
-from sglang_cached_addon.store.lines import encode
+from sglang_cached_addon.store.journal.lines import encode
 
 _STUB = identify(stub.INFO["/model_info"], None, None)
 FINGERPRINT = Epochs().fingerprint(_STUB) if _STUB else ""

@@ -14,12 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
-from sglang_cached_addon.core.policy import Mode, Restart
+from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 from sglang_cached_addon.core.routing import KeyHeaders
-
-FSYNC = ("always", "interval", "never")
-"""When what is written is made to outlive a power cut: before the next is written, within a second,
-or only at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class Settings:
     poll: float = 5.0
     """Seconds."""
     restart: Restart = Restart.SAME
-    fsync: str = "interval"
+    fsync: Fsync = Fsync.INTERVAL
     max_entries: float = inf
     max_bytes: float = inf
     ttl: float = inf
@@ -286,10 +282,10 @@ def _key_headers(text: str) -> KeyHeaders:
         raise ValueError(f"sglang_key_headers: {e}") from None
 
 
-def _fsync(text: str) -> str:
-    if text not in FSYNC:
-        raise ValueError(f"sglang_fsync: {text}: must be one of {', '.join(FSYNC)}")
-    return text
+def _fsync(text: str) -> Fsync:
+    if text not in tuple(Fsync):
+        raise ValueError(f"sglang_fsync: {text}: must be one of {', '.join(Fsync)}")
+    return Fsync(text)
 
 
 def _entries(count: int) -> float:

@@ -16,7 +16,7 @@ ROOMS = {
     "core": {"core"},
     "wire": {"core", "wire"},
     "dialects": {"core", "wire", "dialects"},
-    "store": {"core", "store", "settings"},
+    "store": {"core", "store"},
     "upstream": {"core", "wire", "upstream"},
     "service": {"core", "wire", "dialects", "store", "upstream", "service"},
     "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "settings"},
@@ -45,7 +45,8 @@ PURE_ROOMS = {"core", "wire", "dialects", "admin"}
 PURE = {
     "settings.py", "service/exchange.py", "service/flights.py", "service/relay.py",
     "service/slices.py", "service/stream.py", "upstream/belief.py", "upstream/changes.py",
-    "store/clears.py", "store/element.py", "store/index.py", "store/lines.py", "store/memory.py",
+    "store/clears.py", "store/element.py", "store/journal/index.py", "store/journal/lines.py",
+    "store/journal/runs.py", "store/memory.py", "store/totals.py",
 }  # fmt: skip
 """What decides nothing by a clock or by chance, and reads and writes nothing."""
 # Pure by what they do with it: a path is a value there.

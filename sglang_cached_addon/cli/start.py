@@ -8,8 +8,7 @@ import sys
 import click
 from click.core import ParameterSource
 
-from sglang_cached_addon.core.policy import Mode, Restart
-from sglang_cached_addon.settings import FSYNC
+from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 
 
 def _env(name: str) -> str:
@@ -151,7 +150,7 @@ def _env(name: str) -> str:
 )
 @click.option(
     "--fsync",
-    type=click.Choice(FSYNC),
+    type=click.Choice([one.value for one in Fsync]),
     default="interval",
     show_default=True,
     envvar=_env("FSYNC"),

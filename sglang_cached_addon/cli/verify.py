@@ -44,7 +44,8 @@ def journal_of(cache_path: str) -> Path:
 def verify(cache_path: str, repair: bool) -> None:
     """Check each stored line."""
     from sglang_cached_addon.store.files import StoreError, is_taken
-    from sglang_cached_addon.store.journal import Journal, examine
+    from sglang_cached_addon.store.journal import Journal
+    from sglang_cached_addon.store.journal.verify import examine
 
     path = journal_of(cache_path)
 

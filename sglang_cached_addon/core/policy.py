@@ -203,6 +203,15 @@ class Restart(StrEnum):
     NEW = "new"
 
 
+class Fsync(StrEnum):
+    """When what is written is made to outlive a power cut: before the next is written, within a
+    second, or only at the end; the values of `--fsync`."""
+
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On which terms one request may be answered from the store, and fill it."""

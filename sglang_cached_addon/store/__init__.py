@@ -20,10 +20,12 @@ from math import inf
 from pathlib import Path
 
 from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
+from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.files import StoreError
-from sglang_cached_addon.store.follower import Follower
-from sglang_cached_addon.store.index import Index
-from sglang_cached_addon.store.journal import Journal, Loaded
+from sglang_cached_addon.store.journal import Journal
+from sglang_cached_addon.store.journal.follower import Follower
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.store.state import StateFile
 
@@ -67,16 +69,16 @@ class DiskStore:
     def __init__(
         self,
         folder: Path,
-        fsync: str = "interval",
+        fsync: Fsync = Fsync.INTERVAL,
         limits: Limits = Limits(),
         *,
         is_follower: bool = False,
         overwrites: bool = False,
         progress: Callable[[float], object] = lambda share: None,
     ) -> None:
-        """Opens a cache folder; raises `StoreError` with what to do. `fsync` as `Journal` has
-        it; a follower opens a folder that another process owns, and stores nothing; `overwrites`
-        removes what is there; `progress` is told what share of the file is read, in the end 1."""
+        """Opens a cache folder; raises `StoreError` with what to do. A follower opens a folder that
+        another process owns, and stores nothing; `overwrites` removes what is there; `progress` is
+        told what share of the file is read, in the end 1."""
         self._limits = limits
         self.journal: Journal | Follower = (
             Follower(folder) if is_follower else Journal(folder, fsync)
@@ -86,10 +88,10 @@ class DiskStore:
         self._swept = 0
         """Entries of the index that were looked at, or are about to be."""
         self._removals = 0
-        self._turn = 0
+        self._resets = 0
         self.state = StateFile(folder, is_ours=not is_follower)
         """What is known of the upstream, beside the answers."""
-        self.journal.restoring = self.state.save_again
+        self.journal.before_restoring(self.state.save_again)
         try:
             self.loaded: Loaded = self.journal.load(progress)
         except BaseException:
@@ -126,8 +128,8 @@ class DiskStore:
 
     @property
     def generation(self) -> int:
-        if self.journal.turn != self._turn:
-            self._turn = self.journal.turn
+        if self.journal.resets != self._resets:
+            self._resets = self.journal.resets
             self.memory.clear()
         return self.memory.generation + self._removals
 
@@ -155,7 +157,7 @@ class DiskStore:
     # Reading
 
     def get(self, key: bytes) -> Sequence[Sample]:
-        if self.journal.turn != self._turn:
+        if self.journal.resets != self._resets:
             _ = self.generation
         if self._limits.ttl < inf:
             self._expire(key)
@@ -216,7 +218,7 @@ class DiskStore:
     ) -> bool:
         # All lines of a key stay or go together, so its first one keeps what was asked: a line of
         # which nothing counts any more hands it on when it goes.
-        if self.journal.turn != self._turn:
+        if self.journal.resets != self._resets:
             _ = self.generation
         is_new, said, name = key not in self.index, content, raw
         is_at_hand = is_new or key in self.memory

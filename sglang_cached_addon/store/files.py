@@ -12,7 +12,6 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 logger = logging.getLogger(__name__)
 
@@ -127,37 +126,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class Reader:
-    """Reads a file, also when it has got another name, or none."""
-
-    def __init__(self, path: Path) -> None:
-        self._handle = -1
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-
-    def read(self, offset: int, length: int, *, waits: bool) -> bytes | None:
-        """Bytes; None if the disk would have to be waited for."""
-        if waits:
-            return os.pread(self._handle, length, offset)
-        data = bytearray(length)
-        try:
-            count = os.preadv(self._handle, [data], offset, os.RWF_NOWAIT)
-        except (OSError, AttributeError):  # not there, or not known to this system
-            return None
-        return bytes(data) if count == length else None
-
-    def open(self) -> IO[bytes]:
-        """The file from its beginning, whatever its name is now. Not for two at once."""
-        file = os.fdopen(os.dup(self._handle), "rb", buffering=1 << 20)
-        file.seek(0)
-        return file
-
-    def is_same(self, other: os.stat_result) -> bool:
-        """Whether this is what it is of."""
-        ours = os.fstat(self._handle)
-        return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)

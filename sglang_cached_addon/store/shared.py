@@ -30,11 +30,12 @@ from typing import Any, Protocol
 from sglang_cached_addon.core.cache import SKEW, Brought, Sample, counts, slots
 from sglang_cached_addon.core.epochs import SPAN, Epochs
 from sglang_cached_addon.core.keys import FORMAT_VERSION
-from sglang_cached_addon.store import DiskStore, Loaded, clears, element
+from sglang_cached_addon.store import DiskStore, clears, element
 from sglang_cached_addon.store.clears import Clears
-from sglang_cached_addon.store.follower import Follower
-from sglang_cached_addon.store.index import Index
 from sglang_cached_addon.store.journal import Journal
+from sglang_cached_addon.store.journal.follower import Follower
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.store.outbox import Outbox, Write
 from sglang_cached_addon.store.redis import SECONDS, Away, Command, Full, Refused, Result, Server

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from sglang_cached_addon.cli import main
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.store.lines import encode
+from sglang_cached_addon.store.journal.lines import encode
 
 
 def test_compact(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from sglang_cached_addon.cli import main
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.journal import Journal
-from sglang_cached_addon.store.lines import encode
+from sglang_cached_addon.store.journal.lines import encode
 
 KEYS = tuple(letter * 32 for letter in (b"a", b"b", b"c"))
 WHOLE = b"".join(encode(key, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)]) for key in KEYS)

@@ -13,7 +13,7 @@ import orjson
 import pytest
 import requests
 
-from sglang_cached_addon.store.lines import seal
+from sglang_cached_addon.store.journal.lines import seal
 from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.store.lines import encode
+from sglang_cached_addon.store.journal.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
 from tests.replayer import replaying

@@ -12,7 +12,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store import DiskStore
-from sglang_cached_addon.store.files import Reader, is_taken, lock, private, replace
+from sglang_cached_addon.store.files import is_taken, lock, replace
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -47,7 +47,7 @@ def test_for_its_owner_alone(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Anybody on the machine could read what others ask and are answered."""
-    monkeypatch.setattr("sglang_cached_addon.store.journal.INDEX_BYTES", 0)
+    monkeypatch.setattr("sglang_cached_addon.store.journal.kept.INDEX_BYTES", 0)
     folder = tmp_path / "cache"
     use(folder)
     found = modes(folder)
@@ -106,16 +106,3 @@ def test_replace(tmp_path: Path) -> None:
     replace(path, b"1")
     replace(path, b"2")
     assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (b"2", ["one"])
-
-
-def test_reader(tmp_path: Path) -> None:
-    """What has another name by now, or none, could not be read."""
-    path = tmp_path / "one"
-    with open(path, "wb", opener=private) as file:
-        file.write(b"0123456789")
-    reader = Reader(path)
-    path.unlink()
-    assert reader.read(2, 3, waits=True) == b"234"
-    assert reader.read(2, 3, waits=False) in (b"234", None)
-    with reader.open() as file:
-        assert file.read() == b"0123456789"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.core.cache import Sample, slots
-from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError, journal
+from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -323,7 +323,7 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with opened(tmp_path) as store:
         store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}')], b"r" * 16)
         with monkeypatch.context() as patch:
-            patch.setattr("sglang_cached_addon.store.journal.MAX_PENDING", 0)
+            patch.setattr("sglang_cached_addon.store.journal.queue.MAX_PENDING", 0)
             assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}')], since=inf)
             assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":3}')])
             assert not store.append(B, "chat", b'{"q":2}', [sample(b'{"x":4}')], b"s" * 16)
@@ -571,74 +571,3 @@ def test_expiry_within_a_pool(tmp_path: Path) -> None:
         assert [s.answer for s in pool(store, A)] == answers
     with limited(tmp_path, ttl=50, memory=1) as store:
         assert [s.answer for s in pool(store, A)] == answers
-
-
-def test_index_of_a_large_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large file would be read whole at each start; or what is kept of it be taken for more than
-    it is."""
-    monkeypatch.setattr(journal, "INDEX_BYTES", 1000)
-    kept = tmp_path / "cache.index"
-
-    def opening(*, is_kept: bool, lines: int) -> None:
-        read = []
-        with monkeypatch.context() as patch:
-            patch.setattr(journal, "scan", lambda line: read.append(line) or lines_scan(line))
-            with opened(tmp_path) as store:
-                assert there(store, 30) == list(range(lines))
-                assert store.loaded == Loaded(lines, lines)
-        assert len(read) == (0 if is_kept else lines)
-        assert kept.exists()
-
-    lines_scan = journal.scan
-    with opened(tmp_path) as store:
-        fill(store, *range(20))
-    opening(is_kept=True, lines=20)
-    data = kept.read_bytes()
-    kept.write_bytes(data[:-1] + b"?")
-    opening(is_kept=False, lines=20)
-    kept.unlink()
-    opening(is_kept=False, lines=20)
-    assert kept.read_bytes() == data
-    with opened(tmp_path) as store:
-        fill(store, 20, 21)
-    kept.write_bytes(data)  # as after a kill: it is of the first 20 lines
-    with opened(tmp_path) as store:
-        assert there(store, 30) == list(range(22))
-        assert store.loaded == Loaded(22, 22)
-        store.clear().result(10)
-        assert not kept.exists()
-        fill(store, *range(25))
-        settle(store)
-        store.compact().result(10)
-    opening(is_kept=True, lines=25)
-
-
-def test_damage_behind_a_kept_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It would not be seen, as the file is not read, and become an answer."""
-    monkeypatch.setattr(journal, "INDEX_BYTES", 1000)
-    with opened(tmp_path) as store:
-        fill(store, *range(20))
-    path = tmp_path / "cache.jsonl"
-    path.write_bytes(path.read_bytes().replace(body(7), body(8)))
-    with opened(tmp_path) as store:
-        assert len(store.index) == 20
-        assert there(store, 20) == [n for n in range(20) if n != 7]
-        assert len(store.index) == 19
-        at = path.read_bytes().index(records_of(path)[7])
-        assert f"{path}: the line at byte {at} is not used: wrong checksum" in caplog.text
-        store.compact().result(10)
-    assert (tmp_path / "cache.jsonl.broken").read_bytes().count(b"\n") == 1
-
-
-def test_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for a large cache would not know for what."""
-    monkeypatch.setattr(journal, "PROGRESS_LINES", 5)
-    with opened(tmp_path) as store:
-        fill(store, *range(20))
-    told: list[float] = []
-    DiskStore(tmp_path, progress=told.append).close()
-    assert len(told) == 5
-    assert told == sorted(told)
-    assert 0.0 < told[0] < told[-1] == 1.0

@@ -4,13 +4,13 @@
      "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
      "sum":"<8 hex>"}
 
-`answers` are samples, each the whole answer of its API for n=1. They are in the pool of the key at
-`slot` and behind it; what earlier lines have there is replaced, so that the order of a pool is
-said by the file, and by no clock. A line without answers says that the pool is no more. `deltas`,
-where samples came as streams, holds the boundaries of each one's events, or null; `call` is what
-was asked, on the first line of a key; `raw` names a body that the first answer of the key answers;
-`at` says when they were stored; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a
-damaged line is never taken for another one. Pure.
+`answers` are samples, each the whole answer of its API for n=1. They take the slots of the key's
+pool from `slot` on, and replace what earlier lines have there, so that the file alone, and no
+clock, says the order of a pool. A line without answers removes the pool. `deltas`, where samples
+came as streams, holds the boundaries of each one's events, or null; `call` is what was asked, on
+the first line of a key; `raw` names a body that the first answer of the key answers; `at` says when
+the samples were stored; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a damaged
+line is never taken for another one. Pure.
 """
 
 from __future__ import annotations
@@ -25,15 +25,19 @@ import orjson
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.keys import FORMAT_VERSION, dumps
-from sglang_cached_addon.store.index import MAX_SLOT, Head
+from sglang_cached_addon.store.journal.runs import MAX_SLOT, Head
 
 OLD_VERSIONS = (1, 2, 3)
-"""Lines of these are kept, and of no use: the first did not name the model, the second had its
-order from clocks, and the keys of the third depended on how a library wrote floats."""
+"""Former format versions, whose lines are kept but of no use: the first did not name the model, the
+second took the order of a pool from clocks, and the keys of the third depended on how a library
+wrote floats."""
+
+BROKEN = (ValueError, KeyError, TypeError)
+"""What is raised for a broken line."""
 
 
 class OtherVersion(Exception):
-    """A whole line of a version that was, or will be."""
+    """Raised for a whole line of a former or a later format version."""
 
     def __init__(self, version: int) -> None:
         super().__init__(f"format version {version}")
@@ -91,7 +95,7 @@ _DELTAS, _ANSWERS, _SEAL = b'"deltas":', b'"answers":[', 20
 
 
 def scan(line: bytes) -> Head:
-    """What a line says of its samples, read as little as can be. Raises as `parse` does."""
+    """The head of a line, from as little of the line as can be read. Raises as `parse` does."""
     found = _HEAD.match(line)
     # As `is_sealed`, in place: a start does this a million times.
     if found is None or line[-19:] != b',"sum":"%08x"}\n' % zlib.crc32(line[:-19]):
@@ -135,7 +139,7 @@ def key_of(line: bytes) -> bytes | None:
     """The key of a line; None for one that is broken, or of another version."""
     try:
         return scan(line).key
-    except (OtherVersion, ValueError, KeyError, TypeError):
+    except (OtherVersion, *BROKEN):
         return None
 
 

@@ -16,10 +16,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.store.files import Reader, StoreError
-from sglang_cached_addon.store.index import Index, Place
-from sglang_cached_addon.store.journal import Loaded, calls_of
-from sglang_cached_addon.store.lines import OtherVersion, samples_of, scan
+from sglang_cached_addon.store.files import StoreError
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
+from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
+from sglang_cached_addon.store.journal.reader import Reader, calls_of
+from sglang_cached_addon.store.journal.runs import Place
 
 LOOK_SECONDS = 0.5
 """How often it is looked whether the file is another."""
@@ -31,15 +33,12 @@ class Follower:
     """Reads the journal of one folder. As `Journal`, where both have something."""
 
     pending = pending_bytes = dropped = lost = 0
-    restoring: Callable[[], object]
-    """Never called."""
 
     def __init__(self, folder: Path) -> None:
         """Raises `StoreError` if there is no cache."""
-        self.folder = folder
         self.path = folder / "cache.jsonl"
-        self.turn = 0
-        """Rises when the file is another one, so that what was read of it may be no more."""
+        self.resets = 0
+        """Rises when the file is another one: what was read of it may be no more."""
         self.index = Index()
         self._lock = threading.Lock()
         self._news: deque[bytes] = deque()
@@ -83,7 +82,7 @@ class Follower:
                 if line is None:
                     return None
                 samples += samples_of(line, key)[run.skip : run.skip + run.samples]
-        except (OtherVersion, OSError, ValueError, KeyError, TypeError) as e:
+        except (OtherVersion, OSError, *BROKEN) as e:
             # It may be cut just now; what is broken is for its owner to report.
             logger.debug("%s: %s", self.path, e)
             return []
@@ -93,6 +92,9 @@ class Follower:
         """Keys to which something was added since this was called last."""
         while self._news:
             yield self._news.popleft()
+
+    def before_restoring(self, action: Callable[[], object]) -> None:
+        """Nothing is restored."""
 
     def touch(self, key: bytes) -> None:
         with self._lock:
@@ -158,7 +160,7 @@ class Follower:
             with self._lock:
                 self.index, self._reader = Index(), reader
                 self._lines = self._end = 0
-                self.turn += 1
+                self.resets += 1
         if now.st_size > self._end:
             self._read_on(now.st_size, progress)
 
@@ -173,11 +175,11 @@ class Follower:
                 place = Place(self._end, len(line))
                 self._end += len(line)
                 self._lines += 1
-                if self._lines % 20_000 == 0:
+                if self._lines % PROGRESS_LINES == 0:
                     progress(min(1.0, self._end / size))
                 try:
                     head = scan(line)
-                except (OtherVersion, ValueError, KeyError, TypeError):
+                except (OtherVersion, *BROKEN):
                     self._skipped += 1
                     continue
                 with self._lock:

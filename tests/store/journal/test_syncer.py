@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store import syncer
-from sglang_cached_addon.store.syncer import Syncer
+from sglang_cached_addon.store.journal import syncer
+from sglang_cached_addon.store.journal.syncer import Syncer
 from tests.conftest import until
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store import DiskStore, Loaded, StoreError, follower
+from sglang_cached_addon.store import DiskStore, Loaded, StoreError
+from sglang_cached_addon.store.journal import follower
 from tests.conftest import until
+from tests.store.journal.opened import names
 from tests.store.test_init import body, fill, key_of, opened, pool, settle
-from tests.store.test_journal import names
 
 
 @pytest.fixture(autouse=True)

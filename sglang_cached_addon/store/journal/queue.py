@@ -1,0 +1,248 @@
+"""The lines that wait for the disk, and the index of all lines, under one lock.
+
+The event loop adds lines and looks up where others are; the writer takes lines, and says where in
+the file they have come to be. While the disk refuses, `MAX_PENDING` bytes wait, and no line beyond
+those is kept. Touches no disk, and does not know what a line says but for its head.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import NamedTuple
+
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.reader import Reader, Readers
+from sglang_cached_addon.store.journal.runs import FILE, PENDING, Head, Place, Run
+
+MAX_PENDING = 64 << 20
+"""Bytes of lines that may wait for the disk."""
+
+ROOM = 8 << 20
+"""A caller that has much to store waits while more bytes than this wait for a disk that works."""
+
+SLICE = 64
+"""Entries that are changed in one go: the event loop wants the lock, too."""
+
+logger = logging.getLogger(__name__)
+
+Move = tuple[bytes, int, int, int, Place]
+"""A key, the offset, slot and number of samples of a line that was copied, and where they are."""
+
+
+class Line(NamedTuple):
+    """A line that waits to be written."""
+
+    head: Head
+    data: bytes
+    place: Place
+    """Stands for the line in the index until it is in the file."""
+
+
+class Queue:
+    """Belongs to the event loop and to the writer. `changed` is the lock for all of it."""
+
+    def __init__(self, path: Path, reader: Reader) -> None:
+        """`path` is for messages; `reader` reads the file whose number is 0."""
+        self.changed = threading.Condition()
+        """The lock, which also tells the writer that there is something to do."""
+        self.index = Index()
+        """All lines that are in the file or wait for it."""
+        self.readers = Readers(reader)
+        """Who reads the files in which lines are. Changed under the lock."""
+        self.dropped = 0
+        """Samples that were not kept, because too much was waiting for the disk."""
+        self.failure: OSError | None = None
+        """Why the disk refused what was written last; None if it took it."""
+        self.is_closing = False
+        """Whether the writer is to end."""
+        self._path = path
+        self._serial = 0
+        """The number of lines that ever waited."""
+        self._waiting: dict[int, bytes] = {}
+        """The lines that are not in the file, by the offsets that stand for them."""
+        self._lines: list[Line] = []
+        """Lines that the writer has not taken yet."""
+        self._untaken_size = 0
+        """The bytes of those lines."""
+        self._taken: list[Line] = []
+        """Lines that the writer is writing."""
+        self._taken_size = 0
+        """The bytes of those lines."""
+        self._room: list[Future[None]] = []
+        """Callers that wait for room."""
+        self._is_dropping = False
+
+    # For the event loop
+
+    @property
+    def count(self) -> int:
+        """The number of lines that are not in the file."""
+        return len(self._lines) + len(self._taken)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the lines that are not in the file: never more than `MAX_PENDING`."""
+        return self._untaken_size + self._taken_size
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether lines wait that nobody has taken."""
+        return bool(self._lines)
+
+    def add(self, head: Head, data: bytes) -> bool:
+        """Adds a line; False if too much is waiting already: the line is not kept, then."""
+        with self.changed:
+            if self.size + len(data) <= MAX_PENDING:
+                self._serial += 1
+                place = Place(PENDING + self._serial, len(data))
+                self.index.add(head, place)
+                self._waiting[place.offset] = data
+                self._lines.append(Line(head, data, place))
+                self._untaken_size += len(data)
+                if len(self._lines) == 1:
+                    self.changed.notify()
+                return True
+            self.dropped += head.samples
+            is_first, self._is_dropping = not self._is_dropping, True
+        if is_first:
+            logger.warning(
+                "%s: the disk does not keep up; answers are not kept until it does", self._path
+            )
+        return False
+
+    def room(self) -> Future[None] | None:
+        """A future that is done when there is room for more; None if there is room, or if the disk
+        refuses, so that waiting would be for nothing."""
+        with self.changed:
+            if self._has_room:
+                return None
+            room: Future[None] = Future()
+            self._room.append(room)
+        return room
+
+    @property
+    def _has_room(self) -> bool:
+        return self.size <= ROOM or self.failure is not None or self.is_closing
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes could be kept. A disk that refuses is not counted on."""
+        return self.failure is None or self.size + size <= MAX_PENDING
+
+    def find(self, key: bytes) -> list[tuple[Run, bytes | None, Reader | None]]:
+        """The runs of a pool, each with its line if that waits, or with who reads it."""
+        with self.changed:
+            return [
+                (run, self._waiting.get(run.place.offset), None)
+                if run.place.offset >= PENDING
+                else (run, None, self.readers.of(run.place))
+                for run in self.index.runs(key)
+            ]
+
+    def lose(self, key: bytes, place: Place) -> bool:
+        """Forgets a line that cannot be read; False if its samples are elsewhere by now."""
+        with self.changed:
+            if is_there := bool(self.index.runs_of(key, place)):
+                self.index.lose(key, place)
+        return is_there
+
+    def drop(self, is_dropped: Callable[[Line], object]) -> None:
+        """Forgets lines that the writer has not taken yet. The index is the caller's."""
+        kept = []
+        for line in self._lines:
+            if is_dropped(line):
+                self._waiting.pop(line.place.offset, None)
+            else:
+                kept.append(line)
+        self._lines, self._untaken_size = kept, sum(len(line.data) for line in kept)
+
+    # For the writer
+
+    def take(self) -> list[Line]:
+        """The lines to be written now."""
+        with self.changed:
+            self._taken, self._taken_size = self._lines, self._untaken_size
+            self._lines, self._untaken_size = [], 0
+            return self._taken
+
+    def written(self, offset: int) -> bool:
+        """Notes that the lines that were taken are in the file, side by side from `offset` on.
+        True if lines had to be dropped before, and need not be any more."""
+        offset += self.readers.newest * FILE
+        for start in range(0, len(self._taken), SLICE):
+            with self.changed:
+                for line in self._taken[start : start + SLICE]:
+                    self.index.put(line.head.key, line.place, offset)
+                    self._waiting.pop(line.place.offset, None)
+                    offset += len(line.data)
+        with self.changed:
+            was_dropping, self._is_dropping = self._is_dropping, False
+            self.failure = None
+        return was_dropping
+
+    def put_back(self, why: OSError) -> None:
+        """The disk has refused the lines that were taken: they wait again, in front of the others,
+        unless they were cleared meanwhile."""
+        with self.changed:
+            self.failure = why
+            self._lines = self._taken + self._lines
+            self._taken, self._taken_size = [], 0
+            self.drop(
+                lambda line: line.head.samples and not self.runs_of(line.head.key, line.place)
+            )
+
+    def _is_cleared(self, line: Line) -> bool:
+        return bool(line.head.samples) and not self.runs_of(line.head.key, line.place)
+
+    def settle(self) -> None:
+        """The writer has done what it could with the lines that it took."""
+        with self.changed:
+            self._taken, self._taken_size = [], 0
+            if self._has_room:
+                for room in self._room:
+                    if room.set_running_or_notify_cancel():
+                        room.set_result(None)
+                self._room.clear()
+
+    @property
+    def lost(self) -> int:
+        """The number of samples that wait."""
+        return sum(line.head.samples for line in self._lines)
+
+    @property
+    def live(self) -> int:
+        """The bytes of the lines in the file that count."""
+        with self.changed:
+            return self.index.bytes - self.size
+
+    def cut(self) -> int:
+        """Somebody has cut the file: only the lines that wait are left. Returns the number of
+        samples that are lost."""
+        with self.changed:
+            before, index = self.index.samples, Index()
+            for line in (*self._taken, *self._lines):
+                index.add(line.head, line.place)
+            self.index = index
+            self.readers.renumber()
+            return before - index.samples
+
+    # For compaction
+
+    def runs_of(self, key: bytes, place: Place) -> list[Run]:
+        """As `Index.runs_of`, from any thread."""
+        with self.changed:
+            return self.index.runs_of(key, place)
+
+    def move(self, moves: Iterable[Move]) -> None:
+        """As `Index.move` for each, from any thread."""
+        with self.changed:
+            for move in moves:
+                self.index.move(*move)
+
+    def wake(self) -> None:
+        """Tells the writer to look what there is to do."""
+        with self.changed:
+            self.changed.notify()

@@ -1,0 +1,41 @@
+"""How many samples a store has, in all, by API and by model. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sglang_cached_addon.core.keys import PREFIX
+
+
+class Totals:
+    """Sums over samples that come and go."""
+
+    def __init__(self) -> None:
+        self.empty()
+
+    def empty(self) -> None:
+        """Begins at zero again."""
+        self.samples = 0
+        """The number of samples."""
+        self.bytes = 0
+        """The bytes that the store counts for them."""
+        self.by_dialect: Counter[str] = Counter()
+        """The number of samples of each dialect."""
+        self._by_model: Counter[bytes] = Counter()
+        """The number of samples of each model: of each beginning of keys."""
+
+    def by_model(self) -> dict[str, int]:
+        """The number of samples by the beginnings of their keys, in hexadecimal."""
+        return {prefix.hex(): count for prefix, count in self._by_model.items()}
+
+    def tally(self, key: bytes, dialect: str, samples: int, size: int) -> None:
+        """Adds samples of one key and their bytes, or takes them away where they are negative."""
+        model = key[:PREFIX]
+        self.samples += samples
+        self.bytes += size
+        self.by_dialect[dialect] += samples
+        self._by_model[model] += samples
+        if samples < 0 and not self.by_dialect[dialect]:
+            del self.by_dialect[dialect]
+        if samples < 0 and not self._by_model[model]:
+            del self._by_model[model]

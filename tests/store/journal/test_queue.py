@@ -1,0 +1,75 @@
+"""What waits for the disk is bounded, and whoever stores much waits for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sglang_cached_addon.store.journal.queue import MAX_PENDING
+from tests.store.journal.opened import (
+    A,
+    B,
+    Held,
+    line,
+    opened,
+    read,
+    write,
+)
+
+
+def test_bounded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines beyond the limit are not kept, in memory or on disk, which the log says once; the
+    others keep their order."""
+    write(tmp_path, line(A, b"{}"))
+    big = b'{"x":%d,"y":"' + b"y" * (MAX_PENDING // 8) + b'"}'
+    with opened(tmp_path) as journal:
+        held = Held(monkeypatch)
+        for n in range(10):
+            journal.append(line(B, big % n))
+            assert journal.journal.pending_bytes <= MAX_PENDING
+        assert journal.journal.dropped == 3
+        assert len(caplog.records) == 1
+        held.release()
+        journal.settle()
+        assert journal.journal.pending_bytes == 0
+        journal.append(line(B, b'{"x":10}'))
+        journal.settle()
+        assert len(caplog.records) == 2
+        assert journal.journal.dropped == 3
+    found = [json.loads(s.answer)["x"] for _, _, samples in read(tmp_path)[1:] for s in samples]
+    assert found == [*range(7), 10]
+
+
+def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cleared does not wait any more."""
+    write(tmp_path, line(A, b"{}"))
+    with opened(tmp_path) as journal:
+        held = Held(monkeypatch)
+        journal.append(line(A, b'{"x":1}'))
+        assert journal.journal.pending_bytes > 0
+        done = journal.journal.clear()
+        assert journal.journal.pending_bytes == 0
+        held.release()
+        done.result(10)
+
+
+def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller waits for room while the disk has much to take, and for nothing once it is
+    closed."""
+    monkeypatch.setattr("sglang_cached_addon.store.journal.queue.ROOM", 1000)
+    big = line(A, b'{"x":"' + b"x" * 1000 + b'"}')
+    with opened(tmp_path) as journal:
+        assert journal.journal.room() is None
+        held = Held(monkeypatch)
+        journal.append(big)
+        room = journal.journal.room()
+        assert room and not room.done()
+        held.release()
+        assert room.result(10) is None
+        assert journal.journal.room() is None
+        last = journal.journal
+    assert last.room() is None
