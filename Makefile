@@ -2,20 +2,28 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# UVFLAGS chooses other releases of what is needed, as --resolution lowest-direct does.
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(UVFLAGS)
+PYTEST = $(BIN)/python -m pytest -q
+SOURCES = pyproject.toml README.md $(shell find sglang_cached_addon -type f -not -name '*.pyc')
 
-.PHONY: demo test lint bench test-sglang clean
+.PHONY: demo test cover lint bench test-sglang clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
 
-test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.wheel
+	$(PYTEST) -n 2 --dist worksteal $(ARGS)
+
+# Line and branch coverage, that of the processes which tests start included.
+cover: $(VENV)/.wheel
+	$(PYTEST) -n 2 --dist worksteal --cov --cov-report term $(ARGS)
 
 # The end-to-end tests against a real server: make test-sglang URL=http://localhost:30000
 # START='python -m sglang.launch_server --model-path M --port {port}' adds those that start others.
-test-sglang: $(VENV)/.dev
+test-sglang: $(VENV)/.wheel
 	@test -n "$(URL)" || { echo "usage: make test-sglang URL=http://localhost:30000"; exit 2; }
-	SGLANG_URL=$(URL) SGLANG_START="$(START)" $(BIN)/python -m pytest -q \
+	SGLANG_URL=$(URL) SGLANG_START="$(START)" $(PYTEST) \
 	  tests/e2e/test_sglang.py tests/e2e/test_sglang_model.py tests/e2e/test_clients.py $(ARGS)
 
 lint: $(VENV)/.dev
@@ -27,18 +35,25 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage*
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# pip 25.1 and newer read dependency groups.
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[openai]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable . --group lint
+	$(BIN)/python -m pip install --quiet uv
+	$(INSTALL) --editable . --group lint
 	touch $@ $(VENV)/.demo
+
+# What tests start is the wheel, built from the sdist; it is built anew when a source changes.
+$(VENV)/.wheel: $(VENV)/.dev $(SOURCES)
+	rm -rf $(VENV)/dist
+	$(BIN)/pyproject-build --no-isolation --outdir $(VENV)/dist . >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
+	$(INSTALL) --no-deps --reinstall $(VENV)/dist/*.whl
+	touch $@

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import filecmp
+import functools
 import json
 import os
 import re
@@ -20,9 +23,14 @@ import requests
 
 import sglang_cached_addon
 from tests.simulator import Profile, Simulator, running
+from tests.starter import Started, Starter
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "sglang-cached"
-ADDON = Path(sglang_cached_addon.__file__).parent / "addon.py"
+SOURCE = Path(sglang_cached_addon.__file__).parent
+WHEEL = Path(sysconfig.get_path("purelib")) / "sglang_cached_addon"
+"""What `make test` installs, and every test starts; not there after an editable installation."""
+
+ADDON = (WHEEL if WHEEL.is_dir() else SOURCE) / "addon.py"
 CORPUS = Path(__file__).parent / "corpus"
 START_SECONDS = 90.0
 """On a machine that is busy with much else, it takes many times as long as on an idle one."""
@@ -30,20 +38,32 @@ START_SECONDS = 90.0
 SETTLE_SECONDS = 2.0
 
 
+@functools.cache
+def starter() -> Starter:
+    """The one that starts the proxies of this test process."""
+    found = Starter()
+    atexit.register(found.close)
+    return found
+
+
 class Proxy:
     """A `sglang-cached start` process."""
 
     def __init__(self, arguments: list[str], cwd: Path, **popen: Any) -> None:
-        """`popen` is for what is not started as usual."""
-        self._begin([str(COMMAND), "start", *arguments], cwd, {"stdout": subprocess.PIPE, **popen})
+        """With arguments for `subprocess.Popen` the command is executed, else forked for."""
+        self._begin([str(COMMAND), "start", *arguments], cwd, popen)
 
     def _begin(self, command: list[str], cwd: Path, popen: dict[str, Any]) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
         environment["PYTHONUNBUFFERED"] = "1"
         self._stderr = cwd / "stderr"
         with open(self._stderr, "ab") as stderr:
-            popen = {"stderr": stderr, "cwd": cwd, "env": environment, **popen}
-            self.process = subprocess.Popen(command, **popen)
+            self.process: subprocess.Popen[bytes] | Started
+            if popen:
+                popen = {"stdout": subprocess.PIPE, "stderr": stderr, **popen}
+                self.process = subprocess.Popen(command, cwd=cwd, env=environment, **popen)
+            else:
+                self.process = starter().start(command, cwd, environment, stderr.fileno())
         self.banner = ""
         self.url = ""
 
@@ -109,6 +129,15 @@ class Mitmproxy(Proxy):
 
 
 StartProxy = Callable[..., Proxy]
+
+
+def pytest_sessionstart() -> None:
+    """What is started is what lies here."""
+    if WHEEL.is_dir():
+        names = [path.relative_to(SOURCE) for path in SOURCE.rglob("*.py")]
+        _, others, absent = filecmp.cmpfiles(SOURCE, WHEEL, names, shallow=False)
+        if others or absent:
+            pytest.exit("the sources have changed: `make test` installs them", 2)
 
 
 @pytest.fixture
