@@ -119,7 +119,7 @@ class SglangCached:
 
     def load(self, loader: Loader) -> None:
         for option in OPTIONS:
-            loader.add_option(option.name, option.type, option.default, option.help)
+            loader.add_option(option.name, option.type, option.default, option.option_help)
         if proxyserver := _proxyserver():
             proxyserver.servers.changed.connect(self._servers_changed)
 
@@ -186,7 +186,7 @@ class SglangCached:
             parts.service,
         )
         self._heads = http1.HeadReader(
-            self._dialects, self.settings.key_headers, self.settings.credential_fields
+            self._dialects, self.settings.key_headers, self.settings.credential_headers
         )
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
         # What was loaded stays: the garbage collector need not look at it again and again.
@@ -413,7 +413,7 @@ class SglangCached:
             return None
         started = time.monotonic()
         # Paced replays wait, which the lane does not.
-        streams = not self.settings.replay_rate
+        streams = not self.settings.replay_tokens_per_second
         hit = self._service.look_up(
             head.method, head.path, body, head.credential, head.routing, streams=streams
         )
@@ -513,7 +513,7 @@ class SglangCached:
         elif self._streaming.can_answer(flow):
             head = _stream_response()
             _mark(flow, head, hit.outcome)
-            self._streaming.replay(flow, head, hit, self.settings.replay_rate)
+            self._streaming.replay(flow, head, hit, self.settings.replay_tokens_per_second)
         else:
             body = b"".join(http1.unchunked(hit.body))
             flow.response = http.Response.make(200, body, {"Content-Type": http1.EVENT_STREAM})

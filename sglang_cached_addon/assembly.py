@@ -124,7 +124,7 @@ def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) 
         store.state,
         tls=target.tls,
         keeps_host=target.keeps_host,
-        interval=settings.poll,
+        interval=settings.poll_seconds,
         is_offline=settings.mode is Mode.OFFLINE,
         restart=settings.restart,
         probes=probes,
@@ -150,9 +150,9 @@ def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) 
         upstream,
         mode=settings.mode,
         collapses=settings.collapse,
-        isolates=settings.isolate,
+        isolates=settings.isolate_by_credential,
         key_headers=settings.key_headers,
-        credential_fields=settings.credential_fields,
+        credential_fields=settings.credential_headers,
         nearest=find_nearest,
     )
     return Parts(known, store, upstream, exchange, service)
@@ -169,7 +169,7 @@ def _open_store(settings: Settings) -> DiskStore | SharedStore:
             settings.fsync,
             limits,
             is_follower=settings.readonly,
-            overwrites=settings.overwrite,
+            overwrites=settings.overwrite_cache,
             progress=_show_progress if sys.stderr.isatty() else lambda share: None,
         )
 

@@ -24,13 +24,15 @@ from ruamel.yaml import YAML
 from sglang_cached_addon import __version__
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.proxy.runner import HANG_UP_SECONDS, Start, normal_url
+from sglang_cached_addon.proxy.runner import HANG_UP_SECONDS, normal_url
+from sglang_cached_addon.proxy.start import FLAGS
 from tests.conftest import Proxy
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-STOP_SECONDS = Start("", 0, "", "").drain + HANG_UP_SECONDS
+(DRAIN,) = (float(str(flag.default)) for flag in FLAGS if flag.long == "--drain")
+STOP_SECONDS = DRAIN + HANG_UP_SECONDS
 """How long a proxy may take to end."""
 
 

@@ -19,6 +19,8 @@ ROOMS = {
     "store": {"core", "store"},
     "upstream": {"core", "wire", "upstream"},
     "service": {"core", "wire", "dialects", "store", "upstream", "service"},
+    "option": {"option"},
+    "settings": {"core", "option"},
     "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "settings"},
     "admin": {"core", "store", "upstream", "service", "settings", "assembly", "admin"},
     "proxy": {
@@ -29,6 +31,8 @@ ROOMS = {
         "service",
         "admin",
         "assembly",
+        "option",
+        "settings",
         "proxy",
         "addon",
         "__version__",
@@ -43,10 +47,10 @@ IO_MODULES = {
 }  # fmt: skip
 PURE_ROOMS = {"core", "wire", "dialects", "admin"}
 PURE = {
-    "settings.py", "service/exchange.py", "service/flights.py", "service/relay.py",
-    "service/slices.py", "service/stream.py", "upstream/belief.py", "upstream/changes.py",
-    "store/clears.py", "store/element.py", "store/journal/index.py", "store/journal/lines.py",
-    "store/journal/runs.py", "store/memory.py", "store/totals.py",
+    "settings.py", "option.py", "proxy/start.py", "service/exchange.py", "service/flights.py",
+    "service/relay.py", "service/slices.py", "service/stream.py", "upstream/belief.py",
+    "upstream/changes.py", "store/clears.py", "store/element.py", "store/journal/index.py",
+    "store/journal/lines.py", "store/journal/runs.py", "store/memory.py", "store/totals.py",
 }  # fmt: skip
 """What decides nothing by a clock or by chance, and reads and writes nothing."""
 # Pure by what they do with it: a path is a value there.

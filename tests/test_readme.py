@@ -26,7 +26,7 @@ def start_help() -> str:
 
 
 def addon_options() -> str:
-    rows = [f"| `{o.name}` | `{o.default}` | {o.help} |" for o in OPTIONS]
+    rows = [f"| `{o.name}` | `{o.default}` | {o.option_help} |" for o in OPTIONS]
     return "\n".join(["| `--set` | default | |", "|---|---|---|", *rows])
 
 

@@ -6,7 +6,6 @@ Reads an open cache and writes nothing; clearing is left to it. Knows nothing of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from sglang_cached_addon import __version__
@@ -61,7 +60,8 @@ class Reports:
             "model": _model(upstream),
             "models": _models(upstream, store.index.by_model()),
             "settings": {
-                **_settings(settings),
+                **settings.as_json(),
+                "memory_bytes": int(memory_bytes(settings)),
                 "store": store.name if isinstance(store, SharedStore) else "",
             },
             "dialects": {
@@ -119,29 +119,3 @@ def _models(upstream: Upstream, samples: dict[str, int]) -> list[dict[str, Any]]
         }
         for fingerprint, name in upstream.models.items()
     ]
-
-
-def _settings(settings: Settings) -> dict[str, Any]:
-    return {
-        "cache_path": str(settings.cache_path),
-        "quiet": settings.quiet,
-        "express": settings.express,
-        "replay_tokens_per_second": settings.replay_rate,
-        "mode": settings.mode,
-        "collapse": settings.collapse,
-        "isolate_by_credential": settings.isolate,
-        "key_headers": settings.key_headers.named,
-        "poll_seconds": settings.poll,
-        "fsync": settings.fsync,
-        "max_entries": _finite(settings.max_entries),
-        "max_bytes": _finite(settings.max_bytes),
-        "ttl_seconds": _finite(settings.ttl),
-        "memory_bytes": int(memory_bytes(settings)),
-        "readonly": settings.readonly,
-        "overwrite_cache": settings.overwrite,
-    }
-
-
-def _finite(limit: float) -> int | None:
-    """A limit in JSON."""
-    return None if limit == inf else int(limit)

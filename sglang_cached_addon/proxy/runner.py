@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,10 +27,10 @@ from mitmproxy.version import MITMPROXY
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.addon import SglangCached
-from sglang_cached_addon.core.policy import Mode, Restart
 from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.proxy import inside, output
 from sglang_cached_addon.proxy.listening import Listening
+from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
 from sglang_cached_addon.wire import descriptors
@@ -41,42 +40,6 @@ SETTLE_SECONDS = 0.05
 
 HANG_UP_SECONDS = 1.0
 """How long idle connections may take to close after that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What `sglang-cached start` was asked for."""
-
-    sglang_url: str
-    port: int
-    host: str
-    cache_path: str
-    quiet: bool = False
-    insecure: bool = False
-    web: bool = False
-    scripts: tuple[str, ...] = ()
-    sets: tuple[str, ...] = ()
-    replay_tokens_per_second: int = 0
-    mode: str = Mode.READWRITE.value
-    collapse: bool = True
-    isolate_by_credential: bool = False
-    key_headers: tuple[str, ...] = ()
-    admin_token: str = field(default="", repr=False)
-    poll_seconds: float = 5.0
-    restart: str = Restart.SAME.value
-    credential_headers: tuple[str, ...] = ()
-    fsync: str = "interval"
-    max_entries: int = 0
-    max_bytes: str = ""
-    ttl: str = ""
-    memory: str = ""
-    readonly: bool = False
-    overwrite_cache: bool = False
-    store: str = field(default="", repr=False)
-    drain: float = 60.0
-    """Seconds that what is under way may take after SIGINT or SIGTERM."""
-    drain_accept: float = 0.0
-    """Of these, those in which new clients are still let in."""
 
 
 class StartError(Exception):
@@ -175,28 +138,7 @@ async def _serve(start: Start, url: str, scripts: list[str]) -> int:
 def _set(options: Options, start: Start, scripts: list[str]) -> None:
     """Hands the user's options to mitmproxy; raises `StartError` naming the one it refuses."""
     try:
-        options.update(
-            sglang_cache_path=start.cache_path,
-            sglang_quiet=start.quiet,
-            sglang_replay_tokens_per_second=start.replay_tokens_per_second,
-            sglang_mode=start.mode,
-            sglang_collapse=start.collapse,
-            sglang_isolate_by_credential=start.isolate_by_credential,
-            sglang_key_headers=",".join(start.key_headers),
-            sglang_admin_token=start.admin_token,
-            sglang_poll_seconds=str(start.poll_seconds),
-            sglang_restart=start.restart,
-            sglang_credential_headers=",".join(start.credential_headers),
-            sglang_fsync=start.fsync,
-            sglang_max_entries=start.max_entries,
-            sglang_max_bytes=start.max_bytes,
-            sglang_ttl=start.ttl,
-            sglang_memory=start.memory,
-            sglang_readonly=start.readonly,
-            sglang_overwrite_cache=start.overwrite_cache,
-            sglang_store=start.store,
-            connection_strategy="lazy",
-        )
+        options.update(**start.options, connection_strategy="lazy")
         for name, specs in _by_name(start.sets).items():
             try:
                 options.set(*specs, defer=bool(scripts))

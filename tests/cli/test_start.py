@@ -20,19 +20,13 @@ import requests
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.proxy.runner import has_token
+from sglang_cached_addon.proxy.start import FLAGS
 from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
 from tests.simulator import Simulator
 from tests.upstream.scripted import dead_url
 
-OPTIONS = (
-    "--sglang-url", "--port", "--host", "--cache-path", "--quiet", "--insecure", "--web",
-    "--script", "--set", "--replay-tokens-per-second", "--mode", "--no-collapse",
-    "--isolate-by-credential", "--admin-token", "--poll-seconds", "--store", "--fsync",
-    "--max-entries", "--max-bytes", "--ttl", "--memory", "--readonly", "--drain", "--drain-accept",
-    "--overwrite-cache",
-)  # fmt: skip
 TOKEN = "token-of-the-admin"
 HAS_TOKEN = has_token()
 NO_TOKEN = ["--web", "read requests", "mitmproxy 11.1.2 or newer", "Python 3.12 or newer"]
@@ -88,9 +82,9 @@ def test_help_of_a_command(command: str, tmp_path: Path) -> None:
 def test_help_of_start(tmp_path: Path) -> None:
     """An option or its environment variable could only be found in the source."""
     text = run("start", "--help", cwd=tmp_path).stdout
-    for option in OPTIONS:
-        assert option in text
-        assert f"SGLANG_CACHED_{option[2:].upper().replace('-', '_')}" in text
+    for flag in FLAGS:
+        assert flag.long in text
+        assert flag.variable in text
     for default in ("30001", "0.0.0.0", "~/.sglang_cache"):
         assert default in text
 

@@ -1,0 +1,149 @@
+"""An entry of the settings' table, and how what users write is read.
+
+Pure: knows neither mitmproxy nor click, which both get their options from such entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from math import inf
+from typing import Any
+
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+"""What units stand for: bytes, and seconds."""
+
+Value = bool | int | float | str | tuple[str, ...]
+"""What is given with a flag: text also for numbers with units, a tuple where it can be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An entry."""
+
+    default: Value | None
+    """None where a value has to be given."""
+    help: str
+    parse: Callable[[Any], Any] = lambda value: value
+    """Makes what the program uses of a value that has been checked; raises ValueError."""
+    choices: type[StrEnum] | None = None
+    bounds: tuple[float, float] | None = None
+    """The least and the greatest number."""
+    metavar: str | None = None
+    flag: str = ""
+    """With its dashes, where it does not follow from the name."""
+    flag_help: str = ""
+    """Where the flag means the opposite of the option."""
+    short: str = ""
+    """The flag in one letter, as `-s`."""
+    has_flag: bool = True
+    is_many: bool = False
+    """The flag may be repeated; the option takes several with commas between."""
+    shown: str = ""
+    """Its member of `/cache/info`, where that is not the name."""
+    is_secret: bool = False
+    """It is shown nowhere."""
+    attribute: str = ""
+    """The field that it stands in."""
+    name: str = ""
+    """As an option of mitmproxy."""
+
+    @property
+    def type(self) -> type:
+        return type(self.default)
+
+    @property
+    def long(self) -> str:
+        """The flag."""
+        name = self.attribute.removesuffix("s") if self.is_many else self.attribute
+        return self.flag or f"--{name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"SGLANG_CACHED_{self.long[2:].replace('-', '_').upper()}"
+
+    @property
+    def option_help(self) -> str:
+        """For mitmproxy's option."""
+        return self._more("several with commas between")
+
+    @property
+    def long_help(self) -> str:
+        """For the flag."""
+        return self.flag_help or self._more("may be repeated")
+
+    def _more(self, words: str) -> str:
+        return f"{self.help.removesuffix('.')}; {words}." if self.is_many else self.help
+
+    def held(self, given: Value) -> bool | int | str:
+        """What mitmproxy holds for what was given with the flag."""
+        if isinstance(given, tuple):
+            return ",".join(given)
+        if self.long.startswith("--no-"):
+            return not given
+        return str(given) if isinstance(given, float) else given
+
+    def read(self, held: object) -> Any:
+        """What the program uses for what mitmproxy holds; raises ValueError naming the option."""
+        value: Any = held if self.type is bool else str(held)
+        try:
+            if self.choices:
+                return _choice(value, self.choices)
+            return self.parse(self._number(value, *self.bounds) if self.bounds else value)
+        except ValueError as e:
+            raise ValueError(f"{self.name}: {e}") from None
+
+    def _number(self, text: str, least: float, most: float) -> float:
+        try:
+            number = int(text) if self.type is int else float(text)
+        except ValueError:
+            number = -inf
+        if not least <= number <= most:
+            wanted = f"a number from {least:g} to {most:g}" if most < inf else f"{least:g} or more"
+            raise ValueError(f"{text}: must be {wanted}")
+        return number
+
+
+def _choice(text: str, choices: type[StrEnum]) -> StrEnum:
+    if text not in tuple(choices):
+        raise ValueError(f"{text}: must be one of {', '.join(choices)}")
+    return choices(text)
+
+
+def option(default: Value | None, help: str, **others: Any) -> Any:
+    """An entry, as a field of a dataclass; `others` as `Option` has them."""
+    entry = Option(default, help, **others)
+    return field(metadata={"option": entry}, repr=not entry.is_secret)
+
+
+def entries(table: type, prefix: str = "") -> Iterator[Option]:
+    """Those of a dataclass, in its order; the prefix is that of mitmproxy's options."""
+    for each in fields(table):
+        if found := each.metadata.get("option"):
+            yield replace(found, attribute=each.name, name=prefix + each.name)
+
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)")
+
+
+def amount(units: Mapping[str, int], empty: float | None) -> Callable[[str], float | None]:
+    """Reads a number with a unit; `empty` is what an empty text stands for."""
+
+    def parse(text: str) -> float | None:
+        if not text.strip():
+            return empty
+        found = _AMOUNT.fullmatch(text.strip())
+        unit = found[2] if found else "?"
+        if units is SIZES:
+            unit = unit.upper().removesuffix("B").removesuffix("I")
+        if not found or unit not in units or not float(found[1]):
+            known = ", ".join(unit for unit in units if unit)
+            raise ValueError(f"{text}: must be a number above 0, with a unit ({known}) or none")
+        number = float(found[1]) * units[unit]
+        return int(number) if number.is_integer() else number
+
+    return parse
