@@ -57,7 +57,7 @@ from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State, Update, Upstream
 from sglang_cached_addon.wire import descriptors, heads, http1, location
-from sglang_cached_addon.wire.client import tls_context
+from sglang_cached_addon.wire.tls import tls_context
 
 logger = logging.getLogger("sglang_cached_addon")
 
