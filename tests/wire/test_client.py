@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.wire.client import Answer, Ask, Broken, Client, Greet, Unreachable
+from tests.tables import each
 from tests.wire.serving import ASKED, against, request, saying
 from tests.wire.test_responses import OK, REFUSED, WHOLE
 
@@ -169,7 +170,7 @@ GREETINGS: dict[str, tuple[Greet, bytes, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("case", GREETINGS)
+@each("case", GREETINGS)
 def test_greeting_that_fails(case: str) -> None:
     """Whatever comes of it, who waits for it is told, and the connection is not used again."""
     greet, answer, said = GREETINGS[case]
@@ -277,7 +278,7 @@ UNSENDABLE: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
 }
 
 
-@pytest.mark.parametrize(("path", "fields"), UNSENDABLE.values(), ids=UNSENDABLE)
+@each(("path", "fields"), UNSENDABLE.values(), ids=UNSENDABLE)
 def test_request_that_cannot_be_sent(path: str, fields: list[tuple[bytes, bytes]]) -> None:
     """An odd request would be a traceback."""
 
