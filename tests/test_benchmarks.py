@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -151,7 +152,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         fetch = exchange.fetch(known, exchange.plan(known))
         n = fetch.plan.call.n
         answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
-        landed = exchange.land(fetch, 200, answer)
+        landed = exchange.land(fetch, 200, BytesIO(answer))
         assert landed.split
         exchange.commit(fetch, planning.samples(landed.split.generations, 0.0, 0.0))
         hit = exchange.find(request, 0.0)

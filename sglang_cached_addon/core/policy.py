@@ -94,7 +94,7 @@ REASONS = {
     "they change what is asked or returned; a `Connection` that names headers of the message",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
-    "than about 700,000 numbers; more than 10,000 samples",
+    "than about 700,000 numbers; more than 10,000 samples; an answer over 512 MiB",
     Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
     Reason.MEDIA: "media by URL or path, which may change behind an equal body",
     Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",

@@ -393,12 +393,14 @@ class Service:
         way.has_waited = True
         return self._after(ask, way, flight)
 
-    def _after(self, ask: Ask, way: _Way, flight: Flight) -> Reply | None:
+    def _after(self, ask: Ask, way: _Way, flight: Flight) -> Reply | Bypass | None:
         """The answer to one who waited for what has failed, if it is one to all who did. Else they
         go on alone, all at once: what failed for one may succeed for another, and what can never
         be stored would have them go one after the other."""
         if flight.brings or not flight.refusal:
             return None
+        if flight.refusal is Reason.TOO_LARGE:
+            return self._exchange.bypass(Reason.TOO_LARGE)
         if flight.refusal is Reason.ABORT and flight.identity == self._likeness(way.known):
             ask.partial = flight.answer
         if not (flight.answer and self._concerns(ask, way, flight)):
@@ -483,6 +485,8 @@ class Service:
     def _as_answer(self, way: _Way, fetch: Fetch, arrived: Arrived) -> Answer | None:
         """What has come, where it is not a part of the answer but all of it, or none."""
         landed = arrived.landed
+        if landed.refusal is Reason.TOO_LARGE:
+            return self._exchange.bypass(Reason.TOO_LARGE)
         if landed.split is None and not fetch.is_whole and landed.status in _MISUNDERSTOOD:
             # It may ignore `n`, or not take a list: what it makes of the client's own call is the
             # client's to know.

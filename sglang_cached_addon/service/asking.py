@@ -113,7 +113,6 @@ class Arrived:
     """What upstream has answered to a fetch."""
 
     headers: Headers
-    body: bytes = b""
     landed: Landed = field(default_factory=lambda: Landed(200))
     samples: tuple[tuple[int, Sample], ...] = ()
     is_stream: bool = False
@@ -121,5 +120,4 @@ class Arrived:
 
     def reply(self, outcome: Outcome) -> Reply:
         """As the answer to a client."""
-        body = self.body if self.landed.body is None else self.landed.body
-        return Reply(self.landed.status, self.headers, body, outcome)
+        return Reply(self.landed.status, self.headers, self.landed.body, outcome)

@@ -9,10 +9,8 @@ serves one upstream, on one thread.
 
 from __future__ import annotations
 
-import re
 from collections.abc import (
     Awaitable,
-    Callable,
     Collection,
     Hashable,
     Iterable,
@@ -21,6 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from dataclasses import dataclass, replace
+from io import BytesIO
 from math import inf
 from typing import Any
 
@@ -37,7 +36,7 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Dialect
-from sglang_cached_addon.service import slices
+from sglang_cached_addon.service import landing, slices
 from sglang_cached_addon.service.relay import Relay
 from sglang_cached_addon.wire import http1, sse
 
@@ -146,8 +145,8 @@ class Landed:
     """What upstream answered to a fetch."""
 
     status: int
-    body: bytes | None = None
-    """In the client's words, where it is the whole answer; None: upstream's own bytes are."""
+    body: bytes = b""
+    """What the client gets; empty where it is but a part of that, or was streamed."""
     split: Split | None = None
     """None where there are no samples in it."""
     refusal: Reason | None = None
@@ -371,33 +370,25 @@ class Exchange:
         return Fetch(known, plan, fill, body, terms, self.stamp(known))
 
     def land(
-        self, fetch: Fetch, status: int, body: bytes, pause: Callable[[], object] = lambda: None
+        self, fetch: Fetch, status: int, body: BytesIO, pause: slices.Pause = lambda: None
     ) -> Landed:
-        """Reads what upstream answered. What is `slices.LARGE` belongs into a thread, and pauses
-        now and then for others."""
+        """Reads what upstream answered, and empties it where it is not shown as it is. What is
+        `slices.LARGE` belongs into a thread, and pauses now and then for others."""
         if reason := policy.store_refusal(status):
-            return Landed(status, refusal=reason)
-        dialect, call, fill = fetch.known.dialect, fetch.known.call, fetch.fill
-        value = None
-        try:
-            # What has more than its client asked for, or answers a trimmed call, has to be read,
-            # however large a sample is.
-            if len(body) <= slices.LARGE:
-                value = _parse(body)
-                split = dialect.split(call, fill, value)
-            elif fill.added:
-                value = slices.read(body, fill.added, pause=pause)
-                split = dialect.split(call, fill, value)
-            else:
-                largest = slices.LARGEST if fetch.is_whole else inf
-                split = slices.split(dialect, call, fill, body, largest=largest, pause=pause)
-        except Refused as refused:
-            shown = slices.write(fill, value, pause) if fill.added else None
-            return self.unreadable(fetch, body, refused.reason, shown)
-        kept = without_skipped(split, fill)
-        shown = slices.write(fill, value, pause) if fill.added else None
-        renamed = _with_client_rids(shown or body, fill.rids)
-        return Landed(200, renamed or shown, kept, self._refusal(fetch, split))
+            return Landed(status, body.getvalue(), refusal=reason)
+        call, fill = fetch.known.call, fetch.fill
+        found: Split | Reason
+        if call.stream:
+            found, shown = Reason.UNREADABLE, body.getvalue()
+        else:
+            dialect, is_whole = fetch.known.dialect, fetch.is_whole
+            found, shown = landing.take(dialect, call, fill, body, is_whole=is_whole, pause=pause)
+        if isinstance(found, Split) and not fetch.is_whole:
+            shown = b""  # it is put together with others
+        shown = landing.with_client_rids(shown, fill.rids, pause)
+        if isinstance(found, Reason):
+            return Landed(200, shown, refusal=found)
+        return Landed(200, shown, without_skipped(found, fill), self._refusal(fetch, found))
 
     def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
         """Reads a stream that is done."""
@@ -405,7 +396,7 @@ class Exchange:
             split = without_skipped(relay.split(), fetch.fill)
         except Refused as refused:
             return Landed(200, refusal=refused.reason)
-        return Landed(200, None, split, self._refusal(fetch, split))
+        return Landed(200, b"", split, self._refusal(fetch, split))
 
     def _refusal(self, fetch: Fetch, split: Split) -> Reason | None:
         """Why what has come is not stored, as far as it says itself."""
@@ -526,18 +517,6 @@ class Exchange:
         """The answer to a call whose samples are all there."""
         return known.dialect.write(known.call, planning.answers(plan))
 
-    def unreadable(
-        self,
-        fetch: Fetch,
-        body: bytes,
-        reason: Reason = Reason.UNREADABLE,
-        shown: bytes | None = None,
-    ) -> Landed:
-        """A 200 that is not what was asked for; `shown`: with what only we have asked for taken
-        out."""
-        renamed = _with_client_rids(shown or body, fetch.fill.rids)
-        return Landed(200, renamed or shown, refusal=reason)
-
 
 def _events(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
     """A stream of whole samples."""
@@ -558,25 +537,3 @@ def _model(body: Any) -> str:
     """What a parsed body names as its model; empty where it names none."""
     model = body.get("model")
     return model if isinstance(model, str) else ""
-
-
-def _parse(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except ValueError:
-        raise Refused(Reason.UNREADABLE) from None
-
-
-def _with_client_rids(body: bytes, rids: Mapping[str, str]) -> bytes | None:
-    """Upstream's bytes with the client's ids in place of ours; None where they are the same.
-
-    Ours are unique strings, so that wherever SGLang echoes one, it is one of these.
-    """
-    if not rids:
-        return None
-    shown = {unique.encode(): orjson.dumps(rid)[1:-1] for rid, unique in rids.items()}
-    return _MINTED.sub(lambda match: shown.get(match[0], match[0]), body)
-
-
-_MINTED = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
-"""An id as `Mint` gives it."""

@@ -12,6 +12,8 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from io import BytesIO
 
 from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.cache import Brought, Lease
@@ -20,6 +22,7 @@ from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.exchange import Exchange, Fetch, Landed, error_body
 from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.pauses import pausing
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire.client import Broken, Response, Unreachable
@@ -31,6 +34,10 @@ GRACE_SECONDS = 1.0
 
 MERGE_SECONDS = 1.0
 """How long an answer of several parts waits for the word that all are of one model."""
+
+MAX_ANSWER = 512 << 20
+"""Bytes of an answer that is kept while it comes. One that is longer, or never ends, is asked for
+again as the client's own call, and passed on as it comes."""
 
 STORE_SECONDS = 0.005
 """How long others wait while something large is stored."""
@@ -104,9 +111,9 @@ class Fetcher:
         no use, as what is there is of another model."""
         self._upstream.watch(ask.credential_headers)
         started, request = time.monotonic(), ask.request
-        body = request.body if fetch.body is None else fetch.body
+        asked = request.body if fetch.body is None else fetch.body
         async with self._upstream.client.open(
-            request.method, request.path, ask.fields, body
+            request.method, request.path, ask.fields, asked
         ) as response:
             shown = (*ask.credential_headers, *ask.routing_headers)
             self._upstream.heard(ask.asker, shown, response.status, time.monotonic())
@@ -117,24 +124,23 @@ class Fetcher:
                 flight.stream.open()
                 _tell(arrived, Arrived(response.headers, is_stream=True))
                 return await self._relay(flight, ask, flight.stream, fetch, response, started)
-            pieces = [piece async for piece in response.pieces()]
-        is_large = fetch.known.call.total >= policy.LARGE_SAMPLES
-        if is_large or sum(map(len, pieces)) > slices.LARGE:  # others have their turn meanwhile
-            raw, landed = await asyncio.to_thread(self._read, flight, fetch, response, pieces)
-        else:
-            raw, landed = self._read(flight, fetch, response, pieces)
-        return self._land(flight, fetch, Arrived(response.headers, raw, landed), started)
+            body = BytesIO()
+            async for piece in response.pieces():
+                body.write(piece)
+                if body.tell() > MAX_ANSWER:
+                    too_large = Landed(response.status, refusal=Reason.TOO_LARGE)
+                    return self._land(flight, fetch, Arrived(response.headers, too_large), started)
+        return self._land(flight, fetch, await self._read(fetch, response, body), started)
 
-    def _read(
-        self, flight: Flight, fetch: Fetch, response: Response, pieces: list[bytes]
-    ) -> tuple[bytes, Landed]:
-        """What upstream has said, where its own bytes are wanted, and what it comes to."""
-        raw = b"".join(pieces)
-        pieces.clear()
-        if flight.stream and response.status == 200:
-            return raw, self._exchange.unreadable(fetch, raw)
-        landed = self._exchange.land(fetch, response.status, raw, _pause)
-        return raw if landed.body is None else b"", landed
+    async def _read(self, fetch: Fetch, response: Response, body: BytesIO) -> Arrived:
+        """What an answer comes to that is no stream."""
+        is_large = fetch.known.call.total >= policy.LARGE_SAMPLES or body.tell() > slices.LARGE
+        if is_large:  # others have their turn meanwhile
+            land = partial(self._exchange.land, pause=pausing())
+            landed = await asyncio.to_thread(land, fetch, response.status, body)
+        else:
+            landed = self._exchange.land(fetch, response.status, body)
+        return Arrived(response.headers, landed)
 
     async def _relay(
         self,
@@ -254,12 +260,8 @@ class Fetcher:
             return
         body = unreachable(self._upstream.url, str(error))
         flight.refusal = Reason.UNREACHABLE if is_lost else Reason.CUT
-        flight.answer = Arrived(JSON, body, Landed(502, body, refusal=flight.refusal))
+        flight.answer = Arrived(JSON, Landed(502, body, refusal=flight.refusal))
         _tell(arrived, flight.answer)
-
-
-def _pause() -> None:
-    time.sleep(0)  # lets other threads have their turn
 
 
 def unreachable(url: str, message: str) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
+from sglang_cached_addon.core.call import Call, Fill, Generation, Split
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.judging import dump
@@ -31,12 +31,16 @@ LARGEST = 800_000
 _HEAD = 64 << 10
 """Where the samples must have begun."""
 
-# Texts, and the braces that are in none. It never goes back, and a text that does not end is one.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
+TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
+"""Texts, and the braces that are in none. It never goes back; a text that does not end is one."""
+
 _CHOICES = b'"choices":['
 
+Pause = Callable[[], object]
+"""Lets others have their turn; made behind each sample."""
 
-class _Odd(Exception):
+
+class Odd(Exception):
     """It cannot be read in slices: whole, then."""
 
 
@@ -47,13 +51,13 @@ def split(
     body: bytes,
     *,
     largest: float = inf,
-    pause: Callable[[], object] = lambda: None,
+    pause: Pause = lambda: None,
 ) -> Split:
-    """As `Dialect.split`, of a body that was not read yet. Raises `Refused`, also where a sample
-    has more values than that. A `pause` is made behind each sample."""
+    """As `Dialect.split`, of a large body that was not read yet. Raises `Refused`, also where a
+    sample has more values than `largest`."""
     if body.startswith(b"[") and (call.batched or fill.n > 1):
-        with suppress(_Odd):
-            return _split_list(dialect, call, fill, _Samples(body, largest, pause))
+        with suppress(Odd):
+            return _split_list(dialect, call, fill, Samples(body, largest, pause))
     return dialect.split(call, fill, read(body, fill.added, largest=largest, pause=pause))
 
 
@@ -62,36 +66,27 @@ def read(
     unseen: Collection[str] = (),
     *,
     largest: float = inf,
-    pause: Callable[[], object] = lambda: None,
+    pause: Pause = lambda: None,
 ) -> Any:
-    """An answer to be split, and to be written again: parsed, but where it has choices, these are
-    light. Nobody sees their `unseen` members. Raises `Refused`, as `split` does."""
+    """A large answer to be split, and to be written again: parsed, but where it has choices, these
+    are light. Nobody sees their `unseen` members. Raises `Refused`, as `split` does."""
     try:
-        samples = _Samples(body, largest, pause)
+        samples = Samples(body, largest, pause)
         if not samples.is_list:
             choices = [_light(choice, unseen) for choice in samples]
             return {**samples.envelope(), "choices": choices}
-    except _Odd:
+    except Odd:
         pass
     _bound(body, 0, len(body), largest)
+    return parse(body)
+
+
+def parse(body: bytes) -> Any:
+    """Raises `Refused`."""
     try:
         return orjson.loads(body)
     except ValueError:
         raise Refused(Reason.UNREADABLE) from None
-
-
-def write(fill: Fill, answer: Any, pause: Callable[[], object] = lambda: None) -> bytes | None:
-    """An answer of choices, without what only we have asked for; None where it is none. It is used
-    up by that, so that it is not in memory twice."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list):
-        return None
-    for k, choice in enumerate(choices):
-        take_out(fill, choice)
-        choices[k] = orjson.Fragment(dump(choice))
-        pause()
-    take_out(fill, answer)
-    return orjson.dumps(answer)
 
 
 def _bound(body: bytes, start: int, end: int, largest: float) -> None:
@@ -100,7 +95,7 @@ def _bound(body: bytes, start: int, end: int, largest: float) -> None:
         raise Refused(Reason.LARGE_SAMPLE)
 
 
-def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> Split:
+def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: Samples) -> Split:
     """Each is the whole answer to a call for one."""
     one = replace(call, batched=False, n=1)
     generations: list[Generation] = []
@@ -110,6 +105,7 @@ def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: _Samples) -> 
             raise Refused(Reason.UNREADABLE)
         item = fill.order[len(generations) // fill.n]
         part = dialect.split(one, replace(fill, order=(item,), n=1, skip=()), sample)
+        del sample  # before the next one is read
         generations += part.generations
         refusal = refusal or part.refusal
         versions |= part.versions
@@ -158,10 +154,10 @@ def _packed(name: str, value: Any, is_seen: bool, is_counted: bool) -> Any:
     return orjson.Fragment(dump(value))
 
 
-class _Samples:
-    """The samples of an answer, in its order. Raises `_Odd` where they cannot be told apart."""
+class Samples:
+    """The samples of an answer, in its order. Raises `Odd` where they cannot be told apart."""
 
-    def __init__(self, body: bytes, largest: float, pause: Callable[[], object]) -> None:
+    def __init__(self, body: bytes, largest: float, pause: Pause) -> None:
         self._body = body
         self._largest, self._pause = largest, pause
         self.is_list = body.startswith(b"[")
@@ -169,49 +165,51 @@ class _Samples:
         if not self.is_list:
             self._start = body.find(_CHOICES, 0, _HEAD) + len(_CHOICES)
             if self._start < len(_CHOICES) or not body.startswith(b"{", self._start):
-                raise _Odd
+                raise Odd
         self._end = 0
 
     def __iter__(self) -> Iterator[Any]:
+        for start, end in self.places():
+            _bound(self._body, start, end, self._largest)
+            try:
+                yield orjson.loads(memoryview(self._body)[start:end])
+            except ValueError:
+                raise Odd from None
+            self._pause()
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """Where each begins and ends."""
         start = self._start
         while not self._end:
-            end, sample = self._read(start)
-            yield sample
-            self._pause()
+            end = self._find_end(start)
+            yield start, end
             if self._body.startswith(b"]", end):
                 self._end = end
             start = end + 1
         if self.is_list and self._body[self._end + 1 :].strip():
-            raise _Odd
+            raise Odd
 
-    def _read(self, start: int) -> tuple[int, Any]:
-        """Where the sample ends that begins there, and the sample."""
+    def _find_end(self, start: int) -> int:
+        """Where the sample ends that begins there."""
         depth = 0
-        for token in _TOKEN.finditer(self._body, start):
+        for token in TOKEN.finditer(self._body, start):
             brace = token[0]
             if brace == b"{":
                 depth += 1
             elif brace == b"}":
                 depth -= 1
             if not depth:
-                end = token.end()
-                break
-        else:
-            raise _Odd
-        _bound(self._body, start, end, self._largest)
-        if self._body[end : end + 1] not in (b",", b"]"):
-            raise _Odd
-        try:
-            return end, orjson.loads(memoryview(self._body)[start:end])
-        except ValueError:
-            raise _Odd from None
+                if self._body[token.end() : token.end() + 1] not in (b",", b"]"):
+                    raise Odd
+                return token.end()
+        raise Odd
 
     def envelope(self) -> dict[str, Any]:
         """What is around the samples, once they are read."""
         try:
             found = orjson.loads(self._body[: self._start] + self._body[self._end :])
         except ValueError:
-            raise _Odd from None
+            raise Odd from None
         if not isinstance(found, dict) or found.get("choices") != []:
-            raise _Odd
+            raise Odd
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sglang_cached_addon.core.admission import (
     CREDENTIAL_FIELDS,
     MAX_RENEWED,
@@ -10,13 +12,12 @@ from sglang_cached_addon.core.admission import (
     credential,
     credential_headers,
 )
-from tests.tables import each
 
 KEY = b"Bearer sk-very-secret"
 A, B, C = (bytes([n]) * 32 for n in (1, 2, 3))
 
 
-@each("name", CREDENTIAL_FIELDS)
+@pytest.mark.parametrize("name", CREDENTIAL_FIELDS)
 def test_each_field_makes_a_credential(name: bytes) -> None:
     """Clients with other keys, or none, would be taken for one that was accepted."""
     one = credential({name: KEY, b"accept": b"*/*"})
@@ -27,7 +28,7 @@ def test_each_field_makes_a_credential(name: bytes) -> None:
     assert KEY not in one
 
 
-@each(
+@pytest.mark.parametrize(
     "headers",
     [
         {},
@@ -43,7 +44,7 @@ def test_no_credential(headers: dict[bytes, bytes]) -> None:
     assert credential_headers(headers) == ()
 
 
-@each(
+@pytest.mark.parametrize(
     ("one", "other"),
     [
         ({b"authorization": b""}, {}),
@@ -99,7 +100,7 @@ AGES = [
 ]
 
 
-@each(("now", "is_asked", "is_down", "admits"), AGES)
+@pytest.mark.parametrize(("now", "is_asked", "is_down", "admits"), AGES)
 def test_how_long_it_counts(now: float, is_asked: bool, is_down: bool, admits: bool) -> None:
     """An acceptance counts for a minute; for longer only while upstream cannot say otherwise."""
     admission = Admission()
@@ -110,8 +111,8 @@ def test_how_long_it_counts(now: float, is_asked: bool, is_down: bool, admits: b
     assert admission.admits(ONE, now, is_down=is_down) is (admits and not is_asked)
 
 
-@each("is_down", [False, True])
-@each("accepted", [ONE, NOBODY])
+@pytest.mark.parametrize("is_down", [False, True])
+@pytest.mark.parametrize("accepted", [ONE, NOBODY])
 def test_only_the_same_asker(accepted: Asker, is_down: bool) -> None:
     """What upstream has said to one is for the same credential, route and model only; and what it
     said to one that shows none is for nobody who shows some, while it can be asked about them."""

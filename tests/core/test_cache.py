@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import inf
 
+import pytest
+
 from sglang_cached_addon.core.cache import SKEW, slots
-from tests.tables import each
 
 NOW = 1000.0
 
@@ -24,7 +25,7 @@ PLACES = [
 ]
 
 
-@each(("times", "count", "since", "places"), PLACES)
+@pytest.mark.parametrize(("times", "count", "since", "places"), PLACES)
 def test_slots(times: list[float], count: int, since: float, places: list[int]) -> None:
     """What is new would take the place of something good, or leave what is old in front."""
     assert slots(times, count, since, NOW) == places

@@ -6,9 +6,10 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from sglang_cached_addon.core.identity import SERVER_KEYS, Identity, identify
 from tests.conftest import CORPUS
-from tests.tables import each
 
 SECRETS = {
     "api_key": "sk-plain-secret",
@@ -85,7 +86,7 @@ def test_a_real_list_of_models() -> None:
     assert who.digest != known(INFO).digest
 
 
-@each(
+@pytest.mark.parametrize(
     ("info", "model"),
     [
         ({"model_path": "p", "served_model_name": "s"}, "s"),
@@ -100,13 +101,13 @@ def test_the_name_for_people(info: dict[str, Any], model: str) -> None:
     assert known(info).model == model
 
 
-@each("version", [None, 7, ["v"]])
+@pytest.mark.parametrize("version", [None, 7, ["v"]])
 def test_odd_weight_version(version: Any) -> None:
     """A label that is no text would be compared with the label of answers."""
     assert known({"model_path": "p", "weight_version": version}).weight_version is None
 
 
-@each(
+@pytest.mark.parametrize(
     ("info", "models"),
     [
         (None, None),
@@ -140,7 +141,7 @@ def test_nesting_without_end() -> None:
     assert identify(INFO, {"dtype": deep}, None) is None
 
 
-@each("info", [None, {}, "busy", {"detail": "Not Found"}])
+@pytest.mark.parametrize("info", [None, {}, "busy", {"detail": "Not Found"}])
 def test_models_count_where_info_is_missing(info: Any) -> None:
     """A gateway that answers every path would hide which model is behind it."""
     assert known(info, None, MODELS) == known(models=MODELS)
@@ -152,7 +153,7 @@ def test_order_of_keys_does_not_matter() -> None:
     assert known(models=mirrored(MODELS)) == known(models=MODELS)
 
 
-@each("name", INFO)
+@pytest.mark.parametrize("name", INFO)
 def test_each_member_of_info_matters(name: str) -> None:
     """Answers of another model would be given."""
     other = {**INFO, name: "other"}
@@ -162,7 +163,7 @@ def test_each_member_of_info_matters(name: str) -> None:
         assert known(other).digest != known(INFO).digest
 
 
-@each("name", [*sorted(SERVER_KEYS), "speculative_algorithm", "speculative_new"])
+@pytest.mark.parametrize("name", [*sorted(SERVER_KEYS), "speculative_algorithm", "speculative_new"])
 def test_each_chosen_key_matters(name: str) -> None:
     """Answers from before another setting would be given."""
     values = (None, True, 1, "other", {"a": [1]})
@@ -171,7 +172,7 @@ def test_each_chosen_key_matters(name: str) -> None:
     assert len(digests | {known(INFO, without).digest}) == 6
 
 
-@each("name", [*UNRELATED, "unheard_of", "lora_backend", "_speculative_x"])
+@pytest.mark.parametrize("name", [*UNRELATED, "unheard_of", "lora_backend", "_speculative_x"])
 def test_other_keys_do_not_matter(name: str) -> None:
     """A restart, or another port or key, would empty the cache."""
     without = {key: value for key, value in SERVER.items() if key != name}
@@ -216,7 +217,7 @@ def test_models_in_any_order() -> None:
     assert (first.model, second.model) == ("a", "b")
 
 
-@each(
+@pytest.mark.parametrize(
     ("before", "after", "is_same"),
     [
         ({"startup_time": {"a": 1.5, "b": 2}}, {"startup_time": {"b": 2, "a": 1.5}}, True),
@@ -235,7 +236,7 @@ def test_incarnation(before: Any, after: Any, is_same: bool) -> None:
     assert one.digest == other.digest
 
 
-@each("server", [None, {}, {"startup_time": None}, "odd", []])
+@pytest.mark.parametrize("server", [None, {}, {"startup_time": None}, "odd", []])
 def test_unknown_incarnation(server: Any) -> None:
     """A server that does not tell would seem to have restarted."""
     assert known(INFO, server).incarnation == ""

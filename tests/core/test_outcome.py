@@ -6,10 +6,11 @@ import itertools
 import json
 import re
 
+import pytest
+
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.outcome import NOTHING, Counters, Kind, Outcome, Saved, hit_status
 from sglang_cached_addon.core.policy import Reason
-from tests.tables import each
 
 # RFC 8941, section 3.3: a token, an integer, a string; 3.1.2: a parameter's key.
 TOKEN = r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"
@@ -60,7 +61,7 @@ def test_cache_status_is_a_structured_field() -> None:
             assert str(outcome.reason) in (found["detail"] or "")
 
 
-@each(
+@pytest.mark.parametrize(
     ("outcome", "value"),
     [
         (Outcome(Kind.HIT, 3, 3, age=5), "sglang-cached; hit"),
@@ -117,13 +118,13 @@ def test_cache_status(outcome: Outcome, value: str) -> None:
     assert outcome.cache_status == value
 
 
-@each("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
+@pytest.mark.parametrize("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
 def test_hit_status(key: bytes) -> None:
     """The fast lane would say something else of a hit than the ordinary way."""
     assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
 
 
-@each("kind", Kind)
+@pytest.mark.parametrize("kind", Kind)
 def test_headers(kind: Kind) -> None:
     """`Age` would claim that a fresh answer is old, or a hit would not tell its age."""
     headers = dict(Outcome(kind, 1, 2, age=7).headers())
@@ -132,7 +133,7 @@ def test_headers(kind: Kind) -> None:
     assert parameters(headers["Cache-Status"])
 
 
-@each(
+@pytest.mark.parametrize(
     ("outcome", "line"),
     [
         (Outcome(Kind.HIT, 2, 2), "[Cache hit] /generate 2/2 1.5 ms"),
@@ -158,7 +159,7 @@ def sample(seconds: float, tokens: int) -> Sample:
     return Sample(b"{}", 0.0, seconds, tokens)
 
 
-@each(
+@pytest.mark.parametrize(
     ("samples", "saved"),
     [
         ([], NOTHING),
@@ -231,7 +232,7 @@ def test_counters_are_json() -> None:
     )
 
 
-@each(
+@pytest.mark.parametrize(
     ("kinds", "rate"),
     [
         ("", 0.0),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from math import inf
 
+import pytest
+
 from sglang_cached_addon.core.directives import Directives
 from sglang_cached_addon.core.policy import (
     PLAIN,
@@ -17,12 +19,11 @@ from sglang_cached_addon.core.policy import (
     store_refusal,
     terms,
 )
-from tests.tables import each
 
 JSON = {b"content-type": b"application/json"}
 
 
-@each(
+@pytest.mark.parametrize(
     "value",
     [
         b"application/json",
@@ -37,13 +38,13 @@ def test_json_is_looked_up(value: bytes) -> None:
     assert lookup_refusal({b"content-type": value, b"user-agent": b"x", b"accept": b"*/*"}) is None
 
 
-@each("value", [b"", b"close", b"Keep-Alive, TE", b"Upgrade,HTTP2-Settings"])
+@pytest.mark.parametrize("value", [b"", b"close", b"Keep-Alive, TE", b"Upgrade,HTTP2-Settings"])
 def test_what_is_said_of_the_connection(value: bytes) -> None:
     """It says nothing of the call."""
     assert lookup_refusal({**JSON, b"connection": value}) is None
 
 
-@each(
+@pytest.mark.parametrize(
     ("headers", "reason"),
     [
         ({}, Reason.CONTENT_TYPE),
@@ -74,7 +75,9 @@ def test_heads_that_are_not_looked_up(headers: dict[bytes, bytes], reason: Reaso
     assert lookup_refusal(headers) is reason
 
 
-@each("status", [100, 199, 201, 204, 206, 301, 304, 400, 401, 404, 429, 500, 503])
+@pytest.mark.parametrize(
+    "status", [100, 199, 201, 204, 206, 301, 304, 400, 401, 404, 429, 500, 503]
+)
 def test_other_statuses_are_not_stored(status: int) -> None:
     """An error would be repeated for ever."""
     assert store_refusal(status) is Reason.STATUS
@@ -85,7 +88,7 @@ def test_200_is_stored() -> None:
     assert store_refusal(200) is None
 
 
-@each("reason", Reason)
+@pytest.mark.parametrize("reason", Reason)
 def test_reason_is_a_token(reason: Reason) -> None:
     """A reason that has to be quoted would break the header and the counters' names."""
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9.]+)*", str(reason))
@@ -97,7 +100,7 @@ def test_refused_has_its_reason() -> None:
     assert str(Refused(Reason.BEAM)) == "beam"
 
 
-@each("reason", Reason)
+@pytest.mark.parametrize("reason", Reason)
 def test_reason_is_explained(reason: Reason) -> None:
     """A reason in a header could not be looked up."""
     assert REASONS[reason]
@@ -183,8 +186,8 @@ TERMS: dict[Mode, dict[str, Reason | Terms]] = {
 }
 
 
-@each("mode", Mode)
-@each("asked", ASKED)
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("asked", ASKED)
 def test_terms(mode: Mode, asked: str) -> None:
     """A mode or a client would get what it has forbidden; the stricter of the two holds."""
     wanted, found = TERMS[mode][asked], terms(mode, ASKED[asked], NOW)
@@ -197,8 +200,8 @@ def test_terms(mode: Mode, asked: str) -> None:
         assert found == wanted
 
 
-@each("mode", Mode)
-@each("asked", ASKED)
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("asked", ASKED)
 def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
     """An answer would be dropped that could have been given, or for one that is not stored."""
     found = terms(mode, ASKED[asked], NOW)
@@ -206,7 +209,7 @@ def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
         assert found.replaces is (found.since > -inf and found.refusal is None)
 
 
-@each("mode", Mode)
+@pytest.mark.parametrize("mode", Mode)
 def test_plain_terms(mode: Mode) -> None:
     """An ordinary call would not be collapsed with others, or one of another mode would be."""
     assert (terms(mode, Directives(), NOW) == PLAIN) is (mode is Mode.READWRITE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sglang_cached_addon.core.printable import MAX_PATH, path, printable
-from tests.tables import each
 
 
-@each(
+@pytest.mark.parametrize(
     ("target", "shown"),
     [
         ("/generate", "/generate"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.core.routing import KeyHeaders
-from tests.tables import each
 
 IN = [
     b"x-portkey-provider", b"x-portkey-config", b"x-portkey-virtual-key", b"x-portkey-metadata",
@@ -24,7 +23,7 @@ OUT = [
 ]  # fmt: skip
 
 
-@each("name", IN)
+@pytest.mark.parametrize("name", IN)
 def test_in(name: bytes) -> None:
     """Another model would get the answer of the first one."""
     headers = KeyHeaders()
@@ -33,7 +32,7 @@ def test_in(name: bytes) -> None:
     assert {len(digest) for digest in found} == {32}
 
 
-@each("name", OUT)
+@pytest.mark.parametrize("name", OUT)
 def test_out(name: bytes) -> None:
     """No two calls would ever have the same key."""
     assert KeyHeaders().digest({name: b"1"}) == b""
@@ -57,7 +56,7 @@ def test_parts_do_not_run_into_each_other() -> None:
     assert headers.digest({b"a": b"1", b"c": b""}) != headers.digest({b"a": b"1"})
 
 
-@each("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
+@pytest.mark.parametrize("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
 def test_no_name(name: str) -> None:
     """A misspelled name would never be in any key, without a word."""
     with pytest.raises(ValueError, match="is no name of a header"):

@@ -13,7 +13,6 @@ from sglang_cached_addon.core.call import Call, Mint
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT, TRANSPORT
 from tests.conftest import corpus
-from tests.tables import each
 
 PAIRS = [
     pair
@@ -86,7 +85,7 @@ WRONG = [
 ]
 
 
-@each(
+@pytest.mark.parametrize(
     ("name", "value"),
     [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
     ids=str,
@@ -102,7 +101,7 @@ def test_list_of_rids_is_transport() -> None:
     assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
 
 
-@each(("name", "value"), WRONG, ids=str)
+@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
     """A request that SGLang refuses would get a stored answer."""
     try:
@@ -114,13 +113,13 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
 REFUSES_NULL = {"stream", "log_metrics", "no_logs", "background"}
 
 
-@each("name", sorted(set(TRANSPORT) - REFUSES_NULL))
+@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - REFUSES_NULL))
 def test_null_transport(name: str) -> None:
     """A client that sends null for what it does not set would not share samples."""
     assert item(one(**{name: None})) == item(one())
 
 
-@each("name", sorted(REFUSES_NULL))
+@pytest.mark.parametrize("name", sorted(REFUSES_NULL))
 def test_null_that_sglang_refuses(name: str) -> None:
     """A request that SGLang answers with 400 would get a stored answer."""
     try:
@@ -182,7 +181,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 }
 
 
-@each(("name", "values"), CONTENT.items(), ids=CONTENT)
+@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     bodies = [one(**{name: value}) for value in values]
@@ -224,7 +223,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@each(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
+@pytest.mark.parametrize(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
 def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
@@ -232,7 +231,7 @@ def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     assert len(keys) == len(fills) + 1
 
 
-@each(
+@pytest.mark.parametrize(
     "bodies",
     [
         [{"text": "1"}, {"input_ids": [1]}, {"input_embeds": [[1]]}],
@@ -251,7 +250,7 @@ def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
-@each("n", [1, 2, 7])
+@pytest.mark.parametrize("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """A request for more samples would not use those that are there."""
     assert item(with_n(one(), n)) == item(one())
@@ -311,7 +310,7 @@ LISTS = {
 }
 
 
-@each(
+@pytest.mark.parametrize(
     ("body", "shortfalls", "sent", "order", "n"),
     [
         (with_n(one(), 5), (5,), with_n(one(), 5), (0,), 5),
@@ -389,7 +388,7 @@ def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
     assert again.items == tuple(call.items[i] for i in fill.order)
 
 
-@each(
+@pytest.mark.parametrize(
     ("body", "shortfalls", "sent", "rids"),
     [
         (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
@@ -418,7 +417,7 @@ def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
     return DIALECT.split(call, DIALECT.trim(call, shortfalls, minter()), answer)
 
 
-@each(
+@pytest.mark.parametrize(
     ("body", "shortfalls", "answer", "items"),
     [
         (one(), (1,), native("0"), [0]),
@@ -443,7 +442,7 @@ def test_split(
     assert [g.tokens for g in result.generations] == [2] * len(items)
 
 
-@each(
+@pytest.mark.parametrize(
     ("body", "answer", "reason"),
     [
         (one(), [native()], Reason.UNREADABLE),
@@ -474,7 +473,7 @@ def test_answers_that_are_not_what_was_asked_for(
     assert caught.value.reason is reason
 
 
-@each(
+@pytest.mark.parametrize(
     ("bad", "refusal"),
     [
         (native(finish="abort"), Reason.ABORT),
@@ -486,7 +485,7 @@ def test_answers_that_are_not_what_was_asked_for(
         (native(finish={"type": "length", "length": 8}), None),
     ],
 )
-@each("place", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: int) -> None:
     """A cut answer anywhere in a batch would be repeated for ever."""
     answer = [native(), native(), native()]
@@ -496,7 +495,7 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     assert len(result.generations) == 3
 
 
-@each(
+@pytest.mark.parametrize(
     ("names", "versions"),
     [([], set()), (["a"], {"a"}), (["a", "a"], {"a"}), (["a", "b"], {"a", "b"})],
 )
@@ -514,7 +513,7 @@ def test_error_beside_an_answer() -> None:
         assert refused.reason is Reason.ERROR
 
 
-@each("tokens", [None, "3", 1.5, []])
+@pytest.mark.parametrize("tokens", [None, "3", 1.5, []])
 def test_unknown_tokens(tokens: Any) -> None:
     """A server that counts otherwise could not be cached."""
     assert split(one(), (1,), native(completion_tokens=tokens)).generations[0].tokens == 0
@@ -527,7 +526,7 @@ def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Ca
     return Call({}, tuple(b"%d" % i for i in range(items)), n, batched, rids)
 
 
-@each(
+@pytest.mark.parametrize(
     ("call", "samples", "answer"),
     [
         (call_of(1, 1, False), [S[:1]], S[0]),
@@ -552,7 +551,7 @@ def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
     assert DIALECT.write(call, samples) == answer
 
 
-@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A hit would not be byte for byte what SGLang said."""
     body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
@@ -565,8 +564,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     assert DIALECT.write(call, pools) == recorded.encode()
 
 
-@each("have", [1, 2, 3])
-@each("want", [1, 2, 3])
+@pytest.mark.parametrize("have", [1, 2, 3])
+@pytest.mark.parametrize("want", [1, 2, 3])
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Another number of samples would have another form, or other samples."""
     recorded = next(p for p in PAIRS if p["name"] == "generate-n3-hot")

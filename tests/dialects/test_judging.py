@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import judging
-from tests.tables import each
 
 
-@each(
+@pytest.mark.parametrize(
     ("meta", "mixed"),
     [
         ({"weight_versions": [{}, {}]}, True),
@@ -27,7 +28,7 @@ def test_weights(meta: Any, mixed: bool) -> None:
     assert judging.weights_refusal(meta) is (Reason.MIXED_WEIGHTS if mixed else None)
 
 
-@each(
+@pytest.mark.parametrize(
     ("metas", "versions"),
     [
         ([], set()),
@@ -45,7 +46,7 @@ def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
     assert judging.weight_versions(metas) == versions
 
 
-@each(
+@pytest.mark.parametrize(
     ("kind", "reason"),
     [
         ("stop", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import requests
 
 from tests.conftest import Proxy, StartProxy
 from tests.e2e.test_proxy import post
+from tests.replayer import INFO, replaying
 from tests.simulator import Simulator
 
 JSON = {"Content-Type": "application/json"}
@@ -74,3 +76,58 @@ def test_large_bodies(simulator: Simulator, proxy: Proxy) -> None:
         assert (answer.status_code, answer.content) == (direct.status_code, direct.content), name
         assert "detail=too-large" in answer.headers["Cache-Status"], name
         assert max(seconds) < 1, name
+
+
+ROW = {"token": " word", "logprob": -0.123456789, "bytes": [32, 119], "top_logprobs": []}
+
+
+def large_answers(path: str) -> tuple[object, object]:
+    """A small answer of an API, and one for sixteen of some 60 MB."""
+    rows, numbers = [ROW] * 40_000, [[-0.123456789, 123, None]] * 150_000
+    if path == "/generate":
+        meta = {"id": "x", "finish_reason": {"type": "stop"}, "prompt_tokens": 1}
+        told = {**meta, "completion_tokens": 1, "output_token_logprobs": numbers}
+        return {"text": "a", "meta_info": meta}, [{"text": "a", "meta_info": told}] * 16
+    said = {"text": "a"} if path == "/v1/completions" else {"message": {"content": "a"}}
+    choice = {"index": 0, **said, "finish_reason": "stop", "token_ids": [1]}
+    named = {"id": "x", "object": "y", "created": 1, "model": "m"}
+    choices = [{**choice, "index": k, "logprobs": {"content": rows}} for k in range(16)]
+    usage = {"prompt_tokens": 1, "total_tokens": 17, "completion_tokens": 16}
+    return {**named, "choices": [choice]}, {**named, "choices": choices, "usage": usage}
+
+
+def memory(proxy: Proxy, name: str) -> int:
+    """Bytes of memory that the proxy has (`VmRSS`), or has had at most (`VmHWM`)."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    return int(status.partition(f"{name}:")[2].split()[0]) << 10
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="of Linux alone")
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+def test_memory_while_an_answer_lands(
+    path: str, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large answer takes no more than a few times its size, samples and all."""
+    server = {"version": "0.5.23", "startup_time": 1.5}
+    heads = [["Content-Type", "application/json"]]
+
+    def pair(answer: object) -> dict[str, object]:
+        body = json.dumps(answer, separators=(",", ":"))
+        return {"response": {"status": 200, "headers": heads, "body": body}}
+
+    monkeypatch.setitem(INFO, "/server_info", pair(server))
+    small, large = map(pair, large_answers(path))
+    asked = {"text": "q"} if path == "/generate" else {"model": "m", "prompt": "q"}
+    if path.endswith("chat/completions"):
+        asked = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
+    with replaying() as upstream:
+        upstream.pair = small
+        proxy = start_proxy(upstream.url)
+        assert post(proxy, path, {**asked, "temperature": 0}).headers["X-Cache"] == "MISS"
+        upstream.pair = large
+        before = memory(proxy, "VmRSS")
+        n = {"sampling_params": {"n": 16}} if path == "/generate" else {"n": 16, "logprobs": 1}
+        answer = post(proxy, path, {**asked, **n})
+        assert "stored" in answer.headers["Cache-Status"]
+        size = len(answer.content)
+        assert (memory(proxy, "VmHWM") - before) / size < 5

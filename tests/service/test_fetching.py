@@ -108,6 +108,24 @@ def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
+def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept no further than to a bound, and then left to upstream by all who want it."""
+    monkeypatch.setattr(fetching, "MAX_ANSWER", 1 << 20)
+
+    async def test() -> None:
+        async with standing() as stage:
+            leader, asked = await stage.lead("a")
+            follower = stage.generate("a")
+            await stage.waiting(1)
+            asked.begin()
+            for _ in range(3):
+                asked.send(b" " * (1 << 19))
+            assert await briefs(leader, follower) == ["bypass 200 too-large"] * 2
+            await until(lambda: asked.is_left)
+
+    run(test)
+
+
 # Streams
 
 

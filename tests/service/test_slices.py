@@ -7,10 +7,9 @@ from itertools import count
 from typing import Any
 
 import orjson
-import pytest
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.core.call import Fill, Split
+from sglang_cached_addon.core.call import Split
 from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.service import slices
@@ -75,18 +74,16 @@ CHOICES: dict[str, Any] = {
     "no choices": {"error": {"message": "x"}},
     "a list": [choice(k) for k in range(3)],
 }
-CASES = [
-    (asked, name, answer)
-    for asked in ASKED
-    for name, answer in (LISTS if asked.startswith(GENERATE) else CHOICES).items()
-]
+
+
+DIALECTS = dialects.installed()
 
 
 def both_ways(
     asked: str, body: bytes, server: Server = UNKNOWN, **more: Any
 ) -> tuple[Split | Reason, Split | Reason]:
     """What comes of an answer that is read whole, and of one that is read in slices."""
-    dialect = dialects.installed()["POST", asked.split(" ")[0]]
+    dialect = DIALECTS["POST", asked.split(" ")[0]]
     call = dialect.read(ASKED[asked])
     numbers = count()
     fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"rid{next(numbers)}", server)
@@ -104,48 +101,55 @@ def both_ways(
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("spaces", [None, (", ", ": ")], ids=["compact", "spaced"])
-@pytest.mark.parametrize(("asked", "name", "answer"), CASES)
-def test_as_if_read_whole(
-    asked: str, name: str, answer: Any, spaces: tuple[str, str] | None
-) -> None:
-    """A large answer would be stored as another one, or one that is not to be stored would be."""
-    compact = orjson.dumps(answer)
-    body = json.dumps(answer, separators=spaces).encode() if spaces else compact
-    whole, sliced = both_ways(asked, body)
-    assert sliced == whole
+def answers(asked: str) -> dict[str, Any]:
+    return LISTS if asked.startswith(GENERATE) else CHOICES
 
 
-@pytest.mark.parametrize("asked", ASKED)
-def test_damage(asked: str) -> None:
-    """A torn or changed answer would be taken for another."""
-    good = orjson.dumps((LISTS if asked.startswith(GENERATE) else CHOICES)["whole"])
-    for place in range(0, len(good), 7):
-        for body in (good[:place], good[:place] + b"}" + good[place + 1 :], good + good[place:]):
-            whole, sliced = both_ways(asked, body)
-            assert sliced == whole, body
+def test_as_if_read_whole() -> None:
+    """A large answer comes to what it would if it was read whole, be it to nothing."""
+    for asked in ASKED:
+        for name, answer in answers(asked).items():
+            for body in (orjson.dumps(answer), json.dumps(answer).encode()):
+                whole, sliced = both_ways(asked, body)
+                assert sliced == whole, (asked, name)
+
+
+def test_damage() -> None:
+    """A torn or changed answer comes to what it would if it was read whole."""
+    for asked in ASKED:
+        good = orjson.dumps(answers(asked)["whole"])
+        for place in range(0, len(good), 7):
+            for body in (
+                good[:place],
+                good[:place] + b"}" + good[place + 1 :],
+                good + good[place:],
+            ):
+                whole, sliced = both_ways(asked, body)
+                assert sliced == whole, (asked, body)
 
 
 def test_is_read_in_slices() -> None:
-    """All of it would be in memory at once, or nobody else have a turn."""
-    turns = []
-    body = orjson.dumps(LISTS["whole"])
-    _, sliced = both_ways(GENERATE, body, pause=lambda: turns.append(1))
-    assert isinstance(sliced, Split)
-    assert len(turns) == 3
-    both_ways(CHAT, orjson.dumps(CHOICES["whole"]), pause=lambda: turns.append(1))
-    assert len(turns) == 6
+    """There is a pause behind each sample."""
+    pauses: list[int] = []
+    for asked in (GENERATE, CHAT):
+        pauses.clear()
+        body = orjson.dumps(answers(asked)["whole"])
+        assert isinstance(both_ways(asked, body, pause=lambda: pauses.append(1))[1], Split)
+        assert len(pauses) == 3, asked
 
 
-@pytest.mark.parametrize("asked", [GENERATE, f"{GENERATE} one", CHAT])
-def test_a_sample_that_is_too_large(asked: str) -> None:
-    """To read it would hold up everybody."""
-    answers = {GENERATE: LISTS["whole"], f"{GENERATE} one": native(0), CHAT: CHOICES["whole"]}
-    body = orjson.dumps(answers[asked])
-    whole, sliced = both_ways(asked, body, largest=5)
-    assert isinstance(whole, Split)
-    assert sliced is Reason.LARGE_SAMPLE
-    assert both_ways(asked, body, largest=body.count(b","))[1] == whole
+def test_a_sample_that_is_too_large() -> None:
+    """What would hold others up is not read."""
+    for asked, answer in (
+        (GENERATE, LISTS["whole"]),
+        (f"{GENERATE} one", native(0)),
+        (CHAT, CHOICES["whole"]),
+    ):
+        body = orjson.dumps(answer)
+        whole, sliced = both_ways(asked, body, largest=5)
+        assert isinstance(whole, Split), asked
+        assert sliced is Reason.LARGE_SAMPLE, asked
+        assert both_ways(asked, body, largest=body.count(b","))[1] == whole, asked
 
 
 TELLING = {
@@ -158,16 +162,12 @@ TELLING = {
 }
 
 
-@pytest.mark.parametrize("told", TELLING)
-@pytest.mark.parametrize("asked", [COMPLETIONS, CHAT])
-@pytest.mark.parametrize("engine", [SGLANG, VLLM, ""])
-def test_each_tells_its_tokens(asked: str, told: str, engine: str) -> None:
-    """What counts tokens would be lost where it is not held, and the answer not stored."""
-    answer = completion([choice(k, **TELLING[told]) for k in range(3)])
-    body = orjson.dumps(answer)
-    whole, sliced = both_ways(asked, body, Server(engine))
-    assert isinstance(whole, Split)
-    assert sliced == whole
-    light = slices.read(body, ("token_ids",))
-    fill = Fill({}, (0,), 3, server=Server(engine), added=("token_ids",))
-    assert slices.write(fill, light) == slices.write(fill, answer)
+def test_each_tells_its_tokens() -> None:
+    """What counts tokens is held where nothing else tells their number."""
+    for asked in (COMPLETIONS, CHAT):
+        for engine in (SGLANG, VLLM, ""):
+            for name, told in TELLING.items():
+                answer = completion([choice(k, **told) for k in range(3)])
+                whole, sliced = both_ways(asked, orjson.dumps(answer), Server(engine))
+                assert isinstance(whole, Split), (asked, name)
+                assert sliced == whole, (asked, name, engine)

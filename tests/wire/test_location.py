@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sglang_cached_addon.wire.location import through_proxy
-from tests.tables import each
 
 HTTP, HTTPS = "http://sglang:30000", "https://[2001:db8::1]:443"
 
 
-@each(
+@pytest.mark.parametrize(
     ("value", "upstream", "path"),
     [
         ("http://sglang:30000/v1/models", HTTP, "/v1/models"),
@@ -30,7 +31,7 @@ def test_own(value: str, upstream: str, path: str) -> None:
     assert through_proxy(value, upstream) == path
 
 
-@each(
+@pytest.mark.parametrize(
     "value",
     [
         "",

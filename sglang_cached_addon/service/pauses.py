@@ -1,0 +1,31 @@
+"""Pauses in long work that is done in a thread of its own.
+
+In each, other threads have their turn. Now and then what was freed since goes back to the system:
+glibc keeps what lies between other things, as much as a whole large answer. Where there is no
+glibc, it is kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+
+RELEASE_SECONDS = 0.02
+"""How long what was freed is kept at least: to give it back takes up to 2 ms."""
+
+_trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def pausing() -> Callable[[], None]:
+    """What one piece of work calls for each of its pauses."""
+    released_at = time.monotonic()
+
+    def pause() -> None:
+        nonlocal released_at
+        time.sleep(0)
+        if _trim and time.monotonic() > released_at + RELEASE_SECONDS:
+            _trim(0)
+            released_at = time.monotonic()
+
+    return pause
