@@ -49,17 +49,19 @@ def starter() -> Starter:
 class Proxy:
     """A `sglang-cached start` process."""
 
-    def __init__(self, arguments: list[str], cwd: Path, **popen: Any) -> None:
-        """With arguments for `subprocess.Popen` the command is executed, else forked for."""
-        self._begin([str(COMMAND), "start", *arguments], cwd, popen)
+    def __init__(
+        self, arguments: list[str], cwd: Path, *, executed: bool = False, **popen: Any
+    ) -> None:
+        """It is forked for, if not `executed` or started in some way of `subprocess.Popen`."""
+        self._begin([str(COMMAND), "start", *arguments], cwd, executed or bool(popen), popen)
 
-    def _begin(self, command: list[str], cwd: Path, popen: dict[str, Any]) -> None:
+    def _begin(self, command: list[str], cwd: Path, executed: bool, popen: dict[str, Any]) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
         environment["PYTHONUNBUFFERED"] = "1"
         self._stderr = cwd / "stderr"
         with open(self._stderr, "ab") as stderr:
             self.process: subprocess.Popen[bytes] | Started
-            if popen:
+            if executed:
                 popen = {"stdout": subprocess.PIPE, "stderr": stderr, **popen}
                 self.process = subprocess.Popen(command, cwd=cwd, env=environment, **popen)
             else:
@@ -114,7 +116,7 @@ class Mitmproxy(Proxy):
     def __init__(self, program: str, arguments: list[str], cwd: Path) -> None:
         command = [str(COMMAND.parent / program), "-s", str(ADDON), *arguments]
         with open(cwd / "stderr", "ab") as log:
-            self._begin(command, cwd, {"stdout": log})
+            self._begin(command, cwd, True, {"stdout": log})
 
     def wait_until_ready(self) -> None:
         def is_ready() -> bool:

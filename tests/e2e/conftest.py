@@ -1,5 +1,6 @@
-"""Every end-to-end test runs twice: with the fast lane, and through mitmproxy's hooks alone. Those
-that take `start_way` run in each of the ways in which people start the cache."""
+"""End-to-end tests run twice: with the fast lane, and through mitmproxy's hooks alone. Those that
+take `start_way` run in each of the ways in which people start the cache. Those marked `one_way` are
+about what lies behind both, and take the lane alone; `EVERY_WAY=1` lets them run twice, too."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from sglang_cached_addon.proxy.runner import has_token
 from tests.conftest import Mitmproxy, Proxy, StartProxy
 from tests.simulator import Profile, running
 
+EVERY_WAY = bool(os.environ.get("EVERY_WAY"))
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
 
 
-def command(url: str, folder: Path, *arguments: str) -> Proxy:
-    """`sglang-cached start`."""
+def command(url: str, folder: Path, *arguments: str, executed: bool = False) -> Proxy:
+    """`sglang-cached start`; `executed` as a shell does it, not forked for."""
     place = ["--port", "0", "--host", "127.0.0.1", "--cache-path", str(folder / "cache")]
-    return Proxy(["--sglang-url", url, *place, *arguments], folder)
+    return Proxy(["--sglang-url", url, *place, *arguments], folder, executed=executed)
 
 
 def mitmproxy(program: str, url: str, folder: Path, *arguments: str) -> Proxy:
@@ -39,10 +41,10 @@ def mitmproxy(program: str, url: str, folder: Path, *arguments: str) -> Proxy:
 WEB = ("--set", "web_port=0", "--set", "web_open_browser=false")
 
 WAYS: dict[str, Callable[..., Proxy]] = {
-    "lane": command,
-    "hooks": lambda url, folder, *a: command(url, folder, *LANES["hooks"], *a),
+    "lane": lambda url, folder, *a: command(url, folder, *a, executed=True),
+    "hooks": lambda url, folder, *a: command(url, folder, *LANES["hooks"], *a, executed=True),
     "web": lambda url, folder, *a: command(
-        url, folder, "--web", *WEB, "--set", f"confdir={folder}", *a
+        url, folder, "--web", *WEB, "--set", f"confdir={folder}", *a, executed=True
     ),
     "mitmdump": partial(mitmproxy, "mitmdump"),
     "mitmweb": lambda url, folder, *a: mitmproxy("mitmweb", url, folder, *WEB, *a),
@@ -52,7 +54,13 @@ if not has_token():
     del WAYS["web"]
 
 
-@pytest.fixture(scope="module", params=LANES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lane" in metafunc.fixturenames:
+        is_one = metafunc.definition.get_closest_marker("one_way") and not EVERY_WAY
+        metafunc.parametrize("lane", ["lane"] if is_one else LANES, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def lane(request: pytest.FixtureRequest) -> list[str]:
     """Arguments of `start`."""
     return LANES[request.param]

@@ -22,8 +22,13 @@ import requests
 from tests.conftest import StartProxy
 from tests.simulator import Simulator
 
-CRASHES = int(os.environ.get("CRASHES", "5"))
+pytestmark = pytest.mark.one_way
+
+CRASHES = int(os.environ.get("CRASHES", "3"))
 THREADS = 4
+LOOKED_AT = 300
+"""How many answers are asked for again after a crash, chosen by chance."""
+
 SAFE_SECONDS = float(os.environ.get("SAFE_SECONDS", "0.3"))
 """What was counted that long ago has reached the file."""
 
@@ -90,7 +95,7 @@ def test_killed_under_load(
         proxy = start_proxy(simulator.url, "--quiet")
         assert proxy.stats()["total_responses"] >= kept, f"crash {crash}"
         with requests.Session() as session:
-            for number, data in seen.items():
+            for number, data in seed.sample(sorted(seen.items()), min(len(seen), LOOKED_AT)):
                 answer = ask(session, proxy.url, number)
                 if answer.headers["X-Cache"] == "HIT":
                     assert answer.content == data, f"crash {crash}: call {number}"

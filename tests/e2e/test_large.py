@@ -17,6 +17,8 @@ from tests.e2e.test_proxy import post
 from tests.replayer import INFO, replaying
 from tests.simulator import Simulator
 
+pytestmark = pytest.mark.one_way
+
 JSON = {"Content-Type": "application/json"}
 REFUSED = b'"sampling_params":{"bogus":1}'
 """What upstream refuses before it generates anything."""

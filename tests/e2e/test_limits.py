@@ -24,6 +24,8 @@ from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
 from tests.replayer import replaying
 from tests.simulator import Simulator
 
+pytestmark = pytest.mark.one_way
+
 GENERATE, *_ = BODIES
 
 

@@ -24,6 +24,8 @@ from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import Stream, json_texts, texts
 from tests.simulator import Fault, Profile, Simulator, running
 
+pytestmark = pytest.mark.one_way
+
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
 CALLS = [(path, form) for path in BODIES for form in FORMS.values()]

@@ -20,6 +20,8 @@ from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
 from tests.e2e.test_streams import DONE, json_texts, sampling, texts
 from tests.simulator import Fault, Profile, Simulator, running
 
+pytestmark = pytest.mark.one_way
+
 GENERATE, COMPLETIONS, CHAT = BODIES
 FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
 CALLS = [(path, form) for path in BODIES for form in FORMS.values()]

@@ -17,6 +17,8 @@ from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.test_proxy import post, sampled
 from tests.simulator import Profile, Simulator, is_probe, running
 
+pytestmark = pytest.mark.one_way
+
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ["import os", "one two three four five", "a longer one, of very many words, or so"]
 
