@@ -19,6 +19,7 @@ from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys, planning
 from sglang_cached_addon.service.exchange import Exchange, Hit, Known, Request
 from sglang_cached_addon.store import DiskStore
+from tests.tables import each
 
 JSON_HEAD = {b"content-type": b"application/json"}
 
@@ -44,7 +45,7 @@ def test_wrk_output() -> None:
     assert wrk.parse(WRK_OUTPUT.replace("0.95ms", "1.20s")).p99 == 1_200_000
 
 
-@pytest.mark.parametrize(
+@each(
     "output",
     [
         "",
@@ -162,7 +163,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         store.close()
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+@each("path", ["/generate", "/v1/chat/completions"])
 def test_the_stubs_streams(path: str) -> None:
     """One event a chunk, a finish reason in the last, then the end."""
     chunks = [stub.chunk(path, i, 3, False) for i in range(4)]

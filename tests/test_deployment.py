@@ -16,7 +16,6 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import click
-import pytest
 from click.core import ParameterSource
 from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
@@ -27,6 +26,7 @@ from sglang_cached_addon.cli import main
 from sglang_cached_addon.proxy.runner import HANG_UP_SECONDS, normal_url
 from sglang_cached_addon.proxy.start import FLAGS
 from tests.conftest import Proxy
+from tests.tables import each
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -195,7 +195,7 @@ def understood(arguments: Sequence[str], env: Mapping[str, str]) -> click.Contex
         return command.make_context(ENTRYPOINT[1], list(arguments), parent=group)
 
 
-@pytest.mark.parametrize("where", COMMAND_LINES)
+@each("where", COMMAND_LINES)
 def test_command_line(where: str) -> None:
     """The proxy takes it, listens where it is looked for, and asks where somebody is."""
     arguments, names = COMMAND_LINES[where]
@@ -211,7 +211,7 @@ def test_command_line(where: str) -> None:
     assert PLACES[where]["redis"] == store.port
 
 
-@pytest.mark.parametrize("where", COMMAND_LINES)
+@each("where", COMMAND_LINES)
 def test_environment_is_read(where: str) -> None:
     """A variable that no option has would be lost without a word."""
     known = {parameter.envvar for parameter in main.commands[ENTRYPOINT[1]].params}
@@ -230,7 +230,7 @@ def test_command_line_in_the_recipe() -> None:
     assert f":{FOLDER}" in options
 
 
-@pytest.mark.parametrize("name", CONTAINERS)
+@each("name", CONTAINERS)
 def test_words_are_text(name: str) -> None:
     """Numbers and truths among arguments are refused."""
     container = CONTAINERS[name]
@@ -300,7 +300,7 @@ def test_balancer() -> None:
     assert f"proxy_pass http://{upstream};" in config
 
 
-@pytest.mark.parametrize(
+@each(
     "line",
     [
         "proxy_http_version 1.1;",  # 1.0 has no streams that could be cached
@@ -326,7 +326,7 @@ def test_manifests_are_complete() -> None:
     assert all(manifest["apiVersion"] for manifest in MANIFESTS)
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@each("name", WORKLOADS)
 def test_workload_has_its_pods(name: str) -> None:
     """And no others."""
     spec = WORKLOADS[name]["spec"]
@@ -334,7 +334,7 @@ def test_workload_has_its_pods(name: str) -> None:
     assert spec.get("serviceName", name) in named("Service")
 
 
-@pytest.mark.parametrize("name", named("Service"))
+@each("name", named("Service"))
 def test_service_has_a_workload(name: str) -> None:
     """The one of its name, at a port that it has."""
     spec = named("Service")[name]["spec"]
@@ -356,7 +356,7 @@ def test_ports() -> None:
     }
 
 
-@pytest.mark.parametrize("name", PODS)
+@each("name", PODS)
 def test_volumes_exist(name: str) -> None:
     """What is mounted is there, and what is there is mounted."""
     claims = WORKLOADS[name]["spec"].get("volumeClaimTemplates", [])
@@ -365,7 +365,7 @@ def test_volumes_exist(name: str) -> None:
     assert {mount["name"] for mount in CONTAINERS[name]["volumeMounts"]} == volumes
 
 
-@pytest.mark.parametrize("name", PODS)
+@each("name", PODS)
 def test_no_service_links(name: str) -> None:
     """`SGLANG_CACHED_PORT=tcp://...` would be ours to understand, and `SGLANG_PORT` SGLang's."""
     assert PODS[name]["enableServiceLinks"] is False
@@ -379,7 +379,7 @@ def test_secret() -> None:
     assert understood(PROXY["args"], {variable["name"]: ""}).params["admin_token"] == ""
 
 
-@pytest.mark.parametrize("name", ["redis", "sglang-cached"])
+@each("name", ["redis", "sglang-cached"])
 def test_pod_may_do_little(name: str) -> None:
     """Who gets into it is not root, and changes nothing but its volume."""
     pod, container = PODS[name]["securityContext"], CONTAINERS[name]["securityContext"]
@@ -399,7 +399,7 @@ def test_proxy_is_who_the_image_says() -> None:
     assert PROXY["image"].endswith(f"/{ENTRYPOINT[0]}:{__version__}")
 
 
-@pytest.mark.parametrize("probe", ["readinessProbe", "livenessProbe"])
+@each("probe", ["readinessProbe", "livenessProbe"])
 def test_probe_of_the_proxy(probe: str) -> None:
     """A route that is open to all; and patient, as a proxy is not ill because its server hangs."""
     spec = PROXY[probe]

@@ -19,6 +19,7 @@ import requests
 
 from tests.conftest import until
 from tests.simulator import Fault, Profile, Simulator, control, running
+from tests.tables import each
 
 Json = dict[str, Any]
 CORPUS = {path.stem: json.loads(path.read_text("utf-8"))
@@ -184,7 +185,7 @@ def test_corpus_is_covered() -> None:
     assert len(PLAIN) > 45 and len(STREAMS) > 8
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@each("name", PLAIN)
 def test_answer_like_recorded(name: str, shared: Simulator, locked: Simulator) -> None:
     """Status, content type and structure are the recorded ones; error texts to the letter."""
     asked, real = CORPUS[name]["request"], CORPUS[name]["response"]
@@ -205,7 +206,7 @@ def test_answer_like_recorded(name: str, shared: Simulator, locked: Simulator) -
         assert differences(json.loads(real["body"]), own.json(), lengths=lengths) == []
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@each("name", STREAMS)
 def test_stream_like_recorded(name: str, shared: Simulator) -> None:
     """One event per HTTP chunk, the recorded kinds in the recorded order, with their keys."""
     asked, real = CORPUS[name]["request"], CORPUS[name]["response"]
@@ -261,7 +262,7 @@ N_RULES: list[tuple[str, Json, int, int | str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "body", "status", "expected"), N_RULES)
+@each(("path", "body", "status", "expected"), N_RULES)
 def test_n(path: str, body: Json, status: int, expected: int | str, shared: Simulator) -> None:
     """`expected`: the number of samples (0: an object of /generate), or part of the text."""
     answer = post(shared, path, body)
@@ -300,14 +301,14 @@ REFUSED: list[tuple[str, Json, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "status", "text"), REFUSED)
+@each(("path", "body", "status", "text"), REFUSED)
 def test_refused(path: str, body: Json, status: int, text: str, shared: Simulator) -> None:
     """Wrong values get the status and the text of SGLang."""
     answer = post(shared, path, body)
     assert (answer.status_code, text in answer.text) == (status, True), answer.text
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@each("path", ROUTES)
 def test_content_type(path: str, shared: Simulator) -> None:
     """A body that is not called JSON is refused with a 400."""
     data = json.dumps(ROUTES[path])
@@ -329,7 +330,7 @@ RIDS: list[tuple[str, Json, list[str] | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "expected"), RIDS)
+@each(("path", "body", "expected"), RIDS)
 def test_rid(path: str, body: Json, expected: list[str] | None, shared: Simulator) -> None:
     """The client's rid is kept, numbered, or replaced by 32 hex digits."""
     value = post(shared, path, body).json()
@@ -352,7 +353,7 @@ def heated(body: Json, heat: float, n: int) -> Json:
     return {**body, "sampling_params": inner} if "text" in body else inner
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@each("path", ROUTES)
 def test_content(path: str) -> None:
     """Greedy is a function of seed, model and prompt; hot samples differ; runs repeat."""
     cold, hot = heated(ROUTES[path], 0, 2), heated(ROUTES[path], 0.9, 2)
@@ -369,7 +370,7 @@ def test_content(path: str) -> None:
     assert len({*first[1], *first[3]}) == 4
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@each("path", ROUTES)
 def test_stream_says_the_same(path: str, shared: Simulator) -> None:
     """A greedy stream carries the text of the greedy answer, with stop strings too."""
     body = heated(ROUTES[path], 0, 1)
@@ -494,8 +495,8 @@ COUNTED: list[tuple[str, Json]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "each", "last"), OPTIONS)
-@pytest.mark.parametrize(("path", "body"), COUNTED)
+@each(("options", "each", "last"), OPTIONS)
+@each(("path", "body"), COUNTED)
 def test_usage_in_streams(
     path: str, body: Json, options: Json | None, each: bool, last: bool, shared: Simulator
 ) -> None:
@@ -591,7 +592,7 @@ ROWS: list[tuple[str, Json, int, list[tuple[str, int]]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "body", "coalesce", "expected"), ROWS)
+@each(("name", "body", "coalesce", "expected"), ROWS)
 def test_logprobs_in_a_stream(
     name: str, body: Json, coalesce: int, expected: list[tuple[str, int]]
 ) -> None:
@@ -607,7 +608,7 @@ def test_logprobs_in_a_stream(
         assert [list(event["usage"]) for event in told] == [COUNTS] * len(alone)
 
 
-@pytest.mark.parametrize(("body", "lost"), [(COLD, 1), (AUTO, 0)])
+@each(("body", "lost"), [(COLD, 1), (AUTO, 0)])
 def test_logprobs_of_a_step_that_says_nothing(body: Json, lost: int, shared: Simulator) -> None:
     """A trimmed stop leaves no chunk: its log-probabilities are lost, save behind a parser."""
     words = texts(shared, "/v1/chat/completions", body)[0].split(" ")
@@ -616,8 +617,8 @@ def test_logprobs_of_a_step_that_says_nothing(body: Json, lost: int, shared: Sim
     assert rows == [words[0], f" {words[1]}", f" {words[2]}"][: 3 - lost]
 
 
-@pytest.mark.parametrize("top", [None, 0, 2])
-@pytest.mark.parametrize("echo", [False, True])
+@each("top", [None, 0, 2])
+@each("echo", [False, True])
 def test_completions_stream(echo: bool, top: int | None, shared: Simulator) -> None:
     """A stream tells choice by choice what the answer tells, the prompt with the first delta."""
     body = {"prompt": ["one two", "three"], "n": 2, "max_tokens": 3, "temperature": 0,
@@ -647,8 +648,8 @@ def test_last_delta_may_be_empty(shared: Simulator) -> None:
     assert end["logprobs"]["tokens"] == [f" {words[2]}"]
 
 
-@pytest.mark.parametrize("coalesce", [1, 3, 9])
-@pytest.mark.parametrize("incremental", [False, True])
+@each("coalesce", [1, 3, 9])
+@each("incremental", [False, True])
 def test_generate_stream(incremental: bool, coalesce: int) -> None:
     """States that grow, or what is new in each; counts and the prompt are whole in both."""
     body = {"text": ["one two", "three"], "return_logprob": True, "logprob_start_len": 0,
@@ -682,8 +683,8 @@ def test_generate_stream(incremental: bool, coalesce: int) -> None:
             assert meta["finish_reason"] == ({"type": "length", "length": 8} if last else None)
 
 
-@pytest.mark.parametrize(("coalesce", "expected"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8])])
-@pytest.mark.parametrize("path", ROUTES)
+@each(("coalesce", "expected"), [(1, [1] * 8), (3, [3, 3, 2]), (8, [8])])
+@each("path", ROUTES)
 def test_coalesce(path: str, coalesce: int, expected: list[int]) -> None:
     """Several tokens an event, and the same words."""
     body = heated(ROUTES[path], 0, 2)
@@ -706,8 +707,8 @@ def reasons(path: str, value: Any) -> list[str]:
     return [choice["finish_reason"] for choice in value["choices"]]
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("fault", [fault for fault in Fault if fault not in WAITS])
+@each("path", ROUTES)
+@each("fault", [fault for fault in Fault if fault not in WAITS])
 def test_fault(fault: Fault, path: str) -> None:
     """Each fault spoils one answer; the next one is whole."""
     body = heated(ROUTES[path], 0, 2)
@@ -748,7 +749,7 @@ def test_fault(fault: Fault, path: str) -> None:
             assert place["weight_version"] == spans[-1][0] != info(simulator)["weight_version"]
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@each("path", ROUTES)
 def test_fault_in_stream(path: str) -> None:
     """A cut stream lacks [DONE] and the last chunk; an aborted or short one ends properly."""
     body = json.dumps({**heated(ROUTES[path], 0, 2), "stream": True})
@@ -767,8 +768,8 @@ TOLD = {"object": "error", "message": "Request running timeout reached.",
         "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("usage", [False, True])
+@each("path", ROUTES)
+@each("usage", [False, True])
 def test_error_event(path: str, usage: bool) -> None:
     """Half of a stream, then an error, counts if they are asked for, [DONE]; nothing counts."""
     body = {**heated(ROUTES[path], 0, 2), "stream_options": {"include_usage": usage}}
@@ -791,8 +792,8 @@ def test_error_event(path: str, usage: bool) -> None:
         assert (simulator.samples, simulator.aborted, simulator.running) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("coalesce", [1, 3])
+@each("path", ROUTES)
+@each("coalesce", [1, 3])
 def test_cut_stream(path: str, coalesce: int) -> None:
     """Half of the tokens come, whole events, and no end of any kind."""
     with running(Profile(coalesce=coalesce)) as simulator:
@@ -815,8 +816,8 @@ def paused(simulator: Simulator, path: str, body: Json) -> tuple[socket.socket, 
     return conn, raw
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("coalesce", [1, 3, 8])
+@each("path", ROUTES)
+@each("coalesce", [1, 3, 8])
 def test_pause(path: str, coalesce: int) -> None:
     """Half of the tokens of each sample come at once, the others after `release`."""
     with running(Profile(coalesce=coalesce, incremental=True)) as simulator:
@@ -833,7 +834,7 @@ def test_pause(path: str, coalesce: int) -> None:
         assert (simulator.waiting, simulator.samples, simulator.aborted) == (0, 2, 0)
 
 
-@pytest.mark.parametrize("path", ROUTES)
+@each("path", ROUTES)
 def test_pause_ends_early(path: str) -> None:
     """An abort ends a paused stream properly, its client by leaving at once."""
     with running() as simulator:
@@ -868,7 +869,7 @@ def test_finishes_of_chat() -> None:
         assert usage["usage"]["completion_tokens"] == 4 + 8
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@each("stream", [False, True])
 def test_no_rows_without_tokens(stream: bool) -> None:
     """What adds no token has no log-probabilities in a stream, and empty ones in an answer."""
     body = {**ROUTES["/v1/completions"], "rid": "x", "logprobs": 1, "stream": stream}
@@ -919,9 +920,9 @@ def test_hold() -> None:
 SLOW = Profile(tokens_per_second=200, time_to_first_token=0.01)
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("call", [{"rid": "x"}, {"abort_all": True}])
+@each("path", ROUTES)
+@each("stream", [False, True])
+@each("call", [{"rid": "x"}, {"abort_all": True}])
 def test_abort(path: str, stream: bool, call: Json) -> None:
     """/abort_request ends a running sample with what it has said; unknown ids are ignored."""
     with running(SLOW) as simulator:
@@ -947,8 +948,8 @@ def test_abort(path: str, stream: bool, call: Json) -> None:
         assert (simulator.samples, simulator.aborted, simulator.running) == (0, 1, 0)
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("stream", [False, True])
+@each("path", ROUTES)
+@each("stream", [False, True])
 def test_client_leaves(path: str, stream: bool) -> None:
     """A client that leaves ends its samples at once."""
     with running(SLOW) as simulator:
@@ -1034,7 +1035,7 @@ UPDATES: list[tuple[str, Json, str, bool, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "body", "message", "other", "label"), UPDATES)
+@each(("path", "body", "message", "other", "label"), UPDATES)
 def test_update(path: str, body: Json, message: str, other: bool, label: str) -> None:
     """An update went unheard, or could be seen where SGLang does not show it."""
     with running() as simulator:
@@ -1075,7 +1076,7 @@ REFUSED_CONTROL: list[tuple[str, Json, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body", "text"), REFUSED_CONTROL)
+@each(("path", "body", "text"), REFUSED_CONTROL)
 def test_refused_control(path: str, body: Json, text: str) -> None:
     """A change that SGLang refuses was told as done, or was done."""
     with running(Profile(lora_paths=("a=/a",))) as simulator:
@@ -1121,7 +1122,7 @@ CHANGES: list[tuple[Json, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "shown"), CHANGES)
+@each(("changes", "shown"), CHANGES)
 def test_become(changes: Json, shown: str | None) -> None:
     """Another model said the same, or showed itself in more than its own field."""
     path, body = "/generate", heated(ROUTES["/generate"], 0, 1)
@@ -1253,7 +1254,7 @@ ADAPTED: list[tuple[str, Json]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "more"), ADAPTED)
+@each(("path", "more"), ADAPTED)
 def test_adapter(path: str, more: Json) -> None:
     """An adapter, or what its name stands for, made no difference, or an unknown one was taken."""
     plain = heated(ROUTES[path], 0, 1)
@@ -1328,8 +1329,8 @@ def test_names_with_colons() -> None:
 # ---------------------------------------------------------------- pauses, and info routes
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("stream", [False, True])
+@each("path", ROUTES)
+@each("stream", [False, True])
 def test_pause_of_the_server(path: str, stream: bool) -> None:
     """A paused server answered, or said what the weights before the pause would have said."""
     body = {**heated(ROUTES[path], 0, 1), "stream": stream}
@@ -1349,7 +1350,7 @@ def test_pause_of_the_server(path: str, stream: bool) -> None:
         assert (simulator.parked, simulator.aborted) == (0, 0)
 
 
-@pytest.mark.parametrize("mode", ["abort", "retract", "in_place"])
+@each("mode", ["abort", "retract", "in_place"])
 def test_pause_of_a_running_sample(mode: str) -> None:
     """A pause let a running sample go on, or ended one that was to stand still."""
     with running() as simulator:
@@ -1369,9 +1370,9 @@ def test_pause_of_a_running_sample(mode: str) -> None:
 QUEUED = ["id", "finish_reason", "weight_version", "e2e_latency", "weight_versions"]
 
 
-@pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("how", [{"abort_all": True}, {"rid": "x"}])
+@each("path", ROUTES)
+@each("stream", [False, True])
+@each("how", [{"abort_all": True}, {"rid": "x"}])
 def test_abort_in_the_queue(path: str, stream: bool, how: Json) -> None:
     """An abort before the first token looked like one after it: SGLang knows no prompt then."""
     body = {**ROUTES[path], "rid": "x", "stream": stream}
@@ -1408,7 +1409,7 @@ def test_abort_in_the_queue(path: str, stream: bool, how: Json) -> None:
 INFOS = ["/model_info", "/server_info", "/get_model_info", "/get_server_info", "/v1/models"]
 
 
-@pytest.mark.parametrize(("kind", "found"), [
+@each(("kind", "found"), [
     ("sglang", INFOS), ("old", INFOS[2:]), ("openai", INFOS[4:]), ("none", []),
 ])  # fmt: skip
 def test_info_routes(kind: str, found: list[str]) -> None:
@@ -1475,7 +1476,7 @@ AUTH: list[tuple[Json, str, str, str, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "method", "path", "given", "status"), AUTH)
+@each(("keys", "method", "path", "given", "status"), AUTH)
 def test_auth(keys: Json, method: str, path: str, given: str, status: int) -> None:
     """Keys are checked before route and body, with the exempt paths of SGLang."""
     with running(Profile(**keys)) as simulator:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import click
-import pytest
 from click.testing import CliRunner
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.cli import main
+from tests.tables import each
 
 
 def test_version() -> None:
@@ -17,7 +17,7 @@ def test_version() -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
+@each("name", sorted(main.commands))
 def test_every_command_has_help(name: str) -> None:
     """Each command and each of its options is explained."""
     command = main.commands[name]

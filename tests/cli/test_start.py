@@ -25,6 +25,7 @@ from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus
 from tests.replayer import Replayer
 from tests.simulator import Simulator
+from tests.tables import each
 from tests.upstream.scripted import dead_url
 
 TOKEN = "token-of-the-admin"
@@ -244,7 +245,7 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@each("name", CHECKS)
 def test_environment(name: str, configured: Configured) -> None:
     """A container that is set up by its environment would run with defaults."""
     assert CHECKS[name](configured)

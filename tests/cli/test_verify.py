@@ -13,6 +13,7 @@ from sglang_cached_addon.cli import main
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.lines import encode
+from tests.tables import each
 
 KEYS = tuple(letter * 32 for letter in (b"a", b"b", b"c"))
 WHOLE = b"".join(encode(key, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)]) for key in KEYS)
@@ -90,7 +91,7 @@ def test_no_cache(command: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["verify", "compact"])
+@each("command", ["verify", "compact"])
 def test_same_folder_as_start(command: str) -> None:
     """It would look at another cache than the proxy's."""
     options = []

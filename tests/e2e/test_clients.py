@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import pytest
-
 from tests.conftest import Proxy
 from tests.e2e.clients import (
     CHAT,
@@ -30,6 +28,7 @@ from tests.e2e.clients import (
     whole,
 )
 from tests.e2e.test_sglang import API, completion, prompt
+from tests.tables import each
 
 V1 = [COMPLETIONS, CHAT]
 ALL = [GENERATE, *V1]
@@ -85,14 +84,11 @@ TABLE: list[tuple[Client, list[str], str]] = [
 
 
 CASES = [
-    pytest.param(client, path, ask, id=f"{client.__name__}-{path}-{ask}")
-    for client, paths, asks in TABLE
-    for path in paths
-    for ask in asks.split()
+    (client, path, ask) for client, paths, asks in TABLE for path in paths for ask in asks.split()
 ]
 
 
-@pytest.mark.parametrize(("client", "path", "ask"), CASES)
+@each(("client", "path", "ask"), CASES)
 def test_repeat_hits(client: Client, path: str, ask: str, front: Proxy, upstream_url: str) -> None:
     """The first call is as good as without the proxy; the repeat is the same event by event."""
     body = asked(path, ask)
@@ -117,7 +113,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize(("path", "ask"), MIXED)
+@each(("path", "ask"), MIXED)
 def test_json_after_stream(path: str, ask: str, front: Proxy, upstream_url: str) -> None:
     """What was recorded from a stream answers a call without one, token counts included."""
     body, stream = asked(path, ask), PLAIN[path]
@@ -137,7 +133,7 @@ def test_json_after_stream(path: str, ask: str, front: Proxy, upstream_url: str)
         assert second.usage["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize(("path", "ask"), MIXED)
+@each(("path", "ask"), MIXED)
 def test_stream_after_json(path: str, ask: str, front: Proxy) -> None:
     """What was recorded without a stream is streamed: one delta a choice."""
     body, stream = asked(path, ask), PLAIN[path]
@@ -150,8 +146,8 @@ def test_stream_after_json(path: str, ask: str, front: Proxy) -> None:
     assert (second.usage, third.usage) == (first.usage, None)
 
 
-@pytest.mark.parametrize("path", V1)
-@pytest.mark.parametrize("first", [False, True], ids=["without", "with"])
+@each("path", V1)
+@each("first", [False, True])
 def test_usage_is_told_when_asked(path: str, first: bool, front: Proxy) -> None:
     """However it was recorded, a stream ends with the token counts if the call says so."""
     body = asked(path, "n2")
@@ -163,7 +159,7 @@ def test_usage_is_told_when_asked(path: str, first: bool, front: Proxy) -> None:
     assert all(count == counts[0] for count in counts)
 
 
-@pytest.mark.parametrize("path", V1)
+@each("path", V1)
 def test_clients_share(path: str, front: Proxy) -> None:
     """One client's stream is another's hit."""
     body = asked(path, "n2-usage")
@@ -182,8 +178,8 @@ TURNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ALL)
-@pytest.mark.parametrize("turns", TURNS)
+@each("path", ALL)
+@each("turns", TURNS)
 def test_more_samples(turns: str, path: str, front: Proxy) -> None:
     """A pool grows and keeps its order, streamed or not; token counts are the sums."""
     text = prompt()
@@ -215,7 +211,7 @@ def token_ids(count: int) -> list[list[int]]:
     return [[next(_ids), 20, 30] for _ in range(count)]
 
 
-@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
+@each("path", [GENERATE, COMPLETIONS])
 def test_batches(path: str, front: Proxy, upstream_url: str) -> None:
     """Of a list in a stream only what is new is generated; one prompt in a list is a list too."""
     a, b, c = token_ids(3)
@@ -249,7 +245,7 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("clients", ORDERS.values(), ids=ORDERS)
+@each("clients", ORDERS.values())
 def test_runtime_endpoint(clients: list[Client], front: Proxy, upstream_url: str) -> None:
     """As sglang's language starts: model, prefix, then the same call streamed and not."""
     assert runtime_call(front.url, "/get_model_info") == runtime_call(

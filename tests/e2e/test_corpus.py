@@ -13,6 +13,7 @@ import requests
 from tests.conftest import Proxy, corpus
 from tests.e2e.conftest import StartFront
 from tests.replayer import Replayer, replaying
+from tests.tables import each
 
 # The proxy answers this path itself.
 PAIRS = [pair for pair in corpus() if pair["request"]["path"] != "/health"]
@@ -63,7 +64,7 @@ def same(answer: bytes, recorded: bytes, *, ordered: bool) -> bool:
 _ENDS = re.compile(rb'"id":"[0-9a-f]{32}",(?=[^\n]*("choices":\[\]|"finish_reason":"))')
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@each("pair", PAIRS)
 def test_twice(pair: dict[str, Any], replayer: Replayer, front: Proxy) -> None:
     """A client sees what SGLang recorded, the first time and the second."""
     requests.post(f"{front.url}/cache/clear", timeout=10).raise_for_status()

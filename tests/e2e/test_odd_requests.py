@@ -16,6 +16,7 @@ import requests
 from tests.conftest import Proxy
 from tests.e2e.conftest import StartFront
 from tests.hearing import Hearing, hearing
+from tests.tables import each
 from tests.wire.test_framing import ENDLESS, HEAVY, PLAIN, REFUSED, head
 
 ROUTE = "/v1/echo"
@@ -66,7 +67,7 @@ def last(method: bytes = b"GET") -> bytes:
     return head(method + b" /v1/last HTTP/1.1", b"Host: x", b"Connection: close")
 
 
-@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED)
+@each(("data", "status"), REFUSED.values())
 def test_refused(data: bytes, status: int, upstream: Hearing, front: Proxy) -> None:
     """What could be read in two ways would reach somebody who reads it in the other one."""
     upstream.heard.clear()
@@ -80,7 +81,7 @@ def test_refused(data: bytes, status: int, upstream: Hearing, front: Proxy) -> N
     assert not upstream.errors
 
 
-@pytest.mark.parametrize("name", ["a bare LF", "leading zeros", "a long head"])
+@each("name", ["a bare LF", "leading zeros", "a long head"])
 def test_refused_behind_others(name: str, upstream: Hearing, front: Proxy) -> None:
     """An answer would come before those to the requests before it, or not at all."""
     upstream.heard.clear()
@@ -92,14 +93,14 @@ def test_refused_behind_others(name: str, upstream: Hearing, front: Proxy) -> No
     assert not upstream.asked("/v1/last")
 
 
-@pytest.mark.parametrize(("begins", "goes_on", "status"), ENDLESS.values(), ids=ENDLESS)
+@each(("begins", "goes_on", "status"), ENDLESS.values())
 def test_endless(begins: bytes, goes_on: bytes, status: int, front: Proxy) -> None:
     """Who never ends would fill the memory."""
     received = talk(front, begins, *[goes_on * 256] * 1000)
     assert statuses(received) == [status]
 
 
-@pytest.mark.parametrize("name", HEAVY)
+@each("name", HEAVY)
 def test_heavy(name: str, front: Proxy) -> None:
     """One client's head would hold everybody up."""
     thread = threading.Thread(target=talk, args=(front, HEAVY[name] + last()))
@@ -163,8 +164,8 @@ MEANT = {
 }
 
 
-@pytest.mark.parametrize(("data", "body"), MEANT.values(), ids=MEANT)
-@pytest.mark.parametrize("size", [1 << 20, 1])
+@each(("data", "body"), MEANT.values())
+@each("size", [1 << 20, 1])
 def test_meant(data: bytes, body: bytes, size: int, upstream: Hearing, front: Proxy) -> None:
     """Upstream would see other requests than the client has sent, or the connection would end."""
     upstream.heard.clear()
@@ -202,7 +203,7 @@ def test_trailers_on_known_routes(upstream: Hearing, front: Proxy) -> None:
     assert statuses(talk(front, data + last())) == [200, 200]
 
 
-@pytest.mark.parametrize("cut", [1, 20, 60, -1])
+@each("cut", [1, 20, 60, -1])
 def test_who_leaves_in_a_request(cut: int, upstream: Hearing, front: Proxy) -> None:
     """Half a request would be a whole one, or be waited for."""
     upstream.heard.clear()

@@ -20,6 +20,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, cache_status
+from tests.tables import each
 
 Post = Callable[..., requests.Response]
 
@@ -69,7 +70,7 @@ def texts(path: str, answer: Any) -> list[str]:
     return [c["text"] if "text" in c else c["message"]["content"] for c in choices]
 
 
-@pytest.mark.parametrize("path", API)
+@each("path", API)
 def test_repeat_hits(path: str, post: Post) -> None:
     """The second of two equal requests is answered from the cache, byte for byte."""
     body = API[path](prompt())
@@ -83,7 +84,7 @@ def test_repeat_hits(path: str, post: Post) -> None:
     assert second.headers["content-type"] == first.headers["content-type"]
 
 
-@pytest.mark.parametrize("path", API)
+@each("path", API)
 def test_more_samples(path: str, post: Post) -> None:
     """After n=1, n=3 fetches two, n=5 two more, and n=2 nothing; the pool keeps its order."""
     text = prompt()
@@ -107,7 +108,7 @@ def test_more_samples(path: str, post: Post) -> None:
         seen = max(seen, got, key=len)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@each("path", ["/v1/completions", "/v1/chat/completions"])
 def test_usage_of_an_assembled_answer(path: str, post: Post) -> None:
     """Prompt tokens count once per prompt and completion tokens are summed, as SGLang has it."""
     text = prompt()
@@ -132,7 +133,7 @@ def test_shapes_of_generate(post: Post) -> None:
         assert isinstance(post("/generate", body).json(), shape)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@each("path", ["/generate", "/v1/completions"])
 def test_batch_with_known_items(path: str, post: Post) -> None:
     """Of a list, only the unknown prompts are generated, and the order is the list's."""
     make = API[path]
@@ -148,7 +149,7 @@ def test_batch_with_known_items(path: str, post: Post) -> None:
     assert texts(path, again.json()) == got[::-1]
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@each("path", ["/generate", "/v1/completions"])
 def test_ragged_batch(path: str, post: Post) -> None:
     """Items that are short of different numbers of samples are filled, prompt-major."""
     a, b = prompt("a"), prompt("b")
@@ -266,7 +267,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("path", "body"), BAD)
+@each(("path", "body"), BAD)
 def test_bad_input(path: str, body: bytes, front: Proxy, upstream_url: str) -> None:
     """Bad input gets the upstream's own answer, every time."""
     answers = [
@@ -281,9 +282,7 @@ def test_bad_input(path: str, body: bytes, front: Proxy, upstream_url: str) -> N
     assert all(answer.headers["X-Cache"] in ("BYPASS", "MISS") for answer in answers[1:])
 
 
-@pytest.mark.parametrize(
-    ("n", "status"), [(0, 200), (-1, 200), ("2", 400), (True, 400), (2.0, 400)]
-)
+@each(("n", "status"), [(0, 200), (-1, 200), ("2", 400), (True, 400), (2.0, 400)])
 def test_odd_n_is_not_stored(n: Any, status: int, front: Proxy, upstream_url: str) -> None:
     """What SGLang makes of an odd n is relayed, and never kept."""
     body = generate(prompt())
@@ -319,7 +318,7 @@ def events(answer: requests.Response) -> list[bytes]:
     return found[:-1]
 
 
-@pytest.mark.parametrize("path", API)
+@each("path", API)
 def test_stream(path: str, post: Post) -> None:
     """A stream comes again byte for byte, answers JSON calls, and is topped up."""
     text = prompt()
@@ -342,8 +341,8 @@ def test_stream(path: str, post: Post) -> None:
     assert sorted(events(replay)) == sorted(events(more))
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-@pytest.mark.parametrize("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
+@each("path", ["/v1/completions", "/v1/chat/completions"])
+@each("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
 def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_url: str) -> None:
     """Usage comes where it is asked for, as upstream words it, and JSON has the same."""
     body = {**API[path](prompt(), temperature=0), "stream": True, "stream_options": options}
@@ -362,7 +361,7 @@ def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_
         assert post(path, plain).json()["usage"].items() >= told[-1].items()
 
 
-@pytest.mark.parametrize("path", API)
+@each("path", API)
 def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
     """A greedy answer is the same from upstream, and from a stream of it that was stored: in all
     that two calls to upstream itself agree in."""

@@ -6,12 +6,13 @@ import pytest
 
 from sglang_cached_addon.store import clears
 from sglang_cached_addon.store.clears import Clears
+from tests.tables import each
 
 ONE, TWO = b"\x01" * 8, b"\x02" * 8
 KEY_ONE, KEY_TWO = ONE + b"k" * 24, TWO + b"k" * 24
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "one", "two"),
     [
         (clears.field(None), 1, 1),
@@ -24,8 +25,8 @@ def test_kinds(kind: str, one: int, two: int) -> None:
     assert (found.of(KEY_ONE), found.of(KEY_TWO)) == (one, two)
 
 
-@pytest.mark.parametrize("others", [False, True])
-@pytest.mark.parametrize("model", [None, ONE])
+@each("others", [False, True])
+@each("model", [None, ONE])
 def test_meaning(model: bytes | None, others: bool) -> None:
     assert clears.meaning(clears.field(model, others=others)) == (
         model, others and model is not None

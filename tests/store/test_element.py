@@ -6,13 +6,14 @@ import pytest
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store import element
+from tests.tables import each
 
 SAMPLE = Sample(b'{"text":"a\xc3\xa4 b"}', 1712345678.1234567, 0.25, 8, b'[[1,"a"]]')
 PLAIN = Sample(b'{"text":"b"}', 1712345678.5, 1.0, 2)
 
 
-@pytest.mark.parametrize("sample", [SAMPLE, PLAIN], ids=["deltas", "plain"])
-@pytest.mark.parametrize("dialect", ["generate", ""])
+@each("sample", [SAMPLE, PLAIN])
+@each("dialect", ["generate", ""])
 def test_round_trip(sample: Sample, dialect: str) -> None:
     assert element.decode(element.encode(dialect, sample)) == (dialect, sample)
 
@@ -36,7 +37,7 @@ def test_each_byte_counts() -> None:
                 element.decode(spoiled)
 
 
-@pytest.mark.parametrize("data", [b"", b"junk", b"5 00000000 1.0 x {}\n", b"4 x y z w"])
+@each("data", [b"", b"junk", b"5 00000000 1.0 x {}\n", b"4 x y z w"])
 def test_what_is_none(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         element.decode(data)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from math import inf
 
-import pytest
-
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.memory import Memory
+from tests.tables import each
 
 A, B = b"a" * 32, b"b" * 32
 RAW = b"r" * 16
@@ -73,7 +72,7 @@ def test_clear() -> None:
 # Samples that are replaced
 
 
-@pytest.mark.parametrize(
+@each(
     ("since", "pool"),
     [
         (-inf, [b"1", b"2", b"3", b"new", b"newer"]),

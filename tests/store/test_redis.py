@@ -14,6 +14,7 @@ import pytest
 
 from sglang_cached_addon.store.redis import SECONDS, Away, Full, Refused, Server
 from tests.redis import RedisServer, free_port, needs_redis
+from tests.tables import each
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     started.stop()
 
 
-@pytest.mark.parametrize(
+@each(
     ("url", "name"),
     [
         ("redis://host", "redis://host"),
@@ -38,7 +39,7 @@ def test_names(url: str, name: str) -> None:
     assert Server(url).name == name
 
 
-@pytest.mark.parametrize(
+@each(
     "url",
     [
         "",

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Answer, Client, Headers
+from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
     MODELS,
@@ -50,7 +49,7 @@ SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Verdict]] = {
 }
 
 
-@pytest.mark.parametrize("case", SAYS)
+@each("case", SAYS)
 def test_verdicts(case: str) -> None:
     """Only a name is a name; trouble is no sign of another model, and a page that is not there
     is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.upstream.belief import Belief, Phase
+from tests.tables import each
 
 BELIEVED, WAKING, UNKNOWN = Phase
 INTERVAL = 5.0
@@ -38,7 +39,7 @@ STORIES: dict[str, tuple[bool, Steps, dict[float, Phase]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("story", STORIES)
+@each("story", STORIES)
 def test_what_counts(story: str) -> None:
     """What was said counts until something else is said, and after a pause upstream gets a moment
     to say it."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
+from tests.tables import each
 from tests.upstream.scripted import run, settled
 
 DONE, NOTHING = Ending.CARRIED_OUT, Ending.WITHOUT_EFFECT
@@ -28,9 +27,9 @@ async def begin(**kwargs: Any) -> tuple[Updates, Update, list[Ending]]:
     return updates, updates.begin(Change.MODEL, None, announced), endings
 
 
-@pytest.mark.parametrize("status", STATUSES)
-@pytest.mark.parametrize("is_sent", [True, False])
-@pytest.mark.parametrize("has_reached", [True, False])
+@each("status", STATUSES)
+@each("is_sent", [True, False])
+@each("has_reached", [True, False])
 def test_endings(status: int | None, is_sent: bool, has_reached: bool) -> None:
     """Only what upstream has carried out, or may have, changes something: not what it refuses,
     nor what it never had as a whole, unless it says that it was successful."""

@@ -19,6 +19,7 @@ from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream import State, Upstream
 from sglang_cached_addon.wire.client import tls_context
 from tests.certificates import self_signed
+from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
     MODELS,
@@ -88,7 +89,7 @@ SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", SAYS)
+@each("case", SAYS)
 def test_what_it_says(case: str) -> None:
     """A client is let in where upstream names its model, and answers a probe with a 200."""
     says, reason = SAYS[case]
@@ -145,9 +146,9 @@ OPEN: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ORDERS)
-@pytest.mark.parametrize("path", ["/model_info", "/v1/models"])
-@pytest.mark.parametrize("is_open", OPEN)
+@each("case", ORDERS)
+@each("path", ["/model_info", "/v1/models"])
+@each("is_open", OPEN)
 def test_keys(case: str, path: str, is_open: str) -> None:
     """Only those are let in whom upstream lets generate, whoever asks first, and whatever upstream
     tells anybody about itself."""
@@ -169,8 +170,8 @@ def test_keys(case: str, path: str, is_open: str) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("status", [204, 302, 400, 401, 403, 404, 422, 429, 500, 503])
-@pytest.mark.parametrize("key", [None, "key"])
+@each("status", [204, 302, 400, 401, 403, 404, 422, 429, 500, 503])
+@each("key", [None, "key"])
 def test_only_a_200_lets_in(status: int, key: str | None) -> None:
     """Whatever else upstream says to a probe, it does not say that its sender may generate. It is
     not asked with each call, either."""
@@ -441,7 +442,7 @@ def test_confirm() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("status", [400, 403, 404])
+@each("status", [400, 403, 404])
 def test_confirm_for_a_key_that_may_not_know(status: int) -> None:
     """What is said to a key that may generate, and not ask for the model, is nobody else's: the
     model is known as before, and its answers are stored."""
@@ -696,11 +697,10 @@ def names(upstream: Upstream) -> tuple[str, str]:
     return upstream.fingerprint, upstream.epochs.adapters_token
 
 
-@pytest.mark.parametrize("status", [200, 400, 401, 404, 500, None])
-@pytest.mark.parametrize(
+@each("status", [200, 400, 401, 404, 500, None])
+@each(
     ("change", "adapter"),
     [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")],
-    ids=["model", "an adapter", "x"],
 )
 def test_change(change: Change, adapter: str | None, status: int | None) -> None:
     """What upstream has carried out, or may have, begins anew; what it refused changes nothing.
@@ -919,7 +919,7 @@ def check(url: str, **kwargs: Any) -> State:
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize("status", [200, 204, 301, 307, 401, 404, 500, 503])
+@each("status", [200, 204, 301, 307, 401, 404, 500, 503])
 def test_any_status_is_up(status: int) -> None:
     """A server that wants a key, or has no such route, would be reported as down."""
 
@@ -931,16 +931,15 @@ def test_any_status_is_up(status: int) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("url", ["", "http://no-such-host.invalid:30000"])
+@each("url", ["", "http://no-such-host.invalid:30000"])
 def test_down(url: str) -> None:
     """A server that is not there is down, and does not fail the start."""
     assert check(url or dead_url()) is State.DOWN
 
 
-@pytest.mark.parametrize(
+@each(
     "data",
     [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 what\r\n\r\n", b"\0" * 70000, b"HTTP/1.1 200 X\r\nC"],
-    ids=["ssh", "status", "endless", "half"],
 )
 def test_not_http(data: bytes) -> None:
     """A wrong port (of SSH, say) would give a traceback in place of the warning."""
@@ -973,7 +972,7 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, dead_url())
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    test_any_status_is_up(200)
+    test_any_status_is_up()
 
 
 @pytest.mark.parametrize(("insecure", "state"), [(False, State.DOWN), (True, State.UP)])
@@ -1057,7 +1056,7 @@ OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] =
 }
 
 
-@pytest.mark.parametrize("case", OTHER_SERVERS)
+@each("case", OTHER_SERVERS)
 def test_a_rolling_update(case: str) -> None:
     """An answer is only stored for the model that the server on its own connection has named,
     whatever the one says that is asked otherwise."""
