@@ -36,7 +36,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.admin import routes
+from sglang_cached_addon.admin import access, routes
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts, Target, assemble
 from sglang_cached_addon.core import directives, policy, printable, updates
@@ -57,7 +57,7 @@ from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State, Update, Upstream
 from sglang_cached_addon.wire import descriptors, heads, http1, location
-from sglang_cached_addon.wire.client import tls_context
+from sglang_cached_addon.wire.tls import tls_context
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -432,7 +432,7 @@ class SglangCached:
             return None
         fields = heads.parse(raw).fields
         request = Request(head.method, head.path, _by_name(fields), body)
-        is_local = is_local and not routes.is_relayed(request.headers)
+        is_local = is_local and not access.is_relayed(request.headers)
         way = self._service.fill(Ask(request, fields, is_local=is_local))
         return self._filled(head, way) if way else None
 
@@ -694,10 +694,10 @@ def _length(request: http.Request) -> int:
     return int(length) if length.isdigit() and len(length) < 20 else 0
 
 
-def _caller(flow: http.HTTPFlow, host: str) -> routes.Caller:
+def _caller(flow: http.HTTPFlow, host: str) -> access.Caller:
     """Who asks for one of our own routes, as sent to that host."""
     headers = flow.request.headers
-    return routes.Caller(
+    return access.Caller(
         _is_from_here(flow),
         host,
         headers.get("origin"),
@@ -727,7 +727,7 @@ def _ask(flow: http.HTTPFlow, is_chunkable: bool) -> Ask:
 
 def _is_from_here(flow: http.HTTPFlow) -> bool:
     names = _by_name(flow.request.headers.fields)
-    return _is_local(flow.client_conn) and not routes.is_relayed(names)
+    return _is_local(flow.client_conn) and not access.is_relayed(names)
 
 
 def _is_local(client: Client) -> bool:

@@ -23,7 +23,8 @@ from ruamel.yaml import YAML
 from sglang_cached_addon import __version__
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.proxy.runner import HANG_UP_SECONDS, normal_url
+from sglang_cached_addon.proxy.checks import normal_url
+from sglang_cached_addon.proxy.lifetime import HANG_UP_SECONDS
 from sglang_cached_addon.proxy.start import FLAGS
 from tests.conftest import Proxy
 from tests.tables import each

@@ -14,6 +14,7 @@ MAX_LINE = 1024
 """Bytes of the line that begins a chunk."""
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_PLAIN_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 
 
 class Chunks:
@@ -41,10 +42,23 @@ class Chunks:
         much of it as there is. Raises `FramingError`."""
         pieces: list[bytes] = []
         at = 0
-        while (used := self._step(buffer, at, pieces)) is not None:
+        while (
+            used := self._whole(buffer, at, pieces) or self._step(buffer, at, pieces)
+        ) is not None:
             at += used
         del buffer[:at]
         return pieces
+
+    def _whole(self, buffer: bytearray, at: int, pieces: list[bytes]) -> int:
+        """Bytes of a plain chunk that is there as a whole, as most are; 0 where there is none."""
+        if self._expects is not self._Expects.LINE or not (line := _PLAIN_LINE.match(buffer, at)):
+            return 0
+        start, size = line.end(), int(line[1], 16)
+        end = start + size
+        if not size or buffer[end : end + 2] != b"\r\n":
+            return 0
+        pieces.append(bytes(memoryview(buffer)[start:end]))
+        return end + 2 - at
 
     def _step(self, buffer: bytearray, at: int, pieces: list[bytes]) -> int | None:
         """Bytes that one step takes; None if there are not enough for one."""

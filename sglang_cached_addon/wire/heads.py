@@ -1,13 +1,15 @@
-"""Heads of requests, of which there is only one reading.
+"""Heads of messages, of which there is only one reading.
 
-Pure: bytes in, a head out. What is ambiguous is refused (RFC 9112 §2 to §6), and everything that a
-client can make long has a bound before it is parsed. It knows no socket, no route and no answer.
+Pure: bytes in, a head out. What is ambiguous is refused (RFC 9112 §2 to §6), and everything that
+the other side can make long has a bound. It knows no socket and no route.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import inf
+from typing import Any
 
 MAX_HEAD = 64 * 1024
 """Bytes of a head, and of all trailer fields of a body."""
@@ -21,6 +23,7 @@ _REQUEST_LINE = re.compile(
     rb"(/[\x21-\x7e]*|\*|(?i:https?)://[\x21-\x7e]+) "
     rb"HTTP/(\d)\.(\d)"
 )
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 FIELD = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 
@@ -29,7 +32,8 @@ Fields = tuple[tuple[bytes, bytes], ...]
 
 
 class FramingError(Exception):
-    """Bytes that are no request, or too much of one: the status to answer with, and why."""
+    """Bytes that are no message of HTTP, or too much of one: the status to answer a client with,
+    and why."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -49,6 +53,18 @@ class RequestHead:
     """Bytes of the body; None if it comes in chunks."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseHead:
+    """The head of a response of which there is only one reading."""
+
+    status: int
+    fields: Fields
+    length: float | None
+    """Bytes of the body; None if it comes in chunks, infinite if it ends with the connection."""
+    closes: bool
+    """The server takes no other request on this connection."""
+
+
 def parse(raw: bytes) -> RequestHead:
     """A head, of its own bytes with the empty line. Raises `FramingError`."""
     line, *lines = raw[:-4].split(b"\r\n")
@@ -64,8 +80,30 @@ def parse(raw: bytes) -> RequestHead:
         raise FramingError(400, "CONNECT: this is a reverse proxy")
     fields = tuple([_field(line) for line in lines])
     is_1_1 = minor == b"1"
-    length = _length(fields, is_1_1=is_1_1)
+    hosts = len(_values(fields, b"host"))
+    if hosts > 1 or (is_1_1 and not hosts):
+        raise FramingError(400, "there must be one Host field")
+    length = _length(fields, is_1_1=is_1_1, default=0)
     return RequestHead(method.decode(), target.decode("latin-1"), is_1_1, fields, length)
+
+
+def parse_response(raw: bytes, method: str) -> ResponseHead:
+    """The head of an answer to a request with this method, of its own bytes without the empty line;
+    servers may end lines with LF alone. Raises `FramingError`."""
+    line, *lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")]
+    if len(lines) > MAX_FIELDS:
+        raise FramingError(502, f"more than {MAX_FIELDS} header fields")
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise FramingError(502, "the status line cannot be read")
+    is_1_1, status = match[1] == b"1", int(match[2])
+    fields = tuple([_field(line) for line in lines])
+    length = _length(fields, is_1_1=is_1_1, default=inf)
+    if method == "HEAD" or status < 200 or status in (204, 304):
+        length = 0
+    options = b",".join(_values(fields, b"connection")).lower().split(b",")
+    closes = not is_1_1 or length == inf or b"close" in [option.strip() for option in options]
+    return ResponseHead(status, fields, length, closes)
 
 
 def _field(line: bytes) -> tuple[bytes, bytes]:
@@ -75,15 +113,14 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     return match[1], match[2].strip(b" \t")
 
 
-def _length(fields: Fields, *, is_1_1: bool) -> int | None:
+def _values(fields: Fields, name: bytes) -> list[bytes]:
+    """What the fields of this lower-case name say."""
+    return [value for one, value in fields if len(one) == len(name) and one.lower() == name]
+
+
+def _length(fields: Fields, *, is_1_1: bool, default: float) -> Any:
     """Bytes of the body behind these fields; None if it comes in chunks."""
-    named: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        named.setdefault(name.lower(), []).append(value)
-    hosts = len(named.get(b"host", ()))
-    if hosts > 1 or (is_1_1 and not hosts):
-        raise FramingError(400, "there must be one Host field")
-    lengths, codings = named.get(b"content-length"), named.get(b"transfer-encoding")
+    lengths, codings = _values(fields, b"content-length"), _values(fields, b"transfer-encoding")
     if codings:
         if lengths or not is_1_1 or len(codings) > 1:
             raise FramingError(400, "more than one way to tell where the body ends")
@@ -91,7 +128,7 @@ def _length(fields: Fields, *, is_1_1: bool) -> int | None:
             raise FramingError(501, "of transfer codings only chunked is known here")
         return None
     if not lengths:
-        return 0
+        return default
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise FramingError(400, "Content-Length must be one plain number")
     return int(lengths[0])

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from sglang_cached_addon import __version__
-from sglang_cached_addon.proxy.runner import has_token
+from sglang_cached_addon.proxy.checks import has_token
 from sglang_cached_addon.proxy.start import FLAGS
 from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sglang_cached_addon.core.admission import (
     CREDENTIAL_FIELDS,
     MAX_RENEWED,
@@ -12,12 +10,13 @@ from sglang_cached_addon.core.admission import (
     credential,
     credential_headers,
 )
+from tests.tables import each
 
 KEY = b"Bearer sk-very-secret"
 A, B, C = (bytes([n]) * 32 for n in (1, 2, 3))
 
 
-@pytest.mark.parametrize("name", CREDENTIAL_FIELDS)
+@each("name", CREDENTIAL_FIELDS)
 def test_each_field_makes_a_credential(name: bytes) -> None:
     """Clients with other keys, or none, would be taken for one that was accepted."""
     one = credential({name: KEY, b"accept": b"*/*"})
@@ -28,7 +27,7 @@ def test_each_field_makes_a_credential(name: bytes) -> None:
     assert KEY not in one
 
 
-@pytest.mark.parametrize(
+@each(
     "headers",
     [
         {},
@@ -44,7 +43,7 @@ def test_no_credential(headers: dict[bytes, bytes]) -> None:
     assert credential_headers(headers) == ()
 
 
-@pytest.mark.parametrize(
+@each(
     ("one", "other"),
     [
         ({b"authorization": b""}, {}),
@@ -100,7 +99,7 @@ AGES = [
 ]
 
 
-@pytest.mark.parametrize(("now", "is_asked", "is_down", "admits"), AGES)
+@each(("now", "is_asked", "is_down", "admits"), AGES)
 def test_how_long_it_counts(now: float, is_asked: bool, is_down: bool, admits: bool) -> None:
     """An acceptance counts for a minute; for longer only while upstream cannot say otherwise."""
     admission = Admission()
@@ -111,8 +110,8 @@ def test_how_long_it_counts(now: float, is_asked: bool, is_down: bool, admits: b
     assert admission.admits(ONE, now, is_down=is_down) is (admits and not is_asked)
 
 
-@pytest.mark.parametrize("is_down", [False, True])
-@pytest.mark.parametrize("accepted", [ONE, NOBODY])
+@each("is_down", [False, True])
+@each("accepted", [ONE, NOBODY])
 def test_only_the_same_asker(accepted: Asker, is_down: bool) -> None:
     """What upstream has said to one is for the same credential, route and model only; and what it
     said to one that shows none is for nobody who shows some, while it can be asked about them."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from math import inf
 
-import pytest
-
 from sglang_cached_addon.core.cache import SKEW, slots
+from tests.tables import each
 
 NOW = 1000.0
 
@@ -25,7 +24,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("times", "count", "since", "places"), PLACES)
+@each(("times", "count", "since", "places"), PLACES)
 def test_slots(times: list[float], count: int, since: float, places: list[int]) -> None:
     """What is new would take the place of something good, or leave what is old in front."""
     assert slots(times, count, since, NOW) == places

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-import pytest
-
 from sglang_cached_addon.core.directives import Directives, parse
+from tests.tables import each
 
 LONGEST = 2**31
 
@@ -15,7 +14,7 @@ def read(value: bytes) -> Directives:
     return parse({b"cache-control": value})
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "asked"),
     [
         (b"no-store", Directives(no_store=True)),
@@ -41,7 +40,7 @@ def test_directives(value: bytes, asked: Directives) -> None:
     assert read(value) == asked
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         b"",
@@ -67,7 +66,7 @@ def test_what_is_unknown_is_ignored(value: bytes) -> None:
     assert read(value).is_default
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "asked"),
     [
         (b'max-age="60"', Directives(max_age=60)),
@@ -88,7 +87,7 @@ def test_commas_in_quotes_part_nothing(value: bytes, asked: Directives) -> None:
     assert read(value) == asked
 
 
-@pytest.mark.parametrize(
+@each(
     ("argument", "seconds"),
     [
         (b"1", 1),
@@ -126,13 +125,13 @@ def test_max_age_without_an_argument() -> None:
     assert read(b"max-age").max_age == 0
 
 
-@pytest.mark.parametrize("names", [(b"cache-control",), (b"x-cache-control",)])
+@each("names", [(b"cache-control",), (b"x-cache-control",)])
 def test_both_fields_are_read(names: tuple[bytes, ...]) -> None:
     """A client whose library owns the standard field could not ask for anything."""
     assert parse(dict.fromkeys(names, b"no-cache")) == Directives(no_cache=True)
 
 
-@pytest.mark.parametrize(
+@each(
     ("first", "second", "asked"),
     [
         (b"max-age=60", b"max-age=5", Directives(max_age=5)),
@@ -156,7 +155,7 @@ def test_a_head_without_directives() -> None:
     assert asked is parse({})
 
 
-@pytest.mark.parametrize(
+@each(
     "asked",
     [
         Directives(no_store=True),
@@ -171,7 +170,7 @@ def test_default_is_told_apart(asked: Directives) -> None:
     assert Directives().is_default
 
 
-@pytest.mark.parametrize("part", [b'"', b'"\\', b'\\"', b",", b'",', b"a=", b'"\\",', b"\\"])
+@each("part", [b'"', b'"\\', b'\\"', b",", b'",', b"a=", b'"\\",', b"\\"])
 def test_long_values_take_linear_time(part: bytes) -> None:
     """A hostile head would stop the proxy for everybody."""
     begun = time.process_time()

@@ -10,9 +10,10 @@ import pytest
 
 from sglang_cached_addon.core.epochs import SPAN, Epochs, adapters
 from sglang_cached_addon.core.identity import Identity
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "names"),
     [
         ({"text": "x"}, set()),
@@ -36,9 +37,7 @@ def test_adapters_of_a_call(call: dict[str, Any], names: set[str]) -> None:
     assert names <= adapters(orjson.dumps(call))
 
 
-@pytest.mark.parametrize(
-    "content", [b'{"text":"\\"lora_path\\""}', b'["model"]', b'{"prompt":"a:b"}', b"{}"]
-)
+@each("content", [b'{"text":"\\"lora_path\\""}', b'["model"]', b'{"prompt":"a:b"}', b"{}"])
 def test_calls_without_adapters(content: bytes) -> None:
     """Text of a prompt would count as an adapter."""
     assert adapters(content) == set()
@@ -120,7 +119,7 @@ def test_adapter_epochs_are_a_set() -> None:
     assert epochs.adapters_token == epochs.adapter_epochs(epochs.adapters)
 
 
-@pytest.mark.parametrize(
+@each(
     ("changed", "after", "are_new", "are_kept"),
     [
         ([], X, [], [X, Y, Z]),
@@ -198,7 +197,7 @@ def test_numbers_of_ones_own() -> None:
 KNOWN = {"last": 5, "floor": 1, "m:x": 4, "a:a": 5}
 
 
-@pytest.mark.parametrize(
+@each(
     ("mine", "theirs", "merged"),
     [
         (KNOWN, KNOWN, KNOWN),
@@ -224,7 +223,7 @@ def test_merge(mine: dict[str, int], theirs: dict[str, int], merged: dict[str, i
     assert Epochs.from_json(epochs.as_json()) == epochs
 
 
-@pytest.mark.parametrize("epochs", [Epochs(), full()], ids=["empty", "full"])
+@each("epochs", [Epochs(), full()], ids=["empty", "full"])
 def test_epochs_are_kept(epochs: Epochs) -> None:
     """A restart of the proxy would bring old answers back."""
     again = Epochs.from_json(orjson.loads(orjson.dumps(epochs.as_json())))
@@ -247,7 +246,7 @@ def test_what_was_kept_does_not_follow() -> None:
 GOOD: dict[str, Any] = {"last": 3, "floor": 1, "models": {"x": 2}, "adapters": {"a": 3}}
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         None,

@@ -6,10 +6,9 @@ import json
 import re
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.identity import SERVER_KEYS, Identity, identify
 from tests.conftest import CORPUS
+from tests.tables import each
 
 SECRETS = {
     "api_key": "sk-plain-secret",
@@ -86,7 +85,7 @@ def test_a_real_list_of_models() -> None:
     assert who.digest != known(INFO).digest
 
 
-@pytest.mark.parametrize(
+@each(
     ("info", "model"),
     [
         ({"model_path": "p", "served_model_name": "s"}, "s"),
@@ -101,13 +100,13 @@ def test_the_name_for_people(info: dict[str, Any], model: str) -> None:
     assert known(info).model == model
 
 
-@pytest.mark.parametrize("version", [None, 7, ["v"]])
+@each("version", [None, 7, ["v"]])
 def test_odd_weight_version(version: Any) -> None:
     """A label that is no text would be compared with the label of answers."""
     assert known({"model_path": "p", "weight_version": version}).weight_version is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("info", "models"),
     [
         (None, None),
@@ -141,7 +140,7 @@ def test_nesting_without_end() -> None:
     assert identify(INFO, {"dtype": deep}, None) is None
 
 
-@pytest.mark.parametrize("info", [None, {}, "busy", {"detail": "Not Found"}])
+@each("info", [None, {}, "busy", {"detail": "Not Found"}])
 def test_models_count_where_info_is_missing(info: Any) -> None:
     """A gateway that answers every path would hide which model is behind it."""
     assert known(info, None, MODELS) == known(models=MODELS)
@@ -153,7 +152,7 @@ def test_order_of_keys_does_not_matter() -> None:
     assert known(models=mirrored(MODELS)) == known(models=MODELS)
 
 
-@pytest.mark.parametrize("name", INFO)
+@each("name", INFO)
 def test_each_member_of_info_matters(name: str) -> None:
     """Answers of another model would be given."""
     other = {**INFO, name: "other"}
@@ -163,7 +162,7 @@ def test_each_member_of_info_matters(name: str) -> None:
         assert known(other).digest != known(INFO).digest
 
 
-@pytest.mark.parametrize("name", [*sorted(SERVER_KEYS), "speculative_algorithm", "speculative_new"])
+@each("name", [*sorted(SERVER_KEYS), "speculative_algorithm", "speculative_new"])
 def test_each_chosen_key_matters(name: str) -> None:
     """Answers from before another setting would be given."""
     values = (None, True, 1, "other", {"a": [1]})
@@ -172,7 +171,7 @@ def test_each_chosen_key_matters(name: str) -> None:
     assert len(digests | {known(INFO, without).digest}) == 6
 
 
-@pytest.mark.parametrize("name", [*UNRELATED, "unheard_of", "lora_backend", "_speculative_x"])
+@each("name", [*UNRELATED, "unheard_of", "lora_backend", "_speculative_x"])
 def test_other_keys_do_not_matter(name: str) -> None:
     """A restart, or another port or key, would empty the cache."""
     without = {key: value for key, value in SERVER.items() if key != name}
@@ -217,7 +216,7 @@ def test_models_in_any_order() -> None:
     assert (first.model, second.model) == ("a", "b")
 
 
-@pytest.mark.parametrize(
+@each(
     ("before", "after", "is_same"),
     [
         ({"startup_time": {"a": 1.5, "b": 2}}, {"startup_time": {"b": 2, "a": 1.5}}, True),
@@ -236,7 +235,7 @@ def test_incarnation(before: Any, after: Any, is_same: bool) -> None:
     assert one.digest == other.digest
 
 
-@pytest.mark.parametrize("server", [None, {}, {"startup_time": None}, "odd", []])
+@each("server", [None, {}, {"startup_time": None}, "odd", []])
 def test_unknown_incarnation(server: Any) -> None:
     """A server that does not tell would seem to have restarted."""
     assert known(INFO, server).incarnation == ""

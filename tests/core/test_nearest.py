@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.nearest import ABSENT, MAX_SHOWN, MAX_TEXT, differences, sentence
+from tests.tables import each
 
 MODEL, OTHER = b"model-01", b"model-02"
 KEY = MODEL + b"\1" * 24
@@ -47,7 +46,7 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[tuple[str, Any, Any]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", DIFFERENCES)
+@each("case", DIFFERENCES)
 def test_differences(case: str) -> None:
     """A difference that is not told is looked for in vain."""
     asked, stored, expected = DIFFERENCES[case]
@@ -81,7 +80,7 @@ SENTENCES: dict[str, tuple[Any, list[Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SENTENCES)
+@each("case", SENTENCES)
 def test_sentence(case: str) -> None:
     """A person would not learn why a call is not answered."""
     asked, stored, expected = SENTENCES[case]
@@ -112,7 +111,7 @@ def test_other_apis() -> None:
     assert sentence(b'{"a":1}', "chat", MODEL, calls, with_values=True).startswith("Nothing")
 
 
-@pytest.mark.parametrize("order", [(1, -1), (-1, 1)])
+@each("order", [(1, -1), (-1, 1)])
 def test_other_models(order: tuple[int, int]) -> None:
     """An equal call of another model would hide the one of this model; but is told of if alone."""
     same = [(key(1, OTHER), "chat", b'{"a":1}'), (KEY, "chat", b'{"a":1}')][:: order[0]]

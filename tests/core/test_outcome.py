@@ -6,11 +6,10 @@ import itertools
 import json
 import re
 
-import pytest
-
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.outcome import NOTHING, Counters, Kind, Outcome, Saved, hit_status
 from sglang_cached_addon.core.policy import Reason
+from tests.tables import each
 
 # RFC 8941, section 3.3: a token, an integer, a string; 3.1.2: a parameter's key.
 TOKEN = r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*"
@@ -61,7 +60,7 @@ def test_cache_status_is_a_structured_field() -> None:
             assert str(outcome.reason) in (found["detail"] or "")
 
 
-@pytest.mark.parametrize(
+@each(
     ("outcome", "value"),
     [
         (Outcome(Kind.HIT, 3, 3, age=5), "sglang-cached; hit"),
@@ -118,13 +117,13 @@ def test_cache_status(outcome: Outcome, value: str) -> None:
     assert outcome.cache_status == value
 
 
-@pytest.mark.parametrize("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
+@each("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
 def test_hit_status(key: bytes) -> None:
     """The fast lane would say something else of a hit than the ordinary way."""
     assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
 
 
-@pytest.mark.parametrize("kind", Kind)
+@each("kind", Kind)
 def test_headers(kind: Kind) -> None:
     """`Age` would claim that a fresh answer is old, or a hit would not tell its age."""
     headers = dict(Outcome(kind, 1, 2, age=7).headers())
@@ -133,7 +132,7 @@ def test_headers(kind: Kind) -> None:
     assert parameters(headers["Cache-Status"])
 
 
-@pytest.mark.parametrize(
+@each(
     ("outcome", "line"),
     [
         (Outcome(Kind.HIT, 2, 2), "[Cache hit] /generate 2/2 1.5 ms"),
@@ -159,7 +158,7 @@ def sample(seconds: float, tokens: int) -> Sample:
     return Sample(b"{}", 0.0, seconds, tokens)
 
 
-@pytest.mark.parametrize(
+@each(
     ("samples", "saved"),
     [
         ([], NOTHING),
@@ -232,7 +231,7 @@ def test_counters_are_json() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("kinds", "rate"),
     [
         ("", 0.0),

@@ -20,6 +20,7 @@ from sglang_cached_addon.core.planning import (
     samples,
 )
 from sglang_cached_addon.store.memory import Memory
+from tests.tables import each
 
 NOW = 1000.0
 
@@ -78,7 +79,7 @@ def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
     return [(item, sample(letter)) for item, letter in pairs]
 
 
-@pytest.mark.parametrize(
+@each(
     ("pools", "items", "n", "stored", "short"),
     [
         ({}, "a", 1, [""], (1,)),
@@ -132,7 +133,7 @@ SINCE: list[tuple[dict[str, str], str, int, float, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("pools", "items", "n", "since", "stored"), SINCE)
+@each(("pools", "items", "n", "since", "stored"), SINCE)
 def test_plan_since(
     pools: dict[str, str], items: str, n: int, since: float, stored: list[str]
 ) -> None:
@@ -140,7 +141,7 @@ def test_plan_since(
     assert letters(plan_of(items, n, aged(pools), since).stored) == stored
 
 
-@pytest.mark.parametrize(
+@each(
     ("pools", "items", "n", "needs"),
     [
         ({}, "a", 1, {"a": 1}),
@@ -158,7 +159,7 @@ def test_needs(pools: dict[str, str], items: str, n: int, needs: dict[str, int])
     assert plan_of(items, n, store_of(pools)).needs == {k.encode(): v for k, v in needs.items()}
 
 
-@pytest.mark.parametrize(
+@each(
     ("pools", "items", "n", "new", "whole"),
     [
         ({}, "a", 2, [(0, "x"), (0, "y")], ["xy"]),

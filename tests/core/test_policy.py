@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from math import inf
 
-import pytest
-
 from sglang_cached_addon.core.directives import Directives
 from sglang_cached_addon.core.policy import (
     PLAIN,
@@ -19,11 +17,12 @@ from sglang_cached_addon.core.policy import (
     store_refusal,
     terms,
 )
+from tests.tables import each
 
 JSON = {b"content-type": b"application/json"}
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         b"application/json",
@@ -38,13 +37,13 @@ def test_json_is_looked_up(value: bytes) -> None:
     assert lookup_refusal({b"content-type": value, b"user-agent": b"x", b"accept": b"*/*"}) is None
 
 
-@pytest.mark.parametrize("value", [b"", b"close", b"Keep-Alive, TE", b"Upgrade,HTTP2-Settings"])
+@each("value", [b"", b"close", b"Keep-Alive, TE", b"Upgrade,HTTP2-Settings"])
 def test_what_is_said_of_the_connection(value: bytes) -> None:
     """It says nothing of the call."""
     assert lookup_refusal({**JSON, b"connection": value}) is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("headers", "reason"),
     [
         ({}, Reason.CONTENT_TYPE),
@@ -75,9 +74,7 @@ def test_heads_that_are_not_looked_up(headers: dict[bytes, bytes], reason: Reaso
     assert lookup_refusal(headers) is reason
 
 
-@pytest.mark.parametrize(
-    "status", [100, 199, 201, 204, 206, 301, 304, 400, 401, 404, 429, 500, 503]
-)
+@each("status", [100, 199, 201, 204, 206, 301, 304, 400, 401, 404, 429, 500, 503])
 def test_other_statuses_are_not_stored(status: int) -> None:
     """An error would be repeated for ever."""
     assert store_refusal(status) is Reason.STATUS
@@ -88,7 +85,7 @@ def test_200_is_stored() -> None:
     assert store_refusal(200) is None
 
 
-@pytest.mark.parametrize("reason", Reason)
+@each("reason", Reason)
 def test_reason_is_a_token(reason: Reason) -> None:
     """A reason that has to be quoted would break the header and the counters' names."""
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9.]+)*", str(reason))
@@ -100,7 +97,7 @@ def test_refused_has_its_reason() -> None:
     assert str(Refused(Reason.BEAM)) == "beam"
 
 
-@pytest.mark.parametrize("reason", Reason)
+@each("reason", Reason)
 def test_reason_is_explained(reason: Reason) -> None:
     """A reason in a header could not be looked up."""
     assert REASONS[reason]
@@ -186,8 +183,8 @@ TERMS: dict[Mode, dict[str, Reason | Terms]] = {
 }
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("asked", ASKED)
+@each("mode", Mode)
+@each("asked", ASKED)
 def test_terms(mode: Mode, asked: str) -> None:
     """A mode or a client would get what it has forbidden; the stricter of the two holds."""
     wanted, found = TERMS[mode][asked], terms(mode, ASKED[asked], NOW)
@@ -200,8 +197,8 @@ def test_terms(mode: Mode, asked: str) -> None:
         assert found == wanted
 
 
-@pytest.mark.parametrize("mode", Mode)
-@pytest.mark.parametrize("asked", ASKED)
+@each("mode", Mode)
+@each("asked", ASKED)
 def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
     """An answer would be dropped that could have been given, or for one that is not stored."""
     found = terms(mode, ASKED[asked], NOW)
@@ -209,7 +206,7 @@ def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
         assert found.replaces is (found.since > -inf and found.refusal is None)
 
 
-@pytest.mark.parametrize("mode", Mode)
+@each("mode", Mode)
 def test_plain_terms(mode: Mode) -> None:
     """An ordinary call would not be collapsed with others, or one of another mode would be."""
     assert (terms(mode, Directives(), NOW) == PLAIN) is (mode is Mode.READWRITE)

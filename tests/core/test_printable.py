@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sglang_cached_addon.core.printable import MAX_PATH, path, printable
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("target", "shown"),
     [
         ("/generate", "/generate"),

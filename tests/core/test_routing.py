@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.core.routing import KeyHeaders
+from tests.tables import each
 
 IN = [
     b"x-portkey-provider", b"x-portkey-config", b"x-portkey-virtual-key", b"x-portkey-metadata",
@@ -23,7 +24,7 @@ OUT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", IN)
+@each("name", IN)
 def test_in(name: bytes) -> None:
     """Another model would get the answer of the first one."""
     headers = KeyHeaders()
@@ -32,7 +33,7 @@ def test_in(name: bytes) -> None:
     assert {len(digest) for digest in found} == {32}
 
 
-@pytest.mark.parametrize("name", OUT)
+@each("name", OUT)
 def test_out(name: bytes) -> None:
     """No two calls would ever have the same key."""
     assert KeyHeaders().digest({name: b"1"}) == b""
@@ -56,7 +57,7 @@ def test_parts_do_not_run_into_each_other() -> None:
     assert headers.digest({b"a": b"1", b"c": b""}) != headers.digest({b"a": b"1"})
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
+@each("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
 def test_no_name(name: str) -> None:
     """A misspelled name would never be in any key, without a word."""
     with pytest.raises(ValueError, match="is no name of a header"):

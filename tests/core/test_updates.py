@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from sglang_cached_addon.core.updates import Change, adapter_name, change
+from tests.tables import each
 
 MODEL_ROUTES = [
     "/update_weights_from_disk",
@@ -58,8 +57,8 @@ SPELLINGS: list[Callable[[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize(("path", "what"), CHANGES)
+@each("spelling", SPELLINGS)
+@each(("path", "what"), CHANGES)
 def test_requests_that_change_answers(
     path: str, what: Change, spelling: Callable[[str], str]
 ) -> None:
@@ -68,14 +67,14 @@ def test_requests_that_change_answers(
         assert change(method, spelling(path)) is what
 
 
-@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-@pytest.mark.parametrize(("path", "what"), CHANGES)
+@each("method", ["HEAD", "OPTIONS"])
+@each(("path", "what"), CHANGES)
 def test_questions_about_a_route_change_nothing(path: str, what: Change, method: str) -> None:
     """A browser's preflight would empty the cache."""
     assert change(method, path) is None
 
 
-@pytest.mark.parametrize(
+@each(
     "path",
     [
         "",
@@ -109,7 +108,7 @@ def test_other_requests_change_nothing(path: str) -> None:
     assert change("POST", path) is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "name"),
     [
         (b'{"lora_name":"a","lora_path":"/p"}', "a"),

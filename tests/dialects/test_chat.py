@@ -14,6 +14,7 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.chat import DIALECT
 from sglang_cached_addon.dialects.openai.asking import TRANSPORT
 from tests.conftest import corpus
+from tests.tables import each
 
 PAIRS = [
     pair
@@ -66,14 +67,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), RIGHT, ids=str)
+@each(("name", "value"), RIGHT, ids=str)
 def test_transport(name: str, value: Any) -> None:
     """Clients that only differ in how they name or schedule requests would not share samples."""
     value = False if name == "stream" else value
     assert item(chat(**{name: value})) == item(chat())
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+@each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
     """A request that SGLang refuses would get a stored answer."""
     try:
@@ -82,7 +83,7 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
         assert refused.reason is Reason.MALFORMED
 
 
-@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - {"stream"}))
+@each("name", sorted(set(TRANSPORT) - {"stream"}))
 def test_null_transport(name: str) -> None:
     """A client that sends null for what it does not set would not share samples."""
     assert item(chat(**{name: None})) == item(chat())
@@ -165,7 +166,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
+@each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     bodies = [chat(**{name: value}) for value in values]
@@ -173,7 +174,7 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
-@pytest.mark.parametrize(
+@each(
     "messages",
     [
         [[{"role": "user", "content": "a"}], [{"content": "a", "role": "user"}]],
@@ -208,13 +209,13 @@ def test_different_conversations(messages: list[list[dict[str, Any]]]) -> None:
     assert len({item(chat(messages=each)) for each in messages}) == len(messages)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
+@each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """A request for more samples would not use those that are there."""
     assert item(chat(n=n)) == item(chat())
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "n", "rids"),
     [
         (chat(), 1, ()),
@@ -237,7 +238,7 @@ def part(name: str, url: Any) -> dict[str, Any]:
     return saying([{"type": "text", "text": "a"}, {"type": name, name: url}])
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "reason"),
     [
         ({"model": "m"}, Reason.MALFORMED),
@@ -271,7 +272,7 @@ def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     assert refusal(body) is reason
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@each("place", [0, 1, 2])
 def test_media_in_any_message(place: int) -> None:
     """A picture elsewhere that has changed since would get the answer to the old one."""
     messages = [{"role": "user", "content": "a"} for _ in range(3)]
@@ -279,7 +280,7 @@ def test_media_in_any_message(place: int) -> None:
     assert refusal(chat(messages=messages)) is Reason.MEDIA
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "short", "sent"),
     [
         (chat(), 1, chat()),
@@ -296,7 +297,7 @@ def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
     assert body == before
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "short", "rids"),
     [
         (chat(rid="r"), 1, {"r": UNIQUE}),
@@ -342,7 +343,7 @@ def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
+@each(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Another number of samples would have wrong counts, or other samples."""
     first = DIALECT.read(chat(n=have))
@@ -356,7 +357,7 @@ def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     assert json.loads(DIALECT.write(call, [pool[:want]])) == answer(*"abc"[:want])
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "refusal"),
     [
         (answer("a", "b"), None),
@@ -372,7 +373,7 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
     assert split.refusal is refusal
 
 
-@pytest.mark.parametrize("contents", ["", "a", "abc"])
+@each("contents", ["", "a", "abc"])
 def test_wrong_number_of_choices(contents: str) -> None:
     """A later request would get fewer samples than it asks for."""
     call = DIALECT.read(chat(n=2))
@@ -381,7 +382,7 @@ def test_wrong_number_of_choices(contents: str) -> None:
     assert caught.value.reason is Reason.UNREADABLE
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A hit would differ from what SGLang said."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import orjson
-import pytest
 
 from sglang_cached_addon.dialects.chat import DIALECT
 from tests.conftest import corpus
@@ -26,9 +25,10 @@ from tests.dialects.test_chat_stream import (
     says,
     usage,
 )
+from tests.tables import each
 
 
-@pytest.mark.parametrize(("whole", "deltas"), JSON_ANSWERS.values(), ids=JSON_ANSWERS)
+@each(("whole", "deltas"), JSON_ANSWERS.values(), ids=JSON_ANSWERS)
 def test_stream_of_a_json_sample(whole: dict[str, Any], deltas: int) -> None:
     """A client that wants a stream would generate again what is stored, or get less of it."""
     call = DIALECT.read(ONE)
@@ -55,7 +55,7 @@ RECORDED_JSON = [
 ]
 
 
-@pytest.mark.parametrize("pair", RECORDED_JSON, ids=lambda pair: pair["name"])
+@each("pair", RECORDED_JSON, ids=lambda pair: pair["name"])
 def test_stream_of_a_recorded_json_answer(pair: dict[str, Any]) -> None:
     """As above, of SGLang's own answers, with one choice and with two."""
     body, whole = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])

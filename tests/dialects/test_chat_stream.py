@@ -19,6 +19,7 @@ from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import mutated, parsed, told, worded
 from tests.dialects.test_completions_stream import by_choice, mixed
+from tests.tables import each
 
 RECORDED = corpus("chat-stream")
 
@@ -79,7 +80,7 @@ def own_ids(raw: Sequence[bytes]) -> list[bytes]:
     return found
 
 
-@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+@each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
     """A hit would differ from what SGLang has sent, be it in one byte."""
     body = json.loads(pair["request"]["body"])
@@ -237,13 +238,13 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """A hit would tell other tokens than SGLang, or at other times."""
     assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
 
 
-@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """A call without `stream` would get less from the stream's sample than from SGLang."""
     (sample,) = record(body, events)
@@ -334,7 +335,7 @@ def choice_of(index: int, *texts: str) -> list[dict[str, Any]]:
     return [role(index), *(says(text, index=index) for text in texts)]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each("seed", range(10))
 def test_two_choices(seed: int) -> None:
     """Words of one choice would end in the other; each sample has its own id and tokens."""
     deltas = mixed([choice_of(0, "a", "𝄞", "b"), choice_of(1, "x")], seed)
@@ -474,7 +475,7 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "events", "reason"), BAD.values(), ids=BAD)
+@each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
     """What is broken, or not understood, would be given to all who ask the same."""
     with pytest.raises(Refused) as caught:
@@ -499,7 +500,7 @@ def test_parts() -> None:
     assert found == wanted
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
     """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
     rng = random.Random(seed)
@@ -519,7 +520,7 @@ def test_whatever_comes(seed: int) -> None:
     assert stored
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_whatever_is_stored(seed: int) -> None:
     """An odd answer that was stored as JSON would end the next request in a traceback."""
     rng = random.Random(seed)

@@ -14,6 +14,7 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.completions import DIALECT
 from sglang_cached_addon.dialects.openai.asking import TRANSPORT
 from tests.conftest import corpus
+from tests.tables import each
 
 PAIRS = [
     pair
@@ -83,7 +84,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value"),
     [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
     ids=str,
@@ -99,7 +100,7 @@ def test_list_of_rids_is_transport() -> None:
     assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+@each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
     """A request that SGLang refuses would get a stored answer."""
     try:
@@ -108,7 +109,7 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
         assert refused.reason is Reason.MALFORMED
 
 
-@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - {"stream"}))
+@each("name", sorted(set(TRANSPORT) - {"stream"}))
 def test_null_transport(name: str) -> None:
     """A client that sends null for what it does not set would not share samples."""
     assert item(one(**{name: None})) == item(one())
@@ -168,7 +169,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
+@each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     bodies = [one(**{name: value}) for value in values]
@@ -176,15 +177,13 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
-@pytest.mark.parametrize(
-    "prompts", [["1", [1]], [[1, 2], [12], [2, 1]], ["a", "a ", "A", ""], ["[1]", [1]]]
-)
+@each("prompts", [["1", [1]], [[1, 2], [12], [2, 1]], ["a", "a ", "A", ""], ["[1]", [1]]])
 def test_different_prompts(prompts: list[Any]) -> None:
     """A prompt would get the answer to another."""
     assert len({item(one(prompt=prompt)) for prompt in prompts}) == len(prompts)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "n", "size", "batched", "rids"),
     [
         (one(), 1, 1, False, ()),
@@ -208,7 +207,7 @@ def test_read(
     assert call.body == body
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
+@each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """A request for more samples would not use those that are there."""
     assert item(one(n=n)) == item(one())
@@ -224,7 +223,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "reason"),
     [
         ({"model": "m"}, Reason.MALFORMED),
@@ -267,7 +266,7 @@ def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     assert refusal(body) is reason
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "sent", "order", "n"),
     [
         (one(n=5), (5,), one(n=5), (0,), 5),
@@ -310,7 +309,7 @@ def test_trim(
     assert DIALECT.read(fill.body).items == tuple(call.items[i] for i in order)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "sent", "rids"),
     [
         (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
@@ -330,7 +329,7 @@ def test_trim_makes_rids_unique(
     assert (fill.body["rid"], fill.rids, body) == (sent, rids, before)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "texts", "items"),
     [
         (one(), (1,), "x", [0]),
@@ -365,7 +364,7 @@ def test_prompt_tokens_by_length() -> None:
     assert [usage["total_tokens"] for usage in usages] == [11, 3]
 
 
-@pytest.mark.parametrize("texts", ["", "x", "xyz"])
+@each("texts", ["", "x", "xyz"])
 def test_wrong_number_of_choices(texts: str) -> None:
     """A sample would be stored under another prompt."""
     call = DIALECT.read(one(n=2))
@@ -374,7 +373,7 @@ def test_wrong_number_of_choices(texts: str) -> None:
     assert caught.value.reason is Reason.UNREADABLE
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A hit would differ from what SGLang said."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
@@ -388,7 +387,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     assert json.loads(DIALECT.write(call, pools)) == recorded
 
 
-@pytest.mark.parametrize(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
+@each(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Another number of samples would have wrong counts, or other samples."""
     first = DIALECT.read(batch(n=have))

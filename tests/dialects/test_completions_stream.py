@@ -18,6 +18,7 @@ from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import mutated, parsed, told, worded
+from tests.tables import each
 
 RECORDED = corpus("completions-stream")
 ONE = {"prompt": "a", "stream": True}
@@ -57,7 +58,7 @@ def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[s
     return {**head, "choices": [], "usage": counts}
 
 
-@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+@each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
     """A hit would differ from what SGLang has sent, be it in one byte."""
     body = json.loads(pair["request"]["body"])
@@ -181,13 +182,13 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """A hit would tell other tokens than SGLang, or at other times."""
     assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
 
 
-@pytest.mark.parametrize(("body", "events"), STREAMS.values(), ids=STREAMS)
+@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """A call without `stream` would get less from the stream's sample than from SGLang."""
     (sample,) = record(body, events)
@@ -215,7 +216,7 @@ JSON_ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
+@each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
 def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
     """A client that wants a stream would generate again what is stored, or get less of it."""
     body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
@@ -268,7 +269,7 @@ FOUR = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each("seed", range(10))
 def test_batch(seed: int) -> None:
     """A prompt would get the words of another, as soon as two are generated at once."""
     end = usage(10, 8)
@@ -380,7 +381,7 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "events", "reason"), BAD.values(), ids=BAD)
+@each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
     """What is broken, or not understood, would be given to all who ask the same."""
     with pytest.raises(Refused) as caught:
@@ -396,7 +397,7 @@ def test_parts() -> None:
     assert found == [(Part.DELTA, 1), (Part.DELTA, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
     """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
     rng = random.Random(seed)
@@ -415,7 +416,7 @@ def test_whatever_comes(seed: int) -> None:
     assert stored
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_whatever_is_stored(seed: int) -> None:
     """An odd answer that was stored as JSON would end the next request in a traceback."""
     rng = random.Random(seed)

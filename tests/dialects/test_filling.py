@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.call import Call, Mint
 from sglang_cached_addon.dialects import filling
+from tests.tables import each
 
 
 def minter() -> Mint:
@@ -16,7 +15,7 @@ def minter() -> Mint:
     return lambda: f"{next(numbers):032x}"
 
 
-@pytest.mark.parametrize(
+@each(
     ("shortfalls", "n", "order"),
     [
         ((1,), 1, (0,)),
@@ -38,7 +37,7 @@ def test_fill_covers_every_shortfall(
     assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "order", "n", "sent", "known"),
     [
         (Call({}, (b"",), 1, False, ("x",)), (0,), 1, "%s1", {"x": "%s1"}),
@@ -64,7 +63,7 @@ def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known:
     assert found == {rid: minted(unique) for rid, unique in known.items()}
 
 
-@pytest.mark.parametrize("body", [{}, {"rid": None}])
+@each("body", [{}, {"rid": None}])
 def test_no_rid(body: dict[str, Any]) -> None:
     """A body would be written anew for no reason."""
     before = dict(body)

@@ -13,6 +13,7 @@ from sglang_cached_addon.core.call import Call, Mint
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT, TRANSPORT
 from tests.conftest import corpus
+from tests.tables import each
 
 PAIRS = [
     pair
@@ -85,7 +86,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "value"),
     [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
     ids=str,
@@ -101,7 +102,7 @@ def test_list_of_rids_is_transport() -> None:
     assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=str)
+@each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
     """A request that SGLang refuses would get a stored answer."""
     try:
@@ -113,13 +114,13 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
 REFUSES_NULL = {"stream", "log_metrics", "no_logs", "background"}
 
 
-@pytest.mark.parametrize("name", sorted(set(TRANSPORT) - REFUSES_NULL))
+@each("name", sorted(set(TRANSPORT) - REFUSES_NULL))
 def test_null_transport(name: str) -> None:
     """A client that sends null for what it does not set would not share samples."""
     assert item(one(**{name: None})) == item(one())
 
 
-@pytest.mark.parametrize("name", sorted(REFUSES_NULL))
+@each("name", sorted(REFUSES_NULL))
 def test_null_that_sglang_refuses(name: str) -> None:
     """A request that SGLang answers with 400 would get a stored answer."""
     try:
@@ -181,7 +182,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), CONTENT.items(), ids=CONTENT)
+@each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     bodies = [one(**{name: value}) for value in values]
@@ -223,7 +224,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
+@each(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
 def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     """Two requests with different answers would share one."""
     fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
@@ -231,7 +232,7 @@ def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     assert len(keys) == len(fills) + 1
 
 
-@pytest.mark.parametrize(
+@each(
     "bodies",
     [
         [{"text": "1"}, {"input_ids": [1]}, {"input_embeds": [[1]]}],
@@ -250,7 +251,7 @@ def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7])
+@each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """A request for more samples would not use those that are there."""
     assert item(with_n(one(), n)) == item(one())
@@ -310,7 +311,7 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "sent", "order", "n"),
     [
         (with_n(one(), 5), (5,), with_n(one(), 5), (0,), 5),
@@ -388,7 +389,7 @@ def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
     assert again.items == tuple(call.items[i] for i in fill.order)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "sent", "rids"),
     [
         (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
@@ -417,7 +418,7 @@ def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
     return DIALECT.split(call, DIALECT.trim(call, shortfalls, minter()), answer)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "shortfalls", "answer", "items"),
     [
         (one(), (1,), native("0"), [0]),
@@ -442,7 +443,7 @@ def test_split(
     assert [g.tokens for g in result.generations] == [2] * len(items)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "answer", "reason"),
     [
         (one(), [native()], Reason.UNREADABLE),
@@ -473,7 +474,7 @@ def test_answers_that_are_not_what_was_asked_for(
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize(
+@each(
     ("bad", "refusal"),
     [
         (native(finish="abort"), Reason.ABORT),
@@ -485,7 +486,7 @@ def test_answers_that_are_not_what_was_asked_for(
         (native(finish={"type": "length", "length": 8}), None),
     ],
 )
-@pytest.mark.parametrize("place", [0, 1, 2])
+@each("place", [0, 1, 2])
 def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: int) -> None:
     """A cut answer anywhere in a batch would be repeated for ever."""
     answer = [native(), native(), native()]
@@ -495,7 +496,7 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     assert len(result.generations) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("names", "versions"),
     [([], set()), (["a"], {"a"}), (["a", "a"], {"a"}), (["a", "b"], {"a", "b"})],
 )
@@ -513,7 +514,7 @@ def test_error_beside_an_answer() -> None:
         assert refused.reason is Reason.ERROR
 
 
-@pytest.mark.parametrize("tokens", [None, "3", 1.5, []])
+@each("tokens", [None, "3", 1.5, []])
 def test_unknown_tokens(tokens: Any) -> None:
     """A server that counts otherwise could not be cached."""
     assert split(one(), (1,), native(completion_tokens=tokens)).generations[0].tokens == 0
@@ -526,7 +527,7 @@ def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Ca
     return Call({}, tuple(b"%d" % i for i in range(items)), n, batched, rids)
 
 
-@pytest.mark.parametrize(
+@each(
     ("call", "samples", "answer"),
     [
         (call_of(1, 1, False), [S[:1]], S[0]),
@@ -551,7 +552,7 @@ def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
     assert DIALECT.write(call, samples) == answer
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A hit would not be byte for byte what SGLang said."""
     body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
@@ -564,8 +565,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     assert DIALECT.write(call, pools) == recorded.encode()
 
 
-@pytest.mark.parametrize("have", [1, 2, 3])
-@pytest.mark.parametrize("want", [1, 2, 3])
+@each("have", [1, 2, 3])
+@each("want", [1, 2, 3])
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Another number of samples would have another form, or other samples."""
     recorded = next(p for p in PAIRS if p["name"] == "generate-n3-hot")

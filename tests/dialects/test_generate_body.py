@@ -8,6 +8,7 @@ import pytest
 
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
+from tests.tables import each
 
 PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
 
@@ -92,7 +93,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "n", "size", "batched"),
     [
         ({"text": "a"}, 1, 1, False),
@@ -118,7 +119,7 @@ def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
     assert (call.n, len(call.items), call.batched, call.body) == (n, size, batched, body)
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "reason"),
     [
         ({}, Reason.MALFORMED),
@@ -188,8 +189,8 @@ FORM_DEPENDENT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FORM_DEPENDENT)
-@pytest.mark.parametrize("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
+@each("name", FORM_DEPENDENT)
+@each("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
 def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
     """Samples that were made without the field would answer a request with it."""
     value = PICTURE if name.endswith("_data") else CONTENT[name][0]
@@ -217,15 +218,15 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
+@each(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
 def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
     """What SGLang refuses with several samples would be answered from single ones."""
     assert len(DIALECT.read(batch(**{name: values})).items) == 3
     assert refusal(with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
 
 
-@pytest.mark.parametrize(("name", "values"), LISTS.items(), ids=LISTS)
-@pytest.mark.parametrize("n", [1, 2])
+@each(("name", "values"), LISTS.items(), ids=LISTS)
+@each("n", [1, 2])
 def test_lists_with_a_value_for_each_prompt(name: str, values: list[Any], n: int) -> None:
     """A prompt would be stored under another prompt's adapter or options."""
     call = DIALECT.read(with_n(batch(**{name: values}), n))

@@ -19,6 +19,7 @@ from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import mutated, parsed
+from tests.tables import each
 
 RECORDED = [
     pair
@@ -58,7 +59,7 @@ def worded(event: Any) -> bytes:
     return sse.event(orjson.dumps(event))
 
 
-@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+@each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
     """A hit would differ from what SGLang has sent, be it in one byte."""
     body, raw = json.loads(pair["request"]["body"]), raw_events(pair)
@@ -168,13 +169,13 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("events", STREAMS.values(), ids=STREAMS)
+@each("events", STREAMS.values(), ids=STREAMS)
 def test_round_trip(events: list[dict[str, Any]]) -> None:
     """A hit would tell other tokens than SGLang, or at other times."""
     assert replay(ONE, record(ONE, events)) == [[worded(event) for event in events]]
 
 
-@pytest.mark.parametrize("events", STREAMS.values(), ids=STREAMS)
+@each("events", STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(events: list[dict[str, Any]]) -> None:
     """A call without `stream` would get less from the stream's sample than from SGLang."""
     (sample,) = record(ONE, events)
@@ -218,7 +219,7 @@ JSON_ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
+@each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
 def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
     """A client that wants a stream would generate again what is stored, or get less of it."""
     answer = pair["response"]["body"].encode()
@@ -248,7 +249,7 @@ FOUR = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@each("seed", range(10))
 def test_batch(seed: int) -> None:
     """A prompt would get the words of another, as soon as two are generated at once."""
     samples = record(BATCH, mixed(*FOUR, seed=seed))
@@ -261,7 +262,7 @@ def test_batch(seed: int) -> None:
         event["meta_info"].update(id="id0"))]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", STREAMS)
+@each("name", STREAMS)
 def test_client_rids(name: str) -> None:
     """A client would not find its own id in an event."""
     (sample,) = record(ONE, STREAMS[name])
@@ -359,7 +360,7 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "events", "reason"), BAD.values(), ids=BAD)
+@each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
     """What is broken, or not understood, would be given to all who ask the same."""
     with pytest.raises(Refused) as caught:
@@ -367,7 +368,7 @@ def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize("seed", range(8))
+@each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
     """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
     rng = random.Random(seed)

@@ -18,11 +18,12 @@ from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
 from tests.dialects import test_generate_stream as natives
 from tests.dialects.streams import parsed
+from tests.tables import each
 
 OURS = (chat.DIALECT, completions.DIALECT, generate.DIALECT)
 
 
-@pytest.mark.parametrize(
+@each(
     ("method", "path", "name"),
     [
         ("POST", "/generate", "sglang-generate"),
@@ -36,7 +37,7 @@ def test_installed(method: str, path: str, name: str) -> None:
     assert installed()[method, path].name == name
 
 
-@pytest.mark.parametrize(
+@each(
     "route",
     [
         ("GET", "/generate"),
@@ -57,7 +58,7 @@ def test_names_are_unique() -> None:
     assert len({dialect.name for dialect in OURS}) == len(OURS)
 
 
-@pytest.mark.parametrize("dialect", OURS, ids=lambda dialect: dialect.name)
+@each("dialect", OURS, ids=lambda dialect: dialect.name)
 def test_conflict(dialect) -> None:
     """Which of two plugins answers would depend on chance."""
 
@@ -96,7 +97,7 @@ def dialect_of(pair: dict[str, Any]) -> Dialect:
     return installed()["POST", pair["request"]["path"]]
 
 
-@pytest.mark.parametrize("pair", RECORDED, ids=lambda pair: pair["name"])
+@each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_versions_of_recordings(pair: dict[str, Any]) -> None:
     """Weights that change while an answer is on its way would not be noticed."""
     dialect = dialect_of(pair)
@@ -129,7 +130,7 @@ def aborted(dialect: Dialect, call: Call) -> list[list[Generation]]:
     return [[Generation(i, answer, 0)] * call.n for i in range(len(call.items))]
 
 
-@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+@each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
     """A client that aborts its call would get what it cannot read, or what looks like a success;
     or it would be stored."""
@@ -148,7 +149,7 @@ def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
     assert len(split.generations) == call.total
 
 
-@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+@each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
     """As above, of a stream."""
     call = dialect.read(body)
@@ -168,7 +169,7 @@ def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
     assert sum(generation.tokens for generation in split.generations) == 0
 
 
-@pytest.mark.parametrize(("dialect", "body"), ABORTS.values(), ids=ABORTS)
+@each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_ids_of_the_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
     """A client would not know which of its calls was aborted."""
     call = dialect.read(body)
@@ -187,7 +188,7 @@ def test_time_and_model_of_the_aborted() -> None:
             assert answer["usage"]["total_tokens"] == 0
 
 
-@pytest.mark.parametrize("index", [None, 0, 1])
+@each("index", [None, 0, 1])
 def test_cut(index: int | None) -> None:
     """A client that aborts a stream would see it go on, or lose what it had of it."""
     for event in natives.stream([("a", 1), ("ab", 2), ("abc", 3)], index=index)[:2]:
@@ -199,7 +200,7 @@ def test_cut(index: int | None) -> None:
         assert event["meta_info"] == before
 
 
-@pytest.mark.parametrize("route", sorted(installed()))
+@each("route", sorted(installed()))
 def test_probes_name_the_model(route: tuple[str, str]) -> None:
     """A probe asks for what the call asks: a key may be for some models only."""
     dialect = installed()[route]

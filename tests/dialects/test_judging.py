@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import judging
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("meta", "mixed"),
     [
         ({"weight_versions": [{}, {}]}, True),
@@ -28,7 +27,7 @@ def test_weights(meta: Any, mixed: bool) -> None:
     assert judging.weights_refusal(meta) is (Reason.MIXED_WEIGHTS if mixed else None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("metas", "versions"),
     [
         ([], set()),
@@ -46,7 +45,7 @@ def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
     assert judging.weight_versions(metas) == versions
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "reason"),
     [
         ("stop", None),

@@ -9,9 +9,10 @@ import pytest
 from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
 from sglang_cached_addon.dialects import reading
 from sglang_cached_addon.dialects.base import NULL
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "content"),
     [
         ({"a": 1, "b": "x"}, {"a": 1}),
@@ -39,13 +40,13 @@ def test_content_fields(body: dict[str, Any], content: dict[str, Any]) -> None:
     assert reading.content_fields(body, table) == content
 
 
-@pytest.mark.parametrize(("holder", "n"), [({}, 1), ({"n": 1}, 1), ({"n": MAX_N}, MAX_N)])
+@each(("holder", "n"), [({}, 1), ({"n": 1}, 1), ({"n": MAX_N}, MAX_N)])
 def test_n(holder: dict[str, Any], n: int) -> None:
     """A client would get another number of samples."""
     assert reading.read_n(holder) == n
 
 
-@pytest.mark.parametrize("n", [0, -1, MAX_N + 1, True, False, None, 1.0, 2.5, "2", [2], {}])
+@each("n", [0, -1, MAX_N + 1, True, False, None, 1.0, 2.5, "2", [2], {}])
 def test_n_that_is_upstreams_to_judge(n: Any) -> None:
     """An invalid `n` would be answered from the cache, or a huge one stop the proxy."""
     with pytest.raises(Refused) as caught:
@@ -53,7 +54,7 @@ def test_n_that_is_upstreams_to_judge(n: Any) -> None:
     assert caught.value.reason is Reason.MALFORMED
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "value", "reason"),
     [
         ("session_params", {"id": "x"}, Reason.STATE),
@@ -78,7 +79,7 @@ def test_unstorable(field: str, value: Any, reason: Reason) -> None:
     assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize("stream", [1, 0, "true", "false", [], None])
+@each("stream", [1, 0, "true", "false", [], None])
 def test_odd_stream(stream: Any) -> None:
     """SGLang refuses what a laxer reader would take for a stream, or for none."""
     with pytest.raises(Refused) as caught:
@@ -95,15 +96,13 @@ def test_unstreamable() -> None:
     assert caught.value.reason is Reason.STREAM
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"stream": False}, {"session_params": None, "kv_hints": None}]
-)
+@each("body", [{}, {"stream": False}, {"session_params": None, "kv_hints": None}])
 def test_storable(body: dict[str, Any]) -> None:
     """An ordinary call would never be a hit."""
     reading.refuse_unstorable(body)
 
 
-@pytest.mark.parametrize(
+@each(
     ("rid", "n", "batched", "size", "rids"),
     [
         (None, 1, False, 1, ()),
@@ -122,8 +121,8 @@ def test_rids(rid: Any, n: int, batched: bool, size: int, rids: tuple[str, ...])
     assert reading.read_rids({"rid": rid}, n, batched, size) == rids
 
 
-@pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize(
+@each("n", [1, 2])
+@each(
     ("rid", "batched", "size"),
     [
         (["x"], False, 1),
@@ -149,7 +148,7 @@ def test_rids_that_are_upstreams_to_judge(rid: Any, batched: bool, size: int, n:
 PICTURE = "iVBORw0KGgo" + "A" * 80
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         None,
@@ -170,7 +169,7 @@ def test_media_in_the_body(value: Any) -> None:
     assert not reading.media_refusal(value)
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         "http://example.com/a.png",

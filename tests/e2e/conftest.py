@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.proxy.runner import has_token
+from sglang_cached_addon.proxy.checks import has_token
 from tests.conftest import Mitmproxy, Proxy, StartProxy
 from tests.simulator import Profile, running
 

@@ -13,6 +13,7 @@ import requests
 from tornado.ioloop import IOLoop
 from tornado.websocket import websocket_connect
 
+from sglang_cached_addon.core.keys import FORMAT_VERSION
 from tests.conftest import Proxy, StartProxy, cache_status, corpus, until
 from tests.hearing import Heard, hearing
 from tests.simulator import Fault, Profile, Simulator, running
@@ -229,7 +230,7 @@ def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
     assert proxy.stop() == 0
     with open(path) as journal:
         (line,) = [json.loads(line) for line in journal]
-    assert line["v"] == 3
+    assert line["v"] == FORMAT_VERSION
     assert line["call"] == BODIES["/generate"]
     assert line["answers"][0]["meta_info"]["completion_tokens"] == 8
 

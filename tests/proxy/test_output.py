@@ -21,7 +21,7 @@ import requests
 from sglang_cached_addon.proxy.output import MAX_KEPT, Output
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.test_proxy import BODIES
-from tests.proxy.test_runner import free_port, refuses
+from tests.proxy.test_lifetime import free_port, refuses
 from tests.simulator import Simulator
 
 LINE = b"x" * 63 + b"\n"

@@ -17,7 +17,7 @@ from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason, Restart
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream import State, Upstream
-from sglang_cached_addon.wire.client import tls_context
+from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
 from tests.tables import each
 from tests.upstream.scripted import (

@@ -11,6 +11,7 @@ from contextlib import closing
 import pytest
 
 from sglang_cached_addon.wire import descriptors
+from tests.tables import each
 
 Fd = int
 
@@ -67,7 +68,7 @@ def test_upstream_waits(limited: int) -> None:
         runner.run(wait())
 
 
-@pytest.mark.parametrize(
+@each(
     ("before", "after"),
     [((100, 300), 300), ((100, 1 << 20), descriptors.MOST), ((70_000, 80_000), 70_000)],
 )

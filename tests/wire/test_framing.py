@@ -11,6 +11,7 @@ import pytest
 from sglang_cached_addon.wire.chunks import MAX_LINE, Chunks
 from sglang_cached_addon.wire.framing import Phase, Requests
 from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD, FramingError
+from tests.tables import each
 
 LINE = b"POST /generate HTTP/1.1"
 
@@ -84,8 +85,8 @@ def feed(data: bytes, size: int) -> tuple[bytes, Requests]:
     return out, requests
 
 
-@pytest.mark.parametrize(("data", "wanted"), UNDERSTOOD.values(), ids=UNDERSTOOD)
-@pytest.mark.parametrize("size", [1, 2, 7, 1 << 20])
+@each(("data", "wanted"), UNDERSTOOD.values(), ids=UNDERSTOOD)
+@each("size", [1, 2, 7, 1 << 20])
 def test_understood(data: bytes, wanted: bytes, size: int) -> None:
     """A request would be changed in what it means, or not be seen to be over."""
     out, requests = feed(data, size)
@@ -105,7 +106,7 @@ def unchunked(data: bytes) -> bytes:
     return start + b"".join(Chunks().read(buffer)) + bytes(buffer)
 
 
-@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@each("size", [1, 3, 1 << 20])
 def test_one_after_the_other(size: int) -> None:
     """A request would go on before the one before it is done with."""
     every = list(UNDERSTOOD.values())
@@ -190,8 +191,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("data", "status"), REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("size", [1, 5, 1 << 20])
+@each(("data", "status"), REFUSED.values(), ids=REFUSED)
+@each("size", [1, 5, 1 << 20])
 def test_refused(data: bytes, status: int, size: int) -> None:
     """Somebody behind us would see other requests than we do, or we would wait for ever."""
     with pytest.raises(FramingError) as refused:
@@ -211,7 +212,7 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize(("begins", "goes_on", "status"), ENDLESS.values(), ids=ENDLESS)
+@each(("begins", "goes_on", "status"), ENDLESS.values(), ids=ENDLESS)
 def test_endless(begins: bytes, goes_on: bytes, status: int) -> None:
     """Memory would grow for as long as somebody sends."""
     requests = Requests()
@@ -235,7 +236,7 @@ def heavy() -> Iterator[tuple[str, bytes]]:
 HEAVY = dict(heavy())
 
 
-@pytest.mark.parametrize("data", HEAVY.values(), ids=HEAVY)
+@each("data", HEAVY.values(), ids=HEAVY)
 def test_heavy(data: bytes) -> None:
     """Some bytes would hold everybody up: they took half a minute."""
     began = time.process_time()
@@ -259,8 +260,8 @@ BOUNDED = {
 }
 
 
-@pytest.mark.parametrize("data", BOUNDED.values(), ids=BOUNDED)
-@pytest.mark.parametrize("size", [1, 1 << 20])
+@each("data", BOUNDED.values(), ids=BOUNDED)
+@each("size", [1, 1 << 20])
 def test_bound(data: bytes, size: int) -> None:
     """A body that is kept would be kept whatever its size."""
     for bound in (3, 2):

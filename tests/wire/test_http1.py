@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pickle
 
-import pytest
-
 from sglang_cached_addon.core import admission
 from sglang_cached_addon.core.outcome import hit_status
 from sglang_cached_addon.core.policy import MAX_BODY
@@ -18,6 +16,7 @@ from sglang_cached_addon.wire.http1 import (
     hit,
     unchunked,
 )
+from tests.tables import each
 
 ROUTES = [("POST", "/generate"), ("PUT", "/generate"), ("POST", "/v1/chat/completions")]
 LINE = b"POST /generate HTTP/1.1"
@@ -68,7 +67,7 @@ UNDERSTOOD = {
 }
 
 
-@pytest.mark.parametrize(("data", "wanted"), UNDERSTOOD.values(), ids=UNDERSTOOD)
+@each(("data", "wanted"), UNDERSTOOD.values(), ids=UNDERSTOOD)
 def test_understood(data: bytes, wanted: tuple[str, bool]) -> None:
     """A plain head is read, with any body behind it, however often it comes."""
     reader = HeadReader(ROUTES)
@@ -79,7 +78,7 @@ def test_understood(data: bytes, wanted: tuple[str, bool]) -> None:
         assert found == Head(method, "/generate", len(data), 2, closes)
 
 
-@pytest.mark.parametrize("data", [data for data, _ in UNDERSTOOD.values()], ids=UNDERSTOOD)
+@each("data", [data for data, _ in UNDERSTOOD.values()], ids=UNDERSTOOD)
 def test_byte_by_byte(data: bytes) -> None:
     """Every beginning of a plain head is waited for."""
     assert all(read(data[:end]) is NoHead.PARTIAL for end in range(1, len(data)))
@@ -153,7 +152,7 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+@each("data", FOREIGN.values(), ids=FOREIGN)
 def test_foreign(data: bytes) -> None:
     """What is not plain is left to mitmproxy, also the second time."""
     reader = HeadReader(ROUTES)
@@ -161,7 +160,7 @@ def test_foreign(data: bytes) -> None:
     assert reader.read(data) is NoHead.FOREIGN
 
 
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+@each("data", FOREIGN.values(), ids=FOREIGN)
 def test_foreign_byte_by_byte(data: bytes) -> None:
     """No beginning of a foreign head is taken for one of ours, and none is waited for for ever."""
     kinds = [read(data[:end]) for end in range(1, len(data) + 1)]
@@ -186,7 +185,7 @@ CREDENTIALS: dict[str, tuple[bytes, ...]] = {
 }
 
 
-@pytest.mark.parametrize("name", CREDENTIALS)
+@each("name", CREDENTIALS)
 def test_credential(name: str) -> None:
     """A client would be taken for another one, or the fast lane know it by another name than the
     ordinary way does."""
@@ -202,7 +201,7 @@ def test_credential(name: str) -> None:
         assert (same.credential == found.credential) is (other == name)
 
 
-@pytest.mark.parametrize("key", [b"", bytes(range(32))])
+@each("key", [b"", bytes(range(32))])
 def test_hit(key: bytes) -> None:
     """A hit is a whole HTTP message."""
     status = hit_status(key)
@@ -222,9 +221,7 @@ def test_stream_hit() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "events", [[], [b"a"], [b"a" * 15, b"b" * 16, b"c" * 70_000], [b"0\r\n\r\n", b"\r\n"]]
-)
+@each("events", [[], [b"a"], [b"a" * 15, b"b" * 16, b"c" * 70_000], [b"0\r\n\r\n", b"\r\n"]])
 def test_chunks(events: list[bytes]) -> None:
     """A client would take something else for an event."""
     assert unchunked(chunked(events)) == events

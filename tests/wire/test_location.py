@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sglang_cached_addon.wire.location import through_proxy
+from tests.tables import each
 
 HTTP, HTTPS = "http://sglang:30000", "https://[2001:db8::1]:443"
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "upstream", "path"),
     [
         ("http://sglang:30000/v1/models", HTTP, "/v1/models"),
@@ -31,7 +30,7 @@ def test_own(value: str, upstream: str, path: str) -> None:
     assert through_proxy(value, upstream) == path
 
 
-@pytest.mark.parametrize(
+@each(
     "value",
     [
         "",

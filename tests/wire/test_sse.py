@@ -10,6 +10,7 @@ import pytest
 from sglang_cached_addon.wire import sse
 from sglang_cached_addon.wire.sse import Splitter
 from tests.conftest import corpus
+from tests.tables import each
 
 ONE = b'data: {"a":1}\n\n'
 TWO = b'data: {"b":2}\n\n'
@@ -47,7 +48,7 @@ def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     return events, splitter.rest
 
 
-@pytest.mark.parametrize(("events", "rest"), STREAMS.values(), ids=STREAMS)
+@each(("events", "rest"), STREAMS.values(), ids=STREAMS)
 def test_any_pieces(events: list[bytes], rest: bytes) -> None:
     """What a client gets would depend on how TCP had cut it, or bytes would get lost."""
     whole = b"".join(events) + rest
@@ -113,13 +114,13 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize(("event", "said"), DATA.values(), ids=DATA)
+@each(("event", "said"), DATA.values(), ids=DATA)
 def test_data(event: bytes, said: bytes | None) -> None:
     """What an event says would not be recorded, or be taken for something else."""
     assert sse.data(event) == said
 
 
-@pytest.mark.parametrize(
+@each(
     ("event", "silent"),
     [
         (b": ping\n\n", True),
@@ -140,7 +141,7 @@ def test_silent(event: bytes, silent: bool) -> None:
     assert sse.is_silent(event) is silent
 
 
-@pytest.mark.parametrize("said", [b"", b" ", b"1", b"[DONE]", b": x", "ñ�".encode(), b"a\0b"])
+@each("said", [b"", b" ", b"1", b"[DONE]", b": x", "ñ�".encode(), b"a\0b"])
 def test_inverse(said: bytes) -> None:
     """A stream from the store would say something else than its recording."""
     assert sse.data(sse.event(said)) == said
@@ -148,9 +149,7 @@ def test_inverse(said: bytes) -> None:
     assert sse.event(sse.DONE_DATA) == sse.DONE
 
 
-@pytest.mark.parametrize(
-    "pair", [p for p in corpus() if "-stream" in p["name"]], ids=lambda pair: pair["name"]
-)
+@each("pair", [p for p in corpus() if "-stream" in p["name"]], ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, object]) -> None:
     """SGLang's own streams: one line of data an event, and the last is what it has to be."""
     response = pair["response"]

@@ -6,6 +6,7 @@ import h11
 import pytest
 
 from sglang_cached_addon.wire.strict import StrictReader
+from tests.tables import each
 from tests.wire.test_framing import REFUSED, in_chunks
 
 BODIES = {
@@ -27,7 +28,7 @@ def read(data: bytes, size: int) -> tuple[list[bytes], bytes]:
     raise AssertionError("there is no end")
 
 
-@pytest.mark.parametrize("size", [1, 3, 1 << 20])
+@each("size", [1, 3, 1 << 20])
 def test_whole(size: int) -> None:
     """A body would be cut, or the answer behind it be lost."""
     pieces, rest = read(b"1\r\na\r\n2;x\r\nbc\r\n0\r\nA: 1\r\n\r\nHTTP/1.1 200", size)
@@ -37,8 +38,8 @@ def test_whole(size: int) -> None:
         assert pieces == [b"a", b"bc"]
 
 
-@pytest.mark.parametrize("data", BODIES.values(), ids=BODIES)
-@pytest.mark.parametrize("size", [1, 1 << 20])
+@each("data", BODIES.values(), ids=BODIES)
+@each("size", [1, 1 << 20])
 def test_refused(data: bytes, size: int) -> None:
     """An answer would be hidden in another one."""
     with pytest.raises(h11.RemoteProtocolError):

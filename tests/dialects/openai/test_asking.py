@@ -11,9 +11,10 @@ from sglang_cached_addon.core.call import Streaming
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import completions
 from sglang_cached_addon.dialects.openai import asking
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("body", "wanted"),
     [
         ({}, None),
@@ -46,7 +47,7 @@ def test_streaming(body: dict[str, Any], wanted: Any) -> None:
         assert refused.reason is wanted
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "asked"),
     [
         ({}, {"include_usage": True}),
@@ -70,7 +71,7 @@ def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> N
     assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body
 
 
-@pytest.mark.parametrize(("total", "refused"), [(1, False), (2, True)])
+@each(("total", "refused"), [(1, False), (2, True)])
 def test_report_on_the_first_sample(total: int, refused: bool) -> None:
     """A later sample would be answered without the experts that were asked for."""
     asking.refuse_shared_report({"return_routed_experts": False}, total)

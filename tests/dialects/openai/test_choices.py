@@ -12,6 +12,7 @@ from sglang_cached_addon.core.call import Call, Fill
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.openai import choices
 from tests.conftest import corpus
+from tests.tables import each
 
 PAIRS = [
     pair
@@ -37,7 +38,7 @@ def split_refusal(value: Any, fill: Fill = FILL2) -> Reason:
     return caught.value.reason
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "reason"),
     [
         (None, Reason.UNREADABLE),
@@ -66,7 +67,7 @@ def test_answers_that_are_not_what_was_asked_for(value: Any, reason: Reason) -> 
     assert split_refusal(value) is reason
 
 
-@pytest.mark.parametrize("index", [[], {}])
+@each("index", [[], {}])
 def test_index_of_a_wrong_type(index: Any) -> None:
     """An odd upstream would end a request in a traceback."""
     assert split_refusal(answer({"index": index}, {"index": 1})) is Reason.UNREADABLE
@@ -81,7 +82,7 @@ def test_error_beside_choices() -> None:
         assert refused.reason is Reason.ERROR
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "refusal"),
     [
         (answer({}, {}), None),
@@ -102,7 +103,7 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
     assert len(split.generations) == 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "versions"),
     [
         (answer({}, {}), set()),
@@ -175,9 +176,7 @@ def test_sample_is_an_answer_for_one() -> None:
     assert first.tokens + second.tokens == 6
 
 
-@pytest.mark.parametrize(
-    "usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "6"}]
-)
+@each("usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "6"}])
 def test_unknown_tokens(usage: Any) -> None:
     """A server that does not count tokens could not be cached."""
     split = choices.split(FILL2, answer({}, {}, usage=usage), [None])
@@ -209,7 +208,7 @@ def test_identity_is_the_first_ones() -> None:
     assert [(c["index"], c["text"]) for c in merged["choices"]] == [(0, "a"), (1, "b")]
 
 
-@pytest.mark.parametrize("batched", [1, 2])
+@each("batched", [1, 2])
 def test_client_rids_are_put_back(batched: int) -> None:
     """A client would find another client's id in its answer."""
     samples = [[dumped(answer({"meta_info": {"id": "up"}}))] for _ in range(batched)]
@@ -279,7 +278,7 @@ def test_choices_keep_what_is_theirs() -> None:
     assert json.loads(merged) == value
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
+@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A merged answer would differ from what SGLang says."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])

@@ -15,9 +15,10 @@ from sglang_cached_addon.dialects.openai import choices
 from sglang_cached_addon.dialects.openai.recording import CHOICE, Recorder, refuse_unknown
 from sglang_cached_addon.wire import sse
 from tests.dialects.test_completions_stream import stream, usage
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("choice", "is_end", "refused"),
     [
         (dict.fromkeys(CHOICE), False, False),
@@ -102,7 +103,7 @@ def test_envelope() -> None:
     assert [sample.deltas for sample in split.generations] == [b"[0]", b"[0]"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("server", "metadata"),
     [
         (Server(), ...),
@@ -199,7 +200,7 @@ def test_own_ids() -> None:
     assert finish["id"] == "id0"
 
 
-@pytest.mark.parametrize(
+@each(
     ("counts", "exact"),
     [
         ((2, 3), [2, 3]),
@@ -223,7 +224,7 @@ def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> 
     assert [sample.tokens for sample in split.generations] == exact or not exact
 
 
-@pytest.mark.parametrize(
+@each(
     ("rows", "reason"),
     [((2, 3), None), ((5, 0), None), ((2, 2), Reason.LOST_LOGPROBS), ((0, 0), Reason.LOST_LOGPROBS),
      ((3, 3), Reason.LOST_LOGPROBS)],
@@ -238,7 +239,7 @@ def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
         assert made.split().refusal is (reason if wants else None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("told", "shares"),
     [
         ([[1, 7], [1]], [7, 1]),

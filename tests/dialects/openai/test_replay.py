@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-import pytest
 
 from sglang_cached_addon.core.call import Call, Generation, Streaming
 from sglang_cached_addon.dialects import chat, completions
@@ -13,9 +12,10 @@ from sglang_cached_addon.dialects.openai import replay
 from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
 from sglang_cached_addon.wire import sse
 from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
+from tests.tables import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "kind", "found"),
     [
         ({"x": "y"}, str, "y"),
@@ -54,7 +54,7 @@ def test_head() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+@each(
     ("lengths", "known", "found"),
     [
         ([], [], []),

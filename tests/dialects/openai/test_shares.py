@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.dialects.openai import choices, shares
+from tests.tables import each
 
 
-@pytest.mark.parametrize("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
-@pytest.mark.parametrize(
+@each("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
+@each(
     "weights",
     [
         [1],
@@ -79,11 +78,11 @@ def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
     return {"message": {"content": text, "reasoning_content": reasoning}}
 
 
-@pytest.mark.parametrize("usage", USAGES)
-@pytest.mark.parametrize(
+@each("usage", USAGES)
+@each(
     ("weights", "n"), [([1], 1), ([1], 4), ([3, 8], 1), ([3, 8], 3), ([0, 0, 0], 2), ([5] * 5, 1)]
 )
-@pytest.mark.parametrize("texts", ["", "abc", "long and short"])
+@each("texts", ["", "abc", "long and short"])
 def test_usage_round_trip(usage: dict[str, Any], weights: list[int], n: int, texts: str) -> None:
     """The `usage` of a merged answer would differ from what SGLang counted."""
     total = len(weights) * n
@@ -116,7 +115,7 @@ def test_guesses() -> None:
     )
 
 
-@pytest.mark.parametrize("usage", [None, 1, "x", []])
+@each("usage", [None, 1, "x", []])
 def test_no_usage(usage: Any) -> None:
     """A server that sends no usage could not be cached."""
     assert shares.of(usage, [chat_choice("a")] * 2, [None], 2) == ([None, None], True)
@@ -140,7 +139,7 @@ TELLING: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("choices", TELLING.values(), ids=TELLING)
+@each("choices", TELLING.values(), ids=TELLING)
 def test_choices_that_tell(choices: list[dict[str, Any]]) -> None:
     """Tokens would be guessed from text although the answer tells them; where what it tells does
     not come to the whole, it tells something else."""

@@ -1,0 +1,75 @@
+"""Servers that are scripted byte by byte, for a client to ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sglang_cached_addon.wire.client import Client
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+Case = Callable[[Client], Awaitable[None]]
+
+
+ASKED = ("POST", "/generate", [(b"Content-Type", b"application/json")], b'{"text":"a"}')
+
+
+async def request(reader: asyncio.StreamReader) -> bytes:
+    """A whole request, or what there is of one."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as e:
+        return e.partial
+    length = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+    return head + (await reader.readexactly(int(length[0].split(b":")[1])) if length else b"")
+
+
+def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **options: Any) -> None:
+    """Runs a case against a server, in bounded time."""
+
+    async def run() -> None:
+        handlers: set[asyncio.Task[Any]] = set()
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task
+            handlers.add(task)
+            try:
+                await serve(reader, writer)
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        async with asyncio.timeout(10):
+            server = await asyncio.start_server(handle, "::1" if "[" in url else "127.0.0.1", 0)
+            client = Client(f"{url}:{server.sockets[0].getsockname()[1]}", **options)
+            try:
+                await case(client)
+            finally:
+                client.close()
+                server.close()
+                for task in handlers:
+                    task.cancel()
+                await asyncio.gather(*handlers, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def saying(*answers: bytes, received: list[bytes] | None = None) -> Serve:
+    """Answers request by request, on one connection, and hangs up then."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            got = await request(reader)
+            if not got:
+                return
+            if received is not None:
+                received.append(got)
+            writer.write(answer)
+            await writer.drain()
+
+    return serve
