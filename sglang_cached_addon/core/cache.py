@@ -19,28 +19,29 @@ class Sample:
     answer: bytes
     """Compact JSON: the API's whole answer for `n=1`."""
     stored_at: float
-    """Unix time in seconds."""
+    """When it was stored, in Unix seconds."""
     seconds: float
-    """How long the upstream call took that gave it."""
+    """How long the upstream call took that it came from."""
     tokens: int
-    """Completion tokens."""
+    """How many completion tokens it has."""
     deltas: bytes = b""
     """As `Generation.deltas`."""
 
 
 SKEW = 5.0
-"""Seconds that clocks may differ by. What is dated further ahead is of a clock that was wrong, and
-of no age that could be told."""
+"""By how many seconds clocks may differ. A sample that is dated further ahead comes from a clock
+that was wrong, so that nobody knows how old it is."""
 
 
 def counts(stored_at: float, since: float, now: float) -> bool:
-    """Whether a sample of that time was stored since then; one of the future was not."""
+    """Whether a sample that was stored at that time is new enough: not before `since`, and not in
+    the future."""
     return since == -inf or since <= stored_at <= now + SKEW
 
 
 def slots(times: Sequence[float], count: int, since: float, now: float) -> list[int]:
-    """Which places of a pool so many new samples take, in ascending order: those of samples that do
-    not count, and what is more the ones behind its end. `times`: when its samples were stored."""
+    """Which places of a pool so many new samples take, in ascending order: first those of samples
+    that do not count, then the ones behind its end. `times` are when its samples were stored."""
     if since == -inf:
         return list(range(len(times), len(times) + count))
     stale = [place for place, at in enumerate(times) if not counts(at, since, now)][:count]
@@ -48,54 +49,56 @@ def slots(times: Sequence[float], count: int, since: float, now: float) -> list[
 
 
 class Lease(Protocol):
-    """The right to fill some pools, which no other proxy has meanwhile."""
+    """The right to fill some pools. No other proxy has it at the same time."""
 
     def release(self) -> None:
-        """What was to be stored is stored, or will not be. Returns at once; what was appended
-        before comes to others before this does."""
+        """Gives the right back: what was to be stored is stored, or will not be. Returns at once;
+        other proxies see what was appended before they see this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """What came of looking further than what is at hand."""
+    """What came of asking the shared store for samples that this process does not have."""
 
     lease: Lease | None = None
+    """The right to fill what is still short, where it was claimed and granted."""
     is_shared: bool = False
-    """Another proxy had the lease, and has let go of it: there may be more to bring by now."""
+    """Another proxy had the lease, and has given it back: there may be more samples by now."""
 
 
 class Store(Protocol):
-    """Where pools live. Methods return at once; what is slow happens elsewhere."""
+    """Where pools live. Its methods return at once; what is slow happens elsewhere."""
 
     @property
     def generation(self) -> int:
-        """Rises when samples are removed. Within one generation, pools only grow at their end."""
+        """A number that rises when samples are removed. While it stays, pools only grow at their
+        end."""
 
     @property
     def clears(self) -> int:
-        """Rises when somebody clears the store, or a part of it."""
+        """A number that rises when somebody clears the store, or a part of it."""
 
     @property
     def now(self) -> float:
-        """Unix seconds."""
+        """The present time in Unix seconds."""
 
     def is_expired(self, stored_at: float) -> bool:
-        """Whether a sample of that time is no more."""
+        """Whether a sample that was stored then is too old to exist."""
 
     def touch(self, keys: Sequence[bytes]) -> None:
-        """Pools were used, as `get` notes by itself."""
+        """Notes that pools were used. `get` notes it by itself."""
 
     def get(self, key: bytes) -> Sequence[Sample]:
-        """What is at hand of the pool of this key, oldest first: all or nothing of it, or its
-        beginning."""
+        """The samples of a pool that this process has, oldest first: all, none, or the first
+        ones."""
 
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
-        """Brings what is not at hand of these pools, up to so many samples each; None if there is
-        nothing to wait for. Who `claims` what is still short then gets a lease for it, unless
-        others have one: those are waited for."""
+        """Fetches samples of these pools that this process does not have, up to so many of each;
+        None if there is nothing to wait for. With `claims`, a lease for what is still short is
+        asked for; where another proxy has it, that one is waited for."""
 
     def find(self, raw: bytes) -> bytes | None:
-        """The key of the pool whose first sample answers a body of this name."""
+        """The key of the pool whose first sample answers the body with this digest."""
 
     def append(
         self,
@@ -107,15 +110,14 @@ class Store(Protocol):
         *,
         since: float = -inf,
     ) -> bool:
-        """Adds to a pool. `content` is the canonical call, kept for people who read the journal;
-        `raw`, if any, the name of a body that the pool's first sample answers. In the order of the
-        pool, samples that do not count (see `counts`) give their places to as many new ones; what
-        is new beyond those comes behind the others. False if it cannot be kept: nothing has
-        changed, then."""
+        """Adds samples to a pool. `content` is the canonical call, kept for people who read the
+        journal; `raw`, if any, is the digest of a body that the pool's first sample answers. New
+        samples take the places of those that do not count (see `counts`), in the order of the pool,
+        and then those behind its end. Gives False, and changes nothing, if they cannot be kept."""
 
     def room(self) -> Awaitable[None] | None:
-        """To be waited for by who has much to store; None if there is room, or if waiting would
-        be for nothing."""
+        """What a caller that has much to store waits for; None if there is room, or if waiting
+        would not help."""
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes could be kept just now, or in a moment."""

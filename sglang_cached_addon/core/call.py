@@ -16,90 +16,95 @@ from sglang_cached_addon.core.identity import UNKNOWN, VLLM, Server
 from sglang_cached_addon.core.policy import Reason
 
 Mint = Callable[[], str]
-"""Gives a new unique request id: 32 hexadecimal digits, like SGLang's own."""
+"""A function that gives a new unique request id: 32 hexadecimal digits, like SGLang's own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Streaming:
-    """What a client wants of a streamed answer."""
+class StreamOptions:
+    """How a client wants its answer to be streamed."""
 
     usage: bool = False
-    """`stream_options.include_usage`: the usage of the whole answer, at its end."""
+    """`stream_options.include_usage`: the stream ends with the usage of the whole answer."""
     continuous_usage: bool = False
-    """`stream_options.continuous_usage_stats`: the usage so far, with each delta."""
+    """`stream_options.continuous_usage_stats`: each delta comes with the usage so far."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request body, read."""
+    """What a request body asks for."""
 
     body: dict[str, Any]
-    """As parsed; forwarding starts from it, so unknown fields survive."""
+    """The parsed body. What is sent upstream is made from it, so that unknown fields survive."""
     items: tuple[bytes, ...]
-    """The canonical content of each prompt, in the order of the call: one pool each."""
+    """The canonical content of each prompt, in the order of the call. Each names a pool."""
     n: int
-    """Samples wanted of each item."""
+    """How many samples of each item are wanted."""
     batched: bool
-    """The call has a list of prompts (of any length)."""
+    """The call has a list of prompts, of any length."""
     rids: tuple[str, ...] = ()
-    """The ids that the client will see, one per item; empty where SGLang invents them."""
-    stream: Streaming | None = None
-    """None: one JSON document. Both forms are answered from the same pools."""
+    """The ids that the client will see, one per item. Empty where SGLang invents them."""
+    stream: StreamOptions | None = None
+    """None where the client wants one JSON document. Both forms are answered from the same
+    pools."""
     is_seeded: bool = False
-    """It names a seed, of which each of its samples may be a function."""
+    """The call names a seed, so that each of its samples may depend on its place."""
 
     @property
     def total(self) -> int:
-        """Samples in the whole answer."""
+        """How many samples the whole answer has."""
         return len(self.items) * self.n
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """The one upstream call that fetches the samples which are short."""
+    """The upstream call that fetches the samples which a client's call lacks: it fills the
+    pools."""
 
     body: dict[str, Any]
+    """The request body that is sent."""
     order: tuple[int, ...]
-    """The item behind each prompt that is sent; an item may come more than once."""
+    """The item of the client's call that each prompt is of. An item may come more than once."""
     n: int
-    """Samples asked of each prompt that is sent."""
+    """How many samples of each prompt upstream is asked for."""
     rids: dict[str, str] = field(default_factory=dict)
-    """The client's id to the unique one that goes upstream, for ids a client can name."""
+    """The unique id that goes upstream, by the client's own id, where clients can name one."""
     server: Server = UNKNOWN
-    """Whom it is for."""
+    """The server that it is sent to."""
     skip: tuple[int, ...] = ()
-    """How many of the first samples of each prompt that is sent are there already; empty: none."""
+    """How many of the first samples of each prompt are stored already. Empty means none."""
     added: tuple[str, ...] = ()
-    """Members of each choice that are there only because we ask for them."""
+    """The members of each choice that come only because the proxy, not the client, asks for
+    them."""
     counts: bool = False
-    """The usage so far is with each delta of its stream only because we ask for it."""
+    """Each delta of the stream has the usage so far only because the proxy asks for it."""
 
     @property
     def total(self) -> int:
-        """Samples that upstream is asked for."""
+        """How many samples upstream is asked for in all."""
         return len(self.order) * self.n
 
     def is_skipped(self, choice: int) -> bool:
-        """Whether a choice of the answer is one that is there already."""
+        """Whether a choice of the answer is a sample that is stored already."""
         return bool(self.skip) and choice % self.n < self.skip[choice // self.n]
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One sample as it came from upstream."""
+    """A sample as it came from upstream."""
 
     item: int
+    """The item of the call that it is a sample of."""
     answer: bytes
-    """Compact JSON: the API's whole answer for `n=1`."""
+    """Compact JSON: the whole answer that the API gives for `n=1`."""
     tokens: int
-    """Completion tokens."""
+    """How many completion tokens it has."""
     deltas: bytes = b""
-    """JSON, in the dialect's own words: where the events of its stream began and ended; empty
-    where it did not come as a stream."""
+    """Where the events of its stream began and ended: JSON whose form is the dialect's own. Empty
+    where the sample did not come as a stream."""
 
 
 class Recorded(Protocol):
-    """What a dialect is given of a sample, stored or new."""
+    """A sample, stored or new, as far as a dialect sees it."""
 
     @property
     def answer(self) -> bytes: ...
@@ -109,11 +114,11 @@ class Recorded(Protocol):
 
 
 class Part(Enum):
-    """What an event is to the stream that it is part of."""
+    """What an event is within its stream."""
 
-    DELTA = "of one choice"
-    STATE = "of one choice: all of it so far, so that none before it is needed"
-    FINISH = "the end of a choice, after the last delta of all"
+    DELTA = "news of one choice"
+    STATE = "all of one choice so far, so that no event before it is needed"
+    FINISH = "the end of a choice, behind the last delta of all choices"
     USAGE = "the usage of the whole answer"
     ERROR = "an error"
     OTHER = "unknown"
@@ -121,15 +126,16 @@ class Part(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The events of a stream from the store, without its last, `[DONE]`."""
+    """The events of a stream that is made from stored samples, but for the last, `[DONE]`."""
 
     deltas: tuple[list[bytes], ...]
-    """The events of each choice."""
+    """For each choice, its events."""
     finishes: list[bytes] = field(default_factory=list)
-    """What comes when the last choice has ended."""
+    """The events that come when the last choice has ended."""
 
     def in_turn(self) -> list[bytes]:
-        """The choices side by side, as a server that generates them at the same time sends them."""
+        """The deltas of all choices in turn, as a server that generates them together sends
+        them."""
         if len(self.deltas) == 1:
             return self.deltas[0]
         rounds = zip_longest(*self.deltas)
@@ -138,24 +144,24 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """An upstream answer taken apart."""
+    """An answer of upstream, taken apart into samples."""
 
     generations: tuple[Generation, ...]
     refusal: Reason | None = None
-    """Why none of it may be stored, though it may be answered."""
+    """Why none of its samples may be stored, though the client may have them."""
     versions: frozenset[str] = frozenset()
     """The `weight_version`s that the answer names."""
 
 
 def with_deltas(split: Split, deltas: Sequence[bytes]) -> Split:
-    """With the boundaries that each generation's stream had."""
+    """The same samples, each with where the events of its stream began and ended."""
     pairs = zip(split.generations, deltas, strict=True)
     return replace(split, generations=tuple(replace(g, deltas=d) for g, d in pairs))
 
 
 def take_out(fill: Fill, members: Any) -> None:
-    """Takes what only we have asked for out of a choice, or out of an answer's own members. vLLM
-    says null where nobody has asked."""
+    """Takes the members that only the proxy has asked for out of a choice or an answer, in place.
+    vLLM has null for those that nobody asks for."""
     for name in fill.added if isinstance(members, dict) else ():
         if name in members and fill.server.engine == VLLM:
             members[name] = None
@@ -164,7 +170,7 @@ def take_out(fill: Fill, members: Any) -> None:
 
 
 def without_skipped(split: Split, fill: Fill) -> Split:
-    """Without the samples that were there already."""
+    """The same answer without the samples that were stored already."""
     if not fill.skip:
         return split
     kept = [g for k, g in enumerate(split.generations) if not fill.is_skipped(k)]

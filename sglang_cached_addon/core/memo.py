@@ -1,7 +1,7 @@
-"""A bounded memory of what was worked out before.
+"""A bounded memory of results.
 
-Pure. Two generations instead of a list of uses: what was asked for since the last turn is
-young and survives the next one. Reading costs one dictionary look-up, which is the point.
+Pure. It has two generations instead of a list of uses: when the young one is full, it becomes the
+old one, and the former old one is dropped. Reading a young value costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Memo(Generic[K, V]):
-    """Holds values of up to about `limit` units of weight (twice that for a moment)."""
+    """Holds values whose weights sum up to about `limit`, and for a moment to twice that."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -32,14 +32,14 @@ class Memo(Generic[K, V]):
         return found[0]
 
     def put(self, key: K, value: V, weight: int) -> bool:
-        """Remembers a value that weighs so much; False for one that is too heavy for that."""
+        """Remembers a value of this weight; False for one that is too heavy to be kept."""
         is_kept = self.charge(weight)
         if is_kept:
             self._young[key] = (value, weight)
         return is_kept
 
     def charge(self, weight: int) -> bool:
-        """Whether something that heavy may be kept in a value; it counts if so."""
+        """Whether something of this weight may be kept within a value. If so, it is counted."""
         if weight > self._limit // 16:
             return False
         self._weight += weight

@@ -18,27 +18,27 @@ from sglang_cached_addon.core.call import Call, Generation, Recorded
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a call has of its samples, and what it lacks."""
+    """Which samples of a call are stored, and how many are not."""
 
     call: Call
     keys: tuple[bytes, ...]
-    """One per item."""
+    """The key of each item's pool."""
     stored: tuple[tuple[Sample, ...], ...]
-    """At most `call.n` per item."""
+    """For each item, its stored samples: `call.n` at most."""
 
     @property
     def shortfalls(self) -> tuple[int, ...]:
-        """Samples that are missing, per item."""
+        """For each item, how many samples are missing."""
         return tuple(self.call.n - len(samples) for samples in self.stored)
 
     @property
     def have(self) -> int:
-        """Samples that are there, of `call.total` wanted."""
+        """How many samples are stored, of the `call.total` that are wanted."""
         return sum(len(samples) for samples in self.stored)
 
     @property
     def needs(self) -> dict[bytes, int]:
-        """The pools that are too small, and how many samples each would have to have."""
+        """How many samples each pool that is too small would have to have."""
         short = {key for key, lack in zip(self.keys, self.shortfalls, strict=True) if lack}
         if not short:
             return {}
@@ -46,11 +46,11 @@ class Plan:
         return {key: self.call.n * times[key] for key in dict.fromkeys(self.keys) if key in short}
 
     def samples(self) -> Iterator[Sample]:
-        """Those that are there, of all items."""
+        """The stored samples of all items."""
         return (sample for pool in self.stored for sample in pool)
 
     def with_samples(self, samples: Iterable[tuple[int, Sample]]) -> Plan:
-        """With more samples, each given with the number of its item."""
+        """The plan with more samples, each given with the number of its item."""
         pools = [list(pool) for pool in self.stored]
         for item, sample in samples:
             pools[item].append(sample)
@@ -63,14 +63,15 @@ class Plan:
         since: float = -inf,
         more: More | None = None,
     ) -> Plan:
-        """With what the store has of these pools by now."""
+        """The plan with what the store has of these pools by now."""
         fresh = plan(self.call, self.keys, store, since, more)
         pairs = zip(self.keys, fresh.stored, self.stored, strict=True)
         return replace(self, stored=tuple(new if key in keys else old for key, new, old in pairs))
 
 
 More = Callable[[bytes, bool], Sequence[Sample]]
-"""What is to come behind a pool's samples, and is at hand; told whether that is empty."""
+"""A function that gives samples to add behind those of a pool; it is told whether the pool is
+empty."""
 
 
 def plan(
@@ -80,7 +81,7 @@ def plan(
     since: float = -inf,
     more: More | None = None,
 ) -> Plan:
-    """Takes what is at hand for a call, of samples stored at `since` or later."""
+    """The samples that the store has for a call, of those stored at `since` or later."""
 
     def get(key: bytes) -> Sequence[Sample]:
         pool = store.get(key)
@@ -113,7 +114,7 @@ def _counting(pool: Sequence[Sample], store: Store, since: float) -> Sequence[Sa
 def samples(
     generations: Iterable[Generation], now: float, seconds: float
 ) -> list[tuple[int, Sample]]:
-    """What upstream generated, as it is kept, each with the number of its item."""
+    """The samples that are stored of what upstream generated, each with the number of its item."""
     return [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
 
 
@@ -126,8 +127,8 @@ def commit(
     raw: bytes = b"",
     since: float = -inf,
 ) -> bool:
-    """Stores new samples, in the order of the call; `raw` and `since` as the store has them. False
-    if not all of them can be kept."""
+    """Stores new samples, in the order of the call; `raw` and `since` are as in `Store.append`.
+    False if not all of them can be kept."""
     kept = [
         store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
         for one in pieces(plan, new, since)
@@ -136,7 +137,8 @@ def commit(
 
 
 PIECE = 1 << 20
-"""Bytes that are stored in one go, unless one sample is more; others wait for 2 ms meanwhile."""
+"""How many bytes are stored in one go, unless one sample is larger. It takes 2 ms, in which nothing
+else runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +150,11 @@ class Piece:
     samples: Sequence[Sample]
     since: float
     is_last: bool
-    """Of its pool."""
+    """No other piece of this pool follows."""
 
 
 def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -> Iterator[Piece]:
-    """New samples, in the order of the call."""
+    """New samples as they are stored, pool by pool, in the order of the call."""
     new = list(new)
     contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
     for key, pool in by_key(plan, new).items():
@@ -162,7 +164,7 @@ def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -
             if size < PIECE and end < len(pool):
                 continue
             yield Piece(key, contents[key], pool[begun:end], counting, end == len(pool))
-            # What has just been stored counts, and is not to be replaced by what comes with it.
+            # A later piece must not replace the samples of an earlier one.
             begun, size, counting = end, 0, min(since, pool[0].stored_at)
 
 
@@ -175,13 +177,13 @@ def by_key(plan: Plan, new: Iterable[tuple[int, Sample]]) -> dict[bytes, list[Sa
 
 
 def tokens(plan: Plan, new: Iterable[tuple[int, Sample]]) -> int:
-    """Completion tokens of a whole answer: of what was there, and of what is new."""
+    """How many completion tokens a whole answer has, of stored samples and of new ones."""
     whole = [*plan.samples(), *(sample for _, sample in new)]
     return sum(sample.tokens for sample in whole)
 
 
 def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Recorded]]:
-    """`call.n` samples per item: those that are there first, then the new ones."""
+    """For each item its samples: those that are stored, then the new ones."""
     whole: list[list[Recorded]] = [list(pool) for pool in plan.stored]
     for generation in generations:
         whole[generation.item].append(generation)
@@ -189,11 +191,11 @@ def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Re
 
 
 def stored_choices(plan: Plan) -> list[int]:
-    """Which choices of the answer are there, in the order of `Plan.samples`."""
+    """The numbers of the choices that are stored, in the order of `Plan.samples`."""
     n = plan.call.n
     return [i * n + j for i, pool in enumerate(plan.stored) for j in range(len(pool))]
 
 
 def answers(plan: Plan) -> list[list[bytes]]:
-    """The answers of all samples."""
+    """For each item, the answers of its stored samples."""
     return [[sample.answer for sample in pool] for pool in plan.stored]

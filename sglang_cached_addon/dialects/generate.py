@@ -19,7 +19,7 @@ from sglang_cached_addon.core.call import (
     Recorded,
     Script,
     Split,
-    Streaming,
+    StreamOptions,
 )
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical, canonical_each
@@ -83,7 +83,7 @@ class Generate:
         per_item = generate_body.per_item_lists(content, size, n)
         content = generate_body.without_n(content)
         items = canonical_each(content, per_item) if per_item else [canonical(content)]
-        stream = Streaming() if reading.is_stream(body, generate_stream.UNSTREAMABLE) else None
+        stream = StreamOptions() if reading.is_stream(body, generate_stream.UNSTREAMABLE) else None
         return Call(body, tuple(items), n, batched, rids, stream)
 
     def trim(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Streaming
+from sglang_cached_addon.core.call import Call, StreamOptions
 from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base, reading
@@ -54,7 +54,7 @@ def refuse_shared_report(body: dict[str, Any], total: int) -> None:
         raise Refused(Reason.INSEPARABLE)
 
 
-def streaming(body: dict[str, Any]) -> Streaming | None:
+def streaming(body: dict[str, Any]) -> StreamOptions | None:
     """What is wanted of a streamed answer, if one is; raises `Refused`."""
     if not reading.is_stream(body, UNSTREAMABLE):
         return None
@@ -64,7 +64,7 @@ def streaming(body: dict[str, Any]) -> Streaming | None:
         name not in known or type(value) not in (bool, base.NULL) for name, value in options.items()
     ):
         raise Refused(Reason.MALFORMED)
-    return Streaming(*(bool(options.get(name)) for name in known))
+    return StreamOptions(*(bool(options.get(name)) for name in known))
 
 
 def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: bool) -> bool:

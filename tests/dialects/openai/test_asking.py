@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Streaming
+from sglang_cached_addon.core.call import StreamOptions
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import completions
 from sglang_cached_addon.dialects.openai import asking
@@ -19,16 +19,16 @@ from tests.tables import each
     [
         ({}, None),
         ({"stream": False, "stream_options": "upstream's to judge"}, None),
-        ({"stream": True}, Streaming()),
-        ({"stream": True, "stream_options": None}, Streaming()),
-        ({"stream": True, "stream_options": {}}, Streaming()),
-        ({"stream": True, "stream_options": {"include_usage": None}}, Streaming()),
-        ({"stream": True, "stream_options": {"include_usage": True}}, Streaming(True)),
+        ({"stream": True}, StreamOptions()),
+        ({"stream": True, "stream_options": None}, StreamOptions()),
+        ({"stream": True, "stream_options": {}}, StreamOptions()),
+        ({"stream": True, "stream_options": {"include_usage": None}}, StreamOptions()),
+        ({"stream": True, "stream_options": {"include_usage": True}}, StreamOptions(True)),
         (
             {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-            Streaming(False, True),
+            StreamOptions(False, True),
         ),
-        ({"stream": True, "return_token_ids": False}, Streaming()),
+        ({"stream": True, "return_token_ids": False}, StreamOptions()),
         ({"stream": True, "stream_options": {"include_usage": 1}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Generation, Streaming
+from sglang_cached_addon.core.call import Call, Generation, StreamOptions
 from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.openai import replay
 from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
@@ -42,7 +42,7 @@ def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[
 def stored_choice(**members: Any) -> StoredChoice:
     answer = {"id": "up", "object": "json", "created": 7, "model": "m", "choices": [{"index": 0}]}
     answer |= {"usage": {"prompt_tokens": 3, "completion_tokens": 9}, "metadata": {}, **members}
-    call = Call({}, (b"",), 1, False, (), Streaming(False, True))
+    call = Call({}, (b"",), 1, False, (), StreamOptions(False, True))
     return StoredChoice(call, Generation(0, orjson.dumps(answer), 0), 2, None)
 
 
