@@ -136,7 +136,7 @@ def test_journal_is_loaded(tmp_path: Path) -> None:
         dialect = dialects.installed()["POST", calls.SMALL.path]
         for number in (0, 24):
             content = dialect.read(keys.parse(calls.SMALL.body(number))).items[0]
-            pool = store.get(keys.digest(entries.FINGERPRINT, dialect.name, content))
+            pool = store.get(keys.Digester(entries.FINGERPRINT, dialect.name).key(content))
             assert [orjson.loads(sample.answer) for sample in pool] == [stub.generated(1)]
     finally:
         store.close()

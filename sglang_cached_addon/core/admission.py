@@ -29,37 +29,37 @@ which is this one (RFC 9110 §11.7.2): it says nothing to upstream. Cookies are 
 load balancer change with each answer; `--credential-header cookie` makes them one."""
 
 ACCEPTED_SECONDS = 60.0
-"""How long an acceptance counts."""
+"""For how many seconds an acceptance counts."""
 
 SLOW_SECONDS = 300.0
-"""How long it counts while upstream is slow to say whether it still holds."""
+"""For how many seconds it counts while upstream is slow to say whether it still holds."""
 
 RENEW_SECONDS = 30.0
-"""An acceptance of this age is renewed beside the calls, so that none has to wait."""
+"""The age in seconds at which an acceptance is renewed beside the calls, so that none waits."""
 
 PAUSE_SECONDS = 600.0
-"""How long after its last call an asker's acceptance is renewed."""
+"""For how many seconds after its last call an asker's acceptance is renewed."""
 
 MAX_ASKERS = 10_000
-"""Acceptances that are remembered; the oldest goes first."""
+"""How many acceptances are remembered. The oldest is forgotten first."""
 
 MAX_RENEWED = 64
-"""Askers whose acceptances are renewed; those that asked last go first."""
+"""How many askers have their acceptances renewed: those that asked last."""
 
 
 class Asker(NamedTuple):
-    """Who asks, and for what."""
+    """Who asks, and what for."""
 
     credential: bytes
     """As `credential` gives it; empty for a client that shows none."""
     method: str
     path: str
     model: str | None
-    """What the call names as its model; empty where it names none. None where it was not read:
-    then nobody knows what was accepted."""
+    """The model that the call names; empty where it names none. None where the call was not read,
+    so that it is not known for which model the asker was accepted."""
     routing: bytes = b""
-    """As `KeyHeaders.digest`: by these headers, too, gateways choose who is asked, and know who may
-    ask that."""
+    """As `KeyHeaders.digest`. By these headers gateways choose a server, and know who may ask
+    it."""
 
 
 def credential(
@@ -88,7 +88,7 @@ def credential_headers(
 
 
 class _Acceptance:
-    """What is remembered of an asker that was accepted."""
+    """When an asker was accepted, and when it last asked."""
 
     __slots__ = ("accepted_at", "used_at")
 
@@ -105,14 +105,14 @@ class Admission:
     def __init__(self, limit: int = MAX_ASKERS) -> None:
         self._limit = limit
         self._accepted: dict[Asker, _Acceptance] = {}
-        """In the order of the acceptances."""
+        """The accepted askers, in the order in which they were accepted."""
         self._by_credential: dict[bytes, set[Asker]] = {}
-        """The accepted askers."""
+        """The accepted askers that show each credential."""
         self._renewing: set[Asker] = set()
-        """Upstream was asked about these, and has not answered yet."""
+        """The askers that upstream was asked about and has not answered yet."""
 
     def accept(self, asker: Asker, now: float) -> None:
-        """Upstream has answered this asker with a 200."""
+        """Notes that upstream has answered this asker with a 200."""
         found = self._accepted.pop(asker, None) or _Acceptance(now)
         found.accepted_at = now
         self._accepted[asker] = found
@@ -121,12 +121,13 @@ class Admission:
             self._forget(next(iter(self._accepted)))
 
     def recall(self, asker: Asker) -> None:
-        """An earlier process has found that upstream accepts this asker: for when it is down."""
+        """Notes that upstream accepted this asker in an earlier process, which counts while
+        upstream is down."""
         self.accept(asker, -inf)
 
     def refuse(self, asker: Asker, status: int) -> None:
-        """Upstream has refused this asker: with a 401, the credential whatever it asks for; with a
-        403, it for this route and model."""
+        """Notes that upstream has refused this asker. A 401 refuses the credential whatever it asks
+        for, a 403 only for this route and model."""
         is_all = status == 401 and (asker.credential or not asker.routing)
         refused = self._by_credential.get(asker.credential, ()) if is_all else (asker,)
         for one in tuple(refused):
@@ -140,7 +141,8 @@ class Admission:
                 del self._by_credential[asker.credential]
 
     def forget_all(self) -> None:
-        """Another process may answer now, which knows other keys, or none."""
+        """Forgets all acceptances: another process may answer now, which knows other keys, or
+        none."""
         self._accepted.clear()
         self._by_credential.clear()
 
@@ -160,7 +162,7 @@ class Admission:
         return age <= SLOW_SECONDS and asker in self._renewing
 
     def due(self, now: float) -> list[Asker]:
-        """Those whose acceptance is to be renewed now."""
+        """The askers whose acceptance is to be renewed now."""
         used = (
             (found.used_at, asker)
             for asker, found in self._accepted.items()
@@ -174,7 +176,7 @@ class Admission:
         ]
 
     def renewing(self, asker: Asker, *, is_asked: bool) -> None:
-        """Upstream is asked about this asker, or has answered, or will not."""
+        """Notes that upstream is asked about this asker, or that it is not any more."""
         if is_asked:
             self._renewing.add(asker)
         else:
@@ -186,6 +188,6 @@ class Admission:
 
     @property
     def open(self) -> frozenset[Asker]:
-        """The accepted askers that show nothing of themselves: what is open to everybody."""
+        """The accepted askers without a credential: what they may ask is open to everybody."""
         askers = self._by_credential.get(b"", ())
         return frozenset(asker for asker in askers if not asker.routing)

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 _FIELDS = (b"cache-control", b"x-cache-control")
 
 _LONGEST = 2**31
-"""RFC 9111 §1.2.2: what is larger counts as this many seconds."""
+"""The largest number of seconds; a larger one counts as this (RFC 9111 §1.2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directives:
-    """The directives of one request that mean something here."""
+    """The directives of a request, as far as they mean something here."""
 
     no_store: bool = False
-    """Nothing of this exchange is stored, nor answered from the store."""
+    """Nothing of the exchange is stored, nor answered from the store."""
     no_cache: bool = False
-    """What is stored does not count: upstream is asked."""
+    """Stored samples do not count: upstream is asked."""
     max_age: int | None = None
-    """Seconds; what was stored longer ago does not count. None: any age will do."""
+    """The age in seconds above which stored samples do not count. None where any age will do."""
     only_if_cached: bool = False
-    """Upstream is not asked."""
+    """Upstream may not be asked."""
 
     @property
     def is_default(self) -> bool:

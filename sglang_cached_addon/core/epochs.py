@@ -15,16 +15,16 @@ import orjson
 from sglang_cached_addon.core.identity import Identity, hex_digest
 
 SPAN = 1 << 20
-"""So many proxies that share their epochs can each have numbers of their own."""
+"""How many proxies that share their epochs can each have numbers of their own."""
 
 _COLONS = 8
-"""How many colons of `model` may be the one before the adapter; a model may be named by a URL,
-`s3://host:9000/model`, which has two."""
+"""How many of the first colons of `model` are tried as the one before the adapter. A model that is
+named by a URL, as `s3://host:9000/model`, has two of its own."""
 
 
 def adapters(content: bytes) -> set[str]:
     """The adapters that a call with this canonical content (an item of a `Call`) may select: by
-    `lora_path`, or by `model`, as `base:adapter` or (vLLM) as `adapter`. Over-inclusive.
+    `lora_path`, or by `model`, as `base:adapter` or (vLLM) as `adapter`. It gives rather too many.
 
     Raises `ValueError` for what is not JSON, which canonical content is.
     """
@@ -53,25 +53,26 @@ class Epochs:
     """
 
     last: int = 0
-    """The highest number that was given; it only rises."""
+    """The highest number that was ever given."""
     floor: int = 0
-    """No model's epoch is lower."""
+    """The lowest epoch that a model can have."""
     models: dict[str, int] = field(default_factory=dict)
-    """`Identity.digest` to its epoch, where it is above the floor."""
+    """The epoch of each model, by its `Identity.digest`, where it is above the floor."""
     adapters: dict[str, int] = field(default_factory=dict)
-    """Name of an adapter to its epoch, where it was ever changed."""
+    """The epoch of each adapter that was ever changed, by its name."""
     salt: int = 0
-    """From 1 to `SPAN` - 1 where others give epochs, too, and would give the same ones."""
+    """A number from 1 to `SPAN` - 1 that sets this proxy's epochs apart from those of proxies that
+    share them; 0 where there are none."""
 
     def _next(self, last: int) -> int:
         return (last // SPAN + 1) * SPAN + self.salt if self.salt else last + 1
 
     def of(self, digest: str) -> int:
-        """A model's epoch."""
+        """The epoch of a model."""
         return max(self.models.get(digest, 0), self.floor)
 
     def raise_model(self, digest: str | None) -> None:
-        """A model is changed, or may be; None: it is not known which."""
+        """Notes that a model was changed, or may have been. None stands for any model."""
         self.last = self._next(self.last)
         if digest is None:
             self.floor = self.last
@@ -80,16 +81,16 @@ class Epochs:
             self.models[digest] = self.last
 
     def raise_adapter(self, name: str) -> None:
-        """An adapter is loaded or unloaded, or may be. Where its name could not be read, raise
-        the model: that makes all calls new, with and without an adapter."""
+        """Notes that an adapter was loaded or unloaded, or may have been. Where its name is not
+        known, the model is to be raised: that makes all calls new, with and without an adapter."""
         self.last = self._next(self.last)
         self.adapters[name] = self.last
 
     def restarted(self, after: Identity) -> None:
-        """Another process answers, which has loaded its weights anew.
+        """Notes that another process answers, which has loaded its weights anew.
 
         A model that was never changed is what it was, and keeps its answers. One that was is
-        neither what the last process made of it nor surely what it was at first. So with the
+        neither what the last process made of it nor surely what it was at first. The same holds for
         adapters, which the new process has from its command line, if at all.
         """
         is_changed = self.of(after.digest) > 0
@@ -101,15 +102,15 @@ class Epochs:
         self.adapters = dict.fromkeys(self.adapters, self.last)
 
     def as_numbers(self) -> dict[str, int]:
-        """All that was ever raised, each number under a name of its own."""
+        """All epochs, each under a name of its own."""
         numbers = {"last": self.last, "floor": self.floor}
         numbers |= {f"{_MODEL}{digest}": number for digest, number in self.models.items()}
         numbers |= {f"{_ADAPTER}{name}": number for name, number in self.adapters.items()}
         return {name: number for name, number in numbers.items() if number}
 
     def merge(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
-        """Takes what others have made of the numbers that were `known`, unless one has changed here
-        as well: then the higher one. Whether anything is another one now."""
+        """Takes over what other proxies have made of the numbers that were `known`. Where a number
+        has changed here as well, the higher one counts. Gives whether anything has changed."""
         mine = self.as_numbers()
         merged = dict(theirs)
         for name in mine | dict(known):
@@ -127,21 +128,21 @@ class Epochs:
         return True
 
     def fingerprint(self, identity: Identity) -> str:
-        """32 hexadecimal digits that name a model as it is now."""
+        """32 hexadecimal digits that name a model in its present epoch."""
         return hex_digest(f"{identity.digest} {self.of(identity.digest)}".encode())
 
     def adapter_epochs(self, names: Iterable[str]) -> str:
-        """A text for these adapters as they are now; empty if none was ever changed."""
+        """A text that names the epochs of these adapters; empty if none was ever changed."""
         pairs = sorted((name, self.adapters[name]) for name in set(names) if name in self.adapters)
         return orjson.dumps(pairs).decode() if pairs else ""
 
     @property
     def adapters_token(self) -> str:
-        """A text for all adapters as they are now; empty if none was ever changed."""
+        """A text that names the epochs of all adapters; empty if none was ever changed."""
         return self.adapter_epochs(self.adapters)
 
     def as_json(self) -> dict[str, Any]:
-        """To be kept; `from_json` reads it."""
+        """What `from_json` reads."""
         return {
             "last": self.last,
             "floor": self.floor,
@@ -151,7 +152,7 @@ class Epochs:
 
     @classmethod
     def from_json(cls, value: Any) -> Epochs:
-        """What `as_json` wrote. Raises `ValueError` if it is anything else."""
+        """The epochs that `as_json` wrote. Raises `ValueError` for anything else."""
         if not isinstance(value, dict):
             raise ValueError("epochs: not an object")
         last = _epoch(value, "last")

@@ -102,19 +102,19 @@ class Server:
     """Who answers, as far as it matters to what is asked of it and how its answers are read."""
 
     engine: str = ""
-    """Which program it is, where that is known."""
+    """Which program it is: `sglang`, `vllm`, or empty where that is not known."""
     weight_version: str | None = None
-    """As SGLang names its weights, beside each JSON answer."""
+    """The name that SGLang gives its weights, and puts into each JSON answer."""
     names_spans: bool = True
-    """SGLang 0.5.19 and later: it says as well which tokens are of which weights."""
+    """It also says which tokens are of which weights, as SGLang does since 0.5.19."""
     streams_usage: bool = False
-    """A stream ends with its usage, whether that is asked for or not."""
+    """Its streams end with their usage, whether that is asked for or not."""
 
 
 UNKNOWN = Server()
 
 _SPANS = (0, 5, 19)
-"""Since this version, SGLang says which tokens of an answer are of which weights."""
+"""The first version of SGLang that says which tokens are of which weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +122,30 @@ class Identity:
     """Who answers at a URL."""
 
     digest: str
-    """32 hexadecimal digits: of all that the server said and an answer may depend on."""
+    """32 hexadecimal digits of all that the server says and an answer may depend on."""
     model: str
-    """For people."""
+    """The name of the model, for people."""
     weight_version: str | None
-    """As `/model_info` has it; answers are labelled with theirs."""
+    """The name of its weights in `/model_info`; each answer says of which weights it is."""
     incarnation: str
-    """Another one means another process; empty where the server does not tell."""
+    """A text that another process would not have. Empty where the server does not tell."""
     engine: str = ""
-    """Which program answers: `sglang`, `vllm`, or another one."""
+    """As `Server.engine`."""
     version: str = ""
-    """Of that program, where it is SGLang and tells."""
+    """The version of SGLang, where it is that and tells."""
     streams_usage: bool = False
-    """Its streams end with their usage unasked."""
+    """As `Server.streams_usage`."""
 
     @property
     def server(self) -> Server:
-        """What it comes to for who reads its answers."""
+        """What matters of it to requests and answers."""
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
         return Server(self.engine, self.weight_version, not is_old, self.streams_usage)
 
 
 def identify(info: Any, server: Any, models: Any) -> Identity | None:
-    """Who answers, by its parsed `/model_info`, `/server_info` and `/v1/models`, each None where
+    """Who answers, from the parsed `/model_info`, `/server_info` and `/v1/models`, each None where
     there is no such document. None if they name no model.
 
     The models count only where there is no info. A server whose `/server_info` is missing has
@@ -180,7 +180,7 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
 
 
 def _engine(entries: list[dict[str, Any]]) -> str:
-    """By whom a server says that its models are owned."""
+    """The program that a server names as the owner of its models."""
     owner = entries[0].get("owned_by")
     return owner if owner in (SGLANG, VLLM) else ""
 
@@ -205,7 +205,7 @@ def _chosen(server: Any) -> dict[str, Any]:
 
 
 def _entries(models: Any) -> list[dict[str, Any]]:
-    """The lasting members of each model; nothing if one has no id."""
+    """The members of each model that stay the same. Empty if a model has no id."""
     data = models.get("data") if isinstance(models, dict) else None
     if not isinstance(data, list):
         return []

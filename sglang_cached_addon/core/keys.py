@@ -23,7 +23,7 @@ FORMAT_VERSION = 4
 """Part of every key and of every journal line; raised when either changes its meaning."""
 
 PREFIX = 8
-"""Bytes of a key that name the model, so that what belongs to one can be told from the others."""
+"""How many bytes of a key name the model, so that the keys of one model can be told from others."""
 
 FLOAT_FIELDS = frozenset(
     {
@@ -40,10 +40,10 @@ refuses a float where it wants an integer."""
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _FOUR = b"\x01"
-"""A byte that is in no JSON text, for four digits; integers of fewer than 19 have 64 bits."""
+"""A byte that no JSON text has, in place of four digits. Integers of fewer than 19 have 64 bits."""
 
 _LARGE_FLOATS = (b"0e0", b"0e+", b"0000.0")
-"""What is in all floats above 64 bits, as versions of orjson write them, with zeros for digits."""
+"""What each float above 64 bits has one of, as versions of orjson write it, digits being zeros."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _INTEGER = re.compile(rb"(?<![0-9.eE+-])-?[0-9]{19,}(?![0-9.eE])")
@@ -129,7 +129,7 @@ def written(number: float) -> str:
 
 
 def _probes() -> list[float]:
-    """Floats of every exponent, with one digit, with many, and halfway between two of 16."""
+    """Floats of every exponent, with one digit, with many, and halfway between two of 16 digits."""
     numbers = [
         float(f"{digits}e{exponent}")
         for exponent in range(-324, 309)
@@ -199,7 +199,7 @@ def canonical_each(content: dict[str, Any], per_item: Sequence[str]) -> list[byt
 
 
 def _column(name: str, values: Sequence[Any]) -> Iterator[bytes]:
-    """One at a time: what orjson returns holds on to 4 KB."""
+    """Each value's JSON, one at a time: what orjson returns holds on to 4 KB."""
     return (write(_top(name, value)) for value in values)
 
 
@@ -243,8 +243,3 @@ class Digester:
 def _add(sha: hashlib._Hash, part: bytes) -> None:
     sha.update(b"%d:" % len(part))
     sha.update(part)
-
-
-def digest(fingerprint: str, dialect: str, content: bytes) -> bytes:
-    """The key of a pool, for one that is asked for alone."""
-    return Digester(fingerprint, dialect).key(content)

@@ -16,10 +16,10 @@ import orjson
 from sglang_cached_addon.core.outcome import SHOWN
 
 MAX_SHOWN = 5
-"""Differences that are told."""
+"""How many differences are told."""
 
 MAX_TEXT = 60
-"""Characters of a value that are told."""
+"""How many characters of a value are told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.policy import Reason
 
 SHOWN = 16
-"""Bytes of a key that people see; the journal has all of it, and this is how it begins: 8 of the
-model, and 8 of the call."""
+"""How many bytes of a key people see: the first 8 name the model, and 8 more the call. The journal
+has all of it."""
 
 
 def hit_status(key: bytes) -> bytes:
-    """`Cache-Status` of a hit; `key` is as in `Outcome`."""
+    """The value of `Cache-Status` for a hit; `key` is as in `Outcome`."""
     return b'sglang-cached; hit; key="%b"' % key[:SHOWN].hex().encode() if key else _HIT
 
 
@@ -42,23 +42,23 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request, decided."""
+    """What became of one request."""
 
     kind: Kind
     have: int = 0
-    """Samples that were stored."""
+    """How many samples of the answer were stored."""
     want: int = 0
-    """Samples in the whole answer."""
+    """How many samples the whole answer has."""
     reason: Reason | None = None
-    """Why it was not looked up, or why what came was not stored."""
+    """Why the request was not looked up, or why its answer was not stored."""
     status: int = 200
-    """Upstream's answer, where it was asked."""
+    """The status of upstream's answer, where upstream was asked."""
     age: int = 0
-    """Of the oldest sample of a hit, in seconds."""
+    """The age in seconds of the oldest sample of a hit."""
     is_open: bool = False
-    """The answer is on its way, and whether it will be stored is not known yet."""
+    """The answer is still on its way, so that it is not known yet whether it will be stored."""
     key: bytes = b""
-    """Of the pool, where the call has just one."""
+    """The key of the pool, where the call has just one."""
 
     @property
     def cache_status(self) -> str:
@@ -87,14 +87,14 @@ class Outcome:
         return "; ".join(parts)
 
     def headers(self) -> list[tuple[str, str]]:
-        """The fields that are added to the answer."""
+        """The header fields that are added to the answer."""
         fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
         if self.kind is Kind.HIT:
             fields.append(("Age", str(self.age)))
         return fields
 
     def line(self, path: str, seconds: float) -> str:
-        """The log line."""
+        """The line of the log about the request."""
         text = f"[Cache {self.kind}] {path}"
         if self.want:
             text += f" {self.have}/{self.want}"
@@ -104,13 +104,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What the store gave to one answer."""
+    """What one answer saved by its stored samples."""
 
     samples: int = 0
+    """How many samples came from the store."""
     tokens: int = 0
-    """Completion tokens."""
+    """How many completion tokens they have."""
     seconds: float = 0.0
-    """The longest of the upstream calls that the samples came from."""
+    """How many seconds the longest of the upstream calls took that they came from."""
 
     @classmethod
     def of(cls, samples: Iterable[Sample]) -> Saved:
@@ -129,26 +130,26 @@ NOTHING = Saved()
 
 @dataclass(slots=True)
 class Counters:
-    """Sums since the start. A follower of this module's outcomes; never reset by a clear."""
+    """Sums over all requests since the start; a clear of the cache does not reset them."""
 
     hits: int = 0
     misses: int = 0
     partial_hits: int = 0
     collapsed: int = 0
-    """Of the hits, those that were answered by another's fetch while it was under way."""
+    """How many of the hits were answered by another request's fetch while it was under way."""
     bypasses: Counter[Reason] = field(default_factory=Counter)
-    """By reason."""
+    """How many requests were not looked up, by reason."""
     not_stored: Counter[Reason] = field(default_factory=Counter)
-    """Answers of misses and partial hits that were not stored, by reason."""
+    """How many answers of misses and partial hits were not stored, by reason."""
     denied: int = 0
-    """Of the misses, those that were not to go upstream: 504."""
+    """How many of the misses were answered with 504, as they were not to go upstream."""
     samples_from_cache: int = 0
     samples_from_upstream: int = 0
-    """Also those that nobody waited for any more."""
+    """How many samples upstream generated, also those that no client waited for any more."""
     tokens_saved: int = 0
-    """Completion tokens of the samples that came from the store."""
+    """How many completion tokens the samples from the store have."""
     upstream_seconds_saved: float = 0.0
-    """For each hit, the longest of the upstream calls that its samples came from."""
+    """The sum, over all hits, of the longest upstream call that the hit's samples came from."""
 
     def hit(self, saved: Saved) -> None:
         """Counts a full hit."""
@@ -158,12 +159,12 @@ class Counters:
         self.upstream_seconds_saved += saved.seconds
 
     def follow(self, saved: Saved) -> None:
-        """Counts a request that was answered by another's fetch."""
+        """Counts a request that was answered by another request's fetch."""
         self.collapsed += 1
         self.hit(saved)
 
     def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
-        """Counts a request that was no full hit, and what the store gave to it."""
+        """Counts a request that was not a full hit, and what it saved by stored samples."""
         if outcome.kind is Kind.BYPASS:
             self.bypasses[outcome.reason or Reason.ROUTE] += 1
             return
@@ -180,7 +181,8 @@ class Counters:
 
     @property
     def hit_rate(self) -> float:
-        """Hits among the requests that were looked up, 0 to 1; a partial hit is not a hit."""
+        """The share of hits among the requests that were looked up, 0 to 1; partial hits are
+        none."""
         looked_up = self.hits + self.misses + self.partial_hits
         return self.hits / looked_up if looked_up else 0.0
 

@@ -16,19 +16,19 @@ from math import inf
 from sglang_cached_addon.core.directives import Directives
 
 MAX_N = 10_000
-"""Samples of one prompt in one call. SGLang names no bound; more than this is forwarded unread."""
+"""How many samples of one prompt a call may want; SGLang has no bound of its own."""
 
 MAX_BODY = 10 * 1024 * 1024
-"""Bytes of a request body that are read to be keyed; a larger one is passed on as it comes."""
+"""How many bytes a request body may have that is looked up; a larger one is passed on unread."""
 
 MAX_SAMPLES = 10_000
-"""Samples of a call that are looked up: to name them, and to see what there is, takes 35 ms."""
+"""How many samples a call may want that is looked up: to name and to find these takes 35 ms."""
 
 LARGE_SAMPLES = 1000
-"""An answer of so many is read and put together beside the event loop: that takes 7 ms or more."""
+"""From how many samples on an answer is handled beside the event loop: that takes 7 ms or more."""
 
 MAX_NAMES = 1024 * 1024
-"""Bytes of a request body that is read to see which adapter it names."""
+"""How many bytes a request body may have that is read to see which adapter it names."""
 
 
 class Reason(StrEnum):
@@ -131,7 +131,7 @@ REASONS = {
     Reason.UNREACHABLE: "no connection to the upstream",
     Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
 }
-"""Each reason for people; the README's table."""
+"""What each reason means, for people."""
 
 
 class Refused(Exception):
@@ -151,12 +151,10 @@ _REFUSED_HEADERS = {
     b"origin": Reason.CROSS_ORIGIN,
 }
 
-
 # Headers of SGLang that put something into the request, or into the answer; of these, some are of
 # no more account than the fields of a body that they stand for.
 _REFUSED_PREFIXES = (b"x-override-", b"x-sglext-")
 _HARMLESS_HEADERS = frozenset((b"x-override-priority", b"x-override-conversation-id"))
-
 
 # What a client may well say of its connection (RFC 9110 §7.6.1). With any other name in it, a
 # header of the message is for us alone: upstream would not see it, and the key would have it.
@@ -214,18 +212,18 @@ class Fsync(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms one request may be answered from the store, and fill it."""
+    """On which terms a request may be answered from the store, and its answer be stored."""
 
     since: float = -inf
-    """Samples that were stored before this (Unix seconds) do not count."""
+    """The time in Unix seconds before which stored samples do not count."""
     refusal: Reason | None = None
-    """Why nothing of what it brings is stored."""
+    """Why upstream's answer to it is not stored."""
     denial: Reason | None = None
-    """Why upstream is not asked."""
+    """Why upstream may not be asked."""
 
     @property
     def replaces(self) -> bool:
-        """Samples that do not count give their places to what it brings."""
+        """New samples take the places of those that do not count."""
         return self.since > -inf and self.refusal is None
 
 
@@ -235,8 +233,8 @@ _OFFLINE = Terms(refusal=Reason.OFFLINE, denial=Reason.OFFLINE)
 
 
 def terms(mode: Mode, asked: Directives, now: float) -> Terms | Reason:
-    """What the proxy's mode and a client's directives (RFC 9111 §5.2.1) come to, the stricter
-    one each; a reason where the request is to be passed on untouched."""
+    """The terms that follow from the proxy's mode and a client's directives (RFC 9111 §5.2.1),
+    whichever is stricter; a reason where the request is to be passed on untouched."""
     if mode is Mode.OFF:
         return Reason.OFF
     if asked.is_default and mode is not Mode.REFRESH:

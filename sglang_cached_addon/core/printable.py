@@ -5,13 +5,15 @@ of a bounded length.
 from __future__ import annotations
 
 MAX_LINE = 4000
-"""Characters of a line of the log."""
+"""How many characters a line of the log has at most."""
 
 MAX_PATH = 200
+"""How many characters of a path are shown."""
 
 
 def printable(text: str, limit: int) -> str:
-    """With escapes in place of what is no visible character, or moves others about."""
+    """The text with escapes in place of characters that are not visible, or that move others
+    about."""
     if len(text) > limit:
         text = f"{text[:limit]}..."
     if text.isprintable():
@@ -20,5 +22,5 @@ def printable(text: str, limit: int) -> str:
 
 
 def path(target: str) -> str:
-    """That of a request target: what follows it may be a secret."""
+    """The path of a request target, without the query, which may have a secret."""
     return printable(target.partition("?")[0], MAX_PATH)

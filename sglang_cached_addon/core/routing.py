@@ -71,8 +71,8 @@ class KeyHeaders:
         return tuple((name, headers[name]) for name in sorted(headers) if self.has(name))
 
     def digest(self, headers: Mapping[bytes, bytes]) -> bytes:
-        """32 bytes for what a request's headers say of who is to answer; nothing where they say
-        nothing, as in nearly all requests."""
+        """32 bytes that name what a request's headers say of who is to answer. Empty where they say
+        nothing of it, as in nearly all requests."""
         chosen = self.fields(headers)
         if not chosen:
             return b""

@@ -49,7 +49,7 @@ def change(method: str, path: str) -> Change | None:
     Any segment counts, as the server may be mounted under a prefix, and proxies before it resolve
     `.` and `..`, decode once more, or cut what follows a `;`. Any method counts but HEAD and
     OPTIONS: some of these routes take a GET. Over-inclusive, as it may well be: what upstream
-    refuses changes nothing, and a change that is overlooked makes answers wrong.
+    refuses changes nothing, and a change that is overlooked would make answers wrong.
     """
     if method in ("HEAD", "OPTIONS"):
         return None
@@ -69,7 +69,7 @@ def _change(segment: str) -> Change | None:
 
 
 _DECODINGS = 3
-"""How often a path may be decoded on its way through proxies."""
+"""How many times a path is decoded, as proxies on its way may do."""
 
 
 def adapter_name(body: bytes) -> str | None:

@@ -1136,7 +1136,7 @@ def test_busy_pools(
 
 def key_of(prompt: str, fingerprint: str = "") -> bytes:
     (item,) = generate.DIALECT.read(body(prompt)).items
-    return keys.digest(fingerprint, generate.DIALECT.name, item)
+    return keys.Digester(fingerprint, generate.DIALECT.name).key(item)
 
 
 def test_answer_with_what_others_fetched() -> None:
