@@ -446,3 +446,20 @@ def test_redis_has_room() -> None:
     assert number(CONTAINERS["redis"]["resources"]["limits"]["memory"]) >= 1.25 * stored
     (claim,) = WORKLOADS["redis"]["spec"]["volumeClaimTemplates"]
     assert number(claim["spec"]["resources"]["requests"]["storage"]) >= 3 * stored
+
+
+# systemd
+
+
+def test_service() -> None:
+    """The unit starts the command with settings that there are, and gives it the time to stop."""
+    text = (EXAMPLES / "sglang-cached.service").read_text()
+    (command,) = re.findall(r"^ExecStart=\S+/sglang-cached (.*)$", text, re.M)
+    given = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.M))
+    assert command == "start"
+    assert given.keys() <= {flag.variable for flag in FLAGS}
+    assert normal_url(given["SGLANG_CACHED_SGLANG_URL"])
+    (folder,) = re.findall(r"^StateDirectory=(.*)$", text, re.M)
+    assert given["SGLANG_CACHED_CACHE_PATH"] == f"/var/lib/{folder}"
+    (seconds_to_stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", text, re.M)
+    assert int(seconds_to_stop) > STOP_SECONDS

@@ -1,20 +1,23 @@
-"""The README's tables are those of the code; `python -m tests.test_readme` writes them."""
+"""README and docs say what the program does; `python -m tests.test_readme` writes their tables."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
+from sglang_cached_addon.admin.routes import ROUTES
 from sglang_cached_addon.cli import main
 from sglang_cached_addon.core.policy import REASONS
 from sglang_cached_addon.dialects import installed
+from sglang_cached_addon.proxy.start import FLAGS
 from sglang_cached_addon.settings import OPTIONS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def start_help() -> str:
@@ -48,11 +51,11 @@ def reasons() -> str:
     return "\n".join(["| reason | |", "|---|---|", *rows])
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    "--help": start_help,
-    "addon options": addon_options,
-    "transport fields": transport_fields,
-    "reasons": reasons,
+SECTIONS: dict[str, tuple[str, Callable[[], str]]] = {
+    "--help": ("docs/operations.md", start_help),
+    "addon options": ("docs/operations.md", addon_options),
+    "transport fields": ("docs/key.md", transport_fields),
+    "reasons": ("docs/http.md", reasons),
 }
 
 
@@ -60,18 +63,74 @@ def section(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=<!-- start {name} -->\n).*?(?=<!-- end -->)", re.S)
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_section(name: str) -> None:
+def anchors(page: Path) -> set[str]:
+    """What links can point to, as GitHub names headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """The files of this repository that a page links to, and the headings in them."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            yield ((page.parent / name).resolve() if name else page), anchor
+
+
+def test_sections() -> None:
     """A user who reads a table reads what the program does."""
-    found = section(name).search(README.read_text())
-    assert found
-    assert found[0].strip() == SECTIONS[name]().strip()
+    for name, (page, render) in SECTIONS.items():
+        found = section(name).search((ROOT / page).read_text())
+        assert found, name
+        assert found[0].strip() == render().strip(), name
+
+
+def test_readme_is_short() -> None:
+    """It is read in one go; the rest is in docs/, and each page of it is linked."""
+    assert len(README.read_text().splitlines()) <= 200
+    assert {page for page, _ in links(README)} >= set(PAGES[1:])
+
+
+def test_links() -> None:
+    """No link leads to nothing."""
+    for page in PAGES:
+        for target, anchor in links(page):
+            assert target.exists(), (page.name, target)
+            assert not anchor or anchor in anchors(target), (page.name, target.name, anchor)
+
+
+def test_what_is_typed() -> None:
+    """Each flag, variable, command and target that a page names is there."""
+    commands = {name: {o for p in c.params for o in p.opts} for name, c in main.commands.items()}
+    flags = set().union(*commands.values(), {"--help", "--version"})
+    others = {"--mode", "--resolution", "--sglang"}  # of other programs
+    variables = {flag.variable for flag in FLAGS}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for page in PAGES:
+        text = page.read_text()
+        typed = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", re.sub(r"<!--.*?-->", "", text)))
+        assert typed <= flags | others, (page.name, typed - flags)
+        assert set(re.findall(r"SGLANG_CACHED_\w+", text)) <= variables, page.name
+        assert set(re.findall(r"sglang-cached ([a-z]+)(?=[ `\n]+(?:--|`|$))", text)) <= {
+            *commands, "has",
+        }, page.name  # fmt: skip
+        assert set(re.findall(r"^    make ([\w-]+)|`make ([\w-]+)", text, re.M)) <= {
+            (target, "") for target in targets
+        } | {("", target) for target in targets}, page.name
+
+
+def test_routes() -> None:
+    """Each route of the proxy itself has its row, with its method."""
+    text = (ROOT / "docs/http.md").read_text()
+    rows = dict(re.findall(r"^\| `(?:GET|POST) (/[\w/]+)` \| (.)", text, re.M))
+    assert rows.keys() == ROUTES.keys()
+    for path, route in ROUTES.items():
+        assert f"| `{route.methods[0]} {path}` |" in text
 
 
 if __name__ == "__main__":
-    text = README.read_text()
-    for title, render in SECTIONS.items():
+    for title, (page, render) in SECTIONS.items():
+        text = (ROOT / page).read_text()
         found = section(title).search(text)
         assert found, title
-        text = f"{text[: found.start()]}{render()}\n{text[found.end() :]}"
-    README.write_text(text)
+        (ROOT / page).write_text(f"{text[: found.start()]}{render()}\n{text[found.end() :]}")
