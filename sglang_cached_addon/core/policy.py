@@ -194,8 +194,7 @@ class Mode(StrEnum):
 
 
 class Restart(StrEnum):
-    """What another process behind the URL is taken for that says it has the same model; the values
-    of `--restart`."""
+    """Whether a new process of the same model is taken for the former one: `--restart`."""
 
     SAME = "same"
     NEW = "new"

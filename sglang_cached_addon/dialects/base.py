@@ -21,12 +21,13 @@ object: of text, or of booleans). Another value stays in the key, so that upstre
 
 
 class Recorder(Protocol):
-    """Makes samples of a streamed answer, as it comes."""
+    """Makes samples of a streamed answer while it comes."""
 
     def add(self, event: Any) -> tuple[Part, int]:
-        """Takes the parsed data of the next event; gives what it is, and of which choice.
+        """Takes the parsed data of the next event; gives what it is, and the choice that it is of.
 
-        Raises `Refused` where it is not understood; after that it only tells what events are."""
+        Raises `Refused` for one that is not understood; after that it only tells what events
+        are."""
 
     def split(self) -> Split:
         """The samples of a stream that has ended; raises `Refused` if they are not whole."""
@@ -38,63 +39,65 @@ class Dialect(Protocol):
 
     @property
     def name(self) -> str:
-        """Part of the key; lower-case, stable for ever."""
+        """The name of the API, in lower case. It is part of each key, and stays the same for
+        ever."""
 
     @property
     def routes(self) -> Iterable[tuple[str, str]]:
-        """The (method, path) pairs that it answers for."""
+        """The (method, path) pairs whose requests it reads."""
 
     @property
     def transport(self) -> TransportTable:
-        """Body fields that are not part of the key."""
+        """The body fields that are not part of the key."""
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         """The bodies of the smallest calls of this API, for this model if it has a name, the
         mildest first: a server that answers one of them with a 200 lets its sender generate."""
 
     def read(self, body: dict[str, Any]) -> Call:
-        """Raises `Refused` for a body that is not understood in full."""
+        """What a body asks for. Raises `Refused` for one that is not understood in full."""
 
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
     ) -> Fill:
-        """The call that fetches `shortfalls[i]` samples of item i; at least one is not 0."""
+        """The upstream call that fetches `shortfalls[i]` samples of item i; not all of them are
+        0."""
 
     def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        """Takes apart the parsed JSON that answers `fill`.
+        """Takes the parsed JSON that answers `fill` apart into samples.
 
         Raises `Refused` when it is not what was asked for.
         """
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        """The answer to `call` from `n` samples of each item."""
+        """The JSON answer to `call`, made of `n` samples of each item."""
 
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
-        """The answer for `n=1` to a call of this kind that was aborted while it waited, at this
-        Unix time: without a token."""
+        """The answer for `n=1`, without a token, to such a call that was aborted at this Unix time
+        while it waited."""
 
     # Streams. A dialect whose `read` refuses them is not asked for the rest.
 
     def record(self, call: Call, fill: Fill) -> Recorder:
-        """What makes samples of the stream that answers `fill`."""
+        """A recorder of the stream that answers `fill`."""
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
         """The events of these samples, at most `n` of each item, as the answer to `call`."""
 
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
-        """The event with the usage of a whole answer, if the API has one."""
+        """The event that tells the usage of a whole answer, if the API has one."""
 
     def without_usage(self, event: bytes, value: Any) -> bytes:
-        """A delta, given also parsed, without the usage so far that only we have asked for
-        (`Fill.counts`)."""
+        """A delta, given as bytes and parsed, without the usage so far that only the proxy has
+        asked for (`Fill.counts`)."""
 
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        """Makes the parsed data of an event of a fill one of the client's answer: choice i of it
-        is `choices[i]` there, beside the sample `like`."""
+        """Changes the parsed data of an event of a fill into one of the client's answer: choice i
+        becomes `choices[i]`. What all events of that answer share is as in the sample `like`."""
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
-        """Puts the client's ids into the parsed data of an event."""
+        """Puts the ids that the client sees into the parsed data of an event."""
 
     def cut(self, event: Any) -> None:
-        """Makes the parsed data of an event that has all of a choice so far (`Part.STATE`) its
-        last, as if the choice was aborted then."""
+        """Changes the parsed data of an event that has all of a choice so far (`Part.STATE`) into
+        its last one, as if the choice had been aborted then."""

@@ -18,7 +18,7 @@ KIND = "chat.completion.chunk"
 
 
 def chunks(stored: StoredChoice, created: Any) -> tuple[list[bytes], bytes]:
-    """The events of a choice, and its finish."""
+    """The events of a choice, and the chunk that finishes it."""
     writer = _Writer(stored, created)
     steps = [_ReadStep.of(step) for step in stored.steps or _whole(stored.choice)]
     matched = [step.value for step in steps if step.kind is Step.MATCHED]
@@ -28,7 +28,7 @@ def chunks(stored: StoredChoice, created: Any) -> tuple[list[bytes], bytes]:
 
 @dataclass(frozen=True, slots=True)
 class _ReadStep:
-    """A step, read."""
+    """A step of a sample's `deltas`, with all its parts."""
 
     kind: Step
     value: Any
@@ -44,12 +44,12 @@ class _ReadStep:
 
     @property
     def length(self) -> int:
-        """Of its text, roughly."""
+        """How long its text is, roughly."""
         return self.value if isinstance(self.value, int) else len(orjson.dumps(self.value))
 
 
 def _whole(choice: dict[str, Any]) -> list[Any]:
-    """The steps of a sample that came as JSON: one for each thing that it says."""
+    """The steps of a sample that did not come as a stream: one for each kind of thing it says."""
     message, logprobs = member(choice, "message", dict), member(choice, "logprobs", dict)
     steps: list[list[Any]] = []
     if reasoning := member(message, "reasoning_content", str):
@@ -72,7 +72,7 @@ def _whole(choice: dict[str, Any]) -> list[Any]:
 
 
 class _Writer:
-    """Words the chunks of one choice."""
+    """Writes the chunks of one choice as SGLang does."""
 
     def __init__(self, stored: StoredChoice, created: Any) -> None:
         self._stored = stored
@@ -121,7 +121,7 @@ class _Writer:
         return said
 
     def _counts(self, steps: list[_ReadStep]) -> list[int] | None:
-        """Tokens so far at each step, where the client wants them."""
+        """The tokens so far at each step, where the client wants them."""
         if not self._stored.is_counted:
             return None
         lengths = [step.length for step in steps]

@@ -20,19 +20,19 @@ class Step(StrEnum):
     """What a chunk adds."""
 
     CONTENT = "c"
-    """Characters."""
+    """So many characters of content."""
     PARSED = "p"
-    """Characters that a parser of tool calls let pass, which SGLang words otherwise."""
+    """The same, from a parser of tool calls; SGLang writes these chunks in another way."""
     REASONING = "r"
-    """Characters."""
+    """So many characters of reasoning."""
     TOOL_CALLS = "t"
-    """The value of `tool_calls`."""
+    """This value of `tool_calls`."""
     NOTHING = "l"
-    """Log-probabilities alone."""
+    """Only log-probabilities."""
     OTHER = "x"
-    """Members of the message that SGLang does not have."""
+    """These members of the message, which SGLang does not have."""
     MATCHED = "m"
-    """No chunk: the `matched_stop` of the finish, where JSON leaves it out."""
+    """No chunk of its own, but the `matched_stop` of the finish, where JSON leaves it out."""
 
 
 KNOWN_DELTA = frozenset(("role", "content", "reasoning_content", "tool_calls"))
@@ -41,7 +41,7 @@ _KNOWN_CHOICE = frozenset((*CHOICE, "delta"))
 
 
 class ChoiceRecorder:
-    """The chunks of one choice."""
+    """Puts the chunks of one choice together."""
 
     def __init__(self) -> None:
         self.is_finished = False
@@ -156,7 +156,7 @@ class ChoiceRecorder:
 
 
 def _step(kind: Step, value: Any, rows: int | None, tokens: int | None) -> Any:
-    """A step in as few words as it needs."""
+    """A step in as few members as it needs."""
     if kind is Step.CONTENT and rows is None and tokens is None:
         return value
     step = [kind, value, rows, tokens]

@@ -73,11 +73,11 @@ class Completions(Api):
 
 
 _LIMIT = 16
-"""OpenAI's, and everybody's, where none is given."""
+"""How many tokens a choice has at most where the call does not say, with OpenAI and all others."""
 
 
 def _batch_size(prompt: Any) -> int | None:
-    """How many prompts a list of them holds; None for a lone one (text, or a list of ids)."""
+    """How many prompts the list has; None for a single one, as text or as a list of ids."""
     if isinstance(prompt, str):
         return None
     if isinstance(prompt, list) and prompt:

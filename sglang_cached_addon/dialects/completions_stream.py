@@ -19,11 +19,11 @@ KIND = "text_completion"
 
 _KNOWN = frozenset((*CHOICE, "text"))
 _ROWS = "tokens"
-"""The list of `logprobs` that has one entry for each row."""
+"""The member of `logprobs` that has an entry for every token."""
 
 
 class ChoiceRecorder:
-    """The chunks of one choice."""
+    """Puts the chunks of one choice together."""
 
     def __init__(self) -> None:
         self.is_finished = False
@@ -76,7 +76,7 @@ class ChoiceRecorder:
 
 
 def chunks(stored: StoredChoice, created: Any) -> tuple[list[bytes], None]:
-    """The events of a choice; it has no finish of its own."""
+    """The events of a choice, of which the last one also finishes it."""
     choice, text = stored.choice, member(stored.choice, "text", str)
     logprobs = member(choice, "logprobs", dict)
     steps = stored.steps
@@ -112,7 +112,7 @@ _GOES_ON = b'"finish_reason":null,"matched_stop":null'
 
 
 def _last(choice: dict[str, Any]) -> bytes:
-    """How a choice ended: the rest of its last chunk."""
+    """The members of a choice's last chunk that tell how it ended."""
     others = {name: value for name, value in choice.items() if name not in _KNOWN}
     end = {n: choice.get(n) for n in ("finish_reason", "matched_stop")}
     return orjson.dumps({**end, **others})[1:-1]

@@ -13,13 +13,13 @@ from sglang_cached_addon.core.identity import SGLANG, Server
 
 
 def trimmed_n(shortfalls: Sequence[int]) -> int:
-    """The `n` of a fill: the common shortfall, or 1 where items differ and are repeated."""
+    """The `n` of a fill: the shortfall if all items have the same, else 1, with items repeated."""
     wanted = {shortfall for shortfall in shortfalls if shortfall}
     return wanted.pop() if len(wanted) == 1 else 1
 
 
 def fill_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
-    """Which item each prompt of the fill is, so that one call fetches every shortfall."""
+    """The item of each prompt of a fill, so that one call fetches all that is short."""
     return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
 
 
@@ -28,10 +28,10 @@ def draw(
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """The `n`, `order` and `skip` of a fill.
 
-    With a seed, sample i of a prompt may be a function of seed and i, as it is with vLLM: one that
-    is asked for alone would be the first one again. So all are asked for, and those taken that are
-    short. SGLang's seed says nothing of that: it makes all samples copies, or does nothing.
-    """
+    With a seed, sample i of a prompt may depend on the seed and on i, as it does with vLLM: a
+    sample that is asked for alone would be the first one again. So all samples are asked for, and
+    those that are stored are skipped. With SGLang, a seed makes all samples equal, or does
+    nothing."""
     if call.is_seeded and server.engine != SGLANG:
         order = tuple(i for i, short in enumerate(shortfalls) if short)
         return call.n, order, tuple(call.n - shortfalls[i] for i in order)
@@ -42,9 +42,9 @@ def draw(
 def mint_rids(
     call: Call, body: dict[str, Any], order: Sequence[int], n: int, mint: Mint
 ) -> dict[str, str]:
-    """Replaces `rid` in a fill's body by unique ones; gives what they stand for.
+    """Replaces `rid` in a fill's body by unique ids; gives them by the client's own ids.
 
-    Two calls in flight may share a client's `rid` with us, which SGLang would refuse.
+    Two calls of clients may have the same `rid` at the same time, which SGLang would refuse.
     """
     if body.get("rid") is None:
         return {}

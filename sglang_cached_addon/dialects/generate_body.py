@@ -59,7 +59,7 @@ MEDIA = ("image_data", "video_data", "audio_data")
 
 
 def batch_size(body: dict[str, Any]) -> int | None:
-    """How many prompts a list of them holds; None for a lone prompt."""
+    """How many prompts the list has; None for a single one."""
     sizes = {_prompt_count(name, body[name]) for name in _PROMPTS if body.get(name) is not None}
     if len(sizes) != 1:  # no prompt, or two that disagree
         raise Refused(Reason.MALFORMED)
@@ -82,7 +82,7 @@ def _prompt_count(name: str, value: Any) -> int | None:
 
 
 def _is_numbers(value: Any, depth: int, name: str) -> bool:
-    """A non-empty list of numbers, nested `depth` deep."""
+    """Whether a value is a list of numbers, nested `depth` deep and not empty."""
     if not isinstance(value, list) or not value:
         return False
     if depth > 1:

@@ -26,7 +26,7 @@ UNSTREAMABLE = (
     "return_flat_raw_output_top_logprobs",
     "return_sampling_mask",
 )
-"""Fields whose part of an event is neither the state so far nor the news."""
+"""Fields for which an event has neither what came so far nor what is new."""
 
 # One member for each token, so that an event has as many as it has `output_ids`.
 _BY_TOKEN = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
@@ -36,12 +36,12 @@ _FIRST_ONLY = "response_sent_to_client_ts"
 _LAST_ONLY = ["weight_versions", "e2e_latency"]
 
 
-class Tape:
-    """The events of one choice."""
+class ChoiceRecorder:
+    """Puts the events of one choice together."""
 
     def __init__(self) -> None:
         self.incremental: bool | None = None
-        """None as long as both styles look alike."""
+        """Whether events have only what is new. None as long as that cannot be seen."""
         self.is_finished = False
         self._last: dict[str, Any] = {}
         self._text = ""
@@ -89,7 +89,7 @@ class Tape:
             self.incremental = style
 
     def _retract(self, text: str) -> None:
-        """A server took back text that it had sent: what is gone is kept as it was."""
+        """Keeps, for earlier events, text that the server has taken back since."""
         pairs = enumerate(zip(self._text, text, strict=False))
         common = next((i for i, (was, now) in pairs if was != now), min(len(self._text), len(text)))
         for step in self._steps:
@@ -97,7 +97,7 @@ class Tape:
                 step[0] = self._text[: step[0]]
 
     def native(self) -> dict[str, Any]:
-        """What a call without `stream` would have got."""
+        """The answer that a call without `stream` would have got."""
         if not self.is_finished:
             raise Refused(Reason.UNFINISHED)
         native = {name: value for name, value in self._last.items() if name != "index"}
@@ -114,9 +114,11 @@ class Tape:
         return native
 
     def deltas(self) -> bytes:
-        """`[style, step, ...]` for all events but the last, which is the native object itself.
+        """`[style, step, ...]`, with a step for each event but the last, which is the answer
+        itself.
 
-        A step is `[characters, tokens]` so far, then what cannot be told from these."""
+        A step is `[characters, tokens]` so far; more follows where it does not follow from
+        these."""
         if len(self._steps) < 2 or self._first_meta is None:
             return b""
         meta = self._last["meta_info"]
@@ -129,8 +131,8 @@ class Tape:
 
 
 def _is_news(name: str, value: Any) -> bool:
-    """Whether a member of the last event's `meta_info` may be of its tokens alone, and is none of
-    those that are put together."""
+    """Whether a member of the last event's `meta_info` may be about its own tokens only, without
+    being one of the lists that are put together."""
     is_whole = name in (*_BY_TOKEN, "weight_versions") or name.startswith("input_")
     return isinstance(value, list) and not is_whole
 
@@ -143,7 +145,7 @@ def _short(step: list[Any], reasoning: Any) -> list[Any]:
 
 
 def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
-    """The data of a sample's events. `index` is None in the answer to a lone prompt with n=1."""
+    """The data of a sample's events. `index` is None in the answer to a single prompt with n=1."""
     tail = {} if index is None else {"index": index}
     if not sample.deltas and rid is None:
         if index is None:
@@ -159,13 +161,13 @@ def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
     first = {name: value for name, value in meta.items() if name == _FIRST_ONLY}
     last_meta = {name: value for name, value in meta.items() if name != _FIRST_ONLY}
     is_incremental = bool(style.get("incremental"))
-    begun = _Begun(native, last_meta, style.get("last", _LAST_ONLY), is_incremental)
-    found = [begun.event(step, first if k == 0 else {}, tail) for k, step in enumerate(steps)]
-    return [*found, begun.last(last_meta, tail)]
+    writer = _EventWriter(native, last_meta, style.get("last", _LAST_ONLY), is_incremental)
+    found = [writer.event(step, first if k == 0 else {}, tail) for k, step in enumerate(steps)]
+    return [*found, writer.last(last_meta, tail)]
 
 
-class _Begun:
-    """Makes the events of a sample, from the whole of it."""
+class _EventWriter:
+    """Writes the events of a sample."""
 
     def __init__(
         self,
@@ -181,7 +183,7 @@ class _Begun:
         self._text: str = native.get("text", "")
         self._said = 0
         self._given = 0
-        """Characters and tokens of the events before, where events have the news alone."""
+        """How many characters and tokens earlier events had, where events have only what is new."""
 
     def event(self, step: list[Any], first: dict[str, Any], tail: dict[str, Any]) -> bytes:
         characters, tokens, *more = step
@@ -210,11 +212,11 @@ class _Begun:
 
 
 class Recorder:
-    """Sorts the events of a stream by choice."""
+    """Makes samples of a stream, whose events it sorts by choice."""
 
     def __init__(self, total: int, is_array: bool, split: Callable[[Any], Split]) -> None:
         """`is_array`: a call without `stream` would get an array, which `split` takes apart."""
-        self._tapes = [Tape() for _ in range(total)]
+        self._recorders = [ChoiceRecorder() for _ in range(total)]
         self._is_array = is_array
         self._split = split
         self._is_error = False
@@ -226,16 +228,16 @@ class Recorder:
             self._is_error = True
             return Part.ERROR, 0
         index = event.get("index") if self._is_array else event.get("index", 0)
-        if type(index) is not int or not 0 <= index < len(self._tapes):
+        if type(index) is not int or not 0 <= index < len(self._recorders):
             raise Refused(Reason.UNREADABLE)
-        tape = self._tapes[index]
-        tape.add(event)
+        recorder = self._recorders[index]
+        recorder.add(event)
         # The first of a choice is all of it so far, in either style.
-        return (Part.DELTA if tape.incremental else Part.STATE), index
+        return (Part.DELTA if recorder.incremental else Part.STATE), index
 
     def split(self) -> Split:
         if self._is_error:
             raise Refused(Reason.ERROR)
-        natives = [tape.native() for tape in self._tapes]
+        natives = [recorder.native() for recorder in self._recorders]
         split = self._split(natives if self._is_array else natives[0])
-        return with_deltas(split, [tape.deltas() for tape in self._tapes])
+        return with_deltas(split, [recorder.deltas() for recorder in self._recorders])

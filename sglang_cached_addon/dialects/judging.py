@@ -13,19 +13,19 @@ from sglang_cached_addon.core.policy import Reason, Refused
 
 
 def weights_refusal(meta: Any) -> Reason | None:
-    """An answer that spans two sets of weights belongs to neither model."""
+    """Why an answer is not stored whose tokens are of more than one set of weights."""
     spans = meta.get("weight_versions") if isinstance(meta, dict) else None
     return Reason.MIXED_WEIGHTS if isinstance(spans, list) and len(spans) > 1 else None
 
 
 def weight_versions(metas: Iterable[Any]) -> frozenset[str]:
-    """What `meta_info` or `metadata` objects name as the weights that they come from."""
+    """The weights that `meta_info` or `metadata` objects name."""
     found = (meta.get("weight_version") for meta in metas if isinstance(meta, dict))
     return frozenset(version for version in found if isinstance(version, str))
 
 
 def finish_refusal(kind: Any) -> Reason | None:
-    """`kind` is a finish reason's type: a string, or None while the generation goes on."""
+    """Why a sample with this type of finish reason is not stored; None is one that goes on."""
     if not isinstance(kind, str):
         return Reason.UNFINISHED
     return Reason.ABORT if kind == "abort" else None

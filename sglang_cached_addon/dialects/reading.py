@@ -13,7 +13,7 @@ from sglang_cached_addon.dialects.base import TransportTable
 
 
 def content_fields(body: dict[str, Any], transport: TransportTable) -> dict[str, Any]:
-    """The fields of a body that belong into the key."""
+    """The fields of a body that are part of the key."""
     return {
         name: value
         for name, value in body.items()
@@ -28,7 +28,8 @@ def _is_plain(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def read_n(holder: Mapping[str, Any]) -> int:
-    """`n` where it is a plain positive integer. SGLang has its own ideas of the others."""
+    """The value of `n`. Raises `Refused` unless it is a plain positive integer: what SGLang makes
+    of others is its own affair."""
     n = holder.get("n", 1)
     if type(n) is not int or not 1 <= n <= MAX_N:
         raise Refused(Reason.MALFORMED)
@@ -54,14 +55,14 @@ _UNSTORABLE = {
 
 
 def refuse_unstorable(body: dict[str, Any]) -> None:
-    """Raises `Refused` for what no dialect looks up."""
+    """Raises `Refused` for a body with fields that no dialect looks up."""
     for name in given(body, _UNSTORABLE):
         raise Refused(_UNSTORABLE[name])
 
 
 def is_stream(body: dict[str, Any], unstreamable: Collection[str]) -> bool:
-    """Whether a streamed answer is wanted. Raises `Refused` for one with a field of those whose
-    streams have another form."""
+    """Whether a body asks for a stream. Raises `Refused` if it does so together with one of these
+    fields, for which streams have another form."""
     stream = body.get("stream", False)
     if type(stream) is not bool:
         raise Refused(Reason.MALFORMED)  # null too, says SGLang
@@ -71,14 +72,14 @@ def is_stream(body: dict[str, Any], unstreamable: Collection[str]) -> bool:
 
 
 def given(body: dict[str, Any], names: Collection[str]) -> list[str]:
-    """Those of the names that have a value."""
+    """The names that have a value in the body."""
     if body.keys().isdisjoint(names):
         return []
     return [name for name in names if body.get(name) is not None]
 
 
 def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[str, ...]:
-    """The ids that SGLang would echo for this body.
+    """The ids that SGLang would have in its answer to this body.
 
     A string names a single prompt as it is and the items of a batch as `x_0`, `x_1`, ...;
     with `n > 1` every sample gets an id of its own and none is echoed.
@@ -100,7 +101,7 @@ def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[s
 
 
 def media_refusal(value: Any) -> bool:
-    """Whether a media value (nested at will) names something outside of the body.
+    """Whether a media value, however nested, refers to something outside of the body.
 
     URLs and paths are read by the server at the time of the call; `data:` and bare
     base64 are content.

@@ -17,7 +17,7 @@ from sglang_cached_addon.dialects.openai.choices import StreamFacts
 
 
 class Api(ABC):
-    """One of the two."""
+    """The dialect of one of the two APIs."""
 
     transport = asking.TRANSPORT
 
@@ -26,10 +26,10 @@ class Api(ABC):
     chunk_kind: str
     """The `object` of a chunk."""
     writes_nulls: bool
-    """The usage of a whole stream has the members that have no value."""
+    """Whether the usage of a whole stream has members that are null."""
     tells: Mapping[str, tuple[str, ...]]
-    """What to ask a server for, by its engine, so that each choice tells how long it is, and then
-    the members in which it tells it."""
+    """By a server's engine: the field that makes each choice tell how many tokens it has, and the
+    members in which it tells that."""
 
     # What each API has of its own
 
@@ -47,15 +47,15 @@ class Api(ABC):
 
     @abstractmethod
     def choice_recorder(self) -> recording.ChoiceRecorder:
-        """Takes the chunks of one choice."""
+        """What puts the chunks of one choice together."""
 
     @abstractmethod
     def wants_rows(self, call: Call) -> bool:
-        """Whether a JSON answer has log-probabilities of every token, and a stream may not."""
+        """Whether a JSON answer has the log-probabilities of every token, and a stream may not."""
 
     @abstractmethod
     def chunks(self, choice: replay.StoredChoice, created: Any) -> tuple[list[bytes], bytes | None]:
-        """The events of a choice, and its finish if that is a chunk of its own."""
+        """The events of a choice, and its finish where that is a chunk of its own."""
 
     # As `Dialect`
 

@@ -43,19 +43,19 @@ _FIRST_SAMPLE_ONLY = ("return_routed_experts",)
 
 
 def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """As `Dialect.probes`: a token is the least that all servers of these APIs generate."""
+    """As `Dialect.probes`: all servers of these APIs generate at least one token."""
     named = {"model": model} if model else {}
     return ({**named, **prompt, "max_tokens": 1, "temperature": 0},)
 
 
 def refuse_shared_report(body: dict[str, Any], total: int) -> None:
-    """Raises `Refused` where an answer of many samples reports on one of them alone."""
+    """Raises `Refused` where an answer of many samples would report on only one of them."""
     if total > 1 and any(body.get(name) for name in _FIRST_SAMPLE_ONLY):
         raise Refused(Reason.INSEPARABLE)
 
 
 def streaming(body: dict[str, Any]) -> StreamOptions | None:
-    """What is wanted of a streamed answer, if one is; raises `Refused`."""
+    """How an answer is to be streamed, if it is. Raises `Refused`."""
     if not reading.is_stream(body, UNSTREAMABLE):
         return None
     options = body.get("stream_options") or {}
@@ -68,8 +68,8 @@ def streaming(body: dict[str, Any]) -> StreamOptions | None:
 
 
 def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: bool) -> bool:
-    """Makes upstream tell what JSON answers, and other streams, will want to know: the usage, and
-    of each choice its own. Whether that is told to nobody else."""
+    """Makes a stream of upstream tell its usage, which JSON answers have, and of many choices each
+    one's own. Gives whether the client has not asked for the latter."""
     if not call.stream:
         return False
     options = body["stream_options"] = {

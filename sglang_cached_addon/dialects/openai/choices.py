@@ -21,13 +21,14 @@ from sglang_cached_addon.dialects.openai import shares
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What a stream tells of its choices, one of each for each."""
+    """What a stream tells beside its choices. Each sequence is empty, or has one entry a choice."""
 
     ids: Sequence[str] = ()
+    """The id that each choice's chunks have."""
     usages: Sequence[dict[str, Any] | None] = ()
-    """What was told last of its own usage."""
+    """The last usage that each choice's chunks have told."""
     members: Sequence[dict[str, Any]] = ()
-    """Of the answer, from its own events."""
+    """Members of the answer that came with each choice's own chunks."""
 
 
 def split(
@@ -89,8 +90,8 @@ def split(
 
 
 def metadata(server: Server) -> dict[str, Any]:
-    """The member that SGLang has beside a JSON answer, and not beside a stream, but for the number
-    of tokens."""
+    """The `metadata` that SGLang has in a JSON answer and not in a stream, without the number of
+    tokens."""
     if server.engine != SGLANG:
         return {}
     if server.weight_version is None:
@@ -102,7 +103,7 @@ def metadata(server: Server) -> dict[str, Any]:
 
 
 def _metadata(metadata: Any, tokens: Any) -> Any:
-    """That of an answer, for a choice of so many tokens: SGLang's is of the first one."""
+    """The `metadata` for a choice of so many tokens; SGLang's own is about the first choice."""
     spans = metadata.get("weight_versions") if isinstance(metadata, dict) else None
     if not isinstance(spans, list) or len(spans) != 1 or not isinstance(spans[0], dict):
         return metadata
@@ -110,8 +111,8 @@ def _metadata(metadata: Any, tokens: Any) -> Any:
 
 
 def aborted(call: Call, rid: str, now: float, kind: str, said: dict[str, Any]) -> bytes:
-    """The answer of an API, `kind`, to a call that was aborted while it waited; `said` is where
-    its text would be."""
+    """The answer to a call that was aborted while it waited. `kind` is its `object`, `said` the
+    member that would have its text."""
     choice = {"index": 0, **said, "logprobs": None, "finish_reason": "abort", "matched_stop": None}
     usage = {
         "prompt_tokens": 0,
@@ -144,14 +145,14 @@ def _in_order(choices: list[Any], total: int) -> list[dict[str, Any]]:
 
 
 def _has_output_ids(answer: dict[str, Any]) -> bool:
-    """SGLang's extension carries one list of ids for each choice."""
+    """Whether SGLang's extension has a list of ids for each choice."""
     sglext = answer.get("sglext")
     ids = sglext.get("output_ids") if isinstance(sglext, dict) else None
     return isinstance(ids, list) and len(ids) == len(answer["choices"])
 
 
 def write(call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-    """One answer from `n` samples of each item; identity and metadata are the first one's."""
+    """One answer from `n` samples of each item; its other members are those of the first sample."""
     if call.total == 1 and not call.rids:
         return samples[0][0]
     answers = [[orjson.loads(sample) for sample in pool] for pool in samples]
@@ -177,7 +178,7 @@ def write(call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
 
 
 def merge_usage(usages: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """The `usage` of an answer from those of its samples, given by item."""
+    """The `usage` of an answer from those of its samples, which are given by item."""
     firsts = [pool[0] for pool in usages]
     everyone = [usage for pool in usages for usage in pool]
     merged = {
@@ -194,7 +195,7 @@ def _names(objects: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _sum(values: Iterable[Any]) -> Any:
-    """What numbers, or the numbers of objects, come to."""
+    """The sum of numbers, or an object with the sums of its members."""
     known = [value for value in values if value is not None]
     if known and all(type(value) is int for value in known):
         return sum(known)

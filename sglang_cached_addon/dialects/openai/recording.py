@@ -18,34 +18,36 @@ from sglang_cached_addon.dialects import judging
 from sglang_cached_addon.dialects.openai import choices as answers
 
 CHOICE = ("index", "logprobs", "finish_reason", "matched_stop")
-"""What a choice has, JSON's and a chunk's of either API."""
+"""The members that a choice has in chunks and in JSON, with both APIs."""
 
 NOT_OF_THE_HEAD = ("choices", "usage", "metadata", "sglext")
+"""Members of an event or an answer that are not kept as they are."""
 OF_EACH = ("id", "object", "created")
-"""What each event may have its own of."""
+"""Members whose value may differ from event to event."""
 
 
 class ChoiceRecorder(Protocol):
-    """The chunks of one choice."""
+    """Puts the chunks of one choice together."""
 
     rows: int
-    """Of log-probabilities."""
+    """How many tokens have come with their log-probabilities."""
     is_finished: bool
+    """The choice has told why it ended."""
 
     def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
-        """Takes a chunk's choice, and its tokens so far if they are told; whether it is nothing
-        but an end. Raises `Refused`."""
+        """Takes a chunk's choice, and how many tokens it has so far where that is told. Gives
+        whether the chunk does nothing but finish the choice. Raises `Refused`."""
 
     def choice(self) -> dict[str, Any]:
-        """What a call without `stream` would have got."""
+        """The choice that a call without `stream` would have got."""
 
     def steps(self) -> list[Any]:
-        """Where the chunks began and ended."""
+        """Where the chunks began and ended, for a sample's `deltas`."""
 
 
 def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> None:
-    """Raises `Refused` for a chunk's choice, or its delta, that says what is not known to be kept.
-    Its end may tell facts of the whole, but no lists: these had parts before, or are too late."""
+    """Raises `Refused` for a chunk's choice, or its delta, with members that would be lost. The
+    last one of a choice may have more members, but no lists: these would have had parts before."""
     if choice.keys() <= known:
         return
     for name, value in choice.items():
@@ -54,7 +56,7 @@ def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> 
 
 
 class Recorder:
-    """Sorts the chunks of a stream by choice."""
+    """Makes samples of a stream, whose chunks it sorts by choice."""
 
     def __init__(
         self,
@@ -65,8 +67,8 @@ class Recorder:
         server: Server = UNKNOWN,
         wants_rows: bool = False,
     ) -> None:
-        """`kind` is the `object` of a JSON answer; `split` takes one apart, with what is told of
-        each choice. `wants_rows`: JSON has log-probabilities of every token."""
+        """`kind` is the `object` of a JSON answer, and `split` takes such an answer apart.
+        `wants_rows` says that JSON would have the log-probabilities of every token."""
         self._recorders = recorders
         self._kind = kind
         self._split = split
@@ -74,10 +76,11 @@ class Recorder:
         self._wants_rows = wants_rows
         self._usages: list[dict[str, Any] | None] = [None] * len(recorders)
         self._late: list[dict[str, Any]] = [{} for _ in recorders]
-        """Members that came after the first event, by the choice that they came with."""
+        """For each choice, the members that came with it later than the first event."""
         self._last: dict[str, Any] = {}
-        """Those that came with the usage."""
+        """The members that came with the usage."""
         self._head: dict[str, Any] = {}
+        """The members of the first event that the answer has."""
         self._ids = [""] * len(recorders)
         self._usage: dict[str, Any] | None = None
         self._is_error = False
@@ -116,7 +119,7 @@ class Recorder:
         return (Part.FINISH if is_finish else Part.DELTA), index
 
     def _news(self, event: dict[str, Any]) -> dict[str, Any]:
-        """The members of an event that the first one did not have like this."""
+        """The members of an event that the first one did not have, or had with another value."""
         return {
             name: value
             for name, value in event.items()
@@ -153,14 +156,14 @@ class Recorder:
         )
 
     def _deltas(self, steps: list[Any], late: dict[str, Any]) -> bytes:
-        """Steps, and the names of the members that do not come with each chunk."""
+        """The steps of a choice, and the names of the members that do not come with each chunk."""
         if late or self._last:
             steps = [*steps, {"late": list(late), "usage": list(self._last)}]
         return judging.dump(steps)
 
 
 def _json_usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """SGLang's usage with the members that its stream leaves out where they are null."""
+    """A usage of SGLang's with the members that its streams leave out where they are null."""
     if "reasoning_tokens" not in usage:
         return usage  # another server's
     return {**{name: usage.get(name) for name in _USAGE}, **usage}

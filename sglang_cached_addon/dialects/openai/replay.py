@@ -21,17 +21,17 @@ from sglang_cached_addon.wire import sse
 _T = TypeVar("_T")
 
 _HEAD = (*OF_EACH, "model", "system_fingerprint", "service_tier")
-"""What is known to be of each event; what else JSON has comes at the end of a stream of it."""
+"""The members of a JSON answer that each event of its stream has; others come with the last one."""
 
 
 def member(value: Any, name: str, kind: type[_T]) -> _T:
-    """A member of an object; an empty value where there is none of this kind."""
+    """A member of an object; an empty value where it has none of this type."""
     found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, kind) else kind()
 
 
 class StoredChoice:
-    """What the chunks of one choice are made of: its sample, parsed."""
+    """A parsed sample, from which the chunks of one choice are made."""
 
     def __init__(self, call: Call, sample: Recorded, index: int, rid: str | None) -> None:
         answer = orjson.loads(sample.answer)
@@ -47,7 +47,7 @@ class StoredChoice:
         self.usage: dict[str, Any] = member(answer, "usage", dict)
 
     def head(self, kind: str, created: Any) -> bytes:
-        """The chunk's members but for its choices; open at the end."""
+        """JSON of the members that each chunk has beside its choices, without its end."""
         late = {name for names in self._late.values() for name in names}
         members = {
             n: v for n, v in self.answer.items() if n not in NOT_OF_THE_HEAD and n not in late
@@ -58,14 +58,14 @@ class StoredChoice:
         return orjson.dumps(members)[:-1]
 
     def tail(self) -> bytes:
-        """The members that come with the choice's last chunk, or with the usage that the client
-        does not want to see; each behind a comma."""
+        """JSON of the members that come with the choice's last chunk, each behind a comma: with
+        those that came with the usage, where the client does not ask for that."""
         names = [*self._late["late"], *(() if self.wants_usage else self._late["usage"])]
         members = {name: self.answer[name] for name in names if self.answer.get(name) is not None}
         return b"," + orjson.dumps(members)[1:-1] if members else b""
 
     def usage_so_far(self, tokens: int) -> bytes:
-        """`continuous_usage_stats`, after so many tokens."""
+        """The usage after so many tokens, for `continuous_usage_stats`."""
         prompt = member(self.usage, "prompt_tokens", int)
         reasoning = min(member(self.usage, "reasoning_tokens", int), tokens)
         return orjson.dumps(
@@ -80,7 +80,8 @@ class StoredChoice:
         )
 
     def counts(self, lengths: Sequence[int], known: Sequence[int | None]) -> list[int]:
-        """Tokens so far at each chunk; where the recording does not tell, by lengths of text."""
+        """The tokens so far at each chunk: as they are `known`, or else guessed by the lengths of
+        texts."""
         total = member(self.usage, "completion_tokens", int)
         least = 1 if total >= len(lengths) else 0
         parts = shares.apportion(total - least * len(lengths), lengths) if lengths else []
@@ -99,7 +100,7 @@ def _late(answer: dict[str, Any], steps: list[Any] | None) -> dict[str, list[str
 
 
 def stored_choices(call: Call, samples: Sequence[Sequence[Recorded]]) -> Iterator[StoredChoice]:
-    """All choices of an answer, or those that there are of it."""
+    """The choices of an answer, of which some may not be there yet."""
     for i, pool in enumerate(samples):
         for j, sample in enumerate(pool):
             yield StoredChoice(call, sample, i * call.n + j, call.rids[i] if call.rids else None)
@@ -110,8 +111,8 @@ def script(
     samples: Sequence[Sequence[Recorded]],
     chunks: Callable[[StoredChoice, Any], tuple[list[bytes], bytes | None]],
 ) -> Script:
-    """`chunks` gives a choice's deltas, and its finish if that is a chunk of its own. All say
-    that they were created when the first was, as a server's do."""
+    """The stream of these samples. `chunks` gives the deltas of a choice, and its finish where that
+    is a chunk of its own. All have the time of the first one, as a server's do."""
     deltas, finishes, created = [], [], None
     for choice in stored_choices(call, samples):
         created = choice.answer.get("created") if created is None else created
@@ -125,7 +126,7 @@ def script(
 def usage(
     call: Call, samples: Sequence[Sequence[Recorded]], kind: str, *, nulls: bool
 ) -> bytes | None:
-    """The usage event of a whole answer; `nulls`: with the members that have no value."""
+    """The event with the usage of a whole answer; with `nulls`, members that are null are kept."""
     answers = [[orjson.loads(sample.answer) for sample in pool] for pool in samples]
     flat = [answer for pool in answers for answer in pool]
     if not all(isinstance(answer.get("usage"), dict) for answer in flat):
@@ -160,8 +161,8 @@ def rename(event: Any, rids: Sequence[str]) -> None:
 
 
 def without_usage(event: bytes, value: Any) -> bytes:
-    """A chunk without the usage so far, as the server words one where nobody asks for that. The
-    usage is its last member; between quotes, there is none like it."""
+    """A chunk without the usage so far, as the server writes one that nobody asks for. The usage is
+    its last member, and no text can look like it, for its quotes would be escaped."""
     begin, found, _ = event.rpartition(b',"usage":{')
     if not found:
         return event

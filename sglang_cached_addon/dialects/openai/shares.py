@@ -39,7 +39,7 @@ def of(
 
 
 def recount(usage: dict[str, Any]) -> dict[str, Any]:
-    """With the total that its parts come to, in place."""
+    """Sets the total to the sum of its parts, in place."""
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if "total_tokens" in usage and isinstance(prompt, int) and isinstance(completion, int):
         usage["total_tokens"] = prompt + completion
@@ -97,7 +97,7 @@ class _Sharer:
         return [value] * len(self._choices)
 
     def _spread(self, parts: Sequence[Any]) -> list[Any]:
-        """What is of a prompt is of each of its choices."""
+        """For each choice, what is given for its prompt."""
         return [parts[k // self._n] for k in range(len(self._choices))]
 
     def _of_prompts(self, total: int) -> list[int]:
@@ -118,8 +118,8 @@ class _Sharer:
         return apportion(total, [len(prompt) for prompt in self._prompts])
 
     def _of_details(self, value: Any) -> list[Any]:
-        """How much of a prompt was at hand is not of the answer, but of the server at that time:
-        of that, any share will do."""
+        """Each prompt's part of `prompt_tokens_details`. How much of a prompt the server had cached
+        depends on that moment and not on the prompt, so that any share of it will do."""
         count = len(self._prompts)
         if count == 1 or not isinstance(value, dict):
             return [value] * count
@@ -148,7 +148,7 @@ class _Sharer:
         return apportion(value, [_length(choice, name) for choice in self._choices])
 
     def _known(self, k: int, name: str) -> Any:
-        """What a choice itself tells."""
+        """The number that a choice itself tells."""
         choice = self._choices[k]
         told = self._told[k] if self._told else None
         for members in (choice.get("meta_info"), told, _details(told)):
@@ -172,7 +172,7 @@ def _number(usage: dict[str, Any] | None, name: str) -> int | None:
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:
-    """What they come to, if all are known."""
+    """The sum of the counts, if all are known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
@@ -186,7 +186,8 @@ def _details(usage: dict[str, Any] | None) -> Any:
 
 
 def _rows(choice: dict[str, Any]) -> Any:
-    """Log-probabilities, one for each token; those of completions may be of the prompt, too."""
+    """The log-probabilities, one for each token; with completions, the prompt may have some,
+    too."""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict):
         return None
@@ -194,7 +195,7 @@ def _rows(choice: dict[str, Any]) -> Any:
 
 
 def _length(choice: dict[str, Any], name: str) -> int:
-    """Comparable within an answer."""
+    """How long a choice is, in a unit in which choices of one answer can be compared."""
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     assert isinstance(message, dict)
     thought = message.get("reasoning_content")
