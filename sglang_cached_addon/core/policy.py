@@ -22,7 +22,7 @@ MAX_BODY = 10 * 1024 * 1024
 """How many bytes a request body may have that is looked up; a larger one is passed on unread."""
 
 MAX_SAMPLES = 10_000
-"""How many samples a call may want that is looked up: to name and to find these takes 35 ms."""
+"""How many samples a call may want that is looked up: that takes 35 ms."""
 
 LARGE_SAMPLES = 1000
 """From how many samples on an answer is handled beside the event loop: that takes 7 ms or more."""

@@ -151,7 +151,7 @@ class Passage(layer.Layer):
         while self._state is State.CHECKED and self._requests.phase is Phase.OVER:
             if inside.is_pipe(self.child_layer, self.context.client):
                 self._state = State.PASSED
-                yield from self._give(self._requests.rest())
+                yield from self._give(self._requests.release())
             elif not inside.is_idle(self.child_layer, self.context.client):
                 break
             elif self._connection.unread > MAX_UNREAD:
@@ -172,7 +172,7 @@ class Passage(layer.Layer):
         """Answers, unless there is an answer, and hangs up when the client has heard it."""
         client = self.context.client
         self._state = State.DROPPED
-        self._requests.rest()
+        self._requests.release()
         self.head.end()
         server = inside.http1_server(self.child_layer, client)
         response = server.response if server else None

@@ -62,7 +62,7 @@ class Relay:
 
     def remains(self) -> list[Event]:
         """What has come of an event that was to go on."""
-        rest = self._splitter.rest
+        rest = self._splitter.unfinished
         return [Event(rest, Part.OTHER)] if rest else []
 
     def split(self) -> Split:

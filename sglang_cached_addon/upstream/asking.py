@@ -19,7 +19,7 @@ import orjson
 
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.identity import Identity
-from sglang_cached_addon.wire.client import Answer, Ask, Broken, Client, Headers, Unreachable
+from sglang_cached_addon.wire.client import Ask, Broken, Client, Headers, Unreachable, WholeResponse
 
 # Routes that say who answers, in the order in which they are tried. The second is what older
 # versions have, the third what anything that speaks OpenAI's API has.
@@ -189,7 +189,7 @@ def _verdict(status: int) -> Verdict:
     return Verdict.TROUBLED if status >= 500 or status in _TROUBLE else Verdict.NAMELESS
 
 
-def _document(answer: Answer) -> Any:
+def _document(answer: WholeResponse) -> Any:
     try:
         return orjson.loads(answer.body)
     except ValueError:

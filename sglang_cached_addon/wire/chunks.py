@@ -11,7 +11,7 @@ from enum import Enum, auto
 from sglang_cached_addon.wire.heads import FIELD, MAX_HEAD, FramingError
 
 MAX_LINE = 1024
-"""Bytes of the line that begins a chunk."""
+"""How many bytes the line may have that begins a chunk."""
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _PLAIN_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
@@ -31,15 +31,15 @@ class Chunks:
     def __init__(self) -> None:
         self._expects = self._Expects.LINE
         self._left = 0
-        """Bytes of the present chunk; of the trailers, as many as there may still be."""
+        """How many bytes of the present chunk are still to come; how many of trailers may."""
 
     @property
     def is_over(self) -> bool:
         return self._expects is self._Expects.NOTHING
 
     def read(self, buffer: bytearray) -> list[bytes]:
-        """Takes from the front of the buffer what belongs to the body; each chunk of data, or as
-        much of it as there is. Raises `FramingError`."""
+        """Takes what belongs to the body from the front of the buffer, and gives the data of each
+        chunk, or as much of it as there is. Raises `FramingError`."""
         pieces: list[bytes] = []
         at = 0
         while (
@@ -50,7 +50,8 @@ class Chunks:
         return pieces
 
     def _whole(self, buffer: bytearray, at: int, pieces: list[bytes]) -> int:
-        """Bytes of a plain chunk that is there as a whole, as most are; 0 where there is none."""
+        """Takes a plain chunk that is there as a whole, as most are. Gives its size in bytes, 0
+        where there is none."""
         if self._expects is not self._Expects.LINE or not (line := _PLAIN_LINE.match(buffer, at)):
             return 0
         start, size = line.end(), int(line[1], 16)
@@ -61,7 +62,7 @@ class Chunks:
         return end + 2 - at
 
     def _step(self, buffer: bytearray, at: int, pieces: list[bytes]) -> int | None:
-        """Bytes that one step takes; None if there are not enough for one."""
+        """Takes the next part, and gives its size in bytes; None as long as it is not whole."""
         if self._expects is self._Expects.NOTHING or at == len(buffer):
             return None
         if self._expects is self._Expects.DATA:

@@ -28,15 +28,25 @@ from sglang_cached_addon.wire.connection import (
 )
 from sglang_cached_addon.wire.heads import FIELD, ResponseHead
 
-__all__ = ["Answer", "Ask", "Broken", "Client", "Greet", "Headers", "Response", "Unreachable"]
+__all__ = [
+    "Ask",
+    "Broken",
+    "Client",
+    "Greet",
+    "Headers",
+    "Response",
+    "Unreachable",
+    "WholeResponse",
+]
 
 CONNECT_SECONDS = 10.0
+"""How many seconds it may take to connect."""
 
 IDLE_SECONDS = 4.0
-"""How long a connection is kept for the next request: uvicorn hangs up after 5."""
+"""For how many seconds a connection is kept for the next request; uvicorn hangs up after 5."""
 
 MAX_IDLE = 256
-"""Connections that are kept."""
+"""How many idle connections are kept."""
 
 # Those of the connection, and those that are ours to say.
 _OURS = HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
@@ -51,27 +61,28 @@ class Unreachable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole response."""
+class WholeResponse:
+    """A response with all of its body."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    """Without those of the connection; names as upstream writes them."""
+    """The header fields, without those of the connection; names are as upstream writes them."""
     body: bytes
     connection: int
-    """The number of the connection that it came on: an equal one is the same connection."""
+    """The number of the connection that it came on. No other connection has the same."""
 
 
-Ask = Callable[[str, str, Headers], Awaitable[Answer]]
-"""Sends a request (method, path, header fields); raises `Unreachable` or `Broken`."""
+Ask = Callable[[str, str, Headers], Awaitable[WholeResponse]]
+"""A function that sends a request (method, path, header fields). Raises `Unreachable` or
+`Broken`."""
 
 Greet = Callable[[Ask, Any], Coroutine[Any, Any, Any]]
-"""Asks something on one connection, given what was said there before (None: nothing); raises
-`Unreachable` or `Broken`."""
+"""A function that asks the server something on one connection; it is given what it gave for that
+connection before, or None. Raises `Unreachable` or `Broken`."""
 
 
 class Client:
-    """Asks one upstream."""
+    """Sends requests to one upstream."""
 
     def __init__(
         self,
@@ -118,15 +129,17 @@ class Client:
             raise
         self._give_back(connection)
 
-    async def ask(self, method: str, path: str, headers: Headers, body: bytes = b"") -> Answer:
+    async def ask(
+        self, method: str, path: str, headers: Headers, body: bytes = b""
+    ) -> WholeResponse:
         """Sends a request, and gives its whole answer. Raises `Unreachable` or `Broken`."""
         async with self.open(method, path, headers, body) as response:
             pieces = [piece async for piece in response.pieces()]
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return Answer(response.status, response.headers, data, response.connection)
+        return WholeResponse(response.status, response.headers, data, response.connection)
 
     def close(self) -> None:
-        """Hangs up what is idle; what is in use when it is done."""
+        """Closes the idle connections at once, and those in use when they are done."""
         self._is_closed = True
         for task, connection in tuple(self._greeting.items()):
             task.cancel()
@@ -164,7 +177,7 @@ class Client:
         return connection, await connection.exchange(method, request)
 
     def _take(self) -> Connection | None:
-        """The connection that was used last, if it still can be."""
+        """The idle connection that was used last, of those that can still be used."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable(self._idle_seconds):
@@ -188,7 +201,7 @@ class Client:
     async def _meet(self, connection: Connection, greet: Greet) -> None:
         """Greets the server, and keeps the connection if it still can be used."""
 
-        async def ask(method: str, path: str, headers: Headers) -> Answer:
+        async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
             request = self._request(method, path, headers, b"")
             head = await connection.exchange(method, request)
             response = Response(connection, head)
@@ -199,7 +212,7 @@ class Client:
                 raise
             if not connection.finish():
                 raise Broken("it does not keep the connection")
-            return Answer(response.status, response.headers, body, response.connection)
+            return WholeResponse(response.status, response.headers, body, response.connection)
 
         said = None
         try:

@@ -19,7 +19,7 @@ from sglang_cached_addon.wire.heads import FramingError, ResponseHead
 from sglang_cached_addon.wire.responses import Responses
 
 Headers = Sequence[tuple[bytes, bytes]]
-"""Header fields, in order."""
+"""Header fields, in their order."""
 
 _READ_BYTES = 64 * 1024
 
@@ -47,8 +47,8 @@ class Response:
     def __init__(self, connection: Connection, head: ResponseHead) -> None:
         self._connection = connection
         self.greeting = connection.greeting
-        """What came of greeting the server on this response's connection, once it is known; None if
-        it could not be greeted."""
+        """What the greeting of the server on this connection gave, once that is known; None if it
+        could not be greeted."""
         self.status = head.status
         self.headers = end_to_end(head.fields)
         self.connection = connection.number
@@ -64,10 +64,11 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number = next(_numbers)
         self.is_fresh = True
-        """It has not carried a whole exchange."""
+        """It has not carried a whole exchange yet."""
         self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        """As `Response.greeting`."""
         self.former: Any = None
-        """What came of greeting the server before."""
+        """What the greeting before the present one gave."""
         self._reader = reader
         self._writer = writer
         self._responses = Responses()
@@ -79,8 +80,8 @@ class Connection:
         return self._responses.has_begun
 
     async def exchange(self, method: str, request: bytes) -> ResponseHead:
-        """Sends a request with this method; the head of its answer. Closed if there is none. Raises
-        `Broken`."""
+        """Sends a request with this method, and gives the head of its response. Hangs up if there
+        is none. Raises `Broken`."""
         try:
             self._responses.expect(method)
             # As much of it at once as the system takes. What is left goes while the answer is
@@ -102,7 +103,7 @@ class Connection:
         return head
 
     async def body(self) -> AsyncIterator[bytes]:
-        """What comes of a body behind its head. Raises `Broken`."""
+        """The body of the present response, as it comes. Raises `Broken`."""
         try:
             while True:
                 for piece in self._responses.pieces():
@@ -122,7 +123,7 @@ class Connection:
             raise Broken(what_failed(e)) from e
 
     def finish(self) -> bool:
-        """The present exchange is over; whether there can be another one."""
+        """Ends the present exchange. Gives whether there can be another one."""
         if not self._responses.keeps:
             return False
         if self._writer.transport.get_write_buffer_size():
@@ -132,14 +133,14 @@ class Connection:
         return True
 
     def is_usable(self, idle_seconds: float) -> bool:
-        """Whether an idle connection is as it was, and has not been idle for so long: what has come
-        since belongs to no request."""
+        """Whether an idle connection is still open, not idle for too long, and nothing has come on
+        it, which would belong to no request."""
         unread = self._reader._buffer  # type: ignore[attr-defined]
         is_young = time.monotonic() - self._idle_since < idle_seconds
         return is_young and not (unread or self._reader.at_eof() or self._writer.is_closing())
 
     def greeted(self, said: Any) -> None:
-        """Notes what came of greeting the server, or that it cannot be greeted (None)."""
+        """Notes what the greeting gave, or None where the server cannot be greeted."""
         if not self.greeting.done():
             self.greeting.set_result(said)
 
@@ -158,19 +159,19 @@ class Connection:
 
 
 def named_in_connection(headers: Headers) -> set[bytes]:
-    """The fields that `Connection` says are of the connection, too."""
+    """The lower-case names of fields that `Connection` says are of the connection."""
     values = [value for name, value in headers if name.lower() == b"connection"]
     return {name.strip().lower() for value in values for name in value.split(b",")}
 
 
 def end_to_end(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields that are of the message."""
+    """The fields that are not of the connection."""
     dropped = HOP_BY_HOP | named_in_connection(headers)
     return tuple((n, v) for n, v in headers if n.lower() not in dropped)
 
 
 def what_failed(error: OSError) -> str:
-    """What went wrong, for people."""
+    """What has failed, for people."""
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     if error.errno is None:  # asyncio's summary of several attempts

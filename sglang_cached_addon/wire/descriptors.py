@@ -16,20 +16,20 @@ import time
 from collections.abc import Callable
 
 MOST = 65_536
-"""How many are taken, if the system lets one choose: each connection takes memory as well."""
+"""How many descriptors the process asks for, as each connection takes memory as well."""
 
 SPARE = 16
-"""Those that only the store may have."""
+"""How many of the last descriptors only the store may have."""
 
 WAIT_SECONDS = 0.05
-"""How often who waits for one looks again."""
+"""How many seconds a task that waits for a descriptor sleeps before it looks again."""
 
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""The errors of who could not get one."""
+"""The error numbers of a call that got no descriptor."""
 
 
 def raise_limit() -> int:
-    """Lets this process have as many as it may; how many that are."""
+    """Raises the limit of this process as far as it may, and gives it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -38,18 +38,18 @@ def raise_limit() -> int:
 
 
 def limit() -> int:
-    """How many there may be."""
+    """How many descriptors this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST if soft == resource.RLIM_INFINITY else soft
 
 
 def for_clients() -> int:
-    """How many there may be before clients get no more."""
+    """How many descriptors there may be before clients get no more."""
     return limit() * 3 // 4
 
 
 def is_left(below: int) -> bool:
-    """Whether there is a number below that one."""
+    """Whether a descriptor with a number below that one is free."""
     try:
         found = os.dup(0)
     except OSError:
@@ -63,13 +63,13 @@ def _keep_all() -> None:
 
 
 make_room: Callable[[], object] = _keep_all
-"""To be set by who knows the clients."""
+"""Hangs up clients that nobody waits for. To be set by the module that knows the clients."""
 
 _asked = float("-inf")
 
 
 def ask_for_room() -> None:
-    """Has some clients hung up, however many want their descriptors."""
+    """Has some clients hung up, once for all tasks that wait."""
     global _asked
     if time.monotonic() - _asked >= WAIT_SECONDS:
         _asked = time.monotonic()
@@ -77,7 +77,7 @@ def ask_for_room() -> None:
 
 
 async def for_upstream() -> None:
-    """Returns when there is one for a connection to upstream."""
+    """Waits until there is a descriptor for a connection to upstream."""
     while not is_left(limit() - SPARE):
         ask_for_room()
         await asyncio.sleep(WAIT_SECONDS)

@@ -29,22 +29,22 @@ class Requests:
     """The requests of one connection, one after the other."""
 
     def __init__(self, bound: Callable[[RequestHead], float] = lambda head: inf) -> None:
-        """`bound`: bytes that the body behind a head may have."""
+        """`bound` gives how many bytes the body behind a head may have."""
         self.phase = Phase.HEAD
         self._bound = bound
         self._buffer = bytearray()
-        """What has come and may not go on yet."""
+        """What has come and was not given on yet."""
         self._searched = 0
-        """Bytes of it without the end of a head."""
+        """How many bytes of the buffer are known to have no end of a head."""
         self._blank = 0
-        """Bytes of empty lines before a head."""
+        """How many bytes of empty lines came before the head."""
         self._left: float = 0
-        """Bytes that the body may still have."""
+        """How many bytes the body may still have."""
         self._chunks: Chunks | None = None
 
     @property
     def held(self) -> int:
-        """Bytes that wait."""
+        """How many bytes wait in the buffer."""
         return len(self._buffer)
 
     def receive(self, data: bytes) -> bytes:
@@ -54,12 +54,12 @@ class Requests:
         return self._read()
 
     def next(self) -> bytes:
-        """The present request is over and done with: as above, of the one behind it."""
+        """Goes on to the next request; gives what may go on of that. Raises `FramingError`."""
         self.phase = Phase.HEAD
         return self._read()
 
-    def rest(self) -> bytes:
-        """Whatever waits, when it is no HTTP any more."""
+    def release(self) -> bytes:
+        """Gives all that waits, where it is not HTTP any more."""
         data = bytes(self._buffer)
         self._buffer.clear()
         return data

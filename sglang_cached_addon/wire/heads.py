@@ -12,10 +12,10 @@ from math import inf
 from typing import Any
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a head, and of all trailer fields of a body."""
+"""How many bytes a head may have, and all trailer fields of a body together."""
 
 MAX_FIELDS = 256
-"""Fields of a head."""
+"""How many fields a head may have."""
 
 # Each of these tells in one pass whether a line fits: no two parts of one could take the same byte.
 _REQUEST_LINE = re.compile(
@@ -47,10 +47,10 @@ class RequestHead:
     method: str
     target: str
     is_1_1: bool
-    """Of HTTP/1.1; else of HTTP/1.0."""
+    """Whether its version is HTTP/1.1; else it is HTTP/1.0."""
     fields: Fields
     length: int | None
-    """Bytes of the body; None if it comes in chunks."""
+    """How many bytes the body has; None if it comes in chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ class ResponseHead:
     status: int
     fields: Fields
     length: float | None
-    """Bytes of the body; None if it comes in chunks, infinite if it ends with the connection."""
+    """As with requests; infinite if the body ends when the server hangs up."""
     closes: bool
     """The server takes no other request on this connection."""
 
 
 def parse(raw: bytes) -> RequestHead:
-    """A head, of its own bytes with the empty line. Raises `FramingError`."""
+    """Reads the bytes of a head, with its empty line. Raises `FramingError`."""
     line, *lines = raw[:-4].split(b"\r\n")
     if len(lines) > MAX_FIELDS:
         raise FramingError(431, f"more than {MAX_FIELDS} header fields")
@@ -88,8 +88,8 @@ def parse(raw: bytes) -> RequestHead:
 
 
 def parse_response(raw: bytes, method: str) -> ResponseHead:
-    """The head of an answer to a request with this method, of its own bytes without the empty line;
-    servers may end lines with LF alone. Raises `FramingError`."""
+    """Reads the bytes of a response's head, without the empty line; `method` is that of the
+    request. Servers may end lines with LF alone. Raises `FramingError`."""
     line, *lines = [line.removesuffix(b"\r") for line in raw.split(b"\n")]
     if len(lines) > MAX_FIELDS:
         raise FramingError(502, f"more than {MAX_FIELDS} header fields")
@@ -114,12 +114,13 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _values(fields: Fields, name: bytes) -> list[bytes]:
-    """What the fields of this lower-case name say."""
+    """The values of the fields with this lower-case name."""
     return [value for one, value in fields if len(one) == len(name) and one.lower() == name]
 
 
 def _length(fields: Fields, *, is_1_1: bool, default: float) -> Any:
-    """Bytes of the body behind these fields; None if it comes in chunks."""
+    """How many bytes the body has; None if it comes in chunks, `default` if the fields do not
+    tell."""
     lengths, codings = _values(fields, b"content-length"), _values(fields, b"transfer-encoding")
     if codings:
         if lengths or not is_1_1 or len(codings) > 1:

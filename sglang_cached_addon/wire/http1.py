@@ -18,11 +18,11 @@ from sglang_cached_addon.wire import heads
 from sglang_cached_addon.wire.heads import MAX_HEAD
 
 _REMEMBERED = 1024
-"""Heads: clients send the same one again and again."""
+"""How many heads are remembered: clients send the same one again and again."""
 
 
 class NoHead(Enum):
-    """Why bytes are not a request of ours."""
+    """Why there is no head to be read."""
 
     PARTIAL = "the head goes on"
     FOREIGN = "for a full HTTP implementation"
@@ -35,9 +35,9 @@ class Head:
     method: str
     path: str
     size: int
-    """Bytes of the head, with its empty line."""
+    """How many bytes the head has, with its empty line."""
     length: int
-    """Bytes of the body."""
+    """How many bytes the body has."""
     closes: bool
     """The client wants the connection closed after the answer."""
     credential: bytes = b""
@@ -67,7 +67,7 @@ class HeadReader:
         key_headers: KeyHeaders | None = None,
         credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
     ) -> None:
-        """`credential_fields` are the lower-case names of those that a credential is made of."""
+        """`credential_fields` are the lower-case names of the fields that make a credential."""
         self._key_headers = key_headers or KeyHeaders()
         self._credential_fields = credential_fields
         self._once = _ONCE | set(credential_fields)
@@ -75,11 +75,12 @@ class HeadReader:
             f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
         }
         self._seen: dict[bytes, Head | None] = {}
-        """By their digests: they have credentials in them, which are not kept."""
+        """The heads that were read, by the digests of their bytes, which have credentials in
+        them."""
 
     def read(self, data: bytes | bytearray, at: int = 0, searched: int = 0) -> Head | NoHead:
-        """The head that begins at a place of the data; so many bytes of that are known to be
-        without the end of one."""
+        """The head that begins at this place of the data; it does not end in the first `searched`
+        bytes."""
         end = data.find(b"\r\n\r\n", max(searched - 3, at))
         if end < 0:
             return self._begun(data, at)
@@ -96,7 +97,7 @@ class HeadReader:
         return head or NoHead.FOREIGN
 
     def _begun(self, data: bytes | bytearray, at: int) -> NoHead:
-        """Whether a head of ours can come of an incomplete one."""
+        """Whether an incomplete head may be for one of the routes."""
         if len(data) - at > MAX_HEAD:
             return NoHead.FOREIGN
         line, is_whole, _ = bytes(data[at : at + 256]).partition(b"\r\n")

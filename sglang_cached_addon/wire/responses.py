@@ -15,25 +15,25 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 
 
 class Responses:
-    """Reads them one after the other."""
+    """Reads the responses of one connection, one after the other."""
 
     def __init__(self) -> None:
         self.has_begun = False
         """Some of the present response has come."""
         self._method = ""
         self._buffer = bytearray()
-        """What has come and was not given yet."""
+        """What has come and was not given on yet."""
         self._searched = 0
-        """Bytes of it without the end of a head."""
+        """How many bytes of the buffer are known to have no end of a head."""
         self.has_ended = False
         """The server has hung up."""
         self._head: ResponseHead | None = None
         self._left: float = 0
-        """Bytes of the body that are still to come, where they are counted."""
+        """How many bytes of the body are still to come, where it has a length."""
         self._chunks: Chunks | None = None
 
     def expect(self, method: str) -> None:
-        """A request with this method is sent: what comes next is its response."""
+        """Notes that a request with this method is sent: what comes next is its response."""
         self.has_begun = False
         self._method, self._head = method, None
 

@@ -21,25 +21,26 @@ _LINE = re.compile(rb"\r?\n")
 _SILENT = (b"", b"id", b"retry")
 
 MAX_EVENT = 64 << 20
-"""Bytes that are kept of an event that has not ended."""
+"""How many bytes are kept of an event that has not ended."""
 
 
 class Splitter:
-    """Gives the whole events of a stream, from its bytes as they come."""
+    """Takes the bytes of a stream as they come, and gives its whole events."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        """What has come of an event that goes on. It may be large, so it is put together once."""
+        """What has come of an unfinished event, in parts: it may be large, and is put together
+        once."""
         self._last = b""
-        """The end of that, which may be the beginning of its end."""
+        """Its last bytes, in which the end of the event may begin."""
         self._size = 0
-        """Bytes of it."""
+        """How many bytes it has."""
         self._is_too_long = False
-        """What goes on is given as it comes, until it ends."""
+        """The unfinished event is given on as it comes, until it ends."""
 
     @property
-    def rest(self) -> bytes:
-        """What has come of an event that goes on."""
+    def unfinished(self) -> bytes:
+        """What has come of an event that is not whole yet."""
         return b"".join(self._parts)
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -65,8 +66,8 @@ class Splitter:
         return events
 
     def overflow(self) -> list[bytes]:
-        """What has come of an event that goes on, once that is too much to be kept: it is let go
-        of, as is what comes of it later. What then ends it is given as an event."""
+        """What has come of an unfinished event, once it is too long to be kept; nothing before.
+        What comes of it later is given here, too, and its end as an event."""
         self._is_too_long = self._is_too_long or self._size > MAX_EVENT
         if not self._is_too_long:
             return []
@@ -80,7 +81,7 @@ class Splitter:
 
 
 def data(event: bytes) -> bytes | None:
-    """What an event says; None where it says nothing, as a comment, or has a name of its own."""
+    """The data of an event; None where it has none, as a comment, or where the event has a name."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     said = []
@@ -93,17 +94,17 @@ def data(event: bytes) -> bytes | None:
 
 
 def is_silent(event: bytes) -> bool:
-    """Whether an event says nothing to anyone, as a comment that keeps a connection open."""
+    """Whether an event means nothing, as a comment that keeps a connection open."""
     return all(name in _SILENT for name, _ in _fields(event))
 
 
 def _fields(event: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Names and values; a comment has no name."""
+    """The name and value of each line; a comment has no name."""
     for line in _LINE.split(event):
         name, _, value = line.partition(b":")
         yield name, value.removeprefix(b" ")
 
 
 def event(said: bytes) -> bytes:
-    """The event that says this, in one line."""
+    """An event with this data, which is one line."""
     return b"data: %b\n\n" % said

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sglang_cached_addon.upstream.asking import Questions, Verdict
-from sglang_cached_addon.wire.client import Answer, Client, Headers
+from sglang_cached_addon.wire.client import Client, Headers, WholeResponse
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
@@ -125,7 +125,7 @@ def test_forgotten_while_it_is_asked() -> None:
             assert (await asked.round((), 5)).verdict is KNOWN
             client, paths = Client(script.url), list[str]()
 
-            async def ask(method: str, path: str, headers: Headers) -> Answer:
+            async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
                 paths.append(path)
                 asked.forget()
                 return await client.ask(method, path, headers, b"")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.wire.client import Answer, Ask, Broken, Client, Greet, Unreachable
+from sglang_cached_addon.wire.client import Ask, Broken, Client, Greet, Unreachable, WholeResponse
 from tests.tables import each
 from tests.wire.serving import ASKED, against, request, saying
 from tests.wire.test_responses import OK, REFUSED, WHOLE
@@ -211,7 +211,7 @@ def test_fields() -> None:
     ]
 
     async def case(client: Client) -> None:
-        got: Answer = await client.ask("POST", "/generate?a=b", mine, b"body")
+        got: WholeResponse = await client.ask("POST", "/generate?a=b", mine, b"body")
         assert got.headers == ((b"X-Own", b"A"), (b"Content-Length", b"2"))
 
     against(saying(answer, received=received), case)

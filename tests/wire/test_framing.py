@@ -126,7 +126,7 @@ def test_no_request_any_more() -> None:
     """What follows a request that is no HTTP any more would be lost."""
     out, requests = feed(PLAIN["WebSocket"] + b"\x81\x00", 1 << 20)
     assert out == PLAIN["WebSocket"]
-    assert requests.rest() == b"\x81\x00"
+    assert requests.release() == b"\x81\x00"
     assert not requests.held
 
 

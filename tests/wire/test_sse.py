@@ -45,7 +45,7 @@ def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
     """The events of a stream that comes in these pieces, and what is left over."""
     splitter = Splitter()
     events = [event for piece in pieces for event in splitter.feed(piece)]
-    return events, splitter.rest
+    return events, splitter.unfinished
 
 
 @each(("events", "rest"), STREAMS.values(), ids=STREAMS)
@@ -77,10 +77,10 @@ def test_events_come_at_once() -> None:
     """A client would wait for an event that has come already."""
     splitter = Splitter()
     assert splitter.feed(ONE + TWO[:5]) == [ONE]
-    assert splitter.rest == TWO[:5]
+    assert splitter.unfinished == TWO[:5]
     assert splitter.feed(TWO[5:-1]) == []
     assert splitter.feed(TWO[-1:]) == [TWO]
-    assert splitter.rest == b""
+    assert splitter.unfinished == b""
 
 
 DATA = {
@@ -166,7 +166,7 @@ def test_a_large_event_in_many_pieces() -> None:
     splitter, piece = Splitter(), b"x" * (64 << 10)
     began = time.process_time()
     assert not any(splitter.feed(piece) for _ in range(1000))
-    assert len(splitter.rest) == 1000 * len(piece)
+    assert len(splitter.unfinished) == 1000 * len(piece)
     (event,) = splitter.feed(b"\n\n")
     assert len(event) == 1000 * len(piece) + 2
     assert time.process_time() - began < 2
@@ -179,8 +179,8 @@ def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(100):
         assert splitter.feed(b"x" * 99) == []
         given += b"".join(splitter.overflow())
-        assert len(splitter.rest) <= 1000
-    assert given + splitter.rest == b"x" * 9900
+        assert len(splitter.unfinished) <= 1000
+    assert given + splitter.unfinished == b"x" * 9900
     assert splitter.feed(b"y\n\ndata: a\n\ndata: b") == [b"y\n\n", b"data: a\n\n"]
     assert splitter.overflow() == []
-    assert splitter.rest == b"data: b"
+    assert splitter.unfinished == b"data: b"
