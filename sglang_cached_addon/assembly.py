@@ -18,6 +18,7 @@ import orjson
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import identity, keys, nearest
 from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service import Service
@@ -47,6 +48,7 @@ class Parts:
     """An open cache."""
 
     dialects: Mapping[tuple[str, str], Dialect]
+    heads: CallHeads
     store: DiskStore | SharedStore
     upstream: Upstream
     exchange: Exchange
@@ -145,17 +147,17 @@ def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) 
 
         return await asyncio.to_thread(search)
 
+    heads = CallHeads(settings.key_headers, settings.credential_headers)
     service = Service(
         exchange,
         upstream,
+        heads,
         mode=settings.mode,
         collapses=settings.collapse,
         isolates=settings.isolate_by_credential,
-        key_headers=settings.key_headers,
-        credential_fields=settings.credential_headers,
         nearest=find_nearest,
     )
-    return Parts(known, store, upstream, exchange, service)
+    return Parts(known, heads, store, upstream, exchange, service)
 
 
 def _open_store(settings: Settings) -> DiskStore | SharedStore:

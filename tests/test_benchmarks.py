@@ -17,7 +17,7 @@ from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys, planning
-from sglang_cached_addon.service.exchange import Exchange, Hit, Known, Request
+from sglang_cached_addon.service.exchange import Exchange, Hit, Known
 from sglang_cached_addon.store import DiskStore
 from tests.tables import each
 
@@ -147,8 +147,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     try:
         exchange = Exchange(dialects.installed(), store, lambda: "0" * 32)
-        request = Request("POST", call.path, JSON_HEAD, call.body(1))
-        known = exchange.find(request, 0.0)
+        known = exchange.find("POST", call.path, call.body(1), 0.0)
         assert isinstance(known, Known)
         fetch = exchange.fetch(known, exchange.plan(known))
         n = fetch.plan.call.n
@@ -156,7 +155,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         landed = exchange.land(fetch, 200, BytesIO(answer))
         assert landed.split
         exchange.commit(fetch, planning.samples(landed.split.generations, 0.0, 0.0))
-        hit = exchange.find(request, 0.0)
+        hit = exchange.find("POST", call.path, call.body(1), 0.0)
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)
     finally:

@@ -26,6 +26,7 @@ ROOMS = {
     "proxy": {
         "core",
         "wire",
+        "dialects",
         "store",
         "upstream",
         "service",
@@ -35,7 +36,6 @@ ROOMS = {
         "settings",
         "proxy",
         "addon",
-        "__version__",
     },
 }
 """The rooms of the house, and those that each may use."""

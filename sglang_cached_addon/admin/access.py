@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -94,25 +93,3 @@ def _is_known_host(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def is_relayed(names: Iterable[bytes]) -> bool:
-    """Whether header fields, by their names in lower case, say that a proxy has sent a request on:
-    who is behind it is not who is connected."""
-    return any(name in _RELAYED or name.startswith(b"x-forwarded-") for name in names)
-
-
-_RELAYED = frozenset(
-    (
-        b"cf-connecting-ip",
-        b"fastly-client-ip",
-        b"forwarded",
-        b"true-client-ip",
-        b"via",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"x-envoy-external-address",
-        b"x-original-forwarded-for",
-        b"x-real-ip",
-    )
-)

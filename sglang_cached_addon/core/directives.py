@@ -33,10 +33,11 @@ class Directives:
     @property
     def is_default(self) -> bool:
         """The client asks for nothing special."""
-        return self is _DEFAULT or self == _DEFAULT
+        return self is DEFAULT or self == DEFAULT
 
 
-_DEFAULT = Directives()
+DEFAULT = Directives()
+"""Of a request that asks for nothing special."""
 
 # Commas part the members, but not inside a quoted string (RFC 9110 §5.6.4). One that is never
 # closed goes to the end. The alternatives begin differently, so this takes linear time.
@@ -48,7 +49,7 @@ def parse(headers: Mapping[bytes, bytes]) -> Directives:
     """The directives of a request with this head. Header names are lower-case."""
     values = [headers[name] for name in _FIELDS if name in headers]
     if not values:
-        return _DEFAULT
+        return DEFAULT
     # The names are case-insensitive, and so is the one argument that is read.
     members = [m.lower().partition(b"=") for m in _MEMBER.findall(b",".join(values))]
     asked = {name.strip() for name, _, _ in members}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.inside import Part
+from sglang_cached_addon.service.asking import Ask
+from sglang_cached_addon.service.exchange import Bypass
 
 HEAD_SECONDS = 30.0
 """What a request head may take that has begun."""
@@ -81,6 +84,14 @@ class Door(Stage, Protocol):
         """Whether it, and mitmproxy behind it, are between two requests."""
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A request that the lane has given on, since it is not looked up."""
+
+    ask: Ask
+    bypass: Bypass
+
+
 class Connection:
     """That of one client."""
 
@@ -91,7 +102,14 @@ class Connection:
         """Where bytes come first, if there is one."""
         self.door: Door | None = None
         """Where they come next; None as long as nothing did."""
+        self.handed: Handed | None = None
+        """The request that mitmproxy reads next, where the lane has asked the service about it."""
         self._made = time.time()
+
+    def take_handed(self) -> Handed | None:
+        """The request that mitmproxy has just read, if the lane has handed it on."""
+        handed, self.handed = self.handed, None
+        return handed
 
     @property
     def stages(self) -> list[Stage]:

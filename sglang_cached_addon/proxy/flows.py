@@ -7,7 +7,6 @@ plays upstream's part for it, and what waits on a client's behalf. Decides nothi
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.proxy.feed import Answer, Feed
 from sglang_cached_addon.service.asking import Ask, Streamed
-from sglang_cached_addon.service.exchange import Hit
 from sglang_cached_addon.upstream import Update
-from sglang_cached_addon.wire import http1
 
 HandlerOf = Callable[[Client], ConnectionHandler | None]
 """Finds what serves a client's connection."""
@@ -98,27 +95,16 @@ class Streaming:
     def is_fed(self, flow: http.HTTPFlow) -> bool:
         return flow in self._answers
 
-    def replay(self, flow: http.HTTPFlow, head: http.Response, hit: Hit, rate: float) -> None:
-        """Answers with a stored stream; `rate` is in tokens a second, 0 for at once."""
-        pieces = _paced(http1.unchunked(hit.body), hit.longest / rate if rate else 0.0)
-        self._answers[flow] = Answer(head, pieces, lambda is_complete: None)
-
-    def give(self, flow: http.HTTPFlow, head: http.Response, streamed: Streamed) -> None:
-        """Answers with a stream that is being fetched."""
-        self._answers[flow] = Answer(head, streamed.pieces, streamed.close)
+    def give(
+        self,
+        flow: http.HTTPFlow,
+        head: http.Response,
+        pieces: AsyncIterator[list[bytes]],
+        ended: Callable[[bool], object],
+    ) -> None:
+        """Answers with a stream. `ended` is told whether all of it was given."""
+        self._answers[flow] = Answer(head, pieces, ended)
 
     def forget(self, flow: http.HTTPFlow) -> None:
         """Lets go of what a flow that is over was answered with: whole streams hang on it."""
         self._answers.pop(flow, None)
-
-
-async def _paced(events: list[bytes], seconds: float) -> AsyncIterator[list[bytes]]:
-    """The events, evenly over a time."""
-    if not seconds:
-        yield events
-        return
-    began = time.monotonic()
-    for k, event in enumerate(events, 1):
-        yield [event]
-        due = began + seconds * k / len(events)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))

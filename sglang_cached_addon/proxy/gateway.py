@@ -1,16 +1,14 @@
-"""mitmproxy's HTTP layer, with our own answer where upstream gives none, and hooks in place.
+"""mitmproxy's HTTP layer, with our own answer where upstream gives none.
 
 mitmproxy tells a client in HTML that the upstream cannot be reached, and closes the
-connection; API clients get JSON here, and keep theirs. Where a hook can be run at once, its
-flow goes on at once. A streamed answer of ours comes from a `Feed` in upstream's place. What is
-overridden is where `HttpLayer` receives an event, hands one to a layer of its own, and looks for
-a connection.
+connection; API clients get JSON here, and keep theirs. A streamed answer of ours comes from a
+`Feed` in upstream's place. What is overridden is where `HttpLayer` hands an event to a layer of
+its own, and looks for a connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from typing import Any, Protocol
 
 from mitmproxy import http
@@ -48,22 +46,11 @@ _HANDSHAKE = b"\x16"
 """What TLS begins with."""
 
 
-class Run(Enum):
-    """What became of a hook."""
-
-    DONE = "it ran"
-    PENDING = "its flow goes on when somebody says that it ran"
-    FOREIGN = "it has to go mitmproxy's way"
-
-
 class Front(Protocol):
     """What the layer asks about flows."""
 
     def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """The answer to a request that upstream did not answer, with mitmproxy's message."""
-
-    def run_hook(self, hook: commands.StartHook) -> Run:
-        """Runs a hook at once, if it can be."""
 
     def note_host(self, request: http.Request) -> None:
         """A request as the client sent it: mitmproxy is about to put upstream's name into it."""
@@ -78,29 +65,9 @@ class Front(Protocol):
 class Gateway(HttpLayer):
     """An `HttpLayer` with a `Front`."""
 
-    def __init__(self, context: Context, front: Front, *, in_place: bool) -> None:
-        """`in_place`: nobody else wants to see hooks."""
+    def __init__(self, context: Context, front: Front) -> None:
         super().__init__(context, HTTPMode.transparent)
         self._front = front
-        self._in_place = in_place
-
-    def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if not self._in_place:
-            yield from super().handle_event(event)
-            return
-        # A hook is completed when the event that led to it is done with: layers are not
-        # made to be entered again while they work.
-        waiting = [event]
-        for event in waiting:
-            for command in super().handle_event(event):
-                if not isinstance(command, commands.StartHook):
-                    yield command
-                    continue
-                run = self._front.run_hook(command)
-                if run is Run.DONE:
-                    waiting.append(events.HookCompleted(command))
-                elif run is Run.FOREIGN:
-                    yield command
 
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
@@ -185,8 +152,6 @@ def reverse_proxy(
     context: Context,
     data: bytes,
     front: Front,
-    *,
-    in_place: bool = False,
     passage: MakeLayer | None = None,
 ) -> layer.Layer | None:
     """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
@@ -209,7 +174,7 @@ def reverse_proxy(
         stack /= layers.ClientTLSLayer(context)
     if passage:
         stack /= passage(context)
-    stack /= Gateway(context, front, in_place=in_place)
+    stack /= Gateway(context, front)
     return stack[0]
 
 

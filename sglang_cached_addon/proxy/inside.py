@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from h11._readers import ChunkedReader as ChunkedReader
 from mitmproxy.connection import Client
-from mitmproxy.http import MessageData
 from mitmproxy.options import Options
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.context import Context
@@ -48,7 +47,6 @@ class Part(Enum):
     WATCHDOG = "time limits for clients, strict reading of requests and the fast lane"
     READER = "the fast lane"
     SERVERS = "waiting for free file descriptors"
-    TYPE_CHECKS = "leaving out mitmproxy's type checks"
 
 
 @cache
@@ -276,26 +274,10 @@ def _check_servers() -> bool:
         return is_read and instance._servers == [] and callable(instance.handle_stream)
 
 
-def skip_type_checks() -> None:
-    """Leaves out what mitmproxy leaves out under `python -O`: it checks the type of each field of
-    each message, which is a sixth of the time that a miss takes."""
-
-    def nothing(self: MessageData) -> None:
-        pass
-
-    if has(Part.TYPE_CHECKS):
-        MessageData.__post_init__ = nothing  # type: ignore[method-assign]
-
-
-def _check_type_checks() -> bool:
-    return not __debug__ or callable(MessageData.__post_init__)
-
-
 _CHECKS: dict[Part, Callable[[], bool]] = {
     Part.LAYERS: _check_layers,
     Part.ANSWERS: _check_answers,
     Part.WATCHDOG: _check_watchdog,
     Part.READER: _check_reader,
     Part.SERVERS: _check_servers,
-    Part.TYPE_CHECKS: _check_type_checks,
 }

@@ -1,34 +1,34 @@
 """The fast lane: plain calls are answered where their bytes arrive, before mitmproxy sees them.
 
-A `Lane` takes the place of the protocol of a client's transport. At a message boundary
-(mitmproxy has seen all that it was given, and is between two requests) a
-complete, plain request whose samples are all stored is answered with one write; one that
-others answer in time is waited for, with what comes behind it. Everything else goes on, byte
-for byte, to the `Passage` before mitmproxy. The lane is out of sight but for its speed.
+A `Lane` takes the place of the protocol of a client's transport. At a message boundary (mitmproxy
+has seen all that it was given, and is between two requests) a complete, plain request goes to the
+service. A hit is answered with one write; what takes time is waited for, and what comes behind it
+is held. What the cache has nothing to do with goes on, byte for byte, to the `Passage` before
+mitmproxy; where that is known only after the service was asked, the hooks are told by
+`Connection.handed`. The lane is out of sight but for its speed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Coroutine
 from enum import Enum
 from typing import Any
 
+from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import inside
-from sglang_cached_addon.proxy.connections import Connection, HeadTimer, Progress
+from sglang_cached_addon.proxy.connections import Connection, Handed, HeadTimer, Progress
+from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
-from sglang_cached_addon.wire.http1 import Head, HeadReader, NoHead
-
-Answer = Callable[[Head, bytes], bytes | None]
-"""The bytes that answer a request, or None if not every sample is stored."""
-
-Way = Coroutine[Any, Any, bytes | None]
-"""To the bytes that answer a request, or to None if that is for mitmproxy."""
-
-Fill = Callable[[Head, bytes, bytes], Way | None]
-"""The way to what is not all stored, or None if the request is for mitmproxy. It is given the
-head as it came, too."""
+from sglang_cached_addon.proxy.writing import LARGE, Writer
+from sglang_cached_addon.service.asking import Answer, Ask, Streamed
+from sglang_cached_addon.service.exchange import Bypass, Hit
+from sglang_cached_addon.service.stream import Cut
+from sglang_cached_addon.wire import http1
+from sglang_cached_addon.wire.http1 import HeadReader, NoHead, PlainHead
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -37,18 +37,20 @@ _BUFFER = bytearray(256 * 1024)
 _VIEW = memoryview(_BUFFER)
 
 _TURN = 64 * 1024
-
-LARGE = 1 << 20
-"""Bytes of an answer that is not sent in one go: to copy it would hold up others."""
-
 """Bytes of a large request that mitmproxy is given at once."""
+
+LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
+"""Logged for a client that left before its answer was ready."""
+
+_FAILED = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
+"""What becomes of a call that an error of our own keeps from an answer: upstream gets it."""
 
 
 class State(Enum):
     """What becomes of the bytes that come."""
 
     READY = "requests are answered, or given to mitmproxy"
-    FILLING = "an answer is waited for"
+    ANSWERING = "an answer is waited for, or written"
     FULL = "the client has to read first"
     GIVING = "a large request is on its way to mitmproxy"
     GONE = "nobody is there any more"
@@ -58,9 +60,10 @@ class Lane(asyncio.BufferedProtocol):
     """Stands between a client's transport and the protocol that mitmproxy reads from."""
 
     def __init__(
-        self, connection: Connection, reader: HeadReader, answer: Answer, fill: Fill, given: int
+        self, connection: Connection, reader: HeadReader, desk: Desk, given: int, *, is_local: bool
     ) -> None:
-        """`given`: bytes that mitmproxy has been given."""
+        """`given`: bytes that mitmproxy has been given. A client that `is_local` is on this
+        machine."""
         transport = connection.writer.transport
         protocol = transport.get_protocol()
         assert isinstance(transport, asyncio.Transport)
@@ -71,20 +74,17 @@ class Lane(asyncio.BufferedProtocol):
         self._transport = transport
         self._protocol = protocol
         self._reader = reader
-        self._answer = answer
-        self._fill = fill
+        self._desk = desk
+        self._is_local = is_local
         self._watchdog = connection.handler.timeout_watchdog
+        self._writer = Writer(transport, self._watchdog.register_activity)
         self._state = State.READY
-        self._is_full = False
-        self._has_room: asyncio.Future[None] | None = None
-        """Somebody waits until it is not full any more."""
-        """The client does not read as fast as it is answered."""
         self._held = bytearray()
         """What has come and is not dealt with; in `READY` it begins with a request."""
         self._wanted = 0
         """Bytes of that request, as far as its head is known."""
         self._task: asyncio.Task[None] | None = None
-        """Waits, in `FILLING` and `GIVING`."""
+        """Waits, in `ANSWERING` and `GIVING`."""
 
     @property
     def progress(self) -> Progress | None:
@@ -129,13 +129,11 @@ class Lane(asyncio.BufferedProtocol):
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self._is_full = True
+        self._writer.pause()
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        self._is_full = False
-        if self._has_room and not self._has_room.done():
-            self._has_room.set_result(None)
+        self._writer.resume()
         self._protocol.resume_writing()
         if self._state is State.FULL:
             self._be_ready()
@@ -149,8 +147,8 @@ class Lane(asyncio.BufferedProtocol):
         return self._given == door.seen and door.is_idle
 
     def _receive(self, data: bytes | bytearray, searched: int = 0) -> None:
-        """Answers the hits that the data begins with, and gives on or holds the rest. So many bytes
-        are known to be without the end of a head."""
+        """Answers the calls that the data begins with, and gives on or holds the rest. So many
+        bytes are known to be without the end of a head."""
         at = 0
         while at < len(data):
             head = self._reader.read(data, at, searched)
@@ -167,20 +165,25 @@ class Lane(asyncio.BufferedProtocol):
                     self.head.begin()
                 return
             self.head.end()
-            body = _part(data, at + head.size, end)
-            answer = self._answer(head, body)
-            if answer is None:
-                raw = _part(data, at, at + head.size)
-                way = self._fill(head, raw, body)
-                if way is None:
-                    break
+            started, raw = time.monotonic(), _part(data, at, at + head.size)
+            is_local = self._is_local and not head.call.is_relayed
+            ask = Ask(head.call, _part(data, at + head.size, end), raw, is_local=is_local)
+            answer = self._desk.receive(ask)
+            if isinstance(answer, Bypass):
+                self._connection.handed = Handed(ask, answer)
+                break
+            if not (isinstance(answer, Hit) and self._write_hit(answer)):
                 self._hold(data, end)
-                self._wait_for(State.FILLING, self._filled(way, head, raw, body))
+                answering = self._answer(head, raw, ask, answer, started)
+                self._wait_for(State.ANSWERING, answering)
                 return
+            self._desk.log(head.call.path, answer.outcome, started)
             at = end
-            if not self._send(answer, head):
+            if head.closes:
+                self._hang_up()
+            if self._transport.is_closing():
                 return
-            if self._is_full:
+            if self._writer.is_full:
                 self._hold(data, at)
                 self._state = State.FULL
                 return
@@ -189,6 +192,77 @@ class Lane(asyncio.BufferedProtocol):
         self._hold(b"", 0)
         self._give(rest)
 
+    def _write_hit(self, hit: Hit) -> bool:
+        """Writes a hit, if that can be done at once."""
+        if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
+            return False
+        status = hit_status(hit.outcome.key)
+        data = http1.hit(hit.body, hit.outcome.age, status, is_stream=hit.is_stream)
+        self._transport.write(data)
+        return True
+
+    async def _answer(
+        self,
+        head: PlainHead,
+        raw: bytes,
+        ask: Ask,
+        answer: Answer | Coroutine[Any, Any, Answer],
+        started: float,
+    ) -> None:
+        """Answers a call in time, or gives it on, and then what has come behind it."""
+        outcome = LEFT
+        try:
+            answer = await self._answer_of(answer)
+            if isinstance(answer, Bypass):
+                self._give_back(Handed(ask, answer), raw)
+                return
+            outcome = answer.outcome
+            self._watchdog.register_activity()
+            await self._write(answer)
+        except Cut:
+            self._hang_up()
+        finally:
+            if isinstance(answer, Streamed):
+                outcome = answer.outcome
+            if not isinstance(answer, Bypass):
+                self._desk.log(head.call.path, outcome, started)
+        if self._state is not State.ANSWERING:
+            return
+        if head.closes:
+            self._hang_up()
+        else:
+            self._be_ready()
+
+    async def _answer_of(self, answer: Answer | Coroutine[Any, Any, Answer]) -> Answer:
+        if not isinstance(answer, Coroutine):
+            return answer
+        try:
+            return await answer
+        except Exception:  # as with a hook that fails: the request goes on without us
+            logger.exception("sglang-cached: error in the fast lane")
+            return _FAILED
+
+    async def _write(self, answer: Answer) -> None:
+        assert not isinstance(answer, Bypass)
+        is_complete = False
+        try:
+            await self._writer.answer(answer, self._desk.upstream_url, self._desk.replay_rate)
+            is_complete = True
+        finally:
+            if isinstance(answer, Streamed):
+                answer.close(is_complete)
+
+    def _give_back(self, handed: Handed, raw: bytes) -> None:
+        """Gives a request on that was waited for, and what came behind it."""
+        if self._state is not State.ANSWERING:
+            return
+        behind = bytes(self._held)
+        self._hold(b"", 0)
+        self._state, self._task = State.READY, None
+        self._transport.resume_reading()
+        self._connection.handed = handed
+        self._give(raw, handed.ask.body, behind)
+
     def _hold(self, data: bytes | bytearray, at: int) -> None:
         """Keeps what is behind a place."""
         if data is self._held:
@@ -196,28 +270,6 @@ class Lane(asyncio.BufferedProtocol):
         else:
             self._held[:] = data[at:]
         self._wanted = 0
-
-    def _send(self, answer: bytes, head: Head) -> bool:
-        """Whether there may be another request."""
-        self._transport.write(answer)
-        if head.closes:
-            self._hang_up()
-        return not self._transport.is_closing()
-
-    async def _send_most(self, answer: bytes) -> bytes:
-        """Sends a large answer at its client's pace, in turn with what else there is to do; what is
-        left of it."""
-        view = memoryview(answer)
-        last = (len(answer) - 1) // LARGE * LARGE
-        for at in range(0, last, _TURN):
-            while self._is_full and not self._transport.is_closing():
-                self._has_room = asyncio.get_running_loop().create_future()
-                await self._has_room
-            if at % LARGE == 0:
-                self._watchdog.register_activity()
-                await asyncio.sleep(0)
-            self._transport.write(view[at : min(last, at + _TURN)])
-        return bytes(view[last:])
 
     def _hang_up(self) -> None:
         self.head.end()
@@ -235,31 +287,10 @@ class Lane(asyncio.BufferedProtocol):
         # Never eagerly: one that is done at once would be done before it is known here.
         self._task = asyncio.Task(waits)
 
-    async def _filled(self, way: Way, head: Head, raw: bytes, body: bytes) -> None:
-        """Answers a request, or gives it on, and then what has come behind it."""
-        answer = None
-        try:
-            answer = await way
-        except Exception:  # as with a hook that fails: the request goes on without us
-            logger.exception("sglang-cached: error in the fast lane")
-        if self._state is not State.FILLING:
-            return
-        self._watchdog.register_activity()
-        if answer and len(answer) > LARGE:
-            answer = await self._send_most(answer)
-        if answer is None:
-            behind = bytes(self._held)
-            self._hold(b"", 0)
-            self._state, self._task = State.READY, None
-            self._transport.resume_reading()
-            self._give(raw, body, behind)
-        elif self._send(answer, head):
-            self._be_ready()
-
     def _be_ready(self) -> None:
         """Goes on with what has come meanwhile, if the client has room for answers."""
         self._task = None
-        if self._is_full:
+        if self._writer.is_full:
             self._state = State.FULL
             return
         self._state = State.READY
@@ -311,7 +342,7 @@ def _part(data: bytes | bytearray, begin: int, end: int) -> bytes:
 
 
 def open_lane(
-    connection: Connection, reader: HeadReader, answer: Answer, fill: Fill
+    connection: Connection, reader: HeadReader, desk: Desk, *, is_local: bool
 ) -> Lane | None:
     """Puts a lane before a client that has just connected; None where that cannot be."""
     stream = inside.end_of(connection.handler).reader
@@ -324,7 +355,7 @@ def open_lane(
         and isinstance(protocol, asyncio.Protocol)
     ):
         return None
-    lane = Lane(connection, reader, answer, fill, inside.unread(stream))
+    lane = Lane(connection, reader, desk, inside.unread(stream), is_local=is_local)
     connection.lane = lane
     transport.set_protocol(lane)
     return lane

@@ -21,7 +21,7 @@ from mitmproxy.options import Options
 
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.core.printable import MAX_LINE, printable
-from sglang_cached_addon.proxy import inside, output
+from sglang_cached_addon.proxy import output
 from sglang_cached_addon.proxy.checks import StartError, check, check_port, normal_url
 from sglang_cached_addon.proxy.lifetime import Lifetime
 from sglang_cached_addon.proxy.start import Start
@@ -90,7 +90,6 @@ def _by_name(specs: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _lean_master(options: Options, addon: SglangCached, url: str, start: Start) -> Master:
-    inside.skip_type_checks()
     master = Master(options)
     master.addons.add(core.Core(), proxyserver.Proxyserver(), disable_h2c.DisableH2C())
     if start.scripts:

@@ -13,34 +13,21 @@ from typing import Any
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.call_head import CallHead, Fields
 from sglang_cached_addon.core.outcome import Outcome
-from sglang_cached_addon.service.exchange import Bypass, Hit, Landed, Request
+from sglang_cached_addon.service.exchange import Bypass, Hit, Landed
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.stream import Stream
-from sglang_cached_addon.wire.client import Headers
+from sglang_cached_addon.wire import heads
 
 
-@dataclass(slots=True, eq=False)
 class Ask:
     """One client's request for samples."""
 
-    request: Request
-    fields: Headers
-    """Its header fields as they came, to be sent on."""
-    is_chunkable: bool = True
-    """The client can be answered piece by piece."""
-    is_local: bool = False
-    """The client is on this machine."""
-    credential: bytes = b""
-    """A digest of the header fields by which the client shows who it is; empty without them."""
-    credential_headers: Headers = ()
-    """Those header fields."""
-    routing: bytes = b""
-    """A digest of the header fields by which a gateway chooses a model; empty without them."""
-    routing_headers: Headers = ()
-    """Those header fields, but for those of the credential."""
-    tenant: bytes = b""
-    """What is part of its keys, beside its body."""
+    credential_headers: Fields = ()
+    """The header fields by which the client shows who it is, once they were wanted."""
+    routing_headers: Fields = ()
+    """Those by which a gateway chooses a model, once they were wanted."""
     model: str | None = None
     """What it names as its model, once its body was read."""
     flight: Flight | None = None
@@ -53,16 +40,40 @@ class Ask:
     """The stream that its client reads."""
     abort: asyncio.Future[None] | None = None
     """Done when upstream has answered a request to abort this one; None where there is none."""
-    is_aborted: bool = False
+    is_aborted = False
     """Its client has aborted it, and the fetch goes on for others."""
     partial: Arrived | None = None
     """What was generated before upstream aborted the fetch that it waited for."""
 
+    def __init__(
+        self,
+        head: CallHead,
+        body: bytes,
+        fields: Fields | bytes,
+        *,
+        is_chunkable: bool = True,
+        is_local: bool = False,
+    ) -> None:
+        """`fields` are its header fields as they came, or the bytes of its whole head: most calls
+        are hits, and then nobody wants them. A client that `is_chunkable` can be answered piece by
+        piece; one that `is_local` is on this machine."""
+        self.head = head
+        self.body = body
+        self.is_chunkable = is_chunkable
+        self.is_local = is_local
+        self._fields = fields
+
+    @property
+    def fields(self) -> Fields:
+        """Its header fields as they came, to be sent on."""
+        if isinstance(self._fields, bytes):
+            self._fields = tuple(heads.parse(self._fields).fields)
+        return self._fields
+
     @property
     def asker(self) -> Asker:
         """Who asks, as upstream tells clients apart."""
-        request = self.request
-        return Asker(self.credential, request.method, request.path, self.model, self.routing)
+        return self.head.asker(self.model)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +81,7 @@ class Reply:
     """A whole answer that is not from the store alone."""
 
     status: int
-    headers: Headers
+    headers: Fields
     body: bytes
     outcome: Outcome
 
@@ -80,7 +91,7 @@ class Streamed:
 
     def __init__(
         self,
-        headers: Headers,
+        headers: Fields,
         pieces: AsyncIterator[list[bytes]],
         outcome: Outcome,
         end: Callable[[bool], Outcome],
@@ -112,7 +123,7 @@ Answer = Hit | Bypass | Reply | Streamed
 class Arrived:
     """What upstream has answered to a fetch."""
 
-    headers: Headers
+    headers: Fields
     landed: Landed = field(default_factory=lambda: Landed(200))
     samples: tuple[tuple[int, Sample], ...] = ()
     is_stream: bool = False

@@ -42,16 +42,6 @@ from sglang_cached_addon.wire import http1, sse
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a client sent. `path` is as on the wire, header names are lower-case."""
-
-    method: str
-    path: str
-    headers: Mapping[bytes, bytes]
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Hit:
     """Every sample was stored: the answer's body."""
 
@@ -66,6 +56,10 @@ class Hit:
     is_stream: bool = False
     longest: int = 0
     """Completion tokens of the longest of its samples."""
+
+    def seconds(self, rate: float) -> float:
+        """How long a stream takes at a pace in tokens a second; 0: no time at all."""
+        return self.longest / rate if rate else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +171,6 @@ class Exchange:
         self._model_version = 0
         self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
-        self._latest: tuple[tuple[str, bytes, bytes], Known | Reason] | None = None
-        """What was read last of what is too large for the memo: the lane and the hooks may both
-        want it."""
 
     # The model
 
@@ -190,7 +181,6 @@ class Exchange:
         self._model_version = model_version
         self._digesters.clear()
         self._memo.clear()
-        self._latest = None
 
     def _digester(self, dialect: str, tenant: bytes) -> keys.Digester:
         found = self._digesters.get((dialect, tenant))
@@ -214,56 +204,33 @@ class Exchange:
     # Reading
 
     def find(
-        self, request: Request, now: float, terms: Terms = PLAIN, tenant: bytes = b""
-    ) -> Hit | Known | Reason:
-        """What there is for a request whose route has a dialect, or why it is not looked up.
-        Nothing is counted yet."""
-        if reason := policy.lookup_refusal(request.headers):
-            return reason
-        dialect = self.dialects[request.method, request.path]
-        return self._find(dialect, request.body, now, tenant, terms)
-
-    def lookup(
         self,
         method: str,
         path: str,
         body: bytes,
         now: float,
-        *,
+        terms: Terms = PLAIN,
         tenant: bytes = b"",
-        streams: bool = True,
-    ) -> Hit | None:
-        """The answer, if every sample is stored; not counted yet. For a request whose head was
-        found plain; the same request may come to `find` after this, and is not read twice. Without
-        `streams`, only JSON is answered."""
-        found = self._find(self.dialects[method, path], body, now, tenant, PLAIN)
-        if not isinstance(found, Hit) or (found.is_stream and not streams):
-            return None
-        return found
-
-    def bypass(self, reason: Reason) -> Bypass:
-        """Counts a request that is not looked up."""
-        outcome = Outcome(Kind.BYPASS, reason=reason)
-        self.counters.add(outcome)
-        return Bypass(outcome)
-
-    def _find(
-        self, dialect: Dialect, body: bytes, now: float, tenant: bytes, terms: Terms
     ) -> Hit | Known | Reason:
-        """The answer to a body, or what is known of it: from memory, or by its name, or read."""
+        """What there is for a call whose route has a dialect, or why it is not looked up. Nothing
+        is counted yet. `tenant` is part of its keys, beside its body."""
+        dialect = self.dialects[method, path]
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
-        if known is None and self._latest and self._latest[0] == asked:
-            known = self._latest[1]
         if known is None:
             raw = self._digester(dialect.name, tenant).raw(body)
             key = self._store.find(raw)
             if key and (pool := self._store.get(key)) and terms.since == -inf:
                 return self._plain(key, pool[0], now, _model(orjson.loads(body)))
             known = self._parse(dialect, tenant, body, raw)
-            if not self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body)):
-                self._latest = (asked, known)
+            self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
         return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
+
+    def bypass(self, reason: Reason) -> Bypass:
+        """Counts a request that is not looked up."""
+        outcome = Outcome(Kind.BYPASS, reason=reason)
+        self.counters.add(outcome)
+        return Bypass(outcome)
 
     def _plain(self, key: bytes, sample: Sample, now: float, model: str) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""

@@ -110,10 +110,10 @@ class Fetcher:
         """What upstream answers; the events of a stream are passed on as they come. None: it is of
         no use, as what is there is of another model."""
         self._upstream.watch(ask.credential_headers)
-        started, request = time.monotonic(), ask.request
-        asked = request.body if fetch.body is None else fetch.body
+        started = time.monotonic()
+        asked = ask.body if fetch.body is None else fetch.body
         async with self._upstream.client.open(
-            request.method, request.path, ask.fields, asked
+            ask.head.method, ask.head.path, ask.fields, asked
         ) as response:
             shown = (*ask.credential_headers, *ask.routing_headers)
             self._upstream.heard(ask.asker, shown, response.status, time.monotonic())

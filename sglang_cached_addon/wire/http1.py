@@ -1,6 +1,6 @@
 """Bytes of HTTP/1.1 to a plain request and back, for the fast lane.
 
-Pure and strict: only a request head whose every byte is understood gives a `Head`; any
+Pure and strict: only a request head whose every byte is understood gives a `PlainHead`; any
 other is `FOREIGN`, left to a full HTTP implementation. What is refused here costs speed,
 what is accepted wrongly would cost the truth (RFC 9112 §2 to §6, request smuggling).
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 
-from sglang_cached_addon.core import admission, directives, policy
-from sglang_cached_addon.core.routing import KeyHeaders
+from sglang_cached_addon.core import policy
+from sglang_cached_addon.core.call_head import CallHead, CallHeads, by_name
 from sglang_cached_addon.wire import heads
 from sglang_cached_addon.wire.heads import MAX_HEAD
 
@@ -29,21 +29,16 @@ class NoHead(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class PlainHead:
     """A request head that is plain in every way, and whose body may be looked up."""
 
-    method: str
-    path: str
+    call: CallHead
     size: int
     """How many bytes the head has, with its empty line."""
     length: int
     """How many bytes the body has."""
     closes: bool
     """The client wants the connection closed after the answer."""
-    credential: bytes = b""
-    """As `admission.credential`."""
-    routing: bytes = b""
-    """As `KeyHeaders.digest`."""
 
 
 # Fields that change how the message is framed, or what may follow it.
@@ -53,8 +48,6 @@ _ONCE = {
     b"host",
     b"content-type",
     b"connection",
-    b"cache-control",
-    b"x-cache-control",
 }
 
 
@@ -62,23 +55,18 @@ class HeadReader:
     """Reads request heads for some (method, path) pairs."""
 
     def __init__(
-        self,
-        routes: Collection[tuple[str, str]],
-        key_headers: KeyHeaders | None = None,
-        credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
+        self, routes: Collection[tuple[str, str]], call_heads: CallHeads | None = None
     ) -> None:
-        """`credential_fields` are the lower-case names of the fields that make a credential."""
-        self._key_headers = key_headers or KeyHeaders()
-        self._credential_fields = credential_fields
-        self._once = _ONCE | set(credential_fields)
+        self._heads = call_heads or CallHeads()
+        self._once = _ONCE | set(self._heads.credential_fields)
         self._lines = {
             f"{method} {path} HTTP/1.1".encode(): (method, path) for method, path in routes
         }
-        self._seen: dict[bytes, Head | None] = {}
+        self._seen: dict[bytes, PlainHead | None] = {}
         """The heads that were read, by the digests of their bytes, which have credentials in
         them."""
 
-    def read(self, data: bytes | bytearray, at: int = 0, searched: int = 0) -> Head | NoHead:
+    def read(self, data: bytes | bytearray, at: int = 0, searched: int = 0) -> PlainHead | NoHead:
         """The head that begins at this place of the data; it does not end in the first `searched`
         bytes."""
         end = data.find(b"\r\n\r\n", max(searched - 3, at))
@@ -107,7 +95,7 @@ class HeadReader:
         is_ours = any(known.startswith(line) for known in self._lines)
         return NoHead.PARTIAL if is_ours else NoHead.FOREIGN
 
-    def _parse(self, raw: bytes) -> Head | None:
+    def _parse(self, raw: bytes) -> PlainHead | None:
         route = self._lines.get(raw[: raw.index(b"\r\n")])
         if route is None:
             return None
@@ -115,26 +103,23 @@ class HeadReader:
             head = heads.parse(raw)
         except heads.FramingError:
             return None
-        fields: dict[bytes, bytes] = {}
-        for name, value in head.fields:
-            name = name.lower()
-            if name in _FRAMING or (name in fields and name in self._once):
-                return None
-            fields[name] = fields[name] + b", " + value if name in fields else value
-        connection = fields.get(b"connection", b"keep-alive").lower()
+        names = [name.lower() for name, _ in head.fields]
+        if any(name in _FRAMING for name in names):
+            return None
+        if any(names.count(name) > 1 for name in self._once.intersection(names)):
+            return None
+        headers = by_name(head.fields)
+        call = self._heads.read(*route, headers)
+        connection = headers.get(b"connection", b"keep-alive").lower()
         if (
-            b"content-length" not in fields
+            b"content-length" not in headers
             or head.length is None
             or head.length > policy.MAX_BODY
             or connection not in (b"keep-alive", b"close")
-            or policy.lookup_refusal(fields)
-            or not directives.parse(fields).is_default
+            or call.refusal
         ):
             return None
-        credential = admission.credential(fields, self._credential_fields)
-        routing = self._key_headers.digest(fields)
-        closes = connection == b"close"
-        return Head(*route, len(raw), head.length, closes, credential, routing)
+        return PlainHead(call, len(raw), head.length, closes=connection == b"close")
 
 
 def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:
@@ -159,10 +144,19 @@ _STREAM_HIT = (
 ) % EVENT_STREAM.encode()
 
 
+LAST_CHUNK = b"0\r\n\r\n"
+"""The end of a body in chunks (RFC 9112 §7.1)."""
+
+
+def chunks(events: Iterable[bytes]) -> bytes:
+    """Each event in a chunk of its own: SGLang sends them so, and one of its clients takes chunks
+    for events. An empty one would be the end."""
+    return b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events])
+
+
 def chunked(events: Iterable[bytes]) -> bytes:
-    """Each event in a chunk of its own, and the end (RFC 9112 §7.1): SGLang sends them so, and
-    one of its clients takes chunks for events."""
-    return b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events]) + b"0\r\n\r\n"
+    """A whole body of events."""
+    return chunks(events) + LAST_CHUNK
 
 
 def unchunked(body: bytes) -> list[bytes]:

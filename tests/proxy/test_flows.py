@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
@@ -17,12 +16,10 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.context import Context
 from mitmproxy.test import tflow
 
-from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.flows import Streaming
 from sglang_cached_addon.service.asking import Streamed
-from sglang_cached_addon.service.exchange import Hit
-from sglang_cached_addon.wire import http1
 
 EVENTS = [b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"]
 MISS = Outcome(Kind.MISS)
@@ -30,11 +27,6 @@ MISS = Outcome(Kind.MISS)
 
 def streaming(handler: Any = None) -> Streaming:
     return Streaming(lambda client: handler)
-
-
-def stored(longest: int = 0) -> Hit:
-    """A stored stream."""
-    return Hit(http1.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=longest)
 
 
 def fetched(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> Streamed:
@@ -133,8 +125,9 @@ def test_feeds() -> None:
         ended: list[bool] = []
         flows = [tflow.tflow() for _ in range(3)]
         head = http.Response.make()
-        streams.give(flows[0], head, fetched(said([b"a"], [b"b", b"c"]), ended))
-        streams.replay(flows[1], head, stored(), 0)
+        one = fetched(said([b"a"], [b"b", b"c"]), ended)
+        streams.give(flows[0], head, one.pieces, one.close)
+        streams.give(flows[1], head, said(EVENTS), ended.append)
         assert [streams.is_fed(flow) for flow in flows] == [True, True, False]
         feeds = [streams.open_feed(flow, context()) for flow in flows]
         assert feeds[2] is None
@@ -152,25 +145,8 @@ def test_feeds() -> None:
 def test_no_handler() -> None:
     """A client that is gone by now would have a stream pumped to it."""
     streams, flow = streaming(), tflow.tflow()
-    streams.replay(flow, http.Response.make(), stored(), 0)
+    streams.give(flow, http.Response.make(), said(EVENTS), bool)
     assert streams.open_feed(flow, context()) is None
-
-
-@pytest.mark.parametrize(("rate", "least"), [(0, 0.0), (100, 0.09)])
-def test_pace(rate: float, least: float) -> None:
-    """A replay would come at once where it is to look like a generation; or late where not."""
-
-    async def run() -> None:
-        streams, flow = streaming(handler=object()), tflow.tflow()
-        streams.replay(flow, http.Response.make(), stored(longest=10), rate)
-        feed = streams.open_feed(flow, context())
-        assert feed
-        began = time.monotonic()
-        batches = await collected(feed)
-        assert time.monotonic() - began >= least
-        assert batches == ([[event] for event in EVENTS] if rate else [EVENTS])
-
-    asyncio.run(run())
 
 
 def test_nothing_is_held() -> None:
@@ -179,9 +155,9 @@ def test_nothing_is_held() -> None:
     async def run() -> None:
         streams = streaming(handler=object())
         given, replayed = tflow.tflow(), tflow.tflow()
-        streamed, hit = fetched(said(EVENTS), []), stored()
-        streams.give(given, http.Response.make(), streamed)
-        streams.replay(replayed, http.Response.make(), hit, 0)
+        streamed = fetched(said(EVENTS), [])
+        streams.give(given, http.Response.make(), streamed.pieces, streamed.close)
+        streams.give(replayed, http.Response.make(), said(EVENTS), bool)
         held = weakref.ref(streamed)
         for flow in (given, replayed, tflow.tflow()):
             streams.forget(flow)
@@ -191,7 +167,7 @@ def test_nothing_is_held() -> None:
         assert held() is None
         # A flow that nobody forgets takes its answer along.
         streamed, flow = fetched(said(EVENTS), []), tflow.tflow()
-        streams.give(flow, http.Response.make(), streamed)
+        streams.give(flow, http.Response.make(), streamed.pieces, streamed.close)
         held = weakref.ref(streamed)
         del streamed, flow
         gc.collect()

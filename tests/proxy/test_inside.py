@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import requests
-from mitmproxy.http import MessageData
 from mitmproxy.proxy.layers.http import HttpLayer
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
@@ -30,7 +29,6 @@ MOVED: list[tuple[Part, type, str]] = [
     (Part.WATCHDOG, ConnectionHandler, "drain_writers"),
     (Part.READER, asyncio.StreamReader, "feed_data"),
     (Part.SERVERS, AsyncioServerInstance, "__init__"),
-    (Part.TYPE_CHECKS, MessageData, "__post_init__"),
 ]
 
 

@@ -7,9 +7,11 @@ import json
 import random
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import requests
@@ -17,8 +19,10 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.proxy.connections import Connections
-from sglang_cached_addon.proxy.lane import Fill, open_lane
+from sglang_cached_addon.proxy.lane import open_lane
+from sglang_cached_addon.service.asking import Reply
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
@@ -290,11 +294,18 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert "Traceback" not in proxy.log, proxy.log
 
 
+ANSWER = Reply(200, (), b"answer", Outcome(Kind.MISS))
+ANSWERED = (
+    b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n"
+    b"Cache-Status: sglang-cached; fwd=miss; stored\r\nX-Cache: MISS\r\n\r\nanswer"
+)
+
+
 @asynccontextmanager
 async def client_of(
-    connections: Connections, fill: Fill
+    connections: Connections, receive: Callable[[], Any]
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A client of a lane that knows no hits."""
+    """A client of a lane whose calls are answered by `receive`."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mode = ProxyMode.parse("reverse:http://x")
@@ -302,7 +313,13 @@ async def client_of(
         connection = connections.add(handler)
         assert connection
         heads = HeadReader([("POST", "/generate")])
-        assert open_lane(connection, heads, lambda head, body: None, fill)
+        desk = SimpleNamespace(
+            receive=lambda ask: receive(),
+            log=lambda path, outcome, started: None,
+            upstream_url="http://x",
+            replay_rate=0.0,
+        )
+        assert open_lane(connection, heads, desk, is_local=True)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
@@ -322,19 +339,18 @@ def test_fills_that_end_at_once(is_eager: bool) -> None:
         pytest.skip("this Python has no eager tasks")
     count = 1500
 
-    async def filled(answer: bytes | None) -> bytes | None:
-        return answer
+    async def answered() -> Reply:
+        return ANSWER
 
     async def run() -> bytes:
         loop = asyncio.get_running_loop()
         if is_eager:
             loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-        fills = client_of(Connections(), lambda head, raw, body: filled(b"answer\n"))
-        async with fills as (reader, writer):
+        async with client_of(Connections(), answered) as (reader, writer):
             writer.write(request(b"{}") * count)
-            return await reader.readexactly(count * len(b"answer\n"))
+            return await reader.readexactly(count * len(ANSWERED))
 
-    assert asyncio.run(run()) == b"answer\n" * count
+    assert asyncio.run(run()) == ANSWERED * count
 
 
 def test_what_waits_is_under_way() -> None:
@@ -343,12 +359,12 @@ def test_what_waits_is_under_way() -> None:
     async def run() -> None:
         connections, asked, answer = Connections(), asyncio.Event(), asyncio.Event()
 
-        async def filled() -> bytes | None:
+        async def answered() -> Reply:
             asked.set()
             await answer.wait()
-            return b"answer\n"
+            return ANSWER
 
-        async with client_of(connections, lambda head, raw, body: filled()) as (reader, writer):
+        async with client_of(connections, answered) as (reader, writer):
             assert connections.busy == 0
             writer.write(request(b"{}")[:-1])
             while not connections.busy:
@@ -358,7 +374,7 @@ def test_what_waits_is_under_way() -> None:
             await asked.wait()
             assert connections.busy == 1
             answer.set()
-            assert await reader.readline() == b"answer\n"
+            assert await reader.readexactly(len(ANSWERED)) == ANSWERED
             assert connections.busy == 0
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from sglang_cached_addon.core.policy import Reason
-from tests.service.test_init import (
+from tests.service.stage import (
     COMPLETIONS,
     DONE,
     GENERATE,

@@ -10,7 +10,7 @@ import pytest
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
 from sglang_cached_addon.wire import sse
-from tests.service.test_init import (
+from tests.service.stage import (
     COMPLETIONS,
     DONE,
     STREAM,

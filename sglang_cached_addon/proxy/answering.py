@@ -1,0 +1,84 @@
+"""The heads of answers, the same in the fast lane and through the hooks.
+
+Pure: the values of an answer to header fields, and these to bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mitmproxy.net.http.status_codes import RESPONSES
+
+from sglang_cached_addon.core.call_head import Fields
+from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.service.asking import Reply, Streamed
+from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.wire import http1, location
+
+_JSON = ((b"Content-Type", b"application/json"),)
+_EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
+
+
+def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -> Fields:
+    """The header fields of an answer: upstream's, if it has any, and what the cache says. `size`
+    is the number of bytes of the body; None: it is sent in chunks. What leads to `upstream`, which
+    is scheme://host:port, leads through the proxy."""
+    if isinstance(answer, Hit):
+        fields = list(_EVENTS if answer.is_stream else _JSON)
+    else:
+        fields = list(answer.headers)
+    if size is None:
+        fields = [field for field in fields if field[0].lower() != b"content-length"]
+        if not any(name.lower() == b"content-type" for name, _ in fields):
+            fields += _EVENTS
+        _set(fields, b"Transfer-Encoding", b"chunked")
+    else:
+        _set(fields, b"content-length", b"%d" % size)
+    for at, (name, value) in enumerate(fields):
+        if name.lower() in _LEADING:
+            fields[at] = (name, lead_here(value, upstream))
+    return mark(fields, answer.outcome)
+
+
+def lead_here(value: bytes, upstream: str) -> bytes:
+    """The value of a field that leads somewhere."""
+    url = value.decode("utf-8", "surrogateescape")
+    return location.through_proxy(url, upstream).encode("utf-8", "surrogateescape")
+
+
+_LEADING = frozenset(name.lower().encode() for name in location.FIELDS)
+
+
+def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:
+    """Header fields with what the cache says of an answer."""
+    marked = list(fields)
+    for name, value in outcome.headers():
+        key = name.encode()
+        if name == "Cache-Status":
+            # RFC 9211 §2: a list, the cache nearest to the origin first.
+            value = ", ".join(
+                [*(v.decode() for n, v in marked if n.lower() == b"cache-status"), value]
+            )
+        _set(marked, key, value.encode())
+    return tuple(marked)
+
+
+def _set(fields: list[tuple[bytes, bytes]], name: bytes, value: bytes) -> None:
+    """Replaces what there is of a field where its first line is, or adds it."""
+    places = [at for at, (other, _) in enumerate(fields) if other.lower() == name.lower()]
+    if not places:
+        fields.append((name, value))
+        return
+    fields[places[0]] = (fields[places[0]][0], value)
+    for at in reversed(places[1:]):
+        del fields[at]
+
+
+def head(status: int, fields: Fields) -> bytes:
+    """A status line and header fields, as mitmproxy writes them."""
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (
+        status,
+        RESPONSES.get(status, "").encode(),
+        b"".join(lines),
+    )

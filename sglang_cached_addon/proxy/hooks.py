@@ -1,0 +1,386 @@
+"""What the cache does with mitmproxy's flows: hooks in, answers out.
+
+The way of calls that the fast lane does not take, and of all where other addons look on. Decides
+nothing: `service` does. Of a flow it keeps in `metadata` what people may want to see, and what is
+alive in a weak map beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Coroutine
+from dataclasses import replace
+from math import inf
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import orjson
+from mitmproxy import http
+from mitmproxy.connection import Client
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.mode_specs import ReverseMode
+
+from sglang_cached_addon import dialects
+from sglang_cached_addon.admin import routes
+from sglang_cached_addon.core import directives, policy, updates
+from sglang_cached_addon.core.call_head import CallHeads, by_name
+from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.core.updates import Change
+from sglang_cached_addon.proxy import answering
+from sglang_cached_addon.proxy.connections import Connections
+from sglang_cached_addon.proxy.desk import Desk
+from sglang_cached_addon.proxy.feed import Feed
+from sglang_cached_addon.proxy.flows import Live, Streaming
+from sglang_cached_addon.proxy.lane import LEFT
+from sglang_cached_addon.proxy.requests import (
+    ABORTS,
+    PAUSE,
+    caller,
+    is_abort,
+    is_from_here,
+    is_short,
+    length,
+)
+from sglang_cached_addon.proxy.writing import paced
+from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
+from sglang_cached_addon.service.exchange import Bypass, Hit, error_body
+from sglang_cached_addon.service.fetching import unreachable
+from sglang_cached_addon.upstream import Update
+from sglang_cached_addon.wire import heads, http1, location
+
+# In a flow's metadata: the header fields of its outcome.
+_HEADERS = "sglang_cached"
+
+
+class FlowHooks:
+    """Answers flows. An addon of mitmproxy's, and the `Front` of its HTTP layer."""
+
+    name = "sglang_cached_flows"
+
+    def __init__(self, desk: Desk, connections: Connections, streaming: Streaming) -> None:
+        self._desk = desk
+        self._dialects = dialects.installed()
+        self._connections = connections
+        self._streaming = streaming
+        self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
+        self._flows: dict[Client, set[http.HTTPFlow]] = {}
+        """Those under way, by the client that sent them."""
+        self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
+        """What requests to our own routes were sent to."""
+
+    def __len__(self) -> int:
+        """How many flows are not answered in full."""
+        return len(self._live)
+
+    # Hooks
+
+    def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
+            return None
+        live = self._live[flow] = Live(time.monotonic())
+        self._flows.setdefault(flow.client_conn, set()).add(flow)
+        if routes.find(flow.request.path):
+            return None
+        connection = self._connections.get(flow.client_conn)
+        if connection and (handed := connection.take_handed()):
+            live.ask, live.outcome = handed.ask, handed.bypass.outcome
+            return None
+        reason = self._unread(flow.request)
+        if not reason or self._is_denied(flow.request, reason):
+            return None
+        if parts := self._desk.parts:
+            live.outcome = parts.exchange.bypass(reason).outcome
+        change = updates.change(flow.request.method, flow.request.path)
+        if change is Change.ADAPTER and is_short(flow.request):
+            return None  # its body names the adapter
+        # Passed on as it comes, whatever its size.
+        flow.request.stream = not is_abort(flow.request)
+        return self._change(live, change, None) if change else None
+
+    def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        live = self._live.get(flow)
+        if live is None or flow.response or flow.error or not flow.live:
+            return None
+        if live.update:
+            live.update.sent()
+            return None
+        if route := routes.find(flow.request.path):
+            return self._serve_own(flow, route)
+        if (reason := self._unread(flow.request)) and self._is_denied(flow.request, reason):
+            flow.response = _json_response(504, _denial(flow.request))
+            return None
+        if is_abort(flow.request):
+            return self._translate_abort(flow, live)
+        if self._desk.parts and live.outcome is None:
+            live.ask = self._ask(flow, self._desk.parts.heads)
+            return self._carry_out(flow, live, self._desk.receive(live.ask))
+        change = updates.change(flow.request.method, flow.request.path)
+        if change:
+            name = updates.adapter_name(flow.request.get_content(strict=False) or b"")
+            return self._change(live, change, name, is_whole=True)
+        return None
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        live = self._live.get(flow)
+        if flow.response and self._streaming.is_fed(flow):
+            flow.response.stream = True
+            return
+        if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
+            return  # not ours, or not from upstream
+        status = flow.response.status_code
+        if parts := self._desk.parts:
+            parts.upstream.seen(True)
+            if live.ask:
+                parts.service.heard(live.ask, status)
+        _lead_here(flow.response, self._desk.upstream_url)
+        flow.response.stream = flow.response.stream or True
+        if live.outcome and live.outcome.reason is not Reason.ROUTE:
+            live.outcome = replace(live.outcome, status=status)
+            _show(flow, live.outcome)
+            fields = answering.mark(flow.response.headers.fields, live.outcome)
+            flow.response.headers = http.Headers(fields)
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if flow.response:
+            self._end(flow, flow.response.status_code)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        live = self._end(flow, None)
+        if live and live.outcome and live.outcome.reason is not Reason.ROUTE:
+            _show(flow, live.outcome)
+
+    def _end(self, flow: http.HTTPFlow, status: int | None) -> Live | None:
+        """A flow is over; `status` is that of its whole answer."""
+        live = self._live.pop(flow, None)
+        self._streaming.forget(flow)
+        flows = self._flows.get(flow.client_conn)
+        if flows:
+            flows.discard(flow)
+        if live is None:
+            return None
+        if live.update:
+            has_reached = flow.server_conn.timestamp_tcp_setup is not None
+            live.update.ended(status, has_reached=has_reached)
+        if live.aborted:
+            live.aborted(status == 200)
+        if live.streamed:
+            live.streamed.close()
+            live.outcome = live.streamed.outcome
+        if live.outcome:
+            self._desk.log(flow.request.path, live.outcome, live.started)
+        return live
+
+    def left(self, client: Client) -> None:
+        """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
+        flow."""
+        for flow in self._flows.pop(client, ()):
+            self._end(flow, None)
+
+    # What the hooks do
+
+    def _ask(self, flow: http.HTTPFlow, call_heads: CallHeads) -> Ask:
+        request = flow.request
+        head = call_heads.read(request.method, request.path, by_name(request.headers.fields))
+        return Ask(
+            head,
+            request.raw_content or b"",
+            request.headers.fields,
+            is_chunkable=self._streaming.can_answer(flow),
+            is_local=is_from_here(flow),
+        )
+
+    def _is_denied(self, request: http.Request, reason: Reason) -> bool:
+        """Whether a request that is not even read must not go upstream."""
+        if self._desk.is_offline:
+            return True
+        headers = by_name(request.headers.fields)
+        return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
+
+    def _unread(self, request: http.Request) -> Reason | None:
+        """Why a request's body is not read at all."""
+        if (request.method, request.path) not in self._dialects:
+            has_query = (request.method, request.path.split("?", 1)[0]) in self._dialects
+            return Reason.QUERY if has_query else Reason.ROUTE
+        return Reason.TOO_LARGE if length(request) > policy.MAX_BODY else None
+
+    def _carry_out(
+        self, flow: http.HTTPFlow, live: Live, answer: Answer | Coroutine[Any, Any, Answer]
+    ) -> Awaitable[None] | None:
+        if isinstance(answer, Coroutine):
+            return self._wait(flow, live, answer)
+        self._give(flow, live, answer)
+        return None
+
+    async def _wait(
+        self, flow: http.HTTPFlow, live: Live, way: Coroutine[Any, Any, Answer]
+    ) -> None:
+        try:
+            with self._streaming.waiting(flow.client_conn):
+                answer = await way
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task:
+                task.uncancel()
+            # The client has left; without an answer mitmproxy would ask upstream.
+            flow.response = _json_response(499, b"")
+            live.outcome = LEFT
+            self._end(flow, None)
+        else:
+            self._give(flow, live, answer)
+
+    def _give(self, flow: http.HTTPFlow, live: Live, answer: Answer) -> None:
+        """Answers a flow, or lets it pass."""
+        live.outcome = answer.outcome
+        if isinstance(answer, Bypass):
+            return
+        _show(flow, answer.outcome)
+        if isinstance(answer, Streamed):
+            live.streamed = answer
+            self._streaming.give(flow, self._head(answer), answer.pieces, answer.close)
+        elif not isinstance(answer, Hit):
+            flow.response = self._whole(answer, answer.status, answer.body)
+        else:
+            flow.is_replay = "response"
+            self._replay(flow, answer)
+
+    def _replay(self, flow: http.HTTPFlow, hit: Hit) -> None:
+        if not hit.is_stream:
+            flow.response = self._whole(hit, 200, hit.body)
+            return
+        events = http1.unchunked(hit.body)
+        if self._streaming.can_answer(flow):
+            pieces = paced(events, hit.seconds(self._desk.replay_rate))
+            self._streaming.give(flow, self._head(hit), pieces, lambda is_complete: None)
+        else:
+            flow.response = self._whole(hit, 200, b"".join(events))
+
+    def _whole(self, answer: Hit | Reply, status: int, body: bytes) -> http.Response:
+        response = http.Response.make(status, body)
+        fields = answering.fields_of(answer, self._desk.upstream_url, len(body))
+        response.headers = http.Headers(fields)
+        return response
+
+    def _head(self, answer: Hit | Streamed) -> http.Response:
+        """The head of an answer in chunks."""
+        response = http.Response.make(200, b"")
+        fields = answering.fields_of(answer, self._desk.upstream_url, None)
+        response.headers = http.Headers(fields)
+        return response
+
+    def _change(
+        self, live: Live, change: Change, adapter: str | None, *, is_whole: bool = False
+    ) -> Awaitable[None] | None:
+        """A request that may change the model is to be passed on; `is_whole`: all of it is here."""
+        if self._desk.parts is None:
+            return None
+        live.update = self._desk.parts.upstream.change(change, adapter)
+        return self._await_word(live.update, is_whole=is_whole)
+
+    async def _await_word(self, update: Update, *, is_whole: bool) -> None:
+        await update.announced
+        if is_whole:
+            update.sent()
+
+    # As `gateway.Front`
+
+    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
+        """What a client gets when upstream gives nothing."""
+        response = _json_response(502, unreachable(self._desk.upstream_url, message))
+        for name, value in flow.metadata.get(_HEADERS, {}).items():
+            response.headers[name] = value
+        return response
+
+    def note_host(self, request: http.Request) -> None:
+        """As `gateway.Front`."""
+        if routes.find(request.path):
+            self._hosts[request] = request.headers.get("host", "")
+
+    def pass_on(self, flow: http.HTTPFlow) -> None:
+        """As `gateway.Front`."""
+        live = self._live.get(flow)
+        if live and self._desk.parts and live.outcome is None:
+            live.outcome = self._desk.parts.exchange.bypass(Reason.TOO_LARGE).outcome
+
+    def longest(self, head: heads.RequestHead) -> float:
+        """Bytes that a request's body may have: as many as there are, if it can be passed on."""
+        if routes.find(head.target) or head.target in ABORTS:
+            return policy.MAX_NAMES
+        if self._desk.is_offline or directives.parse(by_name(head.fields)).only_if_cached:
+            return policy.MAX_BODY
+        return inf
+
+    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
+        """As `gateway.Front`."""
+        return self._streaming.open_feed(flow, context)
+
+    async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
+        request = flow.request
+        _, _, query = request.path.partition("?")
+        token = self._desk.settings.admin_token if self._desk.settings else ""
+        asking = caller(flow, self._hosts.get(request, ""))
+        reports = self._desk.reports
+        reply = await routes.answer(route, request.method, query, asking, token, reports)
+        flow.response = _json_response(reply.status, reply.body, reply.headers)
+
+    async def _translate_abort(self, flow: http.HTTPFlow, live: Live) -> None:
+        """Sends an abort on under the ids that upstream knows. Calls that share a fetch are ended
+        here, when upstream has agreed."""
+        message = _object(flow.request.get_content(strict=False) or b"")
+        if self._desk.parts is None:
+            return
+        service, upstream = self._desk.parts.service, self._desk.parts.upstream
+        rid = message.get("rid")
+        is_pause = flow.request.path == PAUSE
+        if message.get("mode", "abort") == "abort" if is_pause else message.get("abort_all"):
+            live.aborted = service.aborts.aborting(None)
+        elif is_pause:
+            return
+        elif isinstance(rid, str) and service.aborts.is_known(rid):
+            live.aborted = service.aborts.aborting(rid)
+            # One that upstream does not know means nothing to it.
+            first, *others = service.aborts.targets(rid) or [uuid.uuid4().hex]
+            shown = [
+                (name, value)
+                for name, value in by_name(flow.request.headers.fields).items()
+                if name in (b"authorization", b"content-type")
+            ]
+            for other in others:
+                body = orjson.dumps({**message, "rid": other})
+                await upstream.post("/abort_request", body, shown)
+            flow.request.content = orjson.dumps({**message, "rid": first})
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _denial(request: http.Request) -> bytes:
+    why = "--mode offline, or only-if-cached"
+    text = f"sglang-cached: {request.path} would have to go upstream, and must not ({why})"
+    return error_body(504, "GatewayTimeout", text)
+
+
+def _json_response(
+    status: int, body: bytes, headers: dict[str, str] | None = None
+) -> http.Response:
+    return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
+
+
+def _show(flow: http.HTTPFlow, outcome: Outcome) -> None:
+    """Notes an outcome where mitmweb shows it."""
+    flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
+    flow.metadata[_HEADERS] = dict(outcome.headers())
+
+
+def _lead_here(response: http.Response, upstream: str) -> None:
+    """What leads to upstream leads through the proxy."""
+    for name in location.FIELDS:
+        if value := response.headers.get(name):
+            response.headers[name] = location.through_proxy(value, upstream)

@@ -1,0 +1,57 @@
+"""What is to be known of mitmproxy's requests, and of who has sent them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from mitmproxy import http
+from mitmproxy.connection import Client
+
+from sglang_cached_addon.admin import access
+from sglang_cached_addon.core import policy
+from sglang_cached_addon.core.call_head import by_name, is_relayed
+
+PAUSE = "/pause_generation"
+ABORTS = ("/abort_request", PAUSE)
+"""SGLang's routes that may end calls under way."""
+
+
+def is_abort(request: http.Request) -> bool:
+    """Whether it may end calls under way."""
+    return request.path in ABORTS and request.method == "POST"
+
+
+def is_short(request: http.Request) -> bool:
+    """Whether a body is known beforehand to be one that can be kept."""
+    return "transfer-encoding" not in request.headers and length(request) <= policy.MAX_NAMES
+
+
+def length(request: http.Request) -> int:
+    """Bytes of a body, as its head says; 0 where that says nothing."""
+    said = request.headers.get("content-length", "0")
+    return int(said) if said.isdigit() and len(said) < 20 else 0
+
+
+def caller(flow: http.HTTPFlow, host: str) -> access.Caller:
+    """Who asks for one of our own routes, as sent to that host."""
+    headers = flow.request.headers
+    return access.Caller(
+        is_from_here(flow),
+        host,
+        headers.get("origin"),
+        headers.get("sec-fetch-site"),
+        headers.get("authorization"),
+    )
+
+
+def is_from_here(flow: http.HTTPFlow) -> bool:
+    """Whether a request comes from this machine, and not through another proxy."""
+    names = by_name(flow.request.headers.fields)
+    return is_local(flow.client_conn) and not is_relayed(names)
+
+
+def is_local(client: Client) -> bool:
+    """Whether a client is on this machine."""
+    address = ip_address(client.peername[0].split("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -1,0 +1,50 @@
+"""What a client gets that wants no upstream to be asked, for what is not stored: a 504."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
+from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.service.asking import Ask, Reply
+from sglang_cached_addon.service.exchange import Bypass, Known, error_body
+from sglang_cached_addon.service.fetching import JSON
+
+Nearest = Callable[[Known, bool], Awaitable[str]]
+"""Says in a sentence which stored call is nearest to one; with its values only if it is told so."""
+
+_TEXTS = {
+    Reason.ONLY_IF_CACHED: "not stored, and the request says only-if-cached.",
+    Reason.OFFLINE: "not stored, and sglang-cached runs with --mode offline.",
+}
+
+
+class Denials:
+    """Answers in upstream's place."""
+
+    def __init__(self, counters: Counters, nearest: Nearest | None) -> None:
+        self._counters = counters
+        self._nearest = nearest
+
+    async def deny(self, ask: Ask, known: Known, terms: Terms) -> Reply:
+        """The answer to a call that is not all stored."""
+        assert terms.denial
+        outcome = Outcome(Kind.MISS, 0, known.call.total, terms.denial, 504, key=known.key)
+        text = _TEXTS[terms.denial]
+        if self._nearest and terms.denial is Reason.OFFLINE:
+            text = f"{text} {await self._nearest(known, ask.is_local)}"
+        self._counters.add(outcome)
+        return _reply(text, outcome)
+
+    def let_pass(self, bypass: Bypass, terms: Terms) -> Bypass | Reply:
+        """What is not looked up is passed on, unless upstream is not to be asked."""
+        if not terms.denial:
+            return bypass
+        outcome = Outcome(Kind.MISS, reason=terms.denial, status=504)
+        why = bypass.outcome.reason
+        return _reply(f"{_TEXTS[terms.denial]} It is not looked up: {why}.", outcome)
+
+
+def _reply(text: str, outcome: Outcome) -> Reply:
+    body = error_body(504, "GatewayTimeout", f"sglang-cached: {text}")
+    return Reply(504, JSON, body, outcome)

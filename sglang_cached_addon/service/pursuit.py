@@ -1,0 +1,343 @@
+"""A call on its way to an answer: what is short is followed, waited for or fetched, step by step.
+
+`Pursuit.decide` names the next step, `take` takes it, and after each wait everything is looked at
+anew, so that one answer is of one model, and of what there is by then. What is different of
+streams is in `streams`. Knows asyncio, and nothing of mitmproxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
+
+from sglang_cached_addon.core import policy
+from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.service.asking import Answer, Arrived, Ask, Reply
+from sglang_cached_addon.service.denials import Denials
+from sglang_cached_addon.service.exchange import Bypass, Exchange, Fetch, Known
+from sglang_cached_addon.service.fetching import MERGE_SECONDS, Fetcher
+from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.partial import PartialCalls
+from sglang_cached_addon.service.stream import Stream
+from sglang_cached_addon.upstream import Upstream
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# With these, upstream may have misunderstood what it was asked for, and the client's own call may
+# be answered all the same.
+_MISUNDERSTOOD = (200, 400, 422)
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """All samples are at hand: the answer is put together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """The stream of another call is on its way: it is read along."""
+
+    flight: Flight
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Upstream is asked to abort the call, or what it waited for: that is waited for."""
+
+    abort: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class LookFurther:
+    """Upstream is not to be asked: a shared store may have the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Others fetch what is short: that is waited for."""
+
+    needs: Mapping[bytes, int]
+    """The sizes that pools are to have, by their keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassOn:
+    """It cannot be answered from here: upstream gets the call as it is."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """Nobody else fetches what is short."""
+
+    fetch: Fetch
+
+
+Step = Complete | Follow | Hold | LookFurther | Wait | PassOn | Lead
+"""What brings a call further."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all pursuits work with."""
+
+    exchange: Exchange
+    upstream: Upstream
+    flights: Flights
+    fetcher: Fetcher
+    partial_calls: PartialCalls
+    denials: Denials
+
+
+class Pursuit:
+    """One call for JSON, under one model."""
+
+    waits_for_any = False
+    """Whether it waits where others fetch something of what is short, and not all of it."""
+
+    def __init__(
+        self, means: Means, ask: Ask, known: Known, terms: Terms, *, is_alone: bool
+    ) -> None:
+        """A call that `is_alone` neither waits for others nor is waited for."""
+        self.means = means
+        self.ask = ask
+        self.known = known
+        self.terms = terms
+        self.plan = self._plan()
+        self.is_alone = is_alone
+        self.has_waited = False
+        """It has waited for what others were fetching."""
+        self._arrived: Arrived | None = None
+        """What it has last fetched itself."""
+        self._refusal: Reason | None = None
+        """Why something of what it has fetched is not stored."""
+        self._flights: list[Flight] = []
+        """Its own fetches."""
+        self._own: set[int] = set()
+        """The identities of the samples that these have brought."""
+        self._is_merged = False
+        """Its parts were found to be of one model, or that was waited for long enough."""
+
+    async def run(self) -> Answer | None:
+        """The answer; None where another model has come meanwhile, or the credential was refused:
+        then the call is to be admitted and pursued anew."""
+        while True:
+            if (answer := await self.take(self.decide())) is not None:
+                return answer
+            is_admitted = self.means.upstream.admits(self.ask.asker, time.monotonic())
+            if not (is_admitted and self.means.exchange.is_present(self.known)):
+                return None
+            self.plan = self._plan(self.plan)
+
+    def _plan(self, before: Plan | None = None) -> Plan:
+        """What is at hand for the call, or by now of what was short before: what is stored, and
+        what others have just brought."""
+        exchange, flights = self.means.exchange, self.means.flights
+        stamp = exchange.stamp(self.known)
+
+        def brought(key: bytes, is_first: bool) -> Sequence[Sample]:
+            return flights.brought(key, stamp, is_first=is_first)
+
+        more = brought if flights.any_landed else None
+        if before:
+            return exchange.again(before, self.terms, more)
+        return exchange.plan(self.known, self.terms, more)
+
+    def decide(self) -> Step:
+        """The next step, given the plan and what others do."""
+        needs, exchange = self.plan.needs, self.means.exchange
+        if not needs:
+            return Complete()
+        if self.ask.abort:
+            return Hold(self.ask.abort)
+        if self.terms.denial:
+            return LookFurther()
+        busy = set() if self.is_alone else self.means.flights.busy(needs)
+        if busy and (self.waits_for_any or len(busy) == len(needs)):
+            return Wait({key: needs[key] for key in busy})
+        fetch = exchange.fetch(self.known, self.plan, self.terms, busy)
+        dialect, now = self.known.dialect.name, time.monotonic()
+        if not fetch.is_whole and self.means.partial_calls.are_pointless(dialect, now):
+            return PassOn(Reason.UNREADABLE)
+        return Lead(fetch)
+
+    async def take(self, step: Step) -> Answer | None:
+        """Takes a step; None if all is to be looked at again."""
+        match step:
+            case Complete():
+                return await self._complete()
+            case Hold(abort):
+                await asyncio.shield(abort)
+                return None
+            case LookFurther():
+                return await self._look_further()
+            case Wait(needs):
+                flight = await self.means.flights.wait(needs)
+                self.has_waited = True
+                return self.after(flight)
+            case PassOn(reason):
+                return self.means.exchange.bypass(reason)
+            case Lead(fetch):
+                return await self.lead(fetch)
+        raise AssertionError(f"no call for JSON takes the step {step}")
+
+    # What is all there
+
+    async def _complete(self) -> Answer | None:
+        """Puts the answer together, if all of it is known to be of one model."""
+        if not self._is_merged and (tasks := self._unconfirmed()):
+            self._is_merged = True
+            await asyncio.wait(tasks, timeout=MERGE_SECONDS)
+            return None
+        exchange, known, plan = self.means.exchange, self.known, self.plan
+        saved = Saved.of(plan.samples())
+        if self._arrived:
+            outcome = self.outcome(self._refusal)
+            new = [sample for sample in plan.samples() if id(sample) in self._own]
+            tokens = saved.tokens - sum(sample.tokens for sample in new)
+            body = await self._beside(exchange.answer, known, plan)
+            exchange.counters.add(outcome, Saved(self._have, tokens, saved.seconds))
+            return Reply(200, self._arrived.headers, body, outcome)
+        hit = await self._beside(exchange.hit, known, plan, time.time())
+        if not self.has_waited:
+            exchange.counters.hit(saved)
+            return hit
+        exchange.counters.follow(saved)
+        return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
+
+    async def _beside(self, make: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """What this makes of the call; of a large one, beside the event loop."""
+        if self.known.call.total < policy.LARGE_SAMPLES:
+            return make(*args, **kwargs)
+        return await asyncio.to_thread(make, *args, **kwargs)
+
+    def _unconfirmed(self) -> set[asyncio.Task[None]]:
+        """The fetches whose samples are together with others in the answer, and are not yet
+        confirmed to be of the model that the call is for."""
+        found = [*self.means.flights.landed(set(self.known.keys)), *self._flights]
+        flights = {flight for flight in found if flight.task and not flight.task.done()}
+        if len(flights) == 1:
+            (flight,) = flights
+            ids = {id(sample) for samples in flight.brings.values() for sample in samples}
+            if all(id(sample) in ids for sample in self.plan.samples()):
+                return set()
+        return {flight.task for flight in flights if flight.task}
+
+    async def _look_further(self) -> Answer | None:
+        """Asks a shared store; a denial where that has no more."""
+        if bringing := self.means.exchange.bring(self.plan, self.plan.needs, claims=False):
+            brought = await bringing
+            self.has_waited |= brought.is_shared
+            if self._plan(self.plan).have > self.plan.have:
+                return None
+        return await self.means.denials.deny(self.ask, self.known, self.terms)
+
+    # What others fetch
+
+    def after(self, flight: Flight) -> Reply | Bypass | None:
+        """The answer to one who waited for what has failed, if it is one to all who did. Else they
+        go on alone, all at once: what failed for one may succeed for another, and what can never
+        be stored would have them go one after the other."""
+        if flight.brings or not flight.refusal:
+            return None
+        if flight.refusal is Reason.TOO_LARGE:
+            return self.means.exchange.bypass(Reason.TOO_LARGE)
+        if flight.refusal is Reason.ABORT and flight.identity == self.likeness:
+            self.ask.partial = flight.answer
+        if not (flight.answer and self._concerns(flight)):
+            self.is_alone = True
+            return None
+        landed = flight.answer.landed
+        total = self.known.call.total
+        reply: Reply = flight.answer.reply(
+            Outcome(Kind.COLLAPSED, 0, total, landed.refusal, landed.status, key=self.known.key)
+        )
+        self.means.exchange.counters.add(reply.outcome)
+        return reply
+
+    def _concerns(self, flight: Flight) -> bool:
+        """Whether a failure would have been the call's own, too. What upstream says to one
+        credential, or to another call, is nobody else's."""
+        if flight.refusal is Reason.UNREACHABLE:
+            return True
+        if flight.identity != self.likeness or flight.credential != self.ask.head.credential:
+            return False
+        status = flight.answer.landed.status
+        return flight.refusal is Reason.CUT or status == 429 or status >= 500
+
+    @property
+    def likeness(self) -> object:
+        """Calls that are alike have one stream."""
+        return self.means.exchange.likeness(self.known)
+
+    # What it fetches itself
+
+    @property
+    def _have(self) -> int:
+        """Samples that it has not fetched itself."""
+        return sum(id(sample) not in self._own for sample in self.plan.samples())
+
+    def outcome(self, reason: Reason | None = None) -> Outcome:
+        """The outcome of a call that has fetched something itself."""
+        have = self._have
+        kind = Kind.PARTIAL if have else Kind.MISS
+        return Outcome(kind, have, self.known.call.total, reason, key=self.known.key)
+
+    def flight(self, fetch: Fetch, stream: Stream | None = None) -> Flight:
+        """What others see of a fetch."""
+        return Flight(
+            fetch.keys,
+            self.likeness,
+            stamp=fetch.stamp,
+            credential=self.ask.head.credential,
+            stream=stream,
+            is_addition=not self.terms.replaces,
+        )
+
+    async def lead(self, fetch: Fetch) -> Answer | None:
+        """Fetches what is short; None where that is a part of the answer."""
+        flight = self.flight(fetch)
+        with self.means.flights.wanted(flight):
+            arrived = await self.means.fetcher.fetch(self.ask, fetch, flight, alone=self.is_alone)
+        if isinstance(arrived, Brought):
+            self.has_waited |= arrived.is_shared
+            return None
+        if answer := self.as_answer(fetch, arrived):
+            return answer
+        self._arrived = arrived
+        self._refusal = self._refusal or arrived.landed.refusal
+        self._flights.append(flight)
+        self._own.update(id(sample) for _, sample in arrived.samples)
+        self.plan = self.plan.with_samples(arrived.samples)
+        return None
+
+    def as_answer(self, fetch: Fetch, arrived: Arrived) -> Answer | None:
+        """What has come, where it is not a part of the answer but all of it, or none."""
+        landed, dialect = arrived.landed, self.known.dialect.name
+        exchange, partial_calls = self.means.exchange, self.means.partial_calls
+        if landed.refusal is Reason.TOO_LARGE:
+            return exchange.bypass(Reason.TOO_LARGE)
+        if landed.split is None and not fetch.is_whole and landed.status in _MISUNDERSTOOD:
+            # It may ignore `n`, or not take a list: what it makes of the client's own call is the
+            # client's to know.
+            partial_calls.failed(dialect, time.monotonic())
+            return exchange.bypass(Reason.UNREADABLE)
+        if fetch.asks_more and landed.status in (400, 422):
+            # An older vLLM refuses fields that it does not know.
+            return exchange.bypass(Reason.UNREADABLE)
+        if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
+            return exchange.bypass(landed.refusal)
+        if not fetch.is_whole and landed.split:
+            partial_calls.worked(dialect)
+            return None
+        reply = arrived.reply(replace(self.outcome(landed.refusal), status=landed.status))
+        exchange.counters.add(reply.outcome)
+        return reply

@@ -1,0 +1,115 @@
+"""Calls for streams: one is fetched, or that of another call is read along.
+
+Knows asyncio, and nothing of mitmproxy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from sglang_cached_addon.core import planning
+from sglang_cached_addon.core.cache import Brought
+from sglang_cached_addon.core.call import Part
+from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.asking import Answer, Streamed
+from sglang_cached_addon.service.exchange import Fetch
+from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.pursuit import Follow, Lead, PassOn, Pursuit, Step
+from sglang_cached_addon.service.relay import Event, View
+from sglang_cached_addon.service.stream import Reader, Stream
+
+
+class StreamPursuit(Pursuit):
+    """One call for a stream, under one model."""
+
+    waits_for_any = True
+
+    def decide(self) -> Step:
+        is_chunkable = self.ask.is_chunkable
+        may_follow = is_chunkable and not (self.is_alone or self.terms.denial)
+        if may_follow and self.plan.needs and (flight := self.means.flights.find(self.likeness)):
+            return Follow(flight)
+        step = super().decide()
+        if isinstance(step, Lead) and not is_chunkable:
+            return PassOn(Reason.HTTP_1_0)
+        return step
+
+    async def take(self, step: Step) -> Answer | None:
+        if isinstance(step, Follow):
+            return await self._follow(step.flight)
+        return await super().take(step)
+
+    async def _follow(self, flight: Flight) -> Answer | None:
+        """The answer that another call fetches; None if it does not come to one."""
+        known, ask, stream = self.known, self.ask, flight.stream
+        assert stream
+        outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key)
+        self.has_waited = True
+        with ExitStack() as exits:
+            exits.enter_context(self.means.flights.wanted(flight))
+            reader = stream.reader()  # from now on each event
+            exits.callback(reader.close)
+
+            def end(is_complete: bool) -> Outcome:
+                if (is_complete or reader.has_all) and not ask.is_aborted:
+                    saved = Saved(known.call.total, stream.tokens)
+                    self.means.exchange.counters.follow(saved)
+                    return outcome
+                return replace(outcome, reason=Reason.ABORT if ask.is_aborted else Reason.CUT)
+
+            if await stream.opened():
+                pieces = self._show(stream, reader)
+                return Streamed((), pieces, outcome, end, exits.pop_all())
+        return self.after(flight)
+
+    async def lead(self, fetch: Fetch) -> Answer | None:
+        """Fetches a stream, unless others have stored something of it."""
+        plan, ask, means, stream = self.plan, self.ask, self.means, Stream()
+        stream.stored = frozenset(planning.stored_choices(plan))
+        flight = self.flight(fetch, stream)
+        outcome = self.outcome()
+        with ExitStack() as exits:
+            # Held for as long as the client reads.
+            exits.enter_context(means.flights.wanted(flight))
+            reader = stream.reader()  # from the first event on
+            exits.callback(reader.close)
+
+            def end(is_complete: bool) -> Outcome:
+                is_complete = is_complete or reader.has_all
+                reason = flight.refusal if is_complete else Reason.CUT
+                done = replace(outcome, reason=Reason.ABORT if ask.is_aborted else reason)
+                saved = Saved.of(plan.samples()) if is_complete else Saved()
+                means.exchange.counters.add(done, saved)
+                return done
+
+            arrived = await means.fetcher.fetch(ask, fetch, flight, alone=self.is_alone)
+            if isinstance(arrived, Brought):
+                self.has_waited |= arrived.is_shared
+                return None
+            if arrived.is_stream:
+                ask.flight = flight
+                pieces = self._show(stream, reader)
+                opened = replace(outcome, is_open=True)
+                return Streamed(arrived.headers, pieces, opened, end, exits.pop_all())
+        return self.as_answer(fetch, arrived)
+
+    async def _show(self, stream: Stream, reader: Reader) -> AsyncIterator[list[bytes]]:
+        """A stream in a client's own words."""
+        known, ask = self.known, self.ask
+        view, ask.stream = View(known.dialect, known.call), stream
+        states: dict[int, Event] = {}
+        async for events in reader.read(lambda: ask.is_aborted):
+            for event in events:
+                if event.part is Part.STATE:
+                    states[event.choice] = event
+                else:  # it has not all of the choice
+                    states.pop(event.choice, None)
+            yield view.show(events)
+        if ask.is_aborted:
+            seen = {choice: view.show([event])[0] for choice, event in states.items()}
+            exchange = self.means.exchange
+            yield exchange.aborted_events(known, time.time(), seen, stream.stored)

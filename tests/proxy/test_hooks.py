@@ -1,0 +1,175 @@
+"""What the cache does with mitmproxy's flows, on flows that the test makes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from mitmproxy.http import HTTPFlow, Response
+
+from sglang_cached_addon.addon import SglangCached
+from tests.replayer import Replayer, replaying
+from tests.simulator import Fault, Simulator
+from tests.test_addon import PAIR, addon, make_flow, master, running_addon
+from tests.upstream.scripted import until
+
+__all__ = ["addon", "master"]
+
+
+def stored(addon: SglangCached) -> int:
+    assert addon.parts
+    return addon.parts.store.index.samples
+
+
+@pytest.fixture
+def upstream() -> Iterator[Replayer]:
+    """A server that answers with the recorded pair."""
+    with replaying() as server:
+        server.pair = PAIR
+        yield server
+
+
+async def pass_through(addon: SglangCached, flow: HTTPFlow, status: int = 200) -> HTTPFlow:
+    """The hooks of one flow. What the addon does not answer is answered with this status."""
+    for hook in (addon.addons[0].requestheaders, addon.addons[0].request):
+        if waits := hook(flow):
+            await waits
+    if flow.response:
+        flow.server_conn.timestamp_start = None
+    else:
+        flow.response = Response.make(status, b"", {"Cache-Status": "other; hit"})
+    addon.addons[0].responseheaders(flow)
+    addon.addons[0].response(flow)
+    return flow
+
+
+def test_people_recognise_a_hit(addon: SglangCached, upstream: Replayer, tmp_path: Path) -> None:
+    """In mitmweb a cached flow has the replay mark, and says what happened in its comment."""
+
+    async def run() -> list[HTTPFlow]:
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            flows = [await pass_through(addon, make_flow())]
+            await until(lambda: stored(addon))
+            flows.append(await pass_through(addon, make_flow()))
+            await until(lambda: not addon.active)
+            return flows
+
+    miss, hit = asyncio.run(run())
+    key = r'key="[0-9a-f]{32}"'
+    assert (miss.is_replay, hit.is_replay) == (None, "response")
+    assert re.fullmatch(f"cache: fwd=miss; stored; {key}", miss.comment)
+    assert re.fullmatch(f"cache: hit; {key}", hit.comment)
+    assert hit.response and miss.response
+    assert hit.response.content == miss.response.content
+    assert len(upstream.received) == 1
+    for flow in (miss, hit):
+        flow.copy()
+        orjson.dumps(flow.metadata)
+
+
+def test_answered_by_another_addon(addon: SglangCached, master: Any) -> None:
+    """A flow that another script answers is left alone, and not stored."""
+    flow = make_flow()
+    addon.addons[0].requestheaders(flow)
+    flow.response = Response.make(418)
+    assert addon.addons[0].request(flow) is None
+    flow.server_conn.timestamp_start = None
+    addon.addons[0].responseheaders(flow)
+    addon.addons[0].response(flow)
+    assert flow.response.status_code == 418
+    assert stored(addon) == 0
+    assert addon.active == 0
+
+
+def test_other_modes_are_left_alone(addon: SglangCached, master: Any) -> None:
+    """A flow of a regular proxy is none of ours, whatever its path."""
+    flow = asyncio.run(pass_through(addon, make_flow(mode="regular")))
+    assert flow.response
+    assert "X-Cache" not in flow.response.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("/generate", "fwd=miss; stored; key="), ("/generate?x=1", "fwd=bypass; detail=query")],
+)
+def test_an_upstream_cache_keeps_its_word(
+    path: str, said: str, addon: SglangCached, upstream: Replayer, tmp_path: Path
+) -> None:
+    """Cache-Status of a cache behind us stays in the list, before ours."""
+    headers = [*PAIR["response"]["headers"], ["Cache-Status", "other; hit"]]
+    upstream.pair = {**PAIR, "response": {**PAIR["response"], "headers": headers}}
+
+    async def run() -> HTTPFlow:
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            return await pass_through(addon, make_flow(path))
+
+    flow = asyncio.run(run())
+    assert flow.response
+    value = flow.response.headers["Cache-Status"]
+    assert value.startswith(f"other; hit, sglang-cached; {said}")
+
+
+def test_a_client_that_leaves(addon: SglangCached, simulator: Simulator, tmp_path: Path) -> None:
+    """Without an answer of ours mitmproxy would ask upstream itself, for nobody."""
+
+    async def run() -> HTTPFlow:
+        simulator.faults.append(Fault.HOLD)
+        flow = make_flow()
+        with running_addon(addon, tmp_path, f"reverse:{simulator.url}"):
+            assert addon.addons[0].requestheaders(flow) is None
+            waits = addon.addons[0].request(flow)
+            assert waits
+            task = asyncio.ensure_future(waits)
+            await until(lambda: simulator.waiting)
+            addon.client_disconnected(flow.client_conn)
+            await task
+            await until(lambda: simulator.aborted == 1)
+            await until(lambda: not addon.active)
+        return flow
+
+    flow = asyncio.run(run())
+    assert flow.response
+    assert flow.response.status_code == 499
+
+
+LOST, HUNG_UP = "the connection was lost", "the client has hung up before all of it was there"
+
+
+@pytest.mark.parametrize(
+    ("end", "is_changed"), [(200, True), (404, False), (LOST, True), (HUNG_UP, False)]
+)
+def test_a_change_of_the_model(
+    end: int | str, is_changed: bool, addon: SglangCached, upstream: Replayer, tmp_path: Path
+) -> None:
+    """Answers of the old weights are not given for those of the new; and what upstream refused, or
+    never had as a whole, changes nothing."""
+
+    async def run() -> None:
+        with running_addon(addon, tmp_path, f"reverse:{upstream.url}"):
+            await pass_through(addon, make_flow())
+            await until(lambda: stored(addon))
+            flow = make_flow("/update_weights_from_disk")
+            if isinstance(end, int):
+                await pass_through(addon, flow, end)
+            else:
+                waits = addon.addons[0].requestheaders(flow)
+                assert waits
+                if end is LOST:
+                    await waits
+                    addon.addons[0].request(flow)
+                    addon.addons[0].error(flow)
+                else:
+                    addon.client_disconnected(flow.client_conn)
+                    await waits
+            again = await pass_through(addon, make_flow())
+            assert again.response
+            kind = "MISS" if is_changed else "HIT"
+            assert again.response.headers["X-Cache"] == kind
+            await until(lambda: not addon.active)
+
+    asyncio.run(run())

@@ -1,0 +1,68 @@
+"""What is read of mitmproxy's requests."""
+
+from __future__ import annotations
+
+from mitmproxy.http import Headers
+from mitmproxy.test import tflow, tutils
+
+from sglang_cached_addon.core import policy
+from sglang_cached_addon.proxy.requests import caller, is_abort, is_from_here, is_short, length
+
+
+def flow(path: str = "/", method: str = "POST", peer: str = "127.0.0.1", **headers: str):
+    request = tutils.treq(method=method.encode(), path=path.encode(), headers=Headers(**headers))
+    made = tflow.tflow(req=request)
+    made.client_conn.peername = (peer, 1)
+    return made
+
+
+def test_aborts() -> None:
+    """Only SGLang's own routes end calls."""
+    for path, method, found in (
+        ("/abort_request", "POST", True),
+        ("/pause_generation", "POST", True),
+        ("/abort_request", "GET", False),
+        ("/abort_request/x", "POST", False),
+    ):
+        assert is_abort(flow(path, method).request) is found, (path, method)
+
+
+def test_length() -> None:
+    """A length that is none counts as nothing; a body in chunks may have any length."""
+    large = str(policy.MAX_NAMES + 1)
+    for headers, wanted, short in (
+        ({}, 0, True),
+        ({"content_length": "12"}, 12, True),
+        ({"content_length": "-1"}, 0, True),
+        ({"content_length": "9" * 20}, 0, True),
+        ({"content_length": large}, int(large), False),
+        ({"transfer_encoding": "chunked"}, 0, False),
+    ):
+        request = flow(**headers).request
+        assert (length(request), is_short(request)) == (wanted, short), headers
+
+
+def test_from_here() -> None:
+    """Loopback in all its forms is here, unless another proxy says that it has sent it on."""
+    for peer, headers, found in (
+        ("127.0.0.1", {}, True),
+        ("127.9.9.9", {}, True),
+        ("::1", {}, True),
+        ("::ffff:127.0.0.1", {}, True),
+        ("fe80::1%eth0", {}, False),
+        ("10.0.0.1", {}, False),
+        ("127.0.0.1", {"via": "1.1 x"}, False),
+        ("127.0.0.1", {"x_forwarded_for": "10.0.0.1"}, False),
+    ):
+        assert is_from_here(flow(peer=peer, **headers)) is found, (peer, headers)
+
+
+def test_caller() -> None:
+    """Who asks for one of the proxy's own routes, with what browsers say of the page."""
+    asking = caller(flow(origin="http://x", sec_fetch_site="cross-site", authorization="t"), "h:1")
+    assert (asking.is_local, asking.host) == (True, "h:1")
+    assert (asking.origin, asking.fetch_site, asking.authorization) == (
+        "http://x",
+        "cross-site",
+        "t",
+    )

@@ -1,0 +1,122 @@
+"""Answers are written at the pace of their client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
+from sglang_cached_addon.proxy.writing import LARGE, Writer, paced
+from sglang_cached_addon.service.asking import Reply, Streamed
+from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.service.stream import Cut
+from sglang_cached_addon.wire import http1
+
+MISS = Outcome(Kind.MISS)
+EVENTS = [b"data: a\n\n", b"data: b\n\n", b"data: [DONE]\n\n"]
+
+
+class Transport:
+    """Takes what is written; after `room` bytes it is full."""
+
+    def __init__(self, room: float = float("inf")) -> None:
+        self.data = bytearray()
+        self.room = room
+        self.largest = 0
+        self.writer: Writer | None = None
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+        self.largest = max(self.largest, len(data))
+        if len(self.data) > self.room and self.writer:
+            self.writer.pause()
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def writing(room: float = float("inf")) -> tuple[Writer, Transport]:
+    transport: Any = Transport(room)
+    transport.writer = Writer(transport, lambda: None)
+    return transport.writer, transport
+
+
+def test_small() -> None:
+    """A small answer is one write."""
+    writer, transport = writing()
+    asyncio.run(writer.answer(Reply(201, ((b"a", b"1"),), b"body", MISS), "http://x", 0))
+    assert transport.data.startswith(b"HTTP/1.1 201 Created\r\na: 1\r\ncontent-length: 4\r\n")
+    assert transport.data.endswith(b"\r\n\r\nbody")
+    assert transport.largest == len(transport.data)
+
+
+def test_large() -> None:
+    """Of a large answer no more is written than the client takes; the rest when it has."""
+    body = bytes(range(256)) * (LARGE // 64)
+
+    async def test() -> None:
+        writer, transport = writing(room=LARGE)
+        task = asyncio.ensure_future(writer.answer(Reply(200, (), body, MISS), "http://x", 0))
+        while not writer.is_full:
+            await asyncio.sleep(0)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(transport.data) < 2 * LARGE
+        transport.room = float("inf")
+        writer.resume()
+        await task
+        assert transport.data.partition(b"\r\n\r\n")[2] == body
+        assert transport.largest < LARGE
+
+    asyncio.run(test())
+
+
+def test_stream() -> None:
+    """Each event is a chunk; a stream that breaks off has no last one."""
+
+    async def pieces(is_cut: bool) -> AsyncIterator[list[bytes]]:
+        yield EVENTS[:2]
+        yield []
+        if is_cut:
+            raise Cut
+        yield EVENTS[2:]
+
+    async def written(is_cut: bool) -> bytes:
+        writer, transport = writing()
+        streamed = Streamed((), pieces(is_cut), MISS, lambda is_complete: MISS, ExitStack())
+        if is_cut:
+            with pytest.raises(Cut):
+                await writer.answer(streamed, "http://x", 0)
+        else:
+            await writer.answer(streamed, "http://x", 0)
+        return bytes(transport.data.partition(b"\r\n\r\n")[2])
+
+    assert asyncio.run(written(is_cut=False)) == http1.chunked(EVENTS)
+    assert asyncio.run(written(is_cut=True)) == http1.chunks(EVENTS[:2])
+
+
+def test_stored_stream() -> None:
+    """A stored stream is the same whatever its pace."""
+    hit = Hit(http1.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=1)
+    for rate in (0.0, 1000.0):
+        writer, transport = writing()
+        asyncio.run(writer.answer(hit, "http://x", rate))
+        assert transport.data.partition(b"\r\n\r\n")[2] == http1.chunked(EVENTS)
+
+
+def test_pace() -> None:
+    """A paced stream comes event by event, and takes the time that it is given; else it is one."""
+
+    async def batches(seconds: float) -> tuple[list[list[bytes]], float]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        return [events async for events in paced(EVENTS, seconds)], loop.time() - began
+
+    assert asyncio.run(batches(0.0))[0] == [EVENTS]
+    found, took = asyncio.run(batches(0.1))
+    assert found == [[event] for event in EVENTS]
+    assert took >= 0.09
