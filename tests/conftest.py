@@ -62,8 +62,8 @@ class Proxy:
         with open(self._stderr, "ab") as stderr:
             self.process: subprocess.Popen[bytes] | Started
             if executed:
-                popen = {"stdout": subprocess.PIPE, "stderr": stderr, **popen}
-                self.process = subprocess.Popen(command, cwd=cwd, env=environment, **popen)
+                usual = {"stdout": subprocess.PIPE, "stderr": stderr, "env": environment}
+                self.process = subprocess.Popen(command, cwd=cwd, **{**usual, **popen})
             else:
                 self.process = starter().start(command, cwd, environment, stderr.fileno())
         self.banner = ""

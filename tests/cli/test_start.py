@@ -7,11 +7,11 @@ import re
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.proxy.checks import has_token
 from sglang_cached_addon.proxy.start import FLAGS
 from tests.certificates import self_signed
-from tests.conftest import COMMAND, Proxy, StartProxy, corpus
+from tests.conftest import COMMAND, Proxy, StartProxy, corpus, starter, until
 from tests.replayer import Replayer
 from tests.simulator import Simulator
 from tests.tables import each
@@ -36,44 +36,34 @@ GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end; one that goes on after a traceback is ended at once."""
+    """Runs the command to its end; one that goes on is ended."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
-    with (
-        open(cwd / "out", "w+") as out,
-        open(cwd / "err", "w+") as err,
-        subprocess.Popen(
-            [str(COMMAND), *arguments], stdout=out, stderr=err, cwd=cwd, env=kept | environment
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 20
-            while process.poll() is None and time.monotonic() < deadline:
-                if "Traceback" in (cwd / "err").read_text():
-                    deadline = min(deadline, time.monotonic() + 2)
-                time.sleep(0.02)
-        finally:
-            process.kill()
-            code = process.wait()
-    return subprocess.CompletedProcess(
-        arguments, code, (cwd / "out").read_text(), (cwd / "err").read_text()
-    )
+    with open(cwd / "err", "w+") as err:
+        process = starter().start([str(COMMAND), *arguments], cwd, kept | environment, err.fileno())
+        with process.stdout:
+            try:
+                code = process.wait(20)
+            finally:
+                process.kill()
+            out = process.stdout.read().decode()
+    return subprocess.CompletedProcess(arguments, code, out, (cwd / "err").read_text())
 
 
 # Help
 
 
-@pytest.mark.parametrize("flag", ["-h", "--help"])
+@each("flag", ["-h", "--help"])
 def test_help(flag: str, tmp_path: Path) -> None:
-    """Nobody would learn which commands there are."""
+    """The command says which others there are."""
     done = run(flag, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for command in ("start", "demo", "simulate"):
         assert re.search(rf"^  {command}  +\S+", done.stdout, re.M)
 
 
-@pytest.mark.parametrize("command", ["start", "demo", "simulate"])
+@each("command", ["start", "demo", "simulate"])
 def test_help_of_a_command(command: str, tmp_path: Path) -> None:
-    """Nobody would learn what a command does."""
+    """Each command says what it does."""
     done = run(command, "--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: sglang-cached {command}")
@@ -81,7 +71,7 @@ def test_help_of_a_command(command: str, tmp_path: Path) -> None:
 
 
 def test_help_of_start(tmp_path: Path) -> None:
-    """An option or its environment variable could only be found in the source."""
+    """The help names each flag and its environment variable."""
     text = run("start", "--help", cwd=tmp_path).stdout
     for flag in FLAGS:
         assert flag.long in text
@@ -91,7 +81,7 @@ def test_help_of_start(tmp_path: Path) -> None:
 
 
 def test_version(tmp_path: Path) -> None:
-    """A bug report could not name the version."""
+    """The command tells its version."""
     assert __version__ in run("--version", cwd=tmp_path).stdout
 
 
@@ -247,12 +237,12 @@ CHECKS: dict[str, Callable[[Configured], bool]] = {
 
 @each("name", CHECKS)
 def test_environment(name: str, configured: Configured) -> None:
-    """A container that is set up by its environment would run with defaults."""
+    """A proxy that is set up by its environment alone runs as it says."""
     assert CHECKS[name](configured)
 
 
 def test_no_secret_is_told(configured: Configured) -> None:
-    """The token would be read by whoever reads the log, or what the proxy says of itself."""
+    """The token is neither in the log nor in what the proxy says of itself."""
     for text in (
         configured.banner,
         configured.log(),
@@ -263,7 +253,7 @@ def test_no_secret_is_told(configured: Configured) -> None:
 
 
 def test_command_line_wins(simulator: Simulator, tmp_path: Path) -> None:
-    """What is typed would be overruled by what is set somewhere."""
+    """What is typed counts more than what is set somewhere."""
     done = run(
         "start", "--sglang-url", "ftp://typed", cwd=tmp_path, SGLANG_CACHED_SGLANG_URL=simulator.url
     )
@@ -295,65 +285,65 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(listener.getsockname()[1], tmp_path / "file", tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--port {w.taken}", ["127.0.0.1:{w.taken}", "in use", "--port"]),
-        ("--port 65536", ["65536", "--port"]),
-        ("--port -1", ["-1", "--port"]),
-        ("--host 192.0.2.1", ["192.0.2.1"]),
-        ("--host no-such-host.invalid", ["no-such-host.invalid"]),
-        ("--sglang-url ftp://localhost:1", ["ftp://localhost:1", "http://localhost:30000"]),
-        ("--sglang-url http://", ["--sglang-url", "http://localhost:30000"]),
-        ("--sglang-url http://localhost:1/v1", ["http://localhost:1/v1", "leave off"]),
-        ("--sglang-url http://me:secret@localhost:1", ["--sglang-url", "credentials"]),
-        ("--sglang-url http://localhost:65536", ["http://localhost:65536", "range"]),
-        ("--sglang-url http://a..b:1", ["--sglang-url", "http://a..b:1"]),
-        ("--cache-path {w.file}", ["{w.file}", "--cache-path"]),
-        ("--cache-path {w.file}/cache", ["{w.file}/cache", "--cache-path"]),
-        ("--cache-path=", ["must name a folder"]),
-        ("--cache-path ~no_such_user/x", ["~no_such_user"]),
-        ("--cache-path {w.folder}/torn", ["cache.jsonl"]),
-        ("-s missing.py", ["missing.py", "no such file"]),
-        ("-s {w.folder}", ["{w.folder}"]),
-        ("-s {w.folder}/missing.py --set x=1", ["missing.py"]),
-        ("-s ~no_such_user/x.py", ["~no_such_user"]),
-        ("--set no_such_option=1", ["no_such_option"]),
-        ("--set no_such_option", ["no_such_option"]),
-        ("--set web_port=1", ["web_port"]),
-        ("--set body_size_limit=much", ["body_size_limit", "much"]),
-        ("--set listen_port=x", ["listen_port", "x"]),
-        ("--set http2=maybe", ["http2"]),
-        ("--set mode=regular", ["upstream"]),
-        ("--set sglang_mode=odd", ["sglang_mode", "odd", "readonly"]),
-        ("--set sglang_poll_seconds=0", ["sglang_poll_seconds", "0.1"]),
-        ("--max-bytes much", ["sglang_max_bytes", "much"]),
-        ("--ttl 5y", ["sglang_ttl", "5y", "w"]),
-        ("--memory 0", ["sglang_memory", "above 0"]),
-        ("--store http://:secret@host", ["--store", "redis", "unix"]),
-        ("--store redis://:secret@host:port", ["--store", "redis"]),
-        ("--set sglang_store=redis://host/secret", ["--store", "redis://HOST:6379/0"]),
-        ("--readonly", ["cache.jsonl", "--readonly", "--cache-path"]),
-        ("--readonly --mode refresh", ["sglang_readonly"]),
-        ("--drain 5 --drain-accept 6", ["--drain-accept", "--drain"]),
-        ("--overwrite-cache --readonly", ["sglang_overwrite_cache", "/cache/clear"]),
-        ("--overwrite-cache --store redis://127.0.0.1:1", ["sglang_overwrite_cache"]),
-        ("--set sglang_fsync=x", ["sglang_fsync", "interval"]),
-        ("--set sglang_max_entries=-1", ["sglang_max_entries", "-1"]),
-        ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),
-        ("--web --set web_port={w.taken} --set confdir={w.folder}",
-         ["{w.taken}", "web_port"] if HAS_TOKEN else NO_TOKEN),
-        ("--web --set web_port=x --set confdir={w.folder}",
-         ["web_port"] if HAS_TOKEN else NO_TOKEN),
-    ],
-)  # fmt: skip
+MISTAKES: list[tuple[str, list[str]]] = [
+    ("--port {w.taken}", ["127.0.0.1:{w.taken}", "in use", "--port"]),
+    ("--port 65536", ["65536", "--port"]),
+    ("--port -1", ["-1", "--port"]),
+    ("--host 192.0.2.1", ["192.0.2.1"]),
+    ("--host no-such-host.invalid", ["no-such-host.invalid"]),
+    ("--sglang-url ftp://localhost:1", ["ftp://localhost:1", "http://localhost:30000"]),
+    ("--sglang-url http://", ["--sglang-url", "http://localhost:30000"]),
+    ("--sglang-url http://localhost:1/v1", ["http://localhost:1/v1", "leave off"]),
+    ("--sglang-url http://me:secret@localhost:1", ["--sglang-url", "credentials"]),
+    ("--sglang-url http://localhost:65536", ["http://localhost:65536", "range"]),
+    ("--sglang-url http://a..b:1", ["--sglang-url", "http://a..b:1"]),
+    ("--cache-path {w.file}", ["{w.file}", "--cache-path"]),
+    ("--cache-path {w.file}/cache", ["{w.file}/cache", "--cache-path"]),
+    ("--cache-path=", ["must name a folder"]),
+    ("--cache-path ~no_such_user/x", ["~no_such_user"]),
+    ("--cache-path {w.folder}/torn", ["cache.jsonl"]),
+    ("-s missing.py", ["missing.py", "no such file"]),
+    ("-s {w.folder}", ["{w.folder}"]),
+    ("-s {w.folder}/missing.py --set x=1", ["missing.py"]),
+    ("-s ~no_such_user/x.py", ["~no_such_user"]),
+    ("--set no_such_option=1", ["no_such_option"]),
+    ("--set no_such_option", ["no_such_option"]),
+    ("--set web_port=1", ["web_port"]),
+    ("--set body_size_limit=much", ["body_size_limit", "much"]),
+    ("--set listen_port=x", ["listen_port", "x"]),
+    ("--set http2=maybe", ["http2"]),
+    ("--set mode=regular", ["upstream"]),
+    ("--set sglang_mode=odd", ["sglang_mode", "odd", "readonly"]),
+    ("--set sglang_poll_seconds=0", ["sglang_poll_seconds", "0.1"]),
+    ("--max-bytes much", ["sglang_max_bytes", "much"]),
+    ("--ttl 5y", ["sglang_ttl", "5y", "w"]),
+    ("--memory 0", ["sglang_memory", "above 0"]),
+    ("--store http://:secret@host", ["--store", "redis", "unix"]),
+    ("--store redis://:secret@host:port", ["--store", "redis"]),
+    ("--set sglang_store=redis://host/secret", ["--store", "redis://HOST:6379/0"]),
+    ("--readonly", ["cache.jsonl", "--readonly", "--cache-path"]),
+    ("--readonly --mode refresh", ["sglang_readonly"]),
+    ("--drain 5 --drain-accept 6", ["--drain-accept", "--drain"]),
+    ("--overwrite-cache --readonly", ["sglang_overwrite_cache", "/cache/clear"]),
+    ("--overwrite-cache --store redis://127.0.0.1:1", ["sglang_overwrite_cache"]),
+    ("--set sglang_fsync=x", ["sglang_fsync", "interval"]),
+    ("--set sglang_max_entries=-1", ["sglang_max_entries", "-1"]),
+    ("--set sglang_replay_tokens_per_second=-1", ["sglang_replay_tokens_per_second"]),
+    ("--web --set web_port={w.taken} --set confdir={w.folder}",
+     ["{w.taken}", "web_port"] if HAS_TOKEN else NO_TOKEN),
+    ("--web --set web_port=x --set confdir={w.folder}",
+     ["web_port"] if HAS_TOKEN else NO_TOKEN),
+]  # fmt: skip
+
+
+@each(("arguments", "words"), MISTAKES)
 def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path) -> None:
-    """A mistake would give a traceback, or a proxy that runs but does not work."""
+    """A mistake is one line that says what is wrong and what to do, and nothing runs."""
     if "--web" in arguments and "=x" in arguments:
         need_port(8081)
     done = run(
         "start", "--sglang-url", dead_url(), "--host", "127.0.0.1", "--port", "0",
-        "--cache-path", str(tmp_path / "cache"), *arguments.format(w=world).split(),
+        "--cache-path", mkdtemp(dir=tmp_path), *arguments.format(w=world).split(),
         cwd=tmp_path,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
@@ -366,25 +356,25 @@ def test_mistake(arguments: str, words: list[str], world: World, tmp_path: Path)
     assert "secret" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment", "words"),
-    [
-        (["--mode", "odd"], {}, ["--mode", "odd", "readonly"]),
-        ([], {"SGLANG_CACHED_MODE": "odd"}, ["--mode", "odd", "readonly"]),
-        (["--poll-seconds", "0"], {}, ["--poll-seconds", "0.1"]),
-        (["--poll-seconds", "x"], {}, ["--poll-seconds", "x"]),
-        (["--replay-tokens-per-second", "-1"], {}, ["--replay-tokens-per-second", "-1"]),
-        (["--fsync", "x"], {}, ["--fsync", "always"]),
-        (["--max-entries", "-1"], {}, ["--max-entries", "-1"]),
-        ([], {"SGLANG_CACHED_DRAIN": "soon"}, ["--drain", "soon"]),
-        ([], {"SGLANG_CACHED_DRAIN_ACCEPT": "-1"}, ["--drain-accept", "-1"]),
-        (["--no-such-option"], {}, ["--no-such-option"]),
-    ],
-)
+WRONG: list[tuple[list[str], dict[str, str], list[str]]] = [
+    (["--mode", "odd"], {}, ["--mode", "odd", "readonly"]),
+    ([], {"SGLANG_CACHED_MODE": "odd"}, ["--mode", "odd", "readonly"]),
+    (["--poll-seconds", "0"], {}, ["--poll-seconds", "0.1"]),
+    (["--poll-seconds", "x"], {}, ["--poll-seconds", "x"]),
+    (["--replay-tokens-per-second", "-1"], {}, ["--replay-tokens-per-second", "-1"]),
+    (["--fsync", "x"], {}, ["--fsync", "always"]),
+    (["--max-entries", "-1"], {}, ["--max-entries", "-1"]),
+    ([], {"SGLANG_CACHED_DRAIN": "soon"}, ["--drain", "soon"]),
+    ([], {"SGLANG_CACHED_DRAIN_ACCEPT": "-1"}, ["--drain-accept", "-1"]),
+    (["--no-such-option"], {}, ["--no-such-option"]),
+]
+
+
+@each(("arguments", "environment", "words"), WRONG)
 def test_wrong_value(
     arguments: list[str], environment: dict[str, str], words: list[str], tmp_path: Path
 ) -> None:
-    """A mistyped value would be taken for another."""
+    """A mistyped value is refused by the name of its flag."""
     done = run("start", "--sglang-url", dead_url(), *arguments, cwd=tmp_path, **environment)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
@@ -402,18 +392,15 @@ def need_port(port: int) -> None:
 def test_unknown_option_beside_a_script(
     simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    """With a script, a mistyped option would go unnoticed."""
+    """A mistyped option is noticed beside a script, too."""
     (tmp_path / "script.py").write_text("")
     proxy = start_proxy(simulator.url, "-s", "script.py", "--set", "no_such_option=1", ready=False)
-    deadline = time.monotonic() + 20
-    while "no_such_option" not in proxy.log:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: "no_such_option" in proxy.log, 20)
     assert "Traceback" not in proxy.log
 
 
 def test_folder_in_use(proxy: Proxy, tmp_path: Path) -> None:
-    """Two proxies would share a folder, or nobody would know which one to stop."""
+    """No two proxies share a folder, and it is said which one has it."""
     done = run(
         "start", "--sglang-url", dead_url(), "--port", "0", "--host", "127.0.0.1",
         "--cache-path", str(tmp_path / "cache"), cwd=tmp_path,
@@ -427,7 +414,7 @@ def test_folder_in_use(proxy: Proxy, tmp_path: Path) -> None:
 
 
 def test_no_url(tmp_path: Path) -> None:
-    """Without an upstream the command would not say what it wants."""
+    """Without an upstream the command says what it wants."""
     done = run("start", cwd=tmp_path)
     assert done.returncode == 2
     assert "--sglang-url" in done.stderr
