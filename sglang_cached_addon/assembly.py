@@ -25,7 +25,9 @@ from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.exchange import Exchange, Known
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.store import DiskStore, Limits, machine_memory
-from sglang_cached_addon.store.shared import MemoryStore, SharedStore
+from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.transient import MemoryStore
 from sglang_cached_addon.upstream import Upstream
 
 NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
@@ -49,7 +51,7 @@ class Parts:
 
     dialects: Mapping[tuple[str, str], Dialect]
     heads: CallHeads
-    store: DiskStore | SharedStore
+    store: OpenStore
     upstream: Upstream
     exchange: Exchange
     service: Service
@@ -57,15 +59,14 @@ class Parts:
     @property
     def place(self) -> str:
         """Where answers are kept, for people."""
-        shared = [self.store.name] if isinstance(self.store, SharedStore) else []
+        shared = [self.store.name] if self.store.name else []
         folder = [str(self.store.journal.path)] if self.store.journal else []
         return " and ".join([*shared, *folder])
 
     @property
     def unfinished(self) -> int:
         """How many fetches and writes to a shared store are under way."""
-        unsent = self.store.unsent if isinstance(self.store, SharedStore) else 0
-        return len(self.service.flights) + unsent
+        return len(self.service.flights) + self.store.unsent
 
     @property
     def file_bytes(self) -> int:
@@ -108,7 +109,7 @@ def memory_bytes(settings: Settings) -> float:
     return settings.memory or machine_memory() / 4
 
 
-def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) -> Parts:
+def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
     known = dialects.installed()
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
@@ -130,11 +131,10 @@ def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) 
         is_offline=settings.mode is Mode.OFFLINE,
         restart=settings.restart,
         probes=probes,
-        salt=store.salt if isinstance(store, SharedStore) else 0,
+        salt=store.salt,
         entered=entered,
     )
-    if isinstance(store, SharedStore):
-        store.start(upstream)
+    store.start(upstream)
 
     async def find_nearest(call: Known, with_values: bool) -> str:
         """Which stored call is nearest to one that is not stored."""
@@ -160,7 +160,7 @@ def _around(store: DiskStore | SharedStore, settings: Settings, target: Target) 
     return Parts(known, heads, store, upstream, exchange, service)
 
 
-def _open_store(settings: Settings) -> DiskStore | SharedStore:
+def _open_store(settings: Settings) -> OpenStore:
     """Raises ValueError or `StoreError`."""
     memory = memory_bytes(settings)
     limits = Limits(settings.max_entries, settings.max_bytes, settings.ttl, memory)
@@ -181,8 +181,7 @@ def _open_store(settings: Settings) -> DiskStore | SharedStore:
     try:
         return SharedStore(settings.store, local)
     except ValueError as e:
-        if isinstance(local, DiskStore):
-            local.close()
+        local.close()
         raise ValueError(f"--store: {e}") from None
 
 

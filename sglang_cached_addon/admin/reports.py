@@ -12,7 +12,6 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.settings import Settings
-from sglang_cached_addon.store.shared import SharedStore
 from sglang_cached_addon.upstream import State, Upstream
 
 
@@ -44,7 +43,7 @@ class Reports:
             "streams_in_flight": flights.streams,
             "followers": flights.waiting,
             **parts.exchange.counters.as_json(),
-            **({"shared": store.facts()} if isinstance(store, SharedStore) else {}),
+            **({"shared": shared} if (shared := store.facts()) else {}),
         }
 
     def info(self) -> dict[str, Any]:
@@ -62,7 +61,7 @@ class Reports:
             "settings": {
                 **settings.as_json(),
                 "memory_bytes": int(memory_bytes(settings)),
-                "store": store.name if isinstance(store, SharedStore) else "",
+                "store": store.name,
             },
             "dialects": {
                 dialect.name: store.index.by_dialect[dialect.name]

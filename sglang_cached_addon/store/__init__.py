@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
 from sglang_cached_addon.core.policy import Fsync
+from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.files import StoreError
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.follower import Follower
@@ -63,7 +64,7 @@ SWEEP = 64
 """Entries that are looked at for expired samples with each one that is stored."""
 
 
-class DiskStore:
+class DiskStore(OpenStore):
     """Pools in memory and in the journal."""
 
     def __init__(
@@ -200,10 +201,6 @@ class DiskStore:
                 break
         return Brought()
 
-    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """As `Journal.calls`."""
-        return self.journal.calls(limit, seconds)
-
     # Changes
 
     def append(
@@ -306,11 +303,8 @@ class DiskStore:
             self.memory.clear()
             return self.journal.clear()
 
-        def is_cleared(key: bytes) -> bool:
-            return key.startswith(model) is not others
-
-        self.memory.clear(is_cleared)
-        return self.journal.clear(is_cleared)
+        self.memory.clear(model, others=others)
+        return self.journal.clear(lambda key: key.startswith(model) is not others)
 
     def room(self) -> Awaitable[None] | None:
         room = self.journal.room()
@@ -318,11 +312,6 @@ class DiskStore:
 
     def has_room(self, size: int) -> bool:
         return self.journal.has_room(size)
-
-    @property
-    def lost(self) -> int:
-        """As `Journal.lost`."""
-        return self.journal.lost
 
     def compact(self) -> Future[None]:
         """As `Journal.compact`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from math import inf
 
 from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
@@ -43,6 +44,11 @@ class _Pool(list[Sample]):
 class Memory:
     """Pools by key: a `cache.Store` for itself."""
 
+    generation = 0
+    """Rises when samples are removed; those that only had to make room are none of them."""
+    clears = 0
+    """Rises when somebody clears all, or a part."""
+
     def __init__(
         self,
         limit: float = inf,
@@ -55,10 +61,6 @@ class Memory:
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """By the name of a raw body."""
-        self.generation = 0
-        """Rises when samples are removed; those that only had to make room are none of them."""
-        self.clears = 0
-        """Rises when somebody clears all, or a part."""
         self.samples = 0
         self.bytes = 0
         """Of the stored answers, and of where their streams' events ended."""
@@ -213,16 +215,20 @@ class Memory:
             counts[key[:PREFIX]] += len(pool)
         return {prefix.hex(): count for prefix, count in counts.items()}
 
-    def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> None:
-        """Forgets the pools whose keys are to go: all, if nothing else is said."""
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+        """Forgets the pools that belong to a `model` (as a key begins), or to all `others`; all, if
+        there is no model. It is done when this returns."""
         self.generation += 1
         self.clears += 1
-        if is_cleared is None:  # at once, however much there is
+        if model is None:  # at once, however much there is
             self._pools, self._keys, self.by_dialect = OrderedDict(), {}, Counter()
             self.samples = self.bytes = 0
-            return
-        for key in [key for key in self._pools if is_cleared(key)]:
-            self._forget(key)
+        else:
+            for key in [key for key in self._pools if key.startswith(model) is not others]:
+                self._forget(key)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
 
 
 def _size(sample: Sample) -> int:

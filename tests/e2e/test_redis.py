@@ -19,7 +19,7 @@ import pytest
 import redis
 import requests
 
-from sglang_cached_addon.store import element
+from sglang_cached_addon.store.redis import element
 from tests.certificates import certificate
 from tests.conftest import Proxy, until
 from tests.e2e.test_proxy import PARAMS, sampled

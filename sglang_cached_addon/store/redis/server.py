@@ -7,21 +7,20 @@ where there is a URL to open. Nothing here tries anything twice; who asks knows 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
-from urllib.parse import unquote, urlsplit
+
+from sglang_cached_addon.store.redis.protocol import Command, Result
+from sglang_cached_addon.store.redis.urls import read
 
 SECONDS = 0.5
 """How long the server may take to take a connection, or to answer."""
 
 BYTES_PER_SECOND = 10_000_000
 """So much longer it may take where much is sent."""
-
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
-
-Command = tuple[Any, ...]
-Result = Any
 
 
 class Away(Exception):
@@ -46,7 +45,7 @@ class Server:
         except ImportError:
             raise ValueError("needs redis-py: pip install 'sglang-cached[redis]'") from None
         self._redis = redis
-        self.name, self.is_cluster, self._connect, self._connect_feed = _read(url)
+        self.name, self.is_cluster, self._connect, self._connect_feed = read(url, SECONDS)
         self.trips = 0
         """Round trips."""
         self._client: Any = None
@@ -150,101 +149,28 @@ class Server:
         return str(error) or type(error).__name__
 
 
-_Connect = Callable[[], Any]
+def ask_once(url: str, *command: object) -> Result:
+    """The answer of a server, in bounded time, from any thread; None if there is none."""
 
+    async def ask() -> Result:
+        server = Server(url)
+        try:
+            return (await server.send([command]))[0]
+        finally:
+            await server.close()
 
-class _Wrong(ValueError):
-    """Says what is wrong in our own words."""
+    # In a thread of its own, as a loop may run in this one.
+    answer: Future[Result] = Future()
 
+    def work() -> None:
+        try:
+            answer.set_result(asyncio.run(ask()))
+        except BaseException as e:
+            answer.set_exception(e)
 
-def _read(url: str) -> tuple[str, bool, _Connect, _Connect]:
-    """What to call a server, whether it is a cluster, and how to connect to it: for commands, and
-    for messages. Raises ValueError; no message has a password in it."""
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in SCHEMES:
-        raise ValueError(f"must be a URL that begins with one of {', '.join(SCHEMES)}, and ://")
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    more: dict[str, Any] = {
-        "socket_timeout": None,  # ours is for a whole round trip
-        "socket_connect_timeout": SECONDS,
-        "retry": Retry(NoBackoff(), 0),
-    }
+    threading.Thread(target=work, daemon=True).start()
     try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        name = f"{scheme}://{host}{parts.path}"
-        if scheme == "redis+sentinel":
-            connect = feed = _sentinel(url, more)
-        else:
-            connect = feed = _plain(url.replace("+cluster", ""), more)
-            if scheme.endswith("+cluster"):
-                connect = _cluster(url.replace("+cluster", ""))
-    except _Wrong as e:
-        raise ValueError(str(e)) from None
-    except (ValueError, TypeError):  # its text may have any part of the URL in it
-        raise ValueError(f"the {scheme} URL cannot be read; escape what is special in it") from None
-    return name, scheme.endswith("+cluster"), connect, feed
-
-
-def _plain(url: str, more: dict[str, Any]) -> _Connect:
-    from redis.asyncio import Redis
-    from redis.asyncio.connection import parse_url
-
-    parts = urlsplit(url)
-    if unknown := set(parse_url(url)) - _OPTIONS:
-        raise _Wrong(f"unknown options: {', '.join(sorted(unknown))}")
-    if parts.scheme == "unix":
-        if not parts.path:
-            raise _Wrong("must be like unix:///PATH/OF/SOCKET?db=0")
-    elif not (parts.hostname and (parts.path.strip("/") or "0").isdigit()):
-        raise _Wrong(f"must be like {parts.scheme}://HOST:6379/0")
-    return lambda: Redis.from_url(url, **more)
-
-
-def _cluster(url: str) -> _Connect:
-    from redis.asyncio.cluster import RedisCluster
-
-    if urlsplit(url).path not in ("", "/", "/0"):
-        raise _Wrong("a cluster has no database but 0")
-    return lambda: RedisCluster.from_url(url, socket_connect_timeout=SECONDS)
-
-
-def _sentinel(url: str, more: dict[str, Any]) -> _Connect:
-    from redis.asyncio.sentinel import Sentinel
-
-    parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    service, _, database = parts.path.strip("/").partition("/")
-    if not (hosts and service) or parts.query or not (database or "0").isdigit():
-        raise _Wrong("must be like redis+sentinel://HOST:26379,HOST:26379/MASTER/0")
-    sentinels = []
-    for one in hosts.split(","):
-        address = urlsplit(f"//{one}")
-        sentinels.append((address.hostname or "localhost", address.port or 26379))
-    user, _, password = (unquote(part) for part in credentials.partition(":"))
-    options = {
-        **more,
-        "db": int(database or 0),
-        "username": user or None,
-        "password": password or None,
-    }
-
-    def connect() -> Any:
-        found = Sentinel(sentinels, sentinel_kwargs=more)  # type: ignore[no-untyped-call]
-        return found.master_for(service, **options)
-
-    return connect
-
-
-_OPTIONS = frozenset(
-    {
-        "host", "port", "db", "path", "username", "password", "connection_class",
-        "client_name", "protocol", "health_check_interval", "socket_keepalive", "max_connections",
-        "ssl_keyfile", "ssl_certfile", "ssl_cert_reqs", "ssl_ca_certs", "ssl_ca_path",
-        "ssl_check_hostname", "ssl_password", "ssl_min_version", "ssl_ciphers",
-    }
-)  # fmt: skip
-"""What may follow the `?` of a URL, and what it says itself: others would change what answers look
-like, or how long they may take."""
+        found = answer.result(3 * SECONDS)
+    except (Away, TimeoutError):
+        return None
+    return None if isinstance(found, Exception) else found

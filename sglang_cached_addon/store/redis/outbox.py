@@ -1,6 +1,6 @@
 """What goes to a shared server, in order: all that has gathered goes in one round trip.
 
-An ask is answered, or fails, within bounded time. A write nobody waits for: it is kept until the
+An ask is answered, or fails, within bounded time. Nobody waits for a write: it is kept until the
 server has taken it, however long that takes, unless too much is kept already.
 """
 
@@ -10,12 +10,15 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from math import inf
 from typing import Any
 
-from sglang_cached_addon.store.redis import Away, Command, Full, Result, Server
+from sglang_cached_addon.store.redis.protocol import Command, Result
+from sglang_cached_addon.store.redis.server import Away, Full, Server
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -23,28 +26,24 @@ MAX_PENDING = 64 << 20
 """Bytes of writes that are kept; what is more is not written."""
 
 BATCH_BYTES, BATCH_COMMANDS = 1 << 20, 256
-"""What goes in one round trip, at most; one write may be larger."""
+"""What goes in one round trip at most; a single write may be larger."""
 
 FULL_SECONDS = 1.0
-"""How long a server that is full is given no writes."""
-
-
-def _ignore(result: Result) -> None:
-    pass
+"""How long a server that is full is given no writes that take room."""
 
 
 @dataclass(slots=True, eq=False)
 class Write:
     """Something that is to be done."""
 
-    key: bytes
-    """The pool that it is about, if any."""
     command: Callable[[], Command]
-    """Made when it goes out."""
+    """Makes the command, when it goes out."""
+    key: bytes = b""
+    """The key of the pool that it is about, if any."""
     size: int = 0
-    """Bytes."""
-    done: Callable[[Result], object] = _ignore
-    """Is told the answer; `Refused`, not raised, if it cannot be done."""
+    """The bytes of room that it takes."""
+    done: Callable[[Result], object] = lambda result: None
+    """Is told the answer, which is `Refused` if it cannot be done."""
 
 
 class Outbox:
@@ -54,19 +53,21 @@ class Outbox:
         """`lost` is told why, when the server is away."""
         self.is_open = False
         """Whether writes go out."""
+        self.is_full = False
+        """Whether the server takes nothing more to be stored."""
         self.commands = 0
-        """Asks and writes that have gone out."""
+        """The asks and writes that have gone out."""
         self.dropped = 0
-        """Writes that there was no room for."""
+        """The writes that there was no room for."""
         self.bytes = 0
-        self._server = server
-        self._lost = lost
+        """The bytes of the writes that wait."""
+        self._server, self._lost = server, lost
         self._writes: deque[Write] = deque()
         self._of: Counter[bytes] = Counter()
+        """How many writes are about each pool."""
         self._asks: deque[tuple[Command, asyncio.Future[Result]]] = deque()
         self._news = asyncio.Event()
-        self._full_until = float("-inf")
-        self.is_full = False
+        self._full_until = -inf
 
     def __len__(self) -> int:
         return len(self._writes)
@@ -82,7 +83,11 @@ class Outbox:
         self._news.set()
         return answer
 
-    def tell(self, write: Write) -> bool:
+    def tell(self, command: Command) -> None:
+        """Queues a write that takes no room, and whose answer says nothing."""
+        self.queue(Write(lambda: command))
+
+    def queue(self, write: Write) -> bool:
         """Queues a write; False if there is no room for it."""
         if write.size and self.bytes + write.size > MAX_PENDING:
             if not self.dropped:
@@ -105,12 +110,9 @@ class Outbox:
 
     def drop(self, is_dropped: Callable[[Write], bool]) -> None:
         """Forgets writes."""
-        self._keep([write for write in self._writes if not is_dropped(write)])
-
-    def _keep(self, writes: list[Write]) -> None:
-        self._writes = deque(writes)
-        self._of = Counter(write.key for write in writes)
-        self.bytes = sum(write.size for write in writes)
+        self._writes = deque(write for write in self._writes if not is_dropped(write))
+        self._of = Counter(write.key for write in self._writes)
+        self.bytes = sum(write.size for write in self._writes)
 
     async def run(self) -> None:
         """Sends, for ever."""
@@ -140,8 +142,7 @@ class Outbox:
         return batch
 
     async def _send(self, writes: list[Write]) -> None:
-        count = min(len(self._asks), BATCH_COMMANDS)
-        asks = [self._asks.popleft() for _ in range(count)]
+        asks = [self._asks.popleft() for _ in range(min(len(self._asks), BATCH_COMMANDS))]
         commands = [*(write.command() for write in writes), *(command for command, _ in asks)]
         self.commands += len(commands)
         try:
@@ -149,48 +150,50 @@ class Outbox:
         except Away as e:
             self.is_open = False
             self._lost(str(e))
-            for _, answer in [*asks, *self._asks]:
-                _fail(answer, e)
-            self._asks.clear()
+            self._fail(asks, e)
             return
         except BaseException as e:
-            for _, answer in [*asks, *self._asks]:
-                _fail(answer, Away(repr(e)))
+            self._fail(asks, Away(repr(e)))
             raise
-        self._written(writes, results)
+        self._written(zip(writes, results, strict=False))
         for (_, answer), result in zip(asks, results[len(writes) :], strict=True):
             if not answer.done():
                 answer.set_result(result)
 
-    def _written(self, writes: list[Write], results: list[Result]) -> None:
-        done = []
+    def _fail(
+        self, asks: Iterable[tuple[Command, asyncio.Future[Result]]], error: Exception
+    ) -> None:
+        for _, answer in (*asks, *self._asks):
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # nobody may wait for it any more
+        self._asks.clear()
+
+    def _written(self, answers: Iterable[tuple[Write, Result]]) -> None:
+        done: dict[Write, Result] = {}
         is_full = False
-        for write, result in zip(writes, results, strict=False):
+        for write, result in answers:
             if isinstance(result, Full):
                 is_full = True
                 self._note_full(result)
             else:
-                done.append((write, result))
-        for write, _ in done:
-            self._forget(write)
+                done[write] = result
+        self._forget(done)
         if self.is_full and not (is_full or self.bytes):
             self.is_full = False
             logger.info("sglang-cached: %s has room again", self._server.name)
-        for write, result in done:
+        for write, result in done.items():
             write.done(result)
 
-    def _forget(self, write: Write) -> None:
-        try:
-            if self._writes and self._writes[0] is write:
-                self._writes.popleft()
-            else:
-                self._writes.remove(write)
-        except ValueError:  # dropped meanwhile
-            return
-        self.bytes -= write.size
-        self._of[write.key] -= 1
-        if not self._of[write.key]:
-            del self._of[write.key]
+    def _forget(self, done: Container[Write]) -> None:
+        while self._writes and self._writes[0] in done:
+            write = self._writes.popleft()
+            self.bytes -= write.size
+            self._of[write.key] -= 1
+            if not self._of[write.key]:
+                del self._of[write.key]
+        if any(write in done for write in islice(self._writes, BATCH_COMMANDS)):
+            self.drop(lambda write: write in done)
 
     def _note_full(self, full: Full) -> None:
         self._full_until = time.monotonic() + FULL_SECONDS
@@ -201,9 +204,3 @@ class Outbox:
                 self._server.name,
                 full,
             )
-
-
-def _fail(answer: asyncio.Future[Result], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
-        answer.exception()  # nobody may wait for it any more

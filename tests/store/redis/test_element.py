@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.store import element
+from sglang_cached_addon.store.redis import element
 from tests.tables import each
 
 SAMPLE = Sample(b'{"text":"a\xc3\xa4 b"}', 1712345678.1234567, 0.25, 8, b'[[1,"a"]]')

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_cached_addon.store import clears
-from sglang_cached_addon.store.clears import Clears
+from sglang_cached_addon.store.redis import clears
+from sglang_cached_addon.store.redis.clears import Clears
 from tests.tables import each
 
 ONE, TWO = b"\x01" * 8, b"\x02" * 8
@@ -15,9 +15,9 @@ KEY_ONE, KEY_TWO = ONE + b"k" * 24, TWO + b"k" * 24
 @each(
     ("kind", "one", "two"),
     [
-        (clears.field(None), 1, 1),
-        (clears.field(ONE), 1, 0),
-        (clears.field(ONE, others=True), 0, 1),
+        (clears.kind_of(None), 1, 1),
+        (clears.kind_of(ONE), 1, 0),
+        (clears.kind_of(ONE, others=True), 0, 1),
     ],
 )
 def test_kinds(kind: str, one: int, two: int) -> None:
@@ -28,7 +28,7 @@ def test_kinds(kind: str, one: int, two: int) -> None:
 @each("others", [False, True])
 @each("model", [None, ONE])
 def test_meaning(model: bytes | None, others: bool) -> None:
-    assert clears.meaning(clears.field(model, others=others)) == (
+    assert clears.meaning(clears.kind_of(model, others=others)) == (
         model, others and model is not None
     )  # fmt: skip
 
@@ -41,13 +41,13 @@ def test_what_means_nothing() -> None:
 def test_the_last_one_counts() -> None:
     found = Clears({"all": 3})
     assert found.of(KEY_ONE) == 3
-    found.take({clears.field(ONE): 5, clears.field(ONE, others=True): 4})
+    found.take({clears.kind_of(ONE): 5, clears.kind_of(ONE, others=True): 4})
     assert (found.of(KEY_ONE), found.of(KEY_TWO), found.last) == (5, 4, 5)
 
 
 def test_two_agree() -> None:
     """In whichever order they hear of it."""
-    news = [{"all": 1}, {clears.field(ONE): 2}, {"all": 3}, {clears.field(TWO): 4}]
+    news = [{"all": 1}, {clears.kind_of(ONE): 2}, {"all": 3}, {clears.kind_of(TWO): 4}]
     one, two = Clears(), Clears()
     for number in news:
         one.take(number)
@@ -55,4 +55,4 @@ def test_two_agree() -> None:
         two.take(number)
     assert one.numbers == two.numbers
     assert one.take(two.numbers) == []
-    assert two.take({"all": 2, clears.field(TWO): 9}) == [clears.field(TWO)]
+    assert two.take({"all": 2, clears.kind_of(TWO): 9}) == [clears.kind_of(TWO)]

@@ -1,0 +1,102 @@
+"""What every store is that a proxy opens: `cache.Store`, and what else its user asks of it.
+
+A store in memory, in a folder, or shared with other proxies. What only shared stores have, the
+others have too, with nothing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sglang_cached_addon.core.cache import Store
+from sglang_cached_addon.core.epochs import Epochs
+
+if TYPE_CHECKING:
+    from sglang_cached_addon.store.journal import Journal
+    from sglang_cached_addon.store.journal.follower import Follower
+    from sglang_cached_addon.store.journal.index import Index
+    from sglang_cached_addon.store.journal.loading import Loaded
+    from sglang_cached_addon.store.memory import Memory
+
+
+class Document(Protocol):
+    """What is known of the upstream, as `StateFile` keeps it."""
+
+    @property
+    def is_rejected(self) -> bool: ...
+
+    def load(self) -> dict[str, Any]: ...
+
+    def reject(self, why: str) -> None: ...
+
+    def save(self, document: dict[str, Any]) -> None: ...
+
+
+class Holder(Protocol):
+    """Who knows the epochs of models."""
+
+    @property
+    def epochs(self) -> Epochs: ...
+
+    def adopt(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+        """Takes the epochs that others have made of those that were known."""
+
+
+class OpenStore(Store, Protocol):
+    """A store that a proxy has opened."""
+
+    memory: Memory
+    """The pools that are in memory."""
+    journal: Journal | Follower | None
+    """The journal of its folder; None without a folder."""
+    state: Document
+    """What is known of the upstream, beside the answers."""
+    loaded: Loaded
+    """What was found at open."""
+    name: str = ""
+    """The shared server's name; empty where nothing is shared."""
+    salt: int = 0
+    """As `Epochs.salt`: above 0 where others give epochs, too."""
+
+    @property
+    def index(self) -> Index | Memory:
+        """All that is stored here, and its sums."""
+
+    @property
+    def lost(self) -> int:
+        """The number of samples that were kept, and could not be written before the end."""
+        return self.journal.lost if self.journal else 0
+
+    @property
+    def unsent(self) -> int:
+        """The number of writes that are about to go out to a shared server."""
+        return 0
+
+    @property
+    def ttl(self) -> float:
+        """How long a sample is kept, in seconds."""
+
+    def remove(self, key: bytes) -> None:
+        """Lets go of a pool."""
+
+    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+        """The key, dialect and canonical call of the calls in the journal: see `calls_of`."""
+        return self.journal.calls(limit, seconds) if self.journal else iter(())
+
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+        """Empties memory now and the rest in its turn; the future is done when it has happened.
+        With a `model`, only what belongs to it (as a key begins), or to all `others`."""
+
+    def start(self, holder: Holder) -> None:
+        """Begins to share, in the background, where there is somebody to share with."""
+        return
+
+    def facts(self) -> dict[str, Any]:
+        """The state of the sharing, for people; empty where nothing is shared."""
+        return {}
+
+    def close(self) -> None:
+        """Writes what is pending, and lets go of it all."""
+        return

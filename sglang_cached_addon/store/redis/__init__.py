@@ -1,0 +1,224 @@
+"""Pools that several proxies share, on a Redis or Valkey server.
+
+Memory, or a folder, is the first level: all that is at hand is there, and `get` and `find` never
+wait. The server may be slow, full, away, or come back empty: what is at hand is served, what is
+short comes from upstream, and what was to be written is, once the server is back.
+
+`protocol` has the names and scripts, `server` the connection, `link` whether it is up, `outbox` the
+order of what is sent; `pools` are the lists there, `bringing` is how a call gets what it lacks,
+`leases` say who may fill a pool, and `news` are what proxies tell one another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from math import inf
+from typing import Any
+
+from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.epochs import SPAN
+from sglang_cached_addon.store.contract import Holder, OpenStore
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.redis.bringing import Bringing
+from sglang_cached_addon.store.redis.clears import concerns, kind_of, meaning
+from sglang_cached_addon.store.redis.link import Link
+from sglang_cached_addon.store.redis.news import News, read_epochs
+from sglang_cached_addon.store.redis.pools import Pools
+from sglang_cached_addon.store.redis.server import SECONDS, Away, Server
+from sglang_cached_addon.store.redis.state import Known, State
+
+
+class SharedStore(OpenStore):
+    """Pools at hand, and those of a server behind them. Belongs to an event loop, but for its
+    `state`."""
+
+    def __init__(self, url: str, local: OpenStore) -> None:
+        """Raises ValueError for a URL that names no server."""
+        self._local, self._link = local, Link(Server(url))
+        self.name = self._link.server.name
+        self.salt = 1 + secrets.randbelow(SPAN - 1)
+        self.memory, self.journal, self.loaded = local.memory, local.journal, local.loaded
+        self.state = self._state = State(local.state, lambda: read_epochs(url), self.publish)
+        self._pools = Pools(local, self._link, lambda: self._news.clears)
+        self._news = News(self._link.outbox, self._clear_local, self._pools.agree, self._note)
+        self._bringing = Bringing(local, self._link, self._pools, self._is_usable)
+        self._holder: Holder | None = None
+
+    # What is at hand
+
+    @property
+    def index(self) -> Index | Memory:
+        return self._local.index
+
+    @property
+    def generation(self) -> int:
+        return self._local.generation
+
+    @property
+    def clears(self) -> int:
+        return self._local.clears
+
+    @property
+    def now(self) -> float:
+        return self._local.now
+
+    @property
+    def ttl(self) -> float:
+        return self._local.ttl
+
+    def is_expired(self, stored_at: float) -> bool:
+        return self._local.is_expired(stored_at)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        self._local.touch(keys)
+
+    def get(self, key: bytes) -> Sequence[Sample]:
+        return self._local.get(key)
+
+    def find(self, raw: bytes) -> bytes | None:
+        return self._local.find(raw)
+
+    def remove(self, key: bytes) -> None:
+        self._local.remove(key)
+
+    def room(self) -> Awaitable[None] | None:
+        return self._local.room()
+
+    def has_room(self, size: int) -> bool:
+        return self._local.has_room(size)
+
+    def facts(self) -> dict[str, Any]:
+        outbox, leases = self._link.outbox, self._link.leases
+        return {
+            "url": self.name,
+            "state": "up" if self.is_up else "down",
+            "is_full": outbox.is_full,
+            "pending": len(outbox),
+            "pending_bytes": outbox.bytes,
+            "not_shared": outbox.dropped,
+            "leases": leases.count,
+            "waiting": leases.waiting,
+            "commands": outbox.commands,
+            "round_trips": self._link.server.trips,
+        }
+
+    @property
+    def unsent(self) -> int:
+        outbox = self._link.outbox
+        return len(outbox) if self.is_up and not outbox.is_full else 0
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the server answers."""
+        return self._link.is_up
+
+    # Reading and storing
+
+    def _is_usable(self) -> bool:
+        """Whether what the server has may be read: not before it knows of our clears."""
+        return self.is_up and not self._news.untold
+
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        local = self._local.bring(needs, claims=claims)
+        return self._bring(needs, local, claims=claims) if self._is_usable() else local
+
+    async def _bring(
+        self, needs: Mapping[bytes, int], local: Awaitable[Brought] | None, *, claims: bool
+    ) -> Brought:
+        if local:
+            await local
+        return await self._bringing.bring(needs, claims=claims)
+
+    def append(
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float = -inf,
+    ) -> bool:
+        before = [sample.stored_at for sample in self.get(key)] if since > -inf else []
+        if not self._local.append(key, dialect, content, samples, raw, since=since):
+            return False
+        if since == -inf:
+            self._pools.push(key, dialect, samples, max(0, len(self.get(key)) - len(samples)))
+        elif self._pools.replace(key, dialect, samples, before, since, self.now):
+            self._news.tell_replaced(key)
+        return True
+
+    # Clearing
+
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+        """Empties what is at hand now, and the server and the other proxies in their turn; the
+        future is done when the server has it. It fails with `OSError` if that is away, and then
+        has it before it is read again."""
+        kind = kind_of(model, others=others)
+        local = self._clear_local(kind)
+        self._news.untold.append(kind)
+        done: Future[None] = Future()
+        self._link.spawn(self._clear_all(local, done))
+        return done
+
+    async def _clear_all(self, local: Future[None], done: Future[None]) -> None:
+        try:
+            await asyncio.wrap_future(local)
+            if self.is_up:
+                await self._news.tell_clears()
+            if self._news.untold:
+                raise Away("")
+        except Away:
+            done.set_exception(
+                OSError(
+                    f"cleared here, but {self.name} does not answer: it is cleared there, and "
+                    "where else it is shared, before it is used again"
+                )
+            )
+        except BaseException as e:
+            done.set_exception(e)
+        else:
+            done.set_result(None)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        if not self._link.server.is_cluster:  # whose eviction sees to it
+            with suppress(Away):
+                await self._news.sweep()
+
+    def _clear_local(self, kind: str) -> Future[None]:
+        self._pools.forget(lambda key: concerns(kind, key))
+        model, others = meaning(kind)
+        return self._local.clear(model, others=others)
+
+    # The server, and other threads
+
+    def start(self, holder: Holder) -> None:
+        self._holder = holder
+        if self._state.known:
+            self._news.resume(self._state.known)
+        self._link.start(lambda: self._news.sync(holder))
+
+    def _note(self, known: Known) -> None:
+        if known != self._state.known:
+            self._state.known = known
+            self._link.spawn(asyncio.to_thread(self._state.note))
+
+    def publish(self) -> None:
+        """Tells others of raised epochs, in bounded time; for threads other than the loop's."""
+        loop, holder = self._link.loop, self._holder
+        if loop is None or holder is None or not self.is_up:
+            return
+        telling = asyncio.run_coroutine_threadsafe(self._news.tell_epochs(holder), loop)
+        with suppress(TimeoutError, Away):
+            telling.result(SECONDS)
+
+    def close(self) -> None:
+        """Hangs up, and closes what is at hand. What was not written is not shared."""
+        self._link.close()
+        self._local.close()

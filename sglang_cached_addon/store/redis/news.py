@@ -1,0 +1,176 @@
+"""What proxies tell one another through the server: clears, replaced samples, and epochs.
+
+Clears and epochs are numbers that only rise: each proxy raises the server's to its own, and takes
+what is higher there. So nothing is lost where the server comes back empty, and nobody needs to know
+whether it has. Messages only hasten what `sync` finds anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from sglang_cached_addon.store.contract import Holder
+from sglang_cached_addon.store.redis.clears import Clears
+from sglang_cached_addon.store.redis.outbox import Outbox
+from sglang_cached_addon.store.redis.protocol import (
+    CONTROL,
+    LISTS,
+    REPLACED,
+    Result,
+    entries,
+    numbers,
+    pool_of,
+    publish_change,
+    raise_numbers,
+)
+from sglang_cached_addon.store.redis.server import Away, ask_once
+from sglang_cached_addon.store.redis.state import Known
+
+KEPT_REPLACED = 100_000
+"""So many replaced pools are told to proxies that were away."""
+
+STEP = 1000
+"""Keys of the server that are looked at, or entries of a stream that are read, in one go."""
+
+_CLEAR, _EPOCH = "clear:", "epoch:"
+"""The beginnings of the names of numbers."""
+_LAST = "clears"
+"""The name of the number of the last clear."""
+
+
+class News:
+    """What one proxy knows of the others' changes, and tells of its own."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        cleared: Callable[[str], object],
+        replaced: Callable[[bytes], Awaitable[object]],
+        note: Callable[[Known], object],
+    ) -> None:
+        """`cleared` is told the kind of each clear of others, and `replaced` each pool whose
+        samples were replaced; `note` is told what was heard of, when that is done."""
+        self.clears = Clears()
+        self.untold: list[str] = []
+        """The kinds of clears that the server has not heard of."""
+        self._outbox, self._cleared, self._replaced, self._note = outbox, cleared, replaced, note
+        self._is_current = False
+        """Whether all clears that are known of have happened to what is at hand."""
+        self._position = ""
+        """The id of the last entry of the stream of replaced pools that was read."""
+        self._epochs: dict[str, int] = {}
+        """The epochs that the server had last."""
+        self._telling = asyncio.Lock()
+
+    def resume(self, known: Known) -> None:
+        """Goes on from what an earlier process has heard of."""
+        self.clears, self._position = Clears(known.clears), known.replaced
+        self._is_current = True
+
+    async def sync(self, holder: Holder) -> None:
+        """Sees what others have changed, and tells what the server does not know; raises `Away`."""
+        async with self._telling:
+            control = numbers(await self._do("ZRANGE", CONTROL, 0, -1, "WITHSCORES"))
+            for kind in self.clears.take(_part(control, _CLEAR)):
+                if self._is_current:
+                    self._cleared(kind)
+            await self._read_replaced()
+            self._is_current = True
+            mine = {f"{_CLEAR}{kind}": number for kind, number in self.clears.numbers.items()}
+            if lost := {name: n for name, n in mine.items() if n > control.get(name, 0)}:
+                await self._do(*raise_numbers(lost))
+            await self._tell_clears()
+            self._note(Known(dict(self.clears.numbers), self._position))
+        self._epochs = _part(control, _EPOCH)
+        await self.tell_epochs(holder)
+        known = holder.epochs.as_numbers()
+        names = known.keys() | self._epochs.keys()
+        holder.adopt(known, {n: max(known.get(n, 0), self._epochs.get(n, 0)) for n in names})
+
+    async def _do(self, *command: object) -> Result:
+        result = await self._outbox.ask(*command)
+        if isinstance(result, Exception):
+            raise Away(str(result))
+        return result
+
+    # Clears
+
+    async def tell_clears(self) -> None:
+        """Numbers our clears; raises `Away`."""
+        async with self._telling:
+            await self._tell_clears()
+
+    async def _tell_clears(self) -> None:
+        while self.untold:
+            kind = self.untold[0]
+            # Above all that is known, though the server may have lost it.
+            await self._do(*raise_numbers({_LAST: self.clears.last}))
+            number = int(float(await self._do("ZINCRBY", CONTROL, 1, _LAST)))
+            await self._do(*raise_numbers({f"{_CLEAR}{kind}": number}))
+            self._outbox.tell(publish_change())
+            self.untold.pop(0)
+            self.clears.take({kind: number})
+            self._note(Known(dict(self.clears.numbers), self._position))
+
+    async def sweep(self) -> None:
+        """Removes the lists that were cleared, which nobody reads any more; raises `Away`."""
+        cursor: object = 0
+        while True:
+            cursor, names = await self._do("SCAN", cursor, "MATCH", LISTS, "COUNT", STEP)
+            if gone := [name for name in names if self._is_gone(name)]:
+                await self._do("UNLINK", *gone)
+            if not int(str(cursor)):
+                return
+
+    def _is_gone(self, name: bytes) -> bool:
+        try:
+            key, number = pool_of(name)
+        except ValueError:
+            return False
+        return number < self.clears.of(key)
+
+    # Replaced samples
+
+    def tell_replaced(self, key: bytes) -> None:
+        """Tells of a pool whose samples were replaced. The order is that of the writes."""
+        limit = ("MAXLEN", "~", KEPT_REPLACED)
+        self._outbox.tell(("XADD", REPLACED, *limit, "*", "key", key))
+        self._outbox.tell(publish_change())
+
+    async def _read_replaced(self) -> None:
+        if not self._position:  # nothing is at hand that was replaced before
+            last = entries(await self._do("XREVRANGE", REPLACED, "+", "-", "COUNT", 1))
+            self._position = last[0][0] if last else "0-0"
+        while True:
+            start = f"({self._position}"
+            found = entries(await self._do("XRANGE", REPLACED, start, "+", "COUNT", STEP))
+            if found:
+                await asyncio.gather(*(self._replaced(key) for key in {key for _, key in found}))
+                self._position = found[-1][0]
+            if len(found) < STEP:
+                return
+
+    # Epochs
+
+    async def tell_epochs(self, holder: Holder) -> None:
+        """Raises the server's epochs to ours; raises `Away`."""
+        mine = holder.epochs.as_numbers()
+        if new := {name: n for name, n in mine.items() if n > self._epochs.get(name, 0)}:
+            await self._do(*raise_numbers({f"{_EPOCH}{name}": n for name, n in new.items()}))
+            self._outbox.tell(publish_change())
+            self._epochs |= new
+
+
+def read_epochs(url: str) -> dict[str, int]:
+    """The epochs that a server knows, in bounded time, from any thread; none if it is away."""
+    answer = ask_once(url, "ZRANGE", CONTROL, 0, -1, "WITHSCORES")
+    return _part(numbers(answer), _EPOCH) if answer else {}
+
+
+def _part(control: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {
+        name.removeprefix(prefix): number
+        for name, number in control.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,73 @@
+"""A call gets what it lacks from others, or the right to fetch it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sglang_cached_addon.core.cache import Brought
+from tests.redis import RedisServer, needs_redis
+from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
+
+pytestmark = needs_redis
+
+
+def test_pools_grow_together(server: RedisServer) -> None:
+    async def work(one: Proxy, two: Proxy) -> None:
+        brought = await one.bring(2)
+        assert brought.lease
+        one.append("a", "b")
+        brought.lease.release()
+        await one.written()
+        assert not (await two.bring(1)).lease
+        assert two.texts() == "a"
+        assert not (await two.bring(2)).lease
+        assert two.texts() == "ab"
+        brought = await two.bring(3)
+        assert brought.lease
+        two.append("c")
+        brought.lease.release()
+        await two.written()
+        assert await one.bring(3, claims=False) == Brought()
+        assert one.texts() == "abc"
+        assert lists(server) == {"0": "abc"}
+
+    sharing(server, work)
+
+
+def test_all_or_nothing(server: RedisServer) -> None:
+    """Who gets only some of the leases that it wants keeps none of them while it waits."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        first = await one.bring(1, KEY)
+        assert first.lease
+        both = asyncio.ensure_future(two.bring(1, KEY, OTHER))
+        await until(lambda: two.store.facts()["waiting"])
+        other = await one.bring(1, OTHER)
+        assert other.lease
+        for lease in (first.lease, other.lease):
+            lease.release()
+        found = await both
+        assert found.lease
+        assert two.store.facts()["leases"] == 2
+
+    sharing(server, work)
+
+
+def test_who_stops_waiting_leaves_nothing(server: RedisServer) -> None:
+    async def work(one: Proxy, two: Proxy) -> None:
+        first = await one.bring(1)
+        waiting = asyncio.ensure_future(two.bring(1))
+        await until(lambda: two.store.facts()["waiting"])
+        waiting.cancel()
+        assert first.lease
+        first.lease.release()
+        # In the middle of claiming.
+        claiming = asyncio.ensure_future(two.bring(1))
+        await asyncio.sleep(0)
+        claiming.cancel()
+        await one.written()
+        again = await one.bring(1)
+        assert again.lease
+        assert not two.store.facts()["waiting"] + two.store.facts()["leases"]
+
+    sharing(server, work)

@@ -1,0 +1,57 @@
+"""A lease is one proxy's, lives while that does, and is handed on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from tests.redis import RedisServer, needs_redis
+from tests.store.redis.proxies import Proxy, sharing, until
+
+pytestmark = needs_redis
+
+
+def test_a_lease_is_handed_on(server: RedisServer) -> None:
+    """A call that waits gets the lease as soon as it is free, and nobody else's is freed."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        first = await one.bring(1)
+        assert first.lease
+        waiting = asyncio.ensure_future(two.bring(1))
+        await until(lambda: two.store.facts()["waiting"])
+        began = time.monotonic()
+        first.lease.release()
+        second = await waiting
+        assert second.lease
+        assert time.monotonic() - began < 0.5
+        first.lease.release()  # which is the other's by now
+        await one.written()
+        with server.client() as client:
+            (name,) = client.keys("*:lease")
+            assert client.get(name) == second.lease.token.encode()
+            assert 0 < client.pttl(name) <= 5000
+
+    sharing(server, work)
+
+
+def test_a_lease_is_prolonged(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that lives keeps its lease, though the server has lost it, until it is released."""
+    monkeypatch.setattr("sglang_cached_addon.store.redis.link.RENEW_SECONDS", 0.02)
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        brought = await one.bring(1)
+        assert brought.lease
+        with server.client() as client:
+            (name,) = client.keys("*:lease")
+            client.pexpire(name, 1000)
+            await until(lambda: client.pttl(name) > 4000)
+            client.delete(name)
+            await until(lambda: client.get(name) == brought.lease.token.encode())
+            brought.lease.release()
+            await until(lambda: not client.exists(name))
+            await asyncio.sleep(0.1)
+            assert not client.exists(name)
+
+    sharing(server, work)

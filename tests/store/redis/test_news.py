@@ -1,0 +1,98 @@
+"""What one proxy changes, the others hear of."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sglang_cached_addon.core.cache import Brought
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.transient import MemoryStore
+from tests.redis import RedisServer, needs_redis
+from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
+
+pytestmark = needs_redis
+
+
+def test_clears(server: RedisServer) -> None:
+    """What one who does not know of a clear yet writes is not seen by anybody who does."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.append("a")
+        one.append("o", key=OTHER)
+        await one.written()
+        two.append("b", key=OTHER)
+        await two.written()
+        await asyncio.wrap_future(one.store.clear(KEY[:8], others=True))
+        assert (one.texts(), one.texts(OTHER)) == ("a", "")
+        await until(lambda: not two.texts(OTHER))
+        assert lists(server) == {"0": "a"}
+        assert (await one.bring(1, OTHER)).lease
+        await asyncio.wrap_future(two.store.clear())
+        await until(lambda: not one.texts())
+        one.append("c")
+        await one.written()
+        await until(lambda: lists(server) == {"2": "c"})
+        await until(lambda: not lists(server, OTHER))
+
+    sharing(server, work)
+
+
+def test_a_clear_while_the_server_is_away(server: RedisServer) -> None:
+    """Is made up for before anything is read."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.append("a")
+        await one.written()
+        await two.bring(1)
+        server.stop()
+        with pytest.raises(OSError, match="cleared here"):
+            await asyncio.wrap_future(one.store.clear())
+        assert await one.bring(1) == Brought()
+        server.start()
+        await until(lambda: one.store.is_up and not two.texts())
+        found = await one.bring(1)
+        assert found.lease
+        assert one.texts() == ""
+
+    sharing(server, work)
+
+
+def test_epochs(server: RedisServer) -> None:
+    """A change is known to all, and two at once get two numbers."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.knows.epochs.raise_model("model")
+        await asyncio.to_thread(one.store.publish)
+        await until(lambda: two.knows.epochs.of("model"))
+        assert two.knows.epochs.of("model") == one.knows.epochs.of("model")
+        one.knows.epochs.raise_model("model")
+        two.knows.epochs.raise_model("model")
+        assert one.knows.epochs.of("model") != two.knows.epochs.of("model")
+        two.knows.epochs.raise_adapter("adapter")
+        highest = max(proxy.knows.epochs.of("model") for proxy in (one, two))
+        await until(
+            lambda: (
+                one.knows.epochs.as_numbers() == two.knows.epochs.as_numbers()
+                and one.knows.epochs.adapters
+            )
+        )
+        assert one.knows.epochs.of("model") == highest
+        # As one that comes later sees it.
+        late = SharedStore(server.url, MemoryStore())
+        assert Epochs.from_json(late.state.load()["epochs"]).of("model") == highest
+
+    sharing(server, work)
+
+
+def test_epochs_while_the_server_is_away(server: RedisServer) -> None:
+    async def work(one: Proxy, two: Proxy) -> None:
+        server.stop()
+        one.knows.epochs.raise_model("model")
+        await asyncio.to_thread(one.store.publish)
+        server.start()
+        await until(lambda: two.knows.epochs.of("model") == one.knows.epochs.of("model"))
+
+    sharing(server, work)

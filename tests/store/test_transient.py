@@ -1,0 +1,33 @@
+"""A store that ends with the process."""
+
+from __future__ import annotations
+
+import time
+
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.store.transient import MemoryStore
+
+A, B = b"a" * 32, b"b" * 32
+
+
+def test_expiry_without_a_folder() -> None:
+    """Samples that are too old are not given, though there is no folder."""
+    now = time.time()
+    store = MemoryStore(ttl=100.0)
+    store.append(b"a" * 32, "chat", b"", [Sample(b"{}", at, 0.5, 3) for at in (now - 200, now)])
+    generation = store.generation
+    assert [sample.stored_at for sample in store.get(b"a" * 32)] == [now]
+    assert store.generation > generation
+    assert store.is_expired(now - 101)
+    assert not MemoryStore().is_expired(now - 101)
+
+
+def test_clear() -> None:
+    """What belongs to a model goes, or all else, or all; it is done at once."""
+    for model, others, left in ((A[:8], False, [B]), (A[:8], True, [A]), (None, False, [])):
+        store = MemoryStore()
+        for key in (A, B):
+            store.append(key, "chat", b"", [Sample(b"{}", 1.0, 0.5, 3)])
+        assert store.clear(model, others=others).result(0) is None
+        assert list(store.index) == left
+        assert store.index.samples == len(left)
