@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from contextlib import ExitStack
 from typing import Any
 
-from sglang_cached_addon.core import policy
+from sglang_cached_addon.core import directives, policy
 from sglang_cached_addon.core.call_head import CallHeads, by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason, Terms
@@ -57,6 +57,8 @@ class Service:
         self._upstream = upstream
         self._heads = heads or CallHeads()
         self._mode = mode
+        self._default_terms = policy.terms(mode, directives.DEFAULT, 0.0)
+        """Those of a call that asks for nothing special."""
         self._collapses = collapses
         self._isolates = isolates
         fetcher = Fetcher(exchange, upstream, self.flights)
@@ -67,27 +69,30 @@ class Service:
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call, or what gives it in time."""
-        terms = policy.terms(self._mode, ask.head.directives, time.time())
+        head, now = ask.head, time.time()
+        terms = self._default_terms
+        if head.directives is not directives.DEFAULT:
+            terms = policy.terms(self._mode, head.directives, now)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        found = self._find(ask, terms)
+        found = self._find(ask, terms, now)
         if isinstance(found, Reason):
             return self._denials.let_pass(self._exchange.bypass(found), terms)
         ask.model = found.model
-        if not self._upstream.admits(ask.asker, time.monotonic()):
+        if not self._upstream.admits(head.asker(found.model), time.monotonic()):
             return self._admit(ask, terms)
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
             return found
         return self._attend(ask, found, terms)
 
-    def _find(self, ask: Ask, terms: Terms) -> Hit | Known | Reason:
+    def _find(self, ask: Ask, terms: Terms, now: float) -> Hit | Known | Reason:
         """What there is for a call, whoever asks."""
         head = ask.head
         if head.refusal:
             return head.refusal
         tenant = (head.credential if self._isolates else b"") + head.routing
-        return self._exchange.find(head.method, head.path, ask.body, time.time(), terms, tenant)
+        return self._exchange.find(head.method, head.path, ask.body, now, terms, tenant)
 
     def heard(self, ask: Ask, status: int) -> None:
         """Upstream has answered a call that was passed on to it."""
@@ -114,7 +119,7 @@ class Service:
         found: Hit | Known | Reason | None = await self._upstream.admit(
             ask.asker, ask.credential_headers, ask.routing_headers
         )
-        found = found or self._find(ask, terms)
+        found = found or self._find(ask, terms, time.time())
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
         elif isinstance(found, Reason):
