@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
 from mitmproxy import http
 from mitmproxy.connection import Client
 from mitmproxy.proxy.context import Context
@@ -29,27 +27,24 @@ from sglang_cached_addon.core.call_head import CallHeads, by_name
 from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
-from sglang_cached_addon.proxy import answering
+from sglang_cached_addon.proxy import answering, control, responses
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.flows import Live, Streaming
-from sglang_cached_addon.proxy.lane import LEFT
 from sglang_cached_addon.proxy.requests import (
     ABORTS,
-    PAUSE,
     caller,
     is_abort,
     is_from_here,
     is_short,
     length,
 )
-from sglang_cached_addon.proxy.writing import paced
-from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
-from sglang_cached_addon.service.exchange import Bypass, Hit, error_body
+from sglang_cached_addon.proxy.writing import LEFT, paced
+from sglang_cached_addon.service.asking import Answer, Ask, Streamed
+from sglang_cached_addon.service.exchange import Bypass, Hit
 from sglang_cached_addon.service.fetching import unreachable
-from sglang_cached_addon.upstream import Update
-from sglang_cached_addon.wire import heads, http1, location
+from sglang_cached_addon.wire import heads, http1
 
 # In a flow's metadata: the header fields of its outcome.
 _HEADERS = "sglang_cached"
@@ -98,7 +93,7 @@ class FlowHooks:
             return None  # its body names the adapter
         # Passed on as it comes, whatever its size.
         flow.request.stream = not is_abort(flow.request)
-        return self._change(live, change, None) if change else None
+        return control.change(self._desk, live, change, None) if change else None
 
     def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
         live = self._live.get(flow)
@@ -110,17 +105,17 @@ class FlowHooks:
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
         if (reason := self._unread(flow.request)) and self._is_denied(flow.request, reason):
-            flow.response = _json_response(504, _denial(flow.request))
+            flow.response = responses.denied(flow.request.path)
             return None
         if is_abort(flow.request):
-            return self._translate_abort(flow, live)
+            return control.abort(self._desk, flow, live)
         if self._desk.parts and live.outcome is None:
             live.ask = self._ask(flow, self._desk.parts.heads)
             return self._carry_out(flow, live, self._desk.receive(live.ask))
         change = updates.change(flow.request.method, flow.request.path)
         if change:
             name = updates.adapter_name(flow.request.get_content(strict=False) or b"")
-            return self._change(live, change, name, is_whole=True)
+            return control.change(self._desk, live, change, name, is_whole=True)
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
@@ -135,7 +130,7 @@ class FlowHooks:
             parts.upstream.seen(True)
             if live.ask:
                 parts.service.heard(live.ask, status)
-        _lead_here(flow.response, self._desk.upstream_url)
+        responses.lead_here(flow.response, self._desk.upstream_url)
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
@@ -225,7 +220,7 @@ class FlowHooks:
             if task:
                 task.uncancel()
             # The client has left; without an answer mitmproxy would ask upstream.
-            flow.response = _json_response(499, b"")
+            flow.response = responses.json(499, b"")
             live.outcome = LEFT
             self._end(flow, None)
         else:
@@ -237,58 +232,37 @@ class FlowHooks:
         if isinstance(answer, Bypass):
             return
         _show(flow, answer.outcome)
+        upstream = self._desk.upstream_url
         if isinstance(answer, Streamed):
             live.streamed = answer
-            self._streaming.give(flow, self._head(answer), answer.pieces, answer.close)
+            self._streaming.give(
+                flow, responses.head(answer, upstream), answer.pieces, answer.close
+            )
         elif not isinstance(answer, Hit):
-            flow.response = self._whole(answer, answer.status, answer.body)
+            flow.response = responses.whole(answer, answer.body, upstream)
         else:
             flow.is_replay = "response"
             self._replay(flow, answer)
 
     def _replay(self, flow: http.HTTPFlow, hit: Hit) -> None:
+        upstream = self._desk.upstream_url
         if not hit.is_stream:
-            flow.response = self._whole(hit, 200, hit.body)
+            flow.response = responses.whole(hit, hit.body, upstream)
             return
         events = http1.unchunked(hit.body)
         if self._streaming.can_answer(flow):
             pieces = paced(events, hit.seconds(self._desk.replay_rate))
-            self._streaming.give(flow, self._head(hit), pieces, lambda is_complete: None)
+            self._streaming.give(
+                flow, responses.head(hit, upstream), pieces, lambda is_complete: None
+            )
         else:
-            flow.response = self._whole(hit, 200, b"".join(events))
-
-    def _whole(self, answer: Hit | Reply, status: int, body: bytes) -> http.Response:
-        response = http.Response.make(status, body)
-        fields = answering.fields_of(answer, self._desk.upstream_url, len(body))
-        response.headers = http.Headers(fields)
-        return response
-
-    def _head(self, answer: Hit | Streamed) -> http.Response:
-        """The head of an answer in chunks."""
-        response = http.Response.make(200, b"")
-        fields = answering.fields_of(answer, self._desk.upstream_url, None)
-        response.headers = http.Headers(fields)
-        return response
-
-    def _change(
-        self, live: Live, change: Change, adapter: str | None, *, is_whole: bool = False
-    ) -> Awaitable[None] | None:
-        """A request that may change the model is to be passed on; `is_whole`: all of it is here."""
-        if self._desk.parts is None:
-            return None
-        live.update = self._desk.parts.upstream.change(change, adapter)
-        return self._await_word(live.update, is_whole=is_whole)
-
-    async def _await_word(self, update: Update, *, is_whole: bool) -> None:
-        await update.announced
-        if is_whole:
-            update.sent()
+            flow.response = responses.whole(hit, b"".join(events), upstream)
 
     # As `gateway.Front`
 
     def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
         """What a client gets when upstream gives nothing."""
-        response = _json_response(502, unreachable(self._desk.upstream_url, message))
+        response = responses.json(502, unreachable(self._desk.upstream_url, message))
         for name, value in flow.metadata.get(_HEADERS, {}).items():
             response.headers[name] = value
         return response
@@ -323,64 +297,10 @@ class FlowHooks:
         asking = caller(flow, self._hosts.get(request, ""))
         reports = self._desk.reports
         reply = await routes.answer(route, request.method, query, asking, token, reports)
-        flow.response = _json_response(reply.status, reply.body, reply.headers)
-
-    async def _translate_abort(self, flow: http.HTTPFlow, live: Live) -> None:
-        """Sends an abort on under the ids that upstream knows. Calls that share a fetch are ended
-        here, when upstream has agreed."""
-        message = _object(flow.request.get_content(strict=False) or b"")
-        if self._desk.parts is None:
-            return
-        service, upstream = self._desk.parts.service, self._desk.parts.upstream
-        rid = message.get("rid")
-        is_pause = flow.request.path == PAUSE
-        if message.get("mode", "abort") == "abort" if is_pause else message.get("abort_all"):
-            live.aborted = service.aborts.aborting(None)
-        elif is_pause:
-            return
-        elif isinstance(rid, str) and service.aborts.is_known(rid):
-            live.aborted = service.aborts.aborting(rid)
-            # One that upstream does not know means nothing to it.
-            first, *others = service.aborts.targets(rid) or [uuid.uuid4().hex]
-            shown = [
-                (name, value)
-                for name, value in by_name(flow.request.headers.fields).items()
-                if name in (b"authorization", b"content-type")
-            ]
-            for other in others:
-                body = orjson.dumps({**message, "rid": other})
-                await upstream.post("/abort_request", body, shown)
-            flow.request.content = orjson.dumps({**message, "rid": first})
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _denial(request: http.Request) -> bytes:
-    why = "--mode offline, or only-if-cached"
-    text = f"sglang-cached: {request.path} would have to go upstream, and must not ({why})"
-    return error_body(504, "GatewayTimeout", text)
-
-
-def _json_response(
-    status: int, body: bytes, headers: dict[str, str] | None = None
-) -> http.Response:
-    return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
+        flow.response = responses.json(reply.status, reply.body, reply.headers)
 
 
 def _show(flow: http.HTTPFlow, outcome: Outcome) -> None:
     """Notes an outcome where mitmweb shows it."""
     flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
     flow.metadata[_HEADERS] = dict(outcome.headers())
-
-
-def _lead_here(response: http.Response, upstream: str) -> None:
-    """What leads to upstream leads through the proxy."""
-    for name in location.FIELDS:
-        if value := response.headers.get(name):
-            response.headers[name] = location.through_proxy(value, upstream)

@@ -17,17 +17,14 @@ from collections.abc import Coroutine
 from enum import Enum
 from typing import Any
 
-from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
-from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, Handed, HeadTimer, Progress
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
-from sglang_cached_addon.proxy.writing import LARGE, Writer
-from sglang_cached_addon.service.asking import Answer, Ask, Streamed
+from sglang_cached_addon.proxy.writing import Received, Writer
+from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.exchange import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
-from sglang_cached_addon.wire import http1
 from sglang_cached_addon.wire.http1 import HeadReader, NoHead, PlainHead
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -38,12 +35,6 @@ _VIEW = memoryview(_BUFFER)
 
 _TURN = 64 * 1024
 """Bytes of a large request that mitmproxy is given at once."""
-
-LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
-"""Logged for a client that left before its answer was ready."""
-
-_FAILED = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
-"""What becomes of a call that an error of our own keeps from an answer: upstream gets it."""
 
 
 class State(Enum):
@@ -77,7 +68,7 @@ class Lane(asyncio.BufferedProtocol):
         self._desk = desk
         self._is_local = is_local
         self._watchdog = connection.handler.timeout_watchdog
-        self._writer = Writer(transport, self._watchdog.register_activity)
+        self._writer = Writer(transport, desk, self._watchdog.register_activity)
         self._state = State.READY
         self._held = bytearray()
         """What has come and is not dealt with; in `READY` it begins with a request."""
@@ -172,12 +163,11 @@ class Lane(asyncio.BufferedProtocol):
             if isinstance(answer, Bypass):
                 self._connection.handed = Handed(ask, answer)
                 break
-            if not (isinstance(answer, Hit) and self._write_hit(answer)):
+            if not (isinstance(answer, Hit) and self._writer.serve_at_once(ask, answer, started)):
                 self._hold(data, end)
                 answering = self._answer(head, raw, ask, answer, started)
                 self._wait_for(State.ANSWERING, answering)
                 return
-            self._desk.log(head.call.path, answer.outcome, started)
             at = end
             if head.closes:
                 self._hang_up()
@@ -192,70 +182,26 @@ class Lane(asyncio.BufferedProtocol):
         self._hold(b"", 0)
         self._give(rest)
 
-    def _write_hit(self, hit: Hit) -> bool:
-        """Writes a hit, if that can be done at once."""
-        if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
-            return False
-        status = hit_status(hit.outcome.key)
-        data = http1.hit(hit.body, hit.outcome.age, status, is_stream=hit.is_stream)
-        self._transport.write(data)
-        return True
-
     async def _answer(
-        self,
-        head: PlainHead,
-        raw: bytes,
-        ask: Ask,
-        answer: Answer | Coroutine[Any, Any, Answer],
-        started: float,
+        self, head: PlainHead, raw: bytes, ask: Ask, answer: Received, started: float
     ) -> None:
         """Answers a call in time, or gives it on, and then what has come behind it."""
-        outcome = LEFT
         try:
-            answer = await self._answer_of(answer)
-            if isinstance(answer, Bypass):
-                self._give_back(Handed(ask, answer), raw)
-                return
-            outcome = answer.outcome
-            self._watchdog.register_activity()
-            await self._write(answer)
+            bypass = await self._writer.serve(ask, answer, started)
         except Cut:
             self._hang_up()
-        finally:
-            if isinstance(answer, Streamed):
-                outcome = answer.outcome
-            if not isinstance(answer, Bypass):
-                self._desk.log(head.call.path, outcome, started)
+            return
         if self._state is not State.ANSWERING:
             return
-        if head.closes:
+        if bypass:
+            self._give_back(Handed(ask, bypass), raw)
+        elif head.closes:
             self._hang_up()
         else:
             self._be_ready()
 
-    async def _answer_of(self, answer: Answer | Coroutine[Any, Any, Answer]) -> Answer:
-        if not isinstance(answer, Coroutine):
-            return answer
-        try:
-            return await answer
-        except Exception:  # as with a hook that fails: the request goes on without us
-            logger.exception("sglang-cached: error in the fast lane")
-            return _FAILED
-
-    async def _write(self, answer: Answer) -> None:
-        assert not isinstance(answer, Bypass)
-        is_complete = False
-        try:
-            await self._writer.answer(answer, self._desk.upstream_url, self._desk.replay_rate)
-            is_complete = True
-        finally:
-            if isinstance(answer, Streamed):
-                answer.close(is_complete)
-
     def _give_back(self, handed: Handed, raw: bytes) -> None:
         """Gives a request on that was waited for, and what came behind it."""
-        if self._state is not State.ANSWERING:
-            return
         behind = bytes(self._held)
         self._hold(b"", 0)
         self._state, self._task = State.READY, None

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
+from typing import Any
 
+from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
-from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.proxy.desk import Desk
+from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
+from sglang_cached_addon.service.exchange import Bypass, Hit
 from sglang_cached_addon.wire import http1
+
+logger = logging.getLogger("sglang_cached_addon")
 
 LARGE = 1 << 20
 """Bytes of a body that is not written in one go: to copy it would hold up others."""
@@ -19,14 +26,27 @@ _SLICE = 64 << 10
 """Bytes that are written at once of a large body."""
 
 
-class Writer:
-    """Writes to one client's transport."""
+Received = Answer | Coroutine[Any, Any, Answer]
+"""What the service makes of a call: an answer, or what gives it in time."""
 
-    def __init__(self, transport: asyncio.Transport, is_alive: Callable[[], object]) -> None:
+LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
+"""Logged for a client that left before its answer was ready."""
+
+_FAILED = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
+"""What becomes of a call that an error of our own keeps from an answer: upstream gets it."""
+
+
+class Writer:
+    """Answers the calls of one client on its transport."""
+
+    def __init__(
+        self, transport: asyncio.Transport, desk: Desk, is_alive: Callable[[], object]
+    ) -> None:
         """`is_alive` is called whenever the client has taken something."""
         self.is_full = False
         """The client does not read as fast as it is answered."""
         self._transport = transport
+        self._desk = desk
         self._is_alive = is_alive
         self._room: asyncio.Future[None] | None = None
         """Done when it is not full any more; None while nobody waits for that."""
@@ -39,14 +59,45 @@ class Writer:
         if self._room and not self._room.done():
             self._room.set_result(None)
 
-    async def answer(self, answer: Hit | Reply | Streamed, upstream: str, rate: float) -> None:
-        """Writes an answer; raises `Cut` where a stream breaks off. Stored streams are paced at a
-        `rate` in tokens a second; 0: at once."""
+    def serve_at_once(self, ask: Ask, hit: Hit, started: float) -> bool:
+        """Writes a hit, if that can be done in one go."""
+        if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
+            return False
+        outcome = hit.outcome
+        status = hit_status(outcome.key)
+        self._transport.write(http1.hit(hit.body, outcome.age, status, is_stream=hit.is_stream))
+        self._desk.log(ask.head.path, outcome, started)
+        return True
+
+    async def serve(self, ask: Ask, answer: Received, started: float) -> Bypass | None:
+        """Waits for the answer to a call, and writes it; what is not for the cache to answer is
+        returned. Raises `Cut` where a stream breaks off."""
+        outcome, is_complete = LEFT, False
+        try:
+            if isinstance(answer, Coroutine):
+                answer = await _answer_of(answer)
+            if isinstance(answer, Bypass):
+                return answer
+            outcome = answer.outcome
+            self._is_alive()
+            await self._answer(answer)
+            is_complete = True
+        finally:
+            if isinstance(answer, Streamed):
+                answer.close(is_complete)
+                outcome = answer.outcome
+            if not isinstance(answer, Bypass):
+                self._desk.log(ask.head.path, outcome, started)
+        return None
+
+    async def _answer(self, answer: Hit | Reply | Streamed) -> None:
+        upstream = self._desk.upstream_url
         if isinstance(answer, Streamed):
             await self._write_events(answer, answer.pieces, upstream)
         elif isinstance(answer, Hit) and answer.is_stream:
-            events = http1.unchunked(answer.body)
-            await self._write_events(answer, paced(events, answer.seconds(rate)), upstream)
+            seconds = answer.seconds(self._desk.replay_rate)
+            pieces = paced(http1.unchunked(answer.body), seconds)
+            await self._write_events(answer, pieces, upstream)
         else:
             status = answer.status if isinstance(answer, Reply) else 200
             fields = answering.fields_of(answer, upstream, len(answer.body))
@@ -83,6 +134,14 @@ class Writer:
         while self.is_full and not self._transport.is_closing():
             self._room = asyncio.get_running_loop().create_future()
             await self._room
+
+
+async def _answer_of(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
+    try:
+        return await coroutine
+    except Exception:  # as with a hook that fails: the request goes on without us
+        logger.exception("sglang-cached: error in the fast lane")
+        return _FAILED
 
 
 async def paced(events: list[bytes], seconds: float) -> AsyncIterator[list[bytes]]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core.call_head import CallHead
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
-from sglang_cached_addon.proxy.writing import LARGE, Writer, paced
-from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.proxy.writing import LARGE, LEFT, Writer, paced
+from sglang_cached_addon.service.asking import Ask, Reply, Streamed
+from sglang_cached_addon.service.exchange import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
 from sglang_cached_addon.wire import http1
 
@@ -39,16 +40,34 @@ class Transport:
         return False
 
 
-def writing(room: float = float("inf")) -> tuple[Writer, Transport]:
+class FakeDesk:
+    """Where nobody asks for anything; `logged` are the outcomes."""
+
+    upstream_url = "http://x"
+
+    def __init__(self, rate: float) -> None:
+        self.replay_rate = rate
+        self.logged: list[Outcome] = []
+
+    def log(self, path: str, outcome: Outcome, started: float) -> None:
+        self.logged.append(outcome)
+
+
+ASK = Ask(CallHead("POST", "/generate"), b"{}", ())
+
+
+def writing(room: float = float("inf"), rate: float = 0.0) -> tuple[Writer, Transport]:
     transport: Any = Transport(room)
-    transport.writer = Writer(transport, lambda: None)
+    desk: Any = FakeDesk(rate)
+    transport.writer = Writer(transport, desk, lambda: None)
+    transport.desk = desk
     return transport.writer, transport
 
 
 def test_small() -> None:
     """A small answer is one write."""
     writer, transport = writing()
-    asyncio.run(writer.answer(Reply(201, ((b"a", b"1"),), b"body", MISS), "http://x", 0))
+    asyncio.run(writer.serve(ASK, Reply(201, ((b"a", b"1"),), b"body", MISS), 0.0))
     assert transport.data.startswith(b"HTTP/1.1 201 Created\r\na: 1\r\ncontent-length: 4\r\n")
     assert transport.data.endswith(b"\r\n\r\nbody")
     assert transport.largest == len(transport.data)
@@ -60,7 +79,7 @@ def test_large() -> None:
 
     async def test() -> None:
         writer, transport = writing(room=LARGE)
-        task = asyncio.ensure_future(writer.answer(Reply(200, (), body, MISS), "http://x", 0))
+        task = asyncio.ensure_future(writer.serve(ASK, Reply(200, (), body, MISS), 0.0))
         while not writer.is_full:
             await asyncio.sleep(0)
         for _ in range(10):
@@ -90,9 +109,9 @@ def test_stream() -> None:
         streamed = Streamed((), pieces(is_cut), MISS, lambda is_complete: MISS, ExitStack())
         if is_cut:
             with pytest.raises(Cut):
-                await writer.answer(streamed, "http://x", 0)
+                await writer.serve(ASK, streamed, 0.0)
         else:
-            await writer.answer(streamed, "http://x", 0)
+            await writer.serve(ASK, streamed, 0.0)
         return bytes(transport.data.partition(b"\r\n\r\n")[2])
 
     assert asyncio.run(written(is_cut=False)) == http1.chunked(EVENTS)
@@ -103,8 +122,8 @@ def test_stored_stream() -> None:
     """A stored stream is the same whatever its pace."""
     hit = Hit(http1.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=1)
     for rate in (0.0, 1000.0):
-        writer, transport = writing()
-        asyncio.run(writer.answer(hit, "http://x", rate))
+        writer, transport = writing(rate=rate)
+        asyncio.run(writer.serve(ASK, hit, 0.0))
         assert transport.data.partition(b"\r\n\r\n")[2] == http1.chunked(EVENTS)
 
 
@@ -120,3 +139,37 @@ def test_pace() -> None:
     found, took = asyncio.run(batches(0.1))
     assert found == [[event] for event in EVENTS]
     assert took >= 0.09
+
+
+def test_outcomes() -> None:
+    """Each call is logged once: as what it came to, as left where its client was gone first, and
+    not at all where others answer it."""
+    done = Outcome(Kind.MISS, 0, 1)
+    streamed = Streamed((), _never(), MISS, lambda is_complete: done, ExitStack())
+
+    async def logged(answer: Any, *, is_left: bool = False) -> list[Outcome]:
+        writer, transport = writing()
+        task = asyncio.ensure_future(writer.serve(ASK, answer, 0.0))
+        if is_left:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait([task])
+        return transport.desk.logged
+
+    async def failing() -> Reply:
+        raise ValueError("a fault of ours")
+
+    async def test() -> None:
+        assert await logged(Reply(200, (), b"", done)) == [done]
+        assert await logged(Bypass(done)) == []
+        assert await logged(failing()) == []
+        assert await logged(asyncio.sleep(60), is_left=True) == [LEFT]
+        assert await logged(streamed, is_left=True) == [done]
+
+    asyncio.run(test())
+
+
+async def _never() -> AsyncIterator[list[bytes]]:
+    yield EVENTS[:1]
+    await asyncio.sleep(60)

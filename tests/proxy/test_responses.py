@@ -1,0 +1,47 @@
+"""Answers of ours as mitmproxy's responses."""
+
+from __future__ import annotations
+
+import json
+
+from mitmproxy import http
+
+from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
+from sglang_cached_addon.proxy import responses
+from sglang_cached_addon.service.asking import Reply
+from sglang_cached_addon.service.exchange import Hit
+
+URL = "http://10.0.0.7:30000"
+HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, 0.0, "m")
+
+
+def test_whole() -> None:
+    """Status and body are the answer's; the length is the body's."""
+    for answer, status in ((HIT, 200), (Reply(429, (), b"{}", Outcome(Kind.MISS)), 429)):
+        response = responses.whole(answer, b"abc", URL)
+        assert (response.status_code, response.content) == (status, b"abc")
+        assert response.headers["content-length"] == "3"
+
+
+def test_head() -> None:
+    """An answer in chunks has no length."""
+    response = responses.head(HIT, URL)
+    assert response.headers["transfer-encoding"] == "chunked"
+    assert "content-length" not in response.headers
+
+
+def test_errors() -> None:
+    """What is denied says which path it was, in JSON."""
+    response = responses.denied("/x")
+    assert response.status_code == 504
+    assert "/x would have to go upstream" in json.loads(response.content)["error"]["message"]
+
+
+def test_what_leads_to_upstream() -> None:
+    """It leads through the proxy, and what leads elsewhere stays."""
+    response = http.Response.make(
+        307, b"", {"Location": f"{URL}/a", "Content-Location": "http://b/"}
+    )
+    responses.lead_here(response, URL)
+    assert response.headers["Location"] == "/a"
+    assert response.headers["Content-Location"] == "http://b/"
