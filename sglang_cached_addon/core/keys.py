@@ -139,10 +139,10 @@ def _probes() -> list[float]:
     return [0.0, -0.0, *numbers, *halfway, -1e-5, -1.5e-5, -1e-6, -1e16]
 
 
-def _keeps_to_the_rule() -> bool:
-    """Whether this version of orjson writes floats as `written` has them."""
+def keeps_to_the_rule(dumps: Callable[[Any], bytes]) -> bool:
+    """Whether a version of orjson's `dumps` writes floats as `written` has them."""
     numbers = _probes()
-    return orjson.dumps(numbers) == f"[{','.join(map(written, numbers))}]".encode()
+    return dumps(numbers) == f"[{','.join(map(written, numbers))}]".encode()
 
 
 def _with_written_floats(value: Any) -> Any:
@@ -161,7 +161,7 @@ def write_by_the_rule(value: Any, *, option: int | None = None) -> bytes:
     return orjson.dumps(_with_written_floats(value), option=option)
 
 
-write: Callable[..., bytes] = orjson.dumps if _keeps_to_the_rule() else write_by_the_rule
+write: Callable[..., bytes] = orjson.dumps if keeps_to_the_rule(orjson.dumps) else write_by_the_rule
 """Compact JSON that is equal for equal values; `option` is one of orjson's."""
 
 

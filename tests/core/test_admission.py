@@ -18,7 +18,7 @@ A, B, C = (bytes([n]) * 32 for n in (1, 2, 3))
 
 @each("name", CREDENTIAL_FIELDS)
 def test_each_field_makes_a_credential(name: bytes) -> None:
-    """Clients with other keys, or none, would be taken for one that was accepted."""
+    """Each key, and none, is a credential of its own."""
     one = credential({name: KEY, b"accept": b"*/*"})
     assert len(one) == 32
     assert one == credential({b"user-agent": b"x", name: KEY})
@@ -38,7 +38,7 @@ def test_each_field_makes_a_credential(name: bytes) -> None:
     ],
 )
 def test_no_credential(headers: dict[bytes, bytes]) -> None:
-    """A header that differs from call to call would make every call a stranger's."""
+    """A header that differs from call to call is no credential."""
     assert credential(headers) == b""
     assert credential_headers(headers) == ()
 
@@ -63,7 +63,7 @@ def test_no_credential(headers: dict[bytes, bytes]) -> None:
 def test_credentials_do_not_run_into_each_other(
     one: dict[bytes, bytes], other: dict[bytes, bytes]
 ) -> None:
-    """A made-up head would count as another client's key."""
+    """Two different heads are never one credential."""
     assert credential(one) != credential(other)
 
 
@@ -76,7 +76,7 @@ def test_named_fields() -> None:
 
 
 def test_order_of_the_head_does_not_matter() -> None:
-    """A client that sorts its headers would be a stranger."""
+    """The order of header fields does not matter."""
     one = {b"authorization": b"a", b"x-api-key": b"b"}
     other = dict(reversed(one.items()))
     assert credential(one) == credential(other)

@@ -26,5 +26,5 @@ PLACES = [
 
 @each(("times", "count", "since", "places"), PLACES)
 def test_slots(times: list[float], count: int, since: float, places: list[int]) -> None:
-    """What is new would take the place of something good, or leave what is old in front."""
+    """New samples take the places of those that do not count first, and leave the others alone."""
     assert slots(times, count, since, NOW) == places

@@ -41,7 +41,7 @@ def test_deltas() -> None:
 
 
 def test_take_out() -> None:
-    """A client does not see what only we have asked for, as its own call would have shown it."""
+    """A client does not see the members that only the proxy has asked for."""
     for server, shown in ((UNKNOWN, {"text": "a"}), (Server(VLLM), {"text": "a", "ids": None})):
         members = {"text": "a", "ids": [1]}
         take_out(Fill({}, (0,), 1, server=server, added=("ids",)), members)

@@ -36,7 +36,7 @@ def read(value: bytes) -> Directives:
     ],
 )
 def test_directives(value: bytes, asked: Directives) -> None:
-    """A client would get an old answer, or a new one, against its word."""
+    """Each directive is read as the client means it."""
     assert read(value) == asked
 
 
@@ -62,7 +62,7 @@ def test_directives(value: bytes, asked: Directives) -> None:
     ],
 )
 def test_what_is_unknown_is_ignored(value: bytes) -> None:
-    """A directive for other caches would switch this one off."""
+    """Directives for other caches mean nothing here."""
     assert read(value).is_default
 
 
@@ -83,7 +83,7 @@ def test_what_is_unknown_is_ignored(value: bytes) -> None:
     ],
 )
 def test_commas_in_quotes_part_nothing(value: bytes, asked: Directives) -> None:
-    """Text of an unknown directive would be read as a directive."""
+    """Text within an unknown directive is no directive."""
     assert read(value) == asked
 
 
@@ -116,18 +116,18 @@ def test_commas_in_quotes_part_nothing(value: bytes, asked: Directives) -> None:
     ],
 )
 def test_max_age(argument: bytes, seconds: int) -> None:
-    """An odd number would stop the request, or count as any age."""
+    """A number that cannot be read is 0, and a huge one is bounded."""
     assert read(b"max-age=" + argument).max_age == seconds
 
 
 def test_max_age_without_an_argument() -> None:
-    """A client that wants something young would get something of any age."""
+    """A `max-age` that cannot be read allows no age."""
     assert read(b"max-age").max_age == 0
 
 
 @each("names", [(b"cache-control",), (b"x-cache-control",)])
 def test_both_fields_are_read(names: tuple[bytes, ...]) -> None:
-    """A client whose library owns the standard field could not ask for anything."""
+    """`X-Cache-Control` counts like the standard field."""
     assert parse(dict.fromkeys(names, b"no-cache")) == Directives(no_cache=True)
 
 
@@ -142,14 +142,14 @@ def test_both_fields_are_read(names: tuple[bytes, ...]) -> None:
     ],
 )
 def test_the_stricter_one_holds(first: bytes, second: bytes, asked: Directives) -> None:
-    """One of two fields would be ignored, and which one would depend on the order."""
+    """Of two fields both count, in whatever order."""
     for one, other in ((first, second), (second, first)):
         assert parse({b"cache-control": one, b"x-cache-control": other}) == asked
         assert read(one + b", " + other) == asked
 
 
 def test_a_head_without_directives() -> None:
-    """The ordinary request would pay for what it does not use."""
+    """A request without directives gives the one default value."""
     asked = parse({b"content-type": b"application/json", b"pragma": b"x"})
     assert asked.is_default
     assert asked is parse({})
@@ -165,14 +165,14 @@ def test_a_head_without_directives() -> None:
     ],
 )
 def test_default_is_told_apart(asked: Directives) -> None:
-    """A directive would be read and then forgotten."""
+    """Only a request without any directive is a default one."""
     assert not asked.is_default
     assert Directives().is_default
 
 
 @each("part", [b'"', b'"\\', b'\\"', b",", b'",', b"a=", b'"\\",', b"\\"])
 def test_long_values_take_linear_time(part: bytes) -> None:
-    """A hostile head would stop the proxy for everybody."""
+    """A hostile head is read in linear time."""
     begun = time.process_time()
     for value in (part * 20_000, b"x=" + part * 20_000 + b"\\", b'"' + part * 20_000):
         assert parse({b"cache-control": value}).max_age is None

@@ -33,18 +33,18 @@ from tests.tables import each
     ],
 )
 def test_adapters_of_a_call(call: dict[str, Any], names: set[str]) -> None:
-    """An answer of an adapter's former weights would be given."""
+    """Every adapter that a call may select is found."""
     assert names <= adapters(orjson.dumps(call))
 
 
 @each("content", [b'{"text":"\\"lora_path\\""}', b'["model"]', b'{"prompt":"a:b"}', b"{}"])
 def test_calls_without_adapters(content: bytes) -> None:
-    """Text of a prompt would count as an adapter."""
+    """Text of a prompt is no adapter."""
     assert adapters(content) == set()
 
 
 def test_a_model_of_colons() -> None:
-    """A made-up name would fill the memory with its endings."""
+    """A name with many colons has a bounded number of readings."""
     assert len(adapters(orjson.dumps({"model": ":a" * 100_000}))) < 20
 
 
@@ -54,7 +54,7 @@ X, Y, Z = (Identity(letter * 32, letter, None, "") for letter in "xyz")
 
 
 def test_nothing_has_changed() -> None:
-    """Models would be told apart by what never happened to them."""
+    """Before any change, all models have epoch 0."""
     epochs = Epochs()
     assert epochs.of(X.digest) == 0
     assert epochs.adapters_token == epochs.adapter_epochs(["a"]) == ""
@@ -64,14 +64,14 @@ def test_nothing_has_changed() -> None:
 
 
 def test_a_fingerprint_is_of_digest_and_epoch() -> None:
-    """Another start of the server would empty the cache, although nothing changed."""
+    """A fingerprint depends on digest and epoch only."""
     epochs = Epochs()
     same = Identity(X.digest, "other", "v", "another process")
     assert epochs.fingerprint(X) == epochs.fingerprint(same)
 
 
 def test_a_changed_model_is_another_one() -> None:
-    """Answers of the old weights would be given, or those of a model that did not change lost."""
+    """A changed model has a new fingerprint; other models keep theirs."""
     epochs = Epochs()
     seen = {epochs.fingerprint(X)}
     others = epochs.fingerprint(Y)
@@ -84,7 +84,7 @@ def test_a_changed_model_is_another_one() -> None:
 
 
 def test_a_change_of_an_unknown_model_is_one_of_all() -> None:
-    """A change before the model is known would be forgotten."""
+    """A change of an unknown model is a change of all models."""
     epochs = Epochs()
     epochs.raise_model(X.digest)
     before = {epochs.fingerprint(who) for who in (X, Y, Z)}
@@ -96,7 +96,7 @@ def test_a_change_of_an_unknown_model_is_one_of_all() -> None:
 
 
 def test_adapters_are_apart_from_models() -> None:
-    """Loading an adapter would empty the cache of the base model."""
+    """A change of an adapter leaves the models alone."""
     epochs = Epochs()
     before = epochs.fingerprint(X)
     epochs.raise_adapter("a")
@@ -110,7 +110,7 @@ def test_adapters_are_apart_from_models() -> None:
 
 
 def test_adapter_epochs_are_a_set() -> None:
-    """One call would have several keys."""
+    """The order and number of names do not matter."""
     epochs = Epochs()
     for name in ("b", "a", 'a","b'):
         epochs.raise_adapter(name)
@@ -136,8 +136,7 @@ def test_restarts(
     are_new: list[Identity],
     are_kept: list[Identity],
 ) -> None:
-    """Weights that were updated in the last process would be taken for those that were loaded;
-    or a restart would empty the cache of a model that never changed."""
+    """After a restart, what was never changed keeps its epoch, and all else has a new one."""
     epochs = Epochs()
     for who in changed:
         epochs.raise_model(who.digest)
@@ -148,7 +147,7 @@ def test_restarts(
 
 
 def test_a_restart_after_a_change_of_all() -> None:
-    """Weights from before and after would share a name."""
+    """A restart after a change of all models gives a new epoch."""
     epochs = Epochs()
     epochs.raise_model(None)
     before = epochs.fingerprint(X)
@@ -157,7 +156,7 @@ def test_a_restart_after_a_change_of_all() -> None:
 
 
 def test_a_restart_forgets_no_adapter() -> None:
-    """An adapter that was loaded again would be taken for the former one."""
+    """A restart gives each changed adapter a new epoch."""
     epochs = Epochs()
     epochs.raise_adapter("a")
     before = epochs.adapter_epochs("a"), epochs.adapters_token, epochs.fingerprint(X)
@@ -168,7 +167,7 @@ def test_a_restart_forgets_no_adapter() -> None:
 
 
 def test_a_restart_of_what_never_changed_is_nothing() -> None:
-    """A change that was refused could not be undone, or the state be written for nothing."""
+    """A restart changes nothing where nothing was changed before."""
     epochs = Epochs()
     epochs.restarted(Y)
     assert epochs == Epochs()
@@ -184,7 +183,7 @@ def full() -> Epochs:
 
 
 def test_numbers_of_ones_own() -> None:
-    """Two proxies would give one number to two things."""
+    """Proxies that share their epochs never give the same number."""
     one, two = Epochs(salt=3), Epochs(salt=4)
     for epochs in (one, two):
         epochs.raise_model("x")
@@ -215,7 +214,7 @@ KNOWN = {"last": 5, "floor": 1, "m:x": 4, "a:a": 5}
     ],
 )  # fmt: skip
 def test_merge(mine: dict[str, int], theirs: dict[str, int], merged: dict[str, int]) -> None:
-    """Of two changes one would be lost."""
+    """Changes of two proxies are both kept, and the higher number counts."""
     epochs = Epochs()
     epochs.merge({}, mine)
     assert epochs.merge(KNOWN if mine else {}, theirs) is (mine != merged)
@@ -225,7 +224,7 @@ def test_merge(mine: dict[str, int], theirs: dict[str, int], merged: dict[str, i
 
 @each("epochs", [Epochs(), full()], ids=["empty", "full"])
 def test_epochs_are_kept(epochs: Epochs) -> None:
-    """A restart of the proxy would bring old answers back."""
+    """Epochs are the same after they were written and read."""
     again = Epochs.from_json(orjson.loads(orjson.dumps(epochs.as_json())))
     assert again == epochs
     for who in (X, Y, Z):
@@ -234,7 +233,7 @@ def test_epochs_are_kept(epochs: Epochs) -> None:
 
 
 def test_what_was_kept_does_not_follow() -> None:
-    """What is being written would change meanwhile."""
+    """What was given to be written does not change later."""
     epochs = full()
     kept = epochs.as_json()
     again = Epochs.from_json(kept)
@@ -271,11 +270,11 @@ GOOD: dict[str, Any] = {"last": 3, "floor": 1, "models": {"x": 2}, "adapters": {
     ],
 )
 def test_broken_epochs_are_refused(value: Any) -> None:
-    """A number would be given twice, or the proxy would stop with a riddle."""
+    """Epochs that make no sense are refused, with a reason."""
     with pytest.raises(ValueError, match=r"^epochs: "):
         Epochs.from_json(value)
 
 
 def test_epochs_of_a_later_version() -> None:
-    """A member that is new would make the state of the others unreadable."""
+    """Unknown members of a later version are left out."""
     assert Epochs.from_json({**GOOD, "new": 1}) == Epochs(3, 1, {"x": 2}, {"a": 3})

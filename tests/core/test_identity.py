@@ -70,7 +70,7 @@ def mirrored(value: Any) -> Any:
 
 
 def test_a_real_server() -> None:
-    """The proxy would not know the model of any SGLang."""
+    """A real SGLang is identified."""
     who = known(INFO, None, None)
     assert re.fullmatch("[0-9a-f]{32}", who.digest)
     assert (who.model, who.weight_version, who.incarnation) == ("tiny", "default", "")
@@ -78,7 +78,7 @@ def test_a_real_server() -> None:
 
 
 def test_a_real_list_of_models() -> None:
-    """A server without /model_info would never be answered for."""
+    """A server that only lists its models is identified."""
     who = known(models=MODELS)
     assert re.fullmatch("[0-9a-f]{32}", who.digest)
     assert (who.model, who.weight_version, who.incarnation) == ("tiny", None, "")
@@ -96,13 +96,13 @@ def test_a_real_list_of_models() -> None:
     ],
 )
 def test_the_name_for_people(info: dict[str, Any], model: str) -> None:
-    """`/cache/info` would not tell which model it speaks of."""
+    """The name for people is the served one, or the path."""
     assert known(info).model == model
 
 
 @each("version", [None, 7, ["v"]])
 def test_odd_weight_version(version: Any) -> None:
-    """A label that is no text would be compared with the label of answers."""
+    """A weight version that is not text counts as none."""
     assert known({"model_path": "p", "weight_version": version}).weight_version is None
 
 
@@ -127,12 +127,12 @@ def test_odd_weight_version(version: Any) -> None:
     ],
 )
 def test_who_does_not_name_a_model_is_unknown(info: Any, models: Any) -> None:
-    """All servers that are not ready, say, would count as one and the same model."""
+    """A server that names no model is not identified."""
     assert identify(info, SERVER, models) is None
 
 
 def test_nesting_without_end() -> None:
-    """An odd document would stop the proxy, with the document in the error."""
+    """A document that is nested without end identifies nobody, and raises nothing."""
     deep: Any = "x"
     for _ in range(600):
         deep = [deep]
@@ -142,19 +142,19 @@ def test_nesting_without_end() -> None:
 
 @each("info", [None, {}, "busy", {"detail": "Not Found"}])
 def test_models_count_where_info_is_missing(info: Any) -> None:
-    """A gateway that answers every path would hide which model is behind it."""
+    """The list of models counts where `/model_info` names none."""
     assert known(info, None, MODELS) == known(models=MODELS)
 
 
 def test_order_of_keys_does_not_matter() -> None:
-    """Each start of a server could empty the cache."""
+    """The order of members does not matter."""
     assert known(mirrored(INFO), mirrored(SERVER), None) == known(INFO, SERVER, None)
     assert known(models=mirrored(MODELS)) == known(models=MODELS)
 
 
 @each("name", INFO)
 def test_each_member_of_info_matters(name: str) -> None:
-    """Answers of another model would be given."""
+    """Each member of `/model_info` matters."""
     other = {**INFO, name: "other"}
     assert known(other).digest != known(INFO).digest
     if name not in ("model_path", "served_model_name"):
@@ -164,7 +164,7 @@ def test_each_member_of_info_matters(name: str) -> None:
 
 @each("name", [*sorted(SERVER_KEYS), "speculative_algorithm", "speculative_new"])
 def test_each_chosen_key_matters(name: str) -> None:
-    """Answers from before another setting would be given."""
+    """Each setting that an answer depends on matters."""
     values = (None, True, 1, "other", {"a": [1]})
     digests = {known(INFO, {**SERVER, name: value}).digest for value in values}
     without = {key: value for key, value in SERVER.items() if key != name}
@@ -173,14 +173,14 @@ def test_each_chosen_key_matters(name: str) -> None:
 
 @each("name", [*UNRELATED, "unheard_of", "lora_backend", "_speculative_x"])
 def test_other_keys_do_not_matter(name: str) -> None:
-    """A restart, or another port or key, would empty the cache."""
+    """Other settings, as ports and keys, do not matter."""
     without = {key: value for key, value in SERVER.items() if key != name}
     for server in (without, {**SERVER, name: "other"}, {**SERVER, name: None}):
         assert known(INFO, server).digest == known(INFO, SERVER).digest
 
 
 def test_server_info_matters() -> None:
-    """A server that hides its settings would share answers with one that does not."""
+    """A server that hides its settings is another one than with them."""
     assert known(INFO, SERVER).digest != known(INFO).digest
     assert known(INFO, {}).digest == known(INFO).digest == known(INFO, "odd").digest
 
@@ -189,17 +189,21 @@ def test_digests_do_not_change() -> None:
     """A model keeps its name, and with it its stored answers, whatever library reads what its
     server says."""
     said = {"model_path": "m", "scale": [1e16, 1e-5, 1e-7, 0.5], "é": None}
+    settings = dict.fromkeys(sorted(SERVER_KEYS), 1)
+    assert known(said, settings).digest == "8d35d3bb0e8f639c79c354bcddb73d7a", (
+        "another set of settings counts"
+    )
     assert known(said).digest == "29a6a59fd7e80aecde7b27742b48df2b"
 
 
 def test_values_do_not_run_into_each_other() -> None:
-    """A document could be made up to have another one's name."""
+    """Values do not run into each other."""
     info, server = {"model_path": "p"}, {"dtype": "x"}
     assert known({**info, **server}).digest != known(info, server).digest
 
 
 def test_models_lasting_members() -> None:
-    """`created` is the time of the request: every poll would find another model."""
+    """Members that differ from poll to poll do not matter; the lasting ones do."""
     (entry,) = MODELS["data"]
     later = {**entry, "created": 1, "permission": [{"id": "random"}]}
     assert known(models={"object": "list", "data": [later]}) == known(models=MODELS)
@@ -209,7 +213,7 @@ def test_models_lasting_members() -> None:
 
 
 def test_models_in_any_order() -> None:
-    """A gateway that lists its models as they come would be another one each time."""
+    """The order of the models does not matter."""
     one, other = {"id": "a", "root": "x"}, {"id": "b", "root": "y"}
     first, second = known(models={"data": [one, other]}), known(models={"data": [other, one]})
     assert first.digest == second.digest != known(models={"data": [one]}).digest
@@ -229,7 +233,7 @@ def test_models_in_any_order() -> None:
     ],
 )
 def test_incarnation(before: Any, after: Any, is_same: bool) -> None:
-    """A restart would go unseen, or every poll would look like one."""
+    """Another process is another incarnation of the same model, and the same process is not."""
     one, other = known(INFO, before), known(INFO, after)
     assert (one.incarnation == other.incarnation) is is_same
     assert one.digest == other.digest
@@ -237,13 +241,13 @@ def test_incarnation(before: Any, after: Any, is_same: bool) -> None:
 
 @each("server", [None, {}, {"startup_time": None}, "odd", []])
 def test_unknown_incarnation(server: Any) -> None:
-    """A server that does not tell would seem to have restarted."""
+    """A server that does not tell has no incarnation."""
     assert known(INFO, server).incarnation == ""
     assert known(models=MODELS, server=server).incarnation == ""
 
 
 def test_no_secret_is_kept() -> None:
-    """An API key would stand in the log, or in the journal."""
+    """No secret is kept of what a server says."""
     who = known(INFO, SERVER)
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown

@@ -12,6 +12,7 @@ from sglang_cached_addon.core.keys import (
     Digester,
     canonical,
     canonical_each,
+    keeps_to_the_rule,
     parse,
     prefix,
     write,
@@ -273,6 +274,21 @@ def test_floats_are_written_by_a_rule() -> None:
         assert key(f'{{"sampling_params":{{"x":{raw}}},"top_p":{raw}}}') == (
             f'{{"sampling_params":{{"x":{text}}},"top_p":{text}}}'.encode()
         ), raw
+
+
+def test_versions_of_orjson() -> None:
+    """A version that writes any kind of float in another way is not used for keys."""
+    ours = write_by_the_rule
+    assert keeps_to_the_rule(ours)
+    for name, dumps in {
+        "large ones without a plus": lambda value: ours(value).replace(b"e+", b"e"),
+        "large ones without an exponent": lambda value: ours(value).replace(b"1e+16", b"1" * 17),
+        "small ones with an exponent": lambda value: ours(value).replace(b"0.000015", b"1.5e-5"),
+        "exponents of two digits": lambda value: ours(value).replace(b"e-6", b"e-06"),
+        "negative zeros": lambda value: ours(value).replace(b"-0.0,", b"0.0,"),
+        "halves to the other side": lambda value: ours(value).replace(b"24.2,", b"24.3,"),
+    }.items():
+        assert not keeps_to_the_rule(dumps), name
 
 
 GOLDEN = {

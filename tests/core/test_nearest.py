@@ -48,7 +48,7 @@ DIFFERENCES: dict[str, tuple[Any, Any, list[tuple[str, Any, Any]]]] = {
 
 @each("case", DIFFERENCES)
 def test_differences(case: str) -> None:
-    """A difference that is not told is looked for in vain."""
+    """Every difference between two calls is told."""
     asked, stored, expected = DIFFERENCES[case]
     found = [(one.place, one.asked, one.stored) for one in differences(asked, stored)]
     assert found == expected
@@ -82,13 +82,13 @@ SENTENCES: dict[str, tuple[Any, list[Any], str]] = {
 
 @each("case", SENTENCES)
 def test_sentence(case: str) -> None:
-    """A person would not learn why a call is not answered."""
+    """The nearest stored call is told, and where it differs."""
     asked, stored, expected = SENTENCES[case]
     assert told(asked, *stored) == expected
 
 
 def test_without_values() -> None:
-    """Who may not see the cache would read others' prompts in an error message."""
+    """Without values, only the places of differences are told."""
     said = told(
         {"messages": [{"content": "mine"}], "n": 1},
         {"messages": [{"content": "secret"}]},
@@ -98,7 +98,7 @@ def test_without_values() -> None:
 
 
 def test_nearest_wherever() -> None:
-    """The order in which calls were stored would decide which is nearest."""
+    """Of calls with as many differences, the one with the longest common text is nearest."""
     calls = [{"a": "far", "b": 2}, {"a": "neares", "b": 1}, {"a": "near", "b": 1}]
     for order in (calls, calls[::-1]):
         assert 'stored "neares"' in told({"a": "nearest", "b": 1}, *order[:2])
@@ -113,7 +113,7 @@ def test_other_apis() -> None:
 
 @each("order", [(1, -1), (-1, 1)])
 def test_other_models(order: tuple[int, int]) -> None:
-    """An equal call of another model would hide the one of this model; but is told of if alone."""
+    """An equal call of this model is nearer than one of another, which is told of if alone."""
     same = [(key(1, OTHER), "chat", b'{"a":1}'), (KEY, "chat", b'{"a":1}')][:: order[0]]
     said = sentence(b'{"a":1}', "chat", MODEL, same, with_values=True)
     assert said == f"{NEAR} is the same, but with too few samples."

@@ -41,7 +41,7 @@ def parameters(value: str) -> dict[str, str | None]:
 
 
 def test_cache_status_is_a_structured_field() -> None:
-    """Tools that read `Cache-Status` would drop the field."""
+    """Each `Cache-Status` is a valid structured field."""
     for outcome in OUTCOMES:
         found = parameters(outcome.cache_status)
         assert set(found) <= {"hit", "fwd", "fwd-status", "stored", "collapsed", "key", "detail"}
@@ -113,19 +113,19 @@ def test_cache_status_is_a_structured_field() -> None:
     ],
 )
 def test_cache_status(outcome: Outcome, value: str) -> None:
-    """A user could not tell what became of a request, or why."""
+    """Each outcome has its headers."""
     assert outcome.cache_status == value
 
 
 @each("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
 def test_hit_status(key: bytes) -> None:
-    """The fast lane would say something else of a hit than the ordinary way."""
+    """The status of a hit is the same in the lane and elsewhere."""
     assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
 
 
 @each("kind", Kind)
 def test_headers(kind: Kind) -> None:
-    """`Age` would claim that a fresh answer is old, or a hit would not tell its age."""
+    """Only a hit has an `Age`."""
     headers = dict(Outcome(kind, 1, 2, age=7).headers())
     assert headers["X-Cache"] == kind.name
     assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
@@ -150,7 +150,7 @@ def test_headers(kind: Kind) -> None:
     ],
 )
 def test_line(outcome: Outcome, line: str) -> None:
-    """Whoever reads the log would be told something else than what happened."""
+    """The line of the log says what happened."""
     assert outcome.line("/generate", 0.0015) == line
 
 
@@ -167,12 +167,12 @@ def sample(seconds: float, tokens: int) -> Sample:
     ],
 )
 def test_saved(samples: list[Sample], saved: Saved) -> None:
-    """Calls that ran side by side would be counted as if they had run one after the other."""
+    """Of calls that ran side by side, the longest is what a hit saves."""
     assert Saved.of(iter(samples)) == saved
 
 
 def test_counters_at_the_start() -> None:
-    """`/cache/stats` of a new process would fail, or show what never was."""
+    """A new process has counted nothing."""
     assert Counters().as_json() == {
         "hits": 0,
         "misses": 0,
@@ -190,7 +190,7 @@ def test_counters_at_the_start() -> None:
 
 
 def test_counters() -> None:
-    """The savings that people report would be wrong."""
+    """Hits, misses, partial hits and bypasses are summed up."""
     counters = Counters()
     counters.samples_from_upstream += 3
     counters.add(Outcome(Kind.MISS, 0, 3))
@@ -222,7 +222,7 @@ def test_counters() -> None:
 
 
 def test_counters_are_json() -> None:
-    """`/cache/stats` would fail after the first bypass."""
+    """The counters are plain JSON."""
     counters = Counters()
     for reason in Reason:
         counters.add(Outcome(Kind.BYPASS, reason=reason))
@@ -246,7 +246,7 @@ def test_counters_are_json() -> None:
     ],
 )
 def test_hit_rate(kinds: str, rate: float) -> None:
-    """Bypasses would lower the rate, or partial hits raise it."""
+    """The rate is of the requests that were looked up, and partial hits are no hits."""
     letters = {"m": Kind.MISS, "p": Kind.PARTIAL, "b": Kind.BYPASS}
     counters = Counters()
     for letter in kinds:

@@ -101,7 +101,7 @@ def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
 def test_plan(
     pools: dict[str, str], items: str, n: int, stored: list[str], short: tuple[int, ...]
 ) -> None:
-    """A stored sample would be generated again, come twice in one answer, or be another's."""
+    """A call takes each stored sample of its own prompts once, and lacks the others."""
     made = plan_of(items, n, store_of(pools))
     assert letters(made.stored) == stored
     assert made.shortfalls == short
@@ -111,7 +111,7 @@ def test_plan(
 
 
 def test_plan_does_not_change() -> None:
-    """An answer that is being put together would grow by what another request stored."""
+    """A plan does not change with the store."""
     store = store_of({"a": "1"})
     made = plan_of("a", 3, store)
     store.append(b"a", "d", b"", [sample("2")])
@@ -137,7 +137,7 @@ SINCE: list[tuple[dict[str, str], str, int, float, list[str]]] = [
 def test_plan_since(
     pools: dict[str, str], items: str, n: int, since: float, stored: list[str]
 ) -> None:
-    """What is too old would be answered, or what is not be generated again."""
+    """Samples that are too old do not count, and all others do."""
     assert letters(plan_of(items, n, aged(pools), since).stored) == stored
 
 
@@ -155,7 +155,7 @@ def test_plan_since(
     ],
 )
 def test_needs(pools: dict[str, str], items: str, n: int, needs: dict[str, int]) -> None:
-    """One who waits would let go another first who leaves too few samples, or wait for nothing."""
+    """What is needed of a pool is what all its items need together."""
     assert plan_of(items, n, store_of(pools)).needs == {k.encode(): v for k, v in needs.items()}
 
 
@@ -175,7 +175,7 @@ def test_needs(pools: dict[str, str], items: str, n: int, needs: dict[str, int])
 def test_with_samples(
     pools: dict[str, str], items: str, n: int, new: list[tuple[int, str]], whole: list[str]
 ) -> None:
-    """A prompt would be answered by another prompt's sample."""
+    """New samples go to their own items, and none has more than `n`."""
     made = plan_of(items, n, store_of(pools))
     before = letters(made.stored)
     assert letters(made.with_samples(new_of(*new)).stored) == whole
@@ -183,7 +183,8 @@ def test_with_samples(
 
 
 def test_again() -> None:
-    """Samples that others brought would not be seen, or those that were chosen be others now."""
+    """Planned again, a call sees new samples of the named pools, and keeps what it had of the
+    others."""
     store = store_of({"a": "1"})
     made = plan_of("abc", 2, store).with_samples(new_of((1, "x"), (1, "y")))
     for key, letter in {"a": "2", "b": "3", "c": "4"}.items():
@@ -195,7 +196,7 @@ def test_again() -> None:
 
 
 def test_again_of_a_repeated_prompt() -> None:
-    """Two equal prompts of a batch would get one sample twice."""
+    """Planned again, two equal prompts still get two samples."""
     store = store_of({"a": "1"})
     made = plan_of("aba", 1, store)
     store.append(b"a", "d", b"", [sample("2"), sample("3")])
@@ -203,7 +204,7 @@ def test_again_of_a_repeated_prompt() -> None:
 
 
 def test_again_since() -> None:
-    """Who waits for a fresh sample would be given an old one."""
+    """Planned again, what is too old still does not count."""
     store = aged({"a": "1"})
     made = plan_of("a", 2, store, 2.0)
     store.append(b"a", "d", b"", [sample("3", 3.0)])
@@ -211,7 +212,7 @@ def test_again_since() -> None:
 
 
 def test_samples() -> None:
-    """A sample would lose its tokens, or where the events of its stream ended."""
+    """A stored sample has all that the generated one had."""
     generations = [Generation(0, b"1", 7), Generation(2, b"2", 8, b"[1]")]
     assert samples(generations, 10.0, 0.5) == [
         (0, Sample(b"1", 10.0, 0.5, 7)),
@@ -220,7 +221,7 @@ def test_samples() -> None:
 
 
 def test_commit() -> None:
-    """New samples would be lost, or be found under another prompt."""
+    """New samples are appended to the pools of their prompts."""
     store = store_of({"a": "1"})
     made = plan_of("abc", 2, store)
     new = new_of((0, "2"), (1, "3"), (1, "4"), (2, "5"), (2, "6"))
@@ -231,7 +232,7 @@ def test_commit() -> None:
 
 
 def test_commit_of_a_repeated_prompt() -> None:
-    """`["a", "a"]` would be stored as two calls, or in another order than it was answered."""
+    """Samples of equal prompts are stored in the order in which they were answered."""
     store = Store()
     made = plan_of("aba", 1, store)
     new = new_of((0, "1"), (1, "2"), (2, "3"))
@@ -241,7 +242,7 @@ def test_commit_of_a_repeated_prompt() -> None:
 
 
 def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large answer would hold others up; or its second part take the places of its first."""
+    """A large answer is stored in pieces, of which none replaces an earlier one."""
     monkeypatch.setattr("sglang_cached_addon.core.planning.PIECE", 2)
     store = store_of({"a": "123456", "b": "1"})
     made = plan_of("ab", 6, store, inf)
@@ -258,7 +259,7 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_long_list() -> None:
-    """What grows with the square of a list's length would hold everybody up for minutes."""
+    """Long lists are planned and stored in linear time."""
     count = 20_000
     keys = tuple(b"%d" % (i // 2) for i in range(count))
     long = plan(Call({}, keys, 1, True), keys, Store())
@@ -272,14 +273,14 @@ def test_a_long_list() -> None:
 
 
 def test_commit_of_nothing() -> None:
-    """An empty answer would leave an empty pool that counts as a key."""
+    """Where there are no new samples, no pool begins."""
     store = Store()
     commit(plan_of("a", 1, store), "d", [], store)
     assert len(store) == 0
 
 
 def test_commit_since() -> None:
-    """What is replaced would stay, or what is fresh, or another prompt's, would go or move."""
+    """Only samples that do not count are replaced, in their places."""
     store = aged({"a": "123", "b": "1"})
     made = plan_of("ab", 3, store, 2.0)
     commit(made, "d", [(0, sample("4", 4.0))], store, since=2.0)
@@ -287,7 +288,7 @@ def test_commit_since() -> None:
 
 
 def test_commit_that_is_not_kept() -> None:
-    """It would be called stored."""
+    """What cannot be kept is not called stored."""
 
     class Full(Store):
         def append(self, key: bytes, *args: Any, **more: Any) -> bool:
@@ -299,7 +300,7 @@ def test_commit_that_is_not_kept() -> None:
 
 
 def test_the_future_does_not_count() -> None:
-    """After a clock was set back, nothing would be old any more."""
+    """A sample from the future does not count."""
     store = Store()
     store.append(b"a", "d", b"", [sample("1", NOW + 3600), sample("2", NOW)])
     assert letters(plan_of("a", 2, store).stored) == ["12"]
@@ -309,7 +310,7 @@ def test_the_future_does_not_count() -> None:
 
 
 def test_commit_of_a_named_body() -> None:
-    """A body that came before would be read again after a restart."""
+    """A body's digest finds its pool."""
     store = Store()
     commit(plan_of("a", 1, store), "d", new_of((0, "1")), store, raw=b"name")
     commit(plan_of("b", 1, store), "d", new_of((0, "2")), store)
@@ -318,7 +319,7 @@ def test_commit_of_a_named_body() -> None:
 
 
 def test_recorded() -> None:
-    """A stream's end would count another prompt's sample, or one of them not at all."""
+    """A whole answer has the stored samples of each item, and then the new ones."""
     made = plan_of("ab", 2, store_of({"a": "1"}))
     new = [Generation(0, b"x", 1), Generation(1, b"y", 2), Generation(1, b"z", 3)]
     whole = [[r.answer.decode() for r in pool] for pool in recorded(made, new)]

@@ -33,7 +33,7 @@ JSON = {b"content-type": b"application/json"}
     ],
 )
 def test_json_is_looked_up(value: bytes) -> None:
-    """An ordinary client would never get a hit."""
+    """The headers of ordinary clients are no reason against a look-up."""
     assert lookup_refusal({b"content-type": value, b"user-agent": b"x", b"accept": b"*/*"}) is None
 
 
@@ -70,36 +70,36 @@ def test_what_is_said_of_the_connection(value: bytes) -> None:
     ],
 )
 def test_heads_that_are_not_looked_up(headers: dict[bytes, bytes], reason: Reason) -> None:
-    """A hit would answer what SGLang reads differently or refuses, or under a wrong name."""
+    """Headers that change what is asked or answered are a reason against a look-up."""
     assert lookup_refusal(headers) is reason
 
 
 @each("status", [100, 199, 201, 204, 206, 301, 304, 400, 401, 404, 429, 500, 503])
 def test_other_statuses_are_not_stored(status: int) -> None:
-    """An error would be repeated for ever."""
+    """Only an answer with status 200 is stored."""
     assert store_refusal(status) is Reason.STATUS
 
 
 def test_200_is_stored() -> None:
-    """Nothing would ever be a hit."""
+    """An answer with status 200 may be stored."""
     assert store_refusal(200) is None
 
 
 @each("reason", Reason)
 def test_reason_is_a_token(reason: Reason) -> None:
-    """A reason that has to be quoted would break the header and the counters' names."""
+    """Each reason is a plain token."""
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9.]+)*", str(reason))
 
 
 def test_refused_has_its_reason() -> None:
-    """A bypass would not tell why."""
+    """A refusal has its reason."""
     assert Refused(Reason.BEAM).reason is Reason.BEAM
     assert str(Refused(Reason.BEAM)) == "beam"
 
 
 @each("reason", Reason)
 def test_reason_is_explained(reason: Reason) -> None:
-    """A reason in a header could not be looked up."""
+    """Each reason is told for people."""
     assert REASONS[reason]
 
 
@@ -186,7 +186,7 @@ TERMS: dict[Mode, dict[str, Reason | Terms]] = {
 @each("mode", Mode)
 @each("asked", ASKED)
 def test_terms(mode: Mode, asked: str) -> None:
-    """A mode or a client would get what it has forbidden; the stricter of the two holds."""
+    """Of the mode and the client's directives, the stricter one holds."""
     wanted, found = TERMS[mode][asked], terms(mode, ASKED[asked], NOW)
     if not isinstance(wanted, Terms):
         assert found is wanted
@@ -200,7 +200,7 @@ def test_terms(mode: Mode, asked: str) -> None:
 @each("mode", Mode)
 @each("asked", ASKED)
 def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
-    """An answer would be dropped that could have been given, or for one that is not stored."""
+    """Samples replace others only where some do not count and new ones may be stored."""
     found = terms(mode, ASKED[asked], NOW)
     if isinstance(found, Terms):
         assert found.replaces is (found.since > -inf and found.refusal is None)
@@ -208,10 +208,10 @@ def test_what_is_replaced_did_not_count(mode: Mode, asked: str) -> None:
 
 @each("mode", Mode)
 def test_plain_terms(mode: Mode) -> None:
-    """An ordinary call would not be collapsed with others, or one of another mode would be."""
+    """An ordinary call has the default terms, and no other has."""
     assert (terms(mode, Directives(), NOW) == PLAIN) is (mode is Mode.READWRITE)
 
 
 def test_modes() -> None:
-    """A mode of the README would be unknown."""
+    """Each mode is known by its public name."""
     assert set(Mode) == {"readwrite", "readonly", "refresh", "offline", "off"}

@@ -22,10 +22,10 @@ from tests.tables import each
     ],
 )
 def test_path(target: str, shown: str) -> None:
-    """A secret would be logged, a line forged, or a terminal told what to do."""
+    """No control characters and no queries are shown."""
     assert path(target) == shown
 
 
 def test_escapes_are_not_cut() -> None:
-    """What is cut off would not be seen to be."""
+    """A text that is cut says so."""
     assert printable("\n" * 5, 3) == "\\n\\n\\n..."

@@ -26,7 +26,7 @@ OUT = [
 
 @each("name", IN)
 def test_in(name: bytes) -> None:
-    """Another model would get the answer of the first one."""
+    """Headers that choose who answers are part of the key."""
     headers = KeyHeaders()
     found = {headers.digest({b"host": b"a", name: value}) for value in (b"", b"a", b"b", b"ab")}
     assert len(found) == 4
@@ -35,13 +35,12 @@ def test_in(name: bytes) -> None:
 
 @each("name", OUT)
 def test_out(name: bytes) -> None:
-    """No two calls would ever have the same key."""
+    """Headers that name one request are not part of the key."""
     assert KeyHeaders().digest({name: b"1"}) == b""
 
 
 def test_named() -> None:
-    """A header that somebody's own gateway goes by would be passed over, be it one that we leave
-    out."""
+    """Headers that are named in the settings are part of the key, whatever they are."""
     headers = KeyHeaders(["X-Team", "x-request-id", "x-team"])
     assert headers.named == ["x-request-id", "x-team"]
     assert headers.digest({b"x-team": b"1"}) != headers.digest({b"x-team": b"2"}) != b""
@@ -50,7 +49,7 @@ def test_named() -> None:
 
 
 def test_parts_do_not_run_into_each_other() -> None:
-    """Two names and values of the same letters would be one key; their order says nothing."""
+    """Names and values do not run into each other, and their order does not matter."""
     headers = KeyHeaders(["a", "ab", "c"])
     assert headers.digest({b"a": b"bc"}) != headers.digest({b"ab": b"c"})
     assert headers.digest({b"a": b"1", b"c": b"2"}) == headers.digest({b"c": b"2", b"a": b"1"})
@@ -59,6 +58,6 @@ def test_parts_do_not_run_into_each_other() -> None:
 
 @each("name", ["", "a b", "a:", "ä", "x-team\n", "(x)"])
 def test_no_name(name: str) -> None:
-    """A misspelled name would never be in any key, without a word."""
+    """What is not a name of a header is refused."""
     with pytest.raises(ValueError, match="is no name of a header"):
         KeyHeaders([name])

@@ -62,7 +62,7 @@ SPELLINGS: list[Callable[[str], str]] = [
 def test_requests_that_change_answers(
     path: str, what: Change, spelling: Callable[[str], str]
 ) -> None:
-    """Answers of the old weights would be given for the new ones."""
+    """Each request that changes a model or an adapter is seen, however its path is spelled."""
     for method in ("POST", "PUT", "GET", "DELETE", "head"):
         assert change(method, spelling(path)) is what
 
@@ -70,7 +70,7 @@ def test_requests_that_change_answers(
 @each("method", ["HEAD", "OPTIONS"])
 @each(("path", "what"), CHANGES)
 def test_questions_about_a_route_change_nothing(path: str, what: Change, method: str) -> None:
-    """A browser's preflight would empty the cache."""
+    """HEAD and OPTIONS change nothing."""
     assert change(method, path) is None
 
 
@@ -104,7 +104,7 @@ def test_questions_about_a_route_change_nothing(path: str, what: Change, method:
     ],
 )
 def test_other_requests_change_nothing(path: str) -> None:
-    """Flushing the server's own cache, say, would empty this one."""
+    """Other requests change nothing."""
     assert change("POST", path) is None
 
 
@@ -128,5 +128,5 @@ def test_other_requests_change_nothing(path: str) -> None:
     ],
 )
 def test_adapter_name(body: bytes, name: str | None) -> None:
-    """The wrong adapter's answers would be kept."""
+    """The adapter is the one that the body names, or any."""
     assert adapter_name(body) == name

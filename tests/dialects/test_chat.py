@@ -69,14 +69,14 @@ WRONG = [
 
 @each(("name", "value"), RIGHT, ids=str)
 def test_transport(name: str, value: Any) -> None:
-    """Clients that only differ in how they name or schedule requests would not share samples."""
+    """How a request is named or scheduled is not part of the key."""
     value = False if name == "stream" else value
     assert item(chat(**{name: value})) == item(chat())
 
 
 @each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A request that SGLang refuses would get a stored answer."""
+    """A transport field of a wrong type stays in the key."""
     try:
         assert item(chat(**{name: value})) != item(chat())
     except Refused as refused:
@@ -85,12 +85,12 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
 
 @each("name", sorted(set(TRANSPORT) - {"stream"}))
 def test_null_transport(name: str) -> None:
-    """A client that sends null for what it does not set would not share samples."""
+    """A transport field that is null is left out of the key."""
     assert item(chat(**{name: None})) == item(chat())
 
 
 def test_null_that_sglang_refuses() -> None:
-    """A request that SGLang answers with 400 would get a stored answer."""
+    """A null that SGLang refuses stays in the key."""
     try:
         assert item(chat(stream=None)) != item(chat())
     except Refused as refused:
@@ -168,7 +168,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 
 @each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
-    """Two requests with different answers would share one."""
+    """Requests that may be answered differently have different keys."""
     bodies = [chat(**{name: value}) for value in values]
     bodies += [chat()] if name == "messages" else [chat(), chat(**{name: None})]
     assert len({item(body) for body in bodies}) == len(bodies)
@@ -205,13 +205,13 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
     ],
 )
 def test_different_conversations(messages: list[list[dict[str, Any]]]) -> None:
-    """A conversation would get the answer to another."""
+    """Different conversations have different keys."""
     assert len({item(chat(messages=each)) for each in messages}) == len(messages)
 
 
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
-    """A request for more samples would not use those that are there."""
+    """The number of samples is not part of the key."""
     assert item(chat(n=n)) == item(chat())
 
 
@@ -228,7 +228,7 @@ def test_n_is_not_part_of_the_key(n: int) -> None:
     ],
 )
 def test_read(body: dict[str, Any], n: int, rids: tuple[str, ...]) -> None:
-    """A client would get too many samples, or not its own ids."""
+    """A body is read as the client means it."""
     call = DIALECT.read(body)
     assert (call.n, len(call.items), call.batched, call.rids) == (n, 1, False, rids)
     assert call.body == body
@@ -268,13 +268,13 @@ def part(name: str, url: Any) -> dict[str, Any]:
     ],
 )
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
-    """A call that is not understood in full would be answered from the cache."""
+    """A call that is not understood in full is refused, with its reason."""
     assert refusal(body) is reason
 
 
 @each("place", [0, 1, 2])
 def test_media_in_any_message(place: int) -> None:
-    """A picture elsewhere that has changed since would get the answer to the old one."""
+    """Media by URL or path is refused."""
     messages = [{"role": "user", "content": "a"} for _ in range(3)]
     messages[place] = part("image_url", {"url": "http://example.com/a.png"})["messages"][0]
     assert refusal(chat(messages=messages)) is Reason.MEDIA
@@ -290,7 +290,7 @@ def test_media_in_any_message(place: int) -> None:
     ],
 )
 def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
-    """Upstream would generate more samples than are short, or of another call."""
+    """A fill asks for what is short, and for nothing else."""
     before = copy.deepcopy(body)
     fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
     assert (fill.body, fill.order, fill.n, fill.rids) == (sent, (0,), short, {})
@@ -306,7 +306,7 @@ def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
     ],
 )
 def test_trim_makes_the_rid_unique(body: dict[str, Any], short: int, rids: dict[str, str]) -> None:
-    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    """A fill has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
     fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
     assert (fill.body["rid"], fill.rids, body) == (UNIQUE, rids, before)
@@ -345,7 +345,7 @@ def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
 
 @each(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
-    """Another number of samples would have wrong counts, or other samples."""
+    """Samples of one call answer another with fewer or more."""
     first = DIALECT.read(chat(n=have))
     fill = DIALECT.trim(first, (have,), minter())
     pool = [g.answer for g in DIALECT.split(first, fill, answer(*"abc"[:have])).generations]
@@ -367,7 +367,7 @@ def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     ],
 )
 def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> None:
-    """A cut answer would be repeated for ever."""
+    """A sample that did not end by itself is not stored."""
     call = DIALECT.read(chat(n=2))
     split = DIALECT.split(call, DIALECT.trim(call, (2,), minter()), value)
     assert split.refusal is refusal
@@ -375,7 +375,7 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
 
 @each("contents", ["", "a", "abc"])
 def test_wrong_number_of_choices(contents: str) -> None:
-    """A later request would get fewer samples than it asks for."""
+    """An answer with another number of choices is refused."""
     call = DIALECT.read(chat(n=2))
     with pytest.raises(Refused) as caught:
         DIALECT.split(call, DIALECT.trim(call, (2,), minter()), answer(*contents))
@@ -384,7 +384,7 @@ def test_wrong_number_of_choices(contents: str) -> None:
 
 @each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A hit would differ from what SGLang said."""
+    """A recorded answer is the same after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, (call.n,), minter())

@@ -30,7 +30,7 @@ from tests.tables import each
 
 @each(("whole", "deltas"), JSON_ANSWERS.values(), ids=JSON_ANSWERS)
 def test_stream_of_a_json_sample(whole: dict[str, Any], deltas: int) -> None:
-    """A client that wants a stream would generate again what is stored, or get less of it."""
+    """A sample that came as JSON is streamed in full."""
     call = DIALECT.read(ONE)
     fill = DIALECT.trim(call, [1], lambda: "minted")
     samples = DIALECT.split(call, fill, copy.deepcopy(whole)).generations
@@ -72,7 +72,7 @@ def test_stream_of_a_recorded_json_answer(pair: dict[str, Any]) -> None:
 
 
 def test_messages_of_another_server() -> None:
-    """What SGLang does not say would be lost on the way from JSON to a stream."""
+    """Members of other servers are in the stream of a JSON sample."""
     whole = answer({"content": "a", "refusal": "no", "audio": None})
     call = DIALECT.read(ONE)
     samples = DIALECT.split(call, DIALECT.trim(call, [1], lambda: ""), whole).generations
@@ -82,7 +82,7 @@ def test_messages_of_another_server() -> None:
 
 
 def test_counts_that_are_not_known() -> None:
-    """A client that wants to be told the tokens so far would not be, or not in all."""
+    """Tokens so far are told where they are not known, and reach the total."""
     (sample,) = record(ONE, [role(), says("a"), says("bcd"), says("e"), ends(), usage(9)])
     events = replay(COUNTED, [sample])[0][1:-1]
     found = [parsed(event)["usage"]["completion_tokens"] for event in events]

@@ -82,7 +82,7 @@ def own_ids(raw: Sequence[bytes]) -> list[bytes]:
 
 @each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
-    """A hit would differ from what SGLang has sent, be it in one byte."""
+    """A recorded stream is replayed byte for byte."""
     body = json.loads(pair["request"]["body"])
     raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
     events = [parsed(event) for event in raw]
@@ -100,7 +100,7 @@ def test_recordings(pair: dict[str, Any]) -> None:
 
 
 def test_json_is_as_sglangs() -> None:
-    """Clients that read members by place, or compare answers, would see which are replayed."""
+    """The JSON answer from a stream is that of SGLang, in the same order."""
     (pair,) = corpus("chat-stream-n2")
     raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
     samples = record(json.loads(pair["request"]["body"]), [parsed(event) for event in raw])
@@ -240,13 +240,13 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A hit would tell other tokens than SGLang, or at other times."""
+    """A recorded stream is replayed with the same events."""
     assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
 
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A call without `stream` would get less from the stream's sample than from SGLang."""
+    """The JSON answer from a stream has all that SGLang's has."""
     (sample,) = record(body, events)
     answer = orjson.loads(sample.answer)
     (choice,) = answer["choices"]
@@ -269,7 +269,7 @@ def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) ->
 
 
 def test_json_of_tool_calls() -> None:
-    """A client's tool would be called with half of its arguments, or not at all."""
+    """Tool calls that come in pieces are whole in JSON."""
     (sample,) = record(*STREAMS["tool calls"])
     message = orjson.loads(sample.answer)["choices"][0]["message"]
     assert list(message) == ["role", "content", "reasoning_content", "tool_calls"]
@@ -337,7 +337,7 @@ def choice_of(index: int, *texts: str) -> list[dict[str, Any]]:
 
 @each("seed", range(10))
 def test_two_choices(seed: int) -> None:
-    """Words of one choice would end in the other; each sample has its own id and tokens."""
+    """Two choices that come mixed are told apart, each with its own id and tokens."""
     deltas = mixed([choice_of(0, "a", "𝄞", "b"), choice_of(1, "x")], seed)
     last = deltas[-1]["id"]
     finishes = [ends(index=1, rid=last), ends("length", index=0, rid=last)]
@@ -354,7 +354,7 @@ def test_two_choices(seed: int) -> None:
 
 
 def test_client_rid() -> None:
-    """A client would not find its own id in an event."""
+    """Each event has the client's own id."""
     (sample,) = record(*STREAMS["thoughts and tool calls"])
     said = replay({**ONE, "rid": "mine"}, [sample])
     assert {parsed(event)["id"] for events in said for event in events} == {"mine"}
@@ -477,14 +477,14 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 
 @each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
-    """What is broken, or not understood, would be given to all who ask the same."""
+    """A stream that is broken, or not understood, is not stored, with its reason."""
     with pytest.raises(Refused) as caught:
         record(body, events)
     assert caught.value.reason is reason
 
 
 def test_parts() -> None:
-    """Stored choices would end too early, or the usage be shown to who has not asked."""
+    """Each event is told for what it is."""
     call = DIALECT.read(TWO)
     recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
     events = [
@@ -502,7 +502,7 @@ def test_parts() -> None:
 
 @each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
-    """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
+    """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
     rng = random.Random(seed)
     stored = 0
     for _ in range(150):
@@ -522,7 +522,7 @@ def test_whatever_comes(seed: int) -> None:
 
 @each("seed", range(8))
 def test_whatever_is_stored(seed: int) -> None:
-    """An odd answer that was stored as JSON would end the next request in a traceback."""
+    """Whatever is stored as JSON can be streamed."""
     rng = random.Random(seed)
     call = DIALECT.read(COUNTED)
     for _ in range(200):

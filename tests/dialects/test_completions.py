@@ -90,19 +90,19 @@ WRONG = [
     ids=str,
 )
 def test_transport(name: str, value: Any) -> None:
-    """Clients that only differ in how they name or schedule requests would not share samples."""
+    """How a request is named or scheduled is not part of the key."""
     value = False if name == "stream" else value
     assert item(one(**{name: value})) == item(one())
 
 
 def test_list_of_rids_is_transport() -> None:
-    """A batch whose requests are named would never be a hit."""
+    """A list of ids is left out of the key."""
     assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
 
 
 @each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A request that SGLang refuses would get a stored answer."""
+    """A transport field of a wrong type stays in the key."""
     try:
         assert item(one(**{name: value})) != item(one())
     except Refused as refused:
@@ -111,12 +111,12 @@ def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
 
 @each("name", sorted(set(TRANSPORT) - {"stream"}))
 def test_null_transport(name: str) -> None:
-    """A client that sends null for what it does not set would not share samples."""
+    """A transport field that is null is left out of the key."""
     assert item(one(**{name: None})) == item(one())
 
 
 def test_null_that_sglang_refuses() -> None:
-    """A request that SGLang answers with 400 would get a stored answer."""
+    """A null that SGLang refuses stays in the key."""
     try:
         assert item(one(stream=None)) != item(one())
     except Refused as refused:
@@ -171,7 +171,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 
 @each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
-    """Two requests with different answers would share one."""
+    """Requests that may be answered differently have different keys."""
     bodies = [one(**{name: value}) for value in values]
     bodies += [one()] if name == "prompt" else [one(), one(**{name: None})]
     assert len({item(body) for body in bodies}) == len(bodies)
@@ -179,7 +179,7 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
 
 @each("prompts", [["1", [1]], [[1, 2], [12], [2, 1]], ["a", "a ", "A", ""], ["[1]", [1]]])
 def test_different_prompts(prompts: list[Any]) -> None:
-    """A prompt would get the answer to another."""
+    """Different prompts have different keys."""
     assert len({item(one(prompt=prompt)) for prompt in prompts}) == len(prompts)
 
 
@@ -201,7 +201,7 @@ def test_different_prompts(prompts: list[Any]) -> None:
 def test_read(
     body: dict[str, Any], n: int, size: int, batched: bool, rids: tuple[str, ...]
 ) -> None:
-    """A client would get an answer of another shape, or too many samples."""
+    """A body is read as the client means it."""
     call = DIALECT.read(body)
     assert (call.n, len(call.items), call.batched, call.rids) == (n, size, batched, rids)
     assert call.body == body
@@ -209,12 +209,12 @@ def test_read(
 
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
-    """A request for more samples would not use those that are there."""
+    """The number of samples is not part of the key."""
     assert item(one(n=n)) == item(one())
 
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
-    """A batch would generate again what single requests have stored."""
+    """A prompt of a batch has the key that it has alone."""
     lists = {"lora_path": ["x", "y", "z"], "extra_key": ["1", "2", "3"], "cache_salt": list("789")}
     call = DIALECT.read(batch(**lists, stop=["s", "t"], rid="r"))
     assert call.items == tuple(
@@ -262,7 +262,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     ],
 )
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
-    """A call that is not understood in full would be answered from the cache."""
+    """A call that is not understood in full is refused, with its reason."""
     assert refusal(body) is reason
 
 
@@ -300,7 +300,7 @@ def test_trim(
     order: tuple[int, ...],
     n: int,
 ) -> None:
-    """Upstream would generate other samples than those that are short."""
+    """A fill asks for the samples that are short, and for no others."""
     before = copy.deepcopy(body)
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, shortfalls, minter())
@@ -323,7 +323,7 @@ def test_trim(
 def test_trim_makes_rids_unique(
     body: dict[str, Any], shortfalls: tuple[int, ...], sent: Any, rids: dict[str, str]
 ) -> None:
-    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    """A fill has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
     fill = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
     assert (fill.body["rid"], fill.rids, body) == (sent, rids, before)
@@ -344,7 +344,7 @@ def test_trim_makes_rids_unique(
 def test_split(
     body: dict[str, Any], shortfalls: tuple[int, ...], texts: str, items: list[int]
 ) -> None:
-    """A sample would be stored under another prompt."""
+    """Each choice of an answer is a sample of its own prompt."""
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, shortfalls, minter())
     result = DIALECT.split(call, fill, answer(texts, 3))
@@ -355,7 +355,7 @@ def test_split(
 
 
 def test_prompt_tokens_by_length() -> None:
-    """A short prompt of a batch would be counted like a long one."""
+    """Each prompt of a batch has its own number of tokens."""
     call = DIALECT.read(one(prompt=["aaaaaaaaa", "a"]))
     fill = DIALECT.trim(call, (1, 1), minter())
     result = DIALECT.split(call, fill, answer("xy", prompt_tokens=10))
@@ -366,7 +366,7 @@ def test_prompt_tokens_by_length() -> None:
 
 @each("texts", ["", "x", "xyz"])
 def test_wrong_number_of_choices(texts: str) -> None:
-    """A sample would be stored under another prompt."""
+    """Each choice of an answer is a sample of its own prompt."""
     call = DIALECT.read(one(n=2))
     with pytest.raises(Refused) as caught:
         DIALECT.split(call, DIALECT.trim(call, (2,), minter()), answer(texts))
@@ -375,7 +375,7 @@ def test_wrong_number_of_choices(texts: str) -> None:
 
 @each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A hit would differ from what SGLang said."""
+    """A recorded answer is the same after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
@@ -389,7 +389,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
 
 @each(("have", "want"), list(itertools.product((1, 2, 3), repeat=2)))
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
-    """Another number of samples would have wrong counts, or other samples."""
+    """Samples of one call answer another with fewer or more."""
     first = DIALECT.read(batch(n=have))
     fill = DIALECT.trim(first, (have,) * 3, minter())
     texts = "abcdefghi"

@@ -60,7 +60,7 @@ def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[s
 
 @each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
-    """A hit would differ from what SGLang has sent, be it in one byte."""
+    """A recorded stream is replayed byte for byte."""
     body = json.loads(pair["request"]["body"])
     raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
     events = [parsed(event) for event in raw]
@@ -75,7 +75,7 @@ def test_recordings(pair: dict[str, Any]) -> None:
 
 
 def test_json_is_as_sglangs() -> None:
-    """Clients that read members by place, or compare answers, would see which are replayed."""
+    """The JSON answer from a stream is that of SGLang, in the same order."""
     (pair,) = corpus("completions-stream-usage")
     raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
     body = json.loads(pair["request"]["body"])
@@ -184,13 +184,13 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A hit would tell other tokens than SGLang, or at other times."""
+    """A recorded stream is replayed with the same events."""
     assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
 
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A call without `stream` would get less from the stream's sample than from SGLang."""
+    """The JSON answer from a stream has all that SGLang's has."""
     (sample,) = record(body, events)
     answer = orjson.loads(sample.answer)
     (choice,) = answer["choices"]
@@ -218,7 +218,7 @@ JSON_ANSWERS = [
 
 @each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
 def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
-    """A client that wants a stream would generate again what is stored, or get less of it."""
+    """A sample that came as JSON is streamed in full."""
     body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
@@ -239,7 +239,7 @@ def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
 
 
 def test_counts_that_are_not_known() -> None:
-    """A client that wants to be told the tokens so far would not be, or not in all."""
+    """Tokens so far are told where they are not known, and reach the total."""
     (sample,) = record(ONE, [*stream(["a", "bcd", "e"]), usage(3, 9)])
     (events, _) = replay(COUNTED, [sample])
     counts = [parsed(event)["usage"]["completion_tokens"] for event in events]
@@ -271,7 +271,7 @@ FOUR = [
 
 @each("seed", range(10))
 def test_batch(seed: int) -> None:
-    """A prompt would get the words of another, as soon as two are generated at once."""
+    """Two prompts that are streamed together are told apart."""
     end = usage(10, 8)
     samples = record(BATCH, [*told(mixed(FOUR, seed), (3, 3, 7, 7)), end])
     with pytest.raises(Refused) as caught:
@@ -285,7 +285,7 @@ def test_batch(seed: int) -> None:
 
 
 def test_client_rids() -> None:
-    """A client would not find its own id in an event."""
+    """Each event has the client's own id."""
     (sample,) = record(*STREAMS["plain"])
     body = {**ONE, "prompt": ["a", "b"], "rid": "x"}
     said = replay(body, [sample, sample])
@@ -383,14 +383,14 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 
 @each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
-    """What is broken, or not understood, would be given to all who ask the same."""
+    """A stream that is broken, or not understood, is not stored, with its reason."""
     with pytest.raises(Refused) as caught:
         record(body, events)
     assert caught.value.reason is reason
 
 
 def test_parts() -> None:
-    """Stored choices would end too early, or the usage be shown to who has not asked."""
+    """Each event is told for what it is."""
     call = DIALECT.read(TWO)
     recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
     found = [recorder.add(event) for event in [*stream(["a", "b"], index=1), END, ERROR]]
@@ -399,7 +399,7 @@ def test_parts() -> None:
 
 @each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
-    """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
+    """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
     rng = random.Random(seed)
     stored = 0
     for _ in range(150):
@@ -418,7 +418,7 @@ def test_whatever_comes(seed: int) -> None:
 
 @each("seed", range(8))
 def test_whatever_is_stored(seed: int) -> None:
-    """An odd answer that was stored as JSON would end the next request in a traceback."""
+    """Whatever is stored as JSON can be streamed."""
     rng = random.Random(seed)
     call = DIALECT.read(COUNTED)
     fill = DIALECT.trim(call, [1], lambda: "minted")

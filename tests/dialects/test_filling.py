@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
 from sglang_cached_addon.dialects import filling
 from tests.tables import each
 
@@ -31,7 +32,7 @@ def minter() -> Mint:
 def test_fill_covers_every_shortfall(
     shortfalls: tuple[int, ...], n: int, order: tuple[int, ...]
 ) -> None:
-    """Upstream would be asked for more than is short, or for less."""
+    """A fill covers each shortfall exactly."""
     assert filling.trimmed_n(shortfalls) == n
     assert filling.fill_order(shortfalls, n) == order
     assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
@@ -50,7 +51,7 @@ def test_fill_covers_every_shortfall(
     ],
 )
 def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known: Any) -> None:
-    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    """A fill has ids of its own, so that two calls can have the same `rid`."""
 
     def minted(value: Any) -> Any:
         return value.replace("%s", "0" * 31)
@@ -65,16 +66,29 @@ def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known:
 
 @each("body", [{}, {"rid": None}])
 def test_no_rid(body: dict[str, Any]) -> None:
-    """A body would be written anew for no reason."""
+    """A body without a `rid` gets none."""
     before = dict(body)
     assert filling.mint_rids(Call({}, (b"",), 1, False), body, (0,), 1, minter()) == {}
     assert body == before
 
 
 def test_take() -> None:
-    """A prompt would be sent with another prompt's parameters."""
+    """Lists that have a value for each prompt are cut to the prompts that are sent."""
     lists = {"p": ["a", "b", "c"], "q": "one for all", "r": None, "s": [1, 2, 3]}
     body: dict[str, Any] = dict(lists)
     filling.take(body, ("p", "q", "r", "absent"), (2, 0, 0))
     assert body == {"p": ["c", "a", "a"], "q": "one for all", "r": None, "s": [1, 2, 3]}
     assert lists["p"] == ["a", "b", "c"]
+
+
+def test_samples_of_a_seed() -> None:
+    """With a seed, all samples of a prompt are asked for and the stored ones skipped, as each may
+    depend on its place; not with SGLang, where a seed makes no difference between them."""
+    for is_seeded, engine, drawn in (
+        (False, VLLM, (2, (1,), ())),
+        (True, SGLANG, (2, (1,), ())),
+        (True, VLLM, (3, (1,), (1,))),
+        (True, "", (3, (1,), (1,))),
+    ):
+        call = Call({}, (b"a", b"b"), 3, True, is_seeded=is_seeded)
+        assert filling.draw(call, (0, 2), Server(engine)) == drawn, (is_seeded, engine)

@@ -92,19 +92,19 @@ WRONG = [
     ids=str,
 )
 def test_transport(name: str, value: Any) -> None:
-    """Clients that only differ in how they name or schedule requests would not share samples."""
+    """How a request is named or scheduled is not part of the key."""
     value = False if name == "stream" else value
     assert item(one(**{name: value})) == item(one())
 
 
 def test_list_of_rids_is_transport() -> None:
-    """A batch whose requests are named would never be a hit."""
+    """A list of ids is left out of the key."""
     assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
 
 
 @each(("name", "value"), WRONG, ids=str)
 def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A request that SGLang refuses would get a stored answer."""
+    """A transport field of a wrong type stays in the key."""
     try:
         assert item(one(**{name: value})) != item(one())
     except Refused as refused:
@@ -116,13 +116,13 @@ REFUSES_NULL = {"stream", "log_metrics", "no_logs", "background"}
 
 @each("name", sorted(set(TRANSPORT) - REFUSES_NULL))
 def test_null_transport(name: str) -> None:
-    """A client that sends null for what it does not set would not share samples."""
+    """A transport field that is null is left out of the key."""
     assert item(one(**{name: None})) == item(one())
 
 
 @each("name", sorted(REFUSES_NULL))
 def test_null_that_sglang_refuses(name: str) -> None:
-    """A request that SGLang answers with 400 would get a stored answer."""
+    """A null that SGLang refuses stays in the key."""
     try:
         assert item(one(**{name: None})) != item(one())
     except Refused as refused:
@@ -184,7 +184,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
 
 @each(("name", "values"), CONTENT.items(), ids=CONTENT)
 def test_content(name: str, values: tuple[Any, Any]) -> None:
-    """Two requests with different answers would share one."""
+    """Requests that may be answered differently have different keys."""
     bodies = [one(**{name: value}) for value in values]
     if name == "text":
         bodies.append(one())
@@ -226,7 +226,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
 
 @each(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
 def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
-    """Two requests with different answers would share one."""
+    """Requests that may be answered differently have different keys."""
     fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
     keys = {item({"text": "a", "sampling_params": params}) for params in [*fills, {}]}
     assert len(keys) == len(fills) + 1
@@ -247,18 +247,18 @@ def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     ],
 )
 def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
-    """A prompt would get the answer to another."""
+    """Different prompts have different keys."""
     assert len({item(body) for body in bodies}) == len(bodies)
 
 
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
-    """A request for more samples would not use those that are there."""
+    """The number of samples is not part of the key."""
     assert item(with_n(one(), n)) == item(one())
 
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
-    """A batch would generate again what single requests have stored."""
+    """A prompt of a batch has the key that it has alone."""
     body = batch(
         sampling_params=[{"top_k": 1}, {"top_k": 2}, {"top_k": 3}],
         lora_path=["x", "y", "z"],
@@ -284,7 +284,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
 
 
 def test_ids_that_all_prompts_share() -> None:
-    """One list of ids for a batch would be dealt out to its prompts."""
+    """A list of ids that all prompts share is not dealt out to them."""
     call = DIALECT.read({"text": ["a", "b"], "token_ids_logprob": [1, 2]})
     assert call.items == tuple(
         item({"text": text, "token_ids_logprob": [1, 2]}) for text in ("a", "b")
@@ -372,7 +372,7 @@ def test_trim(
     order: tuple[int, ...],
     n: int,
 ) -> None:
-    """Upstream would generate other samples than those that are short."""
+    """A fill asks for the samples that are short, and for no others."""
     before = copy.deepcopy(body)
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, shortfalls, minter())
@@ -382,7 +382,7 @@ def test_trim(
 
 
 def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
-    """A sample would be stored under a key that its request does not have."""
+    """A prompt that is sent has the key of its item."""
     call = DIALECT.read(with_n(batch(**LISTS), 3))
     fill = DIALECT.trim(call, (1, 0, 3), minter())
     again = DIALECT.read(fill.body)
@@ -405,7 +405,7 @@ def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
 def test_trim_makes_rids_unique(
     body: dict[str, Any], shortfalls: tuple[int, ...], sent: Any, rids: dict[str, str]
 ) -> None:
-    """SGLang would refuse the second of two calls in flight that share a `rid`."""
+    """A fill has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
     fill = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
     assert fill.body["rid"] == sent
@@ -433,7 +433,7 @@ def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
 def test_split(
     body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any, items: list[int]
 ) -> None:
-    """A sample would be stored under another prompt."""
+    """Each choice of an answer is a sample of its own prompt."""
     result = split(body, shortfalls, answer)
     assert result.refusal is None
     assert [g.item for g in result.generations] == items
@@ -467,7 +467,7 @@ def test_split(
 def test_answers_that_are_not_what_was_asked_for(
     body: dict[str, Any], answer: Any, reason: Reason
 ) -> None:
-    """Samples would be stored under the wrong prompt, or an error as a sample."""
+    """An answer that is not what was asked for is refused."""
     call = DIALECT.read(body)
     with pytest.raises(Refused) as caught:
         split(body, (call.n,) * len(call.items), answer)
@@ -488,7 +488,7 @@ def test_answers_that_are_not_what_was_asked_for(
 )
 @each("place", [0, 1, 2])
 def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: int) -> None:
-    """A cut answer anywhere in a batch would be repeated for ever."""
+    """One sample that may not be stored keeps its whole answer from being stored."""
     answer = [native(), native(), native()]
     answer[place] = bad
     result = split(batch(), (1, 1, 1), answer)
@@ -501,13 +501,13 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     [([], set()), (["a"], {"a"}), (["a", "a"], {"a"}), (["a", "b"], {"a", "b"})],
 )
 def test_versions(names: list[str], versions: set[str]) -> None:
-    """An answer of other weights than those that were asked would be stored as theirs."""
+    """The weights that an answer names are told."""
     answer = [*(native(weight_version=name) for name in names), native(), native(), native()][:3]
     assert split(batch(), (1, 1, 1), answer).versions == versions
 
 
 def test_error_beside_an_answer() -> None:
-    """A failure that a server reports within a 200 would be repeated for ever."""
+    """An error beside an answer keeps it from being stored."""
     try:
         assert split(one(), (1,), {**native(), "error": {"message": "x"}}).refusal is Reason.ERROR
     except Refused as refused:
@@ -516,7 +516,7 @@ def test_error_beside_an_answer() -> None:
 
 @each("tokens", [None, "3", 1.5, []])
 def test_unknown_tokens(tokens: Any) -> None:
-    """A server that counts otherwise could not be cached."""
+    """A sample whose tokens are not told counts as none."""
     assert split(one(), (1,), native(completion_tokens=tokens)).generations[0].tokens == 0
 
 
@@ -548,13 +548,13 @@ def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Ca
     ],
 )
 def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
-    """A hit would have another shape or order than SGLang's answer, or another one's ids."""
+    """A hit has the shape and order of SGLang's answer, and the client's own ids."""
     assert DIALECT.write(call, samples) == answer
 
 
 @each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A hit would not be byte for byte what SGLang said."""
+    """A recorded answer is the same, byte for byte, after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
     call = DIALECT.read(body)
     fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
@@ -568,7 +568,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
 @each("have", [1, 2, 3])
 @each("want", [1, 2, 3])
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
-    """Another number of samples would have another form, or other samples."""
+    """Samples of one call answer another with fewer or more."""
     recorded = next(p for p in PAIRS if p["name"] == "generate-n3-hot")
     natives = json.loads(recorded["response"]["body"])
     result = split(with_n(one(), have), (have,), natives[:have] if have > 1 else natives[0])

@@ -114,7 +114,7 @@ CONTENT: dict[str, tuple[Any, Any]] = {
     ],
 )
 def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
-    """A client would get an answer of another shape, or too many samples."""
+    """A body is read as the client means it."""
     call = DIALECT.read(body)
     assert (call.n, len(call.items), call.batched, call.body) == (n, size, batched, body)
 
@@ -177,7 +177,7 @@ def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
     ],
 )  # fmt: skip
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
-    """A call that is not understood in full would be answered from the cache."""
+    """A call that is not understood in full is refused, with its reason."""
     assert refusal(body) is reason
 
 
@@ -192,7 +192,7 @@ FORM_DEPENDENT = [
 @each("name", FORM_DEPENDENT)
 @each("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
 def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
-    """Samples that were made without the field would answer a request with it."""
+    """Fields that SGLang drops from a batch are refused there."""
     value = PICTURE if name.endswith("_data") else CONTENT[name][0]
     assert refusal({**body, name: value}) is Reason.INSEPARABLE
     assert DIALECT.read({**body, name: None})
@@ -220,7 +220,7 @@ LISTS = {
 
 @each(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
 def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
-    """What SGLang refuses with several samples would be answered from single ones."""
+    """Lists that SGLang takes only with `n=1` are refused otherwise."""
     assert len(DIALECT.read(batch(**{name: values})).items) == 3
     assert refusal(with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
 
@@ -228,7 +228,7 @@ def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
 @each(("name", "values"), LISTS.items(), ids=LISTS)
 @each("n", [1, 2])
 def test_lists_with_a_value_for_each_prompt(name: str, values: list[Any], n: int) -> None:
-    """A prompt would be stored under another prompt's adapter or options."""
+    """A list with a value for each prompt gives each prompt its own."""
     call = DIALECT.read(with_n(batch(**{name: values}), n))
     assert call.items == tuple(
         item(one(text=text, **{name: value})) for text, value in zip("abc", values, strict=True)

@@ -61,7 +61,7 @@ def worded(event: Any) -> bytes:
 
 @each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_recordings(pair: dict[str, Any]) -> None:
-    """A hit would differ from what SGLang has sent, be it in one byte."""
+    """A recorded stream is replayed byte for byte."""
     body, raw = json.loads(pair["request"]["body"]), raw_events(pair)
     by_choice: dict[int, list[bytes]] = {}
     for event in raw:
@@ -171,13 +171,13 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
 
 @each("events", STREAMS.values(), ids=STREAMS)
 def test_round_trip(events: list[dict[str, Any]]) -> None:
-    """A hit would tell other tokens than SGLang, or at other times."""
+    """A recorded stream is replayed with the same events."""
     assert replay(ONE, record(ONE, events)) == [[worded(event) for event in events]]
 
 
 @each("events", STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(events: list[dict[str, Any]]) -> None:
-    """A call without `stream` would get less from the stream's sample than from SGLang."""
+    """The JSON answer from a stream has all that SGLang's has."""
     (sample,) = record(ONE, events)
     end = events[-1]
     tokens = end["meta_info"]["completion_tokens"]
@@ -195,7 +195,7 @@ def test_json_of_a_stream(events: list[dict[str, Any]]) -> None:
 
 
 def test_json_is_as_sglangs() -> None:
-    """Clients that read members by place, or compare answers, would see which are replayed."""
+    """The JSON answer from a stream is that of SGLang, in the same order."""
     (stream_pair,) = [pair for pair in RECORDED if pair["name"] == "generate-stream"]
     body = json.loads(stream_pair["request"]["body"])
     (sample,) = record(body, [parsed(event) for event in raw_events(stream_pair)])
@@ -206,7 +206,7 @@ def test_json_is_as_sglangs() -> None:
 
 
 def test_texts_of_both_styles_are_one() -> None:
-    """The style of a server would be part of the sample that JSON clients get."""
+    """A sample is the same in either style of streams."""
     samples = [record(ONE, stream(PLAIN, scored=True, incremental=i))[0] for i in (False, True)]
     assert samples[0].answer == samples[1].answer
     assert samples[0].deltas != samples[1].deltas
@@ -221,7 +221,7 @@ JSON_ANSWERS = [
 
 @each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
 def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
-    """A client that wants a stream would generate again what is stored, or get less of it."""
+    """A sample that came as JSON is streamed in full."""
     answer = pair["response"]["body"].encode()
     sample = Generation(0, answer, 1)
     assert replay(ONE, [sample]) == [[sse.event(answer)]]
@@ -251,7 +251,7 @@ FOUR = [
 
 @each("seed", range(10))
 def test_batch(seed: int) -> None:
-    """A prompt would get the words of another, as soon as two are generated at once."""
+    """Two prompts that are streamed together are told apart."""
     samples = record(BATCH, mixed(*FOUR, seed=seed))
     assert [sample.item for sample in samples] == [0, 0, 1, 1]
     assert [sample.tokens for sample in samples] == [3, 1, 2, 3]
@@ -264,7 +264,7 @@ def test_batch(seed: int) -> None:
 
 @each("name", STREAMS)
 def test_client_rids(name: str) -> None:
-    """A client would not find its own id in an event."""
+    """Each event has the client's own id."""
     (sample,) = record(ONE, STREAMS[name])
     for body, index in (({**ONE, "rid": "mine"}, None), ({**BATCH, "rid": "x"}, 0)):
         if index is not None:
@@ -281,7 +281,7 @@ def test_client_rids(name: str) -> None:
 
 
 def test_parts() -> None:
-    """One who comes late would be sent each state of a text, or miss a piece of it."""
+    """Events that have all so far are told from those that have only what is new."""
     for incremental, later in ((False, Part.STATE), (True, Part.DELTA)):
         recorder = DIALECT.record(*call_and_fill(TWO))
         found = [recorder.add(e) for e in stream(PLAIN, incremental=incremental, index=1)]
@@ -362,7 +362,7 @@ BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
 
 @each(("body", "events", "reason"), BAD.values(), ids=BAD)
 def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
-    """What is broken, or not understood, would be given to all who ask the same."""
+    """A stream that is broken, or not understood, is not stored, with its reason."""
     with pytest.raises(Refused) as caught:
         record(body, events)
     assert caught.value.reason is reason
@@ -370,7 +370,7 @@ def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -
 
 @each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
-    """An odd upstream would end a client's stream in a traceback, now or when it is replayed."""
+    """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
     rng = random.Random(seed)
     stored = 0
     for _ in range(150):

@@ -33,7 +33,7 @@ OURS = (chat.DIALECT, completions.DIALECT, generate.DIALECT)
     ],
 )
 def test_installed(method: str, path: str, name: str) -> None:
-    """An API would not be cached although it is documented."""
+    """Each documented route has its dialect."""
     assert installed()[method, path].name == name
 
 
@@ -49,18 +49,18 @@ def test_installed(method: str, path: str, name: str) -> None:
     ],
 )
 def test_other_routes(route: tuple[str, str]) -> None:
-    """A route whose answers nobody understands would be cached."""
+    """Other routes have no dialect."""
     assert route not in installed()
 
 
 def test_names_are_unique() -> None:
-    """One API's samples would be given as another's."""
+    """Each dialect has a name of its own."""
     assert len({dialect.name for dialect in OURS}) == len(OURS)
 
 
 @each("dialect", OURS, ids=lambda dialect: dialect.name)
 def test_conflict(dialect) -> None:
-    """Which of two plugins answers would depend on chance."""
+    """Two dialects for one route are refused."""
 
     class Rival(type(dialect)):
         name = "rival"
@@ -70,7 +70,7 @@ def test_conflict(dialect) -> None:
 
 
 def test_third_party() -> None:
-    """A plugin for another API could not be added."""
+    """A dialect of a third party is found like ours."""
 
     class Other(type(chat.DIALECT)):
         name = "other"
@@ -82,7 +82,7 @@ def test_third_party() -> None:
 
 
 def test_empty() -> None:
-    """A set-up without dialects would not start."""
+    """No dialects make an empty registry."""
     assert registry([]) == {}
 
 
@@ -99,7 +99,7 @@ def dialect_of(pair: dict[str, Any]) -> Dialect:
 
 @each("pair", RECORDED, ids=lambda pair: pair["name"])
 def test_versions_of_recordings(pair: dict[str, Any]) -> None:
-    """Weights that change while an answer is on its way would not be noticed."""
+    """The weights that recorded answers name are told."""
     dialect = dialect_of(pair)
     call = dialect.read(json.loads(pair["request"]["body"]))
     fill = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
@@ -132,8 +132,7 @@ def aborted(dialect: Dialect, call: Call) -> list[list[Generation]]:
 
 @each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
-    """A client that aborts its call would get what it cannot read, or what looks like a success;
-    or it would be stored."""
+    """The answer to an aborted call looks like SGLang's own, and is not stored."""
     call = dialect.read({**body, "stream": False})
     one = dialect.read({n: v for n, v in body.items() if n not in ("n", "sampling_params", "rid")})
     if len(call.items) == 1:
@@ -171,7 +170,7 @@ def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
 
 @each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_ids_of_the_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
-    """A client would not know which of its calls was aborted."""
+    """The answer to an aborted call has the client's own id."""
     call = dialect.read(body)
     script = dialect.script(call, aborted(dialect, call))
     events = [parsed(event) for event in [*script.in_turn(), *script.finishes]]
@@ -180,7 +179,7 @@ def test_ids_of_the_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
 
 
 def test_time_and_model_of_the_aborted() -> None:
-    """OpenAI's clients read these, and would end in an error of their own."""
+    """The answer to an aborted call has the time and the model."""
     for dialect, body in ABORTS.values():
         answer = orjson.loads(dialect.aborted(dialect.read(body), "minted", 1234.5))
         if dialect is not generate.DIALECT:
@@ -190,7 +189,7 @@ def test_time_and_model_of_the_aborted() -> None:
 
 @each("index", [None, 0, 1])
 def test_cut(index: int | None) -> None:
-    """A client that aborts a stream would see it go on, or lose what it had of it."""
+    """A stream that is cut off ends with an abort, and keeps what it had."""
     for event in natives.stream([("a", 1), ("ab", 2), ("abc", 3)], index=index)[:2]:
         text = event["text"]
         before = {n: v for n, v in event["meta_info"].items() if n != "finish_reason"}

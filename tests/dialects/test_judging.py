@@ -23,7 +23,7 @@ from tests.tables import each
     ],
 )
 def test_weights(meta: Any, mixed: bool) -> None:
-    """Half of a stored answer would be another model's."""
+    """An answer of two sets of weights is not stored."""
     assert judging.weights_refusal(meta) is (Reason.MIXED_WEIGHTS if mixed else None)
 
 
@@ -41,7 +41,7 @@ def test_weights(meta: Any, mixed: bool) -> None:
     ],
 )
 def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
-    """An answer of other weights would be stored, or one that does not tell not be."""
+    """The weights that members name are told; others name none."""
     assert judging.weight_versions(metas) == versions
 
 
@@ -58,10 +58,10 @@ def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
     ],
 )
 def test_finish(kind: Any, reason: Reason | None) -> None:
-    """A cut answer would be repeated for ever."""
+    """A sample that did not end by itself is not stored."""
     assert judging.finish_refusal(kind) is reason
 
 
 def test_dump_is_compact() -> None:
-    """Stored answers would not be byte for byte those of SGLang."""
+    """JSON is written compactly, as SGLang writes it."""
     assert judging.dump({"a": [1, "ü"], "b": None}) == '{"a":[1,"ü"],"b":null}'.encode()

@@ -35,20 +35,20 @@ from tests.tables import each
     ],
 )
 def test_content_fields(body: dict[str, Any], content: dict[str, Any]) -> None:
-    """A value that SGLang refuses would be left out of the key, and so be answered."""
+    """A transport field is left out of the key only with a value of its type."""
     table = {"b": (str,), "c": (int,), "d": (dict, NULL)}
     assert reading.content_fields(body, table) == content
 
 
 @each(("holder", "n"), [({}, 1), ({"n": 1}, 1), ({"n": MAX_N}, MAX_N)])
 def test_n(holder: dict[str, Any], n: int) -> None:
-    """A client would get another number of samples."""
+    """A plain `n` is read."""
     assert reading.read_n(holder) == n
 
 
 @each("n", [0, -1, MAX_N + 1, True, False, None, 1.0, 2.5, "2", [2], {}])
 def test_n_that_is_upstreams_to_judge(n: Any) -> None:
-    """An invalid `n` would be answered from the cache, or a huge one stop the proxy."""
+    """Any other `n` is refused."""
     with pytest.raises(Refused) as caught:
         reading.read_n({"n": n})
     assert caught.value.reason is Reason.MALFORMED
@@ -73,7 +73,7 @@ def test_n_that_is_upstreams_to_judge(n: Any) -> None:
     ],
 )
 def test_unstorable(field: str, value: Any, reason: Reason) -> None:
-    """A call that depends on more than its body would be answered from the cache."""
+    """State of the server, and calls of one server to another, are refused."""
     with pytest.raises(Refused) as caught:
         reading.refuse_unstorable({"text": "a", field: value})
     assert caught.value.reason is reason
@@ -81,14 +81,14 @@ def test_unstorable(field: str, value: Any, reason: Reason) -> None:
 
 @each("stream", [1, 0, "true", "false", [], None])
 def test_odd_stream(stream: Any) -> None:
-    """SGLang refuses what a laxer reader would take for a stream, or for none."""
+    """A `stream` that is not a boolean is refused."""
     with pytest.raises(Refused) as caught:
         reading.is_stream({"stream": stream}, ())
     assert caught.value.reason is Reason.MALFORMED
 
 
 def test_unstreamable() -> None:
-    """A field that a stream answers in another form would be lost in the other."""
+    """A stream with a field that it answers in another form is refused."""
     assert reading.is_stream({"stream": True, "a": False, "b": 1}, ("a",))
     assert not reading.is_stream({"a": True}, ("a",))
     with pytest.raises(Refused) as caught:
@@ -98,7 +98,7 @@ def test_unstreamable() -> None:
 
 @each("body", [{}, {"stream": False}, {"session_params": None, "kv_hints": None}])
 def test_storable(body: dict[str, Any]) -> None:
-    """An ordinary call would never be a hit."""
+    """An ordinary body is not refused."""
     reading.refuse_unstorable(body)
 
 
@@ -117,7 +117,7 @@ def test_storable(body: dict[str, Any]) -> None:
     ],
 )
 def test_rids(rid: Any, n: int, batched: bool, size: int, rids: tuple[str, ...]) -> None:
-    """A client that names its requests would not find its ids in the answer."""
+    """The ids are those that SGLang has in its answer."""
     assert reading.read_rids({"rid": rid}, n, batched, size) == rids
 
 
@@ -139,7 +139,7 @@ def test_rids(rid: Any, n: int, batched: bool, size: int, rids: tuple[str, ...])
     ],
 )
 def test_rids_that_are_upstreams_to_judge(rid: Any, batched: bool, size: int, n: int) -> None:
-    """SGLang's refusal of a `rid` would be hidden by a stored answer."""
+    """A `rid` that SGLang refuses is refused."""
     with pytest.raises(Refused) as caught:
         reading.read_rids({"rid": rid}, n, batched, size)
     assert caught.value.reason is Reason.MALFORMED
@@ -165,7 +165,7 @@ PICTURE = "iVBORw0KGgo" + "A" * 80
     ],
 )
 def test_media_in_the_body(value: Any) -> None:
-    """Pictures that are part of the request would never be a hit."""
+    """Media within the body is part of the call."""
     assert not reading.media_refusal(value)
 
 
@@ -195,5 +195,5 @@ def test_media_in_the_body(value: Any) -> None:
     ],
 )
 def test_media_elsewhere(value: Any) -> None:
-    """A picture that has changed since would get the answer to the old one."""
+    """Media by URL or path is seen as such."""
     assert reading.media_refusal(value)

@@ -41,7 +41,7 @@ def test_broken_answer() -> None:
 
 
 def test_hung_up_in_the_meantime() -> None:
-    """A connection that upstream has closed while it was idle would cost a client its answer."""
+    """A connection that upstream has closed while it was idle costs no client its answer."""
 
     async def case(client: Client) -> None:
         first = await client.ask(*ASKED)
@@ -69,8 +69,21 @@ def test_hung_up_on_the_request() -> None:
     against(serve, case)
 
 
+def test_hung_up_in_the_middle_of_an_answer() -> None:
+    """A request that was answered in part is not sent once more: it may have generated."""
+    received: list[bytes] = []
+
+    async def case(client: Client) -> None:
+        assert (await client.ask(*ASKED)).body == b"ok"
+        with pytest.raises(Broken):
+            await client.ask(*ASKED)
+        assert len(received) == 2
+
+    against(saying(OK, OK[:20], received=received), case)
+
+
 def test_hung_up_on_the_request_with_others_idle() -> None:
-    """A request that upstream dies of would be sent on each kept connection in turn."""
+    """A request that was not answered is sent once more, and not on another kept connection."""
     received: list[bytes] = []
     together = asyncio.Event()
 
@@ -138,7 +151,7 @@ def test_left_by_a_burst() -> None:
 
 
 def test_unreachable() -> None:
-    """A client would not learn why there is no answer."""
+    """The error of a connection that is refused says so."""
 
     async def run() -> None:
         server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
@@ -193,7 +206,7 @@ def test_greeting_that_fails(case: str) -> None:
 
 
 def test_fields() -> None:
-    """Fields of one connection would be told to another; a client's own would be lost."""
+    """Fields of a connection stay with it, and a client's own are passed on."""
     received: list[bytes] = []
     answer = (
         b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\n"
@@ -244,7 +257,7 @@ def test_host() -> None:
 
 
 def test_host_that_is_kept() -> None:
-    """A virtual host would not be found by the name that its client has used."""
+    """The client's own host is passed on where that is asked for."""
     received: list[bytes] = []
 
     async def case(client: Client) -> None:
@@ -263,7 +276,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_ipv6() -> None:
-    """An upstream at a numeric IPv6 address would not be found."""
+    """An upstream at a numeric IPv6 address is found."""
 
     async def case(client: Client) -> None:
         assert (await client.ask(*ASKED)).body == b"ok"
@@ -280,7 +293,7 @@ UNSENDABLE: dict[str, tuple[str, list[tuple[bytes, bytes]]]] = {
 
 @each(("path", "fields"), UNSENDABLE.values(), ids=UNSENDABLE)
 def test_request_that_cannot_be_sent(path: str, fields: list[tuple[bytes, bytes]]) -> None:
-    """An odd request would be a traceback."""
+    """A request that cannot be written is an error of its own."""
 
     async def case(client: Client) -> None:
         with pytest.raises(Broken, match="cannot be sent"):

@@ -11,9 +11,11 @@ from sglang_cached_addon.wire.client import Client
 from tests.wire.serving import ASKED, against, request, saying
 from tests.wire.test_responses import OK
 
+STRAY = OK.replace(b"ok", b"no")
+
 
 def test_kept_connection() -> None:
-    """Each request would pay for a connection of its own."""
+    """A connection carries one request after the other."""
 
     async def case(client: Client) -> None:
         answers = [await client.ask(*ASKED) for _ in range(3)]
@@ -23,7 +25,7 @@ def test_kept_connection() -> None:
 
 
 def test_connection_that_is_to_be_closed() -> None:
-    """A request would be sent to a server that no longer listens."""
+    """A connection that the server closes is not used again."""
     closing = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
 
     async def case(client: Client) -> None:
@@ -34,32 +36,40 @@ def test_connection_that_is_to_be_closed() -> None:
 
 
 def test_bytes_that_belong_to_no_request() -> None:
-    """An answer that nobody asked for would be taken for the next one's."""
-    sent = asyncio.Event()
+    """Bytes that belong to no request end their connection, with an answer or while it is idle."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-        writer.write(OK)
-        await writer.drain()
+    async def together(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(OK + STRAY)(reader, writer)
+        await reader.read(1)
+
+    async def case(client: Client) -> None:
+        assert [(await client.ask(*ASKED)).body for _ in range(2)] == [b"ok", b"ok"]
+
+    against(together, case)
+    answered, sent = asyncio.Event(), asyncio.Event()
+
+    async def apart(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(OK)(reader, writer)
+        await answered.wait()
         if not sent.is_set():
-            await asyncio.sleep(0)
-            writer.write(OK.replace(b"ok", b"no"))
-            await writer.drain()
+            writer.write(STRAY)
             sent.set()
         await request(reader)
 
-    async def case(client: Client) -> None:
-        await client.ask(*ASKED)
+    async def idle(client: Client) -> None:
+        first = await client.ask(*ASKED)
+        answered.set()
         await sent.wait()
         for _ in range(100):
             await asyncio.sleep(0)
-        assert (await client.ask(*ASKED)).body == b"ok"
+        second = await client.ask(*ASKED)
+        assert (second.body, second.connection == first.connection) == (b"ok", False)
 
-    against(serve, case)
+    against(apart, idle)
 
 
 def test_cancelled() -> None:
-    """The GPU would work on for a client that has left."""
+    """Upstream is hung up on when its client leaves."""
     asked, left = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,7 +91,7 @@ def test_cancelled() -> None:
 
 
 def test_left_unread() -> None:
-    """The rest of an answer that nobody read would be taken for the next one's."""
+    """Who leaves a body unread has the connection closed."""
     left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +110,7 @@ def test_left_unread() -> None:
 
 
 def test_pieces_as_they_come() -> None:
-    """A stream would be held back until it is whole; one that is left would run on."""
+    """Each piece of a stream is given as it comes, and who leaves it has it closed."""
     go, left = asyncio.Event(), asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,8 +134,7 @@ def test_pieces_as_they_come() -> None:
 
 
 def test_early_answer_of_who_reads_no_more() -> None:
-    """A refusal would wait for ever for a body that upstream does not read; its connection would
-    carry the rest of that body before the next request."""
+    """An answer that comes before the body was read is given, and its connection not used again."""
     done = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -143,7 +152,7 @@ def test_early_answer_of_who_reads_no_more() -> None:
 
 
 def test_early_answer() -> None:
-    """A refusal that comes before a large body was sent would be lost."""
+    """An answer that comes before a large body was sent is given."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -160,7 +169,7 @@ def test_early_answer() -> None:
 
 
 def test_no_body() -> None:
-    """An answer that has none would be waited for."""
+    """An answer to HEAD has no body, and its connection is used again."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
 
     async def case(client: Client) -> None:

@@ -40,7 +40,7 @@ class Taken:
 
 
 def test_is_left(limited: int) -> None:
-    """The last ones would be given to who may not have them, or others be sent away for nothing."""
+    """The last descriptors are left to those who may have them."""
     assert descriptors.is_left(descriptors.for_clients())
     with closing(Taken(150)) as taken:
         assert not descriptors.is_left(150)
@@ -54,7 +54,7 @@ def test_is_left(limited: int) -> None:
 
 
 def test_upstream_waits(limited: int) -> None:
-    """A miss would fail where a moment later it would not."""
+    """A connection to upstream waits for a descriptor."""
 
     async def wait() -> None:
         with closing(Taken(limited - descriptors.SPARE + 1)) as taken:
@@ -73,7 +73,7 @@ def test_upstream_waits(limited: int) -> None:
     [((100, 300), 300), ((100, 1 << 20), descriptors.MOST), ((70_000, 80_000), 70_000)],
 )
 def test_raise_limit(before: tuple[int, int], after: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients would be kept out that there is room for, or a limit be lowered."""
+    """The limit is raised as far as it may be, and never lowered."""
     known = {"limit": before}
     monkeypatch.setattr(resource, "getrlimit", lambda which: known["limit"])
     monkeypatch.setattr(resource, "setrlimit", lambda which, limits: known.update(limit=limits))

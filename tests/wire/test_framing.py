@@ -88,7 +88,7 @@ def feed(data: bytes, size: int) -> tuple[bytes, Requests]:
 @each(("data", "wanted"), UNDERSTOOD.values(), ids=UNDERSTOOD)
 @each("size", [1, 2, 7, 1 << 20])
 def test_understood(data: bytes, wanted: bytes, size: int) -> None:
-    """A request would be changed in what it means, or not be seen to be over."""
+    """A request goes on as one that everybody reads alike, in whatever pieces it comes."""
     out, requests = feed(data, size)
     assert requests.phase is Phase.OVER
     assert not requests.held
@@ -108,7 +108,7 @@ def unchunked(data: bytes) -> bytes:
 
 @each("size", [1, 3, 1 << 20])
 def test_one_after_the_other(size: int) -> None:
-    """A request would go on before the one before it is done with."""
+    """A request waits until the one before it is over."""
     every = list(UNDERSTOOD.values())
     data = b"".join(before for before, _ in every) + b"GET"
     out, requests = feed(data, size)
@@ -123,7 +123,7 @@ def test_one_after_the_other(size: int) -> None:
 
 
 def test_no_request_any_more() -> None:
-    """What follows a request that is no HTTP any more would be lost."""
+    """What waits is given when it is not HTTP any more."""
     out, requests = feed(PLAIN["WebSocket"] + b"\x81\x00", 1 << 20)
     assert out == PLAIN["WebSocket"]
     assert requests.release() == b"\x81\x00"
@@ -194,7 +194,7 @@ REFUSED = {
 @each(("data", "status"), REFUSED.values(), ids=REFUSED)
 @each("size", [1, 5, 1 << 20])
 def test_refused(data: bytes, status: int, size: int) -> None:
-    """Somebody behind us would see other requests than we do, or we would wait for ever."""
+    """What can be read in two ways is refused, in whatever pieces it comes."""
     with pytest.raises(FramingError) as refused:
         feed(data, size)
     assert refused.value.status == status
@@ -214,7 +214,7 @@ ENDLESS = {
 
 @each(("begins", "goes_on", "status"), ENDLESS.values(), ids=ENDLESS)
 def test_endless(begins: bytes, goes_on: bytes, status: int) -> None:
-    """Memory would grow for as long as somebody sends."""
+    """Whatever has no end is refused within a bound."""
     requests = Requests()
     requests.receive(begins)
     sent = 0
@@ -238,7 +238,7 @@ HEAVY = dict(heavy())
 
 @each("data", HEAVY.values(), ids=HEAVY)
 def test_heavy(data: bytes) -> None:
-    """Some bytes would hold everybody up: they took half a minute."""
+    """No bytes take long to read."""
     began = time.process_time()
     with suppress(FramingError):
         feed(data, 1 << 20)
@@ -246,7 +246,7 @@ def test_heavy(data: bytes) -> None:
 
 
 def test_byte_by_byte_is_linear() -> None:
-    """A head in small pieces would be searched again from its beginning for each of them."""
+    """A head in small pieces is read in linear time."""
     data = head(GET, b"Host: x", b"A: " + b"a" * 60_000)
     began = time.process_time()
     out, _ = feed(data, 1)
@@ -263,7 +263,7 @@ BOUNDED = {
 @each("data", BOUNDED.values(), ids=BOUNDED)
 @each("size", [1, 1 << 20])
 def test_bound(data: bytes, size: int) -> None:
-    """A body that is kept would be kept whatever its size."""
+    """A body over the bound of its route is refused."""
     for bound in (3, 2):
         requests = Requests(lambda head, bound=bound: bound)  # type: ignore[misc]
         try:

@@ -223,12 +223,12 @@ def test_stream_hit() -> None:
 
 @each("events", [[], [b"a"], [b"a" * 15, b"b" * 16, b"c" * 70_000], [b"0\r\n\r\n", b"\r\n"]])
 def test_chunks(events: list[bytes]) -> None:
-    """A client would take something else for an event."""
+    """Each event is a chunk of its own."""
     assert unchunked(chunked(events)) == events
 
 
 def test_credentials_are_not_kept() -> None:
-    """Keys of clients would be in the memory for as long as the proxy runs."""
+    """No bytes of a head are kept."""
     reader = HeadReader(ROUTES)
     found = reader.read(head(LINE, *PLAIN, b"Authorization: Bearer s3cret"))
     assert isinstance(found, PlainHead)

@@ -26,7 +26,7 @@ HTTP, HTTPS = "http://sglang:30000", "https://[2001:db8::1]:443"
     ],
 )
 def test_own(value: str, upstream: str, path: str) -> None:
-    """A client would be led past the proxy, or to another host."""
+    """What leads to upstream leads back to the proxy."""
     assert through_proxy(value, upstream) == path
 
 
@@ -50,5 +50,5 @@ def test_own(value: str, upstream: str, path: str) -> None:
     ],
 )
 def test_others(value: str) -> None:
-    """A redirect to another server would lead back to the proxy."""
+    """What leads elsewhere stays as it is."""
     assert through_proxy(value, HTTP) == value

@@ -50,7 +50,7 @@ def split(pieces: list[bytes]) -> tuple[list[bytes], bytes]:
 
 @each(("events", "rest"), STREAMS.values(), ids=STREAMS)
 def test_any_pieces(events: list[bytes], rest: bytes) -> None:
-    """What a client gets would depend on how TCP had cut it, or bytes would get lost."""
+    """Events are the same however their bytes are cut."""
     whole = b"".join(events) + rest
     assert split([whole]) == (events, rest)
     assert split([*events, rest]) == (events, rest)
@@ -61,7 +61,7 @@ def test_any_pieces(events: list[bytes], rest: bytes) -> None:
 
 
 def test_random_bytes() -> None:
-    """An odd upstream would lose bytes, or be told apart in another way by luck."""
+    """No byte is lost of whatever comes."""
     rng = random.Random(1)
     for _ in range(2000):
         whole = bytes(rng.choices(b"\n\n\n\r: d", k=rng.randrange(24)))
@@ -74,7 +74,7 @@ def test_random_bytes() -> None:
 
 
 def test_events_come_at_once() -> None:
-    """A client would wait for an event that has come already."""
+    """An event is given as soon as it is whole."""
     splitter = Splitter()
     assert splitter.feed(ONE + TWO[:5]) == [ONE]
     assert splitter.unfinished == TWO[:5]
@@ -116,7 +116,7 @@ DATA = {
 
 @each(("event", "said"), DATA.values(), ids=DATA)
 def test_data(event: bytes, said: bytes | None) -> None:
-    """What an event says would not be recorded, or be taken for something else."""
+    """The data of an event is read as the format has it."""
     assert sse.data(event) == said
 
 
@@ -137,13 +137,13 @@ def test_data(event: bytes, said: bytes | None) -> None:
     ],
 )
 def test_silent(event: bytes, silent: bool) -> None:
-    """What is not understood would be left out of a recording that seems whole."""
+    """Only what means nothing is silent."""
     assert sse.is_silent(event) is silent
 
 
 @each("said", [b"", b" ", b"1", b"[DONE]", b": x", "ñ�".encode(), b"a\0b"])
 def test_inverse(said: bytes) -> None:
-    """A stream from the store would say something else than its recording."""
+    """The data of recorded events is written as it was."""
     assert sse.data(sse.event(said)) == said
     assert split([sse.event(said)]) == ([sse.event(said)], b"")
     assert sse.event(sse.DONE_DATA) == sse.DONE
@@ -162,7 +162,7 @@ def test_recordings(pair: dict[str, object]) -> None:
 
 
 def test_a_large_event_in_many_pieces() -> None:
-    """An event of many megabytes would be copied anew for each piece of it."""
+    """A large event in many pieces is read in linear time."""
     splitter, piece = Splitter(), b"x" * (64 << 10)
     began = time.process_time()
     assert not any(splitter.feed(piece) for _ in range(1000))
@@ -173,7 +173,7 @@ def test_a_large_event_in_many_pieces() -> None:
 
 
 def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it would be kept, however long it goes on."""
+    """An event without an end is let go of within a bound."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
     splitter, given = Splitter(), b""
     for _ in range(100):

@@ -30,7 +30,7 @@ def read(data: bytes, size: int) -> tuple[list[bytes], bytes]:
 
 @each("size", [1, 3, 1 << 20])
 def test_whole(size: int) -> None:
-    """A body would be cut, or the answer behind it be lost."""
+    """A body is read to its end, and what is behind it stays."""
     pieces, rest = read(b"1\r\na\r\n2;x\r\nbc\r\n0\r\nA: 1\r\n\r\nHTTP/1.1 200", size)
     assert b"".join(pieces) == b"abc"
     assert rest == b"HTTP/1.1 200"
@@ -41,6 +41,6 @@ def test_whole(size: int) -> None:
 @each("data", BODIES.values(), ids=BODIES)
 @each("size", [1, 1 << 20])
 def test_refused(data: bytes, size: int) -> None:
-    """An answer would be hidden in another one."""
+    """What can be read in two ways is refused."""
     with pytest.raises(h11.RemoteProtocolError):
         read(data, size)

@@ -40,7 +40,7 @@ from tests.tables import each
     ],
 )
 def test_streaming(body: dict[str, Any], wanted: Any) -> None:
-    """A client would get a stream, or an end of one, that it has not asked for."""
+    """A stream is given as the client asks for it."""
     try:
         assert asking.streaming(body) == wanted
     except Refused as refused:
@@ -60,7 +60,7 @@ def test_streaming(body: dict[str, Any], wanted: Any) -> None:
     ],
 )
 def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> None:
-    """No stream could be recorded, or the client's own body would be changed."""
+    """A stream of upstream is asked for its usage, and the client's body stays as it is."""
     body = {"prompt": "a", "stream": True, **options}
     before = orjson.dumps(body)
     call = completions.DIALECT.read(body)
@@ -73,7 +73,7 @@ def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> N
 
 @each(("total", "refused"), [(1, False), (2, True)])
 def test_report_on_the_first_sample(total: int, refused: bool) -> None:
-    """A later sample would be answered without the experts that were asked for."""
+    """A report on the first sample alone is refused for several samples."""
     asking.refuse_shared_report({"return_routed_experts": False}, total)
     asking.refuse_shared_report({}, total)
     if refused:

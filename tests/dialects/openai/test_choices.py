@@ -63,18 +63,18 @@ def split_refusal(value: Any, fill: Fill = FILL2) -> Reason:
     ],
 )
 def test_answers_that_are_not_what_was_asked_for(value: Any, reason: Reason) -> None:
-    """Samples would be stored under the wrong prompt, or an error as a sample."""
+    """An answer that is not what was asked for is refused."""
     assert split_refusal(value) is reason
 
 
 @each("index", [[], {}])
 def test_index_of_a_wrong_type(index: Any) -> None:
-    """An odd upstream would end a request in a traceback."""
+    """An index of any other type is refused."""
     assert split_refusal(answer({"index": index}, {"index": 1})) is Reason.UNREADABLE
 
 
 def test_error_beside_choices() -> None:
-    """A failure that a server reports within a 200 would be repeated for ever."""
+    """An error beside an answer keeps it from being stored."""
     value = answer({}, {}, error={"message": "worker died", "code": 500})
     try:
         assert choices.split(FILL2, value, [None]).refusal is Reason.ERROR
@@ -97,7 +97,8 @@ def test_error_beside_choices() -> None:
     ],
 )
 def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> None:
-    """A cut answer would be repeated for ever, or a whole one be generated again."""
+    """An answer may be stored only where each choice ended by itself and is of one set of
+    weights."""
     split = choices.split(FILL2, value, [None])
     assert split.refusal is refusal
     assert len(split.generations) == 2
@@ -122,19 +123,19 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
     ],
 )
 def test_versions(value: dict[str, Any], versions: set[str]) -> None:
-    """An answer of other weights than those that were asked would be stored as theirs."""
+    """The weights that an answer names are told."""
     assert choices.split(FILL2, value, [None]).versions == versions
 
 
 def test_no_finish_reason() -> None:
-    """An unfinished generation would be stored as a whole one."""
+    """A choice without a finish reason may not be stored."""
     value = answer({}, {})
     del value["choices"][1]["finish_reason"]
     assert choices.split(FILL2, value, [None]).refusal is Reason.UNFINISHED
 
 
 def test_choices_out_of_order() -> None:
-    """A prompt would get another prompt's text."""
+    """Choices are sorted by their indexes."""
     value = answer({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"})
     value["choices"] = [value["choices"][k] for k in (2, 0, 3, 1)]
     split = choices.split(Fill({}, (4, 7), 2), value, [None, None])
@@ -148,7 +149,7 @@ def test_choices_out_of_order() -> None:
 
 
 def test_sample_is_an_answer_for_one() -> None:
-    """A stored sample would carry what belongs to another."""
+    """A sample is an answer of one choice, with its own share of the whole."""
     value = answer(
         {"text": "a", "hidden_states": [1]},
         {"text": "bb", "token_ids": [3, 4]},
@@ -178,7 +179,7 @@ def test_sample_is_an_answer_for_one() -> None:
 
 @each("usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "6"}])
 def test_unknown_tokens(usage: Any) -> None:
-    """A server that does not count tokens could not be cached."""
+    """A sample whose tokens are not told counts as none."""
     split = choices.split(FILL2, answer({}, {}, usage=usage), [None])
     assert [g.tokens for g in split.generations] == [0, 0]
 
@@ -192,13 +193,13 @@ def dumped(value: Any) -> bytes:
 
 
 def test_one_sample_is_given_as_it_is() -> None:
-    """A hit would not be byte for byte what was stored."""
+    """One sample is given as it is stored."""
     stored = b'{"choices":[{"index":0}], "odd" : 1}'
     assert choices.write(call_of(1, 1), [[stored]]) == stored
 
 
 def test_identity_is_the_first_ones() -> None:
-    """One answer would have the id or the time of several."""
+    """The id and the time are those of the first sample."""
     one = answer({"text": "a"}, id="1", created=1, metadata={"weight_version": "x"}, odd=1)
     two = answer({"text": "b"}, id="2", created=2, metadata={"weight_version": "y"}, odd=2)
     merged = json.loads(choices.write(call_of(1, 2), [[dumped(one), dumped(two)]]))
@@ -210,7 +211,7 @@ def test_identity_is_the_first_ones() -> None:
 
 @each("batched", [1, 2])
 def test_client_rids_are_put_back(batched: int) -> None:
-    """A client would find another client's id in its answer."""
+    """The client's own ids are put into its answer."""
     samples = [[dumped(answer({"meta_info": {"id": "up"}}))] for _ in range(batched)]
     rids = ("r0", "r1")[:batched]
     merged = json.loads(choices.write(call_of(batched, 1, rids), samples))
@@ -219,13 +220,13 @@ def test_client_rids_are_put_back(batched: int) -> None:
 
 
 def test_rid_without_meta_info() -> None:
-    """A hit under a `rid` would invent fields that SGLang did not send."""
+    """No `meta_info` is added where there is none."""
     merged = json.loads(choices.write(call_of(1, 1, ("r",)), [[dumped(answer({}))]]))
     assert merged == answer({}, id="r")
 
 
 def test_usage_of_a_merged_answer() -> None:
-    """Prompt tokens would be counted once per sample, or generated ones be lost."""
+    """A usage counts each prompt once, and the tokens of all samples."""
 
     def one(prompt: int, completion: int) -> bytes:
         total = prompt + completion
@@ -238,7 +239,7 @@ def test_usage_of_a_merged_answer() -> None:
 
 
 def test_reasoning_details_of_a_later_sample() -> None:
-    """Tokens of reasoning would get lost where the first sample had none."""
+    """Details of usage are summed up where only later samples have them."""
     plain = {"completion_tokens": 4, "reasoning_tokens": 0, "completion_tokens_details": None}
     deep = {
         "completion_tokens": 9,
@@ -253,7 +254,7 @@ def test_reasoning_details_of_a_later_sample() -> None:
 
 
 def test_output_ids_of_a_merged_answer() -> None:
-    """Trainers would get one sample's tokens for another's text."""
+    """The ids of each sample's tokens are in the order of the choices."""
     samples = [
         dumped(answer({}, sglext={"output_ids": [[k, k]], "spec_tokens_details": []}))
         for k in (1, 2, 3)
@@ -263,7 +264,7 @@ def test_output_ids_of_a_merged_answer() -> None:
 
 
 def test_choices_keep_what_is_theirs() -> None:
-    """Log probabilities, tool calls or reasoning would be lost or swapped."""
+    """Each choice keeps what is its own."""
     said = [
         {
             "logprobs": {"content": [{"token": text, "logprob": -0.5}]},
@@ -280,7 +281,7 @@ def test_choices_keep_what_is_theirs() -> None:
 
 @each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A merged answer would differ from what SGLang says."""
+    """A recorded answer is the same after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     prompt = body.get("prompt", "x")
     prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], str) else [prompt]
@@ -298,7 +299,7 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
 
 
 def test_a_count_that_only_some_samples_have() -> None:
-    """Reasoning would be lost where the first sample did not reason."""
+    """A count that only some samples have is summed up."""
     plain = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
     thoughtful = {
         **plain,

@@ -35,7 +35,7 @@ from tests.tables import each
     ],
 )
 def test_unknown(choice: dict[str, Any], is_end: bool, refused: bool) -> None:
-    """What a stream says in pieces would be stored as its last piece."""
+    """A member that no sample has is refused, unless it comes at the end and is no list."""
     if refused:
         with pytest.raises(Refused):
             refuse_unknown(choice, frozenset(CHOICE), is_end=is_end)
@@ -88,7 +88,7 @@ END = {"id": "id9", "object": "chunk", "choices": [], "usage": {"completion_toke
 
 
 def test_envelope() -> None:
-    """JSON clients would get an answer whose members are those of a chunk."""
+    """The JSON answer from a stream has JSON's own members."""
     made, asked = recorder(server=Server(SGLANG))
     for event in (chunk(1), chunk(0, end=1), chunk(1, end=1), END):
         made.add(event)
@@ -120,7 +120,7 @@ def test_envelope() -> None:
     ],
 )
 def test_metadata(server: Server, metadata: Any) -> None:
-    """A JSON answer from a stream would lack what SGLang's has, or have what no other's has."""
+    """The JSON answer from a stream has the `metadata` that the server itself gives."""
     call = completions.DIALECT.read({"prompt": "a", "stream": True})
     fill = completions.DIALECT.trim(call, [1], lambda: "", server)
     made = completions.DIALECT.record(call, fill)
@@ -134,8 +134,7 @@ NEWS = {"timings": {"ms": 5}, "citations": ["x"]}
 
 
 def test_members_of_later_events() -> None:
-    """What a server tells at the end of a stream, as times or sources, would be lost: to JSON, and
-    to who reads the stream again."""
+    """Members that come at the end of a stream are in JSON, and at the end of its replay."""
     call = completions.DIALECT.read({"prompt": "a", "stream": True})
     shown = completions.DIALECT.read(
         {"prompt": "a", "stream": True, "stream_options": {"include_usage": True}}
@@ -164,7 +163,7 @@ def test_members_of_later_events() -> None:
 
 
 def test_members_of_json() -> None:
-    """What JSON tells once would be told with each word of a stream of it."""
+    """Members that only JSON has come once in a stream of it."""
     answer = {"id": "up", "object": "text_completion", "created": 7, "model": "m",
               "choices": [{"index": 0, "text": "a", "finish_reason": "stop"}], "usage": None,
               "prompt_logprobs": None, **NEWS}  # fmt: skip
@@ -179,7 +178,7 @@ def test_members_of_json() -> None:
 
 
 def test_usage_of_json() -> None:
-    """A JSON answer would lack members that SGLang's has."""
+    """The usage in JSON has the members that streams leave out."""
     made, asked = recorder(1)
     for event in (chunk(0, end=1), usage(3, 5)):
         made.add(event)
@@ -192,7 +191,7 @@ def test_usage_of_json() -> None:
 
 
 def test_own_ids() -> None:
-    """A finish would seem to be another choice's."""
+    """A finish has the id of its own choice."""
     made, _ = recorder()
     made.add(chunk(0))
     finish = chunk(0, rid="id1", end=1)
@@ -213,7 +212,7 @@ def test_own_ids() -> None:
     ],
 )
 def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> None:
-    """The usage of one choice would be a guess though it is known, or be wrong."""
+    """A choice's usage is what its own stream tells, where that sums up."""
     call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
     made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
     for k, count in enumerate(counts):
@@ -230,7 +229,7 @@ def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> 
      ((3, 3), Reason.LOST_LOGPROBS)],
 )  # fmt: skip
 def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
-    """JSON clients would get fewer log-probabilities than tokens."""
+    """A stream without the log-probabilities of all tokens is not stored."""
     for wants in (True, False):
         made, _ = recorder(wants_rows=wants)
         for k, count in enumerate(rows):

@@ -29,7 +29,7 @@ from tests.tables import each
     ],
 )
 def test_member(value: Any, kind: type, found: Any) -> None:
-    """Another server's sample would end a request in a traceback."""
+    """A member of another type counts as missing."""
     assert member(value, "x", kind) == found
 
 
@@ -47,7 +47,7 @@ def stored_choice(**members: Any) -> StoredChoice:
 
 
 def test_head() -> None:
-    """Chunks would have members of the whole answer, or lack their own."""
+    """Chunks have the members of each event, and not those of the whole answer."""
     found = stored_choice(sglext={"x": 1}, service_tier="y").head("chunk", 8)
     assert orjson.loads(found + b"}") == {
         "id": "up", "object": "chunk", "created": 8, "model": "m", "service_tier": "y",
@@ -66,12 +66,12 @@ def test_head() -> None:
     ],
 )
 def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
-    """Tokens so far would not sum to those of the whole, or not grow."""
+    """Tokens so far rise to those of the whole."""
     assert stored_choice().counts(lengths, known) == found
 
 
 def test_usage_so_far() -> None:
-    """A client that counts as it reads would find other members than SGLang's."""
+    """The usage so far has SGLang's members."""
     wanted = {
         "prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
         "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None,
@@ -96,7 +96,7 @@ def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Ge
 
 
 def test_usage_of_a_whole_answer() -> None:
-    """Prompts would be counted once per sample, or samples not at all."""
+    """The usage of a whole answer counts each prompt once and all samples."""
     call = completions.DIALECT.read({"prompt": ["a", "b"], "n": 2, "stream": True})
     pools = [[sample_of(1), sample_of(2)], [sample_of(4, 5), sample_of(8, 5)]]
     said = completions.DIALECT.usage(call, pools)
@@ -113,7 +113,7 @@ def test_usage_of_a_whole_answer() -> None:
 
 
 def test_created() -> None:
-    """A stream would seem to be put together: a server's has one time."""
+    """All choices of a stream have one time."""
     call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
     script = completions.DIALECT.script(call, [[sample_of(1, created=5), sample_of(2, created=6)]])
     found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
@@ -123,7 +123,7 @@ def test_created() -> None:
 
 
 def test_fewer_samples_than_asked_for() -> None:
-    """The stored choices of a call that is topped up would get the wrong numbers."""
+    """Stored choices have their numbers where others are still to come."""
     call = completions.DIALECT.read({"prompt": ["a", "b", "c"], "n": 2, "stream": True})
     script = completions.DIALECT.script(call, [[sample_of(1)], [], [sample_of(2), sample_of(3)]])
     found = [orjson.loads(sse.data(events[0]) or b"") for events in script.deltas]
@@ -131,7 +131,7 @@ def test_fewer_samples_than_asked_for() -> None:
 
 
 def test_renumber() -> None:
-    """A choice of upstream's would be mixed with a stored one."""
+    """Events of a fill get the numbers of the client's answer."""
     event = stream(["a"], index=1, logprobs=[scores(0, 1)])[0]
     replay.renumber(event, [2, 5], sample_of(1, created=9))
     assert event["choices"][0]["index"] == 5
@@ -141,7 +141,7 @@ def test_renumber() -> None:
 
 
 def test_rename() -> None:
-    """A client would not find its own id."""
+    """Each event has the client's own id."""
     event = stream(["a"], index=1)[0]
     replay.rename(event, ["x", "y"])
     assert event["id"] == "y"

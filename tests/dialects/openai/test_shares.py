@@ -26,7 +26,7 @@ from tests.tables import each
     ],
 )
 def test_apportion(total: int, weights: list[int]) -> None:
-    """The tokens of an answer would not add up, or a share be far from its weight."""
+    """Parts sum up to the whole, and each is near to its weight."""
     parts = shares.apportion(total, weights)
     assert sum(parts) == total
     assert len(parts) == len(weights)
@@ -36,7 +36,7 @@ def test_apportion(total: int, weights: list[int]) -> None:
 
 
 def test_apportion_is_by_weight() -> None:
-    """The longest sample would be counted as the shortest."""
+    """A larger weight has a larger part."""
     assert shares.apportion(10, [1, 0, 4]) == [2, 0, 8]
     assert shares.apportion(4, [0, 0, 0]) == [2, 1, 1]
     assert shares.apportion(5, []) == []
@@ -84,7 +84,7 @@ def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
 )
 @each("texts", ["", "abc", "long and short"])
 def test_usage_round_trip(usage: dict[str, Any], weights: list[int], n: int, texts: str) -> None:
-    """The `usage` of a merged answer would differ from what SGLang counted."""
+    """Shares of a usage come together to the same usage."""
     total = len(weights) * n
     answers = [chat_choice(texts * i, "r" * (total - i)) for i in range(total)]
     before = copy.deepcopy(usage)
@@ -101,7 +101,7 @@ def _usages(parts: list[dict[str, Any] | None]) -> list[dict[str, Any]]:
 
 
 def test_guesses() -> None:
-    """A hit for one sample would claim the tokens of all, or be given what is a guess."""
+    """A share that is guessed is not called exact."""
     usage = {"prompt_tokens": 9, "total_tokens": 29, "completion_tokens": 20, "reasoning_tokens": 6}
     choices = [chat_choice("a" * k, "r" * r) for k, r in ((10, 0), (20, 10), (0, 20), (40, 0))]
     assert shares.of(usage, choices, ["x", "xx"], 2) == (
@@ -117,7 +117,7 @@ def test_guesses() -> None:
 
 @each("usage", [None, 1, "x", []])
 def test_no_usage(usage: Any) -> None:
-    """A server that sends no usage could not be cached."""
+    """Without a usage there are no shares, and nothing is guessed."""
     assert shares.of(usage, [chat_choice("a")] * 2, [None], 2) == ([None, None], True)
 
 
@@ -141,8 +141,7 @@ TELLING: dict[str, list[dict[str, Any]]] = {
 
 @each("choices", TELLING.values(), ids=TELLING)
 def test_choices_that_tell(choices: list[dict[str, Any]]) -> None:
-    """Tokens would be guessed from text although the answer tells them; where what it tells does
-    not come to the whole, it tells something else."""
+    """Tokens that the choices tell are taken, where they sum up."""
     parts = [{"completion_tokens": 7}, {"completion_tokens": 3}]
     assert shares.of({"completion_tokens": 10}, choices, [None], 2) == (parts, True)
     _, is_exact = shares.of({"completion_tokens": 11}, choices, [None], 2)
@@ -150,7 +149,7 @@ def test_choices_that_tell(choices: list[dict[str, Any]]) -> None:
 
 
 def test_as_many_as_there_may_be() -> None:
-    """Samples that all end at the limit would not be stored, or those that need not would."""
+    """Choices that all have as many tokens as they may are exact."""
     choices, usage = [{"text": "a"}, {"text": "bcd"}], {"completion_tokens": 16}
     assert shares.of(usage, choices, [None], 2, limit=8) == ([{"completion_tokens": 8}] * 2, True)
     for limit in (9, None, "8", 8.0):
@@ -158,7 +157,7 @@ def test_as_many_as_there_may_be() -> None:
 
 
 def test_prompts() -> None:
-    """A prompt of a list would be counted as long as another: "import os" as 16 tokens."""
+    """Each prompt's own tokens are counted where they are known."""
     usage = {"prompt_tokens": 12, "completion_tokens": 4, "total_tokens": 16}
     choices: list[dict[str, Any]] = [{"text": "a"}, {"text": "b"}]
     own = [{"prompt_token_ids": [1] * k, "token_ids": [2, 3], **c} for k, c in
@@ -174,7 +173,7 @@ def test_prompts() -> None:
 
 
 def test_thoughts() -> None:
-    """Tokens of reasoning would be those of who has not thought."""
+    """Tokens of reasoning are shared by the length of reasoning."""
     usage = {
         "prompt_tokens": 1,
         "total_tokens": 10,
@@ -205,8 +204,7 @@ def test_thoughts() -> None:
 
 
 def test_what_was_at_hand() -> None:
-    """A server that reports its cache would have no list stored; one that reports pictures would
-    have them guessed."""
+    """How much of a prompt was cached may be shared out at will; other details may not."""
     choices = [{"text": "a"}, {"text": "b"}]
     for name, is_known in (("cached_tokens", True), ("image_tokens", False)):
         usage = {"prompt_tokens": 4, "prompt_tokens_details": {name: 3}}
@@ -216,7 +214,7 @@ def test_what_was_at_hand() -> None:
 
 
 def test_tool_calls_have_length() -> None:
-    """A sample that only calls a tool would be counted as empty."""
+    """A tool call has a length."""
     call = {"message": {"content": "", "tool_calls": [{"function": {"arguments": "x" * 90}}]}}
     parts, _ = shares.of({"completion_tokens": 10}, [call, chat_choice("a")], [None], 2)
     first, second = _usages(parts)
