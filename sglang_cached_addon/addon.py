@@ -11,7 +11,6 @@ import logging
 import ssl
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mitmproxy import addonmanager, ctx, exceptions
 from mitmproxy.addonmanager import Loader
@@ -19,16 +18,17 @@ from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
-from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.assembly import Parts, Target, assemble
-from sglang_cached_addon.proxy import gateway, inside, lane
+from sglang_cached_addon.proxy import gateway, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.flows import Streaming
 from sglang_cached_addon.proxy.hooks import FlowHooks
+from sglang_cached_addon.proxy.inside import handler_of, proxyserver
 from sglang_cached_addon.proxy.passage import open_passage
 from sglang_cached_addon.proxy.requests import is_local
+from sglang_cached_addon.proxy.selfcheck import Part, faults, has
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
@@ -58,7 +58,7 @@ class SglangCached:
         """Of the clients that are there."""
         self._announce = announce
         self._desk = Desk()
-        self._streaming = Streaming(_handler_of)
+        self._streaming = Streaming(handler_of)
         self._flows = FlowHooks(self._desk, self.connections, self._streaming)
         self.addons = [self._flows]
         """Those within this one, for mitmproxy."""
@@ -74,9 +74,9 @@ class SglangCached:
 
     def load(self, loader: Loader) -> None:
         for option in OPTIONS:
-            loader.add_option(option.name, option.type, option.default, option.help)
-        if proxyserver := _proxyserver():
-            proxyserver.servers.changed.connect(self._servers_changed)
+            loader.add_option(option.name, option.type, option.default, option.option_help)
+        if server := proxyserver():
+            server.servers.changed.connect(self._servers_changed)
 
     def configure(self, updated: set[str]) -> None:
         if not updated & {option.name for option in OPTIONS}:
@@ -105,8 +105,8 @@ class SglangCached:
     def _is_time_to_open(self) -> bool:
         """Whether mitmproxy is about to listen: who came before the store is open could not be
         answered. It has a hook for when it does listen only."""
-        proxyserver = _proxyserver()
-        return bool(proxyserver) and any(not server.is_running for server in proxyserver.servers)
+        found = proxyserver()
+        return found is not None and any(not server.is_running for server in found.servers)
 
     def running(self) -> None:
         if self.parts or self._desk.failure:
@@ -140,7 +140,7 @@ class SglangCached:
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        for part, fault in inside.faults().items():
+        for part, fault in faults().items():
             logger.warning(
                 "sglang-cached: off, as this mitmproxy is not as expected: %s (%s)",
                 part.value,
@@ -161,7 +161,7 @@ class SglangCached:
     # Hooks
 
     def client_connected(self, client: Client) -> None:
-        handler = _handler_of(client)
+        handler = handler_of(client)
         if not handler or not isinstance(client.proxy_mode, ReverseMode):
             return
         connection = self.connections.add(handler)
@@ -171,7 +171,7 @@ class SglangCached:
             lane.open_lane(connection, self._heads, self._desk, is_local=is_local(client))
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        if not inside.has(inside.Part.LAYERS):
+        if not has(Part.LAYERS):
             return
         connection = self.connections.get(nextlayer.context.client)
         ours = gateway.reverse_proxy(
@@ -218,17 +218,6 @@ class SglangCached:
         to others."""
         unfinished = self.parts.unfinished if self.parts else 0
         return len(self._flows) + self.connections.busy + unfinished
-
-
-def _proxyserver() -> Any:
-    """mitmproxy's addon that listens, if there is one."""
-    return ctx.master.addons.get("proxyserver")
-
-
-def _handler_of(client: Client) -> ConnectionHandler | None:
-    """What serves a client's connection."""
-    found: ConnectionHandler | None = _proxyserver().connections.get(client.id)
-    return found
 
 
 def _upstream_url() -> str:

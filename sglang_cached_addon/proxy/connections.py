@@ -18,7 +18,7 @@ from mitmproxy.connection import Client
 from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
 from sglang_cached_addon.proxy import inside
-from sglang_cached_addon.proxy.inside import Part
+from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.exchange import Bypass
 
@@ -208,7 +208,7 @@ class Connections:
 
 def open_connection(handler: ConnectionHandler) -> Connection | None:
     """One that is watched from now on; None if it cannot be, or is not one of TCP."""
-    if not inside.has(Part.WATCHDOG, Part.LAYERS):
+    if not has(Part.WATCHDOG, Part.LAYERS):
         return None
     writer = inside.end_of(handler).writer
     if not isinstance(writer, asyncio.StreamWriter):

@@ -37,6 +37,7 @@ from sglang_cached_addon.proxy.inside import (
     ResponseProtocolError,
     read_with,
 )
+from sglang_cached_addon.proxy.selfcheck import Part, has
 
 MakeLayer = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
@@ -87,7 +88,8 @@ class Gateway(HttpLayer):
 
     def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
         # mitmproxy itself looks here for the end of a connection's layers.
-        read_with(self.connections[command.connection].context.layers[-1], Answers)
+        if has(Part.ANSWERS):
+            read_with(self.connections[command.connection].context.layers[-1], Answers)
         yield from super().register_connection(command)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:

@@ -21,6 +21,7 @@ from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, Handed, HeadTimer, Progress
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
+from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.writing import Received, Writer
 from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.exchange import Bypass, Hit
@@ -295,7 +296,7 @@ def open_lane(
     transport = connection.writer.transport
     protocol = transport.get_protocol()
     if not (
-        inside.has(inside.Part.READER)
+        has(Part.READER)
         and isinstance(stream, asyncio.StreamReader)
         and isinstance(transport, asyncio.Transport)
         and isinstance(protocol, asyncio.Protocol)

@@ -22,6 +22,7 @@ from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.checks import StartError
 from sglang_cached_addon.proxy.listening import Listening
+from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
@@ -81,7 +82,7 @@ class Lifetime:
             self._exit_code = 1
             self._master.shutdown()
             return
-        for server in servers:
+        for server in servers if has(Part.SERVERS) else ():
             self._listening += [
                 Listening(end, server.handle_stream) for end in inside.servers_of(server)
             ]

@@ -1,130 +1,43 @@
-"""The inside of mitmproxy and asyncio: each part is tried, and what needs it is off without it."""
+"""What is used of the inside of mitmproxy and asyncio, as it is here."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import socket
 
-import pytest
-import requests
-from mitmproxy.proxy.layers.http import HttpLayer
-from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
-from mitmproxy.proxy.mode_servers import AsyncioServerInstance
-from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+from mitmproxy.connection import Client
+from mitmproxy.options import Options
+from mitmproxy.proxy import events
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode
 
-from sglang_cached_addon.proxy.inside import Part, faults
-from tests.conftest import Proxy, StartProxy, until
-from tests.simulator import Simulator
-
-GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
-# What another version may do without.
-MOVED: list[tuple[Part, type, str]] = [
-    (Part.LAYERS, Http1Server, "read_headers"),
-    (Part.LAYERS, HttpLayer, "make_stream"),
-    (Part.LAYERS, HttpLayer, "get_connection"),
-    (Part.ANSWERS, Http1Client, "read_headers"),
-    (Part.WATCHDOG, TimeoutWatchdog, "register_activity"),
-    (Part.WATCHDOG, ConnectionHandler, "drain_writers"),
-    (Part.READER, asyncio.StreamReader, "feed_data"),
-    (Part.SERVERS, AsyncioServerInstance, "__init__"),
-]
+from sglang_cached_addon.proxy import inside
 
 
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    """What is tried is tried anew, now and afterwards."""
-    faults.cache_clear()
-    yield
-    faults.cache_clear()
+def test_a_client_of_http1() -> None:
+    """A layer is idle as long as nothing of a request has come, and no pipe meanwhile."""
+    client = Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2), timestamp_start=0.0)
+    http = HttpLayer(Context(client, Options()), HTTPMode.transparent)
+    assert inside.http1_server(http, client) is None
+    assert inside.is_pipe(http, client)
+    list(http.handle_event(events.Start()))
+    assert (inside.is_idle(http, client), inside.is_pipe(http, client)) == (True, False)
+    list(http.handle_event(events.DataReceived(client, b"POST / HTTP/1.1\r\n")))
+    assert (inside.is_idle(http, client), inside.is_pipe(http, client)) == (False, False)
 
 
-def test_as_expected(fresh: None) -> None:
-    """This mitmproxy and this Python have all of it."""
-    assert faults() == {}
+def test_sockets_are_taken_over() -> None:
+    """A server whose sockets were taken over lets nobody in, and the sockets still listen."""
 
+    async def run() -> None:
+        served = []
+        server = await asyncio.start_server(lambda *ends: served.append(ends), "127.0.0.1", 0)
+        async with server:
+            (end,) = inside.take_sockets(server, asyncio.get_running_loop())
+            with end, socket.create_connection(server.sockets[0].getsockname(), 5):
+                end.setblocking(True)
+                end.accept()[0].close()
+                await asyncio.sleep(0)
+        assert not served
 
-def test_what_has_moved_is_noticed(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that another version does not have, or has otherwise, is named."""
-    for part, kind, name in MOVED:
-        with monkeypatch.context() as patch:
-            patch.setattr(kind, name, None)
-            faults.cache_clear()
-            assert part in faults(), (kind, name)
-
-
-# What a later version might look like, run before anything else in a new process.
-HIDE = """
-import sys
-def hidden(name):
-    def get(self):
-        if sys._getframe(1).f_globals["__name__"].endswith("proxy.inside"):
-            raise AttributeError(name)
-        return vars(self)["other" + name]
-    def put(self, value):
-        vars(self)["other" + name] = value
-    return property(get, put)
-"""
-VERSIONS = {
-    Part.LAYERS: """
-from mitmproxy.proxy.layers.http import HttpLayer
-make_stream, event_to_child = HttpLayer.make_stream, HttpLayer.event_to_child
-def other(self, child, event):
-    self.make_stream = lambda stream_id: make_stream(self, stream_id)
-    yield from event_to_child(self, child, event)
-HttpLayer.event_to_child = other
-""",
-    Part.ANSWERS: """
-from mitmproxy.proxy.layers import http
-class Other(http.Http1Client):
-    pass
-http.Http1Client = Other
-""",
-    Part.WATCHDOG: """
-from mitmproxy.proxy import server
-class Other(server.TimeoutWatchdog):
-    async def watch(self):
-        self.callback = self.other
-        await super().watch()
-    def __init__(self, timeout, callback):
-        super().__init__(timeout, callback)
-        self.other = callback
-server.TimeoutWatchdog = Other
-""",
-    Part.READER: f"""{HIDE}
-import asyncio
-asyncio.StreamReader._buffer = hidden("_buffer")
-""",
-    Part.SERVERS: f"""{HIDE}
-from mitmproxy.proxy.mode_servers import AsyncioServerInstance
-AsyncioServerInstance._servers = hidden("_servers")
-""",
-}
-
-
-def outcomes(proxy: Proxy) -> list[str]:
-    """What becomes of a call, the same again, and the same as a stream."""
-    said = []
-    for body in (GENERATE, GENERATE, {**GENERATE, "stream": True}):
-        answer = requests.post(f"{proxy.url}/generate", json=body, timeout=30)
-        assert answer.status_code == 200
-        said.append(answer.headers["X-Cache"])
-        until(lambda: proxy.stats()["total_responses"])
-    return said
-
-
-@pytest.mark.parametrize("part", VERSIONS, ids=lambda part: part.name)
-def test_another_version(
-    part: Part, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
-) -> None:
-    """Without a part the proxy still caches, and says once what is off."""
-    (tmp_path / "sitecustomize.py").write_text(VERSIONS[part])
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    proxy = start_proxy(simulator.url, env=environment)
-    assert outcomes(proxy) == ["MISS", "HIT", "HIT"]
-    assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
-    (line,) = [line for line in proxy.log.splitlines() if "not as expected" in line]
-    assert part.value in line
-    assert proxy.stop() == 0
-    assert "Traceback" not in proxy.log
+    asyncio.run(run())

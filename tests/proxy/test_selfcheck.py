@@ -1,0 +1,130 @@
+"""The inside of mitmproxy and asyncio: each part is tried, and what needs it is off without it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from mitmproxy.proxy.layers.http import HttpLayer
+from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance
+from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+
+from sglang_cached_addon.proxy.selfcheck import Part, faults
+from tests.conftest import Proxy, StartProxy, until
+from tests.simulator import Simulator
+
+GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
+# What another version may do without.
+MOVED: list[tuple[Part, type, str]] = [
+    (Part.LAYERS, Http1Server, "read_headers"),
+    (Part.LAYERS, HttpLayer, "make_stream"),
+    (Part.LAYERS, HttpLayer, "get_connection"),
+    (Part.ANSWERS, Http1Client, "read_headers"),
+    (Part.WATCHDOG, TimeoutWatchdog, "register_activity"),
+    (Part.WATCHDOG, ConnectionHandler, "drain_writers"),
+    (Part.READER, asyncio.StreamReader, "feed_data"),
+    (Part.SERVERS, AsyncioServerInstance, "__init__"),
+]
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """What is tried is tried anew, now and afterwards."""
+    faults.cache_clear()
+    yield
+    faults.cache_clear()
+
+
+def test_as_expected(fresh: None) -> None:
+    """This mitmproxy and this Python have all of it."""
+    assert faults() == {}
+
+
+def test_what_has_moved_is_noticed(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that another version does not have, or has otherwise, is named."""
+    for part, kind, name in MOVED:
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, None)
+            faults.cache_clear()
+            assert part in faults(), (kind, name)
+
+
+# What a later version might look like, run before anything else in a new process.
+HIDE = """
+import sys
+def hidden(name):
+    def get(self):
+        if sys._getframe(1).f_globals["__name__"].endswith(("proxy.inside", "proxy.selfcheck")):
+            raise AttributeError(name)
+        return vars(self)["other" + name]
+    def put(self, value):
+        vars(self)["other" + name] = value
+    return property(get, put)
+"""
+VERSIONS = {
+    Part.LAYERS: """
+from mitmproxy.proxy.layers.http import HttpLayer
+make_stream, event_to_child = HttpLayer.make_stream, HttpLayer.event_to_child
+def other(self, child, event):
+    self.make_stream = lambda stream_id: make_stream(self, stream_id)
+    yield from event_to_child(self, child, event)
+HttpLayer.event_to_child = other
+""",
+    Part.ANSWERS: """
+from mitmproxy.proxy.layers import http
+class Other(http.Http1Client):
+    pass
+http.Http1Client = Other
+""",
+    Part.WATCHDOG: """
+from mitmproxy.proxy import server
+class Other(server.TimeoutWatchdog):
+    async def watch(self):
+        self.callback = self.other
+        await super().watch()
+    def __init__(self, timeout, callback):
+        super().__init__(timeout, callback)
+        self.other = callback
+server.TimeoutWatchdog = Other
+""",
+    Part.READER: f"""{HIDE}
+import asyncio
+asyncio.StreamReader._buffer = hidden("_buffer")
+""",
+    Part.SERVERS: f"""{HIDE}
+from mitmproxy.proxy.mode_servers import AsyncioServerInstance
+AsyncioServerInstance._servers = hidden("_servers")
+""",
+}
+
+
+def outcomes(proxy: Proxy) -> list[str]:
+    """What becomes of a call, the same again, and the same as a stream."""
+    said = []
+    for body in (GENERATE, GENERATE, {**GENERATE, "stream": True}):
+        answer = requests.post(f"{proxy.url}/generate", json=body, timeout=30)
+        assert answer.status_code == 200
+        said.append(answer.headers["X-Cache"])
+        until(lambda: proxy.stats()["total_responses"])
+    return said
+
+
+@pytest.mark.parametrize("part", VERSIONS, ids=lambda part: part.name)
+def test_another_version(
+    part: Part, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    """Without a part the proxy still caches, and says once what is off."""
+    (tmp_path / "sitecustomize.py").write_text(VERSIONS[part])
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    proxy = start_proxy(simulator.url, env=environment)
+    assert outcomes(proxy) == ["MISS", "HIT", "HIT"]
+    assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
+    (line,) = [line for line in proxy.log.splitlines() if "not as expected" in line]
+    assert part.value in line
+    assert proxy.stop() == 0
+    assert "Traceback" not in proxy.log
