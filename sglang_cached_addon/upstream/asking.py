@@ -26,6 +26,9 @@ from sglang_cached_addon.wire.client import Ask, Broken, Client, Headers, Unreac
 _INFO_PATHS = ("/model_info", "/get_model_info", "/v1/models")
 _SERVER_PATHS = {"/model_info": "/server_info", "/get_model_info": "/get_server_info"}
 
+PATIENCE_SECONDS = 30.0
+"""How long upstream may take for a round of questions."""
+
 THOROUGH_SECONDS = 0.1
 """At most so often another connection than the own one is asked everything."""
 
@@ -72,58 +75,58 @@ class Questions:
         self._asked_at = float("-inf")
         """When all was last asked on another connection."""
 
-    async def round(self, shown: Headers, seconds: float) -> Said:
-        """Asks everything, with a client's credential, and waits no longer than that."""
+    async def round(self, headers: Headers) -> Said:
+        """Asks everything, with the header fields of a client's credential."""
         async with self._lock:
-            return await self._round(shown, seconds)
+            return await self._round(headers)
 
-    async def again(self, shown: Headers, seconds: float) -> Said:
+    async def again(self, headers: Headers) -> Said:
         """Asks one thing: on the connection on which upstream has named itself, an equal answer
         shows that it is what it was. Where that does not come, asks everything."""
         async with self._lock:
             if not (self._words and self._info_path in _SERVER_PATHS):
-                return await self._round(shown, seconds)
+                return await self._round(headers)
             connection, body, found = self._words
 
             async def ask() -> Said:
                 began, path = time.monotonic(), self._info_path or ""
-                answer = await self._client.ask("GET", path, shown)
+                answer = await self._client.ask("GET", path, headers)
                 is_same = (answer.status, answer.connection, answer.body) == (200, connection, body)
                 return Said(Verdict.KNOWN if is_same else Verdict.TROUBLED, found, began)
 
-            said = await _bounded(ask(), seconds)
+            said = await _bounded(ask())
             if said.verdict is not Verdict.TROUBLED:
                 return said
-            return await self._round(shown, seconds)
+            return await self._round(headers)
 
-    async def _round(self, shown: Headers, seconds: float) -> Said:
+    async def _round(self, headers: Headers) -> Said:
         async def ask() -> Said:
             forgets = self._forgets
-            said, words = await self._ask(self._client.ask, shown)
+            said, words = await self._ask(self._client.ask, headers)
             if forgets == self._forgets:  # else these may be former ones
                 self._words = words or self._words
             return said
 
-        return await _bounded(ask(), seconds)
+        return await _bounded(ask())
 
-    async def on(self, ask: Ask, shown: Headers, seconds: float, *, is_new: bool) -> Said:
+    async def on(self, ask: Ask, headers: Headers, *, is_new: bool) -> Said:
         """What is said on another connection than the own one. Raises `Unreachable` or `Broken`.
 
         On a new one, an answer that equals the own one's will do, but where all was asked long ago:
         that is cheap for upstream, and a process with other settings is noticed soon.
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 now = time.monotonic()
                 is_recent = now - self._asked_at < THOROUGH_SECONDS
                 words, path = self._words, self._info_path
                 if is_new and is_recent and words and path:
-                    answer = await ask("GET", path, shown)
+                    answer = await ask("GET", path, headers)
                     # Forgotten or named anew meanwhile: the words may be former ones.
                     if (answer.status, answer.body) == (200, words[1]) and words is self._words:
                         return Said(Verdict.KNOWN, words[2], now)
                 self._asked_at = now
-                return (await self._ask(ask, shown))[0]
+                return (await self._ask(ask, headers))[0]
         except TimeoutError:
             return Said(Verdict.SLOW)
 
@@ -137,10 +140,10 @@ class Questions:
         self._words = None
         self._forgets += 1
 
-    async def _ask(self, ask: Ask, shown: Headers) -> tuple[Said, Words | None]:
+    async def _ask(self, ask: Ask, headers: Headers) -> tuple[Said, Words | None]:
         began = time.monotonic()
         for path in (self._info_path,) if self._info_path else _INFO_PATHS:
-            answer = await ask("GET", path, shown)
+            answer = await ask("GET", path, headers)
             if answer.status != 404:
                 break
         else:
@@ -151,7 +154,7 @@ class Questions:
         self._info_path = path
         server = None
         if path in _SERVER_PATHS:
-            more = await ask("GET", _SERVER_PATHS[path], shown)
+            more = await ask("GET", _SERVER_PATHS[path], headers)
             if more.status == 200:
                 server = _document(more)
             elif more.status not in (404, *REFUSALS):
@@ -172,9 +175,9 @@ class Questions:
 REFUSALS = (401, 403)
 
 
-async def _bounded(asking: Awaitable[Said], seconds: float) -> Said:
+async def _bounded(asking: Awaitable[Said]) -> Said:
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await asking
     except (Unreachable, Broken):
         return Said(Verdict.DOWN)

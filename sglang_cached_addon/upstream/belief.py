@@ -98,7 +98,7 @@ class Belief:
         self._said_at = max(self._said_at, asked_at)
         self._ask_at = asked_at + self._interval * EARLY
 
-    def unsaid(self, now: float) -> None:
+    def silent(self, now: float) -> None:
         """Upstream is silent, or slow, or has trouble: what it said before goes on to count."""
         self._ask_at = now + RETRY_SECONDS
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from sglang_cached_addon.core.admission import Admission, Asker
 from sglang_cached_addon.upstream.asking import REFUSALS
-from sglang_cached_addon.upstream.single import Single
+from sglang_cached_addon.upstream.single import Single, within
 from sglang_cached_addon.wire.client import Broken, Client, Headers, Unreachable
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -62,54 +62,50 @@ class Gate:
         self._probing: dict[Asker, Single[None]] = {}
         self._resting: dict[Asker, float] = {}
         """Askers that are not tried before this time."""
-        self._shown: dict[tuple[bytes, bytes], Headers] = {}
+        self._headers: dict[tuple[bytes, bytes], Headers] = {}
         """Header fields by the credential and the routing that they are; of accepted askers."""
         self._has_hinted = False
 
-    def heard(self, asker: Asker, shown: Headers, status: int, now: float) -> None:
-        """Notes upstream's answer to a call of this asker. Here and below, `shown` are the header
+    def heard(self, asker: Asker, headers: Headers, status: int, now: float) -> None:
+        """Notes upstream's answer to a call of this asker. Here and below, `headers` are the header
         fields that its credential and its routing are made of."""
         if status in REFUSALS:
             self._refuse(asker, status)
         elif status == 200 and asker.credential and asker.model is not None:
-            self._accept(asker, shown, now)
+            self._accept(asker, headers, now)
 
     @property
     def latest(self) -> Headers:
         """The header fields of the credential that was accepted last; none if there is none."""
-        shown = (shown for (_, routing), shown in reversed(self._shown.items()) if not routing)
-        return next(shown, ())
+        kept = reversed(self._headers.items())
+        return next((headers for (_, routing), headers in kept if not routing), ())
 
-    async def tries(self, asker: Asker, shown: Headers, seconds: float = PROBE_SECONDS) -> None:
+    async def tries(self, asker: Asker, headers: Headers, seconds: float = PROBE_SECONDS) -> None:
         """Asks upstream about an asker, if that was not just done; returns after so long at the
         latest, while the question goes on."""
         if time.monotonic() < self._resting.get(asker, 0.0):
             return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._probe(asker, shown)
-        except TimeoutError:
-            pass
+        await within(seconds, self._probe(asker, headers))
 
     def renew(self, now: float) -> None:
         """Asks again about those who asked lately, beside their calls."""
         for asker in self.admission.due(now):
-            shown = self._shown.get((asker.credential, asker.routing))
-            is_askable = shown is not None or _is_anybody(asker)
+            headers = self._headers.get((asker.credential, asker.routing))
+            is_askable = headers is not None or _is_anybody(asker)
             if is_askable and now >= self._resting.get(asker, 0.0):
-                self._probe(asker, shown or ())
+                self._probe(asker, headers or ())
 
-    def _probe(self, asker: Asker, shown: Headers) -> asyncio.Future[None]:
+    def _probe(self, asker: Asker, headers: Headers) -> asyncio.Future[None]:
         """Upstream's word on an asker; those who want it at the same time share it."""
         single = self._probing.setdefault(asker, Single())
-        return single.join(lambda: self._ask(asker, shown))
+        return single.join(lambda: self._ask(asker, headers))
 
-    async def _ask(self, asker: Asker, shown: Headers) -> None:
+    async def _ask(self, asker: Asker, headers: Headers) -> None:
         self.admission.renewing(asker, is_asked=True)
         status: int | None = None
         try:
             async with asyncio.timeout(RENEW_SECONDS):
-                status = await self._status(asker, shown)
+                status = await self._status(asker, headers)
         except (Unreachable, Broken, TimeoutError):
             pass
         finally:
@@ -117,7 +113,7 @@ class Gate:
             self._probing.pop(asker, None)
         now = time.monotonic()
         if status == 200:
-            self._accept(asker, shown, now)
+            self._accept(asker, headers, now)
             return
         if status in REFUSALS:
             self._refuse(asker, status)
@@ -126,16 +122,16 @@ class Gate:
             self._resting.clear()
         self._resting[asker] = now + REST_SECONDS
 
-    async def _status(self, asker: Asker, shown: Headers) -> int:
+    async def _status(self, asker: Asker, headers: Headers) -> int:
         status = 0
         for body in self._probes(asker):
-            fields = (*shown, _JSON)
+            fields = (*headers, _JSON)
             status = (await self._client.ask(asker.method, asker.path, fields, body)).status
             if status == 200 or status in REFUSALS:
                 break
         return status
 
-    def _accept(self, asker: Asker, shown: Headers, now: float) -> None:
+    def _accept(self, asker: Asker, headers: Headers, now: float) -> None:
         is_new = asker not in self.admission
         self.admission.accept(asker, now)
         self._resting.pop(asker, None)
@@ -144,18 +140,18 @@ class Gate:
             if is_new:
                 self._opened(self.admission.open)
             return
-        self._shown.pop((asker.credential, asker.routing), None)
-        self._shown[asker.credential, asker.routing] = shown
-        if len(self._shown) > MAX_SHOWN:
-            del self._shown[next(iter(self._shown))]
+        self._headers.pop((asker.credential, asker.routing), None)
+        self._headers[asker.credential, asker.routing] = headers
+        if len(self._headers) > MAX_SHOWN:
+            del self._headers[next(iter(self._headers))]
 
     def _refuse(self, asker: Asker, status: int) -> None:
         is_news = asker in self.admission
         self.admission.refuse(asker, status)
         if status == 401:
-            for known in [known for known in self._shown if known[0] == asker.credential]:
+            for known in [known for known in self._headers if known[0] == asker.credential]:
                 if asker.credential or known[1] == asker.routing:
-                    del self._shown[known]
+                    del self._headers[known]
         if _is_anybody(asker):
             self.asks_keys = True
             if is_news:

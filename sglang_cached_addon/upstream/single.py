@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -83,3 +84,11 @@ class Following(Generic[T]):
         self._working.cancel()
         if self._next:
             self._next[0].cancel()
+
+
+async def within(seconds: float, work: Awaitable[T]) -> T | None:
+    """What comes of the work, or None if that takes longer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await work
+    return None

@@ -19,7 +19,8 @@ from sglang_cached_addon import upstream as module
 from sglang_cached_addon.core import admission
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import Upstream, gate, single
+from sglang_cached_addon.core.updates import Change
+from sglang_cached_addon.upstream import Upstream, confirming, gate, inquiry, single
 from sglang_cached_addon.upstream import asking as asking_module
 from sglang_cached_addon.wire.client import Headers
 
@@ -32,6 +33,12 @@ PROBE = b'{"probe":true}'
 INFO = {"model_path": "m", "served_model_name": "m", "weight_version": "1"}
 SERVER = {"random_seed": 1, "version": "0.5", "api_key": "very-secret"}
 MODELS = {"object": "list", "data": [{"id": "m", "created": 1}]}
+
+SAID = ["/model_info", "/server_info"]
+"""What is asked where upstream is SGLang."""
+
+ANOTHER = {**SERVER, "random_seed": 2}
+"""What another process says."""
 
 
 def dead_url() -> str:
@@ -273,7 +280,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for timed in (module, asking_module, gate, single):
+    for timed in (module, asking_module, confirming, gate, inquiry, single):
         monkeypatch.setattr(timed, "time", clock)
     return clock
 
@@ -312,3 +319,26 @@ async def refusal(upstream: Upstream, key: str | None = None, model: str = "") -
     if admits(upstream, key, model):
         return None
     return await upstream.admit(asker(key, model), credential_headers(key))
+
+
+def infos(script: Script) -> list[str]:
+    """The questions about the model, by path."""
+    return [path for path in script.paths if path not in ("/generate", "/v1/chat/completions")]
+
+
+def probes(script: Script) -> list[str | None]:
+    """The credentials with which a probe has come."""
+    return [a.headers.get("authorization") for a in script.asked if a.body == PROBE]
+
+
+async def changed(
+    upstream: Upstream,
+    status: int | None = 200,
+    change: Change = Change.MODEL,
+    adapter: str | None = None,
+) -> None:
+    """A request that changes something, from its head to its end."""
+    update = upstream.change(change, adapter)
+    await update.announced
+    update.sent()
+    update.ended(status)

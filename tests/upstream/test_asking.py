@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client, Headers, WholeResponse
 from tests.tables import each
@@ -57,22 +59,23 @@ def test_verdicts(case: str) -> None:
 
     async def test() -> None:
         async with serving(says=says) as script, questions(script.url) as asked:
-            for said in (await asked.round((), 5), await asked.again((), 5)):
+            for said in (await asked.round(()), await asked.again(())):
                 assert said.verdict is verdict
                 assert (said.identity is not None) is (verdict is KNOWN)
 
     run(test)
 
 
-def test_no_answer() -> None:
+def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is there and says nothing is slow; one that is not there is down."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.1)
 
     async def test() -> None:
         async with serving() as script:
             script.may_answer.clear()
             for url, verdict in ((script.url, SLOW), (dead_url(), DOWN)):
                 async with questions(url) as asked:
-                    assert (await asked.round((), 0.1)).verdict is verdict
+                    assert (await asked.round(())).verdict is verdict
 
     run(test)
 
@@ -83,7 +86,7 @@ def test_once_more() -> None:
 
     async def asks(script: Script, asked: Questions) -> list[str]:
         before = len(script.asked)
-        assert (await asked.again(credential_headers("key"), 5)).verdict is KNOWN
+        assert (await asked.again(credential_headers("key"))).verdict is KNOWN
         return script.paths[before:]
 
     async def test() -> None:
@@ -109,7 +112,7 @@ def test_one_at_a_time() -> None:
 
     async def test() -> None:
         async with serving() as script, questions(script.url) as asked:
-            said = await asyncio.gather(*(asked.round((), 5) for _ in range(5)))
+            said = await asyncio.gather(*(asked.round(()) for _ in range(5)))
             assert {one.verdict for one in said} == {KNOWN}
             assert script.connections == 1
 
@@ -122,7 +125,7 @@ def test_forgotten_while_it_is_asked() -> None:
 
     async def test() -> None:
         async with serving() as script, questions(script.url) as asked:
-            assert (await asked.round((), 5)).verdict is KNOWN
+            assert (await asked.round(())).verdict is KNOWN
             client, paths = Client(script.url), list[str]()
 
             async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
@@ -132,8 +135,8 @@ def test_forgotten_while_it_is_asked() -> None:
 
             # The first is asked everything; the second soon after it, and would be asked less.
             for _ in range(2):
-                assert (await asked.round((), 5)).verdict is KNOWN
-                said = await asked.on(ask, (), 5, is_new=True)
+                assert (await asked.round(())).verdict is KNOWN
+                said = await asked.on(ask, (), is_new=True)
                 assert said.verdict is KNOWN
             assert paths[-2:] == ["/model_info", "/server_info"]
             client.close()

@@ -22,7 +22,7 @@ STORIES: dict[str, tuple[bool, Steps, dict[float, Phase]]] = {
     "it says so after a pause": (
         True, [("wake", 0.0), ("confirmed", 0.1)], {0.1: BELIEVED, 0.2: BELIEVED},
     ),
-    "it is silent": (False, [("confirmed", 0.0), ("unsaid", 3.0)], {3.0: BELIEVED, 1e6: BELIEVED}),
+    "it is silent": (False, [("confirmed", 0.0), ("silent", 3.0)], {3.0: BELIEVED, 1e6: BELIEVED}),
     "it refuses to say": (
         False, [("confirmed", 0.0), ("refused", 3.0)], {4.9: BELIEVED, 5.0: UNKNOWN},
     ),
@@ -64,7 +64,7 @@ def test_when_it_is_asked() -> None:
     assert belief.ask_at == 3.0
     assert not belief.is_old(5.0)
     assert belief.is_old(5.1)
-    belief.unsaid(4.0)
+    belief.silent(4.0)
     assert belief.ask_at == 5.0
     assert not belief.is_pausing(600.0)
     assert belief.is_pausing(600.1)

@@ -1,74 +1,227 @@
-"""Which model answers, and what of that outlives the process."""
+"""Which model answers, after requests and restarts that change it."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import Any
+import asyncio
 
-import pytest
-
-from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
-from sglang_cached_addon.store.state import StateFile
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Upstream
+from tests.tables import each
 from tests.upstream.scripted import (
+    INFO,
+    SAID,
     SERVER,
     Kept,
     admits,
     asking,
-    dead_url,
+    changed,
     refusal,
     run,
     serving,
     settled,
     until,
 )
-from tests.upstream.test_init import changed
 
 
-def test_state_file(tmp_path: Path) -> None:
-    """After a restart all is known that was known before, also while upstream is not there."""
-
-    async def test() -> None:
-        async with serving() as script:
-            file = StateFile(tmp_path)
-            async with asking(script.url, file) as upstream:
-                assert await refusal(upstream) is None
-                await changed(upstream, change=Change.ADAPTER, adapter="x")
-                await changed(upstream)
-                assert await refusal(upstream) is None
-                await until(lambda: not file.load()["unsettled"])
-                await until(lambda: file.load()["epochs"] == upstream.epochs.as_json())
-                known = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
-            script.stop()
-            await settled()
-            async with asking(script.url, StateFile(tmp_path)) as upstream:
-                again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
-                assert again == known
-                assert not admits(upstream)  # it is asked first
-                await until(lambda: upstream.state is State.DOWN)
-
-    run(test)
+def names(upstream: Upstream) -> tuple[str, str]:
+    return upstream.fingerprint, upstream.epochs.adapters_token
 
 
-def test_state_file_of_another_url() -> None:
-    """What one server has said is not taken for another's word; but offline there is no other."""
+def test_restart_after_a_change() -> None:
+    """What a request made of a process's weights is not believed of the next process."""
 
     async def test() -> None:
         kept = Kept()
         async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
             await changed(upstream)
+            await until(lambda: kept.document["epochs"]["last"] and not kept.document["unsettled"])
+            before = upstream.fingerprint
+            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+            script.hang_up()
+            await settled()
+            assert await upstream.confirm(upstream.model_version, ()) is Reason.MODEL_CHANGED
+            assert upstream.fingerprint != before
+
+    run(test)
+
+
+def test_restart_of_one_that_was_away() -> None:
+    """A process is another one, too, where something else has answered in between, as a balancer
+    does that has nobody behind it; also for a proxy that was started anew meanwhile."""
+
+    async def test() -> None:
+        for is_anew in (False, True):
+            kept = Kept()
+            async with serving() as script:
+                async with asking(script.url, kept) as upstream:
+                    assert await refusal(upstream) is None
+                    await changed(upstream)
+                    await upstream.check()
+                    before, says = upstream.fingerprint, script.says
+                    script.says = {}
+                    await upstream.check()
+                    assert not upstream.fingerprint
+                    script.says = {**says, "/server_info": (200, {**SERVER, "random_seed": 2})}
+                    if not is_anew:
+                        await upstream.check()
+                        assert upstream.fingerprint
+                        assert upstream.fingerprint != before
+                if is_anew:
+                    async with asking(script.url, kept) as upstream:
+                        await upstream.check()
+                        assert upstream.fingerprint
+                        assert upstream.fingerprint != before
+
+    run(test)
+
+
+@each("status", [200, 400, 401, 404, 500, None])
+@each(
+    ("change", "adapter"),
+    [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")],
+)
+def test_change(change: Change, adapter: str | None, status: int | None) -> None:
+    """What upstream has carried out, or may have, begins anew; what it refused changes nothing.
+    Until that is known, what is stored is given, and nothing is stored."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
+            before, version = names(upstream), upstream.model_version
+            update = upstream.change(change, adapter)
+            await update.announced
+            assert kept.document["unsettled"]  # before it is passed on
+            assert await upstream.confirm(version, ()) is None  # it is not there yet
+            update.sent()
+            assert (names(upstream), admits(upstream)) == (before, True)
+            confirming = asyncio.ensure_future(upstream.confirm(version, ()))
+            await settled()
+            assert not confirming.done()
+            update.ended(status)
+            is_refused = status in (401, 404)
+            assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
+            assert (names(upstream) == before) is is_refused
+            assert await refusal(upstream) is None
+            assert await upstream.confirm(upstream.model_version, ()) is None
+            assert (names(upstream) == before) is is_refused
             await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
-        async with asking(dead_url(), kept) as other:
-            assert other.identity is None
-            assert (other.epochs, other.models) == (upstream.epochs, upstream.models)
-            assert await refusal(other) is Reason.NO_MODEL
-        async with asking(dead_url(), kept, is_offline=True) as other:
-            assert other.fingerprint == upstream.fingerprint
+            await until(lambda: not kept.document["unsettled"])
+
+    run(test)
+
+
+def test_a_word_of_before_a_change() -> None:
+    """What upstream was asked before a change was through may be of the former model, however late
+    it comes: it does not settle what the change has left behind, which may be a model that was
+    there before, under the same name and with other weights."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving(held=("/server_info",)) as script, asking(script.url, kept) as upstream:
+            former = {}
+            for name in ("b", "m"):
+                script.says["/model_info"] = (200, {**INFO, "model_path": name})
+                await upstream.check()
+                former[name] = upstream.fingerprint
+            script.may_answer.clear()
+            script.asked.clear()
+            asked = asyncio.ensure_future(upstream.check())
+            await until(lambda: script.paths == SAID)
+            script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
+            await changed(upstream)
+            script.may_answer.set()
+            await asked
+            await until(lambda: not kept.document["unsettled"])
+            await upstream.check()
+            assert upstream.fingerprint not in former.values()
+
+    run(test)
+
+
+def test_changes_that_do_not_end() -> None:
+    """A request that is held open, or whose client hangs up before upstream has it, holds up
+    nobody: answers go on being stored and given."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            version = upstream.model_version
+            held = [upstream.change(Change.MODEL, None) for _ in range(3)]
+            await held[0].announced
+            for update in held[:2]:
+                update.ended(None)
+            assert (upstream.model_version, admits(upstream)) == (version, True)
+            assert await upstream.confirm(version, ()) is None
+
+    run(test)
+
+
+def test_change_of_the_unknown() -> None:
+    """Weights that are changed before anybody asked are not taken for the old ones."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                before = upstream.fingerprint
+            kept.document["identity"] = None
+            async with asking(script.url, kept) as upstream:
+                await changed(upstream)
+                assert await refusal(upstream) is None
+                assert upstream.fingerprint != before
+                await until(lambda: not kept.document["unsettled"])
+
+    run(test)
+
+
+def test_crash_during_a_change() -> None:
+    """After a proxy that was killed while the weights may have changed, nothing of the old ones is
+    given: not even before upstream has spoken."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                before = upstream.fingerprint
+                await upstream.change(Change.MODEL, None).announced
+                document = dict(kept.document)
+            kept.document = document
+            async with asking(script.url, kept) as upstream:
+                assert upstream.fingerprint != before
+                assert await refusal(upstream) is None
+                assert upstream.fingerprint != before
+
+    run(test)
+
+
+def test_change_by_another_proxy() -> None:
+    """What another proxy has changed is not given any more."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before, version, asked = upstream.fingerprint, upstream.model_version, len(script.asked)
+            assert upstream.identity
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 7, "m:another": 7})
+            assert (upstream.fingerprint, upstream.model_version) == (before, version)
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
+            assert upstream.fingerprint != before
+            assert upstream.model_version > version
+            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+            await until(lambda: len(script.asked) > asked)  # it may have another name by now
+            await until(lambda: kept.document["epochs"]["last"] == 8)
+            before = upstream.model_version
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
+            assert upstream.model_version > before
 
     run(test)
 
@@ -91,74 +244,3 @@ def test_what_was_changed_elsewhere() -> None:
                 assert (at_other.fingerprint == upstream.fingerprint) is (seed == 1)
 
     run(test)
-
-
-def test_who_was_let_in() -> None:
-    """After a restart everybody is let in where upstream was open to everybody, and nobody where it
-    asked for keys; but only while it is down, as else it can say so itself."""
-
-    async def test() -> None:
-        for keys, reason in ((None, None), ({"key"}, Reason.UNAUTHORIZED)):
-            kept = Kept()
-            async with serving(keys=keys) as script:
-                async with asking(script.url, kept) as upstream:
-                    assert await refusal(upstream, "key") is None
-                    assert await refusal(upstream) is reason
-                    await until(lambda: "open" in kept.document)  # noqa: B023
-                script.stop()
-                await settled()
-                async with asking(script.url, kept) as upstream:
-                    assert await upstream.check() is State.DOWN
-                    for key in ("key", "other", None):
-                        assert await refusal(upstream, key) is reason
-                    assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
-                script.keys = {"key"}
-                await script.start()
-                async with asking(script.url, kept) as upstream:
-                    for key in ("other", None):
-                        assert await refusal(upstream, key) is Reason.UNAUTHORIZED
-
-    run(test)
-
-
-IDENTITY = {"digest": "d", "model": "m", "weight_version": None, "incarnation": ""}
-ODD: list[dict[str, Any]] = [
-    {"epochs": 7},
-    {"epochs": {"last": 1, "floor": 2, "models": {}, "adapters": {}}},
-    {"models": 7},
-    {"models": {"a": 1}},
-    {"url": 7},
-    {"unsettled": "no"},
-    {"open": 7},
-    {"open": [["POST", "/generate"]]},
-    {"open": [["POST", "/generate", 7]]},
-    {"identity": 7},
-    {"identity": {"odd": 1}},
-    {"identity": {**IDENTITY, "digest": 7}},
-    {"identity": {**IDENTITY, "weight_version": 7}},
-]
-
-
-@pytest.mark.parametrize("odd", ODD, ids=str)
-def test_a_file_that_makes_no_sense(
-    odd: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is moved aside, by its name; and as it is not known any more which weights the stored
-    answers are of, none of them is given."""
-
-    async def test() -> None:
-        async with serving() as script:
-            document = {"url": script.url, "identity": IDENTITY, **odd}
-            StateFile(tmp_path).save(document)
-            before = int(time.time())
-            async with asking(script.url, StateFile(tmp_path)) as upstream:
-                assert upstream.identity is None
-                assert upstream.epochs.floor >= before
-                assert await refusal(upstream) is None
-                assert upstream.fingerprint != Epochs().fingerprint(upstream.identity)
-                await until((tmp_path / "state.json").exists)
-
-    run(test)
-    assert "state.json" in caplog.text
-    assert "moved to state.json.broken" in caplog.text
-    assert "begins anew" in caplog.text

@@ -1,0 +1,390 @@
+"""What upstream says when it is asked who it is, and how long that counts."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.upstream import State
+from sglang_cached_addon.wire.tls import tls_context
+from tests.certificates import self_signed
+from tests.tables import each
+from tests.upstream.scripted import (
+    INFO,
+    MODELS,
+    PROBE,
+    SAID,
+    SECONDS,
+    SERVER,
+    Clock,
+    admits,
+    asker,
+    asking,
+    clock,
+    credential_headers,
+    dead_url,
+    infos,
+    probes,
+    refusal,
+    run,
+    saying,
+    serving,
+    settled,
+    until,
+)
+
+__all__ = ["clock"]
+
+OK, NONE, BROKEN, CLOSED = 200, 404, 500, 401
+NO_MODEL, UNAUTHORIZED = Reason.NO_MODEL, Reason.UNAUTHORIZED
+
+
+SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Any]] = {
+    # what it says; why nobody is let in
+    "all": ({"/model_info": (OK, INFO), "/server_info": (OK, SERVER)}, None),
+    "no server info": ({"/model_info": (OK, INFO)}, None),
+    "server info closed": ({"/model_info": (OK, INFO), "/server_info": (CLOSED, {})}, None),
+    "server info broken": ({"/model_info": (OK, INFO), "/server_info": (BROKEN, {})}, NO_MODEL),
+    "older": ({"/get_model_info": (OK, INFO), "/get_server_info": (OK, SERVER)}, None),
+    "only OpenAI's": ({"/v1/models": (OK, MODELS)}, None),
+    "OpenAI's, closed": ({"/v1/models": (OK, MODELS), "/generate": (CLOSED, {})}, UNAUTHORIZED),
+    "nothing": ({}, NO_MODEL),
+    "not JSON": ({"/model_info": (OK, b"hello")}, NO_MODEL),
+    "no name": ({"/model_info": (OK, {"weight_version": "1"})}, NO_MODEL),
+    "no models": ({"/v1/models": (OK, {"data": []})}, NO_MODEL),
+    "401": ({"/model_info": (401, {})}, UNAUTHORIZED),
+    "403": ({"/model_info": (403, {})}, UNAUTHORIZED),
+    "500": ({"/model_info": (BROKEN, {})}, NO_MODEL),
+    "503": ({"/model_info": (503, {})}, NO_MODEL),
+    "elsewhere": ({"/model_info": (307, {})}, NO_MODEL),
+}
+
+
+@each("case", SAYS)
+def test_what_it_says(case: str) -> None:
+    """A client is let in where upstream names its model, and answers a probe with a 200."""
+    says, reason = SAYS[case]
+
+    async def test() -> None:
+        async with serving(says=says) as script, asking(script.url) as upstream:
+            assert upstream.state is State.UNKNOWN
+            assert not admits(upstream)
+            assert await refusal(upstream) is reason
+            assert admits(upstream) is (reason is None)
+            assert upstream.state is State.UP
+            is_known = reason is None or case == "OpenAI's, closed"
+            assert (upstream.identity is not None) is is_known
+            assert bool(upstream.fingerprint) is is_known
+            confirmed = await upstream.confirm(upstream.model_version, ())
+            assert confirmed is (None if is_known else Reason.UNCONFIRMED)
+            if upstream.identity:
+                assert upstream.identity.model == "m"
+                assert upstream.models == {upstream.fingerprint: "m"}
+
+    run(test)
+
+
+def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an upstream that is not there, or says nothing, no call waits for long, and later ones not
+    at all."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.inquiry.FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with serving() as script:
+            script.may_answer.clear()
+            for url, state in ((script.url, State.UNKNOWN), (dead_url(), State.DOWN)):
+                async with asking(url) as upstream:
+                    assert await refusal(upstream) is NO_MODEL
+                    assert not admits(upstream)
+                    assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
+                    assert upstream.state is state
+
+    run(test)
+
+
+def test_shared_question() -> None:
+    """A crowd at the start is one question; one that leaves takes nothing from the others."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            script.may_answer.clear()
+            asking_all = [asyncio.ensure_future(refusal(upstream)) for _ in range(100)]
+            await until(lambda: script.asked)
+            asking_all[0].cancel()
+            script.may_answer.set()
+            assert set(await asyncio.gather(*asking_all[1:])) == {None}
+            assert infos(script) == SAID
+            assert probes(script) == [None]
+            assert asking_all[0].cancelled()
+
+    run(test)
+
+
+def test_refusal_is_not_shared() -> None:
+    """One with a bad key who asks first is no reason to refuse the others."""
+
+    async def test() -> None:
+        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
+            script.may_answer.clear()
+            keys = ["bad", "good", None, "good", "bad", "good"]
+            asked = [asyncio.ensure_future(refusal(upstream, key)) for key in keys]
+            await until(lambda: script.asked)
+            script.may_answer.set()
+            reasons = await asyncio.gather(*asked)
+            assert reasons == [None if k == "good" else UNAUTHORIZED for k in keys]
+
+    run(test)
+
+
+@pytest.mark.parametrize("what", ["silent", "5xx", "down"])
+def test_a_hit_waits_for_nothing(what: str, clock: Clock) -> None:
+    """What upstream said last counts while it does not say anything else, however long that is:
+    no call waits for it."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            if what == "silent":
+                script.may_answer.clear()
+            elif what == "5xx":
+                script.says |= dict.fromkeys(SAID, (503, {}))
+            else:
+                script.stop()
+                await settled()
+            for _ in range(5):
+                clock.now += 11  # more than any interval, and less than an acceptance lasts
+                assert admits(upstream)
+                if what == "5xx":
+                    script.asked.clear()
+                    await until(lambda: script.asked)
+                await settled()
+
+    run(test)
+
+
+def test_asked_beside(clock: Clock) -> None:
+    """Upstream is asked again before its word is old, on one connection; a pause of the client's
+    does not end that, and another model is noticed though nobody asks for anything."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            assert infos(script) == SAID
+            version = upstream.model_version
+            for _ in range(3):
+                asked = len(infos(script))
+                clock.now += 1
+                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            clock.now += 1
+            await until(lambda: upstream.model_version > version)
+            assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
+
+    run(test)
+
+
+def test_a_long_pause(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes after the last call upstream is left alone. The next call gives it a moment to
+    speak, and is then answered by what was known."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            clock.now += 601
+            await until(lambda: not upstream.is_followed)  # it sleeps
+            upstream.heard(asker("key"), credential_headers("key"), 200, clock.now)
+            script.may_answer.clear()
+            assert not admits(upstream, "key")
+            began = asyncio.get_running_loop().time()
+            assert await refusal(upstream, "key") is None
+            assert 0.2 < asyncio.get_running_loop().time() - began < 2
+            clock.now += 0.3
+            assert admits(upstream, "key")
+            script.may_answer.set()
+
+    run(test)
+
+
+@each("said", [(200, {**INFO, "model_path": "x"}), (404, {})])
+def test_a_word_after_a_pause(said: tuple[int, Any], clock: Clock) -> None:
+    """Where upstream says in that moment that it is another model, nothing of the former is
+    given."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream) is None
+            clock.now += 601
+            await until(lambda: not upstream.is_followed)
+            version = upstream.model_version
+            script.says["/model_info"] = said
+            await refusal(upstream)
+            assert upstream.model_version > version
+
+    run(test)
+
+
+def test_a_credential_that_may_not_know(clock: Clock) -> None:
+    """A key that may generate, and is refused on the routes that tell of the model, does not keep
+    those from being asked with a key that may."""
+
+    async def test() -> None:
+        async with serving(keys={"a"}) as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream, "a") is None
+            script.keys = {"a", "b"}
+            assert await refusal(upstream, "b") is None
+            script.keys = {"a"}
+            for _ in range(3):
+                asked = len(infos(script))
+                clock.now += 1
+                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+                assert admits(upstream, "a")
+
+    run(test)
+
+
+def test_down_and_up(clock: Clock) -> None:
+    """While a server is down, those whom it accepted get their answers; what it accepted before
+    does not count when it is back as another process, which may have other keys."""
+
+    async def test() -> None:
+        async with serving(keys={"a", "c"}) as script, asking(script.url, interval=0.1) as upstream:
+            for key in "ac":
+                assert await refusal(upstream, key) is None
+            version = upstream.model_version
+            script.stop()
+            await settled()
+            clock.now += 11
+            await until(lambda: upstream.state is State.DOWN)
+            for _ in range(3):
+                clock.now += 100
+                assert [admits(upstream, key) for key in "ac"] == [True, True]
+                assert await refusal(upstream, "b") is UNAUTHORIZED
+                assert await refusal(upstream) is UNAUTHORIZED
+                assert await upstream.confirm(version, ()) is Reason.UNCONFIRMED
+            script.keys = {"b"}
+            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+            script.says["/model_info"] = (200, INFO)
+            script.open_paths = ("/model_info", "/server_info")
+            await script.start()
+            clock.now += 11
+            await until(lambda: upstream.state is State.UP)
+            assert not admits(upstream, "c")
+            for key in ("a", "c", None):
+                assert await refusal(upstream, key) is UNAUTHORIZED
+            clock.now += 2
+            assert await refusal(upstream, "b") is None
+
+    run(test)
+
+
+def test_a_slow_one_is_not_down(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A key that was taken back does not come back to life because upstream is slow."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, interval=0.1) as upstream:
+            assert await refusal(upstream, "a") is None
+            upstream.heard(asker("a"), credential_headers("a"), 401, clock.now)
+            script.may_answer.clear()
+            clock.now += 400
+            admits(upstream)
+            await until(lambda: upstream.state is State.UNKNOWN)
+            assert not admits(upstream, "a")
+
+    run(test)
+
+
+def check(url: str, **kwargs: Any) -> State:
+    async def ask() -> State:
+        async with asyncio.timeout(SECONDS), asking(url, **kwargs) as upstream:
+            state = await upstream.check()
+            assert upstream.state is state
+            return state
+
+    return asyncio.run(ask())
+
+
+@each("status", [200, 204, 301, 307, 401, 404, 500, 503])
+def test_any_status_is_up(status: int) -> None:
+    """A server that wants a key, or has no such route, would be reported as down."""
+
+    async def test() -> None:
+        says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
+        async with serving(says=says) as script, asking(script.url) as upstream:
+            assert await upstream.check() is State.UP
+
+    run(test)
+
+
+@each("url", ["", "http://no-such-host.invalid:30000"])
+def test_down(url: str) -> None:
+    """A server that is not there is down, and does not fail the start."""
+    assert check(url or dead_url()) is State.DOWN
+
+
+@each(
+    "data",
+    [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 what\r\n\r\n", b"\0" * 70000, b"HTTP/1.1 200 X\r\nC"],
+)
+def test_not_http(data: bytes) -> None:
+    """A wrong port (of SSH, say) would give a traceback in place of the warning."""
+    with saying(data) as url:
+        assert check(url) is State.DOWN
+
+
+def test_look(clock: Clock) -> None:
+    """Whether it is up is told from what is known, at once, and asked for beside if that is old."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await upstream.check() is State.UP
+            asked = len(script.asked)
+            upstream.seen(False)
+            assert upstream.look(clock.now + 1) is State.DOWN
+            await settled()
+            assert len(script.asked) == asked
+            clock.now += 6
+            assert upstream.look(clock.now) is State.DOWN
+            await until(lambda: upstream.state is State.UP)
+            assert len(script.asked) == asked + 2
+
+    run(test)
+
+
+def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A company's proxy setting would make a local server look down."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, dead_url())
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    test_any_status_is_up()
+
+
+@pytest.mark.parametrize(("insecure", "state"), [(False, State.DOWN), (True, State.UP)])
+def test_self_signed(insecure: bool, state: State, tmp_path: Path) -> None:
+    """A stranger's certificate would be believed, or `--insecure` not help."""
+    received: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            received.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")
+            await reader.read()
+        writer.transport.abort()
+
+    async def test() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
+            assert await upstream.check() is state
+        assert len(received) == int(insecure)
+        server.close()
+        await settled()
+
+    run(test)

@@ -1,0 +1,183 @@
+"""What is known of upstream, and outlives the process."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.core.updates import Change
+from sglang_cached_addon.store.state import StateFile
+from sglang_cached_addon.upstream import State
+from tests.tables import each
+from tests.upstream.scripted import (
+    Kept,
+    admits,
+    asking,
+    changed,
+    credential,
+    dead_url,
+    refusal,
+    run,
+    serving,
+    settled,
+    until,
+)
+
+
+def test_state_file(tmp_path: Path) -> None:
+    """After a restart all is known that was known before, also while upstream is not there."""
+
+    async def test() -> None:
+        async with serving() as script:
+            file = StateFile(tmp_path)
+            async with asking(script.url, file) as upstream:
+                assert await refusal(upstream) is None
+                await changed(upstream, change=Change.ADAPTER, adapter="x")
+                await changed(upstream)
+                assert await refusal(upstream) is None
+                await until(lambda: not file.load()["unsettled"])
+                await until(lambda: file.load()["epochs"] == upstream.epochs.as_json())
+                known = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+            script.stop()
+            await settled()
+            async with asking(script.url, StateFile(tmp_path)) as upstream:
+                again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+                assert again == known
+                assert not admits(upstream)  # it is asked first
+                await until(lambda: upstream.state is State.DOWN)
+
+    run(test)
+
+
+def test_state_file_of_another_url() -> None:
+    """What one server has said is not taken for another's word; but offline there is no other."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            await changed(upstream)
+            assert await refusal(upstream) is None
+            await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+        async with asking(dead_url(), kept) as other:
+            assert other.identity is None
+            assert (other.epochs, other.models) == (upstream.epochs, upstream.models)
+            assert await refusal(other) is Reason.NO_MODEL
+        async with asking(dead_url(), kept, is_offline=True) as other:
+            assert other.fingerprint == upstream.fingerprint
+
+    run(test)
+
+
+def test_who_was_let_in() -> None:
+    """After a restart everybody is let in where upstream was open to everybody, and nobody where it
+    asked for keys; but only while it is down, as else it can say so itself."""
+
+    async def test() -> None:
+        for keys, reason in ((None, None), ({"key"}, Reason.UNAUTHORIZED)):
+            kept = Kept()
+            async with serving(keys=keys) as script:
+                async with asking(script.url, kept) as upstream:
+                    assert await refusal(upstream, "key") is None
+                    assert await refusal(upstream) is reason
+                    await until(lambda: "open" in kept.document)  # noqa: B023
+                script.stop()
+                await settled()
+                async with asking(script.url, kept) as upstream:
+                    assert await upstream.check() is State.DOWN
+                    for key in ("key", "other", None):
+                        assert await refusal(upstream, key) is reason
+                    assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
+                script.keys = {"key"}
+                await script.start()
+                async with asking(script.url, kept) as upstream:
+                    for key in ("other", None):
+                        assert await refusal(upstream, key) is Reason.UNAUTHORIZED
+
+    run(test)
+
+
+IDENTITY = {"digest": "d", "model": "m", "weight_version": None, "incarnation": ""}
+
+
+ODD: list[dict[str, Any]] = [
+    {"epochs": 7},
+    {"epochs": {"last": 1, "floor": 2, "models": {}, "adapters": {}}},
+    {"models": 7},
+    {"models": {"a": 1}},
+    {"url": 7},
+    {"unsettled": "no"},
+    {"open": 7},
+    {"open": [["POST", "/generate"]]},
+    {"open": [["POST", "/generate", 7]]},
+    {"identity": 7},
+    {"identity": {"odd": 1}},
+    {"identity": {**IDENTITY, "digest": 7}},
+    {"identity": {**IDENTITY, "weight_version": 7}},
+]
+
+
+@each("odd", ODD)
+def test_a_file_that_makes_no_sense(
+    odd: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is moved aside, by its name; and as it is not known any more which weights the stored
+    answers are of, none of them is given."""
+    caplog.clear()
+    (tmp_path / "state.json.broken").unlink(missing_ok=True)
+
+    async def test() -> None:
+        async with serving() as script:
+            document = {"url": script.url, "identity": IDENTITY, **odd}
+            StateFile(tmp_path).save(document)
+            before = int(time.time())
+            async with asking(script.url, StateFile(tmp_path)) as upstream:
+                assert upstream.identity is None
+                assert upstream.epochs.floor >= before
+                assert await refusal(upstream) is None
+                assert upstream.fingerprint != Epochs().fingerprint(upstream.identity)
+                await until((tmp_path / "state.json").exists)
+
+    run(test)
+    assert "state.json" in caplog.text
+    assert "moved to state.json.broken" in caplog.text
+
+
+def test_no_secrets() -> None:
+    """Keys are neither in files nor in a debugger's output."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving(keys={"clients-secret"}) as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream, "clients-secret") is None
+            await changed(upstream)
+            await until(lambda: kept.document["epochs"]["last"])
+            said = [json.dumps(kept.document), repr(upstream), repr(upstream.identity)]
+            said += [repr(upstream.epochs), repr(upstream.client)]
+            assert not any("secret" in text for text in said)
+            assert credential("clients-secret").hex() not in said[0]
+
+    run(test)
+
+
+def test_disk_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk does not fail the request that changes the weights."""
+
+    class Full(Kept):
+        def save(self, document: dict[str, Any]) -> None:
+            raise OSError("no space left")
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url, Full()) as upstream:
+            assert await refusal(upstream) is None
+            await changed(upstream)
+            assert await refusal(upstream) is None
+
+    run(test)
+    assert "no space left" in caplog.text
