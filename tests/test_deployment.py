@@ -144,7 +144,7 @@ def test_image_is_not_root() -> None:
 
 
 def test_image_starts_the_proxy() -> None:
-    """With no shell in between, which would keep SIGTERM to itself."""
+    """No shell is in between, which keeps SIGTERM to itself."""
     command, name = ENTRYPOINT
     assert PYPROJECT["project"]["scripts"][command] == "sglang_cached_addon.cli:main"
     assert name in main.commands
@@ -214,7 +214,7 @@ def test_command_line(where: str) -> None:
 
 @each("where", COMMAND_LINES)
 def test_environment_is_read(where: str) -> None:
-    """A variable that no option has would be lost without a word."""
+    """Each variable is that of an option."""
     known = {parameter.envvar for parameter in main.commands[ENTRYPOINT[1]].params}
     assert {*COMMAND_LINES[where][1], *IMAGE_ENV} - {"HOME"} <= known
 
@@ -282,7 +282,7 @@ def test_compose_lets_answers_finish() -> None:
 
 
 def test_compose_has_a_folder_for_each_proxy() -> None:
-    """A named volume would be one for all, and a folder belongs to one proxy at a time."""
+    """Each proxy has a volume of its own: a folder belongs to one at a time."""
     assert SERVICES["proxy"]["deploy"]["replicas"] > 1
     assert "volumes" not in SERVICES["proxy"]
 

@@ -42,7 +42,7 @@ def stored(folder: Path, data: bytes) -> Path:
     ids=["empty", "whole", "old", "broken", "changed", "torn"],
 )
 def test_verify(data: bytes, code: int, says: list[str], tmp_path: Path) -> None:
-    """Damage would go unnoticed, or be made by looking for it."""
+    """Damage is noticed, and not made by looking for it."""
     path = stored(tmp_path, data)
     result = run("verify", tmp_path)
     assert result.exit_code == code, result.output
@@ -51,7 +51,7 @@ def test_verify(data: bytes, code: int, says: list[str], tmp_path: Path) -> None
 
 
 def test_repair(tmp_path: Path) -> None:
-    """What cannot be read would be destroyed, or be there still."""
+    """What cannot be read is moved to files of its own."""
     first, *others = WHOLE.splitlines(keepends=True)
     path = stored(tmp_path, b'{"v":1}\nx\n' + first + b"".join(others)[:-5])
     result = run("verify", tmp_path, "--repair")
@@ -64,7 +64,7 @@ def test_repair(tmp_path: Path) -> None:
 
 
 def test_beside_a_proxy(tmp_path: Path) -> None:
-    """What is being written would be called damage, or be taken away from its writer."""
+    """What is being written is no damage, and is left to its writer."""
     path = stored(tmp_path, WHOLE)
     journal = Journal(tmp_path)
     try:
@@ -83,7 +83,7 @@ def test_beside_a_proxy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["verify", "compact"])
 def test_no_cache(command: str, tmp_path: Path) -> None:
-    """A slip of the pen would make folders, or say that all is well."""
+    """A folder without a cache is named, and nothing is made."""
     for folder in (tmp_path, tmp_path / "none"):
         result = run(command, folder)
         assert result.exit_code == 2
@@ -93,7 +93,7 @@ def test_no_cache(command: str, tmp_path: Path) -> None:
 
 @each("command", ["verify", "compact"])
 def test_same_folder_as_start(command: str) -> None:
-    """It would look at another cache than the proxy's."""
+    """It looks at the proxy's cache by default."""
     options = []
     for name in ("start", command):
         option = next(o for o in main.commands[name].params if o.name == "cache_path")

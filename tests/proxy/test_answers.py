@@ -50,7 +50,7 @@ GOOD = {
 
 
 def test_good(upstream: Hearing, front: Proxy) -> None:
-    """An answer would be lost, or the connection be cut, whatever comes before or behind it."""
+    """An answer is passed on, whatever comes before or behind it."""
     for name, said in GOOD.items():
         for path in ("/v1/other", "/generate"):
             upstream.answer = lambda heard: said  # noqa: B023
@@ -76,7 +76,7 @@ REFUSED = {
 
 
 def test_bad(upstream: Hearing, front: Proxy) -> None:
-    """What is not whole would be taken for whole; or what comes behind it for another answer."""
+    """What is not whole is not taken for whole, nor what comes behind it for another answer."""
     for said in BAD.values():
         upstream.answer = lambda heard: said  # noqa: B023
         with pytest.raises(requests.exceptions.RequestException):
@@ -120,7 +120,7 @@ def going_on() -> Iterator[tuple[str, list[bytes]]]:
 
 
 def test_endless(start_proxy: StartProxy, ways: list[str]) -> None:
-    """An upstream that goes on and on would fill the memory."""
+    """An upstream that goes on and on is cut."""
     with going_on() as (url, say):
         proxy = start_proxy(url, *ways)
         before = memory(proxy)

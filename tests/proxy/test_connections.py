@@ -58,7 +58,7 @@ def connect(proxy: Proxy) -> socket.socket:
 def test_who_waits_waits(
     simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
 ) -> None:
-    """A generation that takes longer than ten minutes would be cut, however it was asked for."""
+    """A generation that takes longer than ten minutes is waited for, however it was asked for."""
     proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
     sent = [
         {"text": "plain"},
@@ -92,7 +92,7 @@ def pass_by(seconds: float) -> None:
 def test_who_does_not_wait_is_hung_up(
     simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
 ) -> None:
-    """Connections that nobody uses would be there for ever; one in use is not cut for its past."""
+    """Connections that nobody uses are hung up; one in use is not cut for its past."""
     proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
     body = b'{"text": "late"}'
     fields = (b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body))
@@ -115,7 +115,7 @@ def test_who_does_not_wait_is_hung_up(
 def test_each_byte_begins_the_time_anew(
     simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
 ) -> None:
-    """A slow upload would be cut in the middle."""
+    """A slow upload is read to its end."""
     proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
     body = b'{"text": "slow"}'
     fields = (b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body))
@@ -133,7 +133,7 @@ HEADS = [b"P", b"POST /generate HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nA:
 def test_a_head_that_does_not_end(
     simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
 ) -> None:
-    """Somebody would keep many connections busy with a byte now and then."""
+    """Nobody keeps a connection with a byte of a head now and then."""
     proxy = hasty(start_proxy, simulator.url, tmp_path, *ways, head=0.6)
     whole = head(b"GET /health HTTP/1.1", b"Host: x")
 
@@ -210,7 +210,7 @@ async def connected(connections: Connections, count: int) -> AsyncIterator[list[
 
 
 def test_who_goes_first() -> None:
-    """Out of descriptors, somebody would be hung up who waits for an answer, or sends."""
+    """Out of descriptors, nobody is hung up who waits for an answer, or sends."""
 
     async def run() -> None:
         connections = Connections()

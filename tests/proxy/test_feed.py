@@ -134,7 +134,7 @@ def test_client_leaves() -> None:
 
 
 def test_what_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
-    """A client would wait for ever for a piece that nobody makes."""
+    """A client does not wait for a piece that nobody makes."""
 
     async def run() -> None:
         ended: list[bool] = []

@@ -74,7 +74,7 @@ def serving(replayer: Replayer) -> Iterator[Replayer]:
 
 
 def test_banner(simulator: Simulator, proxy: Proxy) -> None:
-    """People would not learn where it listens, what is behind it and where answers are."""
+    """People are told where it listens, what is behind it and where answers are."""
     assert re.search(rf"^  listening  {proxy.url}$", proxy.banner, re.M)
     assert re.search(rf"^  upstream   {simulator.url}$", proxy.banner, re.M)
     assert re.search(
@@ -85,7 +85,7 @@ def test_banner(simulator: Simulator, proxy: Proxy) -> None:
 
 
 def test_upstream_absent(start_proxy: StartProxy) -> None:
-    """Without its upstream the proxy would not start, or leave clients without a reason."""
+    """Without its upstream the proxy starts, warns once, and tells clients why they get nothing."""
     url = dead_url()
     proxy = start_proxy(url)
     until(lambda: "warning" in proxy.log)
@@ -101,7 +101,7 @@ def test_upstream_absent(start_proxy: StartProxy) -> None:
 
 
 def test_upstream_is_something_else(start_proxy: StartProxy) -> None:
-    """A wrong port, of SSH say, would give a traceback and no banner."""
+    """A wrong port, of SSH say, is a warning."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve() -> None:
@@ -121,7 +121,7 @@ def test_upstream_is_something_else(start_proxy: StartProxy) -> None:
 
 
 def test_upstream_that_says_nothing(start_proxy: StartProxy) -> None:
-    """The proxy would not start before its upstream has spoken."""
+    """The proxy starts before its upstream has spoken."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         proxy = start_proxy(f"http://127.0.0.1:{listener.getsockname()[1]}")
         assert "  model" not in proxy.banner
@@ -129,8 +129,7 @@ def test_upstream_that_says_nothing(start_proxy: StartProxy) -> None:
 
 
 def test_nobody_is_let_in_too_early(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Who came before the store is open, and upstream was asked who it is, would be answered as if
-    nothing were stored."""
+    """Nobody is let in before the store is open and upstream was asked who it is."""
     port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         upstream = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -148,7 +147,7 @@ def test_nobody_is_let_in_too_early(start_proxy: StartProxy, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_stop(number: signal.Signals, simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A stop would cut answers in progress, take new work, forget answers, or look like a crash."""
+    """A stop lets nobody in, answers what is under way, keeps it, and looks like no crash."""
     proxy = start_proxy(simulator.url)
     texts = [f"text {n}" for n in range(12)]
     simulator.faults.extend([Fault.HOLD] * len(texts))
@@ -181,7 +180,7 @@ def test_stop(number: signal.Signals, simulator: Simulator, start_proxy: StartPr
 def test_stop_while_a_call_arrives(
     express: str, simulator: Simulator, start_proxy: StartProxy
 ) -> None:
-    """What is on its way when the end begins would be dropped, as it is nobody's yet."""
+    """What is on its way when the end begins is answered, too."""
     proxy = start_proxy(simulator.url, "--set", f"sglang_express={express}")
     assert post(proxy.url, "a").status_code == 200
     body = b'{"text": "%b", "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}'
@@ -220,7 +219,7 @@ def asks_once(url: str) -> bool:
 
 
 def test_drain_ends(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A call that never ends would keep the proxy from ending."""
+    """A call that never ends does not keep the proxy from ending."""
     proxy = start_proxy(simulator.url, "--drain", "0.5")
     simulator.faults.append(Fault.HOLD)
     with ThreadPoolExecutor(1) as pool:
@@ -235,7 +234,7 @@ def test_drain_ends(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 
 def test_drain_accept(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A balancer that has not heard of the end would get errors; or the end never come."""
+    """A balancer that has not heard of the end gets answers for a while, and the end comes."""
     proxy = start_proxy(simulator.url, "--drain-accept", "2")
     proxy.process.send_signal(signal.SIGTERM)
     since = time.monotonic()
@@ -257,7 +256,7 @@ def test_drain_accept(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 
 def test_stop_twice_while_it_accepts(start_proxy: StartProxy) -> None:
-    """Somebody in a hurry would have to wait for balancers."""
+    """Somebody in a hurry does not wait for balancers."""
     proxy = start_proxy(dead_url(), "--drain-accept", "50")
     proxy.process.send_signal(signal.SIGTERM)
     assert asks_once(proxy.url)
@@ -266,7 +265,7 @@ def test_stop_twice_while_it_accepts(start_proxy: StartProxy) -> None:
 
 
 def test_stop_with_idle_clients(proxy: Proxy) -> None:
-    """A client that keeps its connection would keep the proxy from ending."""
+    """A client that keeps its connection does not keep the proxy from ending."""
     with requests.Session() as session:
         session.get(f"{proxy.url}/cache/stats", timeout=10)
         proxy.process.send_signal(signal.SIGTERM)
@@ -292,18 +291,18 @@ def stop_twice(simulator: Simulator, proxy: Proxy) -> None:
 
 
 def test_stop_twice(simulator: Simulator, proxy: Proxy) -> None:
-    """Somebody in a hurry would have to wait for requests that hang."""
+    """Somebody in a hurry does not wait for requests that hang."""
     stop_twice(simulator, proxy)
 
 
 def test_stop_twice_is_quiet(simulator: Simulator, proxy: Proxy) -> None:
-    """Somebody in a hurry would take the end for a crash."""
+    """The end in a hurry looks like no crash."""
     stop_twice(simulator, proxy)
     assert "Traceback" not in proxy.log
 
 
 def test_stop_with_slow_client(start_proxy: StartProxy) -> None:
-    """A client on a slow line would get half an answer when the proxy is stopped."""
+    """A client on a slow line gets its whole answer when the proxy is stopped."""
     (pair,) = corpus("generate-n1")
     body = pair["response"]["body"] + " " * 20_000_000
     with serving(Replayer()) as replayer:
@@ -334,7 +333,7 @@ def test_stop_with_slow_client(start_proxy: StartProxy) -> None:
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
 def test_stop_with_followers(form: Any, simulator: Simulator, proxy: Proxy) -> None:
-    """Those who wait for others' answers would get none."""
+    """Those who wait for others' answers get them before the end."""
     body = {**request("shared"), **form}
     simulator.faults.append(Fault.HOLD)
     with ThreadPoolExecutor(5) as pool:
@@ -356,7 +355,7 @@ def test_stop_with_followers(form: Any, simulator: Simulator, proxy: Proxy) -> N
 
 
 def test_restart_without_upstream(start_proxy: StartProxy) -> None:
-    """Stored answers could not be had while the server is down; or be given for another's."""
+    """Stored answers are given while the server is down, and none for another's."""
     with running(Profile()) as upstream:
         first = start_proxy(upstream.url)
         text = post(first.url).json()["text"]
@@ -377,7 +376,7 @@ def test_restart_without_upstream(start_proxy: StartProxy) -> None:
 
 
 def test_killed_under_load(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A crash would cost answers that clients had long got, or spoil the file."""
+    """A crash costs no answer that a client has had for 100 ms, and leaves the file whole."""
     acknowledged: dict[str, tuple[float, str]] = {}
     for turn in range(3):
         proxy = start_proxy(simulator.url)

@@ -49,7 +49,7 @@ def connected(proxy: Proxy, count: int, first: bytes = b"") -> Iterator[list[soc
 
 
 def test_limit_is_raised(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The proxy would have no more descriptors than a shell gives, which is too few."""
+    """The proxy raises its limit of descriptors beyond what a shell gives."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
@@ -62,7 +62,7 @@ def test_limit_is_raised(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 @pytest.mark.skipif(SOMAXCONN < 2048, reason="net.core.somaxconn allows less")
 def test_many_at_once(proxy: Proxy) -> None:
-    """Of a thousand clients that come at once, most would be lost, or wait for seconds."""
+    """A thousand clients that come at once are all let in."""
     proxy.process.send_signal(signal.SIGSTOP)  # it is busy, say
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
         try:
@@ -86,8 +86,7 @@ def test_many_at_once(proxy: Proxy) -> None:
 
 
 def test_more_misses_than_descriptors(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Calls would fail with a 502 that only had to wait; or clients take all descriptors, and none
-    be left to ask upstream."""
+    """Calls wait for descriptors and are answered, and clients leave enough to ask upstream."""
     proxy = start_proxy(simulator.url, "--no-collapse")
     limit(proxy, 128)
     simulator.faults.extend([Fault.HOLD] * 90)
@@ -109,7 +108,7 @@ def test_more_misses_than_descriptors(simulator: Simulator, start_proxy: StartPr
 
 
 def test_other_routes_wait_as_well(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What is passed on would fail, as mitmproxy finds no descriptor for its connection."""
+    """What is passed on waits for a descriptor, too."""
     proxy = start_proxy(simulator.url)
     limit(proxy, 100)
     with ThreadPoolExecutor(120) as pool:
@@ -121,8 +120,8 @@ def test_other_routes_wait_as_well(simulator: Simulator, start_proxy: StartProxy
 
 @pytest.mark.parametrize("said", [b"", b"POST /gen", HEALTH], ids=["nothing", "half", "idle"])
 def test_clients_that_stay(said: bytes, simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Clients that nobody waits for would keep all others out, the log be flooded, and the proxy
-    not be well again when they are gone."""
+    """Clients that nobody waits for keep no others out; the log says it once, and all is well again
+    when they are gone."""
     proxy = start_proxy(simulator.url)
     limit(proxy, 256)
     keeping = said.replace(b"Connection: close\r\n", b"")

@@ -77,7 +77,7 @@ def writers() -> list[str]:
 
 
 def test_nobody_reads(ends: tuple[int, int]) -> None:
-    """Who writes would wait for ever, or memory be used up; or what is kept never be written."""
+    """Who writes never waits; what is kept is bounded, and written when it can be."""
     out = Output(ends[1])
     write(out, 2 * MAX_KEPT // len(LINE))
     kept = MAX_KEPT // len(LINE)
@@ -95,7 +95,7 @@ def test_nobody_reads(ends: tuple[int, int]) -> None:
 
 
 def test_nobody_is_there(ends: tuple[int, int]) -> None:
-    """Who writes would get an error that is not for them."""
+    """Who writes gets no error of whoever reads."""
     out = Output(ends[1])
     write(out, 1)
     os.close(ends[0])
@@ -103,7 +103,7 @@ def test_nobody_is_there(ends: tuple[int, int]) -> None:
 
 
 def test_who_leaves_while_something_is_kept(ends: tuple[int, int]) -> None:
-    """A thread would wait for ever, or run hot."""
+    """No thread waits for ever or runs hot."""
     out = Output(ends[1])
     write(out, 4000)
     assert writers()
@@ -113,7 +113,7 @@ def test_who_leaves_while_something_is_kept(ends: tuple[int, int]) -> None:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """Lines that were lost would not be said to be."""
+    """Lines that were lost are said to be."""
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open(tmp_path / "log", "wb") as file, closing(Output(file.fileno())) as out:
         try:
@@ -127,7 +127,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_file(tmp_path: Path) -> None:
-    """The log would not be in its file, or in the wrong order."""
+    """The log is in its file, in order."""
     with open(tmp_path / "log", "wb") as file:
         out: Any = Output(file.fileno())
         text = io.TextIOWrapper(out, "utf-8", "backslashreplace", line_buffering=True)
@@ -159,7 +159,7 @@ def start_unseen(url: str, start_proxy: StartProxy, **popen: Any) -> Proxy:
 
 
 def test_log_that_nobody_reads(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The proxy would stand still as soon as the pipe of its log is full."""
+    """The proxy goes on when the pipe of its log is full."""
     read, end = small_pipe()
     with closing(os.fdopen(read, "rb")) as log:
         proxy = start_proxy(simulator.url, stderr=end)
@@ -174,7 +174,7 @@ def test_log_that_nobody_reads(simulator: Simulator, start_proxy: StartProxy) ->
 
 
 def test_banner_that_nobody_reads(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The proxy would not start where its output is not read."""
+    """The proxy starts where its output is not read."""
     read, end = small_pipe()
     os.write(end, b"x" * PIPE_SIZE)
     proxy = start_unseen(simulator.url, start_proxy, stdout=end)
@@ -187,7 +187,7 @@ def test_banner_that_nobody_reads(simulator: Simulator, start_proxy: StartProxy)
 
 @pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)], ids=str)
 def test_closed(closed: tuple[int, ...], simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The cache's file would get the number of a closed descriptor, and what is printed there."""
+    """No file gets the number of a closed standard descriptor, and what is printed there."""
 
     def close() -> None:
         for fd in closed:
@@ -203,7 +203,7 @@ def test_closed(closed: tuple[int, ...], simulator: Simulator, start_proxy: Star
 
 
 def test_terminal_that_goes_away(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The proxy, and what it has cached since, would end with the window that it was started in."""
+    """The proxy outlives the window that it was started in."""
     keeper, user = terminal()
 
     def own_it() -> None:

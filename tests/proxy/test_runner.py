@@ -33,7 +33,7 @@ def response(flow):
 
 
 def test_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A user's script would not be loaded, or not see what the cache answers."""
+    """A user's script is loaded, and sees what the cache answers."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "other.py").write_text(SCRIPT.replace("X-Script", "X-Other"))
     proxy = start_proxy(simulator.url, "-s", "script.py", "--script", str(tmp_path / "other.py"))
@@ -45,7 +45,7 @@ def test_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -
 
 
 def test_option_of_a_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A script's own options could not be set."""
+    """A script's own options can be set."""
     (tmp_path / "script.py").write_text(
         "from mitmproxy import ctx\n"
         "def load(loader):\n"
@@ -58,7 +58,7 @@ def test_option_of_a_script(simulator: Simulator, start_proxy: StartProxy, tmp_p
 
 
 def test_broken_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A script that cannot be loaded would be left out without a word."""
+    """A script that cannot be loaded is named in the log."""
     (tmp_path / "script.py").write_text("def response(:\n")
     proxy = start_proxy(simulator.url, "-s", "script.py", ready=False)
     until(lambda: "SyntaxError" in proxy.log)
@@ -66,7 +66,7 @@ def test_broken_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: 
 
 
 def test_set(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """`--set` would not reach mitmproxy."""
+    """`--set` reaches mitmproxy."""
     proxy = start_proxy(
         simulator.url, "--set", "body_size_limit=1k", "--set", "keep_host_header=true"
     )
@@ -77,7 +77,7 @@ def test_set(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 
 def test_set_of_a_list(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Of an option that is a list, only the last value would count."""
+    """All values of an option that is a list count."""
     script = "import logging\nfrom mitmproxy import ctx\n"
     script += "def running():\n    logging.warning('hosts %s', ctx.options.ignore_hosts)\n"
     (tmp_path / "script.py").write_text(script)
@@ -98,7 +98,7 @@ needs_token = pytest.mark.skipif(
 
 @needs_token
 def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """`--web` would not show flows at the URL that it prints, or not cache."""
+    """`--web` caches, and shows flows at the URL that it prints, to nobody else."""
     proxy = start_proxy(
         simulator.url, "--web", "--set", f"web_port={free_port()}", "--set", f"confdir={tmp_path}"
     )
@@ -122,7 +122,7 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
 
 @needs_token
 def test_web_beside_another(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """The way out that the error message names would not work."""
+    """A second mitmweb runs beside another with the option that the error message names."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -149,7 +149,7 @@ def read_more(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("insecure", [False, True])
 def test_self_signed(insecure: bool, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """Prompts would go to a stranger, or `--insecure` not help."""
+    """No prompt goes to a server with an unknown certificate, unless `--insecure` is given."""
     replayer = Replayer()
     replayer.socket = self_signed(tmp_path).wrap_socket(replayer.socket, server_side=True)
     with serving(replayer):
@@ -193,7 +193,7 @@ def mitmdump(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]
 
 
 def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
-    """Who has a mitmproxy already could not use the cache in it."""
+    """The cache works in somebody's own mitmdump."""
     port, cache = free_port(), tmp_path / "cache"
     url = f"http://127.0.0.1:{port}"
     with mitmdump(
@@ -223,7 +223,7 @@ def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
     ids=["regular", "upstream", "two"],
 )
 def test_mitmdump_without_an_upstream(modes: list[str], tmp_path: Path) -> None:
-    """mitmdump without a reverse mode would run, and cache nothing, without a word."""
+    """mitmdump without exactly one reverse mode says that nothing is cached."""
     given = [word for mode in modes for word in ("--mode", mode.format(port=free_port()))]
     with mitmdump(
         tmp_path, *given, "--set", f"sglang_cache_path={tmp_path / 'cache'}",
