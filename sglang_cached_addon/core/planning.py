@@ -1,4 +1,4 @@
-"""Plan and commit: which samples of a call are stored, which are short, what becomes of new ones.
+"""Plans: which samples of a call are stored, which are short, and in which pieces new ones are.
 
 Pure but for the pools it is given. A call that wants n takes the first n samples of a pool. Prompts
 that come twice in one call take turns, so that `["a", "a"]` gets two different samples, as it would
@@ -116,24 +116,6 @@ def samples(
 ) -> list[tuple[int, Sample]]:
     """The samples that are stored of what upstream generated, each with the number of its item."""
     return [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
-
-
-def commit(
-    plan: Plan,
-    dialect: str,
-    new: Iterable[tuple[int, Sample]],
-    store: Store,
-    *,
-    raw: bytes = b"",
-    since: float = -inf,
-) -> bool:
-    """Stores new samples, in the order of the call; `raw` and `since` are as in `Store.append`.
-    False if not all of them can be kept."""
-    kept = [
-        store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
-        for one in pieces(plan, new, since)
-    ]
-    return all(kept)
 
 
 PIECE = 1 << 20

@@ -25,7 +25,7 @@ MAX_SAMPLES = 10_000
 """How many samples a call may want that is looked up: that takes 35 ms."""
 
 LARGE_SAMPLES = 1000
-"""From how many samples on an answer is handled beside the event loop: that takes 7 ms or more."""
+"""From how many samples on an answer is handled beside the event loop: it takes 7 ms or more."""
 
 MAX_NAMES = 1024 * 1024
 """How many bytes a request body may have that is read to see which adapter it names."""
@@ -142,8 +142,7 @@ class Refused(Exception):
         self.reason = reason
 
 
-# Headers that change what is returned, or how the body is to be read. RFC 9110 §8.4 for
-# content-encoding; `x-body-compressed` is SGLang's own.
+# Headers that change what is returned, or how the body is to be read (RFC 9110 §8.4).
 _REFUSED_HEADERS = {
     b"content-encoding": Reason.ENCODED,
     b"x-body-compressed": Reason.ENCODED,

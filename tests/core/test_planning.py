@@ -1,10 +1,9 @@
-"""Plan and commit."""
+"""Plans, and new samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from sglang_cached_addon.core.call import Call, Generation
 from sglang_cached_addon.core.planning import (
     Plan,
     answers,
-    commit,
     pieces,
     plan,
     recorded,
@@ -73,6 +71,20 @@ def plan_of(items: str, n: int, store: Store, since: float = -inf) -> Plan:
 def letters(pools: Sequence[Sequence[Sample]]) -> list[str]:
     """The answers of each item."""
     return ["".join(s.answer.decode() for s in pool) for pool in pools]
+
+
+def commit(
+    made: Plan,
+    dialect: str,
+    new: list[tuple[int, Sample]],
+    store: Store,
+    *,
+    raw: bytes = b"",
+    since: float = -inf,
+) -> None:
+    """Stores new samples piece by piece."""
+    for one in pieces(made, new, since):
+        store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
 
 
 def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
@@ -254,7 +266,7 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [
         ("vw", b"a", False), ("xy", b"a", False), ("z", b"a", True), ("k", b"b", True),
     ]  # fmt: skip
-    assert commit(made, "d", new, store, since=inf)
+    commit(made, "d", new, store, since=inf)
     assert letters([store.get(b"a"), store.get(b"b")]) == ["vwxyz6", "k"]
 
 
@@ -268,7 +280,7 @@ def test_a_long_list() -> None:
     store = store_of({"a": "x" * 5000})
     assert plan(Call({}, same, 1, True), same, store, since=0.5).have == 5000
     new = [(i, sample("y")) for i in range(count)]
-    assert commit(plan(Call({}, same, 1, True), same, Store()), "d", new, store)
+    commit(plan(Call({}, same, 1, True), same, Store()), "d", new, store)
     assert len(store.get(b"a")) == 5000 + count
 
 
@@ -285,18 +297,6 @@ def test_commit_since() -> None:
     made = plan_of("ab", 3, store, 2.0)
     commit(made, "d", [(0, sample("4", 4.0))], store, since=2.0)
     assert letters([store.get(b"a"), store.get(b"b")]) == ["423", "1"]
-
-
-def test_commit_that_is_not_kept() -> None:
-    """What cannot be kept is not called stored."""
-
-    class Full(Store):
-        def append(self, key: bytes, *args: Any, **more: Any) -> bool:
-            return key != b"b" and super().append(key, *args, **more)
-
-    made = plan_of("abc", 1, Full())
-    assert not commit(made, "d", new_of((0, "1"), (1, "2"), (2, "3")), Full())
-    assert commit(made, "d", new_of((0, "1"), (2, "3")), Full())
 
 
 def test_the_future_does_not_count() -> None:
