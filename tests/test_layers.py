@@ -49,7 +49,7 @@ PURE_ROOMS = {"core", "wire", "dialects", "admin"}
 PURE = {
     "settings.py", "option.py", "proxy/start.py", "service/exchange.py", "service/flights.py",
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",
-    "upstream/belief.py", "upstream/changes.py", "store/contract.py", "store/journal/index.py",
+    "upstream/belief.py", "upstream/changes.py", "store/placing.py", "store/journal/index.py",
     "store/journal/lines.py", "store/journal/runs.py", "store/memory.py", "store/redis/clears.py",
     "store/redis/element.py", "store/redis/protocol.py", "store/totals.py",
 }  # fmt: skip

@@ -6,11 +6,13 @@ others have too, with nothing in it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sglang_cached_addon.core.cache import Store
+from sglang_cached_addon.core.cache import Store, counts
 from sglang_cached_addon.core.epochs import Epochs
 
 if TYPE_CHECKING:
@@ -77,6 +79,13 @@ class OpenStore(Store, Protocol):
     @property
     def ttl(self) -> float:
         """How long a sample is kept, in seconds."""
+
+    @property
+    def now(self) -> float:
+        return time.time()
+
+    def is_expired(self, stored_at: float) -> bool:
+        return self.ttl < inf and not counts(stored_at, (now := self.now) - self.ttl, now)
 
     def remove(self, key: bytes) -> None:
         """Lets go of a pool."""

@@ -144,7 +144,8 @@ class Index(Totals):
 
     def remove(self, key: bytes) -> None:
         """Drops all samples of a key."""
-        self._drop(key, lambda record: True)
+        if records := self._entries.pop(key, None):
+            self._forget(key, records)
 
     def _drop(self, key: bytes, is_dropped: Callable[[Record], bool]) -> None:
         records = self._entries.get(key, b"")
@@ -152,10 +153,9 @@ class Index(Totals):
         if len(kept) == len(records):
             return
         self._forget(key, records)
-        if kept:
-            self._entries[key] = kept
-            self._note(key, kept)
-        else:
+        self._entries[key] = kept
+        self._note(key, kept)
+        if not kept:
             del self._entries[key]
 
     def touch(self, key: bytes) -> None:
@@ -187,11 +187,9 @@ class Index(Totals):
             "entries": sum(len(records) == SIZE for _, records in items),
         }
         yield orjson.dumps(head) + b"\n"
-        one = (key + records for key, records in items if len(records) == SIZE)
+        one = (key + runs for key, runs in items if len(runs) == SIZE)
         more = (
-            key + len(records).to_bytes(4, "little") + records
-            for key, records in items
-            if len(records) != SIZE
+            key + len(runs).to_bytes(4, "little") + runs for key, runs in items if len(runs) != SIZE
         )
         for entries in (one, more):
             while piece := b"".join(islice(entries, _PIECE)):
@@ -212,12 +210,11 @@ class Index(Totals):
             key, size = data[end : end + 32], int.from_bytes(data[end + 32 : end + 36], "little")
             end += 36 + size
             self._entries[key] = data[end - size : end]
-        names = {records[-16:]: key for key, records in self._entries.items()}
+        self._names = {records[-16:]: key for key, records in self._entries.items()}
         for key, records in self._entries.items():
             if len(records) != SIZE:
-                names |= {record[7]: key for record in unpack(records)}
-        names.pop(NO_NAME, None)
-        self._names = names
+                self._names |= {record[7]: key for record in unpack(records)}
+        self._names.pop(NO_NAME, None)
         self._dialects = [str(name) for name in head["dialects"]]
         self.samples, self.bytes = int(head["samples"]), int(head["bytes"])
         self.by_dialect = Counter(head["by_dialect"])

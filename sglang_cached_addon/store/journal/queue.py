@@ -118,15 +118,11 @@ class Queue:
         """A future that is done when there is room for more; None if there is room, or if the disk
         refuses, so that waiting would be for nothing."""
         with self.changed:
-            if self._has_room:
+            if self.size <= ROOM or self.failure or self.is_closing:
                 return None
             room: Future[None] = Future()
             self._room.append(room)
         return room
-
-    @property
-    def _has_room(self) -> bool:
-        return self.size <= ROOM or self.failure is not None or self.is_closing
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes could be kept. A disk that refuses is not counted on."""
@@ -201,7 +197,7 @@ class Queue:
         """The writer has done what it could with the lines that it took."""
         with self.changed:
             self._taken, self._taken_size = [], 0
-            if self._has_room:
+            if self.size <= ROOM or self.failure or self.is_closing:
                 for room in self._room:
                     if room.set_running_or_notify_cancel():
                         room.set_result(None)

@@ -64,15 +64,8 @@ class SharedStore(OpenStore):
         return self._local.clears
 
     @property
-    def now(self) -> float:
-        return self._local.now
-
-    @property
     def ttl(self) -> float:
         return self._local.ttl
-
-    def is_expired(self, stored_at: float) -> bool:
-        return self._local.is_expired(stored_at)
 
     def touch(self, keys: Sequence[bytes]) -> None:
         self._local.touch(keys)

@@ -12,7 +12,7 @@ from sglang_cached_addon.store import DiskStore, Loaded, StoreError
 from sglang_cached_addon.store.journal import follower
 from tests.conftest import until
 from tests.store.journal.opened import names
-from tests.store.test_init import body, fill, key_of, opened, pool, settle
+from tests.store.test_disk import body, fill, key_of, opened, pool, settle
 
 
 @pytest.fixture(autouse=True)

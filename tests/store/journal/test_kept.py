@@ -8,7 +8,7 @@ import pytest
 
 from sglang_cached_addon.store import DiskStore, Loaded
 from sglang_cached_addon.store.journal import loading
-from tests.store.test_init import body, fill, opened, records_of, settle, there
+from tests.store.test_disk import body, fill, opened, records_of, settle, there
 
 
 @pytest.fixture(autouse=True)

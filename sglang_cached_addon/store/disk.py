@@ -1,0 +1,250 @@
+"""A store in a folder: pools in memory, and the journal on disk behind them.
+
+Memory holds what was used lately; the index of the journal knows all that is stored, and what is
+not in memory is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from itertools import chain
+from math import inf
+from pathlib import Path
+
+from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.policy import Fsync
+from sglang_cached_addon.store import placing
+from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.journal import Journal
+from sglang_cached_addon.store.journal.follower import Follower
+from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.loading import Loaded
+from sglang_cached_addon.store.limits import NO_LIMITS, Limits, Sweep
+from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.state import StateFile
+
+logger = logging.getLogger(__name__)
+
+VICTIMS = 256
+"""At most so many entries go at once: callers wait meanwhile."""
+
+READS = 5
+"""How often pools are read from the disk again, because samples were removed meanwhile."""
+
+
+class DiskStore(OpenStore):
+    """Pools in memory and in the journal."""
+
+    def __init__(
+        self,
+        folder: Path,
+        fsync: Fsync = Fsync.INTERVAL,
+        limits: Limits = NO_LIMITS,
+        *,
+        is_follower: bool = False,
+        overwrites: bool = False,
+        progress: Callable[[float], object] = lambda share: None,
+    ) -> None:
+        """Opens a cache folder; raises `StoreError` with what to do. A follower opens a folder that
+        another process owns, and stores nothing; `overwrites` removes what is there; `progress` is
+        told what share of the file is read, in the end 1."""
+        self._limits = limits
+        self.journal: Journal | Follower = (
+            Follower(folder) if is_follower else Journal(folder, fsync)
+        )
+        self.memory = Memory(limits.memory, evicted=self.journal.touch)
+        self._sweep = Sweep()
+        self._removals = 0
+        """Rises when samples are removed that are not in memory."""
+        self._resets = 0
+        """As `journal.resets` was when memory was last emptied for it."""
+        self.state = StateFile(folder, is_ours=not is_follower)
+        self.journal.before_restoring(self.state.save_again)
+        try:
+            self.loaded: Loaded = self.journal.load(progress)
+        except BaseException:
+            self.journal.close()
+            raise
+        if overwrites:
+            self._overwrite()
+        if limits.ttl < inf:
+            now = self.now
+            for key in list(self.index):
+                self.journal.expire(key, now - limits.ttl, now)
+        if not is_follower:
+            self._limit(self.journal.forget, inf)
+
+    def _overwrite(self) -> None:
+        """Removes what is there; raises `StoreError`."""
+        try:
+            self.journal.clear().result()
+        except BaseException:
+            self.journal.close()
+            raise
+        logger.warning(
+            "%s: emptied, as asked: %d entries (%d samples) were removed",
+            self.journal.path,
+            self.loaded.keys,
+            self.loaded.samples,
+        )
+        self.loaded = Loaded()
+
+    @property
+    def index(self) -> Index:
+        return self.journal.index
+
+    @property
+    def generation(self) -> int:
+        if self.journal.resets != self._resets:
+            self._resets = self.journal.resets
+            self.memory.clear()
+        return self.memory.generation + self._removals
+
+    @property
+    def clears(self) -> int:
+        return self.memory.clears
+
+    @property
+    def ttl(self) -> float:
+        return self._limits.ttl
+
+    # Reading
+
+    def get(self, key: bytes) -> Sequence[Sample]:
+        if self.journal.resets != self._resets:
+            _ = self.generation
+        if self._limits.ttl < inf:
+            self._expire(key)
+        pool = self.memory.get(key)
+        if not pool and key in self.index:
+            self._hold(key, self.journal.read(key, waits=False))
+            pool = self.memory.get(key)
+        return pool
+
+    def _hold(self, key: bytes, samples: Sequence[Sample] | None) -> None:
+        """Puts a pool into memory that was read from the disk, if it is still the whole pool."""
+        if samples and key not in self.memory and len(samples) == self.index.count(key):
+            self.memory.append(key, "", b"", samples)
+
+    def touch(self, keys: Sequence[bytes]) -> None:
+        for key in keys:
+            if key in self.memory:
+                self.memory.get(key)
+            else:
+                self.journal.touch(key)
+
+    def find(self, raw: bytes) -> bytes | None:
+        return self.index.find(raw)
+
+    def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
+        for key in self.journal.news():  # the pool has grown behind our back
+            self.memory.discard(key)
+        far = [key for key in needs if key not in self.memory and key in self.index]
+        return self._bring(far) if far else None
+
+    async def _bring(self, keys: Collection[bytes]) -> Brought:
+        def read() -> list[tuple[bytes, list[Sample] | None]]:
+            return [(key, self.journal.read(key, waits=True)) for key in keys]
+
+        for _ in range(READS):
+            before = self.generation
+            found = await asyncio.to_thread(read)
+            if before == self.generation:  # else some of it may have been removed, or replaced
+                for key, samples in found:
+                    self._hold(key, samples)
+                break
+        return Brought()
+
+    # Changes
+
+    def append(
+        self,
+        key: bytes,
+        dialect: str,
+        content: bytes,
+        samples: Sequence[Sample],
+        raw: bytes = b"",
+        *,
+        since: float = -inf,
+    ) -> bool:
+        # All lines of a key stay or go together, so its first one keeps what was asked: a line of
+        # which nothing counts any more hands it on when it goes.
+        if self.journal.resets != self._resets:
+            _ = self.generation
+        is_new, said, name = key not in self.index, content, raw
+        is_at_hand = is_new or key in self.memory
+        have = len(self.memory.peek(key))
+        places, own = placing.places(self.index, key, have, len(samples), since, self.now)
+        kept = 0
+        for stop in placing.line_ends(own, samples):
+            some = samples[kept:stop]
+            if not self.journal.append(
+                key, dialect, said if is_new else None, some, name, own[kept]
+            ):
+                break
+            kept, is_new, name = stop, False, b""
+        if kept and is_at_hand:
+            self.memory.place(key, dialect, samples[:kept], places[:kept], raw)
+        elif kept and since > -inf:
+            self._removals += 1
+        if self.ttl < inf:
+            for each in self._sweep.next(self.index):
+                self._expire(each)
+        self._limit(self.journal.remove)
+        return kept == len(samples)
+
+    def remove(self, key: bytes) -> None:
+        self.memory.discard(key)
+        self.journal.remove(key)
+        self._removals += 1
+
+    def _expire(self, key: bytes) -> None:
+        """Lets go of the samples of a pool that have expired, in memory and in the index."""
+        now = self.now
+        since = now - self.ttl
+        is_gone = self.memory.expire(key, since, now)
+        if is_gone or (key not in self.memory and not self.index.is_within(key, since, now)):
+            self.journal.expire(key, since, now)
+            self._removals += 1
+
+    def _limit(self, remove: Callable[[bytes], object], most: float = VICTIMS) -> None:
+        """Removes what was not used for the longest time, if there is too much."""
+        index = self.index
+        entries, size = len(index), index.bytes
+        if self._limits.allow(entries, size):
+            return
+        # What is in memory was used after what is not.
+        has_cold = len(self.memory) < entries
+        cold = (key for key in index if key not in self.memory) if has_cold else ()
+        hot = (key for key in self.memory if key in index)
+        victims = self._limits.victims(chain(cold, hot), entries, size, index.weight, most)
+        for key in victims:
+            self.memory.discard(key)
+            remove(key)
+        self._removals += 1
+
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+        self._sweep.begin_anew()
+        if model is None:
+            self.memory.clear()
+            return self.journal.clear()
+        self.memory.clear(model, others=others)
+        return self.journal.clear(lambda key: key.startswith(model) is not others)
+
+    def room(self) -> Awaitable[None] | None:
+        room = self.journal.room()
+        return asyncio.wrap_future(room) if room else None
+
+    def has_room(self, size: int) -> bool:
+        return self.journal.has_room(size)
+
+    def compact(self) -> Future[None]:
+        """As `Journal.compact`."""
+        return self.journal.compact()
+
+    def close(self) -> None:
+        """Writes what is pending, and lets go of the folder."""
+        self.journal.close()
