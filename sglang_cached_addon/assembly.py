@@ -22,7 +22,8 @@ from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service import Service
-from sglang_cached_addon.service.exchange import Exchange, Known
+from sglang_cached_addon.service.exchange import Exchange
+from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.store import DiskStore, Limits, machine_memory
 from sglang_cached_addon.store.contract import OpenStore
@@ -115,7 +116,7 @@ def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
 
     def entered(upstream: Upstream) -> None:
         server = upstream.identity.server if upstream.identity else identity.UNKNOWN
-        exchange.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
+        exchange.lookup.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
 
     def probes(asker: Asker) -> list[bytes]:
         """The smallest calls that tell whether an asker may generate."""

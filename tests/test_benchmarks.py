@@ -17,7 +17,8 @@ from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys, planning
-from sglang_cached_addon.service.exchange import Exchange, Hit, Known
+from sglang_cached_addon.service.exchange import Exchange
+from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.store import DiskStore
 from tests.tables import each
 
@@ -147,15 +148,15 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     try:
         exchange = Exchange(dialects.installed(), store, lambda: "0" * 32)
-        known = exchange.find("POST", call.path, call.body(1), 0.0)
+        known = exchange.lookup.find("POST", call.path, call.body(1), 0.0)
         assert isinstance(known, Known)
-        fetch = exchange.fetch(known, exchange.plan(known))
+        fetch = exchange.fetch(known, exchange.lookup.plan(known))
         n = fetch.plan.call.n
         answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
         landed = exchange.land(fetch, 200, BytesIO(answer))
         assert landed.split
         exchange.commit(fetch, planning.samples(landed.split.generations, 0.0, 0.0))
-        hit = exchange.find("POST", call.path, call.body(1), 0.0)
+        hit = exchange.lookup.find("POST", call.path, call.body(1), 0.0)
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)
     finally:

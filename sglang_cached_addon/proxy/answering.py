@@ -12,7 +12,7 @@ from mitmproxy.net.http.status_codes import RESPONSES
 from sglang_cached_addon.core.call_head import Fields
 from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.service.findings import Hit
 from sglang_cached_addon.wire import http1, location
 
 _JSON = ((b"Content-Type", b"application/json"),)

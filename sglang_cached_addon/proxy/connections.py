@@ -20,7 +20,7 @@ from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.service.asking import Ask
-from sglang_cached_addon.service.exchange import Bypass
+from sglang_cached_addon.service.findings import Bypass
 
 HEAD_SECONDS = 30.0
 """What a request head may take that has begun."""

@@ -13,7 +13,7 @@ from sglang_cached_addon.core import printable
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.service.asking import Answer, Ask
-from sglang_cached_addon.service.exchange import Bypass
+from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import Settings
 
 logger = logging.getLogger("sglang_cached_addon")

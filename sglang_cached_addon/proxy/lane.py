@@ -24,7 +24,7 @@ from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
 from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.writing import Received, Writer
 from sglang_cached_addon.service.asking import Ask
-from sglang_cached_addon.service.exchange import Bypass, Hit
+from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
 from sglang_cached_addon.wire.http1 import HeadReader, NoHead, PlainHead
 

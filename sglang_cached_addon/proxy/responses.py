@@ -6,7 +6,7 @@ from mitmproxy import http
 
 from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.exchange import Hit, error_body
+from sglang_cached_addon.service.findings import Hit, error_body
 from sglang_cached_addon.wire import location
 
 

@@ -14,7 +14,7 @@ from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
-from sglang_cached_addon.service.exchange import Bypass, Hit
+from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.wire import http1
 
 logger = logging.getLogger("sglang_cached_addon")

@@ -16,11 +16,13 @@ from sglang_cached_addon.core import directives, policy
 from sglang_cached_addon.core.call_head import CallHeads, by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason, Terms
+from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.denials import Denials, Nearest
-from sglang_cached_addon.service.exchange import Exchange, Hit, Known
+from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import JSON, Fetcher
+from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Means, Pursuit
@@ -92,7 +94,7 @@ class Service:
         if head.refusal:
             return head.refusal
         tenant = (head.credential if self._isolates else b"") + head.routing
-        return self._exchange.find(head.method, head.path, ask.body, now, terms, tenant)
+        return self._exchange.lookup.find(head.method, head.path, ask.body, now, terms, tenant)
 
     def heard(self, ask: Ask, status: int) -> None:
         """Upstream has answered a call that was passed on to it."""
@@ -166,5 +168,6 @@ class Service:
         outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.ABORT, key=known.key)
         self._exchange.counters.add(outcome)
         samples = ask.partial.samples if ask.partial else ()
-        body = self._exchange.aborted(known, time.time(), samples)
+        plan, rid = self._exchange.lookup.plan(known), self._exchange.mint()
+        body = aborted.answer(known, plan, rid, time.time(), samples)
         return Reply(200, _EVENTS if known.call.stream else JSON, body, outcome)

@@ -15,7 +15,7 @@ from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call_head import CallHead, Fields
 from sglang_cached_addon.core.outcome import Outcome
-from sglang_cached_addon.service.exchange import Bypass, Hit, Landed
+from sglang_cached_addon.service.findings import Bypass, Hit, Landed
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.wire import heads

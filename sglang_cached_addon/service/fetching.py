@@ -20,7 +20,8 @@ from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
-from sglang_cached_addon.service.exchange import Exchange, Fetch, Landed, error_body
+from sglang_cached_addon.service.exchange import Exchange
+from sglang_cached_addon.service.findings import Fetch, Landed, error_body
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.pauses import pausing
 from sglang_cached_addon.service.stream import Stream
@@ -102,7 +103,7 @@ class Fetcher:
 
     def _has_more(self, fetch: Fetch) -> bool:
         """Whether more is at hand than when a fetch was planned."""
-        return self._exchange.again(fetch.plan, fetch.terms).have > fetch.plan.have
+        return self._exchange.lookup.again(fetch.plan, fetch.terms).have > fetch.plan.have
 
     async def _receive(
         self, flight: Flight, ask: Ask, fetch: Fetch, arrived: _Arrival
@@ -198,7 +199,7 @@ class Fetcher:
 
     def _is_of_two(self, fetch: Fetch) -> bool:
         """Whether what comes now is put behind samples of another model."""
-        return fetch.plan.have > 0 and not self._exchange.is_present(fetch.known)
+        return fetch.plan.have > 0 and not self._exchange.lookup.is_present(fetch.known)
 
     async def _confirmed(self, fetch: Fetch, ask: Ask) -> None:
         """Waits a moment for upstream to say whether it is the model that the stored choices are

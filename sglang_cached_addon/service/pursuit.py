@@ -20,8 +20,9 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Answer, Arrived, Ask, Reply
 from sglang_cached_addon.service.denials import Denials
-from sglang_cached_addon.service.exchange import Bypass, Exchange, Fetch, Known
+from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import MERGE_SECONDS, Fetcher
+from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.stream import Stream
@@ -133,7 +134,7 @@ class Pursuit:
             if (answer := await self.take(self.decide())) is not None:
                 return answer
             is_admitted = self.means.upstream.admits(self.ask.asker, time.monotonic())
-            if not (is_admitted and self.means.exchange.is_present(self.known)):
+            if not (is_admitted and self.means.exchange.lookup.is_present(self.known)):
                 return None
             self.plan = self._plan(self.plan)
 
@@ -141,15 +142,15 @@ class Pursuit:
         """What is at hand for the call, or by now of what was short before: what is stored, and
         what others have just brought."""
         exchange, flights = self.means.exchange, self.means.flights
-        stamp = exchange.stamp(self.known)
+        stamp = exchange.lookup.stamp(self.known)
 
         def brought(key: bytes, is_first: bool) -> Sequence[Sample]:
             return flights.brought(key, stamp, is_first=is_first)
 
         more = brought if flights.any_landed else None
         if before:
-            return exchange.again(before, self.terms, more)
-        return exchange.plan(self.known, self.terms, more)
+            return exchange.lookup.again(before, self.terms, more)
+        return exchange.lookup.plan(self.known, self.terms, more)
 
     def decide(self) -> Step:
         """The next step, given the plan and what others do."""
@@ -203,10 +204,10 @@ class Pursuit:
             outcome = self.outcome(self._refusal)
             new = [sample for sample in plan.samples() if id(sample) in self._own]
             tokens = saved.tokens - sum(sample.tokens for sample in new)
-            body = await self._beside(exchange.answer, known, plan)
+            body = await self._beside(exchange.lookup.answer, known, plan)
             exchange.counters.add(outcome, Saved(self._have, tokens, saved.seconds))
             return Reply(200, self._arrived.headers, body, outcome)
-        hit = await self._beside(exchange.hit, known, plan, time.time())
+        hit = await self._beside(exchange.lookup.hit, known, plan, time.time())
         if not self.has_waited:
             exchange.counters.hit(saved)
             return hit

@@ -15,8 +15,9 @@ from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.asking import Answer, Streamed
-from sglang_cached_addon.service.exchange import Fetch
+from sglang_cached_addon.service.findings import Fetch
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.pursuit import Follow, Lead, PassOn, Pursuit, Step
 from sglang_cached_addon.service.relay import Event, View
@@ -111,5 +112,5 @@ class StreamPursuit(Pursuit):
             yield view.show(events)
         if ask.is_aborted:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
-            exchange = self.means.exchange
-            yield exchange.aborted_events(known, time.time(), seen, stream.stored)
+            rid = self.means.exchange.mint()
+            yield aborted.events(known, rid, time.time(), seen, stream.stored)

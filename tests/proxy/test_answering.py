@@ -8,7 +8,7 @@ from dataclasses import replace
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
 from sglang_cached_addon.proxy.answering import fields_of, head, mark
 from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.service.findings import Hit
 
 URL = "http://10.0.0.7:30000"
 MISS = Outcome(Kind.MISS)

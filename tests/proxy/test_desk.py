@@ -11,7 +11,7 @@ from sglang_cached_addon.core.call_head import CallHead
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.service.asking import Ask
-from sglang_cached_addon.service.exchange import Bypass
+from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import OPTIONS, Settings
 
 

@@ -9,7 +9,7 @@ from mitmproxy import http
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
 from sglang_cached_addon.proxy import responses
 from sglang_cached_addon.service.asking import Reply
-from sglang_cached_addon.service.exchange import Hit
+from sglang_cached_addon.service.findings import Hit
 
 URL = "http://10.0.0.7:30000"
 HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, 0.0, "m")

@@ -13,7 +13,7 @@ from sglang_cached_addon.core.call_head import CallHead
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
 from sglang_cached_addon.proxy.writing import LARGE, LEFT, Writer, paced
 from sglang_cached_addon.service.asking import Ask, Reply, Streamed
-from sglang_cached_addon.service.exchange import Bypass, Hit
+from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
 from sglang_cached_addon.wire import http1
 

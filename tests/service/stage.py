@@ -18,7 +18,8 @@ from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.asking import Ask, Reply, Streamed
-from sglang_cached_addon.service.exchange import Bypass, Exchange, Hit
+from sglang_cached_addon.service.exchange import Exchange
+from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
 from sglang_cached_addon.store.memory import Memory
 from sglang_cached_addon.upstream import Upstream
@@ -77,7 +78,7 @@ class Stage:
             self.kept,
             is_offline=kwargs.get("mode") is Mode.OFFLINE,
             probes=lambda asker: (PROBE,),
-            entered=lambda upstream: self.exchange.enter(
+            entered=lambda upstream: self.exchange.lookup.enter(
                 upstream.fingerprint,
                 upstream.epochs,
                 upstream.identity.server if upstream.identity else UNKNOWN,

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Arrived, Streamed
-from sglang_cached_addon.service.exchange import Landed
+from sglang_cached_addon.service.findings import Landed
 
 
 def test_close() -> None:

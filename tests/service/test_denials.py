@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.core.policy import Mode
-from sglang_cached_addon.service.exchange import Known
+from sglang_cached_addon.service.findings import Known
 from tests.service.stage import (
     GENERATE,
     Far,

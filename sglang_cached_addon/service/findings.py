@@ -1,0 +1,135 @@
+"""What a call comes to: a hit, a bypass, or what is known of it and has to be fetched.
+
+Values, which `lookup` and `exchange` make.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.core import identity
+from sglang_cached_addon.core.call import Call, Fill, Split
+from sglang_cached_addon.core.outcome import Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.dialects.base import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Every sample was stored: the answer's body."""
+
+    body: bytes
+    """Of a stream, in chunks of HTTP: one event each."""
+    outcome: Outcome
+    saved: Saved
+    oldest: float
+    """When the oldest of its samples was stored: Unix seconds."""
+    model: str
+    """What the call names as its model; empty where it names none."""
+    is_stream: bool = False
+    longest: int = 0
+    """Completion tokens of the longest of its samples."""
+
+    def seconds(self, rate: float) -> float:
+        """How long a stream takes at a pace in tokens a second; 0: no time at all."""
+        return self.longest / rate if rate else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bypass:
+    """Not looked up: to be passed on as it came."""
+
+    outcome: Outcome
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """A body that was read, and the answer that it had."""
+
+    dialect: Dialect
+    call: Call
+    keys: tuple[bytes, ...]
+    model_version: int = 0
+    """Of the model whose keys these are: see `Exchange.enter`."""
+    raw: bytes = b""
+    """The name of the body, where the first sample of its pool answers it."""
+    hit: Hit | None = None
+    generation: int = -1
+    """Of the store, when `hit` was put together."""
+    has_model: bool = True
+    """It is known which model answers."""
+
+    @property
+    def key(self) -> bytes:
+        """Of its pool, where it has just one, and it is known whose it is."""
+        return self.keys[0] if len(self.keys) == 1 and self.has_model else b""
+
+    @property
+    def model(self) -> str:
+        """What the call names as its model; empty where it names none."""
+        return model_of(self.call.body)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """Samples are short: `body` goes upstream (None: the client's own bytes)."""
+
+    known: Known
+    plan: Plan
+    fill: Fill
+    body: bytes | None
+    terms: Terms
+    stamp: Stamp
+
+    @property
+    def asks_more(self) -> bool:
+        """Whether it asks for what its client has not, of a server that may refuse that."""
+        is_sglang = self.fill.server.engine == identity.SGLANG
+        return not is_sglang and bool(self.fill.added or self.fill.counts)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether upstream is asked for all that the client asked for."""
+        return self.fill.total == self.plan.call.total and not any(self.fill.skip)
+
+    @property
+    def keys(self) -> frozenset[bytes]:
+        """The pools that it fills."""
+        return frozenset(self.plan.keys[item] for item in self.fill.order)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """The state of things when a fetch was planned; in another, its answer is not stored."""
+
+    clears: int
+    model_version: int
+    """Of the model: see `Exchange.enter`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What upstream answered to a fetch."""
+
+    status: int
+    body: bytes = b""
+    """What the client gets; empty where it is but a part of that, or was streamed."""
+    split: Split | None = None
+    """None where there are no samples in it."""
+    refusal: Reason | None = None
+    """Why it is not to be stored."""
+
+
+def model_of(body: Any) -> str:
+    """What a parsed body names as its model; empty where it names none."""
+    model = body.get("model")
+    return model if isinstance(model, str) else ""
+
+
+def error_body(status: int, kind: str, message: str) -> bytes:
+    """An error as OpenAI's and SGLang's clients read it."""
+    return orjson.dumps({"error": {"message": message, "type": kind, "code": status}})

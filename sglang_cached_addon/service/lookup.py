@@ -1,0 +1,205 @@
+"""What is stored for a call: from its body's bytes to an answer, or to what is known of it.
+
+Free of mitmproxy, clocks and I/O: times are arguments. One object serves one upstream, on one
+thread, and knows which model answers there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import inf
+
+import orjson
+
+from sglang_cached_addon.core import identity, keys, planning, policy
+from sglang_cached_addon.core.cache import Sample, Store
+from sglang_cached_addon.core.call import Call
+from sglang_cached_addon.core.epochs import Epochs, adapters
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.memo import Memo
+from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
+from sglang_cached_addon.dialects import Registry
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.service.findings import Hit, Known, Stamp, model_of
+from sglang_cached_addon.wire import http1, sse
+
+MEMO_BYTES = 16 << 20
+"""Of bodies read before, with what was made of them: an estimate."""
+
+MEMO_OVERHEAD = 2048
+"""Bytes of an entry beside what grows with the body."""
+
+TENANTS = 1024
+"""Credentials whose digesters are kept at hand, where caches are apart."""
+
+
+class Lookup:
+    """Finds what is stored for calls."""
+
+    def __init__(self, dialects: Registry, store: Store, fingerprint: str = "") -> None:
+        self.dialects = dialects
+        self.server = identity.UNKNOWN
+        """Who answers."""
+        self.model_version = 0
+        """Of the model that answers; it rises when another one may have done so in between."""
+        self._store = store
+        self._fingerprint = fingerprint
+        self._epochs = Epochs()
+        self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
+        self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
+
+    # The model
+
+    def enter(self, fingerprint: str, epochs: Epochs, server: Server, model_version: int) -> None:
+        """From now on this model answers, on this server; another `model_version` says that it may
+        have been another one in between."""
+        self._fingerprint, self._epochs, self.server = fingerprint, epochs, server
+        self.model_version = model_version
+        self._digesters.clear()
+        self._memo.clear()
+
+    def _digester(self, dialect: str, tenant: bytes) -> keys.Digester:
+        found = self._digesters.get((dialect, tenant))
+        if found is None:
+            if len(self._digesters) >= TENANTS:
+                self._digesters.clear()
+            adapters = self._epochs.adapters_token
+            found = keys.Digester(self._fingerprint, dialect, tenant, adapters)
+            self._digesters[dialect, tenant] = found
+        return found
+
+    def _keys(self, dialect: str, tenant: bytes, items: Iterable[bytes]) -> list[bytes]:
+        """The names of the items' pools."""
+        digester = self._digester(dialect, tenant)
+        if not self._epochs.adapters_token:
+            return [digester.key(item) for item in items]
+        return [digester.key(item, self._epochs.adapter_epochs(adapters(item))) for item in items]
+
+    # Reading
+
+    def find(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        now: float,
+        terms: Terms = PLAIN,
+        tenant: bytes = b"",
+    ) -> Hit | Known | Reason:
+        """What there is for a call whose route has a dialect, or why it is not looked up. Nothing
+        is counted yet. `tenant` is part of its keys, beside its body."""
+        dialect = self.dialects[method, path]
+        asked = (dialect.name, tenant, body)
+        known = self._memo.get(asked)
+        if known is None:
+            raw = self._digester(dialect.name, tenant).raw(body)
+            key = self._store.find(raw)
+            if key and (pool := self._store.get(key)) and terms.since == -inf:
+                return self._plain(key, pool[0], now, model_of(orjson.loads(body)))
+            known = self._parse(dialect, tenant, body, raw)
+            self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
+        return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
+
+    def _plain(self, key: bytes, sample: Sample, now: float, model: str) -> Hit:
+        """A sample as the whole answer, which it is to a plain call for one."""
+        age = max(0, int(now - sample.stored_at))
+        saved = Saved(1, sample.tokens, sample.seconds)
+        outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key)
+        return Hit(sample.answer, outcome, saved, sample.stored_at, model)
+
+    def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
+        if not keys.is_quick(body):
+            return Reason.TOO_LARGE
+        try:
+            call = dialect.read(keys.parse(body))
+        except Refused as refused:
+            return refused.reason
+        if call.total > policy.MAX_SAMPLES:
+            return Reason.TOO_LARGE
+        if self._draws_copies(call):
+            return Reason.INSEPARABLE
+        if call.stream and self.server.streams_usage:
+            call = replace(call, stream=replace(call.stream, usage=True))
+        is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
+        pools = tuple(self._keys(dialect.name, tenant, call.items))
+        name = raw if is_plain else b""
+        return Known(
+            dialect, call, pools, self.model_version, name, has_model=bool(self._fingerprint)
+        )
+
+    def _draws_copies(self, call: Call) -> bool:
+        """Whether a prompt that stands twice in a list gets the same sample twice, which a call
+        for two of them does not: where a seed is all that samples differ by."""
+        is_seeded = call.is_seeded and self.server.engine != identity.SGLANG
+        return is_seeded and len(set(call.items)) < len(call.items)
+
+    def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
+        if known.call.total >= policy.LARGE_SAMPLES:
+            return None  # who answers puts it together where nobody waits for that
+        hit = known.hit
+        if terms.since > -inf:
+            plan = self.plan(known, terms)
+            return None if plan.needs else self.hit(known, plan, now)
+        if hit and self._store.is_expired(hit.oldest):
+            hit = None
+        if hit is None or known.generation != self._store.generation:
+            plan = self.plan(known)
+            if plan.have < known.call.total:
+                return None
+            hit = self.hit(known, plan, now)
+            # Within a generation pools only grow at their end, so this stays the answer.
+            if hit.body is plan.stored[0][0].answer or self._memo.charge(len(hit.body)):
+                known.hit, known.generation = hit, self._store.generation
+            return hit
+        self._store.touch(known.keys)
+        if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
+            known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
+        return hit
+
+    def hit(self, known: Known, plan: Plan, now: float) -> Hit:
+        """The answer to a call whose samples are all there."""
+        samples = list(plan.samples())
+        oldest = min(sample.stored_at for sample in samples)
+        total = known.call.total
+        age = max(0, int(now - oldest))
+        outcome = Outcome(Kind.HIT, total, total, age=age, key=known.key)
+        longest = max(sample.tokens for sample in samples)
+        is_stream = known.call.stream is not None
+        body = (
+            http1.chunked(events_of(known, plan.stored)) if is_stream else self.answer(known, plan)
+        )
+        return Hit(body, outcome, Saved.of(samples), oldest, known.model, is_stream, longest)
+
+    def is_present(self, known: Known) -> bool:
+        """Whether its keys are those of the model that answers now."""
+        return known.model_version == self.model_version
+
+    def answer(self, known: Known, plan: Plan) -> bytes:
+        """The answer to a call whose samples are all there."""
+        return known.dialect.write(known.call, planning.answers(plan))
+
+    def plan(self, known: Known, terms: Terms = PLAIN, more: planning.More | None = None) -> Plan:
+        """What is at hand for a call, and what is short."""
+        return planning.plan(known.call, known.keys, self._store, terms.since, more)
+
+    def again(self, plan: Plan, terms: Terms = PLAIN, more: planning.More | None = None) -> Plan:
+        """A plan, with what is at hand by now of what was short."""
+        needs = plan.needs
+        return plan.again(needs, self._store, terms.since, more) if needs else plan
+
+    def stamp(self, known: Known) -> Stamp:
+        """The state of things as a call sees it."""
+        return Stamp(self._store.clears, known.model_version)
+
+
+def events_of(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
+    """A stream of whole samples."""
+    dialect, call = known.dialect, known.call
+    script = dialect.script(call, samples)
+    events = [*script.in_turn(), *script.finishes]
+    if call.stream and call.stream.usage and (usage := dialect.usage(call, samples)):
+        events.append(usage)
+    return [*events, sse.DONE]

@@ -1,0 +1,81 @@
+"""The answers to calls that were aborted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service import aborted
+from sglang_cached_addon.service.findings import Known
+from sglang_cached_addon.wire import sse
+from tests.dialects import test_generate_stream as natives
+from tests.dialects.streams import parsed, worded
+from tests.service.exchanging import (
+    CHAT,
+    CHATTING,
+    COMPLETIONS,
+    GENERATE,
+    Way,
+    body,
+    finishes,
+)
+
+
+def _answer(way: Way, known: Known) -> bytes:
+    return aborted.answer(known, way.exchange.lookup.plan(known), way.exchange.mint(), 100.5)
+
+
+ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "generate": (GENERATE, body()),
+    "generate, n": (GENERATE, body(n=2)),
+    "generate, list": (GENERATE, body(["a", "b"], 2)),
+    "generate, rid": (GENERATE, body(rid="mine")),
+    "completions": (COMPLETIONS, {"prompt": "a", "model": "m"}),
+    "completions, list": (COMPLETIONS, {"prompt": ["a", "b"], "n": 2}),
+    "chat": (CHAT, {**CHATTING, "n": 2}),
+    "chat, rid": (CHAT, {**CHATTING, "rid": "mine"}),
+}
+
+
+@pytest.mark.parametrize(("path", "asked"), ABORTED.values(), ids=ABORTED)
+def test_aborted(path: str, asked: dict[str, Any]) -> None:
+    """A call that was aborted while it waited would be answered in a shape of its own."""
+    way = Way()
+    known = way.know(asked, path)
+    answer = json.loads(_answer(way, known))
+    assert finishes(answer) == ["abort"] * known.call.total
+    if asked.get("rid"):
+        assert answer.get("id", answer.get("meta_info", {}).get("id")) == "mine"
+    done = way.complete(way.fetch({**asked, "rid": None}, path), answer)
+    assert done.reason is Reason.ABORT
+
+
+@pytest.mark.parametrize(("path", "asked"), ABORTED.values(), ids=ABORTED)
+def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
+    """As above, of a stream: it would never end, or not say how."""
+    way = Way()
+    known = way.know({**asked, "stream": True}, path)
+    raw = _answer(way, known)
+    events = sse.Splitter().feed(raw)
+    assert b"".join(events) == raw
+    assert events[-1] == sse.DONE
+    ended = [reason for event in events[:-1] for reason in finishes(parsed(event)) if reason]
+    assert ended == ["abort"] * known.call.total
+
+
+def test_aborted_stream_that_had_begun() -> None:
+    """Who reads the last event of a choice, as it has all of it, would lose what it had."""
+    way = Way()
+    known = way.know({**body(["a", "b"], rid="r"), "stream": True})
+    begun, _ = natives.stream([("so far", 1), ("never sent", 2)], index=1)
+    first, second, end = aborted.events(known, way.exchange.mint(), 100.5, {1: worded(begun)})
+    assert [parsed(event)["text"] for event in (first, second)] == ["", "so far"]
+    assert [parsed(event)["index"] for event in (first, second)] == [0, 1]
+    assert [finishes(parsed(event)) for event in (first, second)] == [["abort"], ["abort"]]
+    assert end == sse.DONE
+
+
+# Streams
