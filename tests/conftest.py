@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import filecmp
 import functools
 import json
@@ -41,9 +41,13 @@ SETTLE_SECONDS = 2.0
 @functools.cache
 def starter() -> Starter:
     """The one that starts the proxies of this test process."""
-    found = Starter()
-    atexit.register(found.close)
-    return found
+    return Starter()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    if starter.cache_info().currsize:
+        starter().close()
 
 
 class Proxy:
@@ -110,6 +114,15 @@ class Proxy:
         return code
 
 
+def end(proxy: Proxy) -> None:
+    """Ends a proxy at once; where its coverage is measured, it has a moment to write it down."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ and proxy.process.poll() is None:
+        proxy.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            proxy.process.wait(1)
+    proxy.stop(signal.SIGKILL)
+
+
 class Mitmproxy(Proxy):
     """mitmdump or mitmweb, with the addon: their banner is what they log."""
 
@@ -164,7 +177,7 @@ def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
                 tmp_path,
                 **popen,
             )  # fmt: skip
-            stack.callback(proxy.stop, signal.SIGKILL)
+            stack.callback(end, proxy)
             if ready:
                 proxy.wait_until_ready()
             return proxy
