@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import gc
 import logging
-import ssl
 from functools import partial
-from pathlib import Path
 
 from mitmproxy import addonmanager, ctx, exceptions
 from mitmproxy.addonmanager import Loader
 from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer, server_hooks
-from mitmproxy.proxy.mode_specs import ProxyMode, ReverseMode
+from mitmproxy.proxy.mode_specs import ReverseMode
 
-from sglang_cached_addon.assembly import Parts, Target, assemble
+from sglang_cached_addon.assembly import Parts, assemble
 from sglang_cached_addon.proxy import gateway, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
@@ -29,11 +27,11 @@ from sglang_cached_addon.proxy.inside import handler_of, proxyserver
 from sglang_cached_addon.proxy.passage import open_passage
 from sglang_cached_addon.proxy.requests import is_local
 from sglang_cached_addon.proxy.selfcheck import Part, faults, has
+from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
 from sglang_cached_addon.wire import descriptors, http1
-from sglang_cached_addon.wire.tls import tls_context
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -131,10 +129,7 @@ class SglangCached:
         """Opens the store; raises ValueError or `StoreError`. Who comes before that cannot be
         answered."""
         assert self._desk.settings
-        url = _upstream_url()
-        tls = _tls() if url.startswith("https:") else None
-        target = Target(url, tls, ctx.options.keep_host_header)
-        self._desk.parts = parts = assemble(self._desk.settings, target)
+        self._desk.parts = parts = assemble(self._desk.settings, target_of(ctx.options))
         self._heads = http1.HeadReader(parts.dialects, parts.heads)
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
         # What was loaded stays: the garbage collector need not look at it again and again.
@@ -218,30 +213,6 @@ class SglangCached:
         to others."""
         unfinished = self.parts.unfinished if self.parts else 0
         return len(self._flows) + self.connections.busy + unfinished
-
-
-def _upstream_url() -> str:
-    """The one upstream that mitmproxy is set up for; raises ValueError."""
-    modes = [ProxyMode.parse(mode) for mode in ctx.options.mode]
-    if len(modes) != 1 or not isinstance(modes[0], ReverseMode):
-        raise ValueError("needs exactly one upstream: --mode reverse:http://HOST:PORT")
-    host, port = modes[0].address[:2]
-    return f"{modes[0].scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def _tls() -> ssl.SSLContext:
-    """How upstream is spoken to, as mitmproxy's options say; raises ValueError."""
-    certificate = ctx.options.client_certs
-    if certificate and Path(certificate).expanduser().is_dir():
-        raise ValueError("client_certs: must name a file, as there is one upstream")
-    try:
-        return tls_context(
-            insecure=ctx.options.ssl_insecure,
-            authorities=ctx.options.ssl_verify_upstream_trusted_ca,
-            certificate=str(Path(certificate).expanduser()) if certificate else None,
-        )
-    except OSError as e:
-        raise ValueError(f"TLS to the upstream cannot be set up: {e}") from e
 
 
 def _onlookers(own: tuple[object, ...]) -> list[str]:
