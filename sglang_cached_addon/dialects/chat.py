@@ -16,7 +16,6 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat_chunks, chat_stream, reading
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
-from sglang_cached_addon.dialects.openai.replay import StoredChoice
 
 
 class Chat(Api):
@@ -26,6 +25,8 @@ class Chat(Api):
     routes = (("POST", "/v1/chat/completions"),)
     kind, chunk_kind = "chat.completion", chat_chunks.KIND
     writes_nulls = True
+    choice_recorder = chat_stream.ChoiceRecorder
+    chunks = staticmethod(chat_chunks.chunks)
     tells = MappingProxyType(
         {SGLANG: ("return_meta_info", "meta_info"), VLLM: ("return_token_ids", "token_ids")}
     )
@@ -52,9 +53,6 @@ class Chat(Api):
         said = {"message": {"role": "assistant", "content": "", "reasoning_content": None}}
         return choices.aborted(call, rid, now, self.kind, said)
 
-    def per_item(self, call: Call) -> Sequence[str]:
-        return ()
-
     def prompts(self, call: Call, fill: Fill) -> list[Any]:
         return [None]
 
@@ -62,14 +60,8 @@ class Chat(Api):
         limit = call.body.get("max_completion_tokens")
         return call.body.get("max_tokens") if limit is None else limit
 
-    def choice_recorder(self) -> chat_stream.ChoiceRecorder:
-        return chat_stream.ChoiceRecorder()
-
     def wants_rows(self, call: Call) -> bool:
         return bool(call.body.get("logprobs"))
-
-    def chunks(self, choice: StoredChoice, created: Any) -> tuple[list[bytes], bytes]:
-        return chat_chunks.chunks(choice, created)
 
 
 def _names_media(message: Any) -> bool:

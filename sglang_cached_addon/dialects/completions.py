@@ -15,7 +15,6 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import completions_stream, reading
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
-from sglang_cached_addon.dialects.openai.replay import StoredChoice
 
 # In a batch a list in one of these holds a value for each prompt.
 _PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")
@@ -31,6 +30,8 @@ class Completions(Api):
     routes = (("POST", "/v1/completions"),)
     kind = chunk_kind = completions_stream.KIND
     writes_nulls = False
+    choice_recorder = completions_stream.ChoiceRecorder
+    chunks = staticmethod(completions_stream.chunks)
     tells = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
@@ -61,15 +62,6 @@ class Completions(Api):
 
     def limit(self, call: Call) -> Any:
         return call.body.get("max_tokens", _LIMIT)
-
-    def choice_recorder(self) -> completions_stream.ChoiceRecorder:
-        return completions_stream.ChoiceRecorder()
-
-    def wants_rows(self, call: Call) -> bool:
-        return False
-
-    def chunks(self, choice: StoredChoice, created: Any) -> tuple[list[bytes], None]:
-        return completions_stream.chunks(choice, created)
 
 
 _LIMIT = 16

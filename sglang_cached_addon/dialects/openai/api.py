@@ -31,11 +31,10 @@ class Api(ABC):
     """By a server's engine: the field that makes each choice tell how many tokens it has, and the
     members in which it tells that."""
 
-    # What each API has of its own
-
-    @abstractmethod
-    def per_item(self, call: Call) -> Sequence[str]:
-        """The fields of a call's body whose list holds a value for each prompt."""
+    choice_recorder: type[recording.ChoiceRecorder]
+    """What puts the chunks of one choice together."""
+    chunks: staticmethod[[replay.StoredChoice, Any], tuple[list[bytes], bytes | None]]
+    """Gives the events of a choice, and its finish where that is a chunk of its own."""
 
     @abstractmethod
     def prompts(self, call: Call, fill: Fill) -> list[Any]:
@@ -45,17 +44,13 @@ class Api(ABC):
     def limit(self, call: Call) -> Any:
         """The number of tokens that a choice has at most."""
 
-    @abstractmethod
-    def choice_recorder(self) -> recording.ChoiceRecorder:
-        """What puts the chunks of one choice together."""
+    def per_item(self, call: Call) -> Sequence[str]:
+        """The fields of a call's body whose list holds a value for each prompt."""
+        return ()
 
-    @abstractmethod
     def wants_rows(self, call: Call) -> bool:
         """Whether a JSON answer has the log-probabilities of every token, and a stream may not."""
-
-    @abstractmethod
-    def chunks(self, choice: replay.StoredChoice, created: Any) -> tuple[list[bytes], bytes | None]:
-        """The events of a choice, and its finish where that is a chunk of its own."""
+        return False
 
     # As `Dialect`
 
