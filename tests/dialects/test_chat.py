@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.call import Mint
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.chat import DIALECT
-from sglang_cached_addon.dialects.openai.asking import TRANSPORT
 from tests.conftest import corpus
+from tests.dialects.bodies import item, minter, refusal
 from tests.tables import each
 
 PAIRS = [
@@ -25,76 +24,12 @@ PICTURE = "data:image/png;base64,AAAA"
 UNIQUE = f"{1:032x}"
 
 
-def minter() -> Mint:
-    numbers = itertools.count(1)
-    return lambda: f"{next(numbers):032x}"
-
-
 def chat(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": [{"role": "user", "content": "a"}], **fields}
 
 
 def saying(content: Any) -> dict[str, Any]:
     return chat(messages=[{"role": "user", "content": content}])
-
-
-def item(body: dict[str, Any]) -> bytes:
-    call = DIALECT.read(body)
-    assert len(call.items) == 1
-    return call.items[0]
-
-
-def refusal(body: dict[str, Any]) -> Reason:
-    with pytest.raises(Refused) as caught:
-        DIALECT.read(body)
-    return caught.value.reason
-
-
-SAMPLES: dict[type, Any] = {
-    str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
-}  # fmt: skip
-RIGHT = [
-    (name, SAMPLES[kind])
-    for name, kinds in TRANSPORT.items()
-    for kind in kinds
-    if not (name == "rid" and kind is list)
-]
-WRONG = [
-    (name, value)
-    for name, kinds in TRANSPORT.items()
-    for kind, value in SAMPLES.items()
-    if kind not in kinds or (name == "rid" and kind is list)
-]
-
-
-@each(("name", "value"), RIGHT, ids=str)
-def test_transport(name: str, value: Any) -> None:
-    """How a request is named or scheduled is not part of the key."""
-    value = False if name == "stream" else value
-    assert item(chat(**{name: value})) == item(chat())
-
-
-@each(("name", "value"), WRONG, ids=str)
-def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A transport field of a wrong type stays in the key."""
-    try:
-        assert item(chat(**{name: value})) != item(chat())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
-
-
-@each("name", sorted(set(TRANSPORT) - {"stream"}))
-def test_null_transport(name: str) -> None:
-    """A transport field that is null is left out of the key."""
-    assert item(chat(**{name: None})) == item(chat())
-
-
-def test_null_that_sglang_refuses() -> None:
-    """A null that SGLang refuses stays in the key."""
-    try:
-        assert item(chat(stream=None)) != item(chat())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
 
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -171,7 +106,7 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Requests that may be answered differently have different keys."""
     bodies = [chat(**{name: value}) for value in values]
     bodies += [chat()] if name == "messages" else [chat(), chat(**{name: None})]
-    assert len({item(body) for body in bodies}) == len(bodies)
+    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
 
 
 @each(
@@ -206,13 +141,13 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
 )
 def test_different_conversations(messages: list[list[dict[str, Any]]]) -> None:
     """Different conversations have different keys."""
-    assert len({item(chat(messages=each)) for each in messages}) == len(messages)
+    assert len({item(DIALECT, chat(messages=each)) for each in messages}) == len(messages)
 
 
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """The number of samples is not part of the key."""
-    assert item(chat(n=n)) == item(chat())
+    assert item(DIALECT, chat(n=n)) == item(DIALECT, chat())
 
 
 @each(
@@ -269,7 +204,7 @@ def part(name: str, url: Any) -> dict[str, Any]:
 )
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
-    assert refusal(body) is reason
+    assert refusal(DIALECT, body) is reason
 
 
 @each("place", [0, 1, 2])
@@ -277,7 +212,7 @@ def test_media_in_any_message(place: int) -> None:
     """Media by URL or path is refused."""
     messages = [{"role": "user", "content": "a"} for _ in range(3)]
     messages[place] = part("image_url", {"url": "http://example.com/a.png"})["messages"][0]
-    assert refusal(chat(messages=messages)) is Reason.MEDIA
+    assert refusal(DIALECT, chat(messages=messages)) is Reason.MEDIA
 
 
 @each(

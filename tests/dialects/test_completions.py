@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.call import Mint
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.completions import DIALECT
-from sglang_cached_addon.dialects.openai.asking import TRANSPORT
 from tests.conftest import corpus
+from tests.dialects.bodies import item, minted, minter, refusal
 from tests.tables import each
 
 PAIRS = [
@@ -23,33 +22,12 @@ PAIRS = [
 ]
 
 
-def minter() -> Mint:
-    numbers = itertools.count(1)
-    return lambda: f"{next(numbers):032x}"
-
-
-def minted(number: int) -> str:
-    return f"{number:032x}"
-
-
 def one(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "prompt": "a", **fields}
 
 
 def batch(**fields: Any) -> dict[str, Any]:
     return {"model": "m", "prompt": ["a", "b", "c"], **fields}
-
-
-def item(body: dict[str, Any]) -> bytes:
-    call = DIALECT.read(body)
-    assert len(call.items) == 1
-    return call.items[0]
-
-
-def refusal(body: dict[str, Any]) -> Reason:
-    with pytest.raises(Refused) as caught:
-        DIALECT.read(body)
-    return caught.value.reason
 
 
 def answer(texts: str, prompt_tokens: int = 1) -> dict[str, Any]:
@@ -70,57 +48,6 @@ def answer(texts: str, prompt_tokens: int = 1) -> dict[str, Any]:
         },
         "metadata": {"weight_version": "default"},
     }
-
-
-SAMPLES: dict[type, Any] = {
-    str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
-}  # fmt: skip
-RIGHT = [(name, SAMPLES[kind]) for name, kinds in TRANSPORT.items() for kind in kinds]
-WRONG = [
-    (name, value)
-    for name, kinds in TRANSPORT.items()
-    for kind, value in SAMPLES.items()
-    if kind not in kinds
-]
-
-
-@each(
-    ("name", "value"),
-    [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
-    ids=str,
-)
-def test_transport(name: str, value: Any) -> None:
-    """How a request is named or scheduled is not part of the key."""
-    value = False if name == "stream" else value
-    assert item(one(**{name: value})) == item(one())
-
-
-def test_list_of_rids_is_transport() -> None:
-    """A list of ids is left out of the key."""
-    assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
-
-
-@each(("name", "value"), WRONG, ids=str)
-def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A transport field of a wrong type stays in the key."""
-    try:
-        assert item(one(**{name: value})) != item(one())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
-
-
-@each("name", sorted(set(TRANSPORT) - {"stream"}))
-def test_null_transport(name: str) -> None:
-    """A transport field that is null is left out of the key."""
-    assert item(one(**{name: None})) == item(one())
-
-
-def test_null_that_sglang_refuses() -> None:
-    """A null that SGLang refuses stays in the key."""
-    try:
-        assert item(one(stream=None)) != item(one())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
 
 
 CONTENT: dict[str, tuple[Any, Any]] = {
@@ -174,13 +101,13 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
     """Requests that may be answered differently have different keys."""
     bodies = [one(**{name: value}) for value in values]
     bodies += [one()] if name == "prompt" else [one(), one(**{name: None})]
-    assert len({item(body) for body in bodies}) == len(bodies)
+    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
 
 
 @each("prompts", [["1", [1]], [[1, 2], [12], [2, 1]], ["a", "a ", "A", ""], ["[1]", [1]]])
 def test_different_prompts(prompts: list[Any]) -> None:
     """Different prompts have different keys."""
-    assert len({item(one(prompt=prompt)) for prompt in prompts}) == len(prompts)
+    assert len({item(DIALECT, one(prompt=prompt)) for prompt in prompts}) == len(prompts)
 
 
 @each(
@@ -210,7 +137,7 @@ def test_read(
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """The number of samples is not part of the key."""
-    assert item(one(n=n)) == item(one())
+    assert item(DIALECT, one(n=n)) == item(DIALECT, one())
 
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
@@ -218,7 +145,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     lists = {"lora_path": ["x", "y", "z"], "extra_key": ["1", "2", "3"], "cache_salt": list("789")}
     call = DIALECT.read(batch(**lists, stop=["s", "t"], rid="r"))
     assert call.items == tuple(
-        item(one(prompt="abc"[i], stop=["s", "t"], **{k: v[i] for k, v in lists.items()}))
+        item(DIALECT, one(prompt="abc"[i], stop=["s", "t"], **{k: v[i] for k, v in lists.items()}))
         for i in range(3)
     )
 
@@ -263,7 +190,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
 )
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
-    assert refusal(body) is reason
+    assert refusal(DIALECT, body) is reason
 
 
 @each(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
 from sglang_cached_addon.dialects import filling
+from tests.dialects.bodies import minter
 from tests.tables import each
-
-
-def minter() -> Mint:
-    numbers = itertools.count(1)
-    return lambda: f"{next(numbers):032x}"
 
 
 @each(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.call import Call, Mint
+from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects.generate import DIALECT, TRANSPORT
+from sglang_cached_addon.dialects.generate import DIALECT
 from tests.conftest import corpus
+from tests.dialects.bodies import item, minted, minter
 from tests.tables import each
 
 PAIRS = [
@@ -28,15 +28,6 @@ PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
 PICTURE = "data:image/png;base64,AAAA"
 
 
-def minter() -> Mint:
-    numbers = itertools.count(1)
-    return lambda: f"{next(numbers):032x}"
-
-
-def minted(number: int) -> str:
-    return f"{number:032x}"
-
-
 def one(**fields: Any) -> dict[str, Any]:
     return {"text": "a", "sampling_params": PARAMS, **fields}
 
@@ -49,18 +40,6 @@ def with_n(body: dict[str, Any], n: int) -> dict[str, Any]:
     return {**body, "sampling_params": {**body["sampling_params"], "n": n}}
 
 
-def item(body: dict[str, Any]) -> bytes:
-    call = DIALECT.read(body)
-    assert len(call.items) == 1
-    return call.items[0]
-
-
-def refusal(body: dict[str, Any]) -> Reason:
-    with pytest.raises(Refused) as caught:
-        DIALECT.read(body)
-    return caught.value.reason
-
-
 def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]:
     kind = {"type": finish} if isinstance(finish, str) else finish
     return {
@@ -68,65 +47,6 @@ def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]
         "output_ids": [1],
         "meta_info": {"id": "up", "finish_reason": kind, "completion_tokens": 2, **meta},
     }
-
-
-SAMPLES: dict[type, Any] = {
-    str: "x", bool: True, int: 1, float: 1.5, list: ["x"], dict: {"x": "y"}, type(None): None
-}  # fmt: skip
-
-
-RIGHT = [(name, SAMPLES[kind]) for name, kinds in TRANSPORT.items() for kind in kinds]
-
-
-WRONG = [
-    (name, value)
-    for name, kinds in TRANSPORT.items()
-    for kind, value in SAMPLES.items()
-    if kind not in kinds
-]
-
-
-@each(
-    ("name", "value"),
-    [(n, v) for n, v in RIGHT if not (n == "rid" and isinstance(v, list))],
-    ids=str,
-)
-def test_transport(name: str, value: Any) -> None:
-    """How a request is named or scheduled is not part of the key."""
-    value = False if name == "stream" else value
-    assert item(one(**{name: value})) == item(one())
-
-
-def test_list_of_rids_is_transport() -> None:
-    """A list of ids is left out of the key."""
-    assert DIALECT.read(batch(rid=["x", "y", "z"])).items == DIALECT.read(batch()).items
-
-
-@each(("name", "value"), WRONG, ids=str)
-def test_transport_of_a_wrong_type(name: str, value: Any) -> None:
-    """A transport field of a wrong type stays in the key."""
-    try:
-        assert item(one(**{name: value})) != item(one())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
-
-
-REFUSES_NULL = {"stream", "log_metrics", "no_logs", "background"}
-
-
-@each("name", sorted(set(TRANSPORT) - REFUSES_NULL))
-def test_null_transport(name: str) -> None:
-    """A transport field that is null is left out of the key."""
-    assert item(one(**{name: None})) == item(one())
-
-
-@each("name", sorted(REFUSES_NULL))
-def test_null_that_sglang_refuses(name: str) -> None:
-    """A null that SGLang refuses stays in the key."""
-    try:
-        assert item(one(**{name: None})) != item(one())
-    except Refused as refused:
-        assert refused.reason is Reason.MALFORMED
 
 
 CONTENT: dict[str, tuple[Any, Any]] = {
@@ -190,7 +110,7 @@ def test_content(name: str, values: tuple[Any, Any]) -> None:
         bodies.append(one())
     else:
         bodies += [one(), one(**{name: None})]
-    assert len({item(body) for body in bodies}) == len(bodies)
+    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
 
 
 PARAMETERS: dict[str, tuple[Any, Any]] = {
@@ -228,7 +148,7 @@ PARAMETERS: dict[str, tuple[Any, Any]] = {
 def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
     """Requests that may be answered differently have different keys."""
     fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
-    keys = {item({"text": "a", "sampling_params": params}) for params in [*fills, {}]}
+    keys = {item(DIALECT, {"text": "a", "sampling_params": params}) for params in [*fills, {}]}
     assert len(keys) == len(fills) + 1
 
 
@@ -248,13 +168,13 @@ def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
 )
 def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
     """Different prompts have different keys."""
-    assert len({item(body) for body in bodies}) == len(bodies)
+    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
 
 
 @each("n", [1, 2, 7])
 def test_n_is_not_part_of_the_key(n: int) -> None:
     """The number of samples is not part of the key."""
-    assert item(with_n(one(), n)) == item(one())
+    assert item(DIALECT, with_n(one(), n)) == item(DIALECT, one())
 
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
@@ -269,6 +189,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     )
     singles = [
         item(
+            DIALECT,
             {
                 "text": text,
                 "sampling_params": {"top_k": i + 1},
@@ -276,7 +197,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
                 "return_logprob": i != 1,
                 "token_ids_logprob": [i + 1],
                 "extra_key": "shared",
-            }
+            },
         )
         for i, text in enumerate("abc")
     ]
@@ -287,7 +208,7 @@ def test_ids_that_all_prompts_share() -> None:
     """A list of ids that all prompts share is not dealt out to them."""
     call = DIALECT.read({"text": ["a", "b"], "token_ids_logprob": [1, 2]})
     assert call.items == tuple(
-        item({"text": text, "token_ids_logprob": [1, 2]}) for text in ("a", "b")
+        item(DIALECT, {"text": text, "token_ids_logprob": [1, 2]}) for text in ("a", "b")
     )
 
 

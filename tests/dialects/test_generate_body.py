@@ -4,93 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.generate import DIALECT
+from tests.dialects.bodies import item, refusal
+from tests.dialects.test_generate import CONTENT, LISTS, N1_LISTS, batch, one, with_n
 from tests.tables import each
 
 PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
 
 
 PICTURE = "data:image/png;base64,AAAA"
-
-
-def one(**fields: Any) -> dict[str, Any]:
-    return {"text": "a", "sampling_params": PARAMS, **fields}
-
-
-def batch(**fields: Any) -> dict[str, Any]:
-    return {"text": ["a", "b", "c"], "sampling_params": PARAMS, **fields}
-
-
-def with_n(body: dict[str, Any], n: int) -> dict[str, Any]:
-    return {**body, "sampling_params": {**body["sampling_params"], "n": n}}
-
-
-def item(body: dict[str, Any]) -> bytes:
-    call = DIALECT.read(body)
-    assert len(call.items) == 1
-    return call.items[0]
-
-
-def refusal(body: dict[str, Any]) -> Reason:
-    with pytest.raises(Refused) as caught:
-        DIALECT.read(body)
-    return caught.value.reason
-
-
-CONTENT: dict[str, tuple[Any, Any]] = {
-    "text": ("b", "A"),
-    "input_ids": ([1], [2]),
-    "input_embeds": ([[0.5]], [[0.25]]),
-    "image_data": (PICTURE, PICTURE + "A"),
-    "video_data": ([PICTURE], [PICTURE, PICTURE]),
-    "audio_data": ({"url": PICTURE}, {"url": PICTURE + "A"}),
-    "mm_hashes": (["a"], ["b"]),
-    "mm_content_hashes": (["a"], ["b"]),
-    "modalities": (["image"], ["video"]),
-    "use_audio_in_video": (True, False),
-    "video_config": ({"fps": 1}, {"fps": 2}),
-    "images_config": ({"a": 1}, {"a": 2}),
-    "mm_processor_kwargs": ({"a": 1}, {"a": 2}),
-    "max_dynamic_patch": (1, 2),
-    "min_dynamic_patch": (1, 2),
-    "image_max_dynamic_patch": (1, 2),
-    "video_max_dynamic_patch": (1, 2),
-    "watermark": ({"a": 1}, {"a": 2}),
-    "lora_path": ("a", "b"),
-    "lora_id": ("a", "b"),
-    "custom_logit_processor": ("a", "b"),
-    "positional_embed_overrides": ([1], [2]),
-    "require_reasoning": (True, False),
-    "max_thinking_tokens": (1, 2),
-    "return_logprob": (True, False),
-    "logprob_start_len": (-1, 0),
-    "top_logprobs_num": (0, 1),
-    "token_ids_logprob": ([1], [2]),
-    "return_text_in_logprobs": (True, False),
-    "return_flat_raw_top_logprobs": (True, False),
-    "return_flat_raw_output_top_logprobs": (True, False),
-    "return_flat_raw_top_logprobs_b64": (True, False),
-    "return_sampling_mask": (True, False),
-    "sampling_logprobs_mode": ("a", "b"),
-    "return_hidden_states": (True, False),
-    "return_routed_experts": (True, False),
-    "routed_experts_start_len": (0, 1),
-    "return_indexer_topk": (True, False),
-    "return_prompt_token_ids": (True, False),
-    "multi_item_delimiter_indices": ([1], [2]),
-    "token_indices_to_pool": ([1], [2]),
-    "extra_key": ("a", "b"),
-    "cache_salt": ("a", "b"),
-    "return_bytes": (True, False),
-    "return_entropy": (True, False),
-    "model": ("a", "b"),
-    "n": (1, 2),
-    "temperature": (0, 1),
-    "not_yet_invented": ("a", "b"),
-}
 
 
 @each(
@@ -178,7 +101,7 @@ def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
 )  # fmt: skip
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
-    assert refusal(body) is reason
+    assert refusal(DIALECT, body) is reason
 
 
 FORM_DEPENDENT = [
@@ -194,35 +117,15 @@ FORM_DEPENDENT = [
 def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
     """Fields that SGLang drops from a batch are refused there."""
     value = PICTURE if name.endswith("_data") else CONTENT[name][0]
-    assert refusal({**body, name: value}) is Reason.INSEPARABLE
+    assert refusal(DIALECT, {**body, name: value}) is Reason.INSEPARABLE
     assert DIALECT.read({**body, name: None})
-
-
-N1_LISTS = {
-    "return_logprob": [True, False, True],
-    "logprob_start_len": [0, 1, 2],
-    "top_logprobs_num": [0, 1, 2],
-    "token_ids_logprob": [[1], [2], [3]],
-    "return_sampling_mask": [True, False, True],
-    "sampling_logprobs_mode": ["a", "b", "c"],
-    "custom_logit_processor": ["a", "b", "c"],
-}
-
-
-LISTS = {
-    "lora_path": ["x", "y", "z"],
-    "extra_key": ["x", "y", "z"],
-    "cache_salt": ["x", "y", "z"],
-    "watermark": [{"a": 1}, None, {"a": 2}],
-    "return_hidden_states": [True, False, True],
-}
 
 
 @each(("name", "values"), N1_LISTS.items(), ids=N1_LISTS)
 def test_lists_that_need_n_1(name: str, values: list[Any]) -> None:
     """Lists that SGLang takes only with `n=1` are refused otherwise."""
     assert len(DIALECT.read(batch(**{name: values})).items) == 3
-    assert refusal(with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
+    assert refusal(DIALECT, with_n(batch(**{name: values}), 2)) is Reason.MALFORMED
 
 
 @each(("name", "values"), LISTS.items(), ids=LISTS)
@@ -231,5 +134,6 @@ def test_lists_with_a_value_for_each_prompt(name: str, values: list[Any], n: int
     """A list with a value for each prompt gives each prompt its own."""
     call = DIALECT.read(with_n(batch(**{name: values}), n))
     assert call.items == tuple(
-        item(one(text=text, **{name: value})) for text, value in zip("abc", values, strict=True)
+        item(DIALECT, one(text=text, **{name: value}))
+        for text, value in zip("abc", values, strict=True)
     )

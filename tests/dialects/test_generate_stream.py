@@ -18,7 +18,7 @@ from sglang_cached_addon.dialects.generate import DIALECT
 from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import mutated, parsed
+from tests.dialects.streams import mutated, parsed, worded
 from tests.tables import each
 
 RECORDED = [
@@ -53,10 +53,6 @@ def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[byt
 
 def raw_events(pair: dict[str, Any]) -> list[bytes]:
     return sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
-
-
-def worded(event: Any) -> bytes:
-    return sse.event(orjson.dumps(event))
 
 
 @each("pair", RECORDED, ids=lambda pair: pair["name"])
