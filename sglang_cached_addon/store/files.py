@@ -1,7 +1,7 @@
-"""Files of the cache folder: who has it, who may read it, and how a file takes another's place.
+"""The cache folder: which process has it, who may read it, and how a file replaces another one.
 
-Folder and files are the owner's alone, whatever the umask says: prompts and answers are in them.
-Synchronous, and knows nothing of what is in the files.
+The folder and its files are their owner's alone, whatever the umask says: prompts and answers are
+in them. Synchronous, and knows nothing of what is in the files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 _OURS = ("cache.jsonl", "cache.index", "cache.lock", "state.json")
-"""What each name of a file of ours begins with."""
+"""The beginnings of the names of all files that a store makes."""
 
 CHOOSE_ANOTHER = "choose another folder with --cache-path"
 
@@ -41,7 +41,7 @@ def private(path: str | Path, flags: int) -> int:
 
 
 def close_to_others(folder: Path) -> None:
-    """Takes from others what they may do with what there is already, and says so once."""
+    """Makes what is there already the owner's alone, and logs it once."""
     theirs = [path for path in folder.iterdir() if not path.name.startswith(_OURS)]
     # A folder of other things as well, or one for all, as /tmp, is not ours to close.
     is_ours = not theirs and not folder.stat().st_mode & stat.S_ISVTX
@@ -67,7 +67,8 @@ def close_to_others(folder: Path) -> None:
 
 
 def lock(folder: Path) -> int:
-    """Takes the folder's lock; a file descriptor to be closed to release it."""
+    """Takes the folder's lock; returns the file descriptor that is to be closed to release it.
+    Raises `StoreError`."""
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def lock(folder: Path) -> int:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether a process has the folder now; it is not kept from it but for an instant."""
+    """Whether a process has the folder now. For an instant, this keeps others from taking it."""
     try:
         handle = os.open(folder / "cache.lock", os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Pools in memory: key to samples, as many as a limit allows, least recently used out first.
+"""Pools in memory, up to a limit of bytes; those that were not used for the longest time go first.
 
 No I/O. Not safe for threads: it belongs to the event loop.
 """
@@ -14,11 +14,11 @@ from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
 from sglang_cached_addon.core.keys import PREFIX
 
 OVERHEAD = 512
-"""Bytes of memory that a sample takes beside what it holds: an estimate."""
+"""An estimate of the bytes of memory that a sample takes beside its answer."""
 
 
 class _Pool(list[Sample]):
-    """The samples of a key, whose API they are of, and what bodies they answer."""
+    """The samples of a key, their API, and the names of the bodies that they answer."""
 
     __slots__ = ("dialect", "names", "newest", "oldest")
 
@@ -27,15 +27,15 @@ class _Pool(list[Sample]):
         self.dialect = dialect
         self.names: tuple[bytes, ...] = ()
         self.oldest, self.newest = inf, -inf
-        """When they were stored."""
+        """When the oldest and the newest sample were stored: Unix seconds."""
 
     def date(self) -> None:
-        """Looks when they were stored."""
+        """Finds out when its samples were stored."""
         self.oldest, self.newest = inf, -inf
         self.date_with(self)
 
     def date_with(self, samples: Sequence[Sample]) -> None:
-        """Some more have come."""
+        """Takes account of samples that were added."""
         for sample in samples:
             self.oldest = min(self.oldest, sample.stored_at)
             self.newest = max(self.newest, sample.stored_at)
@@ -45,9 +45,9 @@ class Memory:
     """Pools by key: a `cache.Store` for itself."""
 
     generation = 0
-    """Rises when samples are removed; those that only had to make room are none of them."""
+    """Rises when samples are removed, but not when they only had to make room."""
     clears = 0
-    """Rises when somebody clears all, or a part."""
+    """Rises when somebody clears all, or a part of it."""
 
     def __init__(
         self,
@@ -55,17 +55,18 @@ class Memory:
         *,
         evicted: Callable[[bytes], object] = lambda key: None,
     ) -> None:
-        """`limit` is in bytes; `evicted` is told what does not stay."""
+        """`limit` is in bytes; `evicted` is told the key of each pool that has to make room."""
         self._limit = limit
         self._evicted = evicted
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
-        """By the name of a raw body."""
+        """The key of each body that has a name."""
         self.samples = 0
+        """The number of samples."""
         self.bytes = 0
-        """Of the stored answers, and of where their streams' events ended."""
+        """The bytes of the answers, and of the boundaries of their events."""
         self.by_dialect: Counter[str] = Counter()
-        """Samples."""
+        """The number of samples of each dialect."""
 
     def __len__(self) -> int:
         return len(self._pools)
@@ -92,7 +93,7 @@ class Memory:
         return pool
 
     def peek(self, key: bytes) -> Sequence[Sample]:
-        """As `get`, and nobody has used it."""
+        """As `get`, but does not count as a use."""
         return self._pools.get(key, ())
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -132,7 +133,7 @@ class Memory:
         places: Sequence[int],
         raw: bytes = b"",
     ) -> None:
-        """Puts samples in their places of a pool: in those of former ones, or behind its end."""
+        """Puts samples into places of a pool: those of former samples, or behind its end."""
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = _Pool(dialect)
@@ -162,7 +163,7 @@ class Memory:
         return True
 
     def expire(self, key: bytes, since: float, now: float) -> bool:
-        """Drops the samples of a key that do not count; whether there were any."""
+        """Drops the samples of a key that do not count (see `counts`); whether there were any."""
         pool = self._pools.get(key)
         if pool is None or (counts(pool.oldest, since, now) and counts(pool.newest, since, now)):
             return False
@@ -183,7 +184,7 @@ class Memory:
             self.generation += 1
 
     def _make_room(self, kept: bytes) -> None:
-        """Lets go of what was not used for the longest time, but for one key."""
+        """Lets go of the pools that were not used for the longest time, but for one key."""
         while self._weight > self._limit and len(self._pools) > 1:
             key = next(iter(self._pools))
             if key == kept:
@@ -209,7 +210,7 @@ class Memory:
         self.bytes += sign * sum(map(_size, samples))
 
     def by_model(self) -> dict[str, int]:
-        """Samples by the beginnings of their keys, in hexadecimal; looks at every key."""
+        """The number of samples by the beginnings of keys, in hexadecimal; looks at every key."""
         counts: Counter[bytes] = Counter()
         for key, pool in self._pools.items():
             counts[key[:PREFIX]] += len(pool)

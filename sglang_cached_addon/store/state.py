@@ -1,7 +1,7 @@
-"""One small JSON document beside the journal, `state.json`: what is known of the upstream.
+"""`state.json`, a small JSON document beside the journal: what is known of the upstream.
 
-Written whole or not at all. Synchronous: belongs into a thread. What may be in it is its
-user's business; no secrets are.
+Written whole or not at all. Synchronous: for threads. Does not know what is in the document; there
+are no secrets in it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ class StateFile:
     """The document of one folder."""
 
     def __init__(self, folder: Path, *, is_ours: bool = True) -> None:
-        """What is somebody else's is only read."""
+        """A folder that is not ours is only read."""
         self._is_ours = is_ours
         self.path = folder / "state.json"
         self._document: dict[str, Any] | None = None
-        """As it is in the file, if that was read or written."""
+        """The document as it is in the file; None if it was neither read nor written."""
         self.is_rejected = False
-        """What was in the file is lost to its user."""
+        """Whether there was a document that made no sense, so that what it said is lost."""
 
     def load(self) -> dict[str, Any]:
-        """The document; empty if there is none. One that makes no sense is moved aside. Raises
-        `StoreError` where the disk fails."""
+        """Returns the document, or an empty one if there is none. A file that is no JSON object is
+        moved aside. Raises `StoreError` where the disk fails."""
         try:
             data = self.path.read_bytes()
             try:
@@ -49,8 +49,8 @@ class StateFile:
         return value
 
     def reject(self, why: str) -> None:
-        """What is in the file makes no sense, be it for its user: it is moved aside, with a warning
-        that says why, and where to. Raises `StoreError` where the disk fails."""
+        """Moves a file aside whose document makes no sense, and logs why and where to. Raises
+        `StoreError` where the disk fails."""
         self._document, self.is_rejected = None, True
         if not self._is_ours:
             logger.warning("%s: %s; not used", self.path, why)
@@ -65,8 +65,8 @@ class StateFile:
         logger.warning("%s: %s; moved to %s", self.path, why, aside.name)
 
     def save(self, document: dict[str, Any]) -> None:
-        """Replaces the document; raises `StoreError`, and then the old one is still there. Not for
-        two threads at once."""
+        """Replaces the document. Raises `StoreError`, and then the former one is still there. Not
+        for two threads at once."""
         if not self._is_ours:
             return
         data = orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -77,6 +77,6 @@ class StateFile:
         self._document = document
 
     def save_again(self) -> None:
-        """As `save`, if somebody has removed the file."""
+        """Writes the document again, if somebody has removed the file."""
         if self._document is not None and not self.path.exists():
             self.save(self._document)

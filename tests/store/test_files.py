@@ -46,7 +46,7 @@ def use(folder: Path) -> None:
 def test_for_its_owner_alone(
     umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Anybody on the machine could read what others ask and are answered."""
+    """Folder and files are the owner's alone, whatever the umask."""
     monkeypatch.setattr("sglang_cached_addon.store.journal.kept.INDEX_BYTES", 0)
     folder = tmp_path / "cache"
     use(folder)
@@ -61,7 +61,7 @@ def test_for_its_owner_alone(
 
 
 def test_what_is_there_already(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It would stay open, or be closed without a word, or be complained of at each start."""
+    """What is there already becomes the owner's alone, which is logged once."""
     folder = tmp_path / "cache"
     use(folder)
     for path in (folder, *folder.iterdir()):
@@ -78,7 +78,7 @@ def test_what_is_there_already(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 @pytest.mark.parametrize("kind", ["others", "sticky"])
 def test_a_folder_that_others_use(kind: str, tmp_path: Path) -> None:
-    """Somebody who gives `/tmp`, or a home, would shut others out of their own files."""
+    """A folder that others use, as `/tmp` or a home, keeps its mode, and so do their files."""
     folder = tmp_path / "shared"
     folder.mkdir()
     folder.chmod(0o1777 if kind == "sticky" else 0o755)
@@ -93,7 +93,7 @@ def test_a_folder_that_others_use(kind: str, tmp_path: Path) -> None:
 
 
 def test_lock(tmp_path: Path) -> None:
-    """Two would have the folder, or nobody know whether one has."""
+    """A folder is taken until its lock is released."""
     assert not is_taken(tmp_path)
     held = lock(tmp_path)
     assert is_taken(tmp_path)

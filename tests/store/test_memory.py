@@ -22,13 +22,13 @@ def answers(memory: Memory, key: bytes = A) -> list[bytes]:
 
 
 def test_unknown_key() -> None:
-    """An empty cache would claim to have an answer."""
+    """Of a key that is not there, there is nothing."""
     assert len(Memory().get(A)) == 0
     assert len(Memory()) == 0
 
 
 def test_order() -> None:
-    """A client would get other samples of its n than the time before."""
+    """A pool is in the order in which its samples came."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"1"), sample(b"2")])
     memory.append(B, "chat", b"", [sample(b"x")])
@@ -38,7 +38,7 @@ def test_order() -> None:
 
 
 def test_appended_list_is_not_kept() -> None:
-    """Whoever reuses a list would change what is stored."""
+    """A list that is changed after it was added changes nothing."""
     memory = Memory()
     samples = [sample(b"1")]
     memory.append(A, "chat", b"", samples)
@@ -47,7 +47,7 @@ def test_appended_list_is_not_kept() -> None:
 
 
 def test_counts() -> None:
-    """`/cache/info` would tell sizes that are not there."""
+    """Samples, bytes and dialects are counted."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"12"), sample(b"345", deltas=b"[1]")])
     memory.append(A, "chat", b"", [sample(b"6")])
@@ -57,7 +57,7 @@ def test_counts() -> None:
 
 
 def test_clear() -> None:
-    """A cleared cache would go on answering, or counting what it has no more."""
+    """After a clear there is nothing, and nothing is counted."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"12")], RAW)
     memory.clear()
@@ -84,7 +84,7 @@ def test_clear() -> None:
     ],
 )
 def test_since(since: float, pool: list[bytes]) -> None:
-    """A client that asked for fresh samples would get old ones next time, or lose good ones."""
+    """New samples take the places of those that do not count, and come behind the others."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
     memory.append(B, "chat", b"", [sample(b"other", 0.0)])
@@ -98,7 +98,7 @@ def test_since(since: float, pool: list[bytes]) -> None:
 
 
 def test_expiry() -> None:
-    """What is too old, or of the future, would stay behind what is not."""
+    """Samples that are too old, or of the future, go, wherever they stand."""
     memory = Memory()
     times = (9.0, 1.0, 10.0, 99.0)
     memory.append(A, "chat", b"", [sample(b"%d" % at, at) for at in times])
@@ -113,7 +113,7 @@ def test_expiry() -> None:
 
 
 def test_a_pool_that_grows_is_not_what_makes_room() -> None:
-    """Its first sample would be gone, and another one be the first."""
+    """A pool that grows does not make room for itself, and others go as a whole."""
     gone: list[bytes] = []
     memory = Memory(limit=2000, evicted=gone.append)
     memory.append(A, "chat", b"", [sample(b"1")])
@@ -130,7 +130,7 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
 
 
 def test_names_of_bodies_follow_the_first_sample() -> None:
-    """A plain call would get the answer that its client wanted replaced, or be read again."""
+    """The name of a body leads to its pool, also when samples were replaced."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"1", 1.0)], RAW)
     memory.append(A, "chat", b"", [sample(b"2", 2.0)], since=2.0)
@@ -139,7 +139,7 @@ def test_names_of_bodies_follow_the_first_sample() -> None:
 
 
 def test_one_key_of_two_dialects() -> None:
-    """A journal that was tampered with would leave counts below nothing."""
+    """Counts are never below nothing."""
     memory = Memory()
     memory.append(A, "chat", b"", [sample(b"1", 1.0)])
     memory.append(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0)
@@ -156,7 +156,7 @@ def key(model: bytes, n: int) -> bytes:
 
 
 def test_by_model() -> None:
-    """Nobody could tell what a model that is no more still takes."""
+    """Samples are counted by model."""
     memory = Memory()
     assert memory.by_model() == {}
     memory.append(key(b"x", 1), "chat", b"", [sample(b"1", 1.0), sample(b"2", 2.0)])
@@ -170,7 +170,7 @@ def test_by_model() -> None:
 
 
 def test_clear_of_a_part() -> None:
-    """Another model's answers would go, too, or names and counts be left of what is gone."""
+    """A clear of a part removes just that, with its names and counts."""
     memory = Memory()
     memory.append(key(b"x", 1), "chat", b"", [sample(b"12", deltas=b"[2]")], b"1" * 16)
     memory.append(key(b"x", 2), "generate", b"", [sample(b"345")], b"2" * 16)
@@ -183,7 +183,7 @@ def test_clear_of_a_part() -> None:
 
 
 def test_every_clear_counts() -> None:
-    """What was on its way when somebody cleared would be stored after all."""
+    """Each clear counts, also one that removes nothing."""
     memory = Memory()
     memory.clear()
     memory.clear(b"?")

@@ -21,13 +21,13 @@ def names(folder: Path) -> list[str]:
 
 
 def test_nothing_yet(tmp_path: Path) -> None:
-    """A first start would fail, or make a file that says nothing."""
+    """Without a file the document is empty, and no file is made."""
     assert StateFile(tmp_path).load() == {}
     assert names(tmp_path) == []
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    """After a restart the proxy would know other things than before."""
+    """A document is read back as it was written."""
     StateFile(tmp_path).save({"old": "x" * 10_000})
     StateFile(tmp_path).save(DOCUMENT)
     assert StateFile(tmp_path).load() == DOCUMENT
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
     ids=["empty", "cut", "two", "list", "null", "number", "bytes", "nul", "deep"],
 )
 def test_broken(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A power cut would keep the proxy from starting, or destroy what somebody might mend."""
+    """A file that makes no sense is moved aside, whole, and the log says where."""
     state = StateFile(tmp_path)
     state.path.write_bytes(data)
     assert state.load() == {}
@@ -57,7 +57,7 @@ def test_broken(data: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 
 
 def test_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What its user cannot read would keep the proxy from starting, with no word of the file."""
+    """A document that its user rejects is moved aside, and the log says why."""
     state = StateFile(tmp_path)
     state.save({"epochs": "odd"})
     assert state.load() == {"epochs": "odd"}
@@ -75,7 +75,7 @@ def test_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_rejected_by_a_guest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who only reads a folder would take its owner's file away."""
+    """In somebody else's folder nothing is moved."""
     StateFile(tmp_path).save(DOCUMENT)
     StateFile(tmp_path, is_ours=False).reject("epochs: not an object")
     assert names(tmp_path) == ["state.json"]
@@ -88,7 +88,7 @@ def fail(*args: object, **more: object) -> None:
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_failed_save(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk would cost what was known, or leave litter, or not say which file it was."""
+    """Where the disk refuses, the former document stays, alone, and the file is named."""
     state = StateFile(tmp_path)
     state.save(DOCUMENT)
     with monkeypatch.context() as patch:
@@ -101,20 +101,20 @@ def test_failed_save(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unreadable(tmp_path: Path) -> None:
-    """A folder in the place of the file would end in a traceback."""
+    """A folder in the place of the file is a `StoreError`."""
     (tmp_path / "state.json").mkdir()
     with pytest.raises(StoreError, match=r"cannot read .*state\.json"):
         StateFile(tmp_path).load()
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    """A folder that somebody removed would end in a traceback."""
+    """A folder that is no more is a `StoreError`."""
     with pytest.raises(StoreError, match=r"cannot write .*state\.json: No such file"):
         StateFile(tmp_path / "gone").save({})
 
 
 def test_left_by_a_crash(tmp_path: Path) -> None:
-    """Half of a document would be taken for one, or be in the way."""
+    """What a killed process left aside is not read, and is in nobody's way."""
     state = StateFile(tmp_path)
     state.save(DOCUMENT)
     (tmp_path / "state.json.new").write_bytes(b'{"half": "' + b"x" * 9999)
@@ -125,7 +125,7 @@ def test_left_by_a_crash(tmp_path: Path) -> None:
 
 
 def test_not_json(tmp_path: Path) -> None:
-    """A slip of ours would cost what was known."""
+    """A document that cannot be written changes nothing."""
     state = StateFile(tmp_path)
     state.save(DOCUMENT)
     with pytest.raises(TypeError):

@@ -2,7 +2,8 @@
 
 It is written anew when somebody asks for it, when a clear has removed some keys, when dead lines
 are most of a large file, and when the file has no name any more. At most one `Rewriting` is under
-way, while lines are written as ever. All but `ask` is for the writer's thread.
+way, while lines are written as ever; what is asked for meanwhile is for the next one. All but `ask`
+is for the writer's thread.
 """
 
 from __future__ import annotations
@@ -71,13 +72,7 @@ class Compaction:
         rewriting = self._rewriting
         if rewriting is None:
             return bool(self._wishes)
-        if rewriting.is_done:
-            return True
-        return not rewriting.is_named and (rewriting.is_ready or self._is_clear_asked)
-
-    @property
-    def _is_clear_asked(self) -> bool:
-        return any(wish.purpose is Purpose.CLEAR for wish in self._wishes)
+        return rewriting.is_done or (rewriting.is_ready and not rewriting.is_named)
 
     def step(self) -> None:
         """Does what is to be done now."""
@@ -86,12 +81,7 @@ class Compaction:
             self._begin()
         elif rewriting.is_done:
             self._end(rewriting)
-        elif rewriting.is_named:
-            pass
-        elif self._is_clear_asked:
-            self.give_up()  # lines that are copied may have been cleared since
-            self._begin()
-        elif rewriting.is_ready:
+        elif rewriting.is_ready and not rewriting.is_named:
             try:
                 self._name(rewriting)
             except OSError as e:

@@ -1,8 +1,8 @@
 """The journal of a folder that another process owns: read, and followed as it grows.
 
-A thread looks at the file every `LOOK_SECONDS`: what was added is added to the index; where the
-owner has put another file in its place, or cut it, all is read anew, and until then nothing is
-found. Writes nothing, and takes no lock.
+A thread looks at the file every `LOOK_SECONDS`, and adds to the index what was added to the file.
+Where the owner has put another file in its place, or cut it, all is read anew, and until that is
+done nothing is found. Writes nothing, and takes no lock.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from sglang_cached_addon.store.journal.reader import Reader, calls_of
 from sglang_cached_addon.store.journal.runs import Place
 
 LOOK_SECONDS = 0.5
-"""How often it is looked whether the file is another."""
+"""How often the thread looks at the file."""
 
 logger = logging.getLogger(__name__)
 
 
 class Follower:
-    """Reads the journal of one folder. As `Journal`, where both have something."""
+    """Reads the journal of one folder. Has all that `Journal` has for a store."""
 
     pending = pending_bytes = dropped = lost = 0
 
@@ -89,7 +89,7 @@ class Follower:
         return samples
 
     def news(self) -> Iterator[bytes]:
-        """Keys to which something was added since this was called last."""
+        """The keys to which samples were added since this was called last."""
         while self._news:
             yield self._news.popleft()
 

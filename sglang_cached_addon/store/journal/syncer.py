@@ -1,6 +1,7 @@
-"""Syncs what was written to a file, in a thread of its own, so that a slow disk holds up no line.
+"""Syncs a file in a thread of its own, so that a slow disk holds up no line.
 
-What is noted is on the disk after `SYNC_SECONDS`, and what the disk takes. Knows no lines.
+What is written is on the disk `SYNC_SECONDS` later, plus the time that the disk takes. Knows no
+lines.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ import time
 from pathlib import Path
 
 SYNC_SECONDS = 0.5
-"""How long what is written may wait for company: half of the second that is promised, as the disk
-takes its time as well."""
+"""How long a write may wait for others to be synced with it: half of the second that is promised,
+as the disk takes its time as well."""
 
 logger = logging.getLogger(__name__)
 
 
 class Syncer:
-    """Of one file, whose place others may take."""
+    """Syncs one file, which another one may replace."""
 
     def __init__(self, path: Path) -> None:
         """The path is for messages."""
         self._path = path
         self._changed = threading.Condition()
         self._handle: int | None = None
-        """A copy of our own of what is to be synced."""
+        """A duplicate of the file's descriptor; None if there is nothing to be synced."""
         self._due = 0.0
         self._closing = False
         self._cannot = False
@@ -34,8 +35,8 @@ class Syncer:
         self._thread.start()
 
     def note(self, handle: int) -> None:
-        """Something was written. A handle of another file means that the one before is of no
-        use any more."""
+        """Notes that something was written to the file with this descriptor. If it is another file
+        than before, the former one is of no use any more."""
         try:
             copy = os.dup(handle)
         except OSError as e:  # no more files may be open: the next may come to more
@@ -50,7 +51,7 @@ class Syncer:
             os.close(before)
 
     def close(self) -> None:
-        """Ends, without syncing what was noted last. May be called twice."""
+        """Ends, without syncing the last writes. May be called twice."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -67,7 +68,7 @@ class Syncer:
                 os.close(handle)
 
     def _next(self) -> int | None:
-        """Waits for what is due; None at the end."""
+        """Waits until a sync is due, and returns the descriptor; None at the end."""
         with self._changed:
             while not self._closing:
                 if self._handle is None:

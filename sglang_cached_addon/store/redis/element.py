@@ -1,8 +1,8 @@
-"""A sample as an element of a list that proxies share: versioned, summed, and byte for byte.
+"""A sample as an element of a list that proxies share, byte for byte.
 
-Pure. `2 SUM AT DIALECT {...}` and a newline, then the answer and the deltas as they are. The first
-three words tell one sample from another; `AT` is there for scripts, which do not read JSON. The sum
-is a CRC-32 of the sample alone.
+Pure. An element is `VERSION SUM AT DIALECT {...}` and a newline, then the answer and the deltas as
+they are. The first three words tell one sample from another. `AT` says when it was stored, for
+scripts, which do not read JSON; `SUM` is a CRC-32 of the sample alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNKNOWN = b"-"
 
 
 def encode(dialect: str, sample: Sample) -> bytes:
-    """An element; `dialect` names the API that the answer is of, where that is known."""
+    """Makes an element. `dialect` names the API of the answer; empty if it is not known."""
     head = {
         "seconds": sample.seconds,
         "tokens": sample.tokens,
@@ -33,12 +33,13 @@ def encode(dialect: str, sample: Sample) -> bytes:
 
 
 def name(element: bytes) -> bytes:
-    """What tells an element from others, as scripts see it."""
+    """The words that tell an element from others."""
     return b" ".join(element.split(b" ", 3)[:3])
 
 
 def decode(element: bytes) -> tuple[str, Sample]:
-    """The dialect and the sample; raises ValueError for anything that `encode` did not write."""
+    """Returns the dialect and the sample. Raises ValueError for anything that `encode` did not
+    write."""
     try:
         version, sum_, at, dialect, rest = element.split(b" ", 4)
         if version != _VERSION:

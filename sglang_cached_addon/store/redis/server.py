@@ -1,7 +1,7 @@
-"""A Redis or Valkey server, in bounded time: commands go out together, and fail as one.
+"""A Redis or Valkey server, in bounded time: commands go out together, and fail together.
 
-`redis-py` does the talking: one server, one behind Sentinels, or a Cluster. It is imported only
-where there is a URL to open. Nothing here tries anything twice; who asks knows when to try again.
+`redis-py` does the talking to one server, one behind Sentinels, or a Cluster; it is imported only
+where there is a URL to open. Nothing here is tried twice: the caller knows when to try again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS = 0.5
 """How long the server may take to take a connection, or to answer."""
 
 BYTES_PER_SECOND = 10_000_000
-"""So much longer it may take where much is sent."""
+"""The server may take a second longer for so many bytes."""
 
 
 class Away(Exception):
@@ -28,18 +28,18 @@ class Away(Exception):
 
 
 class Full(Exception):
-    """The server takes nothing more to be stored."""
+    """The server has no room for more."""
 
 
 class Refused(Exception):
-    """The server does not do this one thing."""
+    """The server does not do what a command says."""
 
 
 class Server:
     """One server, or a cluster. Belongs to an event loop."""
 
     def __init__(self, url: str) -> None:
-        """Raises ValueError for a URL that names none, or if `redis-py` is not installed."""
+        """Raises ValueError for a URL that names no server, or if `redis-py` is not installed."""
         try:
             import redis.asyncio
         except ImportError:
@@ -47,13 +47,14 @@ class Server:
         self._redis = redis
         self.name, self.is_cluster, self._connect, self._connect_feed = read(url, SECONDS)
         self.trips = 0
-        """Round trips."""
+        """The number of round trips."""
         self._client: Any = None
         self._closing: set[asyncio.Task[None]] = set()
 
     async def send(self, commands: Sequence[Command], size: int = 0) -> list[Result]:
-        """The answers, in order; `Full` or `Refused`, not raised, for those that were not done.
-        `size`: of all that is sent. Raises `Away`; then some may have been done nevertheless."""
+        """Returns the answers, in order; the answer to a command that was not done is a `Full` or a
+        `Refused`. `size` is the bytes of all that is sent. Raises `Away`; then some commands may
+        have been done nevertheless."""
         self.trips += 1
         try:
             async with asyncio.timeout(SECONDS + size / BYTES_PER_SECOND):
@@ -82,7 +83,7 @@ class Server:
             return list(await pipeline.execute(raise_on_error=False))
 
     async def listen(self, channel: bytes) -> AsyncIterator[bytes]:
-        """The messages of a channel; first an empty one, when it is listened to. Raises `Away`."""
+        """Yields an empty message when the channel is heard, then its messages. Raises `Away`."""
         client = self._connect_feed()
         feed = client.pubsub(ignore_subscribe_messages=False)
         try:

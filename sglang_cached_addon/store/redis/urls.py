@@ -16,7 +16,7 @@ Connect = Callable[[], Any]
 
 
 class _Wrong(ValueError):
-    """Says what is wrong in our own words."""
+    """Says what is wrong with a URL in words of our own."""
 
 
 def read(url: str, seconds: float) -> tuple[str, bool, Connect, Connect]:
@@ -108,5 +108,5 @@ _OPTIONS = frozenset(
         "ssl_check_hostname", "ssl_password", "ssl_min_version", "ssl_ciphers",
     }
 )  # fmt: skip
-"""What may follow the `?` of a URL, and what it says itself: others would change what answers look
+"""The options that a URL may have, in its path or behind `?`: others would change what answers look
 like, or how long they may take."""

@@ -43,7 +43,7 @@ def has(store: DiskStore, *numbers: int) -> bool:
 
 
 def test_beside_the_owner(tmp_path: Path) -> None:
-    """Two proxies could not share a folder, or the second would see what was and no more."""
+    """A follower has what the owner has, and what the owner adds."""
     with opened(tmp_path) as owner:
         fill(owner, 1)
         settle(owner)
@@ -60,7 +60,7 @@ def test_beside_the_owner(tmp_path: Path) -> None:
 
 
 def test_removed_by_the_owner(tmp_path: Path) -> None:
-    """What was cleared or compacted away would go on being served."""
+    """What the owner removes, compacts or clears, the follower has no more."""
     with opened(tmp_path) as owner:
         fill(owner, *range(20))
         settle(owner)
@@ -81,7 +81,7 @@ def test_removed_by_the_owner(tmp_path: Path) -> None:
 
 
 def test_half_a_line(tmp_path: Path) -> None:
-    """What is being written would be taken for broken, and not be looked at again."""
+    """A line that is being written is read once it is whole."""
     with opened(tmp_path) as owner:
         fill(owner, 1, 2)
     path = tmp_path / "cache.jsonl"
@@ -95,7 +95,7 @@ def test_half_a_line(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:
-    """The owner would find what it did not write."""
+    """A follower writes nothing, and refuses what would."""
     with opened(tmp_path) as owner:
         fill(owner, 1)
     before = contents(tmp_path)
@@ -112,7 +112,7 @@ def test_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A wrong folder would be made, and be empty for ever."""
+    """A folder without a journal is refused, and not made."""
     with pytest.raises(StoreError, match=r"cannot read .*cache\.jsonl.*--readonly"):
         DiskStore(tmp_path / "none", is_follower=True)
     assert not (tmp_path / "none").exists()

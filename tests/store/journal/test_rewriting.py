@@ -52,7 +52,7 @@ def names(folder: Path) -> list[str]:
 
 
 class Held:
-    """Keeps who rewrites from coming to the end, as a slow disk does."""
+    """Keeps a rewriting from coming to its end, as a slow disk does."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.entered, self._go = threading.Event(), threading.Event()
@@ -78,7 +78,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 
 def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
-    """A crash would cost what was stored since a compaction began, which may take minutes."""
+    """While the file is written anew, lines go to the disk as ever, and are kept."""
     path = tmp_path / "cache.jsonl"
     with opened(tmp_path) as journal:
         put(journal, A, 1, 2, 3)
@@ -105,7 +105,7 @@ def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
 
 
 def test_given_up_at_the_end(tmp_path: Path, held: Held) -> None:
-    """To stop the proxy would take as long as its file is large, and Kubernetes kill it before."""
+    """A journal that closes gives up a rewriting at once, and nothing has happened."""
     journal = Journal(tmp_path)
     journal.load()
     put(journal, A, 1)
@@ -128,7 +128,7 @@ def test_given_up_at_the_end(tmp_path: Path, held: Held) -> None:
 
 @pytest.mark.parametrize("is_all", [True, False])
 def test_cleared_meanwhile(is_all: bool, tmp_path: Path, held: Held) -> None:
-    """What was copied before a clear would be back after a restart, or what came after it gone."""
+    """What is cleared while it is copied stays cleared, and what comes later stays."""
     with opened(tmp_path) as journal:
         put(journal, A, 1)
         put(journal, B, 2)
@@ -148,7 +148,7 @@ def test_cleared_meanwhile(is_all: bool, tmp_path: Path, held: Held) -> None:
 
 
 def test_removed_meanwhile(tmp_path: Path, held: Held) -> None:
-    """What made room would be back after a restart."""
+    """What is removed while it is copied stays removed."""
     with opened(tmp_path) as journal:
         put(journal, A, 1)
         done = journal.compact()
@@ -162,7 +162,7 @@ def test_removed_meanwhile(tmp_path: Path, held: Held) -> None:
 
 
 def test_the_order_of_use_stays(tmp_path: Path) -> None:
-    """What is used all the time would be the first to go, after each compaction."""
+    """The order of use is the same after a compaction."""
     with opened(tmp_path) as journal:
         for key in (A, B, C):
             put(journal, key, 1)
@@ -172,7 +172,7 @@ def test_the_order_of_use_stays(tmp_path: Path) -> None:
 
 
 def test_under_load(tmp_path: Path) -> None:
-    """Somewhere between copying and adding, a sample would be lost, come twice or change places."""
+    """Compacted again and again under load, all pools are what they should be."""
     numbers = random.Random(7)
     model: dict[bytes, dict[int, int]] = {A: {}, B: {}, C: {}}
     for _ in range(3):
@@ -203,7 +203,7 @@ def test_under_load(tmp_path: Path) -> None:
 
 
 def test_many_lines_of_one_key(tmp_path: Path) -> None:
-    """A pool that grew sample by sample would take minutes."""
+    """A pool of many lines is compacted in a time that is bearable."""
     with opened(tmp_path) as journal:
         for n in range(2000):
             put(journal, A, n)

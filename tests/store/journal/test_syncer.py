@@ -45,7 +45,7 @@ def handles(tmp_path: Path) -> Iterator[list[int]]:
 
 
 def test_several(disk: Disk, handles: list[int], tmp_path: Path) -> None:
-    """What came while others waited would be waited for in vain, or each write be synced."""
+    """Writes that come together are synced together, and later ones later."""
     a, _ = handles
     one = Syncer(tmp_path)
     for _ in range(3):
@@ -61,7 +61,7 @@ def test_several(disk: Disk, handles: list[int], tmp_path: Path) -> None:
 
 
 def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
-    """What is written to a compacted file would not be synced, as the one before is."""
+    """Of two files, the one that was noted last is synced."""
     a, b = handles
     one = Syncer(tmp_path)
     one.note(a)
@@ -74,7 +74,7 @@ def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
 def test_failure(
     disk: Disk, handles: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A disk that fails for a while would end the syncing, or flood the log."""
+    """A sync that fails is tried until it works, and is logged once."""
     disk.failures = 3
     one = Syncer(tmp_path)
     one.note(handles[0])
@@ -84,7 +84,7 @@ def test_failure(
 
 
 def test_close(handles: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy would end later than it could, or leave a file open."""
+    """A syncer ends at once, and leaves no file or thread."""
     monkeypatch.setattr(syncer, "SYNC_SECONDS", 600)
     before = len(list(Path("/proc/self/fd").iterdir()))
     threads = threading.active_count()

@@ -35,7 +35,7 @@ def test_pools_grow_together(server: RedisServer) -> None:
 
 
 def test_all_or_nothing(server: RedisServer) -> None:
-    """Who gets only some of the leases that it wants keeps none of them while it waits."""
+    """A call that gets only some of the leases that it wants keeps none while it waits."""
 
     async def work(one: Proxy, two: Proxy) -> None:
         first = await one.bring(1, KEY)

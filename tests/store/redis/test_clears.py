@@ -46,7 +46,7 @@ def test_the_last_one_counts() -> None:
 
 
 def test_two_agree() -> None:
-    """In whichever order they hear of it."""
+    """Two that hear of the same clears in any order agree."""
     news = [{"all": 1}, {clears.kind_of(ONE): 2}, {"all": 3}, {clears.kind_of(TWO): 4}]
     one, two = Clears(), Clears()
     for number in news:

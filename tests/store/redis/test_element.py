@@ -19,7 +19,7 @@ def test_round_trip(sample: Sample, dialect: str) -> None:
 
 
 def test_names() -> None:
-    """They tell samples apart, and do not depend on what is not the sample's."""
+    """Names tell samples apart, and depend on nothing that is not the sample's."""
     names = {element.name(element.encode(d, s)) for d in ("", "chat") for s in (SAMPLE, PLAIN)}
     assert len(names) == 2
     assert element.name(element.encode("", PLAIN)).startswith(b"4 ")
@@ -27,7 +27,7 @@ def test_names() -> None:
 
 
 def test_each_byte_counts() -> None:
-    """But for the name of the API, after which the stream of bytes is as it was."""
+    """An element with a changed byte is none, but for the name of its API."""
     data = element.encode("x", SAMPLE)
     api = data.index(b" x ") + 1
     for place in range(len(data)):

@@ -17,7 +17,7 @@ pytestmark = needs_redis
 
 
 def test_clears(server: RedisServer) -> None:
-    """What one who does not know of a clear yet writes is not seen by anybody who does."""
+    """What a proxy writes before it knows of a clear is not seen by those who know."""
 
     async def work(one: Proxy, two: Proxy) -> None:
         one.append("a")
@@ -41,7 +41,7 @@ def test_clears(server: RedisServer) -> None:
 
 
 def test_a_clear_while_the_server_is_away(server: RedisServer) -> None:
-    """Is made up for before anything is read."""
+    """A clear without the server is made up for before anything is read."""
 
     async def work(one: Proxy, two: Proxy) -> None:
         one.append("a")
@@ -61,7 +61,7 @@ def test_a_clear_while_the_server_is_away(server: RedisServer) -> None:
 
 
 def test_epochs(server: RedisServer) -> None:
-    """A change is known to all, and two at once get two numbers."""
+    """All know of a change, and two changes at once get two numbers."""
 
     async def work(one: Proxy, two: Proxy) -> None:
         one.knows.epochs.raise_model("model")

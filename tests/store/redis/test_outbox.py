@@ -36,7 +36,7 @@ def push(value: str, size: int = 1, done: Callable[[Any], object] = print) -> Wr
 
 
 def test_order(server: RedisServer) -> None:
-    """What has gathered is one round trip, and an ask sees what was written before it."""
+    """An ask sees what was written before it."""
 
     async def work(box: Outbox, lost: list[str]) -> None:
         box.open()
@@ -51,7 +51,7 @@ def test_order(server: RedisServer) -> None:
 
 
 def test_writes_are_kept(server: RedisServer) -> None:
-    """Until the server is back, and somebody says so; asks fail at once."""
+    """Writes are kept until the server is back and the outbox open; asks fail at once."""
 
     async def work(box: Outbox, lost: list[str]) -> None:
         box.queue(push("a"))
@@ -86,7 +86,7 @@ def test_what_is_refused_is_told(server: RedisServer) -> None:
 
 
 def test_room(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there is no room for is counted; what needs none is always kept."""
+    """A write that there is no room for is counted; one that takes none is always kept."""
     monkeypatch.setattr(outbox, "MAX_PENDING", 10)
 
     async def work(box: Outbox, lost: list[str]) -> None:
@@ -104,7 +104,7 @@ def test_room(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_full(server: RedisServer) -> None:
-    """What takes room waits until there is some; the rest goes on."""
+    """With a full server, writes that take room wait, and the others go out."""
 
     async def work(box: Outbox, lost: list[str]) -> None:
         await box.ask("SET", "gone", "x")

@@ -19,7 +19,7 @@ THIRD = b"t" * 32
 
 
 def test_two_who_did_not_know_of_each_other(server: RedisServer) -> None:
-    """All that was generated is there, in one order, and nothing twice."""
+    """Samples of two proxies that did not know of each other are all there, once, in order."""
 
     async def work(one: Proxy, two: Proxy) -> None:
         one.append("a", "b")
