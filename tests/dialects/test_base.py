@@ -11,11 +11,22 @@ from tests.dialects.bodies import item
 
 VALUES: tuple[Any, ...] = ("x", True, 1, 1.5, ["x"], {"x": "y"}, None)
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
-OURS: list[tuple[Dialect, dict[str, Any], set[str]]] = [
-    # a body with one prompt, and the transport fields in which the server takes no null
-    (chat.DIALECT, CHAT, {"stream"}),
-    (completions.DIALECT, {"model": "m", "prompt": "a"}, {"stream"}),
-    (generate.DIALECT, {"text": "a"}, {"stream", "log_metrics", "no_logs", "background"}),
+OPENAI = {
+    "rid": {str, list, NULL}, "stream": {bool}, "stream_options": {dict, NULL},
+    "user": {str, NULL}, "session_id": {str, NULL}, "priority": {int, NULL},
+    "custom_labels": {dict, NULL},
+}  # fmt: skip
+GENERATE = {
+    "rid": {str, list, NULL}, "stream": {bool}, "session_id": {str, NULL}, "log_metrics": {bool},
+    "no_logs": {bool}, "background": {bool}, "priority": {int, NULL}, "routing_key": {str, NULL},
+    "conversation_id": {str, NULL}, "custom_labels": {dict, NULL},
+    "external_trace_header": {dict, NULL}, "received_time": {int, float, NULL},
+}  # fmt: skip
+OURS: list[tuple[Dialect, dict[str, Any], dict[str, set[type]]]] = [
+    # a body with one prompt, and the fields that may be left out of the key, with their types
+    (chat.DIALECT, CHAT, OPENAI),
+    (completions.DIALECT, {"model": "m", "prompt": "a"}, OPENAI),
+    (generate.DIALECT, {"text": "a"}, GENERATE),
 ]
 
 
@@ -32,9 +43,9 @@ def test_transport() -> None:
     """A transport field is left out of the key with a value of its types, so that clients that name
     or schedule their requests in other ways share samples. Any other value stays in the key, or the
     call is refused, so that upstream can refuse it."""
-    for dialect, body, takes_no_null in OURS:
-        plain, transport = item(dialect, body), dialect.transport
-        assert takes_no_null == {name for name, kinds in transport.items() if NULL not in kinds}
+    for dialect, body, transport in OURS:
+        plain = item(dialect, body)
+        assert {name: set(kinds) for name, kinds in dialect.transport.items()} == transport
         for name, kinds in transport.items():
             for value in VALUES:
                 value = False if name == "stream" and value is True else value
