@@ -12,7 +12,6 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from io import BytesIO
 
 from sglang_cached_addon.core import planning, policy
@@ -23,7 +22,7 @@ from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Fetch, Landed, error_body
 from sglang_cached_addon.service.flights import Flight, Flights
-from sglang_cached_addon.service.pauses import pausing
+from sglang_cached_addon.service.pauses import pausing, release
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire.client import Broken, Response, Unreachable
@@ -136,12 +135,17 @@ class Fetcher:
     async def _read(self, fetch: Fetch, response: Response, body: BytesIO) -> Arrived:
         """What an answer comes to that is no stream."""
         is_large = fetch.known.call.total >= policy.LARGE_SAMPLES or body.tell() > slices.LARGE
-        if is_large:  # others have their turn meanwhile
-            land = partial(self._exchange.land, pause=pausing())
-            landed = await asyncio.to_thread(land, fetch, response.status, body)
-        else:
-            landed = self._exchange.land(fetch, response.status, body)
-        return Arrived(response.headers, landed)
+        if not is_large:
+            return Arrived(response.headers, self._exchange.land(fetch, response.status, body))
+
+        def land() -> Landed:
+            try:
+                return self._exchange.land(fetch, response.status, body, pausing())
+            finally:
+                release()
+
+        # Others have their turn meanwhile.
+        return Arrived(response.headers, await asyncio.to_thread(land))
 
     async def _relay(
         self,
@@ -238,13 +242,14 @@ class Fetcher:
     async def _store(self, flight: Flight, fetch: Fetch, arrived: Arrived) -> Reason | None:
         """Stores what is kept, and lets others have their turn where it is much; why it is not, or
         not all of it."""
-        begun = time.monotonic()
+        begun, pause = time.monotonic(), pausing()
         for piece, reason in self._exchange.commits(fetch, arrived.samples):
             if reason:
                 return reason
             if piece.is_last:
                 self._flights.settle(flight, (piece.key,))
             if time.monotonic() > begun + STORE_SECONDS:
+                pause()
                 # Who only waits for hits does not wait for the disk, but this does.
                 while room := self._exchange.room():
                     await room

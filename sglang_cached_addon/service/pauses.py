@@ -11,10 +11,16 @@ import ctypes
 import time
 from collections.abc import Callable
 
-RELEASE_SECONDS = 0.02
-"""How long what was freed is kept at least: to give it back takes up to 2 ms."""
+RELEASE_SECONDS = 0.005
+"""How long what was freed is kept at least: to give it back takes a millisecond or so."""
 
 _trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def release() -> None:
+    """Gives back what was freed."""
+    if _trim:
+        _trim(0)
 
 
 def pausing() -> Callable[[], None]:
@@ -24,8 +30,8 @@ def pausing() -> Callable[[], None]:
     def pause() -> None:
         nonlocal released_at
         time.sleep(0)
-        if _trim and time.monotonic() > released_at + RELEASE_SECONDS:
-            _trim(0)
+        if time.monotonic() > released_at + RELEASE_SECONDS:
+            release()
             released_at = time.monotonic()
 
     return pause
