@@ -100,7 +100,7 @@ def assemble(settings: Settings, target: Target) -> Parts:
     store = _open_store(settings)
     try:
         return _around(store, settings, target)
-    except ValueError:
+    except BaseException:
         store.close()
         raise
 

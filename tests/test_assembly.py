@@ -71,6 +71,10 @@ def test_what_fails_leaves_the_folder_free(tmp_path: Path) -> None:
             assemble(settings_of(tmp_path, sglang_store="redis://host/x"), Target(dead_url()))
         with opened(tmp_path), pytest.raises(StoreError, match="in use"):
             assemble(settings_of(tmp_path), Target(dead_url()))
+        (tmp_path / "state.json").mkdir()
+        with pytest.raises(StoreError, match=r"state\.json"):
+            assemble(settings_of(tmp_path), Target(dead_url()))
+        (tmp_path / "state.json").rmdir()
         with opened(tmp_path) as parts:
             assert isinstance(parts.upstream, Upstream)
 
