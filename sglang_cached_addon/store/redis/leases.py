@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from sglang_cached_addon.store.redis.outbox import Outbox
-from sglang_cached_addon.store.redis.protocol import lease_of, release
+from sglang_cached_addon.store.redis.protocol import Command, lease_of, release
 
 LEASE_SECONDS, RENEW_SECONDS = 5.0, 1.5
 """How long a lease lasts, and how often it is prolonged."""
@@ -65,13 +65,18 @@ class Leases:
         for key in lease.keys if keys is None else keys:
             self._outbox.tell(release(key, lease.token))
 
-    def renew(self) -> None:
-        """Prolongs all leases, and takes again those that the server has lost. In the order of the
-        other writes, so that what was released is not taken again."""
-        for lease in self._held:
-            for name in map(lease_of, lease.keys):
-                self._outbox.tell(("SET", name, lease.token, "NX", "PX", MILLISECONDS))
-                self._outbox.tell(("PEXPIRE", name, MILLISECONDS))
+    def renewals(self) -> list[Command]:
+        """What prolongs all leases, and takes those again that the server has lost. To be sent in
+        the order of the writes: what was released must not be taken again."""
+        return [
+            command
+            for lease in self._held
+            for name in map(lease_of, lease.keys)
+            for command in (
+                ("SET", name, lease.token, "NX", "PX", MILLISECONDS),
+                ("PEXPIRE", name, MILLISECONDS),
+            )
+        ]
 
     async def wait(self, keys: Iterable[bytes]) -> None:
         """Returns when another proxy has freed one of these, or it is time to look."""

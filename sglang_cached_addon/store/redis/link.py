@@ -65,6 +65,9 @@ class Link:
             try:
                 await sync()
                 if not self.is_up:
+                    # Before all that waits to be written, so that nobody takes them meanwhile.
+                    renewals = self.leases.renewals()
+                    await asyncio.gather(*(self.outbox.ask(*command) for command in renewals))
                     self._found()
             except Away as e:
                 self._lost(str(e))
@@ -77,7 +80,6 @@ class Link:
                     await self._changed.wait()
 
     def _found(self) -> None:
-        self.leases.renew()
         self.is_up = True
         self.outbox.open()
         self._listening = self.spawn(self._listen())
@@ -101,7 +103,8 @@ class Link:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             if self.is_up:
-                self.leases.renew()
+                for command in self.leases.renewals():
+                    self.outbox.tell(command)
 
     async def _listen(self) -> None:
         """Hears what others tell; what is missed is seen later."""

@@ -134,6 +134,10 @@ def test_a_file_that_is_taken_away(
         path = folder / "cache.jsonl"
         wanted = [line(A, b'{"x":1}'), line(B, b'{"x":2}')]
         with opened(folder) as journal:
+            told: list[bool] = []
+            journal.journal.before_restoring(
+                lambda path=path, told=told: told.append(path.exists() and path.stat().st_size > 0)
+            )
             journal.append(wanted[0])
             journal.settle()
             do(path)
@@ -144,6 +148,7 @@ def test_a_file_that_is_taken_away(
             journal.append(line(C, b'{"x":3}'))
             journal.settle()
             assert pool(journal, A) == [1], is_idle
+            assert told[0] is False, "what belongs to the file is to be there before it"
         wanted = [wanted[0], *([] if is_idle else [wanted[1]]), line(C, b'{"x":3}')]
         assert read(folder) == wanted, is_idle
         assert path.stat().st_mode & 0o777 == 0o600

@@ -63,7 +63,10 @@ def test_long_torn_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     with opened(tmp_path) as journal:
         assert journal.lines == [wanted]
         assert journal.loaded.torn == len(torn)
-    assert path.read_bytes() == data
+        assert path.read_bytes() == data
+        journal.append(line(B, b'{"x":2}'))
+        journal.settle()
+        assert (pool(journal, A), pool(journal, B), journal.journal.resets) == ([1], [2], 0)
     assert (tmp_path / "cache.jsonl.torn").read_bytes() == torn + b"\n"
     assert str(path) in caplog.text
     path.write_bytes(data + b"again")
@@ -168,6 +171,8 @@ def test_a_file_of_the_original(tmp_path: Path, caplog: pytest.LogCaptureFixture
         with opened(tmp_path) as journal:
             assert journal.loaded == Loaded(), torn
             journal.append(line(A, b'{"x":1}'))
+            journal.settle()
+            assert pool(journal, A) == [1], torn
         (record,) = [r for r in caplog.records if "could read" not in r.getMessage()]
         assert "cache.jsonl.original" in record.getMessage()
         assert read(tmp_path) == [line(A, b'{"x":1}')], torn
