@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from sglang_cached_addon.core.keys import PREFIX
 
@@ -39,3 +41,19 @@ class Totals:
             del self.by_dialect[dialect]
         if samples < 0 and not self._by_model[model]:
             del self._by_model[model]
+
+    def as_json(self) -> dict[str, Any]:
+        """The sums, as `take_json` reads them."""
+        return {
+            "samples": self.samples,
+            "bytes": self.bytes,
+            "by_dialect": dict(self.by_dialect),
+            "by_model": self.by_model(),
+        }
+
+    def take_json(self, sums: Mapping[str, Any]) -> None:
+        """Takes the sums that `as_json` wrote. Raises ValueError, KeyError or TypeError for what is
+        none."""
+        by_model = {bytes.fromhex(prefix): int(n) for prefix, n in sums["by_model"].items()}
+        self.samples, self.bytes = int(sums["samples"]), int(sums["bytes"])
+        self.by_dialect, self._by_model = Counter(sums["by_dialect"]), Counter(by_model)

@@ -14,6 +14,10 @@ def test_totals() -> None:
     assert (totals.samples, totals.bytes) == (6, 111)
     assert totals.by_dialect == {"chat": 3, "generate": 3}
     assert totals.by_model() == {(b"a" * 8).hex(): 2, (b"b" * 8).hex(): 4}
+    copy = Totals()
+    copy.take_json(totals.as_json())
+    assert copy.as_json() == totals.as_json()
+    assert copy.by_model() == totals.by_model()
     totals.tally(B, "generate", -3, -10)
     totals.tally(B, "chat", -1, -1)
     assert list(totals.by_dialect.items()) == [("chat", 2)]

@@ -9,7 +9,6 @@ lock for it.
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -180,10 +179,7 @@ class Index(Totals):
         items = self._entries.items()
         head = {
             "dialects": self._dialects,
-            "samples": self.samples,
-            "bytes": self.bytes,
-            "by_dialect": dict(self.by_dialect),
-            "by_model": self.by_model(),
+            **self.as_json(),
             "entries": sum(len(records) == SIZE for _, records in items),
         }
         yield orjson.dumps(head) + b"\n"
@@ -216,11 +212,7 @@ class Index(Totals):
                 self._names |= {record[7]: key for record in unpack(records)}
         self._names.pop(NO_NAME, None)
         self._dialects = [str(name) for name in head["dialects"]]
-        self.samples, self.bytes = int(head["samples"]), int(head["bytes"])
-        self.by_dialect = Counter(head["by_dialect"])
-        self._by_model = Counter(
-            {bytes.fromhex(prefix): int(n) for prefix, n in head["by_model"].items()}
-        )
+        self.take_json(head)
         return self
 
     # Counting

@@ -49,6 +49,11 @@ def test_a_lease_is_prolonged(server: RedisServer, monkeypatch: pytest.MonkeyPat
             await until(lambda: client.pttl(name) > 4000)
             client.delete(name)
             await until(lambda: client.get(name) == brought.lease.token.encode())
+            client.set(name, "another's", px=1000)
+            await until(lambda: client.pttl(name) > 4000)
+            assert client.get(name) == b"another's"
+            client.delete(name)
+            await until(lambda: client.exists(name))
             brought.lease.release()
             await until(lambda: not client.exists(name))
             await asyncio.sleep(0.1)

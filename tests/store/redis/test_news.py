@@ -40,6 +40,27 @@ def test_clears(server: RedisServer) -> None:
     sharing(server, work)
 
 
+def test_a_clear_after_the_server_lost_all(server: RedisServer) -> None:
+    """A clear has a number above all that are known, though the server knows none."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        for _ in range(2):
+            await asyncio.wrap_future(one.store.clear())
+        with server.client() as client:
+            client.flushall()
+        one.append("a")
+        await one.written()
+        await asyncio.wrap_future(one.store.clear())
+        one.append("b")
+        await until(lambda: lists(server) == {"3": "b"})
+        await until(lambda: one.store.facts()["pending"] == 0)
+        while not two.texts():
+            await two.bring(1, claims=False)
+        assert two.texts() == "b"
+
+    sharing(server, work)
+
+
 def test_a_clear_while_the_server_is_away(server: RedisServer) -> None:
     """A clear without the server is made up for before anything is read."""
 
