@@ -378,3 +378,44 @@ def test_what_waits_is_under_way() -> None:
             assert connections.busy == 0
 
     asyncio.run(run())
+
+
+STREAM = b'{"text": "streamed", "stream": true}'
+
+
+def test_streams_in_turn(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Streams on one connection come whole and in order, among hits, misses and what is passed on,
+    whether they are new or stored; and a client that wants it closed has it closed behind one."""
+    proxy = start_proxy(simulator.url)
+    url = f"{proxy.url}/generate"
+    assert requests.post(url, data=STREAM, headers=JSON, timeout=30).headers["X-Cache"] == "MISS"
+    until(lambda: proxy.stats()["num_keys"] == 1)
+    calls = [STREAM, STREAM.replace(b"streamed", b"new"), b'{"text": "streamed"}', b"not json"]
+    data = b"".join(map(request, calls)) + request(STREAM, b"Connection: close") + request()
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(20)
+        client.sendall(data)
+        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    heads = re.findall(rb"HTTP/1.1 (\d+)[^\0]*?X-Cache: (\w+)", received)
+    kinds = [b"HIT", b"MISS", b"HIT", b"BYPASS", b"HIT"]
+    assert heads == [(b"400" if kind == b"BYPASS" else b"200", kind) for kind in kinds]
+    assert received.count(b"data: [DONE]\n\n\r\n0\r\n\r\n") == 3
+    assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_stream_that_is_left(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What a client has asked for that hangs up in the middle of a stream is ended, and what it
+    has sent behind it is not asked for; the next client is served."""
+    proxy = start_proxy(simulator.url)
+    host, port = proxy.url.removeprefix("http://").split(":")
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(STREAM) + request(b'{"text": "behind"}'))
+        until(lambda: simulator.waiting == 1)
+    until(lambda: proxy.stats()["fetches_in_flight"] == 0)
+    simulator.release()
+    answer = requests.post(f"{proxy.url}/generate", data=STREAM, headers=JSON, timeout=30)
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert proxy.stats()["misses"] == 2
+    assert "Traceback" not in proxy.log, proxy.log
