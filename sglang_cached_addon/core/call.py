@@ -56,7 +56,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Fill:
+class UpstreamCall:
     """The upstream call that fetches the samples which a client's call lacks: it fills the
     pools."""
 
@@ -159,19 +159,19 @@ def with_deltas(split: Split, deltas: Sequence[bytes]) -> Split:
     return replace(split, generations=tuple(replace(g, deltas=d) for g, d in pairs))
 
 
-def take_out(fill: Fill, members: Any) -> None:
+def take_out(sent: UpstreamCall, members: Any) -> None:
     """Takes the members that only the proxy has asked for out of a choice or an answer, in place.
     vLLM has null for those that nobody asks for."""
-    for name in fill.added if isinstance(members, dict) else ():
-        if name in members and fill.server.engine == VLLM:
+    for name in sent.added if isinstance(members, dict) else ():
+        if name in members and sent.server.engine == VLLM:
             members[name] = None
         else:
             members.pop(name, None)
 
 
-def without_skipped(split: Split, fill: Fill) -> Split:
+def without_skipped(split: Split, sent: UpstreamCall) -> Split:
     """The same answer without the samples that were stored already."""
-    if not fill.skip:
+    if not sent.skip:
         return split
-    kept = [g for k, g in enumerate(split.generations) if not fill.is_skipped(k)]
+    kept = [g for k, g in enumerate(split.generations) if not sent.is_skipped(k)]
     return replace(split, generations=tuple(kept))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sglang_cached_addon.core.call import Call, Fill, Mint, Part, Recorded, Script, Split
+from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 
 NULL = type(None)
@@ -59,12 +59,12 @@ class Dialect(Protocol):
 
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> Fill:
+    ) -> UpstreamCall:
         """The upstream call that fetches `shortfalls[i]` samples of item i; not all of them are
         0."""
 
-    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        """Takes the parsed JSON that answers `fill` apart into samples.
+    def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
+        """Takes the parsed JSON that answers `sent` apart into samples.
 
         Raises `Refused` when it is not what was asked for.
         """
@@ -78,8 +78,8 @@ class Dialect(Protocol):
 
     # Streams. A dialect whose `read` refuses them is not asked for the rest.
 
-    def record(self, call: Call, fill: Fill) -> Recorder:
-        """A recorder of the stream that answers `fill`."""
+    def record(self, call: Call, sent: UpstreamCall) -> Recorder:
+        """A recorder of the stream that answers `sent`."""
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
         """The events of these samples, at most `n` of each item, as the answer to `call`."""
@@ -89,11 +89,12 @@ class Dialect(Protocol):
 
     def without_usage(self, event: bytes, value: Any) -> bytes:
         """A delta, given as bytes and parsed, without the usage so far that only the proxy has
-        asked for (`Fill.counts`)."""
+        asked for (`UpstreamCall.counts`)."""
 
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        """Changes the parsed data of an event of a fill into one of the client's answer: choice i
-        becomes `choices[i]`. What all events of that answer share is as in the sample `like`."""
+        """Changes the parsed data of an event of an upstream call into one of the client's answer:
+        choice i becomes `choices[i]`. What all events of that answer share is as in the sample
+        `like`."""
 
     def rename(self, event: Any, rids: Sequence[str]) -> None:
         """Puts the ids that the client sees into the parsed data of an event."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical
 from sglang_cached_addon.core.policy import Reason, Refused
@@ -53,7 +53,7 @@ class Chat(Api):
         said = {"message": {"role": "assistant", "content": "", "reasoning_content": None}}
         return choices.aborted(call, rid, now, self.kind, said)
 
-    def prompts(self, call: Call, fill: Fill) -> list[Any]:
+    def prompts(self, call: Call, sent: UpstreamCall) -> list[Any]:
         return [None]
 
     def limit(self, call: Call) -> Any:

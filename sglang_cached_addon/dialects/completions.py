@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
@@ -56,8 +56,8 @@ class Completions(Api):
     def per_item(self, call: Call) -> Sequence[str]:
         return _per_item_lists(call.body, len(call.items) if call.batched else None)
 
-    def prompts(self, call: Call, fill: Fill) -> list[Any]:
-        prompt = fill.body["prompt"]
+    def prompts(self, call: Call, sent: UpstreamCall) -> list[Any]:
+        prompt = sent.body["prompt"]
         return prompt if call.batched else [prompt]
 
     def limit(self, call: Call) -> Any:

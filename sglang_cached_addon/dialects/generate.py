@@ -13,24 +13,24 @@ import orjson
 
 from sglang_cached_addon.core.call import (
     Call,
-    Fill,
     Generation,
     Mint,
     Recorded,
     Script,
     Split,
     StreamOptions,
+    UpstreamCall,
 )
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
     base,
-    filling,
     generate_body,
     generate_stream,
     judging,
     reading,
+    trimming,
 )
 from sglang_cached_addon.dialects.base import Recorder
 from sglang_cached_addon.wire import sse
@@ -88,22 +88,22 @@ class Generate:
 
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> Fill:
-        n = filling.trimmed_n(shortfalls)
-        order = filling.fill_order(shortfalls, n)
+    ) -> UpstreamCall:
+        n = trimming.trimmed_n(shortfalls)
+        order = trimming.item_order(shortfalls, n)
         body = dict(call.body)
         if call.batched:
-            filling.take(body, generate_body.per_item_lists(body, len(call.items), call.n), order)
+            trimming.take(body, generate_body.per_item_lists(body, len(call.items), call.n), order)
         if n != call.n:
             params = body["sampling_params"]
             body["sampling_params"] = (
                 [{**p, "n": n} for p in params] if isinstance(params, list) else {**params, "n": n}
             )
-        return Fill(body, order, n, filling.mint_rids(call, body, order, n, mint), server)
+        return UpstreamCall(body, order, n, trimming.mint_rids(call, body, order, n, mint), server)
 
-    def split(self, call: Call, fill: Fill, answer: Any) -> Split:
-        natives = answer if call.batched or fill.n > 1 else [answer]
-        if not isinstance(natives, list) or len(natives) != fill.total:
+    def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
+        natives = answer if call.batched or sent.n > 1 else [answer]
+        if not isinstance(natives, list) or len(natives) != sent.total:
             raise Refused(Reason.ERROR if _is_error(answer) else Reason.UNREADABLE)
         generations, refusal = [], None
         for i, native in enumerate(natives):
@@ -119,7 +119,7 @@ class Generate:
             tokens = meta.get("completion_tokens")
             generations.append(
                 Generation(
-                    fill.order[i // fill.n],
+                    sent.order[i // sent.n],
                     judging.dump(native),
                     tokens if isinstance(tokens, int) else 0,
                 )
@@ -141,10 +141,10 @@ class Generate:
         meta = {"id": rid, "finish_reason": _ABORTED, "completion_tokens": 0}
         return judging.dump({"text": "", "output_ids": [], "meta_info": meta})
 
-    def record(self, call: Call, fill: Fill) -> Recorder:
-        is_array = call.batched or fill.n > 1
+    def record(self, call: Call, sent: UpstreamCall) -> Recorder:
+        is_array = call.batched or sent.n > 1
         return generate_stream.Recorder(
-            fill.total, is_array, lambda answer: self.split(call, fill, answer)
+            sent.total, is_array, lambda answer: self.split(call, sent, answer)
         )
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:

@@ -61,9 +61,9 @@ class Exchange:
         """The call that brings what is short, but for `busy` pools, which others fill."""
         pairs = zip(plan.keys, plan.shortfalls, strict=True)
         shortfalls = tuple(0 if key in busy else short for key, short in pairs)
-        fill = known.dialect.trim(known.call, shortfalls, self.mint, self.lookup.server)
-        body = None if fill.body == known.call.body else orjson.dumps(fill.body)
-        return Fetch(known, plan, fill, body, terms, self.lookup.stamp(known))
+        sent = known.dialect.trim(known.call, shortfalls, self.mint, self.lookup.server)
+        body = None if sent.body == known.call.body else orjson.dumps(sent.body)
+        return Fetch(known, plan, sent, body, terms, self.lookup.stamp(known))
 
     def land(
         self, fetch: Fetch, status: int, body: BytesIO, pause: slices.Pause = lambda: None
@@ -72,24 +72,24 @@ class Exchange:
         `slices.LARGE` belongs into a thread, and pauses now and then for others."""
         if reason := policy.store_refusal(status):
             return Landed(status, body.getvalue(), refusal=reason)
-        call, fill = fetch.known.call, fetch.fill
+        call, sent = fetch.known.call, fetch.sent
         found: Split | Reason
         if call.stream:
             found, shown = Reason.UNREADABLE, body.getvalue()
         else:
             dialect, is_whole = fetch.known.dialect, fetch.is_whole
-            found, shown = landing.take(dialect, call, fill, body, is_whole=is_whole, pause=pause)
+            found, shown = landing.take(dialect, call, sent, body, is_whole=is_whole, pause=pause)
         if isinstance(found, Split) and not fetch.is_whole:
             shown = b""  # it is put together with others
-        shown = landing.with_client_rids(shown, fill.rids, pause)
+        shown = landing.with_client_rids(shown, sent.rids, pause)
         if isinstance(found, Reason):
             return Landed(200, shown, refusal=found)
-        return Landed(200, shown, without_skipped(found, fill), self._refusal(fetch, found))
+        return Landed(200, shown, without_skipped(found, sent), self._refusal(fetch, found))
 
     def land_stream(self, fetch: Fetch, relay: Relay) -> Landed:
         """Reads a stream that is done."""
         try:
-            split = without_skipped(relay.split(), fetch.fill)
+            split = without_skipped(relay.split(), fetch.sent)
         except Refused as refused:
             return Landed(200, refusal=refused.reason)
         return Landed(200, b"", split, self._refusal(fetch, split))
@@ -156,7 +156,7 @@ class Exchange:
 
     def relay(self, fetch: Fetch) -> Relay:
         """What makes the whole answer's events of upstream's bytes."""
-        return Relay(fetch.known.dialect, fetch.plan, fetch.fill)
+        return Relay(fetch.known.dialect, fetch.plan, fetch.sent)
 
     def likeness(self, known: Known) -> Hashable:
         """Calls that are alike have one stream, but for the usage at its end, and ids."""

@@ -62,7 +62,7 @@ class Fetcher:
         wait for it, unless it is `alone`. What is streamed is here with its head."""
         arrived: _Arrival = asyncio.get_running_loop().create_future()
         self._flights.begin(flight, alone=alone)
-        ask.flight, ask.rids = flight, fetch.fill.rids
+        ask.flight, ask.rids = flight, fetch.sent.rids
         try:
             # mitmproxy may have tasks begin at once: nothing in `_fly` needs its own handle.
             flight.task = asyncio.create_task(self._fly(flight, ask, fetch, arrived, alone=alone))

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core import identity
-from sglang_cached_addon.core.call import Call, Fill, Split
+from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.outcome import Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
@@ -80,7 +80,7 @@ class Fetch:
 
     known: Known
     plan: Plan
-    fill: Fill
+    sent: UpstreamCall
     body: bytes | None
     terms: Terms
     stamp: Stamp
@@ -88,18 +88,18 @@ class Fetch:
     @property
     def asks_more(self) -> bool:
         """Whether it asks for what its client has not, of a server that may refuse that."""
-        is_sglang = self.fill.server.engine == identity.SGLANG
-        return not is_sglang and bool(self.fill.added or self.fill.counts)
+        is_sglang = self.sent.server.engine == identity.SGLANG
+        return not is_sglang and bool(self.sent.added or self.sent.counts)
 
     @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for all that the client asked for."""
-        return self.fill.total == self.plan.call.total and not any(self.fill.skip)
+        return self.sent.total == self.plan.call.total and not any(self.sent.skip)
 
     @property
     def keys(self) -> frozenset[bytes]:
         """The pools that it fills."""
-        return frozenset(self.plan.keys[item] for item in self.fill.order)
+        return frozenset(self.plan.keys[item] for item in self.sent.order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Fill, Split, take_out
+from sglang_cached_addon.core.call import Call, Split, UpstreamCall, take_out
 from sglang_cached_addon.core.identity import VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
@@ -34,38 +34,38 @@ _COLON = re.compile(rb"\s*:")
 
 
 def take(
-    dialect: Dialect, call: Call, fill: Fill, body: BytesIO, *, is_whole: bool, pause: Pause
+    dialect: Dialect, call: Call, sent: UpstreamCall, body: BytesIO, *, is_whole: bool, pause: Pause
 ) -> tuple[Split | Reason, bytes]:
-    """The samples of the answer to a fill, or why there are none, and what its client is shown of
-    it, where it `is_whole` all of what that has asked for. The body is emptied where it is not
-    shown as it is."""
+    """The samples of the answer to an upstream call, or why there are none, and what its client is
+    shown of it, where it `is_whole` all of what that has asked for. The body is emptied where it is
+    not shown as it is."""
     raw = body.getvalue()
     is_large = len(raw) > LARGE
     # What answers a trimmed call has to be read, however large a sample is.
     largest = LARGEST if is_whole else inf
     try:
-        if is_large and not fill.added:
-            return slices.split(dialect, call, fill, raw, largest=largest, pause=pause), raw
+        if is_large and not sent.added:
+            return slices.split(dialect, call, sent, raw, largest=largest, pause=pause), raw
         answer = (
-            slices.read(raw, fill.added, largest=largest, pause=pause)
+            slices.read(raw, sent.added, largest=largest, pause=pause)
             if is_large
             else slices.parse(raw)
         )
     except Refused as refused:
-        if fill.added and refused.reason is Reason.LARGE_SAMPLE:
-            raw = _without_added(fill, raw, pause)
+        if sent.added and refused.reason is Reason.LARGE_SAMPLE:
+            raw = _without_added(sent, raw, pause)
         return refused.reason, raw
-    is_rewritten = bool(fill.added) and _has_choices(answer)
+    is_rewritten = bool(sent.added) and _has_choices(answer)
     if is_rewritten:
         raw = b""
         body.close()
     found: Split | Reason
     try:
-        found = dialect.split(call, fill, answer)
+        found = dialect.split(call, sent, answer)
     except Refused as refused:
         found = refused.reason
     if is_rewritten and (is_whole or isinstance(found, Reason)):
-        raw = write(fill, answer, pause)
+        raw = write(sent, answer, pause)
     return found, raw
 
 
@@ -73,7 +73,7 @@ def _has_choices(answer: Any) -> bool:
     return isinstance(answer, dict) and isinstance(answer.get("choices"), list)
 
 
-def write(fill: Fill, answer: dict[str, Any], pause: Pause = lambda: None) -> bytes:
+def write(sent: UpstreamCall, answer: dict[str, Any], pause: Pause = lambda: None) -> bytes:
     """An answer of choices, without what only we have asked for. They are used up by that, so that
     it is not in memory twice."""
     choices = deque(answer["choices"])
@@ -82,15 +82,17 @@ def write(fill: Fill, answer: dict[str, Any], pause: Pause = lambda: None) -> by
     def each() -> Iterator[bytes]:
         while choices:
             choice = choices.popleft()
-            take_out(fill, choice)
+            take_out(sent, choice)
             yield dump(choice)
 
-    return _joined(fill, answer, each(), pause)
+    return _joined(sent, answer, each(), pause)
 
 
-def _joined(fill: Fill, envelope: dict[str, Any], choices: Iterable[bytes], pause: Pause) -> bytes:
+def _joined(
+    sent: UpstreamCall, envelope: dict[str, Any], choices: Iterable[bytes], pause: Pause
+) -> bytes:
     """An answer of what is around its choices, and of these."""
-    take_out(fill, envelope)
+    take_out(sent, envelope)
     # A byte that is in no JSON.
     head, tail = orjson.dumps({**envelope, "choices": orjson.Fragment(b"\0")}).split(b"\0")
     answer = BytesIO()
@@ -106,20 +108,20 @@ def _joined(fill: Fill, envelope: dict[str, Any], choices: Iterable[bytes], paus
     return answer.getvalue()
 
 
-def _without_added(fill: Fill, body: bytes, pause: Pause) -> bytes:
+def _without_added(sent: UpstreamCall, body: bytes, pause: Pause) -> bytes:
     """An answer of which a choice is too large to be read, without what only we have asked for."""
     try:
         samples = slices.Samples(body, inf, pause)
         places = list(samples.places())
-        choices = (_cut(fill, body[start:end]) for start, end in places)
-        return _joined(fill, samples.envelope(), choices, pause)
+        choices = (_cut(sent, body[start:end]) for start, end in places)
+        return _joined(sent, samples.envelope(), choices, pause)
     except slices.Odd:
         # It is read in one go, however long that holds others up: nothing else tells what is ours.
         answer = slices.parse(body)
-        return write(fill, answer, pause) if _has_choices(answer) else body
+        return write(sent, answer, pause) if _has_choices(answer) else body
 
 
-def _cut(fill: Fill, choice: bytes) -> bytes:
+def _cut(sent: UpstreamCall, choice: bytes) -> bytes:
     """As `take_out`, of a choice that was not read. Its members are told by its braces."""
     names, depth = [], 0
     for token in slices.TOKEN.finditer(choice):
@@ -130,12 +132,12 @@ def _cut(fill: Fill, choice: bytes) -> bytes:
         elif depth == 1 and _COLON.match(choice, token.end()):
             names.append(token)
     ends = [name.start() for name in names[1:]] + [choice.rindex(b"}")]
-    added = {b'"%b"' % name.encode() for name in fill.added}
+    added = {b'"%b"' % name.encode() for name in sent.added}
     kept = []
     for name, end in zip(names, ends, strict=True):
         if name[0] not in added:
             kept.append(choice[name.start() : end].rstrip(b", \t\r\n"))
-        elif fill.server.engine == VLLM:
+        elif sent.server.engine == VLLM:
             kept.append(name[0] + b":null")
     return b"{" + b",".join(kept) + b"}"
 

@@ -14,7 +14,7 @@ import orjson
 
 from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.core.call import Call, Fill, Part, Recorded, Split, without_skipped
+from sglang_cached_addon.core.call import Call, Part, Recorded, Split, UpstreamCall, without_skipped
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
@@ -32,7 +32,7 @@ class Event(NamedTuple):
 class Relay:
     """One upstream stream."""
 
-    def __init__(self, dialect: Dialect, plan: Plan, fill: Fill) -> None:
+    def __init__(self, dialect: Dialect, plan: Plan, sent: UpstreamCall) -> None:
         self.is_done = False
         """Its terminator has come."""
         self.reason: Reason | None = None
@@ -42,10 +42,10 @@ class Relay:
         self._dialect = dialect
         self._plan = plan
         self._is_topped_up = plan.have > 0
-        self._recorder = dialect.record(plan.call, fill)
+        self._recorder = dialect.record(plan.call, sent)
         self._splitter = sse.Splitter()
-        self._fill = fill
-        self._choices = _choices(plan, fill)
+        self._sent = sent
+        self._choices = _choices(plan, sent)
         self._finishes: list[Event] | None = None
         """Of the stored choices, until they are sent; None before the first event."""
 
@@ -100,9 +100,9 @@ class Relay:
             events.append(Event(event, Part.OTHER))
             return
         part, choice = self._record(value)
-        if part in _OF_ONE and self._fill.is_skipped(choice):
+        if part in _OF_ONE and self._sent.is_skipped(choice):
             return
-        if part is Part.DELTA and self._fill.counts:
+        if part is Part.DELTA and self._sent.counts:
             event = self._dialect.without_usage(event, value)
             value = orjson.loads(sse.data(event) or b"") if self._is_topped_up else None
         if self._is_topped_up:
@@ -125,7 +125,7 @@ class Relay:
         return finishes or []
 
     def _rewrite(self, event: bytes, value: Any, part: Part, choice: int) -> tuple[bytes, int]:
-        """Makes an event of a fill one of the client's answer."""
+        """Makes an event of an upstream call one of the client's answer."""
         if part is Part.USAGE:
             return self._usage(value) or event, 0
         if part is Part.ERROR:
@@ -141,7 +141,7 @@ class Relay:
         """The usage of the whole answer, given that of upstream's part of it."""
         whole: list[list[Recorded]] | None
         try:
-            new = without_skipped(self.split(), self._fill).generations
+            new = without_skipped(self.split(), self._sent).generations
             whole = planning.recorded(self._plan, new)
         except Refused:
             whole = self._counted(said)
@@ -164,13 +164,14 @@ _OF_ONE = (Part.DELTA, Part.STATE, Part.FINISH)
 _ODD = (AttributeError, LookupError, TypeError, ValueError)
 
 
-def _choices(plan: Plan, fill: Fill) -> list[int]:
-    """Which choice of the client's answer each one of the fill is; -1 for one that is there."""
+def _choices(plan: Plan, sent: UpstreamCall) -> list[int]:
+    """Which choice of the client's answer each one of the upstream call is; -1 for one that is
+    there."""
     taken = [len(pool) for pool in plan.stored]
     choices: list[int] = []
-    for item in fill.order:
-        for _ in range(fill.n):
-            if fill.is_skipped(len(choices)):
+    for item in sent.order:
+        for _ in range(sent.n):
+            if sent.is_skipped(len(choices)):
                 choices.append(-1)
                 continue
             choices.append(item * plan.call.n + taken[item])

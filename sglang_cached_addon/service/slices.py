@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Fill, Generation, Split
+from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.judging import dump
@@ -47,7 +47,7 @@ class Odd(Exception):
 def split(
     dialect: Dialect,
     call: Call,
-    fill: Fill,
+    sent: UpstreamCall,
     body: bytes,
     *,
     largest: float = inf,
@@ -55,10 +55,10 @@ def split(
 ) -> Split:
     """As `Dialect.split`, of a large body that was not read yet. Raises `Refused`, also where a
     sample has more values than `largest`."""
-    if body.startswith(b"[") and (call.batched or fill.n > 1):
+    if body.startswith(b"[") and (call.batched or sent.n > 1):
         with suppress(Odd):
-            return _split_list(dialect, call, fill, Samples(body, largest, pause))
-    return dialect.split(call, fill, read(body, fill.added, largest=largest, pause=pause))
+            return _split_list(dialect, call, sent, Samples(body, largest, pause))
+    return dialect.split(call, sent, read(body, sent.added, largest=largest, pause=pause))
 
 
 def read(
@@ -95,21 +95,21 @@ def _bound(body: bytes, start: int, end: int, largest: float) -> None:
         raise Refused(Reason.LARGE_SAMPLE)
 
 
-def _split_list(dialect: Dialect, call: Call, fill: Fill, samples: Samples) -> Split:
+def _split_list(dialect: Dialect, call: Call, sent: UpstreamCall, samples: Samples) -> Split:
     """Each is the whole answer to a call for one."""
     one = replace(call, batched=False, n=1)
     generations: list[Generation] = []
     refusal, versions = None, frozenset[str]()
     for sample in samples:
-        if len(generations) == fill.total:
+        if len(generations) == sent.total:
             raise Refused(Reason.UNREADABLE)
-        item = fill.order[len(generations) // fill.n]
-        part = dialect.split(one, replace(fill, order=(item,), n=1, skip=()), sample)
+        item = sent.order[len(generations) // sent.n]
+        part = dialect.split(one, replace(sent, order=(item,), n=1, skip=()), sample)
         del sample  # before the next one is read
         generations += part.generations
         refusal = refusal or part.refusal
         versions |= part.versions
-    if len(generations) < fill.total:
+    if len(generations) < sent.total:
         raise Refused(Reason.UNREADABLE)
     return Split(tuple(generations), refusal, versions)
 

@@ -1,13 +1,13 @@
-"""The values that a call, its fill and its answer are."""
+"""The values that a call, its upstream call and its answer are."""
 
 from __future__ import annotations
 
 from sglang_cached_addon.core.call import (
     Call,
-    Fill,
     Generation,
     Script,
     Split,
+    UpstreamCall,
     take_out,
     with_deltas,
     without_skipped,
@@ -16,9 +16,10 @@ from sglang_cached_addon.core.identity import UNKNOWN, VLLM, Server
 
 
 def test_totals() -> None:
-    """A call wants `n` of each item, and a fill asks for `n` of each prompt that it sends."""
+    """A call wants `n` of each item, and an upstream call asks for `n` of each prompt that it
+    sends."""
     assert Call({}, (b"a", b"b"), n=3, batched=True).total == 6
-    assert Fill({}, order=(0, 0, 1), n=2).total == 6
+    assert UpstreamCall({}, order=(0, 0, 1), n=2).total == 6
 
 
 def test_choices_in_turn() -> None:
@@ -28,10 +29,10 @@ def test_choices_in_turn() -> None:
 
 def test_skipped() -> None:
     """Where upstream is asked again for what is there already, that is left out of what came."""
-    fill = Fill({}, order=(0, 1), n=3, skip=(2, 0))
+    sent = UpstreamCall({}, order=(0, 1), n=3, skip=(2, 0))
     came = Split(tuple(Generation(k // 3, b"%d" % k, 1) for k in range(6)))
-    assert [g.answer for g in without_skipped(came, fill).generations] == [b"2", b"3", b"4", b"5"]
-    assert without_skipped(came, Fill({}, order=(0, 1), n=3)) is came
+    assert [g.answer for g in without_skipped(came, sent).generations] == [b"2", b"3", b"4", b"5"]
+    assert without_skipped(came, UpstreamCall({}, order=(0, 1), n=3)) is came
 
 
 def test_deltas() -> None:
@@ -44,5 +45,5 @@ def test_take_out() -> None:
     """A client does not see the members that only the proxy has asked for."""
     for server, shown in ((UNKNOWN, {"text": "a"}), (Server(VLLM), {"text": "a", "ids": None})):
         members = {"text": "a", "ids": [1]}
-        take_out(Fill({}, (0,), 1, server=server, added=("ids",)), members)
+        take_out(UpstreamCall({}, (0,), 1, server=server, added=("ids",)), members)
         assert members == shown

@@ -31,8 +31,8 @@ def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Seq
     """The samples of a stream; raises `Refused` where they may not be stored."""
     call = dialect.read(body)
     names = (f"minted{number}" for number in range(100))
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: next(names), SERVER)
-    recorder = dialect.record(call, fill)
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: next(names), SERVER)
+    recorder = dialect.record(call, sent)
     for event in events:
         recorder.add(copy.deepcopy(event))
     split = recorder.split()

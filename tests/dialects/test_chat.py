@@ -216,7 +216,7 @@ def test_media_in_any_message(place: int) -> None:
 
 
 @each(
-    ("body", "short", "sent"),
+    ("body", "short", "wanted"),
     [
         (chat(), 1, chat()),
         (chat(n=3), 3, chat(n=3)),
@@ -224,11 +224,11 @@ def test_media_in_any_message(place: int) -> None:
         (chat(n=3, bogus={"x": [1]}), 1, chat(n=1, bogus={"x": [1]})),
     ],
 )
-def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
-    """A fill asks for what is short, and for nothing else."""
+def test_trim(body: dict[str, Any], short: int, wanted: dict[str, Any]) -> None:
+    """An upstream call asks for what is short, and for nothing else."""
     before = copy.deepcopy(body)
-    fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
-    assert (fill.body, fill.order, fill.n, fill.rids) == (sent, (0,), short, {})
+    sent = DIALECT.trim(DIALECT.read(body), (short,), minter())
+    assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, (0,), short, {})
     assert body == before
 
 
@@ -241,10 +241,10 @@ def test_trim(body: dict[str, Any], short: int, sent: dict[str, Any]) -> None:
     ],
 )
 def test_trim_makes_the_rid_unique(body: dict[str, Any], short: int, rids: dict[str, str]) -> None:
-    """A fill has ids of its own, so that two calls can have the same `rid`."""
+    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
-    fill = DIALECT.trim(DIALECT.read(body), (short,), minter())
-    assert (fill.body["rid"], fill.rids, body) == (UNIQUE, rids, before)
+    sent = DIALECT.trim(DIALECT.read(body), (short,), minter())
+    assert (sent.body["rid"], sent.rids, body) == (UNIQUE, rids, before)
 
 
 def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
@@ -282,12 +282,12 @@ def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Samples of one call answer another with fewer or more."""
     first = DIALECT.read(chat(n=have))
-    fill = DIALECT.trim(first, (have,), minter())
-    pool = [g.answer for g in DIALECT.split(first, fill, answer(*"abc"[:have])).generations]
+    sent = DIALECT.trim(first, (have,), minter())
+    pool = [g.answer for g in DIALECT.split(first, sent, answer(*"abc"[:have])).generations]
     call = DIALECT.read(chat(n=want))
     if want > have:
-        fill = DIALECT.trim(call, (want - have,), minter())
-        rest = DIALECT.split(call, fill, answer(*"abc"[have:want]))
+        sent = DIALECT.trim(call, (want - have,), minter())
+        rest = DIALECT.split(call, sent, answer(*"abc"[have:want]))
         pool += [g.answer for g in rest.generations]
     assert json.loads(DIALECT.write(call, [pool[:want]])) == answer(*"abc"[:want])
 
@@ -322,8 +322,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A recorded answer is the same after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, (call.n,), minter())
-    split = DIALECT.split(call, fill, recorded)
+    sent = DIALECT.trim(call, (call.n,), minter())
+    split = DIALECT.split(call, sent, recorded)
     assert split.refusal is None
     pool = [g.answer for g in split.generations]
     assert json.loads(DIALECT.write(call, [pool])) == recorded

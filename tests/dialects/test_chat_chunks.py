@@ -32,8 +32,8 @@ from tests.tables import each
 def test_stream_of_a_json_sample(whole: dict[str, Any], deltas: int) -> None:
     """A sample that came as JSON is streamed in full."""
     call = DIALECT.read(ONE)
-    fill = DIALECT.trim(call, [1], lambda: "minted")
-    samples = DIALECT.split(call, fill, copy.deepcopy(whole)).generations
+    sent = DIALECT.trim(call, [1], lambda: "minted")
+    samples = DIALECT.split(call, sent, copy.deepcopy(whole)).generations
     events, (end,) = replay(ONE, samples)
     assert len(events) == 1 + deltas + 1
     assert events[0] == worded(role())
@@ -64,8 +64,8 @@ def test_stream_of_a_recorded_json_answer(pair: dict[str, Any]) -> None:
     for choice in whole["choices"]:
         choice.pop("meta_info", None)
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, [call.n], lambda: "minted")
-    samples = DIALECT.split(call, fill, copy.deepcopy(whole)).generations
+    sent = DIALECT.trim(call, [call.n], lambda: "minted")
+    samples = DIALECT.split(call, sent, copy.deepcopy(whole)).generations
     again = record(body, [parsed(event) for events in replay(body, samples) for event in events])
     found = json.loads(DIALECT.write(call, [[sample.answer for sample in again]]))
     assert found == {**whole, "metadata": None}

@@ -194,7 +194,7 @@ def test_refusals(body: dict[str, Any], reason: Reason) -> None:
 
 
 @each(
-    ("body", "shortfalls", "sent", "order", "n"),
+    ("body", "shortfalls", "wanted", "order", "n"),
     [
         (one(n=5), (5,), one(n=5), (0,), 5),
         (one(n=5, bogus=[1]), (2,), one(n=2, bogus=[1]), (0,), 2),
@@ -223,21 +223,21 @@ def test_refusals(body: dict[str, Any], reason: Reason) -> None:
 def test_trim(
     body: dict[str, Any],
     shortfalls: tuple[int, ...],
-    sent: dict[str, Any],
+    wanted: dict[str, Any],
     order: tuple[int, ...],
     n: int,
 ) -> None:
-    """A fill asks for the samples that are short, and for no others."""
+    """An upstream call asks for the samples that are short, and for no others."""
     before = copy.deepcopy(body)
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, shortfalls, minter())
-    assert (fill.body, fill.order, fill.n, fill.rids) == (sent, order, n, {})
+    sent = DIALECT.trim(call, shortfalls, minter())
+    assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, order, n, {})
     assert body == before
-    assert DIALECT.read(fill.body).items == tuple(call.items[i] for i in order)
+    assert DIALECT.read(sent.body).items == tuple(call.items[i] for i in order)
 
 
 @each(
-    ("body", "shortfalls", "sent", "rids"),
+    ("body", "shortfalls", "wanted", "rids"),
     [
         (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
         (one(rid="r", n=3), (1,), minted(1), {}),
@@ -248,12 +248,12 @@ def test_trim(
     ],
 )
 def test_trim_makes_rids_unique(
-    body: dict[str, Any], shortfalls: tuple[int, ...], sent: Any, rids: dict[str, str]
+    body: dict[str, Any], shortfalls: tuple[int, ...], wanted: Any, rids: dict[str, str]
 ) -> None:
-    """A fill has ids of its own, so that two calls can have the same `rid`."""
+    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
-    fill = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
-    assert (fill.body["rid"], fill.rids, body) == (sent, rids, before)
+    sent = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
+    assert (sent.body["rid"], sent.rids, body) == (wanted, rids, before)
 
 
 @each(
@@ -273,9 +273,9 @@ def test_split(
 ) -> None:
     """Each choice of an answer is a sample of its own prompt."""
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, shortfalls, minter())
-    result = DIALECT.split(call, fill, answer(texts, 3))
-    is_shared = fill.body["prompt"] in (["a", "c"], ["a", "c", "c"])
+    sent = DIALECT.trim(call, shortfalls, minter())
+    result = DIALECT.split(call, sent, answer(texts, 3))
+    is_shared = sent.body["prompt"] in (["a", "c"], ["a", "c", "c"])
     assert result.refusal is (Reason.SHARED_USAGE if is_shared else None)
     assert [g.item for g in result.generations] == items
     assert "".join(json.loads(g.answer)["choices"][0]["text"] for g in result.generations) == texts
@@ -284,8 +284,8 @@ def test_split(
 def test_prompt_tokens_by_length() -> None:
     """Each prompt of a batch has its own number of tokens."""
     call = DIALECT.read(one(prompt=["aaaaaaaaa", "a"]))
-    fill = DIALECT.trim(call, (1, 1), minter())
-    result = DIALECT.split(call, fill, answer("xy", prompt_tokens=10))
+    sent = DIALECT.trim(call, (1, 1), minter())
+    result = DIALECT.split(call, sent, answer("xy", prompt_tokens=10))
     usages = [json.loads(g.answer)["usage"] for g in result.generations]
     assert [usage["prompt_tokens"] for usage in usages] == [9, 1]
     assert [usage["total_tokens"] for usage in usages] == [11, 3]
@@ -305,8 +305,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A recorded answer is the same after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
-    result = DIALECT.split(call, fill, recorded)
+    sent = DIALECT.trim(call, (call.n,) * len(call.items), minter())
+    result = DIALECT.split(call, sent, recorded)
     is_shared = isinstance(body["prompt"], list) and isinstance(body["prompt"][0], str)
     assert result.refusal is (Reason.SHARED_USAGE if is_shared else None)
     answers = [g.answer for g in result.generations]
@@ -318,17 +318,17 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
 def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     """Samples of one call answer another with fewer or more."""
     first = DIALECT.read(batch(n=have))
-    fill = DIALECT.trim(first, (have,) * 3, minter())
+    sent = DIALECT.trim(first, (have,) * 3, minter())
     texts = "abcdefghi"
-    result = DIALECT.split(first, fill, answer(texts[: 3 * have], prompt_tokens=6))
+    result = DIALECT.split(first, sent, answer(texts[: 3 * have], prompt_tokens=6))
     pools: list[list[bytes]] = [[], [], []]
     for generation in result.generations:
         pools[generation.item].append(generation.answer)
     call = DIALECT.read(batch(n=want))
     if want > have:
-        fill = DIALECT.trim(call, (want - have,) * 3, minter())
+        sent = DIALECT.trim(call, (want - have,) * 3, minter())
         rest = answer(texts[3 * have : 3 * want], prompt_tokens=6)
-        for generation in DIALECT.split(call, fill, rest).generations:
+        for generation in DIALECT.split(call, sent, rest).generations:
             pools[generation.item].append(generation.answer)
     written = json.loads(DIALECT.write(call, [pool[:want] for pool in pools]))
     assert [c["index"] for c in written["choices"]] == list(range(3 * want))

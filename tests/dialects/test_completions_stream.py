@@ -221,8 +221,8 @@ def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
     """A sample that came as JSON is streamed in full."""
     body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
-    samples = DIALECT.split(call, fill, answer).generations
+    sent = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
+    samples = DIALECT.split(call, sent, answer).generations
     streamed = {**body, "stream": True}
     replayed = replay(streamed, samples)
     assert [len(events) for events in replayed] == [1] * (len(answer["choices"]) + 1)
@@ -421,11 +421,11 @@ def test_whatever_is_stored(seed: int) -> None:
     """Whatever is stored as JSON can be streamed."""
     rng = random.Random(seed)
     call = DIALECT.read(COUNTED)
-    fill = DIALECT.trim(call, [1], lambda: "minted")
+    sent = DIALECT.trim(call, [1], lambda: "minted")
     answers = [record(body, events)[0].answer for body, events in STREAMS.values()]
     for _ in range(150):
         try:
-            split = DIALECT.split(call, fill, mutated(orjson.loads(rng.choice(answers)), rng))
+            split = DIALECT.split(call, sent, mutated(orjson.loads(rng.choice(answers)), rng))
         except Refused:
             continue
         (events,) = DIALECT.script(call, [split.generations]).deltas

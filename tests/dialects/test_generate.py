@@ -233,7 +233,7 @@ LISTS = {
 
 
 @each(
-    ("body", "shortfalls", "sent", "order", "n"),
+    ("body", "shortfalls", "wanted", "order", "n"),
     [
         (with_n(one(), 5), (5,), with_n(one(), 5), (0,), 5),
         (with_n(one(), 5), (2,), with_n(one(), 2), (0,), 2),
@@ -289,29 +289,29 @@ LISTS = {
 def test_trim(
     body: dict[str, Any],
     shortfalls: tuple[int, ...],
-    sent: dict[str, Any],
+    wanted: dict[str, Any],
     order: tuple[int, ...],
     n: int,
 ) -> None:
-    """A fill asks for the samples that are short, and for no others."""
+    """An upstream call asks for the samples that are short, and for no others."""
     before = copy.deepcopy(body)
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, shortfalls, minter())
-    assert (fill.body, fill.order, fill.n, fill.rids) == (sent, order, n, {})
+    sent = DIALECT.trim(call, shortfalls, minter())
+    assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, order, n, {})
     assert body == before
-    assert fill.total == sum(shortfalls)
+    assert sent.total == sum(shortfalls)
 
 
 def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
-    """A prompt that is sent has the key of its item."""
+    """A prompt that is wanted has the key of its item."""
     call = DIALECT.read(with_n(batch(**LISTS), 3))
-    fill = DIALECT.trim(call, (1, 0, 3), minter())
-    again = DIALECT.read(fill.body)
-    assert again.items == tuple(call.items[i] for i in fill.order)
+    sent = DIALECT.trim(call, (1, 0, 3), minter())
+    again = DIALECT.read(sent.body)
+    assert again.items == tuple(call.items[i] for i in sent.order)
 
 
 @each(
-    ("body", "shortfalls", "sent", "rids"),
+    ("body", "shortfalls", "wanted", "rids"),
     [
         (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
         (with_n(one(rid="r"), 3), (3,), minted(1), {}),
@@ -324,13 +324,13 @@ def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
     ],
 )
 def test_trim_makes_rids_unique(
-    body: dict[str, Any], shortfalls: tuple[int, ...], sent: Any, rids: dict[str, str]
+    body: dict[str, Any], shortfalls: tuple[int, ...], wanted: Any, rids: dict[str, str]
 ) -> None:
-    """A fill has ids of its own, so that two calls can have the same `rid`."""
+    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
     before = copy.deepcopy(body)
-    fill = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
-    assert fill.body["rid"] == sent
-    assert fill.rids == rids
+    sent = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
+    assert sent.body["rid"] == wanted
+    assert sent.rids == rids
     assert body == before
 
 
@@ -478,8 +478,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A recorded answer is the same, byte for byte, after it was taken apart and written."""
     body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
     call = DIALECT.read(body)
-    fill = DIALECT.trim(call, (call.n,) * len(call.items), minter())
-    result = DIALECT.split(call, fill, json.loads(recorded))
+    sent = DIALECT.trim(call, (call.n,) * len(call.items), minter())
+    result = DIALECT.split(call, sent, json.loads(recorded))
     assert result.refusal is None
     answers = [g.answer for g in result.generations]
     pools = [answers[i * call.n : i * call.n + call.n] for i in range(len(call.items))]
@@ -496,9 +496,9 @@ def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
     pool = [g.answer for g in result.generations]
     if want > have:
         call = DIALECT.read(with_n(one(), want))
-        fill = DIALECT.trim(call, (want - have,), minter())
+        sent = DIALECT.trim(call, (want - have,), minter())
         rest = natives[have:want]
         answer = rest if want - have > 1 else rest[0]
-        pool += [g.answer for g in DIALECT.split(call, fill, answer).generations]
+        pool += [g.answer for g in DIALECT.split(call, sent, answer).generations]
     written = json.loads(DIALECT.write(DIALECT.read(with_n(one(), want)), [pool[:want]]))
     assert written == (natives[:want] if want > 1 else natives[0])

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Call, Fill, Generation, Part
+from sglang_cached_addon.core.call import Call, Generation, Part, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
 from sglang_cached_addon.wire import sse
@@ -32,7 +32,7 @@ BATCH = {"text": ["a", "b"], "stream": True, "sampling_params": {"n": 2}}
 LENGTH = {"type": "length", "length": 9}
 
 
-def call_and_fill(body: dict[str, Any]) -> tuple[Call, Fill]:
+def call_and_fill(body: dict[str, Any]) -> tuple[Call, UpstreamCall]:
     call = DIALECT.read(body)
     numbers = itertools.count()
     return call, DIALECT.trim(call, [call.n] * len(call.items), lambda: f"minted{next(numbers)}")

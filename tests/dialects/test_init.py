@@ -102,8 +102,8 @@ def test_versions_of_recordings(pair: dict[str, Any]) -> None:
     """The weights that recorded answers name are told."""
     dialect = dialect_of(pair)
     call = dialect.read(json.loads(pair["request"]["body"]))
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
-    split = dialect.split(call, fill, json.loads(pair["response"]["body"]))
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
+    split = dialect.split(call, sent, json.loads(pair["response"]["body"]))
     assert split.versions == {"default"}
 
 
@@ -136,14 +136,14 @@ def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
     call = dialect.read({**body, "stream": False})
     one = dialect.read({n: v for n, v in body.items() if n not in ("n", "sampling_params", "rid")})
     if len(call.items) == 1:
-        fill = dialect.trim(one, [1], lambda: "x")
-        lone = dialect.split(one, fill, orjson.loads(dialect.aborted(one, "minted", 1234.5)))
+        sent = dialect.trim(one, [1], lambda: "x")
+        lone = dialect.split(one, sent, orjson.loads(dialect.aborted(one, "minted", 1234.5)))
         assert (lone.refusal, lone.versions) == (Reason.ABORT, set())
         assert [generation.tokens for generation in lone.generations] == [0]
     pools = [[sample.answer for sample in pool] for pool in aborted(dialect, call)]
     whole = orjson.loads(dialect.write(call, pools))
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
-    split = dialect.split(call, fill, whole)
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
+    split = dialect.split(call, sent, whole)
     assert split.refusal is Reason.ABORT
     assert len(split.generations) == call.total
 
@@ -158,8 +158,8 @@ def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
     usage = dialect.usage(call, samples)
     # A recorder of the whole answer understands it, as it does upstream's.
     numbers = itertools.count()
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"x{next(numbers)}")
-    recorder = dialect.record(call, fill)
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: f"x{next(numbers)}")
+    recorder = dialect.record(call, sent)
     parts = [recorder.add(parsed(event))[0] for event in [*events, *([usage] if usage else [])]]
     assert Part.ERROR not in parts
     split = recorder.split()

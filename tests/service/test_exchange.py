@@ -695,7 +695,7 @@ def test_many_rids() -> None:
     way, count = Way(), policy.MAX_SAMPLES
     rids = [f"mine-{i}" for i in range(count)]
     fetch = way.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
-    sent = fetch.fill.body["rid"]
+    sent = fetch.sent.body["rid"]
     native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
     answer = [{**native, "meta_info": {**native["meta_info"], "id": rid}} for rid in sent]
     done = way.complete(fetch, answer)
@@ -744,5 +744,5 @@ def test_a_large_answer_that_tells_more() -> None:
         )
         assert large_one == ({**small[0], "id": filler}, *small[1:]), (path, count)
         assert small[1] is (None if count == 2 else Reason.UNREADABLE), (path, count)
-        assert not {*fetch.fill.added} & {n for c in small[0]["choices"] for n in c}, path
+        assert not {*fetch.sent.added} & {n for c in small[0]["choices"] for n in c}, path
         assert next(pauses) == 2 * count, path  # as it is read, and as it is written

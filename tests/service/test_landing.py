@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Fill, Split
+from sglang_cached_addon.core.call import Split, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import completions
@@ -29,9 +29,9 @@ def taken(answer: Any, engine: str, *, is_whole: bool = True, **dumps: Any) -> t
     """What an answer to a call for two comes to, and what its client gets."""
     dialect = completions.DIALECT
     call = dialect.read({"model": "m", "prompt": "q", "n": 2})
-    fill = Fill(call.body, (0,), 2, server=Server(engine), added=ADDED)
+    sent = UpstreamCall(call.body, (0,), 2, server=Server(engine), added=ADDED)
     body = BytesIO(json.dumps(answer, **dumps).encode())
-    found, shown = landing.take(dialect, call, fill, body, is_whole=is_whole, pause=lambda: None)
+    found, shown = landing.take(dialect, call, sent, body, is_whole=is_whole, pause=lambda: None)
     return found, shown and orjson.loads(shown)
 
 

@@ -55,8 +55,8 @@ class Way:
         keys = tuple(self._key(item) for item in self.call.items)
         self.plan = planning.plan(self.call, keys, store)
         numbers = itertools.count()
-        self.fill = dialect.trim(self.call, self.plan.shortfalls, lambda: f"minted{next(numbers)}")
-        self.relay = Relay(dialect, self.plan, self.fill)
+        self.sent = dialect.trim(self.call, self.plan.shortfalls, lambda: f"minted{next(numbers)}")
+        self.relay = Relay(dialect, self.plan, self.sent)
 
     def _key(self, item: bytes) -> bytes:
         """Of a prompt: `sampling_params` only tell how many."""
@@ -138,7 +138,7 @@ def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_topped_up() -> None:
     """Stored choices would come late, end early, or be mixed with those of upstream."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
-    assert (way.fill.n, way.plan.have) == (2, 1)
+    assert (way.sent.n, way.plan.have) == (2, 1)
     found = way.feed(NEW)
     assert choices(found) == [0, 0, 1, 1, 2, 2, 2, 0, 2, 1, None]
     assert [event.part for event in found] == [*[Part.DELTA] * 7, *[Part.FINISH] * 3, Part.USAGE]
@@ -178,7 +178,7 @@ def test_ragged_batch() -> None:
     """A prompt would get the words of another, or its tokens be counted twice."""
     way = Way(completions.DIALECT, WHOLE, {"a": [FIRST], "b": [SECOND, THIRD]})
     assert way.plan.shortfalls == (1, 0, 2)
-    assert way.fill.order == (0, 2, 2)
+    assert way.sent.order == (0, 2, 2)
     fetched = [texts.stream([f"x{k}"], index=k, counts=[8 << k]) for k in range(3)]
     found = way.feed([*texts.mixed(fetched, 3), texts.usage(9, 56)])
     by_choice: dict[Any, str] = {}
@@ -198,7 +198,7 @@ def test_generate_is_topped_up() -> None:
     """A lone sample has no index, and is one of many for the client."""
     stored = {"a": [natives.stream([("s", 1), ("st", 2)])]}
     way = Way(generate.DIALECT, natives.TWO, stored)
-    assert (way.fill.n, way.plan.have) == (1, 1)
+    assert (way.sent.n, way.plan.have) == (1, 1)
     found = way.feed(natives.stream(natives.PLAIN))
     assert [parsed(event.data)["index"] for event in found] == [0, 0, 1, 1, 1]
     assert [event.part for event in found] == [Part.DELTA] * 2 + [Part.STATE] * 3
@@ -214,7 +214,7 @@ def test_generate_batch_is_topped_up() -> None:
     """As above, of a batch with prompts that come twice."""
     body = {"text": ["a", "b", "a"], "stream": True}
     way = Way(generate.DIALECT, body, {"a": [natives.stream([("s", 1)])]})
-    assert way.fill.order == (1, 2)
+    assert way.sent.order == (1, 2)
     new = [natives.stream([("x", 1)], index=k) for k in range(2)]
     found = way.feed([event for events in new for event in events])
     assert [(parsed(e.data)["index"], parsed(e.data)["text"]) for e in found] == [
@@ -454,7 +454,7 @@ def test_client_rids(
 ) -> None:
     """A client would get an id that it does not know."""
     way = Way(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})
-    assert way.fill.body["rid"] in ("minted0", ["minted0", "minted1"])
+    assert way.sent.body["rid"] in ("minted0", ["minted0", "minted1"])
     shown = View(dialect, way.call).show([*way.feed(events), *way.relay.feed(sse.DONE)])
     assert shown.pop() == sse.DONE
     found = [parsed(event) for event in shown]

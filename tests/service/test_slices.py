@@ -86,11 +86,11 @@ def both_ways(
     dialect = DIALECTS["POST", asked.split(" ")[0]]
     call = dialect.read(ASKED[asked])
     numbers = count()
-    fill = dialect.trim(call, [call.n] * len(call.items), lambda: f"rid{next(numbers)}", server)
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: f"rid{next(numbers)}", server)
     found: list[Split | Reason] = []
     for way in (
-        lambda: dialect.split(call, fill, orjson.loads(body)),
-        lambda: slices.split(dialect, call, fill, body, **more),
+        lambda: dialect.split(call, sent, orjson.loads(body)),
+        lambda: slices.split(dialect, call, sent, body, **more),
     ):
         try:
             found.append(way())

@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sglang_cached_addon.core.call import Call, Fill, Mint, Recorded, Script, Split
+from sglang_cached_addon.core.call import Call, Mint, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
-from sglang_cached_addon.dialects import filling
+from sglang_cached_addon.dialects import trimming
 from sglang_cached_addon.dialects.openai import asking, choices, recording, replay
 from sglang_cached_addon.dialects.openai.choices import StreamFacts
 
@@ -37,7 +37,7 @@ class Api(ABC):
     """Gives the events of a choice, and its finish where that is a chunk of its own."""
 
     @abstractmethod
-    def prompts(self, call: Call, fill: Fill) -> list[Any]:
+    def prompts(self, call: Call, sent: UpstreamCall) -> list[Any]:
         """The prompts that were sent."""
 
     @abstractmethod
@@ -56,31 +56,33 @@ class Api(ABC):
 
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> Fill:
-        n, order, skip = filling.draw(call, shortfalls, server)
+    ) -> UpstreamCall:
+        n, order, skip = trimming.draw(call, shortfalls, server)
         body = dict(call.body)
-        filling.take(body, self.per_item(call), order)
+        trimming.take(body, self.per_item(call), order)
         if n != call.n:
             body["n"] = n
         is_one = len(order) * n == 1
         counts = asking.ask_for_usage(call, body, server, is_one=is_one)
         added = () if is_one else asking.ask_for_tokens(call, body, server, self.tells)
-        rids = filling.mint_rids(call, body, order, n, mint)
-        return Fill(body, order, n, rids, server, skip, added, counts)
+        rids = trimming.mint_rids(call, body, order, n, mint)
+        return UpstreamCall(body, order, n, rids, server, skip, added, counts)
 
-    def split(self, call: Call, fill: Fill, answer: Any, told: StreamFacts | None = None) -> Split:
-        prompts, limit = self.prompts(call, fill), self.limit(call)
-        return choices.split(fill, answer, prompts, told, limit=limit)
+    def split(
+        self, call: Call, sent: UpstreamCall, answer: Any, told: StreamFacts | None = None
+    ) -> Split:
+        prompts, limit = self.prompts(call, sent), self.limit(call)
+        return choices.split(sent, answer, prompts, told, limit=limit)
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         return choices.write(call, samples)
 
-    def record(self, call: Call, fill: Fill) -> recording.Recorder:
+    def record(self, call: Call, sent: UpstreamCall) -> recording.Recorder:
         return recording.Recorder(
-            [self.choice_recorder() for _ in range(fill.total)],
+            [self.choice_recorder() for _ in range(sent.total)],
             self.kind,
-            lambda answer, told: self.split(call, fill, answer, told),
-            server=fill.server,
+            lambda answer, told: self.split(call, sent, answer, told),
+            server=sent.server,
             wants_rows=self.wants_rows(call),
         )
 

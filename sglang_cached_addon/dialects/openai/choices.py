@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Fill, Generation, Split, take_out
+from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall, take_out
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
@@ -32,7 +32,7 @@ class StreamFacts:
 
 
 def split(
-    fill: Fill,
+    sent: UpstreamCall,
     answer: Any,
     prompts: Sequence[Any],
     told: StreamFacts | None = None,
@@ -40,14 +40,13 @@ def split(
 ) -> Split:
     """Takes an answer apart into answers of one choice each.
 
-    `prompts` are those that were sent, in the order of the fill; `limit` is the number of tokens
-    that a choice has at most.
-    """
+    `prompts` are those that were sent, in the order of the upstream call; `limit` is the number of
+    tokens that a choice has at most."""
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
         is_error = isinstance(answer, dict) and answer.get("error") is not None
         raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
     told = told or StreamFacts()
-    choices = _in_order(answer["choices"], fill.total)
+    choices = _in_order(answer["choices"], sent.total)
     refusal = Reason.ERROR if answer.get("error") is not None else None
     refusal = refusal or judging.weights_refusal(answer.get("metadata"))
     for choice in choices:
@@ -57,14 +56,14 @@ def split(
             or judging.weights_refusal(choice.get("meta_info"))
         )
     usages, is_exact = shares.of(
-        answer.get("usage"), choices, prompts, fill.n, told.usages, limit=limit
+        answer.get("usage"), choices, prompts, sent.n, told.usages, limit=limit
     )
     generations = []
     for k, (choice, usage) in enumerate(zip(choices, usages, strict=True)):
         sample = {**answer, **(told.members[k] if told.members else {})}
         sample["choices"] = [{**choice, "index": 0}]
         for members in (sample, sample["choices"][0]):
-            take_out(fill, members)
+            take_out(sent, members)
         if told.ids:
             sample["id"] = told.ids[k]
         count = usage.get("completion_tokens") if usage else None
@@ -79,7 +78,7 @@ def split(
             }
         generations.append(
             Generation(
-                fill.order[k // fill.n],
+                sent.order[k // sent.n],
                 judging.dump(sample),
                 count if isinstance(count, int) else 0,
             )

@@ -9,8 +9,8 @@ from sglang_cached_addon.dialects import chat, completions
 
 
 def test_what_is_asked_for() -> None:
-    """A fill has the number of samples that are short, and what makes each of them tell its own
-    tokens; the client's body stays as it is."""
+    """An upstream call has the number of samples that are short, and what makes each of them tell
+    its own tokens; the client's body stays as it is."""
     for api, prompt, tells in (
         (chat.DIALECT, {"messages": [{"role": "user", "content": "a"}]}, "return_meta_info"),
         (completions.DIALECT, {"prompt": "a"}, "return_token_ids"),
@@ -23,9 +23,9 @@ def test_what_is_asked_for() -> None:
             (Server(VLLM), 3, {"return_token_ids": True}),
             (Server(), 3, {}),
         ):
-            fill = api.trim(call, [short], lambda: "minted", server)
-            assert fill.body == {**call.body, "n": short, **added}, (api.name, server, short)
-            assert (fill.n, fill.order, fill.total) == (short, (0,), short), (api.name, server)
+            sent = api.trim(call, [short], lambda: "minted", server)
+            assert sent.body == {**call.body, "n": short, **added}, (api.name, server, short)
+            assert (sent.n, sent.order, sent.total) == (short, (0,), short), (api.name, server)
         assert orjson.dumps(call.body) == before, api.name
 
 

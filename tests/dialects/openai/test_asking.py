@@ -64,8 +64,8 @@ def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> N
     body = {"prompt": "a", "stream": True, **options}
     before = orjson.dumps(body)
     call = completions.DIALECT.read(body)
-    fill = completions.DIALECT.trim(call, [1], lambda: "minted")
-    assert fill.body["stream_options"] == asked
+    sent = completions.DIALECT.trim(call, [1], lambda: "minted")
+    assert sent.body["stream_options"] == asked
     assert orjson.dumps(call.body) == before
     plain = completions.DIALECT.read({"prompt": "a"})
     assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body

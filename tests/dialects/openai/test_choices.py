@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.call import Call, Fill
+from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.openai import choices
 from tests.conftest import corpus
@@ -29,12 +29,12 @@ def answer(*choices: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {"id": "up", "object": "o", "created": 5, "model": "m", "choices": numbered, **fields}
 
 
-FILL2 = Fill({}, (0,), 2)
+FILL2 = UpstreamCall({}, (0,), 2)
 
 
-def split_refusal(value: Any, fill: Fill = FILL2) -> Reason:
+def split_refusal(value: Any, sent: UpstreamCall = FILL2) -> Reason:
     with pytest.raises(Refused) as caught:
-        choices.split(fill, value, [None] * len(fill.order))
+        choices.split(sent, value, [None] * len(sent.order))
     return caught.value.reason
 
 
@@ -138,7 +138,7 @@ def test_choices_out_of_order() -> None:
     """Choices are sorted by their indexes."""
     value = answer({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"})
     value["choices"] = [value["choices"][k] for k in (2, 0, 3, 1)]
-    split = choices.split(Fill({}, (4, 7), 2), value, [None, None])
+    split = choices.split(UpstreamCall({}, (4, 7), 2), value, [None, None])
     got = [(g.item, json.loads(g.answer)["choices"][0]) for g in split.generations]
     assert [(item, choice["text"], choice["index"]) for item, choice in got] == [
         (4, "a", 0),
@@ -274,7 +274,7 @@ def test_choices_keep_what_is_theirs() -> None:
         for text in "abc"
     ]
     value = answer(*said)
-    split = choices.split(Fill({}, (0,), 3), value, [None])
+    split = choices.split(UpstreamCall({}, (0,), 3), value, [None])
     merged = choices.write(call_of(1, 3), [[g.answer for g in split.generations]])
     assert json.loads(merged) == value
 
@@ -286,8 +286,8 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     prompt = body.get("prompt", "x")
     prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], str) else [prompt]
     n = body.get("n", 1)
-    fill = Fill(body, tuple(range(len(prompts))), n)
-    split = choices.split(fill, recorded, prompts, limit=body.get("max_tokens"))
+    sent = UpstreamCall(body, tuple(range(len(prompts))), n)
+    split = choices.split(sent, recorded, prompts, limit=body.get("max_tokens"))
     # Only the text prompts of a list share a number that nothing tells apart.
     is_text = len(prompts) > 1 and isinstance(prompts[0], str)
     assert split.refusal is (Reason.SHARED_USAGE if is_text else None)

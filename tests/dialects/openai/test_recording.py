@@ -122,8 +122,8 @@ def test_envelope() -> None:
 def test_metadata(server: Server, metadata: Any) -> None:
     """The JSON answer from a stream has the `metadata` that the server itself gives."""
     call = completions.DIALECT.read({"prompt": "a", "stream": True})
-    fill = completions.DIALECT.trim(call, [1], lambda: "", server)
-    made = completions.DIALECT.record(call, fill)
+    sent = completions.DIALECT.trim(call, [1], lambda: "", server)
+    made = completions.DIALECT.record(call, sent)
     for event in [*stream(["a", "b"]), usage(3, 5)]:
         made.add(event)
     (sample,) = made.split().generations

@@ -131,7 +131,7 @@ def test_fewer_samples_than_asked_for() -> None:
 
 
 def test_renumber() -> None:
-    """Events of a fill get the numbers of the client's answer."""
+    """Events of an upstream call get the numbers of the client's answer."""
     event = stream(["a"], index=1, logprobs=[scores(0, 1)])[0]
     replay.renumber(event, [2, 5], sample_of(1, created=9))
     assert event["choices"][0]["index"] == 5

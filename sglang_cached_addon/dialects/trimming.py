@@ -13,20 +13,21 @@ from sglang_cached_addon.core.identity import SGLANG, Server
 
 
 def trimmed_n(shortfalls: Sequence[int]) -> int:
-    """The `n` of a fill: the shortfall if all items have the same, else 1, with items repeated."""
+    """The `n` of an upstream call: the shortfall if all items have the same, else 1, with items
+    repeated."""
     wanted = {shortfall for shortfall in shortfalls if shortfall}
     return wanted.pop() if len(wanted) == 1 else 1
 
 
-def fill_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
-    """The item of each prompt of a fill, so that one call fetches all that is short."""
+def item_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
+    """The item of each prompt of an upstream call, so that one call fetches all that is short."""
     return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
 
 
 def draw(
     call: Call, shortfalls: Sequence[int], server: Server
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """The `n`, `order` and `skip` of a fill.
+    """The `n`, `order` and `skip` of an upstream call.
 
     With a seed, sample i of a prompt may depend on the seed and on i, as it does with vLLM: a
     sample that is asked for alone would be the first one again. So all samples are asked for, and
@@ -36,16 +37,16 @@ def draw(
         order = tuple(i for i, short in enumerate(shortfalls) if short)
         return call.n, order, tuple(call.n - shortfalls[i] for i in order)
     n = trimmed_n(shortfalls)
-    return n, fill_order(shortfalls, n), ()
+    return n, item_order(shortfalls, n), ()
 
 
 def mint_rids(
     call: Call, body: dict[str, Any], order: Sequence[int], n: int, mint: Mint
 ) -> dict[str, str]:
-    """Replaces `rid` in a fill's body by unique ids; gives them by the client's own ids.
+    """Replaces `rid` in the body of an upstream call by unique ids; gives them by the client's own
+    ids.
 
-    Two calls of clients may have the same `rid` at the same time, which SGLang would refuse.
-    """
+    Two calls of clients may have the same `rid` at the same time, which SGLang would refuse."""
     if body.get("rid") is None:
         return {}
     if n > 1:

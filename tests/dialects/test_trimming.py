@@ -6,7 +6,7 @@ from typing import Any
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
-from sglang_cached_addon.dialects import filling
+from sglang_cached_addon.dialects import trimming
 from tests.dialects.bodies import minter
 from tests.tables import each
 
@@ -27,14 +27,14 @@ from tests.tables import each
 def test_fill_covers_every_shortfall(
     shortfalls: tuple[int, ...], n: int, order: tuple[int, ...]
 ) -> None:
-    """A fill covers each shortfall exactly."""
-    assert filling.trimmed_n(shortfalls) == n
-    assert filling.fill_order(shortfalls, n) == order
+    """An upstream call covers each shortfall exactly."""
+    assert trimming.trimmed_n(shortfalls) == n
+    assert trimming.item_order(shortfalls, n) == order
     assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
 
 
 @each(
-    ("call", "order", "n", "sent", "known"),
+    ("call", "order", "n", "wanted", "known"),
     [
         (Call({}, (b"",), 1, False, ("x",)), (0,), 1, "%s1", {"x": "%s1"}),
         (Call({}, (b"",), 3, False), (0,), 3, "%s1", {}),
@@ -45,15 +45,17 @@ def test_fill_covers_every_shortfall(
         (Call({}, (b"",) * 2, 2, True), (0, 1), 2, "%s1", {}),
     ],
 )
-def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known: Any) -> None:
-    """A fill has ids of its own, so that two calls can have the same `rid`."""
+def test_mint_rids(call: Call, order: tuple[int, ...], n: int, wanted: Any, known: Any) -> None:
+    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
 
     def minted(value: Any) -> Any:
         return value.replace("%s", "0" * 31)
 
     body: dict[str, Any] = {"rid": "anything"}
-    found = filling.mint_rids(call, body, order, n, minter())
-    assert body["rid"] == ([minted(s) for s in sent] if isinstance(sent, list) else minted(sent))
+    found = trimming.mint_rids(call, body, order, n, minter())
+    assert body["rid"] == (
+        [minted(s) for s in wanted] if isinstance(wanted, list) else minted(wanted)
+    )
     if known == "both":
         known = {"a": "%s1", "b": "%s2"}
     assert found == {rid: minted(unique) for rid, unique in known.items()}
@@ -63,15 +65,15 @@ def test_mint_rids(call: Call, order: tuple[int, ...], n: int, sent: Any, known:
 def test_no_rid(body: dict[str, Any]) -> None:
     """A body without a `rid` gets none."""
     before = dict(body)
-    assert filling.mint_rids(Call({}, (b"",), 1, False), body, (0,), 1, minter()) == {}
+    assert trimming.mint_rids(Call({}, (b"",), 1, False), body, (0,), 1, minter()) == {}
     assert body == before
 
 
 def test_take() -> None:
-    """Lists that have a value for each prompt are cut to the prompts that are sent."""
+    """Lists that have a value for each prompt are cut to the prompts that are wanted."""
     lists = {"p": ["a", "b", "c"], "q": "one for all", "r": None, "s": [1, 2, 3]}
     body: dict[str, Any] = dict(lists)
-    filling.take(body, ("p", "q", "r", "absent"), (2, 0, 0))
+    trimming.take(body, ("p", "q", "r", "absent"), (2, 0, 0))
     assert body == {"p": ["c", "a", "a"], "q": "one for all", "r": None, "s": [1, 2, 3]}
     assert lists["p"] == ["a", "b", "c"]
 
@@ -86,4 +88,4 @@ def test_samples_of_a_seed() -> None:
         (True, "", (3, (1,), (1,))),
     ):
         call = Call({}, (b"a", b"b"), 3, True, is_seeded=is_seeded)
-        assert filling.draw(call, (0, 2), Server(engine)) == drawn, (is_seeded, engine)
+        assert trimming.draw(call, (0, 2), Server(engine)) == drawn, (is_seeded, engine)
