@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,20 @@ def test_example_fails_without_a_cache(path: Path, simulator: Simulator) -> None
         [*command, str(path), simulator.url], capture_output=True, text=True, timeout=60
     )
     assert done.returncode != 0
+
+
+def test_readme(proxy: Proxy) -> None:
+    """What the README shows can be typed, and is answered as it says."""
+    text = (EXAMPLES.parent / "README.md").read_text().replace("http://localhost:30001", proxy.url)
+    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    (command,) = re.findall(r"^    (curl .*\\\n.*)$", text, re.M)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "X-Cache: MISS" in done.stdout
+    stats = proxy.stats()
+    assert (stats["hits"], stats["misses"], stats["total_responses"]) == (1, 2, 3)
