@@ -163,10 +163,13 @@ class Model:
     def adopt(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
         """Takes the epochs that other proxies have raised, as `Epochs.merge`. Whether the model is
         another one by that."""
-        before = self.fingerprint, self.epochs.adapters_token
+        before, adapters = self.fingerprint, self.epochs.adapters_token
         if not self.epochs.merge(known, theirs):
             return False
-        is_another = before != (self.fingerprint, self.epochs.adapters_token)
+        if self.identity and before != self.fingerprint:
+            # Another model may be in its place, and its own number come later than its name.
+            self._unsettled = Unsettled(self.identity.digest)
+        is_another = (before, adapters) != (self.fingerprint, self.epochs.adapters_token)
         if is_another:
             self.enter()
         self.remember()

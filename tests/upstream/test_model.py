@@ -226,6 +226,33 @@ def test_change_by_another_proxy() -> None:
     run(test)
 
 
+def test_a_former_model_by_another_proxy() -> None:
+    """A model that another proxy has put in the place of ours gets a new number here, too, though
+    it was known before: its own from there may come later than its name."""
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            former = {}
+            for name in ("b", "m"):
+                script.says["/model_info"] = (200, {**INFO, "model_path": name})
+                await upstream.check()
+                assert upstream.identity
+                former[upstream.identity.digest] = upstream.fingerprint
+            b, m = former
+            script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 8, f"m:{m}": 8})
+            await until(lambda: upstream.identity and upstream.identity.digest == b)
+            assert upstream.fingerprint not in former.values()
+            known = upstream.epochs.as_numbers()
+            upstream.adopt(known, {**known, "last": 20, f"m:{b}": 20})
+            await upstream.check()
+            await upstream.check()
+            assert upstream.epochs.as_numbers()["last"] == 20  # that is its number everywhere
+
+    run(test)
+
+
 def test_what_was_changed_elsewhere() -> None:
     """What a request made of one server's weights is not believed of another server; it is of the
     same one under another URL."""
