@@ -37,13 +37,13 @@ NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server behind, as mitmproxy is set up for it."""
+    """The server behind the proxy, as mitmproxy's options name it."""
 
     url: str
     tls: ssl.SSLContext | None = None
-    """How it is spoken to; None for plain HTTP."""
+    """How TLS is spoken to it; None for plain HTTP."""
     keeps_host: bool = False
-    """It is sent the `Host` that the client has sent."""
+    """Whether requests keep the `Host` that the client has sent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,15 @@ TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 """What units stand for: bytes, and seconds."""
 
 Value = bool | int | float | str | tuple[str, ...]
-"""What is given with a flag: text also for numbers with units, a tuple where it can be repeated."""
+"""What a flag gives: text also for a number with a unit, a tuple where it can be repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An entry."""
+    """One setting: how it is called, what it is for, and how it is read."""
 
     default: Value | None
-    """None where a value has to be given."""
+    """The value where none is given; None where one has to be."""
     help: str
     parse: Callable[[Any], Any] = lambda value: value
     """Makes what the program uses of a value that has been checked; raises ValueError."""
@@ -34,9 +34,9 @@ class Option:
     """The least and the greatest number."""
     metavar: str | None = None
     flag: str = ""
-    """With its dashes, where it does not follow from the name."""
+    """The flag with its dashes, where it does not follow from the name."""
     flag_help: str = ""
-    """Where the flag means the opposite of the option."""
+    """The help of a flag that means the opposite of the option."""
     short: str = ""
     """The flag in one letter, as `-s`."""
     has_flag: bool = True
@@ -45,11 +45,11 @@ class Option:
     shown: str = ""
     """Its member of `/cache/info`, where that is not the name."""
     is_secret: bool = False
-    """It is shown nowhere."""
+    """Neither its value nor its presence is shown anywhere."""
     attribute: str = ""
-    """The field that it stands in."""
+    """The name of the field that it stands in."""
     name: str = ""
-    """As an option of mitmproxy."""
+    """The name of mitmproxy's option."""
 
     @property
     def type(self) -> type:
@@ -57,7 +57,7 @@ class Option:
 
     @property
     def long(self) -> str:
-        """The flag."""
+        """The flag with its dashes."""
         name = self.attribute.removesuffix("s") if self.is_many else self.attribute
         return self.flag or f"--{name.replace('_', '-')}"
 
@@ -68,12 +68,12 @@ class Option:
 
     @property
     def option_help(self) -> str:
-        """For mitmproxy's option."""
+        """The help of mitmproxy's option."""
         return self._more("several with commas between")
 
     @property
     def long_help(self) -> str:
-        """For the flag."""
+        """The help of the flag."""
         return self.flag_help or self._more("may be repeated")
 
     def _more(self, words: str) -> str:
@@ -121,7 +121,7 @@ def option(default: Value | None, help: str, **others: Any) -> Any:
 
 
 def entries(table: type, prefix: str = "") -> Iterator[Option]:
-    """Those of a dataclass, in its order; the prefix is that of mitmproxy's options."""
+    """The entries of a dataclass in its order, named as mitmproxy's options with a prefix."""
     for each in fields(table):
         if found := each.metadata.get("option"):
             yield replace(found, attribute=each.name, name=prefix + each.name)

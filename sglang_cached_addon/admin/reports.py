@@ -17,16 +17,16 @@ from sglang_cached_addon.upstream import State, Upstream
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What can be told now. All but `health` raise OSError where no cache is open."""
+    """What the proxy tells of itself. All but `health` raise OSError where no cache is open."""
 
     parts: Parts | None
-    """None where no cache is open."""
+    """The open cache; None where none is open."""
     settings: Settings | None
-    """As they are now; None before mitmproxy has told them."""
+    """The settings as they are now; None before mitmproxy has told them."""
     failure: str | None
     """Why no cache is open."""
     now: float
-    """Monotonic, in seconds."""
+    """The present time of the monotonic clock, in seconds."""
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is stored."""
@@ -96,7 +96,7 @@ class Reports:
 
 
 def _model(upstream: Upstream) -> dict[str, Any]:
-    """The present model."""
+    """What `/cache/info` tells of the present model."""
     identity = upstream.identity
     return {
         "name": identity.model if identity else None,

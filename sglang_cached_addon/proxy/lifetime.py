@@ -28,10 +28,10 @@ from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import State
 
 SETTLE_SECONDS = 0.05
-"""In which what had arrived when the end began is read, and seen to be under way."""
+"""How long bytes that had arrived when the drain began may take to be read, in seconds."""
 
 HANG_UP_SECONDS = 1.0
-"""How long idle connections may take to close after that."""
+"""How long idle connections may take to close after the drain, in seconds."""
 
 
 class Phase(Enum):
@@ -52,7 +52,7 @@ class Lifetime:
         self._addon = addon
         self._start = start
         self._state = State.UNKNOWN
-        """Of upstream, when it was looked at."""
+        """The state of upstream when it was last asked before the start."""
         self._exit_code = 0
         self._listening: list[Listening] = []
         self._phase = Phase.SERVING
@@ -90,7 +90,7 @@ class Lifetime:
         self._introduce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     def _introduce(self, url: str) -> None:
-        """Tells people what was started."""
+        """Prints what was started, and where."""
         parts = self._addon.parts
         assert parts
         upstream, loaded = parts.upstream, parts.store.loaded
@@ -174,7 +174,7 @@ def _unsent(io: ConnectionIO) -> bool:
 
 
 async def _until(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits for a condition, but no longer than that."""
+    """Waits until a condition holds, but at most so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(0.01)

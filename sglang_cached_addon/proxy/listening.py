@@ -1,4 +1,4 @@
-"""Takes in the clients of a server that listens: as many as there are descriptors for.
+"""Accepts the clients of a server that listens: as many as there are descriptors for.
 
 asyncio's own way tries on after the last descriptor is gone, once for each connection that waits,
 says each time that it failed, and tries all that again a second later, each on its own. Here who
@@ -20,21 +20,21 @@ from sglang_cached_addon.wire import descriptors
 logger = logging.getLogger("sglang_cached_addon")
 
 BACKLOG = 4096
-"""Connections that the system takes before they are taken in here. It may allow less
+"""How many connections the system holds until they are accepted here. It may allow fewer
 (`net.core.somaxconn`)."""
 
 AT_ONCE = 100
-"""How many are taken in before others have their turn."""
+"""How many clients are accepted before other work has its turn."""
 
 SAY_SECONDS = 60.0
-"""At most so often it is said that there are no descriptors left."""
+"""How many seconds lie at least between two warnings that no descriptors are left."""
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""Serves a client."""
+"""Serves one client to its end."""
 
 
 class Listening:
-    """What listens at one address."""
+    """The listening sockets of one server."""
 
     def __init__(self, server: asyncio.Server, serve: Serve) -> None:
         """Takes a server's place at its sockets."""
@@ -50,7 +50,7 @@ class Listening:
         self._go_on()
 
     def close(self) -> None:
-        """Takes in nobody any more."""
+        """Accepts nobody any more."""
         if self._retry:
             self._retry.cancel()
         for end in self._sockets:
@@ -64,7 +64,7 @@ class Listening:
             self._loop.add_reader(end, self._take_in, end)
 
     def _wait(self) -> None:
-        """Leaves those who come with the system, until there are descriptors."""
+        """Lets clients wait with the system until there are descriptors."""
         for end in self._sockets:
             self._loop.remove_reader(end)
         self._retry = self._loop.call_later(descriptors.WAIT_SECONDS, self._look_again)
@@ -79,7 +79,7 @@ class Listening:
         self._wait()
 
     def _is_awaited(self) -> bool:
-        """Whether somebody wants to be let in."""
+        """Whether a client waits to be accepted."""
         waiting = select.poll()
         for end in self._sockets:
             waiting.register(end, select.POLLIN)

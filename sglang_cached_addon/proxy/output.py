@@ -21,13 +21,13 @@ from contextlib import suppress
 from typing import Any
 
 MAX_KEPT = 1 << 20
-"""Bytes that wait for a reader."""
+"""How many bytes are kept at most for a reader that does not read."""
 
 SETTLE_SECONDS = 0.5
-"""How long the end of the process waits for one."""
+"""How many seconds the end of the process waits for such a reader."""
 
 _PIECE = 4096
-"""Bytes that fit where there is room for any (PIPE_BUF)."""
+"""How many bytes fit into a pipe that has room for any (PIPE_BUF)."""
 
 Write = Callable[[bytes], int]
 """Writes what can be written at once, and says how much that was. Raises `BlockingIOError` where
@@ -35,7 +35,7 @@ nothing can, and another `OSError` where nothing ever will, or not soon."""
 
 
 class Output(io.RawIOBase):
-    """Bytes for a file descriptor."""
+    """A stream of bytes to a file descriptor, whose writes wait for nobody."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -43,10 +43,10 @@ class Output(io.RawIOBase):
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
         self._lost = 0
-        """Lines that were not kept either."""
+        """How many lines were neither written nor kept."""
         self._lock = threading.Lock()
         self._waiter: threading.Thread | None = None
-        """Waits for the reader, as long as something is kept."""
+        """The thread that waits for the reader, as long as something is kept."""
 
     def write(self, data: Any) -> int:
         data = bytes(data)

@@ -24,7 +24,7 @@ class Start:
     port: int = option(30001, "Where to listen; 0 takes a free port.")
     host: str = option("0.0.0.0", "The address to listen on.")
     options: dict[str, bool | int | str] = field(repr=False)
-    """The values of mitmproxy's options, by name."""
+    """The values of mitmproxy's options, by their names."""
     drain: float = option(
         60.0,
         "How long requests under way may take after SIGTERM or Ctrl+C; a second one ends at once.",
@@ -49,7 +49,7 @@ class Start:
 
     @classmethod
     def parse(cls, given: Mapping[str, Value]) -> Start:
-        """From what was given with the flags, by attribute."""
+        """Makes a start of what the flags have given, by attribute."""
         options = {entry.attribute: entry for entry in OPTIONS}
         own = {name: value for name, value in given.items() if name not in options}
         held = {options[name].name: options[name].held(given[name]) for name in given.keys() - own}
@@ -59,4 +59,4 @@ class Start:
 _OWN = tuple(entries(Start))
 
 FLAGS = (*_OWN[:3], *(entry for entry in OPTIONS if entry.has_flag), *_OWN[3:])
-"""In the order in which `--help` shows them."""
+"""All flags, in the order in which `--help` shows them."""
