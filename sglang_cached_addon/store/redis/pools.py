@@ -112,7 +112,7 @@ class Pools:
         if [sample for _, sample in found] == list(mine[: len(found)]):
             if len(found) < len(mine):
                 self.push(key, "", mine[len(found) :], len(found))
-        elif found:
+        else:
             self._local.remove(key)
             self._keep(key, found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from sglang_cached_addon.core.cache import Brought
 from tests.redis import RedisServer, needs_redis
@@ -42,8 +43,10 @@ def test_all_or_nothing(server: RedisServer) -> None:
         assert first.lease
         both = asyncio.ensure_future(two.bring(1, KEY, OTHER))
         await until(lambda: two.store.facts()["waiting"])
+        began = time.monotonic()
         other = await one.bring(1, OTHER)
         assert other.lease
+        assert time.monotonic() - began < 2, "sooner than a lease ends by itself"
         for lease in (first.lease, other.lease):
             lease.release()
         found = await both

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import Proxy, sharing, until
+from tests.store.redis.proxies import OTHER, Proxy, sharing, until
 
 pytestmark = needs_redis
 
@@ -58,5 +58,22 @@ def test_a_lease_is_prolonged(server: RedisServer, monkeypatch: pytest.MonkeyPat
             await until(lambda: not client.exists(name))
             await asyncio.sleep(0.1)
             assert not client.exists(name)
+
+    sharing(server, work)
+
+
+def test_a_server_that_comes_back_empty(server: RedisServer) -> None:
+    """A proxy that had a lease has it again before anybody else can take it."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        brought = await one.bring(1)
+        assert brought.lease
+        server.stop()
+        await until(lambda: not one.store.is_up)
+        one.append("x" * 100_000, key=OTHER)
+        server.start()
+        await until(lambda: one.store.is_up)
+        with server.client() as client:
+            assert client.get(client.keys("*:lease")[0]) == brought.lease.token.encode()
 
     sharing(server, work)

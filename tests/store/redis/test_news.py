@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.redis.news import News
+from sglang_cached_addon.store.redis.outbox import Outbox
+from sglang_cached_addon.store.redis.server import Server
 from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
+from tests.store.redis.proxies import KEY, OTHER, Knows, Proxy, lists, sharing, until
 
 pytestmark = needs_redis
 
@@ -30,11 +34,14 @@ def test_clears(server: RedisServer) -> None:
         await until(lambda: not two.texts(OTHER))
         assert lists(server) == {"0": "a"}
         assert (await one.bring(1, OTHER)).lease
+        clearing = one.store.clear(OTHER[:8])
+        assert await one.bring(2) == Brought(), "nothing is read before the server knows"
+        await asyncio.wrap_future(clearing)
         await asyncio.wrap_future(two.store.clear())
         await until(lambda: not one.texts())
         one.append("c")
         await one.written()
-        await until(lambda: lists(server) == {"2": "c"})
+        await until(lambda: lists(server) == {"3": "c"})
         await until(lambda: not lists(server, OTHER))
 
     sharing(server, work)
@@ -106,6 +113,34 @@ def test_epochs(server: RedisServer) -> None:
         assert Epochs.from_json(late.state.load()["epochs"]).of("model") == highest
 
     sharing(server, work)
+
+
+class Slow(Outbox):
+    """Answers as a server that knows nothing; while it is told of epochs, one is raised."""
+
+    def __init__(self, knows: Knows) -> None:
+        super().__init__(Server("redis://127.0.0.1:1"), print)
+        self._knows = knows
+
+    def ask(self, *command: Any) -> asyncio.Future[Any]:
+        if command[0] == "ZADD":
+            self._knows.epochs.raise_model("model")
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(1 if command[0] == "ZADD" else [])
+        return answer
+
+
+def test_epochs_only_rise() -> None:
+    """What is raised while the server is told of epochs is not taken back."""
+
+    async def main() -> None:
+        knows = Knows(7)
+        knows.epochs.raise_model("model")
+        news = News(Slow(knows), print, lambda key: asyncio.sleep(0), print)
+        await news.sync(knows)
+        assert knows.epochs.of("model") == knows.epochs.last > (1 << 20) + 7
+
+    asyncio.run(main())
 
 
 def test_epochs_while_the_server_is_away(server: RedisServer) -> None:

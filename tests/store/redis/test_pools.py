@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from math import inf
 
@@ -69,6 +70,28 @@ def test_another_list(server: RedisServer) -> None:
             await one.bring(3, claims=False)
         assert one.texts() == "cde"
         assert one.store.generation > generation
+
+    sharing(server, work)
+
+
+def test_cleared_while_it_is_brought(server: RedisServer) -> None:
+    """What is read of a list while somebody clears it is not taken."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        for n in range(40):
+            one.append("a")
+            await one.written()
+            with server.client() as client:
+                client.flushall()
+            two.append("c", "d", "e")
+            await two.written()
+            bringing = asyncio.ensure_future(one.bring(3, claims=False))
+            await asyncio.sleep(n * 0.0001)
+            cleared = one.store.clear()
+            await bringing
+            assert one.texts() == "", n
+            await asyncio.wrap_future(cleared)
+            await until(lambda: not two.texts())
 
     sharing(server, work)
 
