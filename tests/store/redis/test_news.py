@@ -12,6 +12,7 @@ from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.redis.news import News
 from sglang_cached_addon.store.redis.outbox import Outbox
+from sglang_cached_addon.store.redis.protocol import CONTROL
 from sglang_cached_addon.store.redis.server import Server
 from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer, needs_redis
@@ -55,6 +56,7 @@ def test_a_clear_after_the_server_lost_all(server: RedisServer) -> None:
             await asyncio.wrap_future(one.store.clear())
         with server.client() as client:
             client.flushall()
+            await until(lambda: client.zscore(CONTROL, "clear:all") == 2)
         one.append("a")
         await one.written()
         await asyncio.wrap_future(one.store.clear())
