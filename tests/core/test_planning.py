@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-import pytest
-
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Generation
 from sglang_cached_addon.core.planning import (
+    PIECE,
     Plan,
     answers,
     pieces,
@@ -253,21 +252,21 @@ def test_commit_of_a_repeated_prompt() -> None:
     assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
 
 
-def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces() -> None:
     """A large answer is stored in pieces, of which none replaces an earlier one."""
-    monkeypatch.setattr("sglang_cached_addon.core.planning.PIECE", 2)
     store = store_of({"a": "123456", "b": "1"})
     made = plan_of("ab", 6, store, inf)
-    new = [(0, sample(letter, NOW)) for letter in "vwxyz"] + new_of((1, "k"))
+    new = [(0, sample(letter * (PIECE // 2), NOW)) for letter in "vwxyz"] + new_of((1, "k"))
     found = [
-        ("".join(s.answer.decode() for s in one.samples), one.key, one.is_last)
+        ("".join(s.answer[:1].decode() for s in one.samples), one.key, one.is_last)
         for one in pieces(made, new)
     ]
     assert found == [
         ("vw", b"a", False), ("xy", b"a", False), ("z", b"a", True), ("k", b"b", True),
     ]  # fmt: skip
     commit(made, "d", new, store, since=inf)
-    assert letters([store.get(b"a"), store.get(b"b")]) == ["vwxyz6", "k"]
+    kept = [[s.answer[:1] for s in store.get(key)] for key in (b"a", b"b")]
+    assert kept == [[b"v", b"w", b"x", b"y", b"z", b"6"], [b"k"]]
 
 
 def test_a_long_list() -> None:
