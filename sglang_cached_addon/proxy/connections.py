@@ -104,6 +104,8 @@ class Connection:
         """Where they come next; None as long as nothing did."""
         self.handed: Handed | None = None
         """The request that mitmproxy reads next, where the lane has asked the service about it."""
+        self.calls = 0
+        """How many requests that mitmproxy has read from it are not answered in full."""
         self._made = time.time()
 
     def take_handed(self) -> Handed | None:
@@ -149,7 +151,8 @@ class Connection:
     def _is_waited_for(self) -> bool:
         if self._watchdog.blocker:  # a hook is at work
             return True
-        return self.progress is Progress.ANSWER and not self.unread
+        is_asked = self.progress is Progress.ANSWER or self.calls > 0  # the latter in HTTP/2
+        return is_asked and not self.unread
 
     @property
     def _watchdog(self) -> TimeoutWatchdog:

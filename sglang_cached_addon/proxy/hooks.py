@@ -77,9 +77,11 @@ class FlowHooks:
             return None
         live = self._live[flow] = Live(time.monotonic())
         self._flows.setdefault(flow.client_conn, set()).add(flow)
+        connection = self._connections.get(flow.client_conn)
+        if connection:
+            connection.calls += 1
         if routes.find(flow.request.path):
             return None
-        connection = self._connections.get(flow.client_conn)
         if connection and (handed := connection.take_handed()):
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
             return None
@@ -156,6 +158,8 @@ class FlowHooks:
             flows.discard(flow)
         if live is None:
             return None
+        if connection := self._connections.get(flow.client_conn):
+            connection.calls -= 1
         if live.update:
             has_reached = flow.server_conn.timestamp_tcp_setup is not None
             live.update.ended(status, has_reached=has_reached)

@@ -65,9 +65,7 @@ class Service:
         self._isolates = isolates
         fetcher = Fetcher(exchange, upstream, self.flights)
         self._denials = Denials(exchange.counters, nearest)
-        self._means = Means(
-            exchange, upstream, self.flights, fetcher, PartialCalls(), self._denials
-        )
+        self.means = Means(exchange, upstream, self.flights, fetcher, PartialCalls(), self._denials)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call, or what gives it in time."""
@@ -154,7 +152,7 @@ class Service:
         make = StreamPursuit if known.call.stream else Pursuit
         is_alone = not self._collapses or terms != policy.PLAIN
         for _ in range(ATTEMPTS):
-            if answer := await make(self._means, ask, known, terms, is_alone=is_alone).run():
+            if answer := await make(self.means, ask, known, terms, is_alone=is_alone).run():
                 return answer
             found = await self._look_again(ask, terms)
             if not isinstance(found, Known):

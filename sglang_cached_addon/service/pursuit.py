@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
@@ -25,6 +25,15 @@ from sglang_cached_addon.service.fetching import MERGE_SECONDS, Fetcher
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.partial import PartialCalls
+from sglang_cached_addon.service.steps import (
+    Complete,
+    Hold,
+    Lead,
+    LookFurther,
+    PassOn,
+    Step,
+    Wait,
+)
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 
@@ -34,56 +43,6 @@ _T = TypeVar("_T")
 # With these, upstream may have misunderstood what it was asked for, and the client's own call may
 # be answered all the same.
 _MISUNDERSTOOD = (200, 400, 422)
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """All samples are at hand: the answer is put together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """The stream of another call is on its way: it is read along."""
-
-    flight: Flight
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Upstream is asked to abort the call, or what it waited for: that is waited for."""
-
-    abort: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class LookFurther:
-    """Upstream is not to be asked: a shared store may have the samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Others fetch what is short: that is waited for."""
-
-    needs: Mapping[bytes, int]
-    """The sizes that pools are to have, by their keys."""
-
-
-@dataclass(frozen=True, slots=True)
-class PassOn:
-    """It cannot be answered from here: upstream gets the call as it is."""
-
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Lead:
-    """Nobody else fetches what is short."""
-
-    fetch: Fetch
-
-
-Step = Complete | Follow | Hold | LookFurther | Wait | PassOn | Lead
-"""What brings a call further."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.asking import Answer, Streamed
 from sglang_cached_addon.service.findings import Fetch
 from sglang_cached_addon.service.flights import Flight
-from sglang_cached_addon.service.pursuit import Follow, Lead, PassOn, Pursuit, Step
+from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.relay import Event, View
+from sglang_cached_addon.service.steps import Follow, Lead, PassOn, Step
 from sglang_cached_addon.service.stream import Reader, Stream
 
 

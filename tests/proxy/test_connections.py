@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.proxy.connections import Connections, HeadTimer, Progress
 from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.conftest import WAYS
 from tests.simulator import Fault, Simulator
 from tests.wire.test_framing import head
 
@@ -81,6 +83,30 @@ def test_who_waits_waits(
         simulator.release()
         assert [answer.result().status_code for answer in answers] == [200] * len(sent)
     assert simulator.waiting == 0
+
+
+def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
+    """So it is for a client of HTTP/2, of which only mitmproxy knows what it waits for."""
+    script = tmp_path / "hasty.py"
+    script.write_text(SCRIPT.format(head=30))
+    proxy = WAYS["mitmdump"](simulator.url, tmp_path, "-s", str(script))
+    proxy.wait_until_ready()
+    url = proxy.url.replace("http:", "https:")
+    body = json.dumps({"text": "bypass", "return_hidden_states": True, "stream": True})
+    command = ["curl", "-sSk", "--http2", "-o", str(tmp_path / "answer"),
+               "-w", "%{http_version} %{http_code}", "-H", "Content-Type: application/json",
+               "-d", body, f"{url}/generate"]  # fmt: skip
+    simulator.faults.append(Fault.HOLD)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
+        try:
+            until(lambda: simulator.waiting == 1)
+            pass_by(2.5)
+            simulator.release()
+            said, _ = client.communicate(timeout=20)
+        finally:
+            client.kill()
+            proxy.stop()
+    assert said == b"2 200"
 
 
 def pass_by(seconds: float) -> None:
