@@ -289,6 +289,7 @@ def test_item_of_a_batch(
     assert len(sampled(simulator)) == 3
 
 
+@pytest.mark.one_way
 @forms
 def test_a_thousand(form: Any, simulator: Simulator, proxy: Proxy, text: str) -> None:
     """A crowd would be a stampede."""
@@ -794,6 +795,7 @@ class Plan:
 SEEDS = (1, 2)
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos(seed: int, files: None, start_proxy: StartProxy) -> None:
     """200 clients want 20 things; some leave, and upstream fails now and then: what is generated
