@@ -47,45 +47,57 @@ def split(
         raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
     told = told or StreamFacts()
     choices = _in_order(answer["choices"], sent.total)
-    refusal = Reason.ERROR if answer.get("error") is not None else None
-    refusal = refusal or judging.weights_refusal(answer.get("metadata"))
+    usages, is_exact = shares.of(
+        answer.get("usage"), choices, prompts, sent.n, told.usages, limit=limit
+    )
+    generations = []
+    for k, (choice, usage) in enumerate(zip(choices, usages, strict=True)):
+        count = usage.get("completion_tokens") if usage else None
+        sample = judging.dump(_sample(sent, answer, told, k, choice, usage))
+        tokens = count if isinstance(count, int) else 0
+        generations.append(Generation(sent.order[k // sent.n], sample, tokens))
+    metas = [answer.get("metadata"), *(choice.get("meta_info") for choice in choices)]
+    refusal = _refusal(answer, choices) or (None if is_exact else Reason.SHARED_USAGE)
+    return Split(tuple(generations), refusal, judging.weight_versions(metas))
+
+
+def _refusal(answer: dict[str, Any], choices: Iterable[dict[str, Any]]) -> Reason | None:
+    """Why no sample of an answer may be stored, whatever its usage."""
+    if answer.get("error") is not None:
+        return Reason.ERROR
+    refusal = judging.weights_refusal(answer.get("metadata"))
     for choice in choices:
         refusal = (
             refusal
             or judging.finish_refusal(choice.get("finish_reason"))
             or judging.weights_refusal(choice.get("meta_info"))
         )
-    usages, is_exact = shares.of(
-        answer.get("usage"), choices, prompts, sent.n, told.usages, limit=limit
-    )
-    generations = []
-    for k, (choice, usage) in enumerate(zip(choices, usages, strict=True)):
-        sample = {**answer, **(told.members[k] if told.members else {})}
-        sample["choices"] = [{**choice, "index": 0}]
-        for members in (sample, sample["choices"][0]):
-            take_out(sent, members)
-        if told.ids:
-            sample["id"] = told.ids[k]
-        count = usage.get("completion_tokens") if usage else None
-        if usage is not None:
-            sample["usage"] = usage
-        if type(count) is int and "metadata" in answer:
-            sample["metadata"] = _metadata(answer["metadata"], count)
-        if _has_output_ids(answer):
-            sample["sglext"] = {
-                **answer["sglext"],
-                "output_ids": answer["sglext"]["output_ids"][k : k + 1],
-            }
-        generations.append(
-            Generation(
-                sent.order[k // sent.n],
-                judging.dump(sample),
-                count if isinstance(count, int) else 0,
-            )
-        )
-    metas = [answer.get("metadata"), *(choice.get("meta_info") for choice in choices)]
-    refusal = refusal or (None if is_exact else Reason.SHARED_USAGE)
-    return Split(tuple(generations), refusal, judging.weight_versions(metas))
+    return refusal
+
+
+def _sample(
+    sent: UpstreamCall,
+    answer: dict[str, Any],
+    told: StreamFacts,
+    k: int,
+    choice: dict[str, Any],
+    usage: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The answer that has choice k alone."""
+    sample = {**answer, **(told.members[k] if told.members else {})}
+    sample["choices"] = [{**choice, "index": 0}]
+    for members in (sample, sample["choices"][0]):
+        take_out(sent, members)
+    if told.ids:
+        sample["id"] = told.ids[k]
+    if usage is not None:
+        sample["usage"] = usage
+    if usage and type(usage.get("completion_tokens")) is int and "metadata" in answer:
+        sample["metadata"] = _metadata(answer["metadata"], usage["completion_tokens"])
+    if _has_output_ids(answer):
+        ids = answer["sglext"]["output_ids"][k : k + 1]
+        sample["sglext"] = {**answer["sglext"], "output_ids": ids}
+    return sample
 
 
 def metadata(server: Server) -> dict[str, Any]:
