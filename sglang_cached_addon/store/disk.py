@@ -69,28 +69,14 @@ class DiskStore(OpenStore):
             self.journal.close()
             raise
         if overwrites:
-            self._overwrite()
+            _empty(self.journal, self.loaded)
+            self.loaded = Loaded()
         if limits.ttl < inf:
             now = self.now
             for key in list(self.index):
                 self.journal.expire(key, now - limits.ttl, now)
         if not is_follower:
             self._limit(self.journal.forget, inf)
-
-    def _overwrite(self) -> None:
-        """Removes what is there; raises `StoreError`."""
-        try:
-            self.journal.clear().result()
-        except BaseException:
-            self.journal.close()
-            raise
-        logger.warning(
-            "%s: emptied, as asked: %d entries (%d samples) were removed",
-            self.journal.path,
-            self.loaded.keys,
-            self.loaded.samples,
-        )
-        self.loaded = Loaded()
 
     @property
     def index(self) -> Index:
@@ -248,3 +234,16 @@ class DiskStore(OpenStore):
     def close(self) -> None:
         """Writes what is pending, and lets go of the folder."""
         self.journal.close()
+
+
+def _empty(journal: Journal | Follower, loaded: Loaded) -> None:
+    """Removes what was found at open; raises `StoreError`."""
+    try:
+        journal.clear().result()
+    except BaseException:
+        journal.close()
+        raise
+    logger.warning(
+        "%s: emptied, as asked: %d entries (%d samples) were removed",
+        *(journal.path, loaded.keys, loaded.samples),
+    )

@@ -186,9 +186,7 @@ class Queue:
             self.failure = why
             self._lines = self._taken + self._lines
             self._taken, self._taken_size = [], 0
-            self.drop(
-                lambda line: line.head.samples and not self.runs_of(line.head.key, line.place)
-            )
+            self.drop(self._is_cleared)
 
     def _is_cleared(self, line: Line) -> bool:
         return bool(line.head.samples) and not self.runs_of(line.head.key, line.place)

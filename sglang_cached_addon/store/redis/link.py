@@ -66,8 +66,8 @@ class Link:
                 await sync()
                 if not self.is_up:
                     # Before all that waits to be written, so that nobody takes them meanwhile.
-                    renewals = self.leases.renewals()
-                    await asyncio.gather(*(self.outbox.ask(*command) for command in renewals))
+                    retakes = self.leases.retakes()
+                    await asyncio.gather(*(self.outbox.ask(*command) for command in retakes))
                     self._found()
             except Away as e:
                 self._lost(str(e))
@@ -103,8 +103,7 @@ class Link:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             if self.is_up:
-                for command in self.leases.renewals():
-                    self.outbox.tell(command)
+                self.leases.prolong()
 
     async def _listen(self) -> None:
         """Hears what others tell; what is missed is seen later."""

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store.journal.queue import MAX_PENDING
+from sglang_cached_addon.store.journal.queue import MAX_PENDING, Queue
+from sglang_cached_addon.store.journal.reader import Reader
+from sglang_cached_addon.store.journal.runs import Head
 from tests.store.journal.opened import (
     A,
     B,
+    C,
     Held,
     line,
     opened,
@@ -73,3 +76,23 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert journal.journal.room() is None
         last = journal.journal
     assert last.room() is None
+
+
+def test_cleared_while_it_is_written(tmp_path: Path) -> None:
+    """A line that the disk refused waits again unless it was cleared meanwhile; one that removes
+    a pool does, and so do those of others."""
+    path = tmp_path / "cache.jsonl"
+    path.touch()
+    queue = Queue(path, Reader(path))
+    for key, samples in ((A, 1), (B, 1), (C, 0)):
+        assert queue.add(Head(key, b"", 0, "chat", 1.0, samples), b"line")
+    assert [line.head.key for line in queue.take()] == [A, B, C]
+    assert (queue.count, queue.size) == (3, 12)
+    queue.index.clear(lambda key: key == A)
+    queue.put_back(OSError(28, "No space left on device"))
+    assert queue.add(Head(A, b"", 0, "chat", 2.0, 1), b"newer")
+    assert [line.head.key for line in queue.take()] == [B, C, A]
+    assert [line for _, line, _ in queue.find(A)] == [b"newer"]
+    assert not queue.written(100)
+    queue.settle()
+    assert (queue.count, queue.size, queue.index.runs(B)[0].place.offset) == (0, 0, 100)
