@@ -45,7 +45,7 @@ class Option:
     shown: str = ""
     """Its member of `/cache/info`, where that is not the name."""
     is_secret: bool = False
-    """Neither its value nor its presence is shown anywhere."""
+    """Its value is shown nowhere as it was given."""
     attribute: str = ""
     """The name of the field that it stands in."""
     name: str = ""
