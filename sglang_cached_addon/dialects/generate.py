@@ -72,6 +72,7 @@ class Generate:
         size = generate_body.batch_size(body)
         batched = size is not None
         n = generate_body.read_n(body.get("sampling_params"), size)
+        reading.refuse_too_many(size or 1, n)
         if any(
             reading.media_refusal(body[name]) for name in reading.given(body, generate_body.MEDIA)
         ):

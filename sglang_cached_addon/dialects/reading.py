@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
+from sglang_cached_addon.core.policy import MAX_N, MAX_SAMPLES, Reason, Refused
 from sglang_cached_addon.dialects.base import TransportTable
 
 
@@ -76,6 +76,13 @@ def given(body: dict[str, Any], names: Collection[str]) -> list[str]:
     if body.keys().isdisjoint(names):
         return []
     return [name for name in names if body.get(name) is not None]
+
+
+def refuse_too_many(size: int, n: int) -> None:
+    """Raises `Refused` for a call for so many samples that others would wait while each of its
+    prompts is named."""
+    if size * n > MAX_SAMPLES:
+        raise Refused(Reason.TOO_LARGE)
 
 
 def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.policy import MAX_N, Reason, Refused
+from sglang_cached_addon.core.policy import MAX_N, MAX_SAMPLES, Reason, Refused
 from sglang_cached_addon.dialects import reading
 from sglang_cached_addon.dialects.base import NULL
 from tests.tables import each
@@ -197,3 +197,12 @@ def test_media_in_the_body(value: Any) -> None:
 def test_media_elsewhere(value: Any) -> None:
     """Media by URL or path is seen as such."""
     assert reading.media_refusal(value)
+
+
+def test_too_many() -> None:
+    """So many samples are asked for that to name their prompts would take too long."""
+    for size, n in ((MAX_SAMPLES, 1), (1, MAX_SAMPLES), (2, MAX_SAMPLES // 2)):
+        reading.refuse_too_many(size, n)
+        with pytest.raises(Refused) as refused:
+            reading.refuse_too_many(size + 1, n)
+        assert refused.value.reason is Reason.TOO_LARGE
