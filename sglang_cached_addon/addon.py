@@ -22,9 +22,9 @@ from sglang_cached_addon.proxy import gateway, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.flows import Streaming
+from sglang_cached_addon.proxy.framing_layer import open_framing_layer
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
-from sglang_cached_addon.proxy.passage import open_passage
 from sglang_cached_addon.proxy.requests import is_local
 from sglang_cached_addon.proxy.selfcheck import Part, faults, has
 from sglang_cached_addon.proxy.target import target_of
@@ -173,7 +173,7 @@ class SglangCached:
             nextlayer.context,
             nextlayer.data_client()[:1],
             self._flows,
-            passage=(lambda context: open_passage(context, connection, self._flows.longest))
+            before=(lambda context: open_framing_layer(context, connection, self._flows.longest))
             if connection
             else None,
         )

@@ -154,7 +154,7 @@ def reverse_proxy(
     context: Context,
     data: bytes,
     front: Front,
-    passage: MakeLayer | None = None,
+    before: MakeLayer | None = None,
 ) -> layer.Layer | None:
     """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
@@ -174,8 +174,8 @@ def reverse_proxy(
         stack /= layers.ServerTLSLayer(context)
     if data[:1] == _HANDSHAKE:
         stack /= layers.ClientTLSLayer(context)
-    if passage:
-        stack /= passage(context)
+    if before:
+        stack /= before(context)
     stack /= Gateway(context, front)
     return stack[0]
 

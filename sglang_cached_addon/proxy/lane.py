@@ -3,8 +3,8 @@
 A `Lane` takes the place of the protocol of a client's transport. At a message boundary (mitmproxy
 has seen all that it was given, and is between two requests) a complete, plain request goes to the
 service. A hit is answered with one write; what takes time is waited for, and what comes behind it
-is held. What the cache has nothing to do with goes on, byte for byte, to the `Passage` before
-mitmproxy; where that is known only after the service was asked, the hooks are told by
+is held. What the cache has nothing to do with goes on, byte for byte, to the `FramingLayer`
+before mitmproxy; where that is known only after the service was asked, the hooks are told by
 `Connection.handed`. The lane is out of sight but for its speed.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import Connection, Handed, HeadTimer, Progress
 from sglang_cached_addon.proxy.desk import Desk
-from sglang_cached_addon.proxy.passage import MAX_HELD, refusal
+from sglang_cached_addon.proxy.framing_layer import MAX_HELD, refusal
 from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.writing import Received, Writer
 from sglang_cached_addon.service.asking import Ask

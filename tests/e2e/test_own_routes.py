@@ -18,7 +18,7 @@ from tests.conftest import Proxy, StartProxy
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import sampling
-from tests.proxy.test_passage import memory
+from tests.proxy.test_framing_layer import memory
 from tests.simulator import Profile, Simulator, running
 
 TOKEN = "t0ken-\xe9 with=odd/signs"

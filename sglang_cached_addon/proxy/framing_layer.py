@@ -1,6 +1,6 @@
-"""What every client's bytes go through before mitmproxy reads them as HTTP.
+"""The layer that every client's bytes go through before mitmproxy reads them as HTTP.
 
-A layer before mitmproxy's `HttpLayer`, whatever the way in. `framing` says what may go on:
+It stands before mitmproxy's `HttpLayer`, whatever the way in. `framing` says what may go on:
 one request at a time, the next when the one before is answered and its answer was taken; what
 comes meanwhile waits here, and, where that is much, with the client. What is refused gets an
 answer in JSON and a connection that is closed in good order.
@@ -36,7 +36,7 @@ LINGER_SECONDS = 2.0
 throw away the answer that says why."""
 
 
-class State(Enum):
+class Treatment(Enum):
     """What becomes of a client's bytes."""
 
     CHECKED = "they are requests"
@@ -44,23 +44,23 @@ class State(Enum):
     DROPPED = "nobody wants them any more"
 
 
-class Told(events.Event):
-    """Something has come to pass that mitmproxy does not tell."""
+class OwnEvent(events.Event):
+    """An event that mitmproxy knows nothing of."""
 
 
-class HeadIsLate(Told):
+class HeadIsLate(OwnEvent):
     """A head has taken too long."""
 
 
-class IsTaken(Told):
-    """The client has taken what it was sent."""
+class AnswerIsRead(OwnEvent):
+    """The client has read what it was sent."""
 
 
-class HasLingered(Told):
-    """A client that was refused has had its time."""
+class LingeringIsOver(OwnEvent):
+    """A client that was refused has had its time to read why."""
 
 
-class Passage(layer.Layer):
+class FramingLayer(layer.Layer):
     """Stands before the `HttpLayer` that is set as its `child_layer`."""
 
     child_layer: HttpLayer
@@ -75,7 +75,7 @@ class Passage(layer.Layer):
         self._connection = connection
         self._requests = framing.Requests(bound)
         self.head = HeadTimer(lambda: self._start(self._tell(HeadIsLate())))
-        self._state = State.CHECKED
+        self._state = Treatment.CHECKED
         self._taking: asyncio.Task[None] | None = None
         """Waits until the client has taken what it was sent."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +83,7 @@ class Passage(layer.Layer):
     @property
     def progress(self) -> Progress | None:
         """As `connections.Stage`."""
-        if self._state is not State.CHECKED:
+        if self._state is not Treatment.CHECKED:
             return Progress.PIPE
         if self._requests.phase is Phase.HEAD:
             return Progress.HEAD if self._requests.held or not self.seen else Progress.IDLE
@@ -109,9 +109,9 @@ class Passage(layer.Layer):
                 self.head.end()
                 if self.progress is Progress.HEAD:
                     raise FramingError(408, "the request head took too long")
-            elif isinstance(event, HasLingered):
+            elif isinstance(event, LingeringIsOver):
                 yield commands.CloseConnection(self.context.client)
-            elif isinstance(event, IsTaken):
+            elif isinstance(event, AnswerIsRead):
                 self._taking = None
             else:
                 yield from self._pass(event)
@@ -124,11 +124,11 @@ class Passage(layer.Layer):
         return self.handle_event(event)
 
     def _receive(self, data: bytes) -> layer.CommandGenerator[None]:
-        if self._state is State.CHECKED and not self._is_http1:
-            self._state = State.PASSED  # HTTP/2, which has frames
-        if self._state is State.CHECKED:
+        if self._state is Treatment.CHECKED and not self._is_http1:
+            self._state = Treatment.PASSED  # HTTP/2, which has frames
+        if self._state is Treatment.CHECKED:
             data = self._requests.receive(data)
-        elif self._state is State.DROPPED:
+        elif self._state is Treatment.DROPPED:
             data = b""
         yield from self._give(data)
 
@@ -140,7 +140,7 @@ class Passage(layer.Layer):
         """Lets mitmproxy have an event. Once it was refused, it says nothing more to the client."""
         for command in self.child_layer.handle_event(event):
             if not (
-                self._state is State.DROPPED
+                self._state is Treatment.DROPPED
                 and isinstance(command, commands.ConnectionCommand)
                 and command.connection is self.context.client
             ):
@@ -148,9 +148,9 @@ class Passage(layer.Layer):
 
     def _go_on(self) -> layer.CommandGenerator[None]:
         """Gives the next requests, as far as it is their turn."""
-        while self._state is State.CHECKED and self._requests.phase is Phase.OVER:
+        while self._state is Treatment.CHECKED and self._requests.phase is Phase.OVER:
             if inside.is_pipe(self.child_layer, self.context.client):
-                self._state = State.PASSED
+                self._state = Treatment.PASSED
                 yield from self._give(self._requests.release())
             elif not inside.is_idle(self.child_layer, self.context.client):
                 break
@@ -171,7 +171,7 @@ class Passage(layer.Layer):
     def _refuse(self, refused: FramingError) -> layer.CommandGenerator[None]:
         """Answers, unless there is an answer, and hangs up when the client has heard it."""
         client = self.context.client
-        self._state = State.DROPPED
+        self._state = Treatment.DROPPED
         self._requests.release()
         self.head.end()
         server = inside.http1_server(self.child_layer, client)
@@ -199,27 +199,27 @@ class Passage(layer.Layer):
         assert isinstance(transport, asyncio.Transport)
         return transport
 
-    async def _tell(self, event: Told) -> None:
+    async def _tell(self, event: OwnEvent) -> None:
         await self._connection.handler.server_event(event)
 
     async def _take(self) -> None:
         with suppress(OSError):  # mitmproxy sees that itself
             await self._connection.writer.drain()
-            await self._tell(IsTaken())
+            await self._tell(AnswerIsRead())
 
     async def _linger(self) -> None:
         await asyncio.sleep(LINGER_SECONDS)
-        await self._tell(HasLingered())
+        await self._tell(LingeringIsOver())
 
 
-def open_passage(
+def open_framing_layer(
     context: Context, connection: Connection, bound: Callable[[RequestHead], float]
-) -> Passage:
-    """What a client's bytes come to before mitmproxy reads them as HTTP."""
-    connection.door = passage = Passage(context, connection, bound)
+) -> FramingLayer:
+    """Puts a layer before mitmproxy's HTTP layer, and notes it as the connection's door."""
+    connection.door = found = FramingLayer(context, connection, bound)
     if context.client.tls:
         connection.lane = None  # it understands nothing of what goes through it
-    return passage
+    return found
 
 
 _PHRASES = {
