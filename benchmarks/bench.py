@@ -338,10 +338,13 @@ class Bench:
         _say(f"round {turn + 1}: {case.name}")
         for server in _rotated(targets, turn):
             with self._attempt(f"{case.name} {server.name}"):
-                unused = next(self._unused)
+                unused, began = next(self._unused), server.cpu()
                 figures = load(self._wrk, case, server, turn, unused, self._seconds)
                 for name, unit, value in case.rows(figures):
                     self._add(name, unit, case.reference, server, turn, value)
+                if case.is_rate:
+                    cpu = (server.cpu() - began) / figures.requests * 1e6
+                    self._add(f"{case.name} cpu", "µs", case.reference, server, turn, cpu)
 
     def _stream(
         self,
@@ -363,6 +366,7 @@ class Bench:
                    "--streams", str(streams), "--events", str(events), "--start", str(start),
                    *options]  # fmt: skip
         with self._attempt(f"{name} {target or server.name}"):
+            began = server.cpu()
             done = subprocess.run(
                 command, cwd=servers.ROOT, capture_output=True, text=True, timeout=600
             )
@@ -372,6 +376,9 @@ class Bench:
             value = found["rate" if unit == "/s" else "first_ms"]
             if target is not None:
                 self._add(name, unit, reference, server, turn, value, target)
+            if target is not None and unit == "/s":
+                cpu = (server.cpu() - began) / (streams * events * found["times"]) * 1e6
+                self._add(f"{name} cpu", "µs", reference, server, turn, cpu, target)
 
     def _add(
         self,

@@ -46,6 +46,7 @@ TARGETS = (
     Case("hit-n4", FOUR, MITMDUMP),
     Case("hit-n4-rate", FOUR, MITMDUMP, is_rate=True),
     Case("miss", SMALL, DIRECT, is_miss=True),
+    Case("miss-rate", SMALL, DIRECT, is_rate=True, is_miss=True),
 )
 """All four targets, one request over and over, or always another one."""
 STREAMS = ("streams-64", "first-event")

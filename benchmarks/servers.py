@@ -72,6 +72,16 @@ class Server:
         children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return sum(_status(p, field) for p in [pid, *children]) / 1024
 
+    def cpu(self) -> float:
+        """Seconds of processors that it and its children have used."""
+        pid = self.process.pid
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        ticks = 0
+        for each in (pid, *children):
+            words = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(words[11]) + int(words[12])  # user and system
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 def resident(pid: int | str) -> int:
     """Bytes of memory of a process; "self" is this one."""

@@ -2,8 +2,8 @@
 
 Opens all connections, sends all requests at once, and counts events until every stream has
 ended, `--times` over: new requests each time, or with `--same` each connection its own one.
-Prints one JSON object: `rate` (events a second over all streams, median of the times) and
-`first_ms` (from a request to its first event, median over all). With `--json`, the calls want
+Prints one JSON object: `rate` (events a second over all streams, median of the times),
+`first_ms` (from a request to its first event, median over all) and `times`. With `--json`, the calls want
 no stream, and an answer counts as one event.
 """
 
@@ -112,7 +112,11 @@ async def measure(o: argparse.Namespace) -> dict[str, float]:
         rates.append(streams * events / took)
     for client in clients:
         client.close()
-    return {"rate": statistics.median(rates), "first_ms": statistics.median(firsts)}
+    return {
+        "rate": statistics.median(rates),
+        "first_ms": statistics.median(firsts),
+        "times": o.times,
+    }
 
 
 def main() -> int:
