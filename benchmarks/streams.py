@@ -3,8 +3,8 @@
 Opens all connections, sends all requests at once, and counts events until every stream has
 ended, `--times` over: new requests each time, or with `--same` each connection its own one.
 Prints one JSON object: `rate` (events a second over all streams, median of the times),
-`first_ms` (from a request to its first event, median over all) and `times`. With `--json`, the calls want
-no stream, and an answer counts as one event.
+`first_ms` (from a request to its first event, median over all) and `times`. With `--json`,
+the calls want no stream, and an answer counts as one event.
 """
 
 from __future__ import annotations
