@@ -36,7 +36,7 @@ logger = logging.getLogger("sglang_cached_addon")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class FeedAnswer:
     """A streamed answer of ours."""
 
     response: http.Response
@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass
-class Said(events.ConnectionEvent):
+class MorePieces(events.ConnectionEvent):
     """More of the body: each piece is sent in a chunk of its own."""
 
     pieces: list[bytes]
@@ -64,7 +64,7 @@ class Ended(events.ConnectionEvent):
 class Feed(HttpConnection):
     """Plays the upstream of one request."""
 
-    def __init__(self, context: Context, answer: Answer, handler: ConnectionHandler) -> None:
+    def __init__(self, context: Context, answer: FeedAnswer, handler: ConnectionHandler) -> None:
         # Without an address, so that it is never taken for a server that can be used again.
         server = Server(address=None)
         server.state = ConnectionState.OPEN
@@ -82,7 +82,7 @@ class Feed(HttpConnection):
             self._stream_id = event.stream_id
             yield ReceiveHttp(ResponseHeaders(self._stream_id, self._response, end_stream=False))
             self._pump.start(self.conn)
-        elif isinstance(event, Said):
+        elif isinstance(event, MorePieces):
             for piece in event.pieces:
                 yield ReceiveHttp(ResponseData(self._stream_id, piece))
         elif isinstance(event, Ended):
@@ -102,7 +102,7 @@ class Feed(HttpConnection):
 class Pump:
     """Gives a feed its pieces, as they come and as the client takes them."""
 
-    def __init__(self, handler: ConnectionHandler, answer: Answer) -> None:
+    def __init__(self, handler: ConnectionHandler, answer: FeedAnswer) -> None:
         self._handler = handler
         self._answer = answer
         self._task: asyncio.Task[None] | None = None
@@ -119,7 +119,7 @@ class Pump:
         is_complete = False
         try:
             async for pieces in self._answer.pieces:
-                await self._handler.server_event(Said(feed, pieces))
+                await self._handler.server_event(MorePieces(feed, pieces))
                 await self._handler.drain_writers()
             is_complete = True
         except Cut:

@@ -19,7 +19,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.core.outcome import Outcome
-from sglang_cached_addon.proxy.feed import Answer, Feed
+from sglang_cached_addon.proxy.feed import Feed, FeedAnswer
 from sglang_cached_addon.service.asking import Ask, Streamed
 from sglang_cached_addon.upstream import Update
 
@@ -51,7 +51,7 @@ class Streaming:
     def __init__(self, handler_of: HandlerOf) -> None:
         self._handler_of = handler_of
         self._able: WeakSet[Client] = WeakSet()
-        self._answers: WeakKeyDictionary[http.HTTPFlow, Answer] = WeakKeyDictionary()
+        self._answers: WeakKeyDictionary[http.HTTPFlow, FeedAnswer] = WeakKeyDictionary()
         self._waiting: dict[Client, set[asyncio.Task[Any]]] = {}
 
     # Clients
@@ -103,7 +103,7 @@ class Streaming:
         ended: Callable[[bool], object],
     ) -> None:
         """Answers with a stream. `ended` is told whether all of it was given."""
-        self._answers[flow] = Answer(head, pieces, ended)
+        self._answers[flow] = FeedAnswer(head, pieces, ended)
 
     def forget(self, flow: http.HTTPFlow) -> None:
         """Lets go of what a flow that is over was answered with: whole streams hang on it."""

@@ -25,7 +25,6 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon.core.policy import MAX_BODY
-from sglang_cached_addon.proxy.answers import Answers
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.inside import (
     Http1Server,
@@ -38,6 +37,7 @@ from sglang_cached_addon.proxy.inside import (
     read_with,
 )
 from sglang_cached_addon.proxy.selfcheck import Part, has
+from sglang_cached_addon.proxy.strict_client import StrictHttp1Client
 
 MakeLayer = Callable[[Context], layer.Layer]
 """Makes the layer that stands before the HTTP layer."""
@@ -89,7 +89,7 @@ class Gateway(HttpLayer):
     def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
         # mitmproxy itself looks here for the end of a connection's layers.
         if has(Part.ANSWERS):
-            read_with(self.connections[command.connection].context.layers[-1], Answers)
+            read_with(self.connections[command.connection].context.layers[-1], StrictHttp1Client)
         yield from super().register_connection(command)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:

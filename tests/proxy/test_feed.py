@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.test import tflow
 
-from sglang_cached_addon.proxy.feed import Answer, Ended, Feed, Said
+from sglang_cached_addon.proxy.feed import Ended, Feed, FeedAnswer, MorePieces
 from sglang_cached_addon.service.stream import Cut
 
 STREAM = 7
@@ -52,7 +52,7 @@ def received(done: Any) -> list[Any]:
 def made(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> tuple[Feed, Handler]:
     handler = Handler()
     context = Context(tflow.tclient_conn(), Options())
-    answer = Answer(http.Response.make(200), pieces, ended.append)
+    answer = FeedAnswer(http.Response.make(200), pieces, ended.append)
     feed = handler.feed = Feed(context, answer, handler)  # type: ignore[arg-type]
     list(feed.handle_event(events.Start()))
     return feed, handler
@@ -153,4 +153,4 @@ def test_no_server() -> None:
     feed, _ = made(said(), [])
     assert feed.conn.connected
     assert feed.conn.address is None
-    assert Said(feed.conn, []) != Ended(feed.conn, True)
+    assert MorePieces(feed.conn, []) != Ended(feed.conn, True)

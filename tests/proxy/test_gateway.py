@@ -15,7 +15,7 @@ import requests
 from sglang_cached_addon.core.policy import MAX_BODY
 from tests.conftest import StartProxy
 from tests.hearing import hearing
-from tests.proxy.test_answers import memory
+from tests.proxy.test_strict_client import memory
 
 
 @contextmanager

@@ -26,7 +26,7 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9][ \r\n]")
 
 
-class Answers(Http1Client):
+class StrictHttp1Client(Http1Client):
     """Takes the place of an `Http1Client`."""
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
