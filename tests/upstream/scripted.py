@@ -147,7 +147,8 @@ class Script:
     """Requests that wait for the test to answer them."""
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     held: tuple[str, ...] = ()
-    """The paths that `may_answer` is for; all, where there are none."""
+    """The paths that `may_answer` is for, whose answers are as they were when they were asked for;
+    all, where there are none."""
     may_probe: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
@@ -188,13 +189,16 @@ class Script:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 asked = Asked(method, path, headers, body, number, writer)
                 self.asked.append(asked)
+                said = self.says.get(path)
                 if not self.held or path in self.held:
                     await self.may_answer.wait()
+                if path not in self.held:
+                    said = self.says.get(path)
                 key = headers.get("authorization")
                 if self.keys is not None and key not in self.keys and path not in self.open_paths:
                     asked.answer(self.refused.get(key or "", 401), {"error": "Unauthorized"})
-                elif path in self.says:
-                    asked.answer(*self.says[path])
+                elif said:
+                    asked.answer(*said)
                 elif body == PROBE:
                     await self.may_probe.wait()
                     asked.answer(self.probed, {})

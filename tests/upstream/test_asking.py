@@ -22,6 +22,7 @@ from tests.upstream.scripted import (
     run,
     serving,
     settled,
+    until,
 )
 
 KNOWN, REFUSED, NAMELESS, TROUBLED, SLOW, DOWN = Verdict
@@ -140,5 +141,21 @@ def test_forgotten_while_it_is_asked() -> None:
                 assert said.verdict is KNOWN
             assert paths[-2:] == ["/model_info", "/server_info"]
             client.close()
+
+    run(test)
+
+
+def test_forgotten_amid_a_round() -> None:
+    """Words from before something showed that they may be old are not compared with."""
+
+    async def test() -> None:
+        async with serving(held=("/server_info",)) as script, questions(script.url) as asked:
+            script.may_answer.clear()
+            asking = asyncio.ensure_future(asked.round(()))
+            await until(lambda: len(script.asked) == 2)
+            asked.forget()
+            script.may_answer.set()
+            assert (await asking).verdict is KNOWN
+            assert asked.connection == 0
 
     run(test)

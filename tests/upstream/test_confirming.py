@@ -221,10 +221,11 @@ async def balancing(*urls: str) -> AsyncIterator[str]:
         await settled()
 
 
-OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] = {
-    "another model": ({**INFO, "model_path": "x"}, ANOTHER, Reason.MODEL_CHANGED),
-    "other weights": ({**INFO, "weight_version": "2"}, ANOTHER, Reason.MODEL_CHANGED),
-    "the same model": (INFO, ANOTHER, None),
+OTHER_SERVERS: dict[str, tuple[tuple[int, dict[str, Any]], Reason | None]] = {
+    "another model": ((200, {**INFO, "model_path": "x"}), Reason.MODEL_CHANGED),
+    "other weights": ((200, {**INFO, "weight_version": "2"}), Reason.MODEL_CHANGED),
+    "the same model": ((200, INFO), None),
+    "one that does not say": ((503, {}), Reason.UNCONFIRMED),
 }
 
 
@@ -232,10 +233,10 @@ OTHER_SERVERS: dict[str, tuple[dict[str, Any], dict[str, Any], Reason | None]] =
 def test_a_rolling_update(case: str) -> None:
     """An answer is only stored for the model that the server on its own connection has named,
     whatever the one says that is asked otherwise."""
-    info, server, reason = OTHER_SERVERS[case]
+    info, reason = OTHER_SERVERS[case]
 
     async def test() -> None:
-        says = {"/model_info": (200, info), "/server_info": (200, server)}
+        says = {"/model_info": info, "/server_info": (200, ANOTHER)}
         async with (
             serving() as old,
             serving(says=says) as new,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
@@ -94,7 +95,7 @@ def test_a_probe_shows_nothing_else() -> None:
     async def test() -> None:
         async with serving(keys={"good"}) as script, asking(script.url) as upstream:
             assert await refusal(upstream, "good") is None
-            upstream.heard(asker(None), (), 200, 0.0)
+            upstream.heard(asker(None), (), 200, time.monotonic())
             assert await refusal(upstream) is UNAUTHORIZED
             (bare,) = [
                 a for a in script.asked if a.body == PROBE and "authorization" not in a.headers

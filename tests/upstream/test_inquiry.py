@@ -15,6 +15,7 @@ from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
 from tests.tables import each
 from tests.upstream.scripted import (
+    ANOTHER,
     INFO,
     MODELS,
     PROBE,
@@ -279,6 +280,41 @@ def test_down_and_up(clock: Clock) -> None:
                 assert await refusal(upstream, key) is UNAUTHORIZED
             clock.now += 2
             assert await refusal(upstream, "b") is None
+
+    run(test)
+
+
+@each("was_away", [True, False])
+def test_another_process(was_away: bool) -> None:
+    """Whom a process has accepted is not known of the one after it; nor is it of one that was away,
+    though it says that it is the same."""
+
+    async def test() -> None:
+        async with serving(keys={"a"}) as script, asking(script.url, interval=1e6) as upstream:
+            assert await refusal(upstream, "a") is None
+            if was_away:
+                script.stop()
+                await settled()
+                assert await upstream.check() is State.DOWN
+                await script.start()
+            else:
+                script.says["/server_info"] = (200, ANOTHER)
+            assert admits(upstream, "a")
+            assert await upstream.check() is State.UP
+            assert not admits(upstream, "a")
+
+    run(test)
+
+
+def test_asked_by_no_other_call(clock: Clock) -> None:
+    """What upstream says instead of its name is shared for a second by the calls that come then."""
+
+    async def test() -> None:
+        async with serving(says={"/model_info": (500, {})}) as script, asking(script.url) as it:
+            for asked, later in ((1, 0), (1, 0.9), (2, 0.2)):
+                clock.now += later
+                assert await refusal(it) is NO_MODEL
+                assert len(script.asked) == asked
 
     run(test)
 

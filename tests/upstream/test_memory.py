@@ -149,6 +149,22 @@ def test_a_file_that_makes_no_sense(
     assert "moved to state.json.broken" in caplog.text
 
 
+def test_written_at_the_end() -> None:
+    """What was not worth writing at once is written when the process ends."""
+
+    async def test() -> None:
+        kept = Kept()
+        async with serving() as script, asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            await until(lambda: kept.document.get("identity"))
+            script.says = {}
+            await upstream.check()
+            assert kept.document["identity"]
+        assert kept.document["identity"] is None
+
+    run(test)
+
+
 def test_no_secrets() -> None:
     """Keys are neither in files nor in a debugger's output."""
 

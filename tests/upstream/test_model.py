@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
+
+import pytest
 
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
@@ -97,8 +100,11 @@ def test_change(change: Change, adapter: str | None, status: int | None) -> None
             assert await upstream.confirm(version, ()) is None  # it is not there yet
             update.sent()
             assert (names(upstream), admits(upstream)) == (before, True)
+            asked = len(script.asked)
             confirming = asyncio.ensure_future(upstream.confirm(version, ()))
-            await settled()
+            await until(lambda: len(script.asked) > asked)
+            await until(lambda: script.asked[-1].is_answered.is_set())
+            await settled(200)
             assert not confirming.done()
             update.ended(status)
             is_refused = status in (401, 404)
@@ -118,9 +124,9 @@ def test_a_word_of_before_a_change() -> None:
     it comes: it does not settle what the change has left behind, which may be a model that was
     there before, under the same name and with other weights."""
 
-    async def test() -> None:
+    async def test(held: str) -> None:
         kept = Kept()
-        async with serving(held=("/server_info",)) as script, asking(script.url, kept) as upstream:
+        async with serving(held=(held,)) as script, asking(script.url, kept) as upstream:
             former = {}
             for name in ("b", "m"):
                 script.says["/model_info"] = (200, {**INFO, "model_path": name})
@@ -128,8 +134,11 @@ def test_a_word_of_before_a_change() -> None:
                 former[name] = upstream.fingerprint
             script.may_answer.clear()
             script.asked.clear()
-            asked = asyncio.ensure_future(upstream.check())
-            await until(lambda: script.paths == SAID)
+            if held == "/server_info":
+                asked = asyncio.ensure_future(upstream.check())
+            else:
+                asked = asyncio.ensure_future(upstream.confirm(upstream.model_version, ()))
+            await until(lambda: held in script.paths)
             script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
             await changed(upstream)
             script.may_answer.set()
@@ -138,7 +147,8 @@ def test_a_word_of_before_a_change() -> None:
             await upstream.check()
             assert upstream.fingerprint not in former.values()
 
-    run(test)
+    for held in SAID:
+        run(partial(test, held))
 
 
 def test_changes_that_do_not_end() -> None:
@@ -155,6 +165,23 @@ def test_changes_that_do_not_end() -> None:
                 update.ended(None)
             assert (upstream.model_version, admits(upstream)) == (version, True)
             assert await upstream.confirm(version, ()) is None
+
+    run(test)
+
+
+def test_an_update_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an update goes on nothing is stored, and no answer waits for its end for long."""
+    monkeypatch.setattr("sglang_cached_addon.upstream.confirming.PATIENCE_SECONDS", 0.05)
+
+    async def test() -> None:
+        async with serving() as script, asking(script.url) as upstream:
+            assert await refusal(upstream) is None
+            update = upstream.change(Change.MODEL, None)
+            update.sent()
+            confirmed = await upstream.confirm(upstream.model_version, ())
+            assert confirmed is Reason.MODEL_CHANGED
+            update.ended(401)
+            assert await upstream.confirm(upstream.model_version, ()) is None
 
     run(test)
 
@@ -215,8 +242,9 @@ def test_change_by_another_proxy() -> None:
             upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
             assert upstream.fingerprint != before
             assert upstream.model_version > version
+            assert not admits(upstream)  # it may have another name by now
             assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-            await until(lambda: len(script.asked) > asked)  # it may have another name by now
+            await until(lambda: len(script.asked) > asked)
             await until(lambda: kept.document["epochs"]["last"] == 8)
             before = upstream.model_version
             known = upstream.epochs.as_numbers()
