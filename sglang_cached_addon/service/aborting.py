@@ -1,8 +1,8 @@
-"""Who is under way, by the ids that clients gave, and what becomes of them when one is aborted.
+"""The calls under way, by the request ids (`rid`) of their clients, and what an abort does to them.
 
-A fetch that nobody else wants is upstream's to abort, under the id that it knows. One that goes on
-for others is left alone: only the client that is meant is answered. Knows asyncio, and neither
-mitmproxy nor what an answer looks like.
+A fetch that nobody else wants is aborted by upstream, under the id that upstream knows. A fetch
+that others want, too, goes on: only the client that is meant gets its answer at once. This module
+knows asyncio, and neither mitmproxy nor what an answer looks like.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Aborts:
 
     def __init__(self) -> None:
         self._named: dict[str, set[Ask]] = {}
-        """By the ids that clients gave them."""
+        """The calls by the ids that their clients gave them."""
         self._attended: set[Ask] = set()
-        """That wait for an answer, or read one."""
+        """All calls that wait for an answer, or whose client reads one."""
 
     def __len__(self) -> int:
         return len(self._attended)
 
     @contextmanager
     def attend(self, ask: Ask, rids: Sequence[str]) -> Iterator[None]:
-        """While a call is under way."""
+        """Knows the call, by these ids, while it is under way."""
         self._attended.add(ask)
         for rid in rids:
             self._named.setdefault(rid, set()).add(ask)
@@ -46,14 +46,14 @@ class Aborts:
         return rid in self._named
 
     def _meant(self, rid: str) -> dict[str, set[Ask]]:
-        """The calls that an abort of this id means, by their own: SGLang's scheduler ends all whose
-        id begins with that of one that it knows."""
+        """The calls that an abort of this id ends, by their own ids: SGLang's scheduler ends all
+        whose id begins with it, if there is one with exactly this id."""
         if rid not in self._named:
             return {}
         return {name: asks for name, asks in self._named.items() if name.startswith(rid)}
 
     def targets(self, rid: str) -> list[str]:
-        """What upstream is to abort where a client says this id: fetches that nobody else wants."""
+        """Upstream's ids of what an abort of this id ends there: fetches that nobody else wants."""
         return [
             ask.rids[name]
             for name, asks in self._meant(rid).items()
@@ -62,9 +62,10 @@ class Aborts:
         ]
 
     def aborting(self, rid: str | None) -> Callable[[bool], None]:
-        """An abort of the calls of this id, or of all, is on its way to upstream. What is returned
-        is to be told whether upstream agrees: it ends those calls that wait for a fetch which goes
-        on for others. Of a batch, one item cannot be ended so."""
+        """Notes that an abort of the calls of this id, or of all calls (None), is on its way to
+        upstream. The function that is returned has to be told whether upstream agrees: it ends
+        those calls that wait for a fetch which goes on for others. One item of a batch cannot be
+        ended so."""
         meant = self._attended if rid is None else set().union(*self._meant(rid).values())
         leads = {ask: ask.flight for ask in meant}
         pending = asyncio.get_running_loop().create_future()
