@@ -79,7 +79,7 @@ class Upstream:
             greet=self._confirming.greet,
             is_lasting=self._confirming.is_lasting,
         )
-        """For anything that is not about its identity."""
+        """What asks it for anything but its identity."""
         self._model.enter()
 
     # What is known
@@ -104,7 +104,7 @@ class Upstream:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model behind, as far as it is known; part of each key."""
+        """As `Model.fingerprint`."""
         return self._model.fingerprint
 
     @property

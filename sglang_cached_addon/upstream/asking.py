@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -36,9 +36,15 @@ _TROUBLE = (408, 425, 429)
 """Statuses below 500 that say nothing but that upstream is busy."""
 
 
-Words = tuple[int, bytes, Identity]
-"""The number of the connection on which upstream has named itself, its answer, and what that says
-together with its others."""
+class Words(NamedTuple):
+    """The words in which upstream has named itself."""
+
+    connection: int
+    """The number of the connection that they came on."""
+    body: bytes
+    """The body of its first answer."""
+    identity: Identity
+    """What all its answers come to."""
 
 
 class Verdict(Enum):
@@ -58,9 +64,9 @@ class Said:
 
     verdict: Verdict
     identity: Identity | None = None
-    """Where it is known."""
+    """The identity that upstream has named; None for every other verdict than KNOWN."""
     asked_at: float = 0.0
-    """When the round began; monotonic, in seconds."""
+    """When the round began: a monotonic time in seconds."""
 
 
 class Questions:
@@ -73,7 +79,7 @@ class Questions:
         self._words: Words | None = None
         self._forgets = 0
         self._asked_at = float("-inf")
-        """When all was last asked on another connection."""
+        """When another connection was last asked everything: a monotonic time in seconds."""
 
     async def round(self, headers: Headers) -> Said:
         """Asks everything, with the header fields of a client's credential."""
@@ -86,13 +92,13 @@ class Questions:
         async with self._lock:
             if not (self._words and self._info_path in _SERVER_PATHS):
                 return await self._round(headers)
-            connection, body, found = self._words
+            words = self._words
 
             async def ask() -> Said:
                 began, path = time.monotonic(), self._info_path or ""
                 answer = await self._client.ask("GET", path, headers)
-                is_same = (answer.status, answer.connection, answer.body) == (200, connection, body)
-                return Said(Verdict.KNOWN if is_same else Verdict.TROUBLED, found, began)
+                is_same = (answer.status, answer.connection, answer.body) == (200, *words[:2])
+                return Said(Verdict.KNOWN if is_same else Verdict.TROUBLED, words.identity, began)
 
             said = await _bounded(ask())
             if said.verdict is not Verdict.TROUBLED:
@@ -123,8 +129,8 @@ class Questions:
                 if is_new and is_recent and words and path:
                     answer = await ask("GET", path, headers)
                     # Forgotten or named anew meanwhile: the words may be former ones.
-                    if (answer.status, answer.body) == (200, words[1]) and words is self._words:
-                        return Said(Verdict.KNOWN, words[2], now)
+                    if (answer.status, answer.body) == (200, words.body) and words is self._words:
+                        return Said(Verdict.KNOWN, words.identity, now)
                 self._asked_at = now
                 return (await self._ask(ask, headers))[0]
         except TimeoutError:
@@ -133,7 +139,7 @@ class Questions:
     @property
     def connection(self) -> int:
         """The number of the connection on which upstream has named itself; 0 if there is none."""
-        return self._words[0] if self._words else 0
+        return self._words.connection if self._words else 0
 
     def forget(self) -> None:
         """Upstream may have another name by now."""
@@ -165,7 +171,8 @@ class Questions:
         found = identity.identify(info, server, models)
         if found is None:
             return Said(Verdict.NAMELESS), None
-        return Said(Verdict.KNOWN, found, began), (answer.connection, answer.body, found)
+        words = Words(answer.connection, answer.body, found)
+        return Said(Verdict.KNOWN, found, began), words
 
     def close(self) -> None:
         """Hangs up."""

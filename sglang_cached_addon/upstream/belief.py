@@ -39,12 +39,15 @@ class Belief:
         self._interval = interval
         self._is_known = is_known
         self._lapses_at = inf
-        """When the last word ends to count."""
+        """When upstream's last word ceases to count."""
         self._doubted_at = -inf
+        """When something last showed that upstream may be another one."""
         self._said_at = -inf
-        """When upstream was asked for it."""
+        """When upstream was asked for its last word."""
         self._waking_until = -inf
+        """Until when calls wait for upstream's word after a pause."""
         self._called_at = -inf
+        """When the last call came."""
         self._ask_at = -inf
         """When upstream is to be asked again."""
 

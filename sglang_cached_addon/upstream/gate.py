@@ -61,9 +61,9 @@ class Gate:
         self._opened = opened
         self._probing: dict[Asker, Single[None]] = {}
         self._resting: dict[Asker, float] = {}
-        """Askers that are not tried before this time."""
+        """When an asker that was not accepted may be tried again: a monotonic time in seconds."""
         self._headers: dict[tuple[bytes, bytes], Headers] = {}
-        """Header fields by the credential and the routing that they are; of accepted askers."""
+        """The header fields of accepted askers, by the credential and the routing they make."""
         self._has_hinted = False
 
     def heard(self, asker: Asker, headers: Headers, status: int, now: float) -> None:

@@ -57,14 +57,14 @@ class Inquiry:
         self.belief = Belief(interval, is_known=model.identity is not None)
         self.state = State.UNKNOWN
         self.credential_headers: Headers = ()
-        """Those with which upstream last named its model; in memory only."""
+        """The credential with which upstream last named its model; it is in memory only."""
         self._model = model
         self._gate = gate
         self._is_offline = is_offline
         self._was_down = False
-        """Another process may answer when it is back."""
+        """It could not be reached; another process may answer when it is back."""
         self._failure, self._failure_until = Verdict.NAMELESS, float("-inf")
-        """What it said instead of its name, and how long no call asks again."""
+        """What upstream last said instead of its name, and until when no call asks again."""
         self._asking: Single[Said] = Single()
         self._keeping: Single[None] = Single()
 

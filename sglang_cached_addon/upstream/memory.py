@@ -46,7 +46,7 @@ class Known:
     url: str = ""
     identity: Identity | None = None
     incarnation: str | None = None
-    """Of the process that has last named itself."""
+    """The incarnation of the process that has last named itself."""
     open: frozenset[Asker] = frozenset()
     """What upstream lets everybody ask."""
     epochs: Epochs = field(default_factory=Epochs)

@@ -65,8 +65,8 @@ class Model:
         self._restart = restart
         self._entered = entered
         self._incarnation = known.incarnation  # another URL may lead to the same process
-        """Of the process that has last named itself, whatever else has answered since; None: none
-        ever has."""
+        """The incarnation of the process that has last named itself, whatever else has answered
+        since; None where none ever has."""
         self._unsettled: Unsettled | None = None
         self._coming = 0
         """Requests under way that may change the model."""
@@ -77,7 +77,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model, as far as it is known; part of each key."""
+        """The fingerprint of the model, which is part of each key; empty where it is not known."""
         return self.epochs.fingerprint(self.identity) if self.identity else ""
 
     # What upstream says
