@@ -32,13 +32,14 @@ WHOLE = {
 
 
 class Lengthy(ThreadingHTTPServer):
-    """Sends so many events of a size, and ends, or does not."""
+    """Sends so many events of a size, and the terminator, and ends; or does not."""
 
     daemon_threads = True
 
-    def __init__(self, count: int, size: int, *, ends: bool) -> None:
+    def __init__(self, count: int, size: int, *, ends: bool, terminates: bool) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.count, self.text, self.ends = count, "x" * size, ends
+        self.terminates = terminates
         self.sent = self.calls = self.left = 0
         self.is_over = threading.Event()
 
@@ -80,7 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             end = "stop" if k == self.server.count - 1 else None
             self._say([{"index": 0, "text": self.server.text, "finish_reason": end}])
         self._say([], usage=USAGE)
-        self._send(DONE)
+        if self.server.terminates:
+            self._send(DONE)
         if self.server.ends:
             self.wfile.write(b"0\r\n\r\n")
             return
@@ -106,8 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def lengthy(count: int, size: int, *, ends: bool = True) -> Iterator[Lengthy]:
-    with Lengthy(count, size, ends=ends) as server:
+def lengthy(
+    count: int, size: int, *, ends: bool = True, terminates: bool = True
+) -> Iterator[Lengthy]:
+    with Lengthy(count, size, ends=ends, terminates=terminates) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -186,3 +190,16 @@ def test_closed_behind_the_terminator(count: int, start_proxy: StartProxy) -> No
         stats = proxy.stats()
         assert (stats["not_stored"], stats["misses"], stats["hits"]) == ({}, 1, count - 1)
         assert "(cut)" not in proxy.log
+
+
+def test_ended_without_the_terminator(start_proxy: StartProxy) -> None:
+    """A stream that ends in good order, but without its terminator, is passed on and not stored."""
+    with lengthy(3, 4, terminates=False) as upstream:
+        proxy = start_proxy(upstream.url)
+        for calls in (1, 2):
+            answer = post(proxy, COMPLETIONS, asking())
+            assert answer.headers["X-Cache"] == "MISS"
+            assert b'"finish_reason": "stop"' in answer.content
+            assert not answer.content.endswith(DONE)
+            assert upstream.calls == calls
+        assert proxy.stats()["not_stored"] == {"cut": 2}
