@@ -294,6 +294,26 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert "Traceback" not in proxy.log, proxy.log
 
 
+def test_behind_what_mitmproxy_has(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """A stored answer comes in turn, behind that to a request which the lane has given on."""
+    proxy = start_proxy(simulator.url)
+    assert ask(proxy.url, KNOWN).ok
+    until(lambda: proxy.stats()["num_keys"])
+    host, port = proxy.url.removeprefix("http://").split(":")
+    simulator.faults.append(Fault.HOLD)
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(request(b'{"text": "slow"}', b"Cache-Control: no-store"))
+        until(lambda: simulator.waiting == 1)
+        client.sendall(request() + LAST)
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(10)
+        simulator.release()
+        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+    assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [b"BYPASS", b"HIT"]
+
+
 ANSWER = Reply(200, (), b"answer", Outcome(Kind.MISS))
 ANSWERED = (
     b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n"
