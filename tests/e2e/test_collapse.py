@@ -471,7 +471,7 @@ def test_leader_that_does_not_read(
     body = asking(GENERATE, text, tokens=1200, stream=True)
     simulator.faults.append(Fault.HOLD)
     with closing(Stream(proxy.url, GENERATE, body)) as leader:
-        leader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        leader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         until(lambda: simulator.waiting == 1)
         follower = crowd.ask(GENERATE, body)
         waiting(proxy, 1)
