@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,39 @@ def links(page: Path) -> Iterator[tuple[Path, str]]:
         if "://" not in target:
             name, _, anchor = target.partition("#")
             yield ((page.parent / name).resolve() if name else page), anchor
+
+
+def defined(path: Path) -> set[str]:
+    """What a module defines: functions, classes, what stands in these, and names with a value."""
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(prefix + node.name)
+            if isinstance(node, ast.ClassDef):
+                visit(node.body, f"{prefix}{node.name}.")
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update(prefix + t.id for t in targets if isinstance(t, ast.Name))
+
+    visit(ast.parse(path.read_text()).body, "")
+    return found
+
+
+def test_architecture() -> None:
+    """Each file that the page on the architecture names is there, with the functions beside it."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    package = ROOT / "sglang_cached_addon"
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`|\[((?:\w+/)+(?:\w+\.py)?)[\]:,]", text)
+    for name in {first or second for first, second in paths}:
+        assert (package / name).exists() or (ROOT / name).exists(), name
+    named = re.findall(r"`([\w/]+\.py)`(?: \|)? `([\w.]+)`", text)
+    assert len(named) > 70
+    for name, function in named:
+        assert function in defined(package / name), f"docs/architecture.md: no {function} in {name}"
+    words = re.findall(r"^\| (.+?) \| .* \| `\w", text[text.index("## Glossary") :], re.M)
+    assert len(set(words)) == len(words) > 50
 
 
 def test_sections() -> None:
