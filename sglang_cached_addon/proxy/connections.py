@@ -151,7 +151,9 @@ class Connection:
     def _is_waited_for(self) -> bool:
         if self._watchdog.blocker:  # a hook is at work
             return True
-        is_asked = self.progress is Progress.ANSWER or self.calls > 0  # the latter in HTTP/2
+        progress = self.progress
+        # In HTTP/2, whose frames are a pipe here, only mitmproxy knows what is asked.
+        is_asked = progress is Progress.ANSWER or (progress is Progress.PIPE and self.calls > 0)
         return is_asked and not self.unread
 
     @property
