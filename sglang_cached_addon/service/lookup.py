@@ -29,6 +29,9 @@ from sglang_cached_addon.wire import http1, sse
 MEMO_BYTES = 16 << 20
 """Of bodies read before, with what was made of them: an estimate."""
 
+LARGE_BYTES = 1 << 20
+"""Bytes of samples that are put together in one go, in some 20 ms."""
+
 MEMO_OVERHEAD = 2048
 """Bytes of an entry beside what grows with the body."""
 
@@ -137,17 +140,16 @@ class Lookup:
         return is_seeded and len(set(call.items)) < len(call.items)
 
     def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
-        if known.call.total >= policy.LARGE_SAMPLES:
-            return None  # who answers puts it together where nobody waits for that
         hit = known.hit
         if terms.since > -inf:
             plan = self.plan(known, terms)
-            return None if plan.needs else self.hit(known, plan, now)
+            is_late = plan.needs or is_large(plan)
+            return None if is_late else self.hit(known, plan, now)
         if hit and self._store.is_expired(hit.oldest):
             hit = None
         if hit is None or known.generation != self._store.generation:
             plan = self.plan(known)
-            if plan.have < known.call.total:
+            if plan.have < known.call.total or is_large(plan):
                 return None
             hit = self.hit(known, plan, now)
             # Within a generation pools only grow at their end, so this stays the answer.
@@ -193,6 +195,16 @@ class Lookup:
     def stamp(self, known: Known) -> Stamp:
         """The state of things as a call sees it."""
         return Stamp(self._store.clears, known.model_version)
+
+
+def is_large(plan: Plan) -> bool:
+    """Whether an answer takes so long to put together that others would wait for it: whoever gives
+    it does that beside the event loop."""
+    call = plan.call
+    if call.total >= policy.LARGE_SAMPLES:
+        return True
+    is_written = call.total > 1 or call.stream is not None or call.batched
+    return is_written and sum(len(sample.answer) for sample in plan.samples()) > LARGE_BYTES
 
 
 def events_of(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
-from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.cache import Brought, Sample
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
@@ -24,6 +23,7 @@ from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import MERGE_SECONDS, Fetcher
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.lookup import is_large
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.steps import (
     Complete,
@@ -175,9 +175,9 @@ class Pursuit:
 
     async def _beside(self, make: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """What this makes of the call; of a large one, beside the event loop."""
-        if self.known.call.total < policy.LARGE_SAMPLES:
-            return make(*args, **kwargs)
-        return await asyncio.to_thread(make, *args, **kwargs)
+        if is_large(self.plan):
+            return await asyncio.to_thread(make, *args, **kwargs)
+        return make(*args, **kwargs)
 
     def _unconfirmed(self) -> set[asyncio.Task[None]]:
         """The fetches whose samples are together with others in the answer, and are not yet

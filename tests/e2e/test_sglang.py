@@ -212,7 +212,8 @@ def test_per_item_sampling_params(post: Post) -> None:
     a, b, c = prompt("a"), prompt("b"), prompt("c")
 
     def body(items: list[tuple[str, int]]) -> dict[str, Any]:
-        params = [{"temperature": 0.9, "max_new_tokens": tokens} for _, tokens in items]
+        given = {"temperature": 0.9, "ignore_eos": True}
+        params = [{**given, "max_new_tokens": tokens} for _, tokens in items]
         return {"text": [text for text, _ in items], "sampling_params": params}
 
     post("/generate", body([(b, 3)]))
@@ -220,7 +221,8 @@ def test_per_item_sampling_params(post: Post) -> None:
     assert answer.headers["X-Cache"] == "PARTIAL"
     got = [native["meta_info"]["completion_tokens"] for native in answer.json()]
     assert got == [2, 3, 4]
-    single = {"text": c, "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}
+    alone = {"temperature": 0.9, "max_new_tokens": 4, "ignore_eos": True}
+    single = {"text": c, "sampling_params": alone}
     assert post("/generate", single).headers["X-Cache"] == "HIT"
 
 

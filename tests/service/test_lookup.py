@@ -15,7 +15,7 @@ from sglang_cached_addon.core.outcome import Kind, Saved
 from sglang_cached_addon.core.policy import PLAIN, Reason
 from sglang_cached_addon.dialects import generate, registry
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
-from sglang_cached_addon.service.lookup import TENANTS
+from sglang_cached_addon.service.lookup import LARGE_BYTES, TENANTS
 from sglang_cached_addon.store.memory import Memory
 from tests.service.exchanging import (
     ANN,
@@ -46,17 +46,19 @@ def test_hit_is_not_counted_when_it_is_found() -> None:
 
 
 def test_large_answers_are_hits_every_time() -> None:
-    """An answer that is too large to be kept ready would be wrong or lost the second time."""
+    """An answer that is too large to be kept ready is the same each time, until it is cleared."""
     way = Way()
-    texts = [str(k) * (12 << 20) for k in range(6)]
+    texts = [str(k) * (1 << 20) for k in range(6)]
     request = body(n=6)
     way.complete(way.fetch(request), [native(text) for text in texts])
     for _ in range(2):
-        hit = way.receive(request)
-        assert isinstance(hit, Hit)
+        known, lookup = way.know(request), way.exchange.lookup
+        plan = lookup.plan(known)
+        assert not plan.needs
+        hit = lookup.hit(known, plan, 100.0)
         assert [a["text"] for a in orjson.loads(hit.body)] == texts
     way.store.clear()
-    assert isinstance(way.receive(request), Fetch)
+    assert way.exchange.lookup.plan(known).needs
 
 
 def test_counts_nothing() -> None:
@@ -433,6 +435,21 @@ def test_large_hit() -> None:
     assert len(orjson.loads(way.exchange.lookup.hit(known, plan, 100.0).body)) == count
     fewer = {**call, "text": ["a"] * (count - 1)}
     assert isinstance(way.find(fewer), Hit)
+
+
+def test_large_samples() -> None:
+    """What many bytes are put together of is left to who answers, each time; what is one sample as
+    it is stored is at hand at once."""
+    way = Way()
+    native = {
+        "text": "b" * LARGE_BYTES,
+        "output_ids": [1],
+        "meta_info": {"finish_reason": {"type": "stop"}},
+    }
+    for n, is_large in ((1, False), (2, True)):
+        call = {"text": f"{n}", "sampling_params": {"n": n}}
+        way.complete(way.fetch(call), [native] * n if n > 1 else native)
+        assert isinstance(way.find(call), Known if is_large else Hit), n
 
 
 @pytest.mark.parametrize(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
