@@ -24,6 +24,9 @@ MAX_BODY = 10 * 1024 * 1024
 MAX_SAMPLES = 10_000
 """How many samples a call may want that is looked up: that takes 35 ms."""
 
+MAX_STREAM = 256 << 20
+"""Bytes of a stream that is recorded. A longer one, or one without end, is passed on only."""
+
 LARGE_SAMPLES = 1000
 """From how many samples on an answer is handled beside the event loop: it takes 7 ms or more."""
 
@@ -94,7 +97,8 @@ REASONS = {
     "they change what is asked or returned; a `Connection` that names headers of the message",
     Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
     Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
-    "than about 700,000 numbers; more than 10,000 samples; an answer over 512 MiB",
+    "than about 700,000 numbers; more than 10,000 samples; an answer over 512 MiB, a stream over "
+    "256 MiB",
     Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
     Reason.MEDIA: "media by URL or path, which may change behind an equal body",
     Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",

@@ -16,7 +16,7 @@ from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Part, Recorded, Split, UpstreamCall, without_skipped
 from sglang_cached_addon.core.planning import Plan
-from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.core.policy import MAX_STREAM, Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.wire import sse
 
@@ -32,7 +32,10 @@ class Event(NamedTuple):
 class Relay:
     """One upstream stream."""
 
-    def __init__(self, dialect: Dialect, plan: Plan, sent: UpstreamCall) -> None:
+    def __init__(
+        self, dialect: Dialect, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
+    ) -> None:
+        """`longest` is the number of bytes that are recorded."""
         self.is_done = False
         """Its terminator has come."""
         self.reason: Reason | None = None
@@ -43,6 +46,9 @@ class Relay:
         self._plan = plan
         self._is_topped_up = plan.have > 0
         self._recorder = dialect.record(plan.call, sent)
+        self._longest = longest
+        self._recorded = 0
+        """How many bytes of the stream the recorder has seen."""
         self._splitter = sse.Splitter()
         self._sent = sent
         self._choices = _choices(plan, sent)
@@ -52,6 +58,11 @@ class Relay:
     def feed(self, data: bytes) -> list[Event]:
         """The events that the bytes complete, none of them held back."""
         events = self._begin() if self._finishes is None else []
+        self._recorded += len(data)
+        if self._recorded > self._longest:
+            self.reason = self.reason or Reason.TOO_LARGE
+            # What it holds is of no use any more; another one tells what events are, too.
+            self._recorder, self._recorded = self._dialect.record(self._plan.call, self._sent), 0
         for event in self._splitter.feed(data):
             self._take(event, events)
         if pieces := self._splitter.overflow():

@@ -118,6 +118,24 @@ def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any
     assert single.relay.reason == way.relay.reason
 
 
+def test_a_stream_that_does_not_end() -> None:
+    """A stream of any length is passed on, and what is too long is not stored."""
+    way = Way(chat.DIALECT, CHAT)
+    size = sum(len(worded(event)) for event in NEW)
+    relay = Relay(chat.DIALECT, way.plan, way.sent, longest=3 * size)
+    data = b"".join(worded(event) for event in NEW)
+    given = [event for _ in range(10) for event in relay.feed(data)]
+    given += relay.feed(sse.DONE)
+    assert b"".join(event.data for event in given) == data * 10 + sse.DONE
+    assert relay.is_done
+    with pytest.raises(Refused) as refused:
+        relay.split()
+    assert refused.value.reason is not None
+    short = Relay(chat.DIALECT, way.plan, way.sent, longest=size)
+    short.feed(data + sse.DONE)
+    assert short.reason is Reason.TOO_LARGE
+
+
 def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory would grow for as long as it goes on."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
