@@ -36,7 +36,7 @@ from sglang_cached_addon.proxy.requests import (
     ABORTS,
     caller,
     is_abort,
-    is_from_here,
+    is_local,
     is_short,
     length,
 )
@@ -188,7 +188,7 @@ class FlowHooks:
             request.raw_content or b"",
             request.headers.fields,
             is_chunkable=self._streaming.can_answer(flow),
-            is_local=is_from_here(flow),
+            is_local=is_local(flow.client_conn),
         )
 
     def _is_denied(self, request: http.Request, reason: Reason) -> bool:

@@ -157,14 +157,15 @@ class Lane(asyncio.BufferedProtocol):
                     self.head.begin()
                 return
             self.head.end()
-            started, raw = time.monotonic(), _part(data, at, at + head.size)
-            is_local = self._is_local and not head.call.is_relayed
-            ask = Ask(head.call, _part(data, at + head.size, end), raw, is_local=is_local)
+            body = at + head.size
+            raw = _part(data, at, body)
+            ask = Ask(head.call, _part(data, body, end), raw, True, self._is_local)
+            started = time.monotonic()
             answer = self._desk.receive(ask)
-            if isinstance(answer, Bypass):
-                self._connection.handed = Handed(ask, answer)
-                break
-            if not (isinstance(answer, Hit) and self._writer.serve_at_once(ask, answer, started)):
+            if not (type(answer) is Hit and self._writer.serve_at_once(ask, answer, started)):
+                if isinstance(answer, Bypass):
+                    self._connection.handed = Handed(ask, answer)
+                    break
                 self._hold(data, end)
                 answering = self._answer(head, raw, ask, answer, started)
                 self._wait_for(State.ANSWERING, answering)

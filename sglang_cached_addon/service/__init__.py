@@ -56,6 +56,7 @@ class Service:
         self.flights = Flights()
         self.aborts = Aborts()
         self._exchange = exchange
+        self._lookup = exchange.lookup
         self._upstream = upstream
         self._heads = heads or CallHeads()
         self._mode = mode
@@ -91,8 +92,8 @@ class Service:
         head = ask.head
         if head.refusal:
             return head.refusal
-        tenant = (head.credential if self._isolates else b"") + head.routing
-        return self._exchange.lookup.find(head.method, head.path, ask.body, now, terms, tenant)
+        tenant = head.credential + head.routing if self._isolates else head.routing
+        return self._lookup.find(head.method, head.path, ask.body, now, terms, tenant)
 
     def heard(self, ask: Ask, status: int) -> None:
         """Upstream has answered a call that was passed on to it."""

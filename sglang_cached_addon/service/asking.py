@@ -50,18 +50,22 @@ class Ask:
         head: CallHead,
         body: bytes,
         fields: Fields | bytes,
-        *,
         is_chunkable: bool = True,
         is_local: bool = False,
     ) -> None:
         """`fields` are its header fields as they came, or the bytes of its whole head: most calls
         are hits, and then nobody wants them. A client that `is_chunkable` can be answered piece by
-        piece; one that `is_local` is on this machine."""
+        piece; one that `is_local` is connected from this machine."""
         self.head = head
         self.body = body
         self.is_chunkable = is_chunkable
-        self.is_local = is_local
+        self._is_local = is_local
         self._fields = fields
+
+    @property
+    def is_local(self) -> bool:
+        """The client is on this machine, and no proxy has sent the call on."""
+        return self._is_local and not self.head.is_relayed
 
     @property
     def fields(self) -> Fields:
