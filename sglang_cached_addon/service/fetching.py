@@ -158,7 +158,7 @@ class Fetcher:
     ) -> Arrived:
         """Publishes the events of a stream, and reads what they come to."""
         relay = self._exchange.relay(fetch)
-        pieces = response.pieces()
+        pieces, is_merged = response.pieces(), fetch.plan.have > 0
         landing: Arrived | None = None
         size = 0
         flight.refusal = Reason.CUT  # until it is done
@@ -166,11 +166,11 @@ class Fetcher:
             async for data in pieces:
                 size += len(data)
                 events = relay.feed(data)
-                if relay.is_done and fetch.plan.have:
+                if relay.is_done and is_merged:
                     await self._confirmed(fetch, ask)
-                if self._is_of_two(fetch):
+                if is_merged and self._is_of_two(fetch):
                     raise Broken("the model has changed, and some of the answer is the former's")
-                if relay.is_in_pieces and fetch.plan.have:
+                if relay.is_in_pieces and is_merged:
                     # Its choices have the numbers of stored ones.
                     raise Broken("an event of the stream is too long to be put behind stored ones")
                 if relay.is_done:
@@ -185,7 +185,8 @@ class Fetcher:
                 stream.publish(events, is_last=landing is not None)
                 if landing:
                     break
-                await stream.room(lambda: flight.clients)
+                if stream.is_full:
+                    await stream.room(lambda: flight.clients)
             if landing:  # there is nothing more to be waited for, be it that the body never ends
                 async with asyncio.timeout(GRACE_SECONDS):
                     async for data in pieces:

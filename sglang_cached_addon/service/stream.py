@@ -65,7 +65,8 @@ class Stream:
         self._begin = 0
         """Nothing before this place is kept."""
         self._readers: set[Reader] = set()
-        self._news: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        """Of those who wait for something new."""
         self._moved = asyncio.Event()
         """A reader has gone on, or has left."""
 
@@ -95,10 +96,15 @@ class Stream:
         self._drop()
         self.tell()
 
+    @property
+    def is_full(self) -> bool:
+        """More is kept than there should be."""
+        return self.kept > KEPT_BYTES
+
     async def room(self, clients: Callable[[], int]) -> None:
         """Returns when there is room for more. `clients` are those who want the end of it, readers
         and others."""
-        while self.kept > KEPT_BYTES and self._readers:
+        while self.is_full and self._readers:
             places = {reader: reader.place for reader in self._readers}
             slowest = min(places, key=lambda reader: places[reader])
             if not await self._moves(slowest):
@@ -168,16 +174,16 @@ class Stream:
         return self.state is not State.FAILED or bool(self.events)
 
     async def changed(self) -> None:
-        if self._news is None:
-            self._news = asyncio.get_running_loop().create_future()
-        # Shared by all who wait, so that one who is cancelled must not end it.
-        await asyncio.shield(self._news)
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     def tell(self) -> None:
         """Lets all who wait look again."""
-        if self._news:
-            self._news.set_result(None)
-            self._news = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():  # it may have been cancelled
+                waiter.set_result(None)
 
 
 class Reader:
