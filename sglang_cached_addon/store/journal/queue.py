@@ -21,8 +21,11 @@ from sglang_cached_addon.store.journal.runs import FILE, PENDING, Head, Place, R
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
 
-ROOM = 8 << 20
+ROOM = 4 << 20
 """A caller that has much to store waits while more bytes than this wait for a disk that works."""
+
+BATCH = 1 << 20
+"""Bytes of lines that are written in one go."""
 
 SLICE = 64
 """Entries that are changed in one go: the event loop wants the lock, too."""
@@ -158,11 +161,23 @@ class Queue:
     # For the writer
 
     def take(self) -> list[Line]:
-        """The lines to be written now."""
+        """The lines to be written now, in their order: not many more bytes than `BATCH`, as a copy
+        of them is made."""
         with self.changed:
-            self._taken, self._taken_size = self._lines, self._untaken_size
-            self._lines, self._untaken_size = [], 0
+            size = count = 0
+            for line in self._lines:
+                size, count = size + len(line.data), count + 1
+                if size >= BATCH:
+                    break
+            self._taken, self._lines = self._lines[:count], self._lines[count:]
+            self._taken_size = size
+            self._untaken_size -= size
             return self._taken
+
+    @property
+    def is_behind(self) -> bool:
+        """There is a whole batch to be written, and the disk takes it."""
+        return self.failure is None and self._untaken_size >= BATCH
 
     def written(self, offset: int) -> bool:
         """Notes that the lines that were taken are in the file, side by side from `offset` on.

@@ -136,7 +136,9 @@ class Writer:
                     return
 
     def _is_urgent(self) -> bool:
-        return bool(self._queue.is_closing or self._clears or self._compaction.is_urgent)
+        queue = self._queue
+        is_behind = queue.is_closing or queue.is_behind
+        return bool(is_behind or self._clears or self._compaction.is_urgent)
 
     def _append(self, lines: Sequence[Line]) -> None:
         """Writes lines. If the disk refuses, they wait again."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store.journal.queue import MAX_PENDING, Queue
+from sglang_cached_addon.store.journal.queue import BATCH, MAX_PENDING, Queue
 from sglang_cached_addon.store.journal.reader import Reader
 from sglang_cached_addon.store.journal.runs import Head
 from tests.store.journal.opened import (
@@ -96,3 +96,30 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
     assert not queue.written(100)
     queue.settle()
     assert (queue.count, queue.size, queue.index.runs(B)[0].place.offset) == (0, 0, 100)
+
+
+def test_batches(tmp_path: Path) -> None:
+    """Lines are written in their order, not much more than a batch at once; what is left keeps
+    the writer at work, but not while the disk refuses."""
+    path = tmp_path / "cache.jsonl"
+    path.touch()
+    queue = Queue(path, Reader(path))
+    data = b"x" * (BATCH // 2)
+    for n in range(5):
+        assert queue.add(Head(A, b"", n, "chat", float(n), 1), data)
+    taken = []
+    for count, is_behind in ((2, True), (2, False), (1, False)):
+        lines = queue.take()
+        assert (len(lines), queue.is_behind) == (count, is_behind)
+        taken += [line.head.slot for line in lines]
+        assert not queue.written(0)
+        queue.settle()
+    assert taken == [0, 1, 2, 3, 4]
+    assert (queue.count, queue.size) == (0, 0)
+    for n in range(5):
+        assert queue.add(Head(B, b"", n, "chat", float(n), 1), data)
+    assert queue.is_behind
+    queue.take()
+    queue.put_back(OSError(28, "No space left on device"))
+    assert not queue.is_behind
+    assert [line.head.slot for line in queue.take()] == [0, 1]
