@@ -39,13 +39,16 @@ def events(
     now: float,
     states: Mapping[int, bytes] | None = None,
     ended: Collection[int] = (),
+    *,
+    has_begun: bool = False,
 ) -> list[bytes]:
     """The end of a stream that was aborted. `states` are the newest events of choices that each
-    have all of it so far; choices that have `ended` are as they are."""
+    have all of it so far; choices that have `ended` are as they are. Where the stream `has_begun`,
+    nobody knows how many tokens its events were, and no usage is told."""
     samples = _none(known, rid, now)
     script = known.dialect.script(known.call, samples)
     if script.finishes or not (states or ended):
-        return events_of(known, samples)
+        return events_of(known, samples, is_counted=not has_begun)
     found = []
     for choice, said in enumerate(script.deltas):
         if states and choice in states:

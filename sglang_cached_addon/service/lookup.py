@@ -207,11 +207,14 @@ def is_large(plan: Plan) -> bool:
     return is_written and sum(len(sample.answer) for sample in plan.samples()) > LARGE_BYTES
 
 
-def events_of(known: Known, samples: Sequence[Sequence[Sample]]) -> list[bytes]:
-    """A stream of whole samples."""
+def events_of(
+    known: Known, samples: Sequence[Sequence[Sample]], *, is_counted: bool = True
+) -> list[bytes]:
+    """A stream of whole samples; with the usage that its client wants, if they are counted."""
     dialect, call = known.dialect, known.call
     script = dialect.script(call, samples)
     events = [*script.in_turn(), *script.finishes]
-    if call.stream and call.stream.usage and (usage := dialect.usage(call, samples)):
+    wants_usage = is_counted and call.stream is not None and call.stream.usage
+    if wants_usage and (usage := dialect.usage(call, samples)):
         events.append(usage)
     return [*events, sse.DONE]

@@ -114,4 +114,6 @@ class StreamPursuit(Pursuit):
         if ask.is_aborted:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
             rid = self.means.exchange.mint()
-            yield aborted.events(known, rid, time.time(), seen, stream.stored)
+            yield aborted.events(
+                known, rid, time.time(), seen, stream.stored, has_begun=reader.place > 0
+            )

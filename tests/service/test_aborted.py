@@ -78,4 +78,17 @@ def test_aborted_stream_that_had_begun() -> None:
     assert end == sse.DONE
 
 
+def test_usage_of_what_had_begun() -> None:
+    """Of a stream of which something was read no usage is told, since nobody knows the tokens; of
+    one of which nothing was, it is none."""
+    way = Way()
+    asked = {**CHATTING, "stream": True, "stream_options": {"include_usage": True}}
+    known = way.know(asked, CHAT)
+    for has_begun, tokens in ((False, [0]), (True, [])):
+        said = aborted.events(known, way.exchange.mint(), 100.5, has_begun=has_begun)
+        assert said[-1] == sse.DONE
+        usages = [usage for event in said[:-1] if (usage := parsed(event).get("usage"))]
+        assert [usage["completion_tokens"] for usage in usages] == tokens
+
+
 # Streams
