@@ -130,7 +130,7 @@ REASONS = {
     Reason.READONLY: "`--mode readonly`",
     Reason.CLEARED: "the cache was cleared while the answer was on its way",
     Reason.DISK: "the disk takes nothing, and 64 MB wait for it already",
-    Reason.LARGE_SAMPLE: "a sample of over 800,000 values, as 8 MB of log-probabilities are: "
+    Reason.LARGE_SAMPLE: "a sample of over 480,000 values, as 4 MB of log-probabilities are: "
     "to read it would hold up all others",
     Reason.UNREACHABLE: "no connection to the upstream",
     Reason.CUT: "the upstream, or the client, hung up before the answer was complete",

@@ -25,8 +25,9 @@ from sglang_cached_addon.dialects.judging import dump
 LARGE = 2 << 20
 """Bytes of an answer that is read in one go, in 20 ms or so."""
 
-LARGEST = 800_000
-"""Values of a sample, some 8 MB of numbers: to read them takes 75 ms, and others wait for that."""
+LARGEST = 480_000
+"""Values of a sample, some 4 MB of log-probabilities: to read them takes up to 90 ms where other
+work goes on beside it, and others wait for that."""
 
 _HEAD = 64 << 10
 """Where the samples must have begun."""
