@@ -53,13 +53,11 @@ def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:
     """Header fields with what the cache says of an answer."""
     marked = list(fields)
     for name, value in outcome.headers():
-        key = name.encode()
+        values = [value.encode()]
         if name == "Cache-Status":
             # RFC 9211 §2: a list, the cache nearest to the origin first.
-            value = ", ".join(
-                [*(v.decode() for n, v in marked if n.lower() == b"cache-status"), value]
-            )
-        _set(marked, key, value.encode())
+            values = [v for n, v in marked if n.lower() == b"cache-status"] + values
+        _set(marked, name.encode(), b", ".join(values))
     return tuple(marked)
 
 

@@ -73,16 +73,18 @@ class FlowHooks:
     # Hooks
 
     def requestheaders(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
+        connection = self._connections.get(flow.client_conn)
+        # Of this flow alone, whoever answers it.
+        handed = connection.take_handed() if connection else None
         if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
             return None
         live = self._live[flow] = Live(time.monotonic())
         self._flows.setdefault(flow.client_conn, set()).add(flow)
-        connection = self._connections.get(flow.client_conn)
         if connection:
             connection.calls += 1
         if routes.find(flow.request.path):
             return None
-        if connection and (handed := connection.take_handed()):
+        if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
             return None
         reason = self._unread(flow.request)

@@ -193,6 +193,10 @@ class Lane(asyncio.BufferedProtocol):
         except Cut:
             self._hang_up()
             return
+        except Exception:  # nobody else would end what has begun
+            logger.exception("sglang-cached: an answer in the fast lane broke off")
+            self._hang_up()
+            return
         if self._state is not State.ANSWERING:
             return
         if bypass:

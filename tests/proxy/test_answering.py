@@ -79,6 +79,14 @@ def test_caches_behind() -> None:
     )
 
 
+def test_odd_bytes_of_caches_behind() -> None:
+    """What another cache says may be any bytes."""
+    assert mark(((b"Cache-Status", b"a; \xff"),), MISS)[0] == (
+        b"Cache-Status",
+        b"a; \xff, sglang-cached; fwd=miss; stored",
+    )
+
+
 def test_head() -> None:
     """A status has its phrase, and an unknown one none."""
     assert head(200, ((b"a", b"1"),)) == b"HTTP/1.1 200 OK\r\na: 1\r\n\r\n"

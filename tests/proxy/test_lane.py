@@ -8,7 +8,7 @@ import random
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from mitmproxy.proxy.server import SimpleConnectionHandler
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.lane import open_lane
-from sglang_cached_addon.service.asking import Reply
+from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.replayer import Replayer, replaying
@@ -371,6 +371,27 @@ def test_fills_that_end_at_once(is_eager: bool) -> None:
             return await reader.readexactly(count * len(ANSWERED))
 
     assert asyncio.run(run()) == ANSWERED * count
+
+
+def test_an_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """A client is hung up, and not left to wait, where an error of ours breaks off its answer."""
+
+    async def pieces() -> AsyncIterator[list[bytes]]:
+        yield [b"data: 1\n\n"]
+        raise ValueError("a fault of ours")
+
+    async def answered() -> Streamed:
+        outcome = Outcome(Kind.MISS)
+        return Streamed((), pieces(), outcome, lambda is_complete: outcome, ExitStack())
+
+    async def run() -> bytes:
+        async with client_of(Connections(), answered) as (reader, writer):
+            writer.write(request(b"{}"))
+            return await reader.read(-1)
+
+    received = asyncio.run(run())
+    assert received.endswith(b"data: 1\n\n\r\n")
+    assert "a fault of ours" in caplog.text
 
 
 def test_what_waits_is_under_way() -> None:
