@@ -128,26 +128,34 @@ class Writer:
         self._saving = threading.Lock()
         self._saved: dict[str, Any] | None = None
         """What was written last."""
+        self._is_closed = False
+        """Whether the last document was written: one that still waits for its thread is older."""
 
     def remember(self) -> asyncio.Future[None]:
         """Writes what is known by then; done when the disk has it, or refuses it."""
         return self._writing.join(self._write)
 
     async def _write(self) -> None:
-        await asyncio.to_thread(self._save, self._known().as_json())
+        await asyncio.to_thread(self._save_unless_closed, self._known().as_json())
+
+    def _save_unless_closed(self, document: dict[str, Any]) -> None:
+        with self._saving:
+            if not self._is_closed:
+                self._save(document)
 
     def _save(self, document: dict[str, Any]) -> None:
-        with self._saving:
-            try:
-                self._memory.save(document)
-                self._saved = document
-            except OSError as e:
-                logger.warning("sglang-cached: %s", e)
+        try:
+            self._memory.save(document)
+            self._saved = document
+        except OSError as e:
+            logger.warning("sglang-cached: %s", e)
 
     def close(self) -> None:
         """Writes what is not yet."""
         is_written = not self._writing.is_busy
         self._writing.cancel()
         document = self._known().as_json()
-        if not is_written or (self._saved is not None and document != self._saved):
-            self._save(document)
+        with self._saving:
+            self._is_closed = True
+            if not is_written or (self._saved is not None and document != self._saved):
+                self._save(document)
