@@ -25,7 +25,6 @@ from sglang_cached_addon.proxy.flows import Streaming
 from sglang_cached_addon.proxy.framing_layer import open_framing_layer
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
-from sglang_cached_addon.proxy.requests import is_local
 from sglang_cached_addon.proxy.selfcheck import Part, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.settings import OPTIONS, Settings
@@ -163,7 +162,7 @@ class SglangCached:
         if not connection or not self._is_alone():
             return
         if not ctx.options.body_size_limit:  # of that, mitmproxy knows
-            lane.open_lane(connection, self._heads, self._desk, is_local=is_local(client))
+            lane.open_lane(connection, self._heads, self._desk)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
         if not has(Part.LAYERS):

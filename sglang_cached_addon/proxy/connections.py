@@ -114,6 +114,12 @@ class Connection:
         return handed
 
     @property
+    def transport(self) -> asyncio.Transport:
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        return transport
+
+    @property
     def stages(self) -> list[Stage]:
         return [stage for stage in (self.lane, self.door) if stage]
 
@@ -135,7 +141,7 @@ class Connection:
     @property
     def unread(self) -> int:
         """Bytes that the client has not taken."""
-        return self.writer.transport.get_write_buffer_size()
+        return self.transport.get_write_buffer_size()
 
     async def watch(self) -> None:
         """Returns when it has been idle for too long. Each byte begins that time anew; who waits
@@ -207,7 +213,7 @@ class Connections:
         ]
         found.sort(key=lambda each: each[:2])
         for _, _, connection in found[:count]:
-            connection.writer.transport.abort()
+            connection.transport.abort()
         return len(found[:count])
 
 

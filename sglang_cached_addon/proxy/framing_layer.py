@@ -159,14 +159,14 @@ class FramingLayer(layer.Layer):
                 break
             else:
                 data = self._requests.next()
-                self._transport.resume_reading()
+                self._connection.transport.resume_reading()
                 yield from self._give(data)
         if self.seen and self.progress is Progress.HEAD:
             self.head.begin()
         else:
             self.head.end()
         if self._requests.held > MAX_HELD:
-            self._transport.pause_reading()
+            self._connection.transport.pause_reading()
 
     def _refuse(self, refused: FramingError) -> layer.CommandGenerator[None]:
         """Answers, unless there is an answer, and hangs up when the client has heard it."""
@@ -180,7 +180,7 @@ class FramingLayer(layer.Layer):
             yield commands.SendData(client, refusal(refused.status, str(refused)))
         # Nobody waits for what has begun.
         yield from self._pass(events.ConnectionClosed(client))
-        self._transport.resume_reading()
+        self._connection.transport.resume_reading()
         yield commands.CloseTcpConnection(client, half_close=True)
         self._start(self._linger())
 
@@ -192,12 +192,6 @@ class FramingLayer(layer.Layer):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-    @property
-    def _transport(self) -> asyncio.Transport:
-        transport = self._connection.writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        return transport
 
     async def _tell(self, event: OwnEvent) -> None:
         await self._connection.handler.server_event(event)

@@ -15,6 +15,7 @@ from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
+from sglang_cached_addon.service.stream import Cut
 from sglang_cached_addon.wire import http1
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -71,7 +72,7 @@ class Writer:
 
     async def serve(self, ask: Ask, answer: Received, started: float) -> Bypass | None:
         """Waits for the answer to a call, and writes it; what is not for the cache to answer is
-        returned. Raises `Cut` where a stream breaks off."""
+        returned. Raises `Cut` where an answer breaks off."""
         outcome, is_complete = LEFT, False
         try:
             if isinstance(answer, Coroutine):
@@ -82,6 +83,11 @@ class Writer:
             self._is_alive()
             await self._answer(answer)
             is_complete = True
+        except Cut:
+            raise
+        except Exception:  # nobody else would end what has begun
+            logger.exception("sglang-cached: an answer in the fast lane broke off")
+            raise Cut from None
         finally:
             if isinstance(answer, Streamed):
                 answer.close(is_complete)
