@@ -14,7 +14,7 @@ from benchmarks import stub
 from benchmarks.calls import Call, numbered
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import identify
 from sglang_cached_addon.store.journal.lines import encode
@@ -43,6 +43,6 @@ def write_journal(folder: Path, call: Call, entries: int, *, times: int = 1) -> 
                 for number in range(start, min(start + _BATCH, entries)):
                     asked = numbered(content, number)
                     key, raw = digester.key(asked), digester.raw(numbered(call.template, number))
-                    first = None if turn else asked
-                    lines += encode(key, dialect.name, first, [sample], raw)
+                    first = b"" if turn else asked
+                    lines += encode(Addition(key, dialect.name, first, [sample], raw))
                 file.write(lines)

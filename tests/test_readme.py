@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from sglang_cached_addon.admin.routes import ROUTES
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.core.policy import REASONS
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import installed
 from sglang_cached_addon.proxy.start import FLAGS
 from sglang_cached_addon.settings import OPTIONS
@@ -48,7 +48,7 @@ def transport_fields() -> str:
 
 
 def reasons() -> str:
-    rows = [f"| `{reason}` | {text} |" for reason, text in REASONS.items()]
+    rows = [f"| `{reason}` | {reason.meaning} |" for reason in Reason]
     return "\n".join(["| reason | |", "|---|---|", *rows])
 
 

@@ -48,6 +48,27 @@ def slots(times: Sequence[float], count: int, since: float, now: float) -> list[
     return [*stale, *range(len(times), len(times) + count - len(stale))]
 
 
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """Samples that are to be appended to a pool, and what is said of them."""
+
+    key: bytes
+    """The key of the pool."""
+    dialect: str
+    """The name of the API that the answers are of."""
+    content: bytes
+    """The canonical call, kept for people who read the journal; empty if it is not known, or kept
+    already."""
+    samples: Sequence[Sample]
+    raw: bytes = b""
+    """The digest of a body that the pool's first sample answers; empty if there is none."""
+    since: float = -inf
+    """The samples take the places of those that do not count since this time (see `counts`), in the
+    order of the pool, and then those behind its end."""
+    is_last: bool = True
+    """No more samples of the same answer follow for this pool."""
+
+
 class Lease(Protocol):
     """The right to fill some pools. No other proxy has it at the same time."""
 
@@ -100,20 +121,8 @@ class Store(Protocol):
     def find(self, raw: bytes) -> bytes | None:
         """The key of the pool whose first sample answers the body with this digest."""
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float = -inf,
-    ) -> bool:
-        """Adds samples to a pool. `content` is the canonical call, kept for people who read the
-        journal; `raw`, if any, is the digest of a body that the pool's first sample answers. New
-        samples take the places of those that do not count (see `counts`), in the order of the pool,
-        and then those behind its end. Gives False, and changes nothing, if they cannot be kept."""
+    def append(self, addition: Addition) -> bool:
+        """Adds samples to a pool. Gives False if they cannot be kept, or not all of them."""
 
     def room(self) -> Awaitable[None] | None:
         """What a caller that has much to store waits for; None if there is room, or if waiting

@@ -1,4 +1,4 @@
-"""Plans: which samples of a call are stored, which are short, and in which pieces new ones are.
+"""Plans: which samples of a call are stored, which are short, and how new ones are stored.
 
 Pure but for the pools it is given. A call that wants n takes the first n samples of a pool. Prompts
 that come twice in one call take turns, so that `["a", "a"]` gets two different samples, as it would
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from sglang_cached_addon.core.cache import Sample, Store, counts
+from sglang_cached_addon.core.cache import Addition, Sample, Store, counts
 from sglang_cached_addon.core.call import Call, Generation, Recorded
 
 
@@ -123,20 +123,15 @@ PIECE = 1 << 20
 else runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Samples of a pool that are stored in one go."""
-
-    key: bytes
-    content: bytes
-    samples: Sequence[Sample]
-    since: float
-    is_last: bool
-    """No other piece of this pool follows."""
-
-
-def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -> Iterator[Piece]:
-    """New samples as they are stored, pool by pool, in the order of the call."""
+def additions(
+    plan: Plan,
+    new: Iterable[tuple[int, Sample]],
+    dialect: str,
+    raw: bytes = b"",
+    since: float = -inf,
+) -> Iterator[Addition]:
+    """New samples as they are stored, pool by pool, in the order of the call: each addition in one
+    go. The rest is as in `Addition`."""
     new = list(new)
     contents = {plan.keys[item]: plan.call.items[item] for item, _ in new}
     for key, pool in by_key(plan, new).items():
@@ -145,8 +140,9 @@ def pieces(plan: Plan, new: Iterable[tuple[int, Sample]], since: float = -inf) -
             size += len(sample.answer) + len(sample.deltas)
             if size < PIECE and end < len(pool):
                 continue
-            yield Piece(key, contents[key], pool[begun:end], counting, end == len(pool))
-            # A later piece must not replace the samples of an earlier one.
+            some, is_last = pool[begun:end], end == len(pool)
+            yield Addition(key, dialect, contents[key], some, raw, counting, is_last)
+            # A later one must not replace the samples of an earlier one.
             begun, size, counting = end, 0, min(since, pool[0].stored_at)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
+from typing import Self
 
 from sglang_cached_addon.core.directives import Directives
 
@@ -35,107 +36,100 @@ MAX_NAMES = 1024 * 1024
 
 
 class Reason(StrEnum):
-    """Why a call was not looked up, or its answer not stored. The values are public."""
+    """Why a call was not looked up, or its answer not stored: the value, which is public, and what
+    it means, for people."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Self:
+        self = str.__new__(cls, value)
+        self._value_, self.meaning = value, meaning
+        return self
 
     # not looked up: the call is passed on untouched (bypass)
-    ROUTE = "route"
-    STREAM = "stream"
-    INVALID_JSON = "invalid-json"
-    DUPLICATE_KEY = "duplicate-key"
-    MALFORMED = "malformed"
-    CONTENT_TYPE = "content-type"
-    ENCODED = "encoded"
-    QUERY = "query"
-    HEADER = "header"
-    CROSS_ORIGIN = "cross-origin"
-    TOO_LARGE = "too-large"
-    STATE = "state"
-    MEDIA = "media-by-reference"
-    DISAGGREGATION = "disaggregation"
-    BEAM = "beam"
-    INSEPARABLE = "inseparable"
-    HTTP_1_0 = "http-1.0"
-    NO_STORE = "no-store"
-    OFF = "off"
-    NO_MODEL = "no-model"
-    UNAUTHORIZED = "unauthorized"
+    ROUTE = "route", "another route: passed on, with no headers added"
+    STREAM = (
+        "stream",
+        "a stream with fields that it answers in another form than JSON does, as "
+        "`return_hidden_states`",
+    )
+    INVALID_JSON = "invalid-json", "not JSON as SGLang reads it, or integers beyond 64 bits"
+    DUPLICATE_KEY = "duplicate-key", "an object with a key twice"
+    MALFORMED = (
+        "malformed",
+        "no prompt, an odd `n` (0, negative, text, over 10,000), other wrong types",
+    )
+    CONTENT_TYPE = "content-type", "not `application/json`"
+    ENCODED = "encoded", "a compressed body"
+    QUERY = "query", "a query behind the path"
+    HEADER = (
+        "header",
+        "`x-sglext-*`, and `x-override-*` but for `-priority` and `-conversation-id`: they change "
+        "what is asked or returned; a `Connection` that names headers of the message",
+    )
+    CROSS_ORIGIN = "cross-origin", "a browser's `Origin`, which the answer's CORS headers depend on"
+    TOO_LARGE = (
+        "too-large",
+        "what would hold others up while it is read: a body over 10 MiB, or of more than about "
+        "700,000 numbers; more than 10,000 samples; an answer over 512 MiB, a stream over 256 MiB",
+    )
+    STATE = "state", "state held by the server: `session_params`, `previous_response_id`"
+    MEDIA = "media-by-reference", "media by URL or path, which may change behind an equal body"
+    DISAGGREGATION = "disaggregation", "`bootstrap_*` and the like, of prefill and decode servers"
+    BEAM = "beam", "beam search"
+    INSEPARABLE = "inseparable", "a list or `n > 1` with fields that cannot be told apart by prompt"
+    HTTP_1_0 = "http-1.0", "a stream for a client that cannot be answered in chunks"
+    NO_STORE = "no-store", "the client asked for it: `Cache-Control: no-store`"
+    OFF = "off", "`--mode off`"
+    NO_MODEL = "no-model", "the upstream does not say, or has not yet said, which model it serves"
+    UNAUTHORIZED = (
+        "unauthorized",
+        "a credential that the upstream has not accepted: it is asked itself",
+    )
     # not looked up further: neither stored nor to be fetched
-    ONLY_IF_CACHED = "only-if-cached"
-    OFFLINE = "offline"
+    ONLY_IF_CACHED = "only-if-cached", "not stored, and the client wants nothing else: 504"
+    OFFLINE = "offline", "not stored, and `--mode offline` asks nobody: 504"
     # looked up and forwarded, but the answer is not stored
-    STATUS = "status"
-    ERROR = "error"
-    ABORT = "abort"
-    UNFINISHED = "unfinished"
-    MIXED_WEIGHTS = "mixed-weights"
-    NO_USAGE = "no-usage"
-    SHARED_USAGE = "shared-usage"
-    LOST_LOGPROBS = "lost-logprobs"
-    UNREADABLE = "unreadable-answer"
-    OTHER_WEIGHTS = "other-weights"
-    MODEL_CHANGED = "model-changed"
-    UNCONFIRMED = "unconfirmed"
-    READONLY = "readonly"
-    CLEARED = "cleared"
-    DISK = "disk"
-    LARGE_SAMPLE = "large-sample"
-    UNREACHABLE = "unreachable"
-    CUT = "cut"
-
-
-REASONS = {
-    Reason.ROUTE: "another route: passed on, with no headers added",
-    Reason.STREAM: "a stream with fields that it answers in another form than JSON does, as "
-    "`return_hidden_states`",
-    Reason.INVALID_JSON: "not JSON as SGLang reads it, or integers beyond 64 bits",
-    Reason.DUPLICATE_KEY: "an object with a key twice",
-    Reason.MALFORMED: "no prompt, an odd `n` (0, negative, text, over 10,000), other wrong types",
-    Reason.CONTENT_TYPE: "not `application/json`",
-    Reason.ENCODED: "a compressed body",
-    Reason.QUERY: "a query behind the path",
-    Reason.HEADER: "`x-sglext-*`, and `x-override-*` but for `-priority` and `-conversation-id`: "
-    "they change what is asked or returned; a `Connection` that names headers of the message",
-    Reason.CROSS_ORIGIN: "a browser's `Origin`, which the answer's CORS headers depend on",
-    Reason.TOO_LARGE: "what would hold others up while it is read: a body over 10 MiB, or of more "
-    "than about 700,000 numbers; more than 10,000 samples; an answer over 512 MiB, a stream over "
-    "256 MiB",
-    Reason.STATE: "state held by the server: `session_params`, `previous_response_id`",
-    Reason.MEDIA: "media by URL or path, which may change behind an equal body",
-    Reason.DISAGGREGATION: "`bootstrap_*` and the like, of prefill and decode servers",
-    Reason.BEAM: "beam search",
-    Reason.INSEPARABLE: "a list or `n > 1` with fields that cannot be told apart by prompt",
-    Reason.HTTP_1_0: "a stream for a client that cannot be answered in chunks",
-    Reason.NO_STORE: "the client asked for it: `Cache-Control: no-store`",
-    Reason.OFF: "`--mode off`",
-    Reason.NO_MODEL: "the upstream does not say, or has not yet said, which model it serves",
-    Reason.UNAUTHORIZED: "a credential that the upstream has not accepted: it is asked itself",
-    Reason.ONLY_IF_CACHED: "not stored, and the client wants nothing else: 504",
-    Reason.OFFLINE: "not stored, and `--mode offline` asks nobody: 504",
-    Reason.STATUS: "the upstream's status is not 200",
-    Reason.ERROR: "an error in a 200",
-    Reason.ABORT: "an aborted sample anywhere in the answer",
-    Reason.UNFINISHED: "a sample without a finish reason",
-    Reason.MIXED_WEIGHTS: "the model's weights changed during the generation",
-    Reason.NO_USAGE: "a stream that does not tell its usage, which a JSON answer has",
-    Reason.SHARED_USAGE: "an answer of many samples that tells only what they came to, not each "
-    "one's tokens",
-    Reason.LOST_LOGPROBS: "a stream without the log-probabilities of some tokens, which a JSON "
-    "answer has",
-    Reason.UNREADABLE: "an answer that is not what was asked for, or a stream with an event of "
-    "more than 64 MiB",
-    Reason.OTHER_WEIGHTS: "the answer names another `weight_version` than the upstream does",
-    Reason.MODEL_CHANGED: "the model behind the URL changed, or may have, while the answer was on "
-    "its way",
-    Reason.UNCONFIRMED: "the upstream could not be asked whether it still is the same model",
-    Reason.READONLY: "`--mode readonly`",
-    Reason.CLEARED: "the cache was cleared while the answer was on its way",
-    Reason.DISK: "the disk takes nothing, and 64 MB wait for it already",
-    Reason.LARGE_SAMPLE: "a sample of over 480,000 values, as 4 MB of log-probabilities are: "
-    "to read it would hold up all others",
-    Reason.UNREACHABLE: "no connection to the upstream",
-    Reason.CUT: "the upstream, or the client, hung up before the answer was complete",
-}
-"""What each reason means, for people."""
+    STATUS = "status", "the upstream's status is not 200"
+    ERROR = "error", "an error in a 200"
+    ABORT = "abort", "an aborted sample anywhere in the answer"
+    UNFINISHED = "unfinished", "a sample without a finish reason"
+    MIXED_WEIGHTS = "mixed-weights", "the model's weights changed during the generation"
+    NO_USAGE = "no-usage", "a stream that does not tell its usage, which a JSON answer has"
+    SHARED_USAGE = (
+        "shared-usage",
+        "an answer of many samples that tells only what they came to, not each one's tokens",
+    )
+    LOST_LOGPROBS = (
+        "lost-logprobs",
+        "a stream without the log-probabilities of some tokens, which a JSON answer has",
+    )
+    UNREADABLE = (
+        "unreadable-answer",
+        "an answer that is not what was asked for, or a stream with an event of more than 64 MiB",
+    )
+    OTHER_WEIGHTS = (
+        "other-weights",
+        "the answer names another `weight_version` than the upstream does",
+    )
+    MODEL_CHANGED = (
+        "model-changed",
+        "the model behind the URL changed, or may have, while the answer was on its way",
+    )
+    UNCONFIRMED = (
+        "unconfirmed",
+        "the upstream could not be asked whether it still is the same model",
+    )
+    READONLY = "readonly", "`--mode readonly`"
+    CLEARED = "cleared", "the cache was cleared while the answer was on its way"
+    DISK = "disk", "the disk takes nothing, and 64 MB wait for it already"
+    LARGE_SAMPLE = (
+        "large-sample",
+        "a sample of over 480,000 values, as 4 MB of log-probabilities are: to read it would hold "
+        "up all others",
+    )
+    UNREACHABLE = "unreachable", "no connection to the upstream"
+    CUT = "cut", "the upstream, or the client, hung up before the answer was complete"
 
 
 class Refused(Exception):

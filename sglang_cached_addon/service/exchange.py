@@ -19,7 +19,7 @@ from io import BytesIO
 import orjson
 
 from sglang_cached_addon.core import identity, planning, policy
-from sglang_cached_addon.core.cache import Brought, Sample, Store
+from sglang_cached_addon.core.cache import Addition, Brought, Sample, Store
 from sglang_cached_addon.core.call import Mint, Split, without_skipped
 from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
@@ -115,13 +115,13 @@ class Exchange:
 
     def commits(
         self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
-    ) -> Iterator[tuple[planning.Piece, Reason | None]]:
-        """As `commit`, a piece at a time, in between which others may have their turn. With a
+    ) -> Iterator[tuple[Addition, Reason | None]]:
+        """As `commit`, an addition at a time, in between which others may have their turn. With a
         reason it ends."""
         name, raw = fetch.known.dialect.name, fetch.known.raw
         if fetch.known.call.is_seeded and self.lookup.server.engine != identity.SGLANG:
             samples = self._unknown(fetch, samples)
-        for one in planning.pieces(fetch.plan, samples, fetch.terms.since):
+        for one in planning.additions(fetch.plan, samples, name, raw, fetch.terms.since):
             if fetch.stamp.clears != self._store.clears:
                 # Who clears the cache wants nothing back that was on its way then.
                 yield one, Reason.CLEARED
@@ -129,9 +129,7 @@ class Exchange:
             if fetch.stamp.model_version != self.lookup.model_version:
                 yield one, Reason.MODEL_CHANGED
                 return
-            is_kept = self._store.append(
-                one.key, name, one.content, one.samples, raw, since=one.since
-            )
+            is_kept = self._store.append(one)
             yield one, None if is_kept else Reason.DISK
             if not is_kept:
                 return

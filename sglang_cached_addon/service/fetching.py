@@ -244,11 +244,11 @@ class Fetcher:
         """Stores what is kept, and lets others have their turn where it is much; why it is not, or
         not all of it."""
         begun, pause = time.monotonic(), pausing()
-        for piece, reason in self._exchange.commits(fetch, arrived.samples):
+        for addition, reason in self._exchange.commits(fetch, arrived.samples):
             if reason:
                 return reason
-            if piece.is_last:
-                self._flights.settle(flight, (piece.key,))
+            if addition.is_last:
+                self._flights.settle(flight, (addition.key,))
             if time.monotonic() > begun + STORE_SECONDS:
                 pause()
                 # Who only waits for hits does not wait for the disk, but this does.

@@ -14,7 +14,7 @@ from itertools import chain
 from math import inf
 from pathlib import Path
 
-from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store import placing
 from sglang_cached_addon.store.contract import OpenStore
@@ -113,7 +113,7 @@ class DiskStore(OpenStore):
     def _hold(self, key: bytes, samples: Sequence[Sample] | None) -> None:
         """Puts a pool into memory that was read from the disk, if it is still the whole pool."""
         if samples and key not in self.memory and len(samples) == self.index.count(key):
-            self.memory.append(key, "", b"", samples)
+            self.memory.append(Addition(key, "", b"", samples))
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
@@ -146,35 +146,26 @@ class DiskStore(OpenStore):
 
     # Changes
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float = -inf,
-    ) -> bool:
+    def append(self, addition: Addition) -> bool:
         # All lines of a key stay or go together, so its first one keeps what was asked: a line of
         # which nothing counts any more hands it on when it goes.
         if self.journal.resets != self._resets:
             _ = self.generation
-        is_new, said, name = key not in self.index, content, raw
+        key, samples = addition.key, addition.samples
+        is_new = key not in self.index
         is_at_hand = is_new or key in self.memory
         have = len(self.memory.peek(key))
-        places, own = placing.places(self.index, key, have, len(samples), since, self.now)
+        places, own = placing.places(self.index, addition, have, self.now)
+        content, raw = addition.content if is_new else b"", addition.raw
         kept = 0
         for stop in placing.line_ends(own, samples):
-            some = samples[kept:stop]
-            if not self.journal.append(
-                key, dialect, said if is_new else None, some, name, own[kept]
-            ):
+            line = Addition(key, addition.dialect, content, samples[kept:stop], raw)
+            if not self.journal.append(line, own[kept]):
                 break
-            kept, is_new, name = stop, False, b""
+            kept, content, raw = stop, b"", b""
         if kept and is_at_hand:
-            self.memory.place(key, dialect, samples[:kept], places[:kept], raw)
-        elif kept and since > -inf:
+            self.memory.place(addition, places[:kept])
+        elif kept and addition.since > -inf:
             self._removals += 1
         if self.ttl < inf:
             for each in self._sweep.next(self.index):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
 
-from sglang_cached_addon.core.cache import Brought, Sample, counts, slots
+from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
 from sglang_cached_addon.core.keys import PREFIX
 
 OVERHEAD = 512
@@ -107,36 +107,22 @@ class Memory:
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
         return None  # there is nothing else
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float = -inf,
-    ) -> bool:
-        pool = self._pools.get(key, ())
-        places: Sequence[int] = range(len(pool), len(pool) + len(samples))
-        if since > -inf:
+    def append(self, addition: Addition) -> bool:
+        pool, count = self._pools.get(addition.key, ()), len(addition.samples)
+        places: Sequence[int] = range(len(pool), len(pool) + count)
+        if addition.since > -inf:
             times = [sample.stored_at for sample in pool]
-            places = slots(times, len(samples), since, self.now)
-        self.place(key, dialect, samples, places, raw)
+            places = slots(times, count, addition.since, self.now)
+        self.place(addition, places)
         return True
 
-    def place(
-        self,
-        key: bytes,
-        dialect: str,
-        samples: Sequence[Sample],
-        places: Sequence[int],
-        raw: bytes = b"",
-    ) -> None:
-        """Puts samples into places of a pool: those of former samples, or behind its end."""
+    def place(self, addition: Addition, places: Sequence[int]) -> None:
+        """Puts as many samples as there are places into these places of a pool: those of former
+        samples, or behind its end."""
+        key, raw, samples = addition.key, addition.raw, addition.samples[: len(places)]
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool(dialect)
+            pool = self._pools[key] = _Pool(addition.dialect)
         replaced = [pool[place] for place in places if place < len(pool)]
         for place, sample in zip(places, samples, strict=True):
             pool[place : place + 1] = [sample]

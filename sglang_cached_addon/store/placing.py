@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import inf
 
-from sglang_cached_addon.core.cache import Sample, slots
+from sglang_cached_addon.core.cache import Addition, Sample, slots
 from sglang_cached_addon.store.journal.index import Index
 
 
 def places(
-    index: Index, key: bytes, have: int, count: int, since: float, now: float
+    index: Index, addition: Addition, have: int, now: float
 ) -> tuple[Sequence[int], Sequence[int]]:
-    """Which places so many new samples take: counted from the beginning of the pool, and as slots.
-    `have` samples are in memory; `since` is as in `cache.Store.append`."""
+    """Which places new samples take: counted from the beginning of the pool, and as slots. `have`
+    samples of the pool are in memory."""
+    key, count, since = addition.key, len(addition.samples), addition.since
     end = index.end(key)
     if since == -inf:
         return range(have, have + count), range(end, end + count)

@@ -7,19 +7,19 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import encode
 
 
 def test_compact(tmp_path: Path) -> None:
     """Nobody could have the room back without starting a proxy."""
     path = tmp_path / "cache.jsonl"
-    old = encode(b"a" * 32, "chat", b'{"q":1}', [Sample(b'{"x":1}', 1.0, 0.5, 3)])
+    old = encode(Addition(b"a" * 32, "chat", b'{"q":1}', [Sample(b'{"x":1}', 1.0, 0.5, 3)]))
     new = [Sample(b'{"x":2}', 2.0, 0.5, 3)]
-    path.write_bytes(old + encode(b"a" * 32, "chat", None, new))
+    path.write_bytes(old + encode(Addition(b"a" * 32, "chat", b"", new)))
     before = path.stat().st_size
     result = CliRunner().invoke(main, ["compact"], env={"SGLANG_CACHED_CACHE_PATH": str(tmp_path)})
     assert result.exit_code == 0, result.output
-    left = encode(b"a" * 32, "chat", b'{"q":1}', new)
+    left = encode(Addition(b"a" * 32, "chat", b'{"q":1}', new))
     assert path.read_bytes() == left
     assert f"{before} bytes before, {len(left)} bytes after" in result.output

@@ -10,13 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sglang_cached_addon.cli import main
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.lines import encode
 from tests.tables import each
 
 KEYS = tuple(letter * 32 for letter in (b"a", b"b", b"c"))
-WHOLE = b"".join(encode(key, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)]) for key in KEYS)
+WHOLE = b"".join(
+    encode(Addition(key, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)])) for key in KEYS
+)
 
 
 def run(command: str, folder: Path, *arguments: str) -> Result:

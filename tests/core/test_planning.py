@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.call import Call, Generation
 from sglang_cached_addon.core.planning import (
     PIECE,
     Plan,
+    additions,
     answers,
-    pieces,
     plan,
     recorded,
     samples,
@@ -27,18 +28,9 @@ class Store(Memory):
     def now(self) -> float:
         return NOW
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float = -inf,
-    ) -> bool:
-        api = f"{dialect} {content.decode()}"
-        return super().append(key, api, content, samples, raw, since=since)
+    def append(self, addition: Addition) -> bool:
+        api = f"{addition.dialect} {addition.content.decode()}"
+        return super().append(replace(addition, dialect=api))
 
 
 def sample(answer: str, stored_at: float = 1.0) -> Sample:
@@ -49,7 +41,7 @@ def store_of(pools: dict[str, str]) -> Store:
     """A store whose pools hold one sample per letter."""
     store = Store()
     for key, letters in pools.items():
-        store.append(key.encode(), "d", b"", [sample(letter) for letter in letters])
+        store.append(Addition(key.encode(), "d", b"", [sample(letter) for letter in letters]))
     return store
 
 
@@ -57,7 +49,9 @@ def aged(pools: dict[str, str]) -> Store:
     """A store whose samples are digits that tell when they were stored."""
     store = Store()
     for key, digits in pools.items():
-        store.append(key.encode(), "d", b"", [sample(digit, float(digit)) for digit in digits])
+        store.append(
+            Addition(key.encode(), "d", b"", [sample(digit, float(digit)) for digit in digits])
+        )
     return store
 
 
@@ -82,8 +76,8 @@ def commit(
     since: float = -inf,
 ) -> None:
     """Stores new samples piece by piece."""
-    for one in pieces(made, new, since):
-        store.append(one.key, dialect, one.content, one.samples, raw, since=one.since)
+    for one in additions(made, new, dialect, raw, since):
+        store.append(one)
 
 
 def new_of(*pairs: tuple[int, str]) -> list[tuple[int, Sample]]:
@@ -125,7 +119,7 @@ def test_plan_does_not_change() -> None:
     """A plan does not change with the store."""
     store = store_of({"a": "1"})
     made = plan_of("a", 3, store)
-    store.append(b"a", "d", b"", [sample("2")])
+    store.append(Addition(b"a", "d", b"", [sample("2")]))
     assert made.shortfalls == (2,)
     assert answers(made) == [[b"1"]]
 
@@ -199,7 +193,7 @@ def test_again() -> None:
     store = store_of({"a": "1"})
     made = plan_of("abc", 2, store).with_samples(new_of((1, "x"), (1, "y")))
     for key, letter in {"a": "2", "b": "3", "c": "4"}.items():
-        store.append(key.encode(), "d", b"", [sample(letter)])
+        store.append(Addition(key.encode(), "d", b"", [sample(letter)]))
     again = made.again(made.needs, store)
     assert letters(again.stored) == ["12", "xy", "4"]
     assert again.needs == {b"c": 2}
@@ -210,7 +204,7 @@ def test_again_of_a_repeated_prompt() -> None:
     """Planned again, two equal prompts still get two samples."""
     store = store_of({"a": "1"})
     made = plan_of("aba", 1, store)
-    store.append(b"a", "d", b"", [sample("2"), sample("3")])
+    store.append(Addition(b"a", "d", b"", [sample("2"), sample("3")]))
     assert letters(made.again(made.needs, store).stored) == ["1", "", "2"]
 
 
@@ -218,7 +212,7 @@ def test_again_since() -> None:
     """Planned again, what is too old still does not count."""
     store = aged({"a": "1"})
     made = plan_of("a", 2, store, 2.0)
-    store.append(b"a", "d", b"", [sample("3", 3.0)])
+    store.append(Addition(b"a", "d", b"", [sample("3", 3.0)]))
     assert letters(made.again(made.needs, store, 2.0).stored) == ["3"]
 
 
@@ -252,14 +246,14 @@ def test_commit_of_a_repeated_prompt() -> None:
     assert answers(plan_of("aba", 1, store)) == answers(made.with_samples(new))
 
 
-def test_pieces() -> None:
+def test_additions() -> None:
     """A large answer is stored in pieces, of which none replaces an earlier one."""
     store = store_of({"a": "123456", "b": "1"})
     made = plan_of("ab", 6, store, inf)
     new = [(0, sample(letter * (PIECE // 2), NOW)) for letter in "vwxyz"] + new_of((1, "k"))
     found = [
         ("".join(s.answer[:1].decode() for s in one.samples), one.key, one.is_last)
-        for one in pieces(made, new)
+        for one in additions(made, new, "d")
     ]
     assert found == [
         ("vw", b"a", False), ("xy", b"a", False), ("z", b"a", True), ("k", b"b", True),
@@ -301,10 +295,10 @@ def test_commit_since() -> None:
 def test_the_future_does_not_count() -> None:
     """A sample from the future does not count."""
     store = Store()
-    store.append(b"a", "d", b"", [sample("1", NOW + 3600), sample("2", NOW)])
+    store.append(Addition(b"a", "d", b"", [sample("1", NOW + 3600), sample("2", NOW)]))
     assert letters(plan_of("a", 2, store).stored) == ["12"]
     assert letters(plan_of("a", 2, store, NOW - 60).stored) == ["2"]
-    store.append(b"a", "d", b"", [sample("3", NOW)], since=NOW - 60)
+    store.append(Addition(b"a", "d", b"", [sample("3", NOW)], since=NOW - 60))
     assert letters([store.get(b"a")]) == ["32"]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
@@ -184,7 +184,7 @@ def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> No
     """Who starts with a large cache would think that nothing happens; who reads a log would find
     it full of percentages."""
     sample = Sample(b"{}", 1.0, 0.5, 1)
-    lines = (encode(n.to_bytes(32), "generate", None, [sample]) for n in range(45_000))
+    lines = (encode(Addition(n.to_bytes(32), "generate", b"", [sample])) for n in range(45_000))
     (tmp_path / "cache.jsonl").write_bytes(b"".join(lines))
     reader, writer = os.openpty() if is_terminal else os.pipe()
     arguments = ["--sglang-url", simulator.url, "--port", "0", "--cache-path", str(tmp_path)]

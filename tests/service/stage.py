@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.identity import UNKNOWN
 from sglang_cached_addon.core.policy import Mode, Reason
@@ -301,5 +301,5 @@ class Look:
         (key,) = self.needs
         answers = [Sample(json.dumps({"text": t, "meta_info": {}}).encode(), 1.0, 2.0, 3)
                    for t in texts]  # fmt: skip
-        store.append(key, "generate", b"", answers)
+        store.append(Addition(key, "generate", b"", answers))
         self.answer.set_result(Brought(**kwargs))

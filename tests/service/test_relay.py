@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from sglang_cached_addon.core import planning
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate
@@ -51,7 +51,7 @@ class Way:
                     recorder.add(copy.deepcopy(event))
                 (made,) = recorder.split().generations
                 sample = Sample(made.answer, 1.0, 1.0, made.tokens, made.deltas)
-                store.append(self._key(dialect.read(alone).items[0]), "", b"", [sample])
+                store.append(Addition(self._key(dialect.read(alone).items[0]), "", b"", [sample]))
         keys = tuple(self._key(item) for item in self.call.items)
         self.plan = planning.plan(self.call, keys, store)
         numbers = itertools.count()

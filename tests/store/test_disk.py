@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.cache import Sample, slots
+from sglang_cached_addon.core.cache import Addition, Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError
 from tests.tables import each
 
@@ -56,9 +56,9 @@ def test_reopened(tmp_path: Path) -> None:
     """After a restart all is there, in its order and with its sums."""
     with opened(tmp_path) as store:
         assert store.loaded == Loaded()
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}'), sample(b'{"x":2}')])
-        store.append(B, "generate", b'{"q":2}', [sample(b'{"x":3}')])
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}')])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}'), sample(b'{"x":2}')]))
+        store.append(Addition(B, "generate", b'{"q":2}', [sample(b'{"x":3}')]))
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":4}')]))
         before = list(pool(store, A)), list(pool(store, B))
     with opened(tmp_path) as store:
         assert store.loaded == Loaded(keys=2, samples=4)
@@ -71,20 +71,20 @@ def test_reopened(tmp_path: Path) -> None:
 def test_call_once(tmp_path: Path) -> None:
     """The file has what was asked once for each key."""
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b"{}")])
-        store.append(A, "chat", b'{"q":1}', [sample(b"{}")])
-        store.append(B, "chat", b'{"q":2}', [sample(b"{}")])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
+        store.append(Addition(B, "chat", b'{"q":2}', [sample(b"{}")]))
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b"{}")])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
     assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, {"q": 2}, None]
 
 
 def test_call_again_after_clear(tmp_path: Path) -> None:
     """What was asked is there again after a clear."""
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}')])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')]))
         store.clear()
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}')])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')]))
     (record,) = records(tmp_path)
     assert (record["call"], record["answers"]) == ({"q": 1}, [{"x": 2}])
 
@@ -92,7 +92,7 @@ def test_call_again_after_clear(tmp_path: Path) -> None:
 def test_clear(tmp_path: Path) -> None:
     """A clear removes all, for good."""
     with opened(tmp_path) as store:
-        store.append(A, "chat", b"{}", [sample(b"{}")])
+        store.append(Addition(A, "chat", b"{}", [sample(b"{}")]))
         done = store.clear()
         assert len(pool(store, A)) == 0
         assert done.result(10) is None
@@ -165,8 +165,8 @@ def test_unusable_folder(tmp_path: Path) -> None:
 def test_names_of_bodies_survive(tmp_path: Path) -> None:
     """Pools are found by the names of bodies after a restart, too."""
     store = DiskStore(tmp_path)
-    store.append(A, "chat", b"{}", [sample(b"{}")], b"r" * 16)
-    store.append(B, "chat", b"{}", [sample(b"{}")])
+    store.append(Addition(A, "chat", b"{}", [sample(b"{}")], b"r" * 16))
+    store.append(Addition(B, "chat", b"{}", [sample(b"{}")]))
     store.close()
     again = DiskStore(tmp_path)
     try:
@@ -185,10 +185,10 @@ def test_since_survives(tmp_path: Path) -> None:
     """Samples that took the places of old ones have them after a restart, too."""
     raw = b"r" * 16
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)], raw)
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 2.0)])
-        store.append(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 1.0)])
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0)
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)], raw))
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 2.0)]))
+        store.append(Addition(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 1.0)]))
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0))
         assert (store.generation, store.clears) == (1, 0)
         before = list(pool(store, A))
         assert [s.answer for s in before] == [b'{"x":4}', b'{"x":2}']
@@ -203,10 +203,10 @@ def test_call_stays_when_all_is_replaced(tmp_path: Path) -> None:
     """What was asked stays in the file, once, when all samples are replaced."""
     with opened(tmp_path) as store:
         for at in (1.0, 2.0, 3.0):
-            store.append(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=inf)
+            store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=inf))
         assert len(pool(store, A)) == 1
         store.clear(B[:8]).result(10)
-        store.append(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=inf)
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=inf))
     assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None]
     with opened(tmp_path) as store:
         assert list(store.calls(9, 9)) == [(A, "chat", b'{"q":1}')]
@@ -238,14 +238,16 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
         for n in range(3):
             for one in (b"x", b"y", b"z"):
                 asked = b'{"q":%d}' % n
-                store.append(key(one, n), "chat", asked, [sample(b'{"x":1}')], one * 15 + b"%d" % n)
+                store.append(
+                    Addition(key(one, n), "chat", asked, [sample(b'{"x":1}')], one * 15 + b"%d" % n)
+                )
         done = store.clear(model and model * 8, others=others)
         expected = {(one.encode() * 8).hex(): 3 for one in left}
         assert store.index.by_model() == expected
         assert (store.generation, store.clears) == (1, 1)
         assert done.result(10) is None
-        store.append(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")])
-        store.append(key(b"x", 0), "chat", b'{"q":0}', [sample(b"{}")])
+        store.append(Addition(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")]))
+        store.append(Addition(key(b"x", 0), "chat", b'{"q":0}', [sample(b"{}")]))
     with opened(folder) as store:
         came_back = (b"x" * 8).hex()
         expected[came_back] = expected.get(came_back, 0) + 2
@@ -265,7 +267,7 @@ def test_failed_clear_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(28, "No space left on device")
 
     with opened(tmp_path) as store:
-        store.append(A, "chat", b"{}", [sample(b"{}")])
+        store.append(Addition(A, "chat", b"{}", [sample(b"{}")]))
         with monkeypatch.context() as patch:
             patch.setattr(os, "replace", fail)
             with pytest.raises(StoreError, match=r"cannot clear .*cache\.jsonl: No space left"):
@@ -289,9 +291,9 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
     path = tmp_path / "cache.jsonl"
     big = b'{"x":"' + b"x" * 100_000 + b'"}'
     with opened(tmp_path) as store:
-        store.append(B, "chat", b'{"q":2}', [sample(b'{"kept":1}')])
+        store.append(Addition(B, "chat", b'{"q":2}', [sample(b'{"kept":1}')]))
         for at in range(40):
-            store.append(A, "chat", b'{"q":1}', [sample(big, at)], since=inf)
+            store.append(Addition(A, "chat", b'{"q":1}', [sample(big, at)], since=inf))
         deadline = time.monotonic() + 10
         while path.stat().st_size > 1_500_000 or store.journal.pending:
             assert time.monotonic() < deadline
@@ -305,15 +307,19 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
 def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the journal does not take is nowhere, and the order of a pool is one."""
     with opened(tmp_path) as store:
-        store.append(A, "chat", b'{"q":1}', [sample(b'{"x":1}')], b"r" * 16)
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')], b"r" * 16))
         with monkeypatch.context() as patch:
             patch.setattr("sglang_cached_addon.store.journal.queue.MAX_PENDING", 0)
-            assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":2}')], since=inf)
-            assert not store.append(A, "chat", b'{"q":1}', [sample(b'{"x":3}')])
-            assert not store.append(B, "chat", b'{"q":2}', [sample(b'{"x":4}')], b"s" * 16)
+            assert not store.append(
+                Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')], since=inf)
+            )
+            assert not store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":3}')]))
+            assert not store.append(
+                Addition(B, "chat", b'{"q":2}', [sample(b'{"x":4}')], b"s" * 16)
+            )
         assert store.generation == 0
-        assert store.append(A, "chat", b'{"q":1}', [sample(b'{"x":5}')])
-        assert store.append(B, "chat", b'{"q":2}', [sample(b'{"x":6}')])
+        assert store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":5}')]))
+        assert store.append(Addition(B, "chat", b'{"q":2}', [sample(b'{"x":6}')]))
         before = [list(pool(store, key)) for key in (A, B)]
         assert [[s.answer for s in one] for one in before] == [
             [b'{"x":1}', b'{"x":5}'], [b'{"x":6}'],
@@ -338,7 +344,7 @@ def test_one_order(tmp_path: Path) -> None:
             if numbers.random() < 0.2:
                 settle(store)
                 fill(store, *range(5))  # which makes room
-            assert store.append(key, "chat", b"{}", new, since=since)
+            assert store.append(Addition(key, "chat", b"{}", new, since=since))
             pool_of = model[key]
             for place, one in zip(
                 slots([t for _, t in pool_of], count, since, now), new, strict=True
@@ -370,7 +376,7 @@ def body(n: int) -> bytes:
 def fill(store: DiskStore, *numbers: int, at: float | None = None) -> None:
     for n in numbers:
         one = sample(body(n), time.time() if at is None else at)
-        store.append(key_of(n), "chat", b'{"q":%d}' % n, [one], b"%016d" % n)
+        store.append(Addition(key_of(n), "chat", b'{"q":%d}' % n, [one], b"%016d" % n))
 
 
 def there(store: DiskStore, count: int) -> list[int]:
@@ -422,7 +428,7 @@ def test_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             found = read(key, waits=waits)
             if waits and not times:
                 times.append(1)
-                store.append(key, "chat", b"{}", [sample(b'{"x":"new"}', 9.0)], since=inf)
+                store.append(Addition(key, "chat", b"{}", [sample(b'{"x":"new"}', 9.0)], since=inf))
                 settle(store)
                 fill(store, 3)  # which makes room
                 assert key not in store.memory
@@ -450,7 +456,7 @@ def test_more_of_what_is_not_in_memory(tmp_path: Path) -> None:
         settle(store)
         fill(store, 2)
         assert key_of(1) not in store.memory
-        store.append(key_of(1), "chat", b"{}", [sample(b'{"x":"more"}', time.time())])
+        store.append(Addition(key_of(1), "chat", b"{}", [sample(b'{"x":"more"}', time.time())]))
         answers = [body(1), b'{"x":"more"}']
         assert [s.answer for s in pool(store, key_of(1))] == answers
     with limited(tmp_path) as store:
@@ -514,7 +520,7 @@ def test_expiry(tmp_path: Path) -> None:
     now = time.time()
     with limited(tmp_path) as store:
         fill(store, 0, 1, at=now - 100)
-        store.append(key_of(1), "chat", b"{}", [sample(b'{"x":"new"}', now)])
+        store.append(Addition(key_of(1), "chat", b"{}", [sample(b'{"x":"new"}', now)]))
         fill(store, 2, at=now)
         fill(store, 3, at=now + 3600)  # the clock was set back
         assert not store.is_expired(now - 99)
@@ -552,11 +558,11 @@ def test_expiry_within_a_pool(tmp_path: Path) -> None:
     times = (now, now - 100, now + 3600, now - 10)
     with limited(tmp_path, ttl=50) as store:
         for n, at in enumerate(times):
-            store.append(A, "chat", b"{}", [sample(b'{"x":%d}' % n, at)])
+            store.append(Addition(A, "chat", b"{}", [sample(b'{"x":%d}' % n, at)]))
         assert [s.answer for s in pool(store, A)] == [b'{"x":0}', b'{"x":3}']
         assert store.index.samples == store.memory.samples == 2
-        store.append(A, "chat", b"{}", [sample(b'{"x":4}', now)], since=inf)
-        store.append(A, "chat", b"{}", [sample(b'{"x":5}', now)])
+        store.append(Addition(A, "chat", b"{}", [sample(b'{"x":4}', now)], since=inf))
+        store.append(Addition(A, "chat", b"{}", [sample(b'{"x":5}', now)]))
         answers = [b'{"x":4}', b'{"x":3}', b'{"x":5}']
         assert [s.answer for s in pool(store, A)] == answers
     with limited(tmp_path, ttl=50, memory=1) as store:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import DiskStore
 from sglang_cached_addon.store.files import is_taken, lock, replace
 
@@ -30,7 +30,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 def use(folder: Path) -> None:
     """Makes each file that there is to make."""
     store = DiskStore(folder)
-    store.append(b"a" * 32, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)])
+    store.append(Addition(b"a" * 32, "chat", b"{}", [Sample(b'{"x":1}', 1.5, 0.5, 3)]))
     store.state.save({"a": 1})
     store.state.load()
     store.state.reject("odd")

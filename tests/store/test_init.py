@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import DiskStore
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.redis import SharedStore
@@ -28,7 +28,7 @@ def test_all_do_the_same(tmp_path: Path) -> None:
     async def use(store: OpenStore) -> list[Any]:
         def append(key: bytes, texts: str, at: float, **more: Any) -> None:
             samples = [Sample(b'{"":"%c"}' % ord(text), at, 0.5, 1) for text in texts]
-            assert store.append(key, "chat", b"{}", samples, **more)
+            assert store.append(Addition(key, "chat", b"{}", samples, **more))
 
         append(KEY, "ab", 1.0, raw=b"r" * 16)
         append(OTHER, "x", 1.0)

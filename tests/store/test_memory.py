@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from math import inf
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.memory import Memory
 from tests.tables import each
 
@@ -30,9 +30,9 @@ def test_unknown_key() -> None:
 def test_order() -> None:
     """A pool is in the order in which its samples came."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"1"), sample(b"2")])
-    memory.append(B, "chat", b"", [sample(b"x")])
-    memory.append(A, "chat", b"", [sample(b"3")])
+    memory.append(Addition(A, "chat", b"", [sample(b"1"), sample(b"2")]))
+    memory.append(Addition(B, "chat", b"", [sample(b"x")]))
+    memory.append(Addition(A, "chat", b"", [sample(b"3")]))
     assert answers(memory) == [b"1", b"2", b"3"]
     assert answers(memory, B) == [b"x"]
 
@@ -41,7 +41,7 @@ def test_appended_list_is_not_kept() -> None:
     """A list that is changed after it was added changes nothing."""
     memory = Memory()
     samples = [sample(b"1")]
-    memory.append(A, "chat", b"", samples)
+    memory.append(Addition(A, "chat", b"", samples))
     samples.append(sample(b"2"))
     assert answers(memory) == [b"1"]
 
@@ -49,9 +49,9 @@ def test_appended_list_is_not_kept() -> None:
 def test_counts() -> None:
     """Samples, bytes and dialects are counted."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"12"), sample(b"345", deltas=b"[1]")])
-    memory.append(A, "chat", b"", [sample(b"6")])
-    memory.append(B, "generate", b"", [sample("é".encode())])
+    memory.append(Addition(A, "chat", b"", [sample(b"12"), sample(b"345", deltas=b"[1]")]))
+    memory.append(Addition(A, "chat", b"", [sample(b"6")]))
+    memory.append(Addition(B, "generate", b"", [sample("é".encode())]))
     assert (len(memory), memory.samples, memory.bytes) == (2, 4, 11)
     assert memory.by_dialect == {"chat": 3, "generate": 1}
 
@@ -59,12 +59,12 @@ def test_counts() -> None:
 def test_clear() -> None:
     """After a clear there is nothing, and nothing is counted."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"12")], RAW)
+    memory.append(Addition(A, "chat", b"", [sample(b"12")], RAW))
     memory.clear()
     assert len(memory.get(A)) == 0
     assert memory.find(RAW) is None
     assert (len(memory), memory.samples, memory.bytes, memory.by_dialect) == (0, 0, 0, {})
-    memory.append(A, "generate", b"", [sample(b"345")])
+    memory.append(Addition(A, "generate", b"", [sample(b"345")]))
     assert (len(memory), memory.samples, memory.bytes) == (1, 1, 3)
     assert memory.by_dialect == {"generate": 1}
 
@@ -86,9 +86,11 @@ def test_clear() -> None:
 def test_since(since: float, pool: list[bytes]) -> None:
     """New samples take the places of those that do not count, and come behind the others."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)])
-    memory.append(B, "chat", b"", [sample(b"other", 0.0)])
-    memory.append(A, "chat", b"", [sample(b"new", 4.0), sample(b"newer", 4.0)], since=since)
+    memory.append(Addition(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)]))
+    memory.append(Addition(B, "chat", b"", [sample(b"other", 0.0)]))
+    memory.append(
+        Addition(A, "chat", b"", [sample(b"new", 4.0), sample(b"newer", 4.0)], since=since)
+    )
     assert answers(memory) == pool
     assert answers(memory, B) == [b"other"]
     assert (memory.samples, memory.by_dialect) == (len(pool) + 1, {"chat": len(pool) + 1})
@@ -101,7 +103,7 @@ def test_expiry() -> None:
     """Samples that are too old, or of the future, go, wherever they stand."""
     memory = Memory()
     times = (9.0, 1.0, 10.0, 99.0)
-    memory.append(A, "chat", b"", [sample(b"%d" % at, at) for at in times])
+    memory.append(Addition(A, "chat", b"", [sample(b"%d" % at, at) for at in times]))
     assert not memory.expire(A, 1.0, 99.0)
     assert memory.expire(A, 5.0, 20.0)
     assert answers(memory) == [b"9", b"10"]
@@ -116,15 +118,15 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
     """A pool that grows does not make room for itself, and others go as a whole."""
     gone: list[bytes] = []
     memory = Memory(limit=2000, evicted=gone.append)
-    memory.append(A, "chat", b"", [sample(b"1")])
-    memory.append(B, "chat", b"", [sample(b"x" * 800)])
-    memory.append(A, "chat", b"", [sample(b"2" * 900)])
+    memory.append(Addition(A, "chat", b"", [sample(b"1")]))
+    memory.append(Addition(B, "chat", b"", [sample(b"x" * 800)]))
+    memory.append(Addition(A, "chat", b"", [sample(b"2" * 900)]))
     assert answers(memory) == [b"1", b"2" * 900]
     assert gone == [B]
     for n in range(9):  # however much it is
-        memory.append(A, "chat", b"", [sample(b"%d" % n * 900)])
+        memory.append(Addition(A, "chat", b"", [sample(b"%d" % n * 900)]))
     assert (len(answers(memory)), answers(memory)[0]) == (11, b"1")
-    memory.append(B, "chat", b"", [sample(b"x")])
+    memory.append(Addition(B, "chat", b"", [sample(b"x")]))
     assert gone == [B, A]
     assert (len(memory), memory.bytes) == (1, 1)
 
@@ -132,8 +134,8 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
 def test_names_of_bodies_follow_the_first_sample() -> None:
     """The name of a body leads to its pool, also when samples were replaced."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"1", 1.0)], RAW)
-    memory.append(A, "chat", b"", [sample(b"2", 2.0)], since=2.0)
+    memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)], RAW))
+    memory.append(Addition(A, "chat", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.find(RAW) == A
     assert answers(memory) == [b"2"]
 
@@ -141,8 +143,8 @@ def test_names_of_bodies_follow_the_first_sample() -> None:
 def test_one_key_of_two_dialects() -> None:
     """Counts are never below nothing."""
     memory = Memory()
-    memory.append(A, "chat", b"", [sample(b"1", 1.0)])
-    memory.append(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0)
+    memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)]))
+    memory.append(Addition(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.by_dialect == {"chat": 1}
     memory.clear(b"")
     assert memory.by_dialect == {}
@@ -159,11 +161,11 @@ def test_by_model() -> None:
     """Samples are counted by model."""
     memory = Memory()
     assert memory.by_model() == {}
-    memory.append(key(b"x", 1), "chat", b"", [sample(b"1", 1.0), sample(b"2", 2.0)])
-    memory.append(key(b"x", 2), "generate", b"", [sample(b"1")])
-    memory.append(key(b"y", 1), "chat", b"", [sample(b"1")])
+    memory.append(Addition(key(b"x", 1), "chat", b"", [sample(b"1", 1.0), sample(b"2", 2.0)]))
+    memory.append(Addition(key(b"x", 2), "generate", b"", [sample(b"1")]))
+    memory.append(Addition(key(b"y", 1), "chat", b"", [sample(b"1")]))
     assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
-    memory.append(key(b"x", 1), "chat", b"", [sample(b"3", 3.0)], since=3.0)
+    memory.append(Addition(key(b"x", 1), "chat", b"", [sample(b"3", 3.0)], since=3.0))
     assert memory.by_model() == {(b"x" * 8).hex(): 3, (b"y" * 8).hex(): 1}
     memory.clear(b"x")
     assert memory.by_model() == {(b"y" * 8).hex(): 1}
@@ -172,9 +174,9 @@ def test_by_model() -> None:
 def test_clear_of_a_part() -> None:
     """A clear of a part removes just that, with its names and counts."""
     memory = Memory()
-    memory.append(key(b"x", 1), "chat", b"", [sample(b"12", deltas=b"[2]")], b"1" * 16)
-    memory.append(key(b"x", 2), "generate", b"", [sample(b"345")], b"2" * 16)
-    memory.append(key(b"y", 1), "chat", b"", [sample(b"6789")], b"3" * 16)
+    memory.append(Addition(key(b"x", 1), "chat", b"", [sample(b"12", deltas=b"[2]")], b"1" * 16))
+    memory.append(Addition(key(b"x", 2), "generate", b"", [sample(b"345")], b"2" * 16))
+    memory.append(Addition(key(b"y", 1), "chat", b"", [sample(b"6789")], b"3" * 16))
     memory.clear(b"x" * 8)
     assert (len(memory), memory.samples, memory.bytes) == (1, 1, 4)
     assert memory.by_dialect == {"chat": 1}
@@ -202,7 +204,7 @@ def test_counts_stay_right() -> None:
         else:
             new = [sample(b"x" * rng.randrange(9), float(now))] * rng.randrange(1, 4)
             since = rng.choice([-inf, inf, now - rng.randrange(40)])
-            memory.append(at, "chat" if at < b"y" else "generate", b"", new, since=since)
+            memory.append(Addition(at, "chat" if at < b"y" else "generate", b"", new, since=since))
         pools = [memory.get(k) for k in everything]
         assert memory.samples == sum(map(len, pools)) == sum(memory.by_model().values())
         assert memory.samples == sum(memory.by_dialect.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.runs import Head, Place
 from sglang_cached_addon.store.placing import line_ends, places
@@ -28,7 +28,8 @@ def test_places(since: float, found: tuple[list[int], list[int]]) -> None:
     index = Index()
     index.add(Head(KEY, b"", 0, "chat", 1.0, 2), Place(0, 10))
     index.add(Head(KEY, b"", 10, "chat", 2.0, 2), Place(10, 10))
-    at, own = places(index, KEY, 4, 3, since, 9.0)
+    new = [Sample(b"{}", 9.0, 0.5, 1)] * 3
+    at, own = places(index, Addition(KEY, "chat", b"{}", new, since=since), 4, 9.0)
     assert (list(at), list(own)) == found
 
 

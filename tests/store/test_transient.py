@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.transient import MemoryStore
 
 A, B = b"a" * 32, b"b" * 32
@@ -14,7 +14,9 @@ def test_expiry_without_a_folder() -> None:
     """Samples that are too old are not given, though there is no folder."""
     now = time.time()
     store = MemoryStore(ttl=100.0)
-    store.append(b"a" * 32, "chat", b"", [Sample(b"{}", at, 0.5, 3) for at in (now - 200, now)])
+    store.append(
+        Addition(b"a" * 32, "chat", b"", [Sample(b"{}", at, 0.5, 3) for at in (now - 200, now)])
+    )
     generation = store.generation
     assert [sample.stored_at for sample in store.get(b"a" * 32)] == [now]
     assert store.generation > generation
@@ -27,7 +29,7 @@ def test_clear() -> None:
     for model, others, left in ((A[:8], False, [B]), (A[:8], True, [A]), (None, False, [])):
         store = MemoryStore()
         for key in (A, B):
-            store.append(key, "chat", b"", [Sample(b"{}", 1.0, 0.5, 3)])
+            store.append(Addition(key, "chat", b"", [Sample(b"{}", 1.0, 0.5, 3)]))
         assert store.clear(model, others=others).result(0) is None
         assert list(store.index) == left
         assert store.index.samples == len(left)

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, close_to_others
 from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish
@@ -129,21 +129,13 @@ class Journal:
 
     # What is to be there
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes | None,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        slot: int = 0,
-    ) -> bool:
+    def append(self, line: Addition, slot: int = 0) -> bool:
         """Queues one line with samples for the slots of a key's pool that begin at `slot`; without
-        samples, a line that removes them all. `content` is the canonical call, or None if the
-        journal has it. False if too much is waiting already: the line is not kept, then."""
-        at = samples[0].stored_at if samples else 0.0
-        head = Head(key, raw, slot, dialect, at, len(samples))
-        return self._queue.add(head, encode(key, dialect, content, samples, raw, slot))
+        samples, a line that removes them all. False if too much is waiting already: the line is not
+        kept, then."""
+        at = line.samples[0].stored_at if line.samples else 0.0
+        head = Head(line.key, line.raw, slot, line.dialect, at, len(line.samples))
+        return self._queue.add(head, encode(line, slot))
 
     def room(self) -> Future[None] | None:
         """As `Queue.room`."""
@@ -172,7 +164,7 @@ class Journal:
 
     def remove(self, key: bytes) -> None:
         """Queues a line that says that all samples of a key are gone."""
-        if not self.append(key, "", None, ()):
+        if not self.append(Addition(key, "", b"", ())):
             self.forget(key)
 
     def compact(self) -> Future[None]:

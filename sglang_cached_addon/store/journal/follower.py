@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.files import StoreError
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
@@ -105,7 +105,7 @@ class Follower:
         with self._lock:
             self.index.expire(key, since, now)
 
-    def append(self, *args: object, **kwargs: object) -> bool:
+    def append(self, line: Addition, slot: int = 0) -> bool:
         """Nothing is stored."""
         return True
 

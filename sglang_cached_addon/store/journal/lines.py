@@ -18,12 +18,11 @@ from __future__ import annotations
 import re
 import zlib
 from binascii import unhexlify
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.keys import FORMAT_VERSION, dumps
 from sglang_cached_addon.store.journal.runs import MAX_SLOT, Head
 
@@ -44,29 +43,23 @@ class OtherVersion(Exception):
         self.version = version
 
 
-def encode(
-    key: bytes,
-    dialect: str,
-    content: bytes | None,
-    samples: Sequence[Sample],
-    raw: bytes = b"",
-    slot: int = 0,
-) -> bytes:
+def encode(line: Addition, slot: int = 0) -> bytes:
     """A line with samples, and its newline; without any, one that removes them all."""
+    samples = line.samples
     record: dict[str, Any] = {
         "v": FORMAT_VERSION,
-        "key": key.hex(),
-        **({"raw": raw.hex()} if raw else {}),
+        "key": line.key.hex(),
+        **({"raw": line.raw.hex()} if line.raw else {}),
         "slot": slot,
-        "dialect": dialect,
+        "dialect": line.dialect,
         "at": samples[0].stored_at if samples else 0.0,
         "seconds": samples[0].seconds if samples else 0.0,
         "tokens": [sample.tokens for sample in samples],
     }
     if any(sample.deltas for sample in samples):
         record["deltas"] = [orjson.Fragment(sample.deltas or b"null") for sample in samples]
-    if content is not None:
-        record["call"] = orjson.Fragment(content)
+    if line.content:
+        record["call"] = orjson.Fragment(line.content)
     record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
     return seal(orjson.dumps(record))
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from typing import IO
 
+from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.store.files import private, sync_folder
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.lines import (
@@ -203,7 +204,7 @@ class Rewriting:
             if call := call_of(line):
                 self._orphans[head.key] = call[2]
             return
-        content = self._orphans.pop(head.key, None) if head.samples else None
+        content = self._orphans.pop(head.key, b"") if head.samples else b""
         if content or sum(run.samples for run in runs) < head.samples:
             yield from _rewritten(line, runs, content)
         else:
@@ -231,7 +232,7 @@ class Rewriting:
             time.sleep(0)
 
 
-def _rewritten(line: bytes, runs: Iterable[Run], content: bytes | None) -> Iterator[_Part]:
+def _rewritten(line: bytes, runs: Iterable[Run], content: bytes) -> Iterator[_Part]:
     """One line for each run that is left of a line. The first one has the call: the line's own, or
     `content`."""
     call = call_of(line)
@@ -239,5 +240,6 @@ def _rewritten(line: bytes, runs: Iterable[Run], content: bytes | None) -> Itera
     key, dialect, samples, raw, _ = parse(line)
     for run in runs:
         some = samples[run.skip : run.skip + run.samples]
-        yield key, run.slot, run.samples, encode(key, dialect, content, some, raw, run.slot)
-        content, raw = None, b""
+        kept = encode(Addition(key, dialect, content, some, raw), run.slot)
+        yield key, run.slot, run.samples, kept
+        content, raw = b"", b""

@@ -19,7 +19,7 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.epochs import SPAN
 from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
@@ -127,22 +127,14 @@ class SharedStore(OpenStore):
             await local
         return await self._bringing.bring(needs, claims=claims)
 
-    def append(
-        self,
-        key: bytes,
-        dialect: str,
-        content: bytes,
-        samples: Sequence[Sample],
-        raw: bytes = b"",
-        *,
-        since: float = -inf,
-    ) -> bool:
-        before = [sample.stored_at for sample in self.get(key)] if since > -inf else []
-        if not self._local.append(key, dialect, content, samples, raw, since=since):
+    def append(self, addition: Addition) -> bool:
+        key, replaces = addition.key, addition.since > -inf
+        before = [sample.stored_at for sample in self.get(key)] if replaces else []
+        if not self._local.append(addition):
             return False
-        if since == -inf:
-            self._pools.push(key, dialect, samples, max(0, len(self.get(key)) - len(samples)))
-        elif self._pools.replace(key, dialect, samples, before, since, self.now):
+        if not replaces:
+            self._pools.push(addition, max(0, len(self.get(key)) - len(addition.samples)))
+        elif self._pools.replace(addition, before, self.now):
             self._news.tell_replaced(key)
         return True
 

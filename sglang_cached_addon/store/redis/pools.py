@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 
-from sglang_cached_addon.core.cache import SKEW, Sample, slots
+from sglang_cached_addon.core.cache import SKEW, Addition, Sample, slots
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.redis import element
 from sglang_cached_addon.store.redis.clears import Clears
@@ -95,7 +95,7 @@ class Pools:
 
     def _keep(self, key: bytes, found: Iterable[tuple[str, Sample]]) -> None:
         for dialect, group in groupby(found, lambda one: one[0]):
-            self._local.append(key, dialect, b"null", [sample for _, sample in group])
+            self._local.append(Addition(key, dialect, b"null", [sample for _, sample in group]))
 
     async def agree(self, key: bytes) -> None:
         """Makes the pool at hand agree with the server's; raises `Away`."""
@@ -111,7 +111,7 @@ class Pools:
         mine = self._local.get(key)
         if [sample for _, sample in found] == list(mine[: len(found)]):
             if len(found) < len(mine):
-                self.push(key, "", mine[len(found) :], len(found))
+                self.push(Addition(key, "", b"", mine[len(found) :]), len(found))
         else:
             self._local.remove(key)
             self._keep(key, found)
@@ -141,41 +141,28 @@ class Pools:
 
     # Storing
 
-    def push(self, key: bytes, dialect: str, samples: Sequence[Sample], base: int) -> None:
+    def push(self, addition: Addition, base: int) -> None:
         """Adds samples to a pool that has `base` of them."""
-        if key not in self._unusable:
-            self._put(key, dialect, samples, range(base, base + len(samples)), base)
+        if addition.key not in self._unusable:
+            self._put(addition, range(base, base + len(addition.samples)), base)
 
-    def replace(
-        self,
-        key: bytes,
-        dialect: str,
-        samples: Sequence[Sample],
-        before: Sequence[float],
-        since: float,
-        now: float,
-    ) -> bool:
+    def replace(self, addition: Addition, before: Sequence[float], now: float) -> bool:
         """Puts samples into the places of those that do not count; False if they are not shared.
         `before` says when the samples were stored that were at hand."""
+        key = addition.key
         if key in self._unusable:  # from now on the pool is what is at hand
             self._unusable.discard(key)
             self._outbox.tell(("DEL", self.list_of(key)))
             mine = self._local.get(key)
-            return self._put(key, dialect, mine, range(len(mine)), 0)
-        places = slots(before, len(samples), since, now)
-        return self._put(key, dialect, samples, places, 0, since, now + SKEW)
+            return self._put(Addition(key, addition.dialect, b"", mine), range(len(mine)))
+        places = slots(before, len(addition.samples), addition.since, now)
+        return self._put(addition, places, now=now + SKEW)
 
     def _put(
-        self,
-        key: bytes,
-        dialect: str,
-        samples: Sequence[Sample],
-        places: Sequence[int],
-        base: int,
-        since: float = -inf,
-        now: float = inf,
+        self, addition: Addition, places: Sequence[int], base: int = 0, now: float = inf
     ) -> bool:
-        elements = [element.encode(dialect, sample) for sample in samples]
+        key = addition.key
+        elements = [element.encode(addition.dialect, sample) for sample in addition.samples]
         if max(map(len, elements), default=0) > MAX_ELEMENT:
             self.spoil(key, "a sample is too large to be shared")
             return False
@@ -188,7 +175,7 @@ class Pools:
                 self._link.spawn(self._agree_if_it_can(key))
 
         def command() -> Command:
-            return put(self.list_of(key), elements, base, since, now)
+            return put(self.list_of(key), elements, base, addition.since, now)
 
         return self._outbox.queue(Write(command, key, size, done))
 

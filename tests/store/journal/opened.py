@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.lines import OtherVersion, parse, seal
@@ -42,10 +42,10 @@ class Opened:
                 self.lines.append((key, dialect, tuple(samples)))
                 self.slots.append(slot)
 
-    def append(self, line: Line, content: bytes | None = None, *, slot: int | None = None) -> bool:
+    def append(self, line: Line, content: bytes = b"", *, slot: int | None = None) -> bool:
         """Behind what is there, if nothing else is said."""
         at = self.journal.index.end(line[0]) if slot is None else slot
-        return self.journal.append(line[0], line[1], content, line[2], slot=at)
+        return self.journal.append(Addition(line[0], line[1], content, line[2]), at)
 
     def settle(self) -> None:
         """Waits until the file has it all."""

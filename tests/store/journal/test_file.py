@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.verify import examine
@@ -38,7 +39,7 @@ def test_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.clear()
         for n in range(3):
             before = path.stat().st_size
-            journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2], slot=n)
+            journal.append(Addition(A, "chat", b"", line(A, b'{"x":%d}' % n)[2]), n)
             until(lambda journal=journal: journal.pending == 0)
             size = path.stat().st_size
             assert size > before
@@ -68,7 +69,7 @@ def test_sync_that_fails(
             journal = Journal(tmp_path / fsync, fsync)
             journal.load()
             for n in range(3):
-                journal.append(A, "chat", None, line(A, b'{"x":%d}' % n)[2], slot=n)
+                journal.append(Addition(A, "chat", b"", line(A, b'{"x":%d}' % n)[2]), n)
                 until(lambda journal=journal: journal.pending == 0)
             until(lambda: len(attempts) > 2)
             assert len(caplog.records) == 1, fsync
@@ -89,9 +90,9 @@ def test_sync_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(os, "fsync", take_long)
         journal = Journal(tmp_path)
         journal.load()
-        journal.append(A, "chat", None, line(A, b'{"x":0}')[2])
+        journal.append(Addition(A, "chat", b"", line(A, b'{"x":0}')[2]))
         assert begun.wait(20)
-        journal.append(A, "chat", None, line(A, b'{"x":1}')[2], slot=1)
+        journal.append(Addition(A, "chat", b"", line(A, b'{"x":1}')[2]), 1)
         until(lambda: journal.pending == 0)
         assert not ended.is_set()
         assert examine(tmp_path / "cache.jsonl", lambda number, why: None).samples == 2

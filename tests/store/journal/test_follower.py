@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.store import DiskStore, Loaded, StoreError
 from sglang_cached_addon.store.journal import follower
 from tests.conftest import until
@@ -54,7 +55,7 @@ def test_beside_the_owner(tmp_path: Path) -> None:
             fill(owner, 2, 3)
             until(lambda: has(store, 1, 2, 3))
             assert store.find(b"%016d" % 3) == key_of(3)
-            owner.append(key_of(1), "chat", b"{}", [owner.get(key_of(1))[0]])
+            owner.append(Addition(key_of(1), "chat", b"{}", [owner.get(key_of(1))[0]]))
             until(lambda: store.bring({}, claims=True) or len(pool(store, key_of(1))) == 2)
         assert names(tmp_path) == files
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import (
     BROKEN,
     OtherVersion,
@@ -29,7 +29,7 @@ TRICKY = b'{"answers":[1],"sum":"00000000","a":"\\"answers\\":["}'
 
 LINES: dict[str, tuple[Any, ...]] = {
     "one": ("chat", b'{"q":1}', ONE),
-    "no call": ("chat", None, ONE),
+    "no call": ("chat", b"", ONE),
     "named": ("chat", b"{}", ONE, RAW),
     "further": ("generate", b"{}", ONE, b"", 12),
     "both": ("generate", b"{}", ONE, RAW, 999_999_999),
@@ -39,7 +39,7 @@ LINES: dict[str, tuple[Any, ...]] = {
     "tricky answer": ("chat", b"{}", [Sample(TRICKY, 1.5, 0.25, 3)]),
     "another api": ("génération", b"{}", ONE),
     "a hyphen": ("sglang-generate", b"{}", ONE),
-    "only removing": ("", None, []),
+    "only removing": ("", b"", []),
     "tiny times": ("chat", b"{}", [Sample(b"{}", 1e-7, 1e-9, 10**12)]),
 }
 
@@ -53,7 +53,7 @@ def test_all_ways() -> None:
 
 def all_ways(name: str, parts: tuple[Any, ...]) -> None:
     dialect, content, samples, raw, slot = (*parts, *(b"", 0)[len(parts) - 3 :])
-    line = encode(KEY, dialect, content, samples, raw, slot)
+    line = encode(Addition(KEY, dialect, content, samples, raw), slot)
     assert is_sealed(line)
     json.loads(line)
     at = samples[0].stored_at if samples else 0.0
@@ -61,7 +61,7 @@ def all_ways(name: str, parts: tuple[Any, ...]) -> None:
     assert samples_of(line, KEY) == samples
     assert parse(line) == (KEY, dialect, samples, raw, slot)
     assert key_of(line) == KEY
-    assert call_of(line) == (None if content is None else (KEY, dialect, content)), name
+    assert call_of(line) == ((KEY, dialect, content) if content else None), name
     with pytest.raises(ValueError, match="another key"):
         samples_of(line, b"o" * 32)
 
@@ -69,7 +69,7 @@ def all_ways(name: str, parts: tuple[Any, ...]) -> None:
 def test_damage() -> None:
     """A line with a flipped bit, wherever it is, is broken, however it is read."""
     for parts in LINES.values():
-        line = encode(KEY, *parts)
+        line = encode(Addition(KEY, *parts[:4]), *(parts[4:] or (0,)))
         for place in range(len(line)):
             broken = line[:place] + bytes([line[place] ^ 4]) + line[place + 1 :]
             assert key_of(broken) is None
@@ -86,7 +86,9 @@ READS: list[Callable[[bytes], object]] = [scan, parse, lambda line: samples_of(l
 def test_other_versions() -> None:
     """A line of another version is not read as if it meant the same."""
     for version in (1, 2, 3, 5):
-        record = encode(KEY, "chat", b"{}", ONE)[:-19].replace(b'"v":4', b'"v":%d' % version)
+        record = encode(Addition(KEY, "chat", b"{}", ONE))[:-19].replace(
+            b'"v":4', b'"v":%d' % version
+        )
         line = seal(record + b"}")
         for read in READS:
             with pytest.raises(OtherVersion):
@@ -97,7 +99,9 @@ def test_other_versions() -> None:
 def test_odd_slots() -> None:
     """A slot is a whole number below a bound, or the line is broken."""
     for slot in (b"-1", b"1.0", b"1e3", b"1000000000", b"99999999999999999999", b'"1"'):
-        line = encode(KEY, "chat", b"{}", ONE)[:-19].replace(b'"slot":0', b'"slot":' + slot)
+        line = encode(Addition(KEY, "chat", b"{}", ONE))[:-19].replace(
+            b'"slot":0', b'"slot":' + slot
+        )
         for read in READS:
             with pytest.raises(BROKEN):
                 read(seal(line + b"}"))

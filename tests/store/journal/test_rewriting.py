@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.verify import examine
@@ -34,8 +34,8 @@ def opened(folder: Path) -> Iterator[Journal]:
 def put(journal: Journal, key: bytes, *numbers: int, slot: int | None = None) -> None:
     samples = [Sample(b'{"x":%d}' % number, 1.5, 0.5, 3) for number in numbers]
     at = journal.index.end(key) if slot is None else slot
-    content = None if key in journal.index else b'{"q":"%c"}' % key[0]
-    assert journal.append(key, "chat", content, samples, slot=at)
+    content = b"" if key in journal.index else b'{"q":"%c"}' % key[0]
+    assert journal.append(Addition(key, "chat", content, samples), at)
 
 
 def pool(journal: Journal, key: bytes) -> list[int]:

@@ -102,7 +102,7 @@ def test_cancelled_clear(tmp_path: Path) -> None:
 REFUSED = """
 import json, logging, resource, signal, sys, time
 from pathlib import Path
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import Journal, writer as module
 
@@ -131,7 +131,7 @@ journal.load()
 
 def append(n, key=b"a" * 32):
     some = [Sample(b'{"x":%d}' % n, 1.5, 0.5, n)]
-    journal.append(key, "chat", None, some, slot=journal.index.end(key))
+    journal.append(Addition(key, "chat", b"", some), journal.index.end(key))
 
 append(0)
 until(lambda: journal.pending == 0)

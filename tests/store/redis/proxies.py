@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.cache import Brought, Sample
+from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.redis import SharedStore, element
@@ -41,7 +41,7 @@ class Proxy:
 
     def append(self, *texts: str, key: bytes = KEY, at: float = 1.0, **more: Any) -> None:
         samples = [Sample(b'{"":"%b"}' % text.encode(), at, 0.5, 1) for text in texts]
-        self.store.append(key, "generate", b"{}", samples, **more)
+        self.store.append(Addition(key, "generate", b"{}", samples, **more))
 
     def texts(self, key: bytes = KEY) -> str:
         return said(self.store.get(key))
