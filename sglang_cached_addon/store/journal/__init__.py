@@ -76,11 +76,6 @@ class Journal:
         return self._queue.count
 
     @property
-    def pending_bytes(self) -> int:
-        """The bytes of those lines."""
-        return self._queue.size
-
-    @property
     def dropped(self) -> int:
         """The number of samples that were not kept, because too much was waiting for the disk."""
         return self._queue.dropped

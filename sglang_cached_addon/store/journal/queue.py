@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,16 +66,11 @@ class Queue:
         self._path = path
         self._serial = 0
         """The number of lines that ever waited."""
-        self._waiting: dict[int, bytes] = {}
-        """The lines that are not in the file, by the offsets that stand for them."""
-        self._lines: list[Line] = []
-        """Lines that the writer has not taken yet."""
-        self._untaken_size = 0
-        """The bytes of those lines."""
-        self._taken: list[Line] = []
-        """Lines that the writer is writing."""
-        self._taken_size = 0
-        """The bytes of those lines."""
+        self._waiting: dict[int, Line] = {}
+        """The lines that are not in the file, in their order, by the offsets that stand for
+        them."""
+        self.size = 0
+        """The bytes of those lines: never more than `MAX_PENDING`."""
         self._room: list[Future[None]] = []
         """Callers that wait for room."""
         self._is_dropping = False
@@ -84,17 +80,7 @@ class Queue:
     @property
     def count(self) -> int:
         """The number of lines that are not in the file."""
-        return len(self._lines) + len(self._taken)
-
-    @property
-    def size(self) -> int:
-        """The bytes of the lines that are not in the file: never more than `MAX_PENDING`."""
-        return self._untaken_size + self._taken_size
-
-    @property
-    def has_lines(self) -> bool:
-        """Whether lines wait that nobody has taken."""
-        return bool(self._lines)
+        return len(self._waiting)
 
     def add(self, head: Head, data: bytes) -> bool:
         """Adds a line; False if too much is waiting already: the line is not kept, then."""
@@ -103,10 +89,9 @@ class Queue:
                 self._serial += 1
                 place = Place(PENDING + self._serial, len(data))
                 self.index.add(head, place)
-                self._waiting[place.offset] = data
-                self._lines.append(Line(head, data, place))
-                self._untaken_size += len(data)
-                if len(self._lines) == 1:
+                self._waiting[place.offset] = Line(head, data, place)
+                self.size += len(data)
+                if len(self._waiting) == 1:
                     self.changed.notify()
                 return True
             self.dropped += head.samples
@@ -135,7 +120,7 @@ class Queue:
         """The runs of a pool, each with its line if that waits, or with who reads it."""
         with self.changed:
             return [
-                (run, self._waiting.get(run.place.offset), None)
+                (run, self._waiting[run.place.offset].data, None)
                 if run.place.offset >= PENDING
                 else (run, None, self.readers.of(run.place))
                 for run in self.index.runs(key)
@@ -149,14 +134,13 @@ class Queue:
         return is_there
 
     def drop(self, is_dropped: Callable[[Line], object]) -> None:
-        """Forgets lines that the writer has not taken yet. The index is the caller's."""
-        kept = []
-        for line in self._lines:
-            if is_dropped(line):
-                self._waiting.pop(line.place.offset, None)
-            else:
-                kept.append(line)
-        self._lines, self._untaken_size = kept, sum(len(line.data) for line in kept)
+        """Forgets lines, though the writer may be writing them now. The index is the caller's."""
+        for line in [line for line in self._waiting.values() if is_dropped(line)]:
+            self._forget(line)
+
+    def _forget(self, line: Line) -> None:
+        if self._waiting.pop(line.place.offset, None):
+            self.size -= len(line.data)
 
     # For the writer
 
@@ -164,52 +148,42 @@ class Queue:
         """The lines to be written now, in their order: not many more bytes than `BATCH`, as a copy
         of them is made."""
         with self.changed:
-            size = count = 0
-            for line in self._lines:
-                size, count = size + len(line.data), count + 1
-                if size >= BATCH:
-                    break
-            self._taken, self._lines = self._lines[:count], self._lines[count:]
-            self._taken_size = size
-            self._untaken_size -= size
-            return self._taken
+            sizes = accumulate(len(line.data) for line in self._waiting.values())
+            count = 1 + sum(1 for _ in takewhile(lambda size: size < BATCH, sizes))
+            return list(islice(self._waiting.values(), count))
 
     @property
     def is_behind(self) -> bool:
         """There is a whole batch to be written, and the disk takes it."""
-        return self.failure is None and self._untaken_size >= BATCH
+        return self.failure is None and self.size >= BATCH
 
-    def written(self, offset: int) -> bool:
-        """Notes that the lines that were taken are in the file, side by side from `offset` on.
-        True if lines had to be dropped before, and need not be any more."""
+    def written(self, lines: Sequence[Line], offset: int) -> bool:
+        """Notes that these lines are in the file, side by side from `offset` on. True if lines had
+        to be dropped before, and need not be any more."""
         offset += self.readers.newest * FILE
-        for start in range(0, len(self._taken), SLICE):
+        for start in range(0, len(lines), SLICE):
             with self.changed:
-                for line in self._taken[start : start + SLICE]:
+                for line in lines[start : start + SLICE]:
                     self.index.put(line.head.key, line.place, offset)
-                    self._waiting.pop(line.place.offset, None)
+                    self._forget(line)
                     offset += len(line.data)
         with self.changed:
             was_dropping, self._is_dropping = self._is_dropping, False
             self.failure = None
         return was_dropping
 
-    def put_back(self, why: OSError) -> None:
-        """The disk has refused the lines that were taken: they wait again, in front of the others,
-        unless they were cleared meanwhile."""
+    def refused(self, why: OSError) -> None:
+        """Notes that the disk takes no lines. They wait on, but for those whose samples are not in
+        the index any more."""
         with self.changed:
             self.failure = why
-            self._lines = self._taken + self._lines
-            self._taken, self._taken_size = [], 0
-            self.drop(self._is_cleared)
-
-    def _is_cleared(self, line: Line) -> bool:
-        return bool(line.head.samples) and not self.runs_of(line.head.key, line.place)
+            self.drop(
+                lambda line: line.head.samples and not self.index.runs_of(line.head.key, line.place)
+            )
 
     def settle(self) -> None:
         """The writer has done what it could with the lines that it took."""
         with self.changed:
-            self._taken, self._taken_size = [], 0
             if self.size <= ROOM or self.failure or self.is_closing:
                 for room in self._room:
                     if room.set_running_or_notify_cancel():
@@ -219,7 +193,7 @@ class Queue:
     @property
     def lost(self) -> int:
         """The number of samples that wait."""
-        return sum(line.head.samples for line in self._lines)
+        return sum(line.head.samples for line in self._waiting.values())
 
     @property
     def live(self) -> int:
@@ -232,7 +206,7 @@ class Queue:
         samples that are lost."""
         with self.changed:
             before, index = self.index.samples, Index()
-            for line in (*self._taken, *self._lines):
+            for line in self._waiting.values():
                 index.add(line.head, line.place)
             self.index = index
             self.readers.renumber()

@@ -112,7 +112,7 @@ class Writer:
             self._compaction.step()
         with queue.changed:
             queue.settle()
-            if not is_closing or self._clears or (queue.has_lines and not queue.failure):
+            if not is_closing or self._clears or (queue.count and not queue.failure):
                 return True
             self.lost = queue.lost
         if self.lost:
@@ -129,10 +129,10 @@ class Writer:
         queue = self._queue
         with queue.changed:
             while not self._is_urgent():
-                if queue.has_lines and not queue.failure:
+                if queue.count and not queue.failure:
                     queue.changed.wait_for(self._is_urgent, FLUSH_SECONDS)
                     return
-                if not queue.changed.wait(RETRY_SECONDS if queue.has_lines else LOOK_SECONDS):
+                if not queue.changed.wait(RETRY_SECONDS if queue.count else LOOK_SECONDS):
                     return
 
     def _is_urgent(self) -> bool:
@@ -148,11 +148,11 @@ class Writer:
         except OSError as e:
             if self._queue.failure is None:
                 logger.warning("cannot write %s: %s; trying on", self._file.path, e.strerror or e)
-            self._queue.put_back(e)
+            self._queue.refused(e)
             return
         if offset < self._file.size:
             self._was_cut(offset)
-        keeps_up_again = self._queue.written(offset)
+        keeps_up_again = self._queue.written(lines, offset)
         self._file.added(offset + size, len(lines))
         if keeps_up_again:
             logger.warning(
