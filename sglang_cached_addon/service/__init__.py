@@ -21,12 +21,12 @@ from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.fetching import JSON, Fetcher
-from sglang_cached_addon.service.findings import Hit, Known
+from sglang_cached_addon.service.fetching import Means
+from sglang_cached_addon.service.findings import JSON, Hit, Known
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.partial import PartialCalls
-from sglang_cached_addon.service.pursuit import Means, Pursuit
-from sglang_cached_addon.service.streams import StreamPursuit
+from sglang_cached_addon.service.pursuit import Pursuit
+from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire import http1
 
@@ -64,9 +64,8 @@ class Service:
         """Those of a call that asks for nothing special."""
         self._collapses = collapses
         self._isolates = isolates
-        fetcher = Fetcher(exchange, upstream, self.flights)
         self._denials = Denials(exchange.counters, nearest)
-        self.means = Means(exchange, upstream, self.flights, fetcher, PartialCalls(), self._denials)
+        self.means = Means(exchange, upstream, self.flights, PartialCalls(), self._denials)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call, or what gives it in time."""

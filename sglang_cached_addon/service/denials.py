@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Ask, Reply
-from sglang_cached_addon.service.fetching import JSON
-from sglang_cached_addon.service.findings import Bypass, Known, error_body
+from sglang_cached_addon.service.findings import JSON, Bypass, Known, error_body
 
 Nearest = Callable[[Known, bool], Awaitable[str]]
 """Says in a sentence which stored call is nearest to one; with its values only if it is told so."""

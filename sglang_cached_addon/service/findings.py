@@ -17,6 +17,9 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.dialects.base import Dialect
 
+JSON = ((b"Content-Type", b"application/json"),)
+"""The header fields of an answer in JSON that is ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:

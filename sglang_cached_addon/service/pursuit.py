@@ -1,30 +1,26 @@
 """A call on its way to an answer: what is short is followed, waited for or fetched, step by step.
 
 `Pursuit.decide` names the next step, `take` takes it, and after each wait everything is looked at
-anew, so that one answer is of one model, and of what there is by then. What is different of
-streams is in `streams`. Knows asyncio, and nothing of mitmproxy.
+anew, so that one answer is of one model, and of what there is by then. What is different of a
+stream is in `stream_pursuit`. Knows asyncio, and nothing of mitmproxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
 
 from sglang_cached_addon.core.cache import Brought, Sample
-from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Answer, Arrived, Ask, Reply
-from sglang_cached_addon.service.denials import Denials
-from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.fetching import MERGE_SECONDS, Fetcher
+from sglang_cached_addon.service.fetching import Fetching, Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
-from sglang_cached_addon.service.flights import Flight, Flights
-from sglang_cached_addon.service.lookup import is_large
-from sglang_cached_addon.service.partial import PartialCalls
+from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.merging import Merge
 from sglang_cached_addon.service.steps import (
     Complete,
     Hold,
@@ -34,27 +30,10 @@ from sglang_cached_addon.service.steps import (
     Step,
     Wait,
 )
-from sglang_cached_addon.service.stream import Stream
-from sglang_cached_addon.upstream import Upstream
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 # With these, upstream may have misunderstood what it was asked for, and the client's own call may
 # be answered all the same.
 _MISUNDERSTOOD = (200, 400, 422)
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What all pursuits work with."""
-
-    exchange: Exchange
-    upstream: Upstream
-    flights: Flights
-    fetcher: Fetcher
-    partial_calls: PartialCalls
-    denials: Denials
 
 
 class Pursuit:
@@ -75,16 +54,7 @@ class Pursuit:
         self.is_alone = is_alone
         self.has_waited = False
         """It has waited for what others were fetching."""
-        self._arrived: Arrived | None = None
-        """What it has last fetched itself."""
-        self._refusal: Reason | None = None
-        """Why something of what it has fetched is not stored."""
-        self._flights: list[Flight] = []
-        """Its own fetches."""
-        self._own: set[int] = set()
-        """The identities of the samples that these have brought."""
-        self._is_merged = False
-        """Its parts were found to be of one model, or that was waited for long enough."""
+        self.merge = Merge(means.exchange, means.flights, known)
 
     async def run(self) -> Answer | None:
         """The answer; None where another model has come meanwhile, or the credential was refused:
@@ -133,7 +103,7 @@ class Pursuit:
         """Takes a step; None if all is to be looked at again."""
         match step:
             case Complete():
-                return await self._complete()
+                return await self.merge.answer(self.plan, is_collapsed=self.has_waited)
             case Hold(abort):
                 await asyncio.shield(abort)
                 return None
@@ -148,48 +118,6 @@ class Pursuit:
             case Lead(fetch):
                 return await self.lead(fetch)
         raise AssertionError(f"no call for JSON takes the step {step}")
-
-    # What is all there
-
-    async def _complete(self) -> Answer | None:
-        """Puts the answer together, if all of it is known to be of one model."""
-        if not self._is_merged and (tasks := self._unconfirmed()):
-            self._is_merged = True
-            await asyncio.wait(tasks, timeout=MERGE_SECONDS)
-            return None
-        exchange, known, plan = self.means.exchange, self.known, self.plan
-        saved = Saved.of(plan.samples())
-        if self._arrived:
-            outcome = self.outcome(self._refusal)
-            new = [sample for sample in plan.samples() if id(sample) in self._own]
-            tokens = saved.tokens - sum(sample.tokens for sample in new)
-            body = await self._beside(exchange.lookup.answer, known, plan)
-            exchange.counters.add(outcome, Saved(self._have, tokens, saved.seconds))
-            return Reply(200, self._arrived.headers, body, outcome)
-        hit = await self._beside(exchange.lookup.hit, known, plan, time.time())
-        if not self.has_waited:
-            exchange.counters.hit(saved)
-            return hit
-        exchange.counters.follow(saved)
-        return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
-
-    async def _beside(self, make: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """What this makes of the call; of a large one, beside the event loop."""
-        if is_large(self.plan):
-            return await asyncio.to_thread(make, *args, **kwargs)
-        return make(*args, **kwargs)
-
-    def _unconfirmed(self) -> set[asyncio.Task[None]]:
-        """The fetches whose samples are together with others in the answer, and are not yet
-        confirmed to be of the model that the call is for."""
-        found = [*self.means.flights.landed(set(self.known.keys)), *self._flights]
-        flights = {flight for flight in found if flight.task and not flight.task.done()}
-        if len(flights) == 1:
-            (flight,) = flights
-            ids = {id(sample) for samples in flight.brings.values() for sample in samples}
-            if all(id(sample) in ids for sample in self.plan.samples()):
-                return set()
-        return {flight.task for flight in flights if flight.task}
 
     async def _look_further(self) -> Answer | None:
         """Asks a shared store; a denial where that has no more."""
@@ -240,42 +168,17 @@ class Pursuit:
 
     # What it fetches itself
 
-    @property
-    def _have(self) -> int:
-        """Samples that it has not fetched itself."""
-        return sum(id(sample) not in self._own for sample in self.plan.samples())
-
-    def outcome(self, reason: Reason | None = None) -> Outcome:
-        """The outcome of a call that has fetched something itself."""
-        have = self._have
-        kind = Kind.PARTIAL if have else Kind.MISS
-        return Outcome(kind, have, self.known.call.total, reason, key=self.known.key)
-
-    def flight(self, fetch: Fetch, stream: Stream | None = None) -> Flight:
-        """What others see of a fetch."""
-        return Flight(
-            fetch.keys,
-            self.likeness,
-            stamp=fetch.stamp,
-            credential=self.ask.head.credential,
-            stream=stream,
-            is_addition=not self.terms.replaces,
-        )
-
     async def lead(self, fetch: Fetch) -> Answer | None:
         """Fetches what is short; None where that is a part of the answer."""
-        flight = self.flight(fetch)
-        with self.means.flights.wanted(flight):
-            arrived = await self.means.fetcher.fetch(self.ask, fetch, flight, alone=self.is_alone)
+        fetching = Fetching(self.means, self.ask, fetch, is_alone=self.is_alone)
+        with self.means.flights.wanted(fetching.flight):
+            arrived = await fetching.arrival()
         if isinstance(arrived, Brought):
             self.has_waited |= arrived.is_shared
             return None
         if answer := self.as_answer(fetch, arrived):
             return answer
-        self._arrived = arrived
-        self._refusal = self._refusal or arrived.landed.refusal
-        self._flights.append(flight)
-        self._own.update(id(sample) for _, sample in arrived.samples)
+        self.merge.add(arrived)
         self.plan = self.plan.with_samples(arrived.samples)
         return None
 
@@ -298,6 +201,7 @@ class Pursuit:
         if not fetch.is_whole and landed.split:
             partial_calls.worked(dialect)
             return None
-        reply = arrived.reply(replace(self.outcome(landed.refusal), status=landed.status))
+        outcome = self.merge.outcome(self.plan, landed.refusal)
+        reply = arrived.reply(replace(outcome, status=landed.status))
         exchange.counters.add(reply.outcome)
         return reply

@@ -44,14 +44,14 @@ class Cut(Exception):
 class Stream:
     """The events of one fetch."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: Collection[int] = ()) -> None:
+        """`stored` are the choices that were there before, and are told first."""
         self.state = State.WAITING
         self.tokens = 0
         """Completion tokens of the whole answer, once it is complete."""
         self.last: int | None = None
         """Where the terminator is, once it has come: nothing that counts is behind it."""
-        self.stored: Collection[int] = ()
-        """The choices that were there before, and are told first."""
+        self.stored = frozenset(stored)
         self.events: list[Event | None] = []
         """None where one is not kept: a later one has all of it, or everybody has seen it."""
         self.kept = 0

@@ -8,11 +8,12 @@ from typing import Any
 from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service import steps
+from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.flights import Flight
-from sglang_cached_addon.service.pursuit import Means, Pursuit
+from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.stream import Stream
-from sglang_cached_addon.service.streams import StreamPursuit
+from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from tests.service.stage import COMPLETIONS, GENERATE, STREAM, Stage, standing
 from tests.upstream.scripted import run
 

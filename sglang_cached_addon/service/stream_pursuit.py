@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
@@ -23,6 +22,7 @@ from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.relay import Event, View
 from sglang_cached_addon.service.steps import Follow, Lead, PassOn, Step
 from sglang_cached_addon.service.stream import Reader, Stream
+from sglang_cached_addon.service.stream_fetching import StreamFetching
 
 
 class StreamPursuit(Pursuit):
@@ -70,10 +70,10 @@ class StreamPursuit(Pursuit):
 
     async def lead(self, fetch: Fetch) -> Answer | None:
         """Fetches a stream, unless others have stored something of it."""
-        plan, ask, means, stream = self.plan, self.ask, self.means, Stream()
-        stream.stored = frozenset(planning.stored_choices(plan))
-        flight = self.flight(fetch, stream)
-        outcome = self.outcome()
+        plan, ask, means = self.plan, self.ask, self.means
+        fetching = StreamFetching(means, ask, fetch, is_alone=self.is_alone)
+        flight, stream = fetching.flight, fetching.stream
+        outcome = self.merge.outcome(plan)
         with ExitStack() as exits:
             # Held for as long as the client reads.
             exits.enter_context(means.flights.wanted(flight))
@@ -88,7 +88,7 @@ class StreamPursuit(Pursuit):
                 means.exchange.counters.add(done, saved)
                 return done
 
-            arrived = await means.fetcher.fetch(ask, fetch, flight, alone=self.is_alone)
+            arrived = await fetching.arrival()
             if isinstance(arrived, Brought):
                 self.has_waited |= arrived.is_shared
                 return None

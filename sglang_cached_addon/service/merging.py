@@ -1,0 +1,96 @@
+"""One answer of several parts: what was stored, what others have just brought, and what the call
+has fetched itself.
+
+Puts the answer together once all parts are known to be of one model, which upstream confirms
+behind each fetch. Knows asyncio, and nothing of mitmproxy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.asking import Arrived, Reply
+from sglang_cached_addon.service.exchange import Exchange
+from sglang_cached_addon.service.findings import Hit, Known
+from sglang_cached_addon.service.flights import Flights
+from sglang_cached_addon.service.lookup import is_large
+
+_T = TypeVar("_T")
+
+MERGE_SECONDS = 1.0
+"""How long an answer of several parts waits for the word that all are of one model."""
+
+
+class Merge:
+    """The answer to one call, as its parts come."""
+
+    def __init__(self, exchange: Exchange, flights: Flights, known: Known) -> None:
+        self._exchange = exchange
+        self._flights = flights
+        self._known = known
+        self._fetched: list[Arrived] = []
+        """What the call has fetched itself."""
+        self._has_waited = False
+        """Upstream had its time to confirm the parts."""
+
+    def add(self, arrived: Arrived) -> None:
+        """The call has fetched a part of its answer itself."""
+        self._fetched.append(arrived)
+
+    def saved(self, plan: Plan) -> Saved:
+        """What the samples save that the call has not fetched itself."""
+        own = {id(sample) for arrived in self._fetched for _, sample in arrived.samples}
+        return Saved.of(sample for sample in plan.samples() if id(sample) not in own)
+
+    def outcome(self, plan: Plan, reason: Reason | None = None) -> Outcome:
+        """The outcome of a call that has fetched something itself, or is about to."""
+        have = self.saved(plan).samples
+        kind = Kind.PARTIAL if have else Kind.MISS
+        return Outcome(kind, have, self._known.call.total, reason, key=self._known.key)
+
+    async def answer(self, plan: Plan, *, is_collapsed: bool) -> Hit | Reply | None:
+        """The answer of a plan that lacks nothing; `is_collapsed`: the call has waited for what
+        others were fetching. None where upstream had to confirm something first: then all is to be
+        looked at anew."""
+        if not self._has_waited and (tasks := self._unconfirmed(plan)):
+            self._has_waited = True
+            await asyncio.wait(tasks, timeout=MERGE_SECONDS)
+            return None
+        exchange, known = self._exchange, self._known
+        if self._fetched:
+            refusals = (arrived.landed.refusal for arrived in self._fetched)
+            outcome = self.outcome(plan, next(filter(None, refusals), None))
+            saved = self.saved(plan)
+            body = await _beside(plan, lambda: exchange.lookup.answer(known, plan))
+            exchange.counters.add(outcome, saved)
+            return Reply(200, self._fetched[-1].headers, body, outcome)
+        hit = await _beside(plan, lambda: exchange.lookup.hit(known, plan, time.time()))
+        if not is_collapsed:
+            exchange.counters.hit(hit.saved)
+            return hit
+        exchange.counters.follow(hit.saved)
+        return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
+
+    def _unconfirmed(self, plan: Plan) -> set[asyncio.Task[None]]:
+        """The fetches whose samples are together with others in the answer, and are not yet
+        confirmed to be of the model that the call is for."""
+        landed = self._flights.landed(set(self._known.keys))
+        flights = {flight for flight in landed if flight.task and not flight.task.done()}
+        if len(flights) == 1:
+            (flight,) = flights
+            ids = {id(sample) for samples in flight.brings.values() for sample in samples}
+            if all(id(sample) in ids for sample in plan.samples()):
+                return set()
+        return {flight.task for flight in flights if flight.task}
+
+
+async def _beside(plan: Plan, make: Callable[[], _T]) -> _T:
+    """What this makes of a plan; of a large one, beside the event loop."""
+    return await asyncio.to_thread(make) if is_large(plan) else make()
