@@ -5,6 +5,8 @@ BIN = $(VENV)/bin
 # UVFLAGS chooses other releases of what is needed, as --resolution lowest-direct does.
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(UVFLAGS)
 PYTEST = $(BIN)/python -m pytest -q
+# Hundreds of processes start here: what each of them imports is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 SOURCES = pyproject.toml README.md $(shell find sglang_cached_addon -type f -not -name '*.pyc')
 
 .PHONY: demo test cover lint bench test-sglang clean
