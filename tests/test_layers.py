@@ -50,8 +50,8 @@ PURE = {
     "settings.py", "option.py", "proxy/start.py", "service/exchange.py", "service/flights.py",
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",
     "upstream/belief.py", "upstream/changes.py", "store/placing.py", "store/journal/index.py",
-    "store/journal/lines.py", "store/journal/runs.py", "store/memory.py", "store/redis/clears.py",
-    "store/redis/element.py", "store/redis/protocol.py", "store/totals.py",
+    "store/journal/lines.py", "store/journal/extents.py", "store/memory.py",
+    "store/redis/clears.py", "store/redis/element.py", "store/redis/protocol.py", "store/totals.py",
 }  # fmt: skip
 """What decides nothing by a clock or by chance, and reads and writes nothing."""
 # Pure by what they do with it: a path is a value there.

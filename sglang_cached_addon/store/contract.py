@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.journal.follower import Follower
     from sglang_cached_addon.store.journal.index import Index
     from sglang_cached_addon.store.journal.loading import Loaded
-    from sglang_cached_addon.store.memory import Memory
+    from sglang_cached_addon.store.memory import MemoryPools
 
 
 class Document(Protocol):
@@ -49,7 +49,7 @@ class Holder(Protocol):
 class OpenStore(Store, Protocol):
     """A store that a proxy has opened."""
 
-    memory: Memory
+    memory: MemoryPools
     """The pools that are in memory."""
     journal: Journal | Follower | None
     """The journal of its folder; None without a folder."""
@@ -63,7 +63,7 @@ class OpenStore(Store, Protocol):
     """As `Epochs.salt`: above 0 where others give epochs, too."""
 
     @property
-    def index(self) -> Index | Memory:
+    def index(self) -> Index | MemoryPools:
         """All that is stored here, and its sums."""
 
     @property

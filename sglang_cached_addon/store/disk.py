@@ -23,7 +23,7 @@ from sglang_cached_addon.store.journal.follower import Follower
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.limits import NO_LIMITS, Limits, Sweep
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from sglang_cached_addon.store.state import StateFile
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class DiskStore(OpenStore):
         self.journal: Journal | Follower = (
             Follower(folder) if is_follower else Journal(folder, fsync)
         )
-        self.memory = Memory(limits.memory, evicted=self.journal.touch)
+        self.memory = MemoryPools(limits.memory, evicted=self.journal.touch)
         self._sweep = Sweep()
         self._removals = 0
         """Rises when samples are removed that are not in memory."""

@@ -41,7 +41,7 @@ class _Pool(list[Sample]):
             self.newest = max(self.newest, sample.stored_at)
 
 
-class Memory:
+class MemoryPools:
     """Pools by key: a `cache.Store` for itself."""
 
     generation = 0

@@ -18,7 +18,9 @@ def places(
     end = index.end(key)
     if since == -inf:
         return range(have, have + count), range(end, end + count)
-    pool = [(run.slot + i, run.at) for run in index.runs(key) for i in range(run.samples)]
+    pool = [
+        (extent.slot + i, extent.at) for extent in index.extents(key) for i in range(extent.samples)
+    ]
     found = slots([at for _, at in pool], count, since, now)
     return found, [pool[at][0] if at < len(pool) else end + at - len(pool) for at in found]
 

@@ -10,7 +10,7 @@ from typing import Any
 from sglang_cached_addon.core.cache import Sample, counts
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.journal.loading import Loaded
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 
 
 class Nowhere:
@@ -28,7 +28,7 @@ class Nowhere:
         pass
 
 
-class MemoryStore(Memory, OpenStore):
+class MemoryStore(MemoryPools, OpenStore):
     """Pools in memory, as a proxy without a folder has them."""
 
     journal = None
@@ -43,7 +43,7 @@ class MemoryStore(Memory, OpenStore):
         self._ttl = ttl
 
     @property
-    def index(self) -> Memory:
+    def index(self) -> MemoryPools:
         return self
 
     @property

@@ -17,13 +17,13 @@ from sglang_cached_addon.core.planning import (
     recorded,
     samples,
 )
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from tests.tables import each
 
 NOW = 1000.0
 
 
-class Store(Memory):
+class Store(MemoryPools):
     @property
     def now(self) -> float:
         return NOW

@@ -21,7 +21,7 @@ from sglang_cached_addon.service.asking import Ask, Reply, Streamed
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from sglang_cached_addon.upstream import Upstream
 from tests.upstream.scripted import (
     PROBE,
@@ -71,7 +71,7 @@ class Stage:
         ids = itertools.count(1)
         self.script = script
         self.kept = kept or Kept()
-        self.store = Memory() if store is None else store
+        self.store = MemoryPools() if store is None else store
         self.exchange = Exchange(dialects.installed(), self.store, lambda: f"{next(ids):032x}")
         self.upstream = Upstream(
             script.url,
@@ -275,7 +275,7 @@ class Lent:
         self.released += 1
 
 
-class Far(Memory):
+class Far(MemoryPools):
     """A store that says what the test says when something is to be brought."""
 
     def __init__(self) -> None:

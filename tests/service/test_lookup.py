@@ -16,7 +16,7 @@ from sglang_cached_addon.core.policy import PLAIN, Reason
 from sglang_cached_addon.dialects import generate, registry
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
 from sglang_cached_addon.service.lookup import LARGE_BYTES, TENANTS
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from tests.service.exchanging import (
     ANN,
     BOB,
@@ -133,7 +133,7 @@ def test_other_dialects() -> None:
 
 def test_other_model() -> None:
     """One model's answer would be given as another's."""
-    store = Memory()
+    store = MemoryPools()
     Way(store, "m1").ask(body())
     assert isinstance(Way(store, "m2").receive(body()), Fetch)
     assert isinstance(Way(store, "m1").receive(body()), Hit)
@@ -237,7 +237,7 @@ def test_odd_values(path: str, field: str) -> None:
 
 def test_the_very_bytes_of_a_plain_call() -> None:
     """Bytes that came before would be read again after a restart, or answer another call."""
-    store = Memory()
+    store = MemoryPools()
     Way(store).ask(body())
     raw = json.dumps(body()).encode()
     again = Way(store)
@@ -257,7 +257,7 @@ def test_the_very_bytes_of_a_plain_call() -> None:
 )
 def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
     """A call for more than one sample, for an array or with a rid would get a lone answer."""
-    store = Memory()
+    store = MemoryPools()
     first = Way(store).ask(asked)[1]
     kind, second = Way(store).ask(asked)
     assert kind is Kind.HIT
@@ -283,7 +283,7 @@ def test_too_old_samples_do_not_count() -> None:
 
 def test_too_old_samples_by_name() -> None:
     """The short cut for bytes that came before would give a too old answer after a restart."""
-    store = Memory()
+    store = MemoryPools()
     Way(store).ask(body(), now=100.0)
     assert isinstance(Way(store).find(body(), terms=seconds(101.0)), Known)
     assert isinstance(Way(store).find(body(), terms=seconds(100.0)), Hit)
@@ -293,7 +293,7 @@ def test_too_old_samples_by_name() -> None:
 @pytest.mark.parametrize("asked", [body(), body(n=2), body(["a", "b"])], ids=str)
 def test_tenants(asked: dict[str, Any]) -> None:
     """One client's answer would be given to another, though they are to be apart."""
-    store = Memory()
+    store = MemoryPools()
     way = Way(store)
     way.ask(asked, tenant=ANN)
     for other in (BOB, b""):
@@ -370,7 +370,7 @@ def test_adapters(name: str) -> None:
 
 def test_adapters_by_name() -> None:
     """The short cut for bytes that came before would not know that their adapter is another."""
-    store = Memory()
+    store = MemoryPools()
     asked = {"named": body(lora_path="a"), "other": body()}
     way = Way(store)
     for call in asked.values():
@@ -400,7 +400,7 @@ def test_adapters_by_name() -> None:
 )
 def test_key_of_an_outcome(asked: dict[str, Any], has_key: bool) -> None:
     """A user could not look up in the journal what was answered, or would find something else."""
-    store = Memory()
+    store = MemoryPools()
     way = Way(store, "m")
     way.ask({**asked, "stream": False})
     for same in (way, way, Way(store, "m")):  # assembled, from memory, and by name
@@ -462,5 +462,5 @@ def test_too_large(path: str, raw: bytes) -> None:
 
 def test_key_where_no_model_is_known() -> None:
     """A key would be shown of which nobody knows whose it is."""
-    assert Way(Memory(), "").know(body()).key == b""
-    assert Way(Memory(), "m").know(body()).key == key_of("a", "m")
+    assert Way(MemoryPools(), "").know(body()).key == b""
+    assert Way(MemoryPools(), "m").know(body()).key == key_of("a", "m")

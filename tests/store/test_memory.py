@@ -6,7 +6,7 @@ import random
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Sample
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from tests.tables import each
 
 A, B = b"a" * 32, b"b" * 32
@@ -17,19 +17,19 @@ def sample(answer: bytes, at: float = 1.5, deltas: bytes = b"") -> Sample:
     return Sample(answer, at, 0.25, 3, deltas)
 
 
-def answers(memory: Memory, key: bytes = A) -> list[bytes]:
+def answers(memory: MemoryPools, key: bytes = A) -> list[bytes]:
     return [s.answer for s in memory.get(key)]
 
 
 def test_unknown_key() -> None:
     """Of a key that is not there, there is nothing."""
-    assert len(Memory().get(A)) == 0
-    assert len(Memory()) == 0
+    assert len(MemoryPools().get(A)) == 0
+    assert len(MemoryPools()) == 0
 
 
 def test_order() -> None:
     """A pool is in the order in which its samples came."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"1"), sample(b"2")]))
     memory.append(Addition(B, "chat", b"", [sample(b"x")]))
     memory.append(Addition(A, "chat", b"", [sample(b"3")]))
@@ -39,7 +39,7 @@ def test_order() -> None:
 
 def test_appended_list_is_not_kept() -> None:
     """A list that is changed after it was added changes nothing."""
-    memory = Memory()
+    memory = MemoryPools()
     samples = [sample(b"1")]
     memory.append(Addition(A, "chat", b"", samples))
     samples.append(sample(b"2"))
@@ -48,7 +48,7 @@ def test_appended_list_is_not_kept() -> None:
 
 def test_counts() -> None:
     """Samples, bytes and dialects are counted."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"12"), sample(b"345", deltas=b"[1]")]))
     memory.append(Addition(A, "chat", b"", [sample(b"6")]))
     memory.append(Addition(B, "generate", b"", [sample("é".encode())]))
@@ -58,7 +58,7 @@ def test_counts() -> None:
 
 def test_clear() -> None:
     """After a clear there is nothing, and nothing is counted."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"12")], RAW))
     memory.clear()
     assert len(memory.get(A)) == 0
@@ -85,7 +85,7 @@ def test_clear() -> None:
 )
 def test_since(since: float, pool: list[bytes]) -> None:
     """New samples take the places of those that do not count, and come behind the others."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)]))
     memory.append(Addition(B, "chat", b"", [sample(b"other", 0.0)]))
     memory.append(
@@ -101,7 +101,7 @@ def test_since(since: float, pool: list[bytes]) -> None:
 
 def test_expiry() -> None:
     """Samples that are too old, or of the future, go, wherever they stand."""
-    memory = Memory()
+    memory = MemoryPools()
     times = (9.0, 1.0, 10.0, 99.0)
     memory.append(Addition(A, "chat", b"", [sample(b"%d" % at, at) for at in times]))
     assert not memory.expire(A, 1.0, 99.0)
@@ -117,7 +117,7 @@ def test_expiry() -> None:
 def test_a_pool_that_grows_is_not_what_makes_room() -> None:
     """A pool that grows does not make room for itself, and others go as a whole."""
     gone: list[bytes] = []
-    memory = Memory(limit=2000, evicted=gone.append)
+    memory = MemoryPools(limit=2000, evicted=gone.append)
     memory.append(Addition(A, "chat", b"", [sample(b"1")]))
     memory.append(Addition(B, "chat", b"", [sample(b"x" * 800)]))
     memory.append(Addition(A, "chat", b"", [sample(b"2" * 900)]))
@@ -133,7 +133,7 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
 
 def test_names_of_bodies_follow_the_first_sample() -> None:
     """The name of a body leads to its pool, also when samples were replaced."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)], RAW))
     memory.append(Addition(A, "chat", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.find(RAW) == A
@@ -142,7 +142,7 @@ def test_names_of_bodies_follow_the_first_sample() -> None:
 
 def test_one_key_of_two_dialects() -> None:
     """Counts are never below nothing."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)]))
     memory.append(Addition(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.by_dialect == {"chat": 1}
@@ -159,7 +159,7 @@ def key(model: bytes, n: int) -> bytes:
 
 def test_by_model() -> None:
     """Samples are counted by model."""
-    memory = Memory()
+    memory = MemoryPools()
     assert memory.by_model() == {}
     memory.append(Addition(key(b"x", 1), "chat", b"", [sample(b"1", 1.0), sample(b"2", 2.0)]))
     memory.append(Addition(key(b"x", 2), "generate", b"", [sample(b"1")]))
@@ -173,7 +173,7 @@ def test_by_model() -> None:
 
 def test_clear_of_a_part() -> None:
     """A clear of a part removes just that, with its names and counts."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.append(Addition(key(b"x", 1), "chat", b"", [sample(b"12", deltas=b"[2]")], b"1" * 16))
     memory.append(Addition(key(b"x", 2), "generate", b"", [sample(b"345")], b"2" * 16))
     memory.append(Addition(key(b"y", 1), "chat", b"", [sample(b"6789")], b"3" * 16))
@@ -186,7 +186,7 @@ def test_clear_of_a_part() -> None:
 
 def test_every_clear_counts() -> None:
     """Each clear counts, also one that removes nothing."""
-    memory = Memory()
+    memory = MemoryPools()
     memory.clear()
     memory.clear(b"?")
     assert (memory.generation, memory.clears) == (2, 2)
@@ -195,7 +195,7 @@ def test_every_clear_counts() -> None:
 def test_counts_stay_right() -> None:
     """Whatever happens in whatever order, the counts are those of what is there."""
     rng = random.Random(0)
-    memory, everything = Memory(), [key(model, n) for model in (b"x", b"y") for n in range(4)]
+    memory, everything = MemoryPools(), [key(model, n) for model in (b"x", b"y") for n in range(4)]
     for now in range(2000):
         at = rng.choice(everything)
         if rng.random() < 0.02:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Sample
+from sglang_cached_addon.store.journal.extents import Head, Place
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.journal.runs import Head, Place
 from sglang_cached_addon.store.placing import line_ends, places
 from tests.tables import each
 

@@ -20,6 +20,7 @@ from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, close_to_others
 from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish
+from sglang_cached_addon.store.journal.extents import FILE, Head, Place
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.index import Index
@@ -27,9 +28,8 @@ from sglang_cached_addon.store.journal.kept import KeptIndex
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, encode, samples_of
 from sglang_cached_addon.store.journal.loading import Loaded, load
 from sglang_cached_addon.store.journal.queue import Queue
-from sglang_cached_addon.store.journal.reader import Reader, calls_of
-from sglang_cached_addon.store.journal.runs import FILE, Head, Place
-from sglang_cached_addon.store.journal.writer import Writer
+from sglang_cached_addon.store.journal.reader import FileReader, calls_of
+from sglang_cached_addon.store.journal.writer import JournalWriter
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,16 @@ class Journal:
         try:
             close_to_others(folder)
             self._file = JournalFile(folder, fsync)
-            self._queue = Queue(self.path, Reader(self.path))
+            self._queue = Queue(self.path, FileReader(self.path))
         except OSError as e:
             self._guard.close()
             name = e.filename or self.path
             raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
         self._kept = KeptIndex(folder)
         self._compaction = Compaction(self._file, self._queue, self._guard, self._kept)
-        self._writer = Writer(self._file, self._queue, self._guard, self._kept, self._compaction)
+        self._writer = JournalWriter(
+            self._file, self._queue, self._guard, self._kept, self._compaction
+        )
         self._cannot_read = False
 
     # What is there
@@ -93,20 +95,20 @@ class Journal:
         """The samples of a key; None if the disk would have to be waited for and is not to be, or
         if it fails. A broken line is logged, and not found any more."""
         samples: list[Sample] = []
-        for run, line, reader in self._queue.find(key):
+        for extent, line, reader in self._queue.find(key):
             try:
                 if reader:
-                    line = reader.read(run.place.offset % FILE, run.place.length, waits=waits)
+                    line = reader.read(extent.place.offset % FILE, extent.place.length, waits=waits)
                 if line is None:
                     return None
-                samples += samples_of(line, key)[run.skip : run.skip + run.samples]
+                samples += samples_of(line, key)[extent.skip : extent.skip + extent.samples]
             except OSError as e:
                 if not self._cannot_read:  # each look would say it again
                     logger.warning("cannot read %s: %s", self.path, e.strerror)
                 self._cannot_read = True
                 return None
             except (OtherVersion, *BROKEN) as e:
-                self._lose(key, run.place, e)
+                self._lose(key, extent.place, e)
         return samples
 
     def _lose(self, key: bytes, place: Place, why: Exception) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.files import private
-from sglang_cached_addon.store.journal.reader import Reader
+from sglang_cached_addon.store.journal.reader import FileReader
 from sglang_cached_addon.store.journal.syncer import Syncer
 
 logger = logging.getLogger(__name__)
@@ -105,14 +105,14 @@ class JournalFile:
         os.fsync(self.handle)
         self.lines = self.others = self.size = 0
 
-    def adopt_aside(self, size: int, lines: int, others: int) -> Reader:
+    def adopt_aside(self, size: int, lines: int, others: int) -> FileReader:
         """Gives the file aside the name of this one, and returns who reads it. Raises OSError, and
         then nothing has changed."""
         # Opened before it has the name: behind the renaming nothing may fail that would leave us
         # with a file that is gone.
         file = open(self.aside, "ab", buffering=0, opener=private)  # noqa: SIM115
         try:
-            reader = Reader(self.aside)
+            reader = FileReader(self.aside)
             self.aside.replace(self.path)
         except BaseException:
             file.close()

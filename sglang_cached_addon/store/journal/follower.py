@@ -17,11 +17,11 @@ from pathlib import Path
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.files import StoreError
+from sglang_cached_addon.store.journal.extents import Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
 from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
-from sglang_cached_addon.store.journal.reader import Reader, calls_of
-from sglang_cached_addon.store.journal.runs import Place
+from sglang_cached_addon.store.journal.reader import FileReader, calls_of
 
 LOOK_SECONDS = 0.5
 """How often the thread looks at the file."""
@@ -50,7 +50,7 @@ class Follower:
 
     def _open(self) -> None:
         try:
-            self._reader = Reader(self.path)
+            self._reader = FileReader(self.path)
         except OSError as e:
             raise StoreError(
                 f"cannot read {self.path}: {e.strerror}; --readonly is for the folder of another "
@@ -74,14 +74,14 @@ class Follower:
     def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
         """As `Journal.read`."""
         with self._lock:
-            runs, reader = self.index.runs(key), self._reader
+            extents, reader = self.index.extents(key), self._reader
         samples: list[Sample] = []
         try:
-            for run in runs:
-                line = reader.read(run.place.offset, run.place.length, waits=waits)
+            for extent in extents:
+                line = reader.read(extent.place.offset, extent.place.length, waits=waits)
                 if line is None:
                     return None
-                samples += samples_of(line, key)[run.skip : run.skip + run.samples]
+                samples += samples_of(line, key)[extent.skip : extent.skip + extent.samples]
         except (OtherVersion, OSError, *BROKEN) as e:
             # It may be cut just now; what is broken is for its owner to report.
             logger.debug("%s: %s", self.path, e)
@@ -156,7 +156,7 @@ class Follower:
     def _look(self, progress: Callable[[float], object]) -> None:
         now = self.path.stat()
         if not self._reader.is_same(now) or now.st_size < self._end:
-            reader = Reader(self.path)
+            reader = FileReader(self.path)
             with self._lock:
                 self.index, self._reader = Index(), reader
                 self._lines = self._end = 0

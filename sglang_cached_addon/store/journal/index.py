@@ -1,9 +1,9 @@
 """The index of a journal: where the lines of each key are, and what they hold in sum.
 
-Pure, and small: an entry is its key and a few dozen bytes for each run (see `runs`), so that what
-is stored need not be in memory to be found. Knows no file: places in it are numbers. The entries
-are in the order in which they were last added to or touched. Not safe for threads: `queue` has a
-lock for it.
+Pure, and small: an entry is its key and a few dozen bytes for each extent (see `extents`), so that
+what is stored need not be in memory to be found. Knows no file: places in it are numbers. The
+entries are in the order in which they were last added to or touched. Not safe for threads: `queue`
+has a lock for it.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from itertools import islice
 import orjson
 
 from sglang_cached_addon.core.cache import counts
-from sglang_cached_addon.store.journal.runs import (
+from sglang_cached_addon.store.journal.extents import (
     NO_NAME,
     RECORD,
     SIZE,
+    Extent,
     Head,
     Place,
     Record,
-    Run,
     end_of,
+    extent_of,
     moved,
     pack,
     positions,
-    run_of,
     unpack,
     weight_of,
+    with_extent,
     with_offset,
-    with_run,
 )
 from sglang_cached_addon.store.totals import Totals
 
 _ENTRY = struct.Struct(f"32s{SIZE}s")
-"""A key with one run, as `Index.dump` writes it."""
+"""A key with one extent, as `Index.dump` writes it."""
 
 _PIECE = 4096
 """Entries that `Index.dump` gives at a time."""
@@ -49,11 +49,11 @@ class Index(Totals):
     def __init__(self) -> None:
         super().__init__()
         self._entries: dict[bytes, bytes] = {}
-        """For each key, the packed runs of its pool, in the order of the pool."""
+        """For each key, the packed extents of its pool, in the order of the pool."""
         self._names: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
         self._dialects: list[str] = []
-        """The names of dialects, by the numbers that runs have for them."""
+        """The names of dialects, by the numbers that extents have for them."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -69,15 +69,15 @@ class Index(Totals):
         """The key whose pool answers a body of this name."""
         return self._names.get(raw)
 
-    def runs(self, key: bytes) -> list[Run]:
-        """The runs of a pool, in its order."""
-        return [run_of(record) for record in unpack(self._entries.get(key, b""))]
+    def extents(self, key: bytes) -> list[Extent]:
+        """The extents of a pool, in its order."""
+        return [extent_of(record) for record in unpack(self._entries.get(key, b""))]
 
-    def runs_of(self, key: bytes, place: Place) -> list[Run]:
-        """The runs of a pool that are of one line."""
+    def extents_of(self, key: bytes, place: Place) -> list[Extent]:
+        """The extents of a pool that are of one line."""
         records = self._entries.get(key, b"")
         found = positions(records, place.offset)
-        return [run_of(RECORD.unpack_from(records, at)) for at in found]
+        return [extent_of(RECORD.unpack_from(records, at)) for at in found]
 
     def count(self, key: bytes) -> int:
         """The number of samples of a key."""
@@ -112,7 +112,7 @@ class Index(Totals):
             records += RECORD.pack(*new)
         else:
             self._forget(key, records)
-            records = with_run(records, new)
+            records = with_extent(records, new)
             self._note(key, records)
         if raw:
             self._names[raw] = key
@@ -183,9 +183,11 @@ class Index(Totals):
             "entries": sum(len(records) == SIZE for _, records in items),
         }
         yield orjson.dumps(head) + b"\n"
-        one = (key + runs for key, runs in items if len(runs) == SIZE)
+        one = (key + records for key, records in items if len(records) == SIZE)
         more = (
-            key + len(runs).to_bytes(4, "little") + runs for key, runs in items if len(runs) != SIZE
+            key + len(records).to_bytes(4, "little") + records
+            for key, records in items
+            if len(records) != SIZE
         )
         for entries in (one, more):
             while piece := b"".join(islice(entries, _PIECE)):
@@ -227,8 +229,8 @@ class Index(Totals):
         self._names |= {record[7]: key for record in unpack(records) if record[7] != NO_NAME}
 
     def _weigh(self, key: bytes, records: bytes, sign: int) -> None:
-        """Adds the runs of a key to the counts, or takes them away; a line's bytes once, however
-        many runs are of it."""
+        """Adds the extents of a key to the counts, or takes them away; a line's bytes once, however
+        many extents are of it."""
         lines: set[int] = set()
         for offset, length, _, _, _, count, number, _ in unpack(records):
             size = 0 if offset in lines else sign * length

@@ -15,10 +15,10 @@ from pathlib import Path
 import orjson
 
 from sglang_cached_addon.store.files import private
+from sglang_cached_addon.store.journal.extents import FILES
 from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN
-from sglang_cached_addon.store.journal.runs import FILES
 
 INDEX_VERSION = 3
 

@@ -24,7 +24,7 @@ import orjson
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.keys import FORMAT_VERSION, dumps
-from sglang_cached_addon.store.journal.runs import MAX_SLOT, Head
+from sglang_cached_addon.store.journal.extents import MAX_SLOT, Head
 
 OLD_VERSIONS = (1, 2, 3)
 """Former format versions, whose lines are kept but of no use: the first did not name the model, the

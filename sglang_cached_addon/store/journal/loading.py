@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sglang_cached_addon.store.files import private
+from sglang_cached_addon.store.journal.extents import FILE, Place
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.kept import KeptIndex
 from sglang_cached_addon.store.journal.lines import (
@@ -24,8 +25,7 @@ from sglang_cached_addon.store.journal.lines import (
     scan,
 )
 from sglang_cached_addon.store.journal.queue import Queue
-from sglang_cached_addon.store.journal.reader import Reader, Readers
-from sglang_cached_addon.store.journal.runs import FILE, Place
+from sglang_cached_addon.store.journal.reader import FileReader, FileReaders
 
 PROGRESS_LINES = 20_000
 """The progress is told after so many lines."""
@@ -55,7 +55,7 @@ def load(
 ) -> Loaded:
     """Reads the file into the index; raises OSError where the disk fails."""
     if _set_original_aside(file):
-        queue.readers = Readers(Reader(file.path))
+        queue.readers = FileReaders(FileReader(file.path))
     torn = _set_torn_line_aside(file)
     skipped = old = before = offset = 0
     if kept := kept_index.load(file.path):

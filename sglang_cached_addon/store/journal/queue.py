@@ -15,9 +15,9 @@ from itertools import accumulate, islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from sglang_cached_addon.store.journal.extents import FILE, PENDING, Extent, Head, Place
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.journal.reader import Reader, Readers
-from sglang_cached_addon.store.journal.runs import FILE, PENDING, Head, Place, Run
+from sglang_cached_addon.store.journal.reader import FileReader, FileReaders
 
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
@@ -49,13 +49,13 @@ class Line(NamedTuple):
 class Queue:
     """Belongs to the event loop and to the writer. `changed` is the lock for all of it."""
 
-    def __init__(self, path: Path, reader: Reader) -> None:
+    def __init__(self, path: Path, reader: FileReader) -> None:
         """`path` is for messages; `reader` reads the file whose number is 0."""
         self.changed = threading.Condition()
         """The lock, which also tells the writer that there is something to do."""
         self.index = Index()
         """All lines that are in the file or wait for it."""
-        self.readers = Readers(reader)
+        self.readers = FileReaders(reader)
         """Who reads the files in which lines are. Changed under the lock."""
         self.dropped = 0
         """Samples that were not kept, because too much was waiting for the disk."""
@@ -116,20 +116,20 @@ class Queue:
         """Whether so many bytes could be kept. A disk that refuses is not counted on."""
         return self.failure is None or self.size + size <= MAX_PENDING
 
-    def find(self, key: bytes) -> list[tuple[Run, bytes | None, Reader | None]]:
-        """The runs of a pool, each with its line if that waits, or with who reads it."""
+    def find(self, key: bytes) -> list[tuple[Extent, bytes | None, FileReader | None]]:
+        """The extents of a pool, each with its line if that waits, or with who reads it."""
         with self.changed:
             return [
-                (run, self._waiting[run.place.offset].data, None)
-                if run.place.offset >= PENDING
-                else (run, None, self.readers.of(run.place))
-                for run in self.index.runs(key)
+                (extent, self._waiting[extent.place.offset].data, None)
+                if extent.place.offset >= PENDING
+                else (extent, None, self.readers.of(extent.place))
+                for extent in self.index.extents(key)
             ]
 
     def lose(self, key: bytes, place: Place) -> bool:
         """Forgets a line that cannot be read; False if its samples are elsewhere by now."""
         with self.changed:
-            if is_there := bool(self.index.runs_of(key, place)):
+            if is_there := bool(self.index.extents_of(key, place)):
                 self.index.lose(key, place)
         return is_there
 
@@ -177,9 +177,8 @@ class Queue:
         the index any more."""
         with self.changed:
             self.failure = why
-            self.drop(
-                lambda line: line.head.samples and not self.index.runs_of(line.head.key, line.place)
-            )
+            of = self.index.extents_of
+            self.drop(lambda line: line.head.samples and not of(line.head.key, line.place))
 
     def settle(self) -> None:
         """The writer has done what it could with the lines that it took."""
@@ -214,10 +213,10 @@ class Queue:
 
     # For compaction
 
-    def runs_of(self, key: bytes, place: Place) -> list[Run]:
-        """As `Index.runs_of`, from any thread."""
+    def extents_of(self, key: bytes, place: Place) -> list[Extent]:
+        """As `Index.extents_of`, from any thread."""
         with self.changed:
-            return self.index.runs_of(key, place)
+            return self.index.extents_of(key, place)
 
     def move(self, moves: Iterable[Move]) -> None:
         """As `Index.move` for each, from any thread."""

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from sglang_cached_addon.store.journal.extents import FILE, FILES, Place
 from sglang_cached_addon.store.journal.lines import call_of
-from sglang_cached_addon.store.journal.runs import FILE, FILES, Place
 
 logger = logging.getLogger(__name__)
 
 
-class Reader:
+class FileReader:
     """Reads one file, whatever its name is."""
 
     def __init__(self, path: Path) -> None:
@@ -52,21 +52,21 @@ class Reader:
         return (ours.st_dev, ours.st_ino) == (other.st_dev, other.st_ino)
 
 
-class Readers:
+class FileReaders:
     """The readers of the files in which lines are, by the numbers of the files. Lines are added to
     the newest one; there are two while lines are moved from one to the other."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: FileReader) -> None:
         self.newest = 0
         """The number of the file that lines are added to."""
         self._by_number = {0: reader}
 
     @property
-    def current(self) -> Reader:
+    def current(self) -> FileReader:
         """The reader of the newest file."""
         return self._by_number[self.newest]
 
-    def of(self, place: Place) -> Reader | None:
+    def of(self, place: Place) -> FileReader | None:
         """The reader of the file that a place is in; None if that file is no more."""
         return self._by_number.get(place.offset // FILE)
 
@@ -76,7 +76,7 @@ class Readers:
         self.newest = self._next if number is None else number
         self._by_number = {self.newest: reader}
 
-    def add(self, reader: Reader) -> int:
+    def add(self, reader: FileReader) -> int:
         """Lines are added to another file from now on; returns its number."""
         number = self._next
         self._by_number[number] = reader

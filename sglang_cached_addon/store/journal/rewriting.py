@@ -19,6 +19,7 @@ from typing import IO
 
 from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.store.files import private, sync_folder
+from sglang_cached_addon.store.journal.extents import FILE, Extent, Place
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.lines import (
     BROKEN,
@@ -30,7 +31,6 @@ from sglang_cached_addon.store.journal.lines import (
     scan,
 )
 from sglang_cached_addon.store.journal.queue import SLICE, Queue
-from sglang_cached_addon.store.journal.runs import FILE, Place, Run
 
 LITTLE = 1 << 20
 """Bytes that the writer may copy, while new lines wait for it."""
@@ -197,16 +197,16 @@ class Rewriting:
             return
         if self._offset < self._start:
             place = Place(self._former * FILE + self._offset, len(line))
-            runs = self._queue.runs_of(head.key, place)
+            extents = self._queue.extents_of(head.key, place)
         else:
-            runs = [Run(Place(0, 0), head.at, 0, head.slot, head.samples)]
-        if not runs:
+            extents = [Extent(Place(0, 0), head.at, 0, head.slot, head.samples)]
+        if not extents:
             if call := call_of(line):
                 self._orphans[head.key] = call[2]
             return
         content = self._orphans.pop(head.key, b"") if head.samples else b""
-        if content or sum(run.samples for run in runs) < head.samples:
-            yield from _rewritten(line, runs, content)
+        if content or sum(extent.samples for extent in extents) < head.samples:
+            yield from _rewritten(line, extents, content)
         else:
             yield head.key, head.slot, head.samples, line
 
@@ -232,14 +232,14 @@ class Rewriting:
             time.sleep(0)
 
 
-def _rewritten(line: bytes, runs: Iterable[Run], content: bytes) -> Iterator[_Part]:
-    """One line for each run that is left of a line. The first one has the call: the line's own, or
-    `content`."""
+def _rewritten(line: bytes, extents: Iterable[Extent], content: bytes) -> Iterator[_Part]:
+    """One line for each extent that is left of a line. The first one has the call: the line's own,
+    or `content`."""
     call = call_of(line)
     content = call[2] if call else content
     key, dialect, samples, raw, _ = parse(line)
-    for run in runs:
-        some = samples[run.skip : run.skip + run.samples]
-        kept = encode(Addition(key, dialect, content, some, raw), run.slot)
-        yield key, run.slot, run.samples, kept
+    for extent in extents:
+        some = samples[extent.skip : extent.skip + extent.samples]
+        kept = encode(Addition(key, dialect, content, some, raw), extent.slot)
+        yield key, extent.slot, extent.samples, kept
         content, raw = b"", b""

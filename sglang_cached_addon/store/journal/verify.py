@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sglang_cached_addon.store.journal.extents import Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, parse, scan
-from sglang_cached_addon.store.journal.runs import Place
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-class Writer:
+class JournalWriter:
     """Writes one journal, from `start` to `close`."""
 
     def __init__(

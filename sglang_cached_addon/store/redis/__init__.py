@@ -23,14 +23,14 @@ from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.epochs import SPAN
 from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from sglang_cached_addon.store.redis.bringing import Bringing
 from sglang_cached_addon.store.redis.clears import concerns, kind_of, meaning
+from sglang_cached_addon.store.redis.document import Heard, SharedDocument
 from sglang_cached_addon.store.redis.link import Link
 from sglang_cached_addon.store.redis.news import News, read_epochs
-from sglang_cached_addon.store.redis.pools import Pools
-from sglang_cached_addon.store.redis.server import SECONDS, Away, Server
-from sglang_cached_addon.store.redis.state import Known, State
+from sglang_cached_addon.store.redis.pools import SharedPools
+from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
 
 class SharedStore(OpenStore):
@@ -39,12 +39,14 @@ class SharedStore(OpenStore):
 
     def __init__(self, url: str, local: OpenStore) -> None:
         """Raises ValueError for a URL that names no server."""
-        self._local, self._link = local, Link(Server(url))
+        self._local, self._link = local, Link(SharedServer(url))
         self.name = self._link.server.name
         self.salt = 1 + secrets.randbelow(SPAN - 1)
         self.memory, self.journal, self.loaded = local.memory, local.journal, local.loaded
-        self.state = self._state = State(local.state, lambda: read_epochs(url), self.publish)
-        self._pools = Pools(local, self._link, lambda: self._news.clears)
+        self.state = self._state = SharedDocument(
+            local.state, lambda: read_epochs(url), self.publish
+        )
+        self._pools = SharedPools(local, self._link, lambda: self._news.clears)
         self._news = News(self._link.outbox, self._clear_local, self._pools.agree, self._note)
         self._bringing = Bringing(local, self._link, self._pools, self._is_usable)
         self._holder: Holder | None = None
@@ -52,7 +54,7 @@ class SharedStore(OpenStore):
     # What is at hand
 
     @property
-    def index(self) -> Index | Memory:
+    def index(self) -> Index | MemoryPools:
         return self._local.index
 
     @property
@@ -189,7 +191,7 @@ class SharedStore(OpenStore):
             self._news.resume(self._state.known)
         self._link.start(lambda: self._news.sync(holder))
 
-    def _note(self, known: Known) -> None:
+    def _note(self, known: Heard) -> None:
         if known != self._state.known:
             self._state.known = known
             self._link.spawn(asyncio.to_thread(self._state.note))

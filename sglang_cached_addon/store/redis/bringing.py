@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.store.contract import OpenStore
-from sglang_cached_addon.store.redis.leases import MILLISECONDS, Lease
+from sglang_cached_addon.store.redis.leases import MILLISECONDS, SharedLease
 from sglang_cached_addon.store.redis.link import Link
-from sglang_cached_addon.store.redis.pools import Look, Pools
+from sglang_cached_addon.store.redis.pools import Look, SharedPools
 from sglang_cached_addon.store.redis.protocol import look
 from sglang_cached_addon.store.redis.server import Away
 
@@ -33,7 +33,7 @@ class Bringing:
     """What calls of one proxy bring."""
 
     def __init__(
-        self, local: OpenStore, link: Link, pools: Pools, is_usable: Callable[[], bool]
+        self, local: OpenStore, link: Link, pools: SharedPools, is_usable: Callable[[], bool]
     ) -> None:
         """`is_usable` tells whether what the server has may be read."""
         self._local, self._pools, self._is_usable = local, pools, is_usable
@@ -51,7 +51,7 @@ class Bringing:
             }
             if not short:
                 return Brought(is_shared=has_waited)
-            lease, clears = Lease(self._leases, tuple(short)), self._local.clears
+            lease, clears = SharedLease(self._leases, tuple(short)), self._local.clears
             try:
                 looks = await self._look(short, lease, claims=claims)
                 claimed = [one.key for one in looks if one.status == "claimed"]
@@ -82,7 +82,9 @@ class Bringing:
             await self._leases.wait(busy)
         return Brought()
 
-    async def _look(self, short: Mapping[bytes, int], lease: Lease, *, claims: bool) -> list[Look]:
+    async def _look(
+        self, short: Mapping[bytes, int], lease: SharedLease, *, claims: bool
+    ) -> list[Look]:
         """Reads what is short, and claims it where there is no more; raises `Away`."""
         haves = {key: len(self._local.get(key)) for key in short}
         token = lease.token if claims else ""

@@ -24,7 +24,7 @@ LOOK_SECONDS = 1.0
 MILLISECONDS = int(LEASE_SECONDS * 1000)
 
 
-class Lease:
+class SharedLease:
     """The right to fill some pools: see `cache.Lease`."""
 
     def __init__(self, leases: Leases, keys: Sequence[bytes]) -> None:
@@ -41,7 +41,7 @@ class Leases:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._held: set[Lease] = set()
+        self._held: set[SharedLease] = set()
         self._waits: dict[asyncio.Future[None], frozenset[bytes]] = {}
         """The calls that wait, each with the keys whose leases others have."""
 
@@ -55,11 +55,11 @@ class Leases:
         """How many calls wait for other proxies."""
         return len(self._waits)
 
-    def hold(self, lease: Lease) -> None:
+    def hold(self, lease: SharedLease) -> None:
         """Prolongs a lease from now on."""
         self._held.add(lease)
 
-    def release(self, lease: Lease, keys: Iterable[bytes] | None = None) -> None:
+    def release(self, lease: SharedLease, keys: Iterable[bytes] | None = None) -> None:
         """Frees pools of a lease: all, if no others are given. Returns at once."""
         self._held.discard(lease)
         for key in lease.keys if keys is None else keys:
@@ -70,7 +70,7 @@ class Leases:
         held = ((lease, key) for lease in self._held for key in lease.keys)
         return [self._retake(lease, key) for lease, key in held]
 
-    def _retake(self, lease: Lease, key: bytes) -> Command:
+    def _retake(self, lease: SharedLease, key: bytes) -> Command:
         return ("SET", lease_of(key), lease.token, "NX", "PX", MILLISECONDS)
 
     def prolong(self) -> None:
@@ -80,7 +80,7 @@ class Leases:
             for key in lease.keys:
                 self._prolong(lease, key)
 
-    def _prolong(self, lease: Lease, key: bytes) -> None:
+    def _prolong(self, lease: SharedLease, key: bytes) -> None:
         def done(result: Result) -> None:
             if result == 0 and lease in self._held:  # the server has lost it
                 self._outbox.tell(self._retake(lease, key))

@@ -15,7 +15,7 @@ from typing import Any
 from sglang_cached_addon.store.redis.leases import RENEW_SECONDS, Leases
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CHANGED, CHANNEL, RELEASED
-from sglang_cached_addon.store.redis.server import Away, Server
+from sglang_cached_addon.store.redis.server import Away, SharedServer
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -29,7 +29,7 @@ RETRY_SECONDS = 1.0
 class Link:
     """One proxy's link to one server."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: SharedServer) -> None:
         self.server = server
         self.outbox = Outbox(server, self._lost)
         self.leases = Leases(self.outbox)

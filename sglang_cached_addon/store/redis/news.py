@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from sglang_cached_addon.store.contract import Holder
 from sglang_cached_addon.store.redis.clears import Clears
+from sglang_cached_addon.store.redis.document import Heard
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import (
     CONTROL,
@@ -25,7 +26,6 @@ from sglang_cached_addon.store.redis.protocol import (
     raise_numbers,
 )
 from sglang_cached_addon.store.redis.server import Away, ask_once
-from sglang_cached_addon.store.redis.state import Known
 
 KEPT_REPLACED = 100_000
 """So many replaced pools are told to proxies that were away."""
@@ -47,7 +47,7 @@ class News:
         outbox: Outbox,
         cleared: Callable[[str], object],
         replaced: Callable[[bytes], Awaitable[object]],
-        note: Callable[[Known], object],
+        note: Callable[[Heard], object],
     ) -> None:
         """`cleared` is told the kind of each clear of others, and `replaced` each pool whose
         samples were replaced; `note` is told what was heard of, when that is done."""
@@ -63,7 +63,7 @@ class News:
         """The epochs that the server had last."""
         self._telling = asyncio.Lock()
 
-    def resume(self, known: Known) -> None:
+    def resume(self, known: Heard) -> None:
         """Goes on from what an earlier process has heard of."""
         self.clears, self._position = Clears(known.clears), known.replaced
         self._is_current = True
@@ -81,7 +81,7 @@ class News:
             if lost := {name: n for name, n in mine.items() if n > control.get(name, 0)}:
                 await self._do(*raise_numbers(lost))
             await self._tell_clears()
-            self._note(Known(dict(self.clears.numbers), self._position))
+            self._note(Heard(dict(self.clears.numbers), self._position))
         self._epochs = _part(control, _EPOCH)
         await self.tell_epochs(holder)
         known = holder.epochs.as_numbers()
@@ -111,7 +111,7 @@ class News:
             self._outbox.tell(publish_change())
             self.untold.pop(0)
             self.clears.take({kind: number})
-            self._note(Known(dict(self.clears.numbers), self._position))
+            self._note(Heard(dict(self.clears.numbers), self._position))
 
     async def sweep(self) -> None:
         """Removes the lists that were cleared, which nobody reads any more; raises `Away`."""

@@ -18,7 +18,7 @@ from math import inf
 from typing import Any
 
 from sglang_cached_addon.store.redis.protocol import Command, Result
-from sglang_cached_addon.store.redis.server import Away, Full, Server
+from sglang_cached_addon.store.redis.server import Away, Full, SharedServer
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -43,13 +43,13 @@ class Write:
     size: int = 0
     """The bytes of room that it takes."""
     done: Callable[[Result], object] = lambda result: None
-    """Is told the answer, which is `Refused` if it cannot be done."""
+    """Is told the answer, which is `CommandRefused` if it cannot be done."""
 
 
 class Outbox:
     """Asks and writes on their way."""
 
-    def __init__(self, server: Server, lost: Callable[[str], object]) -> None:
+    def __init__(self, server: SharedServer, lost: Callable[[str], object]) -> None:
         """`lost` is told why, when the server is away."""
         self.is_open = False
         """Whether writes go out."""
@@ -77,7 +77,7 @@ class Outbox:
         return key in self._of
 
     def ask(self, *command: Any) -> asyncio.Future[Result]:
-        """What the server answers. Fails with `Away`; `Full` and `Refused` are answers."""
+        """What the server answers. Fails with `Away`; `Full` and `CommandRefused` are answers."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._asks.append((command, answer))
         self._news.set()

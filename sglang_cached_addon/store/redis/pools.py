@@ -21,7 +21,7 @@ from sglang_cached_addon.store.redis.clears import Clears
 from sglang_cached_addon.store.redis.link import Link
 from sglang_cached_addon.store.redis.outbox import Write
 from sglang_cached_addon.store.redis.protocol import Command, Result, list_of, put
-from sglang_cached_addon.store.redis.server import Away, Refused
+from sglang_cached_addon.store.redis.server import Away, CommandRefused
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -44,7 +44,7 @@ class Look:
     """Its elements, from the last one that is at hand on."""
 
 
-class Pools:
+class SharedPools:
     """The pools of one proxy and of the server."""
 
     def __init__(self, local: OpenStore, link: Link, clears: Callable[[], Clears]) -> None:
@@ -169,7 +169,7 @@ class Pools:
         size = sum(map(len, elements))
 
         def done(result: Result) -> None:
-            if isinstance(result, Refused):
+            if isinstance(result, CommandRefused):
                 self.spoil(key, str(result))
             elif result != list(places):  # the pools differ
                 self._link.spawn(self._agree_if_it_can(key))

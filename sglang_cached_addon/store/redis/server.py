@@ -31,11 +31,11 @@ class Full(Exception):
     """The server has no room for more."""
 
 
-class Refused(Exception):
+class CommandRefused(Exception):
     """The server does not do what a command says."""
 
 
-class Server:
+class SharedServer:
     """One server, or a cluster. Belongs to an event loop."""
 
     def __init__(self, url: str) -> None:
@@ -53,8 +53,8 @@ class Server:
 
     async def send(self, commands: Sequence[Command], size: int = 0) -> list[Result]:
         """Returns the answers, in order; the answer to a command that was not done is a `Full` or a
-        `Refused`. `size` is the bytes of all that is sent. Raises `Away`; then some commands may
-        have been done nevertheless."""
+        `CommandRefused`. `size` is the bytes of all that is sent. Raises `Away`; then some commands
+        may have been done nevertheless."""
         self.trips += 1
         try:
             async with asyncio.timeout(SECONDS + size / BYTES_PER_SECOND):
@@ -142,7 +142,7 @@ class Server:
         text = str(error)
         is_full = isinstance(error, self._redis.OutOfMemoryError)
         is_full |= text.startswith(("MISCONF", "NOREPLICAS"))
-        return Full(text) if is_full else Refused(text)
+        return Full(text) if is_full else CommandRefused(text)
 
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, TimeoutError | self._redis.TimeoutError):
@@ -154,7 +154,7 @@ def ask_once(url: str, *command: object) -> Result:
     """The answer of a server, in bounded time, from any thread; None if there is none."""
 
     async def ask() -> Result:
-        server = Server(url)
+        server = SharedServer(url)
         try:
             return (await server.send([command]))[0]
         finally:

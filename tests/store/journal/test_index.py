@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from sglang_cached_addon.store.journal.extents import PENDING, Extent, Head, Place
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.journal.runs import PENDING, Head, Place, Run
 
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 RAW = b"r" * 16
@@ -26,7 +26,7 @@ def head(
 
 
 def places(index: Index, key: bytes) -> list[Place]:
-    return [run.place for run in index.runs(key)]
+    return [extent.place for extent in index.extents(key)]
 
 
 def facts(index: Index) -> tuple[int, int, int, dict[str, int]]:
@@ -39,11 +39,11 @@ def test_places() -> None:
     index.add(head(A, samples=2), Place(0, 100))
     index.add(head(B, dialect="generate"), Place(100, 50))
     index.add(head(A, 3.0, slot=2), Place(150, 10))
-    assert index.runs(A) == [
-        Run(Place(0, 100), 1.0, 0, 0, 2),
-        Run(Place(150, 10), 3.0, 0, 2, 1),
+    assert index.extents(A) == [
+        Extent(Place(0, 100), 1.0, 0, 0, 2),
+        Extent(Place(150, 10), 3.0, 0, 2, 1),
     ]
-    assert index.runs(C) == []
+    assert index.extents(C) == []
     assert (A in index, C in index) == (True, False)
     assert (index.count(A), index.end(A), index.weight(A)) == (3, 3, 110)
     assert (index.count(C), index.end(C), index.weight(C)) == (0, 0, 0)
@@ -74,11 +74,11 @@ def replaced(slot: int, samples: int, pool: str, size: int) -> None:
     index.add(head(A, 1.0, 5, raw=RAW), Place(0, 100))
     index.add(head(A, 2.0, samples, slot=slot), Place(100, 10))
     seen = ""
-    for run in index.runs(A):
-        line = "01234" if run.place.offset == 0 else "n" * samples
-        seen += line[run.skip : run.skip + run.samples]
+    for extent in index.extents(A):
+        line = "01234" if extent.place.offset == 0 else "n" * samples
+        seen += line[extent.skip : extent.skip + extent.samples]
     assert seen == pool
-    slots = [run.slot for run in index.runs(A)]
+    slots = [extent.slot for extent in index.extents(A)]
     assert slots == sorted(slots)
     assert facts(index) == (1, len(pool), size, {"chat": len(pool)})
     assert (index.count(A), index.weight(A)) == (len(pool), size)
@@ -108,13 +108,13 @@ def test_against_a_list() -> None:
             index.expire(A, 3.0, 9.0)
             model = {s: one for s, one in model.items() if stored[one[0]] >= 3.0}
         seen = {
-            run.slot + i: (run.place.offset, run.skip + i)
-            for run in index.runs(A)
-            for i in range(run.samples)
+            extent.slot + i: (extent.place.offset, extent.skip + i)
+            for extent in index.extents(A)
+            for i in range(extent.samples)
         }
         assert seen == model
         assert index.samples == len(model)
-        lines = {run.place for run in index.runs(A)}
+        lines = {extent.place for extent in index.extents(A)}
         assert index.bytes == sum(place.length for place in lines)
 
 
@@ -143,16 +143,16 @@ def test_moved() -> None:
     index.move(A, 0, 2, 3, Place(630, 60))
     index.move(B, 0, 0, 9, Place(900, 10))
     index.move(C, 0, 0, 9, Place(900, 10))
-    assert index.runs(A) == [
-        Run(Place(600, 30), 1.0, 0, 0, 1),
-        Run(Place(500, 10), 2.0, 0, 1, 1),
-        Run(Place(630, 60), 1.0, 0, 2, 3),
+    assert index.extents(A) == [
+        Extent(Place(600, 30), 1.0, 0, 0, 1),
+        Extent(Place(500, 10), 2.0, 0, 1, 1),
+        Extent(Place(630, 60), 1.0, 0, 2, 3),
     ]
-    assert index.runs_of(A, Place(630, 60)) == [Run(Place(630, 60), 1.0, 0, 2, 3)]
+    assert index.extents_of(A, Place(630, 60)) == [Extent(Place(630, 60), 1.0, 0, 2, 3)]
     assert facts(index) == (2, 6, 110, {"chat": 6})
     index.add(head(A, 3.0, 2, slot=3), Place(700, 20))
     index.move(A, 630, 2, 3, Place(800, 60))
-    assert [run.place.offset for run in index.runs(A)] == [600, 500, 800, 700]
+    assert [extent.place.offset for extent in index.extents(A)] == [600, 500, 800, 700]
     assert index.find(RAW) == A
 
 
@@ -221,7 +221,7 @@ def test_kept() -> None:
         index.add(one, Place(n << 32, n))
     again = Index.load(b"".join(index.dump()))
     assert again.by_model() == index.by_model()
-    assert {key: again.runs(key) for key in keys} == {key: index.runs(key) for key in keys}
+    assert {key: again.extents(key) for key in keys} == {key: index.extents(key) for key in keys}
     assert facts(again) == facts(index)
     assert [again.find(raw) for raw in raws] == [index.find(raw) for raw in raws]
     again.clear(lambda key: True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample
+from sglang_cached_addon.store.journal.extents import Head
 from sglang_cached_addon.store.journal.lines import (
     BROKEN,
     OtherVersion,
@@ -21,7 +22,6 @@ from sglang_cached_addon.store.journal.lines import (
     scan,
     seal,
 )
-from sglang_cached_addon.store.journal.runs import Head
 
 KEY, RAW = b"k" * 32, b"r" * 16
 ONE = [Sample(b'{"text":"x"}', 1.5, 0.25, 3)]

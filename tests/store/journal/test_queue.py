@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.store.journal.extents import Head
 from sglang_cached_addon.store.journal.queue import BATCH, MAX_PENDING, Queue
-from sglang_cached_addon.store.journal.reader import Reader
-from sglang_cached_addon.store.journal.runs import Head
+from sglang_cached_addon.store.journal.reader import FileReader
 from tests.store.journal.opened import (
     A,
     B,
@@ -83,7 +83,7 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
     removes a pool does, and so do those of others."""
     path = tmp_path / "cache.jsonl"
     path.touch()
-    queue = Queue(path, Reader(path))
+    queue = Queue(path, FileReader(path))
     for key, samples in ((A, 1), (B, 1), (C, 0)):
         assert queue.add(Head(key, b"", 0, "chat", 1.0, samples), b"line")
     assert [line.head.key for line in queue.take()] == [A, B, C]
@@ -98,7 +98,7 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
     assert (queue.count, queue.size) == (2, 9)
     assert not queue.written(taken, 100)
     queue.settle()
-    assert (queue.count, queue.size, queue.index.runs(B)[0].place.offset) == (0, 0, 100)
+    assert (queue.count, queue.size, queue.index.extents(B)[0].place.offset) == (0, 0, 100)
 
 
 def test_batches(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_batches(tmp_path: Path) -> None:
     the writer at work, but not while the disk refuses."""
     path = tmp_path / "cache.jsonl"
     path.touch()
-    queue = Queue(path, Reader(path))
+    queue = Queue(path, FileReader(path))
     data = b"x" * (BATCH // 2)
     for n in range(5):
         assert queue.add(Head(A, b"", n, "chat", float(n), 1), data)

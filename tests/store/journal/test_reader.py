@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sglang_cached_addon.store.journal.reader import Reader, Readers, calls_of
-from sglang_cached_addon.store.journal.runs import FILE, FILES, Place
+from sglang_cached_addon.store.journal.extents import FILE, FILES, Place
+from sglang_cached_addon.store.journal.reader import FileReader, FileReaders, calls_of
 from tests.store.journal.opened import (
     BROKEN,
     A,
@@ -61,14 +61,14 @@ def test_reader(tmp_path: Path) -> None:
     """A file is read that has no name any more, and offsets tell one file from another."""
     path = tmp_path / "one"
     path.write_bytes(b"0123456789")
-    reader = Reader(path)
+    reader = FileReader(path)
     path.unlink()
     assert reader.read(2, 3, waits=True) == b"234"
     assert reader.read(2, 3, waits=False) in (b"234", None)
     with reader.open() as file:
         assert file.read() == b"0123456789"
     path.write_bytes(b"abc")
-    readers, other = Readers(reader), Reader(path)
+    readers, other = FileReaders(reader), FileReader(path)
     assert readers.add(other) == readers.newest == 1
     assert [readers.of(Place(n * FILE + 7, 1)) for n in range(3)] == [reader, other, None]
     readers.forget_former()

@@ -144,7 +144,7 @@ attempts = set()
 until(lambda: attempts.add(path.stat().st_mtime_ns) or len(attempts) > 3)
 for n in range(101, 201):
     append(n)
-least = []  # a refused run of lines is taken back
+least = []  # a refused batch of lines is taken back
 until(lambda: least.append(path.stat().st_size - size) or min(least) == 0)
 seen = {"pending": journal.pending}
 if end == "recover":

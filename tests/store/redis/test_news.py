@@ -13,7 +13,7 @@ from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.redis.news import News
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CONTROL
-from sglang_cached_addon.store.redis.server import Server
+from sglang_cached_addon.store.redis.server import SharedServer
 from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer, needs_redis
 from tests.store.redis.proxies import KEY, OTHER, Knows, Proxy, lists, sharing, until
@@ -121,7 +121,7 @@ class Slow(Outbox):
     """Answers as a server that knows nothing; while it is told of epochs, one is raised."""
 
     def __init__(self, knows: Knows) -> None:
-        super().__init__(Server("redis://127.0.0.1:1"), print)
+        super().__init__(SharedServer("redis://127.0.0.1:1"), print)
         self._knows = knows
 
     def ask(self, *command: Any) -> asyncio.Future[Any]:

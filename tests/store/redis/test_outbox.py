@@ -10,7 +10,7 @@ import pytest
 
 from sglang_cached_addon.store.redis import outbox
 from sglang_cached_addon.store.redis.outbox import Outbox, Write
-from sglang_cached_addon.store.redis.server import Away, Refused, Server
+from sglang_cached_addon.store.redis.server import Away, CommandRefused, SharedServer
 from tests.redis import RedisServer, needs_redis
 
 pytestmark = needs_redis
@@ -19,7 +19,7 @@ pytestmark = needs_redis
 def running(server: RedisServer, work: Callable[[Outbox, list[str]], Awaitable[None]]) -> None:
     async def main() -> None:
         lost: list[str] = []
-        connection = Server(server.url)
+        connection = SharedServer(server.url)
         box = Outbox(connection, lost.append)
         task = asyncio.create_task(box.run())
         try:
@@ -79,7 +79,7 @@ def test_what_is_refused_is_told(server: RedisServer) -> None:
         box.open()
         box.queue(push("a", done=told.append))
         await box.ask("PING")
-        assert [type(one) for one in told] == [Refused]
+        assert [type(one) for one in told] == [CommandRefused]
         assert (len(box), lost) == (0, [])
 
     running(server, work)

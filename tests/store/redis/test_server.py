@@ -8,7 +8,14 @@ import time
 
 import pytest
 
-from sglang_cached_addon.store.redis.server import SECONDS, Away, Full, Refused, Server, ask_once
+from sglang_cached_addon.store.redis.server import (
+    SECONDS,
+    Away,
+    CommandRefused,
+    Full,
+    SharedServer,
+    ask_once,
+)
 from tests.redis import RedisServer, free_port, needs_redis
 
 
@@ -17,10 +24,10 @@ def test_commands(server: RedisServer) -> None:
     """A command that fails spoils no other."""
 
     async def main() -> None:
-        found = Server(server.url)
+        found = SharedServer(server.url)
         assert await found.send([("SET", "a", b"1"), ("GET", "a")]) == [True, b"1"]
         wrong, right = await found.send([("LLEN", "a"), ("GET", "a")])
-        assert isinstance(wrong, Refused)
+        assert isinstance(wrong, CommandRefused)
         assert right == b"1"
         assert found.trips == 2
         await found.send([("CONFIG", "SET", "maxmemory", 1)])
@@ -37,7 +44,7 @@ def test_away_and_back(server: RedisServer) -> None:
     """A server that is away, or says nothing, fails soon, and works once it is back."""
 
     async def main() -> None:
-        found = Server(server.url)
+        found = SharedServer(server.url)
         await found.send([("PING",)])
         server.stop()
         for _ in range(2):
@@ -62,7 +69,7 @@ def test_nobody_there() -> None:
 
     async def main() -> None:
         with pytest.raises(Away):
-            await Server(f"redis://127.0.0.1:{free_port()}").send([("PING",)])
+            await SharedServer(f"redis://127.0.0.1:{free_port()}").send([("PING",)])
 
     asyncio.run(main())
 
@@ -72,7 +79,7 @@ def test_messages(server: RedisServer) -> None:
     """Messages come in order, from the subscription on, until the server is away."""
 
     async def main() -> None:
-        found = Server(server.url)
+        found = SharedServer(server.url)
         messages = found.listen(b"news")
         assert await anext(messages) == b""
         await found.send([("PUBLISH", "news", b"one"), ("PUBLISH", "news", b"two")])

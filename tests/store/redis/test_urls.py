@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.store.redis.server import Server
+from sglang_cached_addon.store.redis.server import SharedServer
 
 NAMES = {
     "redis://host": "redis://host",
@@ -22,7 +22,7 @@ NAMES = {
 def test_names() -> None:
     """A server is called by its URL without what is secret in it."""
     for url, name in NAMES.items():
-        assert Server(url).name == name
+        assert SharedServer(url).name == name
 
 
 NO_URLS = [
@@ -47,7 +47,7 @@ def test_no_urls() -> None:
     """What names no server is refused with words of our own, and nothing secret in them."""
     for url in NO_URLS:
         with pytest.raises(ValueError, match=r"^(must|the|unknown|a) ") as e:
-            Server(url)
+            SharedServer(url)
         assert "secret" not in str(e.value), url
 
 
@@ -62,4 +62,4 @@ def test_without_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r"pip install 'sglang-cached\[redis\]'"):
-        Server("redis://host")
+        SharedServer("redis://host")

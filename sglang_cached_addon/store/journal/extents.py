@@ -1,8 +1,8 @@
-"""The runs of one pool, packed into bytes, so that an entry of the index takes little memory.
+"""The extents of one pool, packed into bytes, so that an entry of the index takes little memory.
 
-A run is a group of samples that stand side by side in a pool and in one line of the journal. Each
-run has its slots, which no other run of the pool shares. Pure functions on bytes: knows neither
-keys nor files.
+An extent is a group of samples that stand side by side in a pool and in one line of the journal.
+Each extent has its slots, which no other extent of the pool shares. Pure functions on bytes: knows
+neither keys nor files.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Place(NamedTuple):
     """The bytes of the line, with its newline."""
 
 
-class Run(NamedTuple):
+class Extent(NamedTuple):
     """Samples that stand side by side in a pool and in a line."""
 
     place: Place
     at: float
     """When the samples were stored: Unix seconds."""
     skip: int
-    """How many samples of the line stand before the run and do not count any more."""
+    """How many samples of the line stand before the extent and do not count any more."""
     slot: int
     """The slot of the first sample."""
     samples: int
@@ -64,7 +64,7 @@ class Run(NamedTuple):
 
 
 Record = tuple[int, int, float, int, int, int, int, bytes]
-"""A run as it is packed: offset, length, at, skip, slot, count, number of the dialect, raw."""
+"""An extent as it is packed: offset, length, at, skip, slot, count, number of the dialect, raw."""
 
 RECORD = struct.Struct("<QIdIIIB16s")
 SIZE = RECORD.size
@@ -78,17 +78,17 @@ def unpack(records: bytes) -> Iterator[Record]:
     return RECORD.iter_unpack(records)
 
 
-def pack(runs: Iterable[Record]) -> bytes:
-    return b"".join(RECORD.pack(*run) for run in runs)
+def pack(extents: Iterable[Record]) -> bytes:
+    return b"".join(RECORD.pack(*extent) for extent in extents)
 
 
-def run_of(record: Record) -> Run:
+def extent_of(record: Record) -> Extent:
     offset, length, at, skip, slot, count, _, _ = record
-    return Run(Place(offset, length), at, skip, slot, count)
+    return Extent(Place(offset, length), at, skip, slot, count)
 
 
 def positions(records: bytes, offset: int) -> list[int]:
-    """The positions, in the packed bytes, of the runs that are of the line at `offset`."""
+    """The positions, in the packed bytes, of the extents that are of the line at `offset`."""
     wanted = _OFFSET.pack(offset)
     found, at = [], records.find(wanted)
     while at >= 0:
@@ -99,7 +99,7 @@ def positions(records: bytes, offset: int) -> list[int]:
 
 
 def with_offset(records: bytes, before: int, after: int) -> bytes:
-    """The same runs, where the line at the offset `before` is at the offset `after` now."""
+    """The same extents, where the line at the offset `before` is at the offset `after` now."""
     new = _OFFSET.pack(after)
     for at in positions(records, before):
         records = records[:at] + new + records[at + _OFFSET.size :]
@@ -107,8 +107,8 @@ def with_offset(records: bytes, before: int, after: int) -> bytes:
 
 
 def moved(records: bytes, offset: int, slot: int, count: int, place: Place) -> tuple[bytes, bool]:
-    """The same runs, where `count` samples of the line at `offset`, from `slot` on, are the whole
-    of another line now; and whether that line has another length."""
+    """The same extents, where `count` samples of the line at `offset`, from `slot` on, are the
+    whole of another line now; and whether that line has another length."""
     is_longer_or_shorter = False
     for at in positions(records, offset):
         _, length, stored_at, _, has, samples, dialect, raw = RECORD.unpack_from(records, at)
@@ -120,7 +120,7 @@ def moved(records: bytes, offset: int, slot: int, count: int, place: Place) -> t
 
 
 def weight_of(records: bytes) -> int:
-    """The bytes of the lines that the runs are of."""
+    """The bytes of the lines that the extents are of."""
     return sum({offset: length for offset, length, *_ in unpack(records)}.values())
 
 
@@ -130,23 +130,23 @@ def end_of(records: bytes) -> int:
     return last[4] + last[5]
 
 
-def with_run(records: bytes, new: Record) -> bytes:
-    """The runs of a pool in which a new run has taken its slots from those that had them."""
+def with_extent(records: bytes, new: Record) -> bytes:
+    """The extents of a pool in which a new extent has taken its slots from those that had them."""
     start, end = new[4], new[4] + new[5]
     raw = new[7]
-    runs: list[Record] = []
-    for run in unpack(records):
-        left = list(_outside(run, start, end))
+    extents: list[Record] = []
+    for extent in unpack(records):
+        left = list(_outside(extent, start, end))
         if not left and raw == NO_NAME:
-            raw = run[7]  # the body is of the same key as before, and so is its answer
-        runs += left
-    runs.append((*new[:7], raw))
-    return pack(sorted(runs, key=lambda run: run[4]))
+            raw = extent[7]  # the body is of the same key as before, and so is its answer
+        extents += left
+    extents.append((*new[:7], raw))
+    return pack(sorted(extents, key=lambda extent: extent[4]))
 
 
-def _outside(run: Record, start: int, end: int) -> Iterator[Record]:
-    """The parts of a run that lie outside the slots from `start` to `end`."""
-    offset, length, at, skip, slot, count, dialect, raw = run
+def _outside(extent: Record, start: int, end: int) -> Iterator[Record]:
+    """The parts of an extent that lie outside the slots from `start` to `end`."""
+    offset, length, at, skip, slot, count, dialect, raw = extent
     if slot < start:
         yield offset, length, at, skip, slot, min(count, start - slot), dialect, raw
     if slot + count > end:

@@ -9,7 +9,7 @@ import pytest
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store import DiskStore
 from sglang_cached_addon.store.redis import SharedStore
-from sglang_cached_addon.store.redis.state import Known, State
+from sglang_cached_addon.store.redis.document import Heard, SharedDocument
 from sglang_cached_addon.store.state import StateFile
 
 ODD_STATES = [
@@ -39,15 +39,15 @@ def test_what_is_known_is_kept(tmp_path: Path) -> None:
     """What was heard of others is beside the document, and neither replaces the other. The epochs
     of the server are taken, and it is told when the document is written."""
     told: list[int] = []
-    state = State(StateFile(tmp_path), dict, lambda: told.append(1))
+    state = SharedDocument(StateFile(tmp_path), dict, lambda: told.append(1))
     assert state.load() == {}
-    state.known = Known({"all": 3}, "1-0")
+    state.known = Heard({"all": 3}, "1-0")
     state.save({"url": "x"})
-    state.known = Known({"all": 4}, "1-1")
+    state.known = Heard({"all": 4}, "1-1")
     state.note()
     assert len(told) == 1
-    again = State(StateFile(tmp_path), lambda: {"m:model": 7}, lambda: None)
+    again = SharedDocument(StateFile(tmp_path), lambda: {"m:model": 7}, lambda: None)
     document = again.load()
-    assert again.known == Known({"all": 4}, "1-1")
+    assert again.known == Heard({"all": 4}, "1-1")
     assert document["url"] == "x"
     assert Epochs.from_json(document["epochs"]).of("model") == 7

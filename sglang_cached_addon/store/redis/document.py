@@ -24,7 +24,7 @@ _SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Heard:
     """What others did and what is done here, too."""
 
     clears: dict[str, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Known:
     """The id of the last replacement in the server's stream."""
 
     @classmethod
-    def read(cls, value: Any) -> Known:
+    def read(cls, value: Any) -> Heard:
         """Raises ValueError for anything that was not written here."""
         numbers = value.get("clears") if isinstance(value, dict) else None
         if not isinstance(numbers, dict) or not isinstance(value.get("replaced"), str):
@@ -45,7 +45,7 @@ class Known:
         return cls(numbers, value["replaced"])
 
 
-class State:
+class SharedDocument:
     """A `Document` of a shared store, kept in that of its local one."""
 
     def __init__(
@@ -56,7 +56,7 @@ class State:
     ) -> None:
         """`read_epochs` and `publish` read the server's epochs, and tell it of ours, in bounded
         time."""
-        self.known: Known | None = None
+        self.known: Heard | None = None
         """What was heard of; None if nothing is known."""
         self._local, self._read_epochs, self._publish = local, read_epochs, publish
         self._document: dict[str, Any] = {}
@@ -67,7 +67,7 @@ class State:
         epochs = Epochs()
         try:
             if _SHARED in document:
-                self.known = Known.read(document.pop(_SHARED))
+                self.known = Heard.read(document.pop(_SHARED))
             if "epochs" in document:
                 epochs = Epochs.from_json(document["epochs"])
         except ValueError as e:
