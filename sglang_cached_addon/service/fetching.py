@@ -228,8 +228,7 @@ class Fetching:
         for addition, reason in self._exchange.commits(self._fetch, arrived.samples):
             if reason:
                 return reason
-            if addition.is_last:
-                self._flights.settle(self.flight, (addition.key,))
+            self._flights.stored(self.flight, addition)
             if time.monotonic() > begun + STORE_SECONDS:
                 pause()
                 # Who only waits for hits does not wait for the disk, but this does.

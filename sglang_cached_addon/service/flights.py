@@ -9,12 +9,12 @@ it is stored or is known not to be. Knows asyncio, and neither mitmproxy nor wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.stream import Stream
 
@@ -58,6 +58,8 @@ class Flight:
         """Those who want what it brings."""
         self.brings: Mapping[bytes, Sequence[Sample]] = {}
         """The samples of each pool, once it has landed."""
+        self.unstored: dict[bytes, Sequence[Sample]] = {}
+        """Those that are not in the store yet."""
         self.refusal: Reason | None = None
         """Why what it brings is not stored, as far as it is known."""
         self.answer: Any = None
@@ -131,7 +133,7 @@ class Flights:
         found: Sequence[Sample] = ()
         for flight in self._landed.get(key, ()):
             if flight.stamp == stamp and (flight.is_addition or is_first):
-                found = [*found, *flight.brings[key]] if found else flight.brings[key]
+                found = [*found, *flight.unstored[key]] if found else flight.unstored[key]
         return found
 
     def find(self, identity: Hashable) -> Flight | None:
@@ -153,7 +155,7 @@ class Flights:
         """What it brings is known: nobody waits for it any more."""
         if flight.has_landed:
             return
-        flight.phase, flight.brings = Phase.LANDED, brings
+        flight.phase, flight.brings, flight.unstored = Phase.LANDED, brings, dict(brings)
         for key in brings:
             self._landed.setdefault(key, []).append(flight)
         self._let_go(flight)
@@ -163,16 +165,24 @@ class Flights:
         self._flights.discard(flight)
         if not flight.has_landed:
             self._let_go(flight)
-        self.settle(flight, flight.brings)
+        for key in tuple(flight.unstored):
+            self._settle(flight, key)
         flight.phase = Phase.OVER
 
-    def settle(self, flight: Flight, keys: Iterable[bytes]) -> None:
-        """What it has brought for these pools is stored, or will not be."""
-        for key in keys:
-            if flight in (landed := self._landed.get(key, [])):
-                landed.remove(flight)
-                if not landed:
-                    del self._landed[key]
+    def stored(self, flight: Flight, addition: Addition) -> None:
+        """Some of what it has brought for a pool is in the store."""
+        left = flight.unstored[addition.key][len(addition.samples) :]
+        flight.unstored[addition.key] = left
+        if addition.is_last:
+            self._settle(flight, addition.key)
+
+    def _settle(self, flight: Flight, key: bytes) -> None:
+        """What it has brought for a pool is stored, or will not be."""
+        del flight.unstored[key]
+        landed = self._landed[key]
+        landed.remove(flight)
+        if not landed:
+            del self._landed[key]
 
     def _let_go(self, flight: Flight) -> None:
         """Nobody waits for it from now on, or begins to follow it."""

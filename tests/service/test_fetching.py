@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core import planning
+from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
+from sglang_cached_addon.store.memory import Memory
 from tests.service.stage import (
     briefs,
     changed,
@@ -114,5 +120,51 @@ def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
                 asked.send(b" " * (1 << 19))
             assert await briefs(leader, follower) == ["bypass 200 too-large"] * 2
             await until(lambda: asked.is_left)
+
+    run(test)
+
+
+class Slow(Memory):
+    """A store that takes long for each addition, and wants what comes next to wait for a turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_some, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+    def append(self, addition: Addition) -> bool:
+        begun = time.monotonic()
+        while time.monotonic() < begun + fetching.STORE_SECONDS:
+            pass
+        self.has_some.set()
+        return super().append(addition)
+
+    def room(self) -> Awaitable[Any] | None:
+        if self.may_go_on.is_set():
+            return None
+        return asyncio.ensure_future(self.may_go_on.wait())
+
+
+def test_half_stored() -> None:
+    """While samples are stored one by one, each is there once."""
+
+    async def test() -> None:
+        store = Slow()
+        async with standing(store=store) as stage:
+            prompt = "x" * planning.PIECE
+            first, asked = await stage.lead(prompt, n=3)
+            stage.generated(asked)
+            texts = (await first).texts
+            await store.has_some.wait()
+            assert store.samples == 1
+            again = stage.generate(prompt, n=3)
+            more = stage.generate(prompt, n=4)
+            assert (await again).texts == texts
+            asked = await stage.asked()
+            assert asked.json["sampling_params"]["n"] == 1
+            stage.generated(asked)
+            assert len(set((await more).texts)) == 4
+            store.may_go_on.set()
+            await stage.settled()
+            assert stage.stored == 4
 
     run(test)

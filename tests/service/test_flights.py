@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.flights import Flight, Flights, Phase
 from sglang_cached_addon.service.stream import Stream
@@ -195,10 +195,21 @@ async def landed(tower: Tower) -> None:
 async def settled_in_parts(tower: Tower) -> None:
     """What is stored is no longer at hand a second time."""
     flight = tower.begin("ab")
-    tower.land(flight, a="x", b="y")
-    tower.flights.settle(flight, [b"a"])
+    tower.land(flight, a="uvwx", b="y")
+
+    def store(words: str, *, is_last: bool = False) -> None:
+        addition = Addition(b"a", "", b"", samples(words), is_last=is_last)
+        tower.flights.stored(flight, addition)
+
+    store("u")
+    assert (tower.brought(b"a"), tower.brought(b"b")) == ("vwx", "y")
+    store("v")
+    assert tower.brought(b"a") == "wx"
+    store("w", is_last=True)  # the rest will not be
     assert (tower.brought(b"a"), tower.brought(b"b")) == ("", "y")
+    assert tower.flights.landed([b"a"]) == []
     tower.flights.end(flight)
+    assert tower.brought(b"b") == ""
 
 
 async def what_counts(tower: Tower) -> None:
