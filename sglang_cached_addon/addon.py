@@ -29,7 +29,7 @@ from sglang_cached_addon.proxy.selfcheck import Part, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 from sglang_cached_addon.wire import descriptors, http1
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -143,9 +143,9 @@ class SglangCached:
         # With `eager`, every client would open an upstream connection before its first request.
         ctx.options.update(connection_strategy="lazy")
 
-    async def look(self) -> State:
+    async def look(self) -> Health:
         """Asks upstream who it is, but waits no longer than a call would."""
-        return await self.parts.upstream.check() if self.parts else State.UNKNOWN
+        return await self.parts.upstream.check() if self.parts else Health.UNKNOWN
 
     def done(self) -> None:
         parts, self._desk.parts = self.parts, None

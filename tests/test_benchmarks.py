@@ -155,7 +155,8 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         answer = stub.answer(call.path, n).split(b"\r\n\r\n", 1)[1]
         landed = exchange.land(fetch, 200, BytesIO(answer))
         assert landed.split
-        exchange.commit(fetch, planning.samples(landed.split.generations, 0.0, 0.0))
+        new = planning.samples(landed.split.generations, 0.0, 0.0)
+        assert [reason for _, reason in exchange.store(fetch, new)] == [None]
         hit = exchange.lookup.find("POST", call.path, call.body(1), 0.0)
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)

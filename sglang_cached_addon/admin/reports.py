@@ -12,7 +12,7 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.settings import Settings
-from sglang_cached_addon.upstream import State, Upstream
+from sglang_cached_addon.upstream import Health, Upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Reports:
 
     def health(self) -> dict[str, Any]:
         """That the proxy lives, and the upstream's state, as far as it is known."""
-        url, state = None, State.UNKNOWN
+        url, state = None, Health.UNKNOWN
         if self.parts:
             url, state = self.parts.upstream.url, self.parts.upstream.look(self.now)
         return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}

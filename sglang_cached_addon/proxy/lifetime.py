@@ -25,7 +25,7 @@ from sglang_cached_addon.proxy.listening import Listening
 from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 
 SETTLE_SECONDS = 0.05
 """How long bytes that had arrived when the drain began may take to be read, in seconds."""
@@ -51,7 +51,7 @@ class Lifetime:
         self._master = master
         self._addon = addon
         self._start = start
-        self._state = State.UNKNOWN
+        self._state = Health.UNKNOWN
         """The state of upstream when it was last asked before the start."""
         self._exit_code = 0
         self._listening: list[Listening] = []
@@ -94,7 +94,7 @@ class Lifetime:
         parts = self._addon.parts
         assert parts
         upstream, loaded = parts.upstream, parts.store.loaded
-        if self._state is State.DOWN:
+        if self._state is Health.DOWN:
             print(
                 f"sglang-cached: warning: {upstream.url} does not answer; "
                 "stored answers are served, and misses get 502 until it does",

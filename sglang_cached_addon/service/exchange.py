@@ -1,7 +1,7 @@
 """What is short of a call, from upstream to the store.
 
-`fetch` makes the one call to upstream for what is short, `land` reads its answer, and `commit`
-stores it; what there is already, `lookup` finds. Free of mitmproxy, clocks and I/O: times and ids
+`fetch` makes the one call to upstream for what is short, `land` reads its answer, and `store`
+keeps it; what there is already, `lookup` finds. Free of mitmproxy, clocks and I/O: times and ids
 are arguments. One object serves one upstream, on one thread.
 """
 
@@ -108,16 +108,11 @@ class Exchange:
         size = sum(len(g.answer) + len(g.deltas) for g in split.generations)
         return None if self._store.has_room(size) else Reason.DISK
 
-    def commit(self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]) -> Reason | None:
-        """Stores what a fetch has brought, or says why not, or not all of it."""
-        reasons = (reason for _, reason in self.commits(fetch, samples))
-        return next(filter(None, reasons), None)
-
-    def commits(
+    def store(
         self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
     ) -> Iterator[tuple[Addition, Reason | None]]:
-        """As `commit`, an addition at a time, in between which others may have their turn. With a
-        reason it ends."""
+        """Stores what a fetch has brought, an addition at a time, in between which others may have
+        their turn. With a reason why one is not stored it ends."""
         name, raw = fetch.known.dialect.name, fetch.known.raw
         if fetch.known.call.is_seeded and self.lookup.server.engine != identity.SGLANG:
             samples = self._unknown(fetch, samples)

@@ -198,7 +198,7 @@ class Fetching:
         is_lost = isinstance(error, Unreachable)
         if is_lost:
             self._upstream.seen(False)
-        if self.flight.has_landed:
+        if not self.flight.is_flying:
             return
         reason = Reason.UNREACHABLE if is_lost else Reason.CUT
         body = unreachable(self._upstream.url, str(error))
@@ -225,7 +225,7 @@ class Fetching:
         """Stores what is kept, and lets others have their turn where it is much; why it is not, or
         not all of it."""
         begun, pause = time.monotonic(), pausing()
-        for addition, reason in self._exchange.commits(self._fetch, arrived.samples):
+        for addition, reason in self._exchange.store(self._fetch, arrived.samples):
             if reason:
                 return reason
             self._flights.stored(self.flight, addition)

@@ -11,20 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from typing import Any
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.stream import Stream
-
-
-class Phase(Enum):
-    """How far a flight is."""
-
-    FLYING = "upstream has not answered, or not in full"
-    LANDED = "what it brings is known, and on its way to the store"
-    OVER = "it is stored, or will not be"
 
 
 class Flight:
@@ -53,7 +44,8 @@ class Flight:
         self.task: asyncio.Task[None] | None = None
         self.greeting: asyncio.Future[Any] | None = None
         """What upstream says of itself on the connection that its answer comes on."""
-        self.phase = Phase.FLYING
+        self.is_flying = True
+        """Upstream has not answered, or not in full."""
         self.clients = 0
         """Those who want what it brings."""
         self.brings: Mapping[bytes, Sequence[Sample]] = {}
@@ -64,10 +56,6 @@ class Flight:
         """Why what it brings is not stored, as far as it is known."""
         self.answer: Any = None
         """What upstream said, where that is no samples."""
-
-    @property
-    def has_landed(self) -> bool:
-        return self.phase is not Phase.FLYING
 
 
 class _Waiter:
@@ -118,7 +106,7 @@ class Flights:
     @property
     def unconfirmed(self) -> int:
         """Those whose answers were given, and are not yet stored or dropped."""
-        return sum(flight.has_landed for flight in self._flights)
+        return sum(not flight.is_flying for flight in self._flights)
 
     def landed(self, keys: Collection[bytes]) -> list[Flight]:
         """Those that have brought something for these pools."""
@@ -153,9 +141,9 @@ class Flights:
 
     def land(self, flight: Flight, brings: Mapping[bytes, Sequence[Sample]]) -> None:
         """What it brings is known: nobody waits for it any more."""
-        if flight.has_landed:
+        if not flight.is_flying:
             return
-        flight.phase, flight.brings, flight.unstored = Phase.LANDED, brings, dict(brings)
+        flight.is_flying, flight.brings, flight.unstored = False, brings, dict(brings)
         for key in brings:
             self._landed.setdefault(key, []).append(flight)
         self._let_go(flight)
@@ -163,11 +151,11 @@ class Flights:
     def end(self, flight: Flight) -> None:
         """It is over."""
         self._flights.discard(flight)
-        if not flight.has_landed:
+        if flight.is_flying:
             self._let_go(flight)
         for key in tuple(flight.unstored):
             self._settle(flight, key)
-        flight.phase = Phase.OVER
+        flight.is_flying = False
 
     def stored(self, flight: Flight, addition: Addition) -> None:
         """Some of what it has brought for a pool is in the store."""
@@ -209,7 +197,7 @@ class Flights:
             yield
         finally:
             flight.clients -= 1
-            if not flight.clients and not flight.has_landed and flight.task:
+            if not flight.clients and flight.is_flying and flight.task:
                 self._let_go(flight)  # nobody is to begin to want what is about to end
                 flight.task.cancel()
 

@@ -28,7 +28,7 @@ BACKLOG = 64
 """Superseded events that are kept for a reader who is behind."""
 
 
-class State(Enum):
+class StreamState(Enum):
     """How far a stream is."""
 
     WAITING = "upstream has not answered yet"
@@ -46,7 +46,7 @@ class Stream:
 
     def __init__(self, stored: Collection[int] = ()) -> None:
         """`stored` are the choices that were there before, and are told first."""
-        self.state = State.WAITING
+        self.state = StreamState.WAITING
         self.tokens = 0
         """Completion tokens of the whole answer, once it is complete."""
         self.last: int | None = None
@@ -73,13 +73,13 @@ class Stream:
     @property
     def is_live(self) -> bool:
         """Whether there may be more to come."""
-        return self.state in (State.WAITING, State.OPEN)
+        return self.state in (StreamState.WAITING, StreamState.OPEN)
 
     # Who fetches.
 
     def open(self) -> None:
         """Upstream answers with a stream."""
-        self.state = State.OPEN
+        self.state = StreamState.OPEN
         self.tell()
 
     def publish(self, events: Sequence[Event], *, is_last: bool = False) -> None:
@@ -134,7 +134,7 @@ class Stream:
     def end(self, *, complete: bool) -> None:
         """The last word; what comes after the first such is not heard."""
         if self.is_live:
-            self.state = State.COMPLETE if complete else State.FAILED
+            self.state = StreamState.COMPLETE if complete else StreamState.FAILED
             self.tell()
 
     def _drop(self) -> None:
@@ -169,9 +169,9 @@ class Stream:
 
     async def opened(self) -> bool:
         """Whether there is something to read, once that is known."""
-        while self.state is State.WAITING:
+        while self.state is StreamState.WAITING:
             await self.changed()
-        return self.state is not State.FAILED or bool(self.events)
+        return self.state is not StreamState.FAILED or bool(self.events)
 
     async def changed(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -210,7 +210,7 @@ class Reader:
                 yield news
             elif stream.is_live:
                 await stream.changed()
-            elif stream.state is State.FAILED:
+            elif stream.state is StreamState.FAILED:
                 raise Cut
             else:
                 return

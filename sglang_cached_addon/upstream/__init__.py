@@ -20,17 +20,17 @@ from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Reason, Restart
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.asking import Questions, Verdict
-from sglang_cached_addon.upstream.belief import Phase
+from sglang_cached_addon.upstream.belief import Trust
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
 from sglang_cached_addon.upstream.confirming import Confirming, Greeting
+from sglang_cached_addon.upstream.facts import Document
 from sglang_cached_addon.upstream.gate import Gate, Probes
-from sglang_cached_addon.upstream.inquiry import FIRST_SECONDS, Inquiry, State
-from sglang_cached_addon.upstream.memory import Memory
+from sglang_cached_addon.upstream.inquiry import FIRST_SECONDS, Health, Inquiry
 from sglang_cached_addon.upstream.model import Model
 from sglang_cached_addon.upstream.single import within
 from sglang_cached_addon.wire.client import Broken, Client, Headers, Unreachable
 
-__all__ = ["Memory", "State", "Update", "Upstream"]
+__all__ = ["Health", "Update", "Upstream"]
 
 INTERVAL_SECONDS = 5.0
 """How long what upstream said of its model is believed before it is asked again."""
@@ -42,7 +42,7 @@ class Upstream:
     def __init__(
         self,
         url: str,
-        memory: Memory,
+        document: Document,
         *,
         tls: ssl.SSLContext | None = None,
         keeps_host: bool = False,
@@ -59,7 +59,7 @@ class Upstream:
         self._updates = Updates(self._updated)
         self._model = Model(
             url,
-            memory,
+            document,
             is_offline=is_offline,
             restart=restart,
             salt=salt,
@@ -113,26 +113,21 @@ class Upstream:
         return self._gate.asks_keys
 
     @property
-    def state(self) -> State:
+    def health(self) -> Health:
         """Whether it answers, as far as it is known."""
-        return self._inquiry.state
+        return self._inquiry.health
 
-    @property
-    def is_followed(self) -> bool:
-        """Whether it is asked beside the calls, as there was one lately."""
-        return self._inquiry.is_kept
-
-    def look(self, now: float) -> State:
+    def look(self, now: float) -> Health:
         """Whether it answered when it was last asked; it is asked again, beside, if that is old."""
         return self._inquiry.look(now)
 
-    async def check(self) -> State:
+    async def check(self) -> Health:
         """Whether it answers, asked for now; not waited for long."""
         return await self._inquiry.check()
 
     def seen(self, is_up: bool) -> None:
         """Notes what traffic showed."""
-        self._inquiry.state = State.UP if is_up else State.DOWN
+        self._inquiry.health = Health.UP if is_up else Health.DOWN
 
     # Who may be answered from the store
 
@@ -142,10 +137,10 @@ class Upstream:
         if self._is_offline:
             return True
         self._inquiry.keep(now)
-        return self._inquiry.belief.phase(now) is Phase.BELIEVED and self._accepts(asker, now)
+        return self._inquiry.belief.trust(now) is Trust.BELIEVED and self._accepts(asker, now)
 
     def _accepts(self, asker: Asker, now: float) -> bool:
-        is_down = self.state is State.DOWN
+        is_down = self.health is Health.DOWN
         return self._gate.admission.admits(asker, now, is_down=is_down)
 
     async def admit(
@@ -154,13 +149,13 @@ class Upstream:
         """Asks upstream what `admits` does not know; why a call is to be left to it, if it is. The
         headers are those that the asker's credential and its routing are made of."""
         now = time.monotonic()
-        phase = self._inquiry.belief.phase(now)
-        if phase is Phase.WAKING:
+        trust = self._inquiry.belief.trust(now)
+        if trust is Trust.WAKING:
             # Its former word will do; it only gets the chance to say something else.
             await within(self._inquiry.belief.patience(now), self._inquiry.poll())
-        elif phase is Phase.UNKNOWN:
+        elif trust is Trust.UNKNOWN:
             verdict = await self._inquiry.learn(credential_headers)
-            if self._inquiry.belief.phase(time.monotonic()) is Phase.UNKNOWN:
+            if self._inquiry.belief.trust(time.monotonic()) is Trust.UNKNOWN:
                 is_refused = verdict is Verdict.REFUSED
                 return Reason.UNAUTHORIZED if is_refused else Reason.NO_MODEL
         if not self._accepts(asker, time.monotonic()):

@@ -23,7 +23,7 @@ RETRY_SECONDS = 1.0
 """How soon upstream is asked again after it has not said who it is."""
 
 
-class Phase(Enum):
+class Trust(Enum):
     """What may be done with what is stored."""
 
     BELIEVED = "upstream's last word counts"
@@ -51,11 +51,11 @@ class Belief:
         self._ask_at = -inf
         """When upstream is to be asked again."""
 
-    def phase(self, now: float) -> Phase:
+    def trust(self, now: float) -> Trust:
         """What counts now."""
         if not self._is_known or now >= self._lapses_at:
-            return Phase.UNKNOWN
-        return Phase.WAKING if now < self._waking_until else Phase.BELIEVED
+            return Trust.UNKNOWN
+        return Trust.WAKING if now < self._waking_until else Trust.BELIEVED
 
     def call(self, now: float) -> None:
         """A call has come."""

@@ -14,7 +14,7 @@ from enum import Enum
 from sglang_cached_addon.core.updates import Change
 
 
-class Phase(Enum):
+class UpdatePhase(Enum):
     """How far a request is."""
 
     COMING = "upstream does not have all of it, and cannot carry it out"
@@ -52,25 +52,25 @@ class Update:
         """`adapter` is the one that it names, where only that is changed."""
         self.change = change
         self.adapter = adapter
-        self.phase = Phase.COMING
+        self.phase = UpdatePhase.COMING
         self.announced = announced
         """Done when the disk knows of it, which is to be before upstream does."""
         self._updates = updates
 
     def sent(self) -> None:
         """Upstream gets the last of it."""
-        if self.phase is Phase.COMING:
-            self.phase = Phase.SENT
+        if self.phase is UpdatePhase.COMING:
+            self.phase = UpdatePhase.SENT
             self._updates.note()
 
     def ended(self, status: int | None, *, has_reached: bool = True) -> None:
         """Upstream has answered with this status, or will not (None). `has_reached`: there was a
         connection to it. What is said after the first time is not heard."""
-        if self.phase is Phase.ENDED:
+        if self.phase is UpdatePhase.ENDED:
             return
         is_success = status is not None and 200 <= status < 300
-        may_be = is_success or (self.phase is Phase.SENT and has_reached)
-        self.phase = Phase.ENDED
+        may_be = is_success or (self.phase is UpdatePhase.SENT and has_reached)
+        self.phase = UpdatePhase.ENDED
         self._updates.end(self, ending(status) if may_be else Ending.WITHOUT_EFFECT)
 
 
@@ -104,7 +104,7 @@ class Updates:
 
     def note(self) -> None:
         """A request has come to another phase."""
-        if any(update.phase is Phase.SENT for update in self._under_way):
+        if any(update.phase is UpdatePhase.SENT for update in self._under_way):
             self._quiet.clear()
         else:
             self._quiet.set()

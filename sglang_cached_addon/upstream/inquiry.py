@@ -28,7 +28,7 @@ TICK_SECONDS = 5.0
 """How often it is looked whether acceptances are to be renewed."""
 
 
-class State(StrEnum):
+class Health(StrEnum):
     """What is known of the upstream."""
 
     UNKNOWN = "unknown"
@@ -36,13 +36,13 @@ class State(StrEnum):
     DOWN = "down"
 
 
-_STATES = {
-    Verdict.KNOWN: State.UP,
-    Verdict.REFUSED: State.UP,
-    Verdict.NAMELESS: State.UP,
-    Verdict.TROUBLED: State.UP,
-    Verdict.SLOW: State.UNKNOWN,
-    Verdict.DOWN: State.DOWN,
+_HEALTH = {
+    Verdict.KNOWN: Health.UP,
+    Verdict.REFUSED: Health.UP,
+    Verdict.NAMELESS: Health.UP,
+    Verdict.TROUBLED: Health.UP,
+    Verdict.SLOW: Health.UNKNOWN,
+    Verdict.DOWN: Health.DOWN,
 }
 
 
@@ -55,7 +55,7 @@ class Inquiry:
         """`interval` is as `Belief` has it; offline, nobody is asked."""
         self.questions = questions
         self.belief = Belief(interval, is_known=model.identity is not None)
-        self.state = State.UNKNOWN
+        self.health = Health.UNKNOWN
         self.credential_headers: Headers = ()
         """The credential with which upstream last named its model; it is in memory only."""
         self._model = model
@@ -69,11 +69,6 @@ class Inquiry:
         self._keeping: Single[None] = Single()
 
     # Beside the calls
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether upstream is asked again and again, as there was a call lately."""
-        return self._keeping.is_busy
 
     def keep(self, now: float) -> None:
         """A call has come: upstream is asked beside it, until there was none for a while."""
@@ -91,11 +86,11 @@ class Inquiry:
             # Not oftener than that, though a slow upstream has not yet answered what is due.
             await asyncio.sleep(min(max(until_due, REST_SECONDS), TICK_SECONDS))
 
-    def look(self, now: float) -> State:
+    def look(self, now: float) -> Health:
         """Whether it answered when it was last asked; it is asked again, beside, if that is old."""
         if not self._is_offline and self.belief.is_old(now) and not self._asking.is_busy:
             self.poll()
-        return self.state
+        return self.health
 
     def doubt(self) -> None:
         """Something showed that upstream may be another one."""
@@ -119,11 +114,11 @@ class Inquiry:
 
     # For one who has to know
 
-    async def check(self) -> State:
+    async def check(self) -> Health:
         """Whether it answers, asked for now; not waited for long."""
         if not self._is_offline:
             await within(FIRST_SECONDS, self.poll())
-        return self.state
+        return self.health
 
     async def learn(self, headers: Headers) -> Verdict | None:
         """What upstream says to a client's credential; None where that takes too long."""
@@ -160,7 +155,7 @@ class Inquiry:
     def take(self, said: Said, headers: Headers) -> None:
         """Takes what upstream has said, or that it has said nothing."""
         now = time.monotonic()
-        self.state = _STATES[said.verdict]
+        self.health = _HEALTH[said.verdict]
         match said.verdict:
             case Verdict.KNOWN:
                 self.credential_headers = headers

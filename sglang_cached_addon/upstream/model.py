@@ -3,7 +3,7 @@
 Keeps the identity that upstream has last given, and the epochs of all models and adapters. Its
 `version` is a number of this process that rises whenever the model may have been another one in
 between: what was asked of one version is not stored for another. What is new is written down
-(`memory`).
+(`facts`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Restart
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Update
-from sglang_cached_addon.upstream.memory import Known, Memory, Writer
+from sglang_cached_addon.upstream.facts import Document, Facts, FactsWriter
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -41,7 +41,7 @@ class Model:
     def __init__(
         self,
         url: str,
-        memory: Memory,
+        document: Document,
         *,
         is_offline: bool,
         restart: Restart,
@@ -50,29 +50,29 @@ class Model:
     ) -> None:
         """`entered` is told whenever the model is, or may be, another one. `salt` as `Epochs` has
         it. Offline, the identity of another URL will do."""
-        known = _recalled(memory)
+        facts = _recalled(document)
         self.identity: Identity | None = None
-        self.epochs = replace(known.epochs, salt=salt)
+        self.epochs = replace(facts.epochs, salt=salt)
         self.version = 0
         """Rises whenever the model may have been another one in between."""
-        self.names = known.names
+        self.names = facts.names
         """The names of all models that were met, by fingerprint."""
         self.open: frozenset[Asker] = frozenset()
         """What upstream lets everybody ask."""
-        if known.identity and (is_offline or known.url == url):
-            self.identity, self.open = known.identity, known.open
+        if facts.identity and (is_offline or facts.url == url):
+            self.identity, self.open = facts.identity, facts.open
         self._url = url
         self._restart = restart
         self._entered = entered
-        self._incarnation = known.incarnation  # another URL may lead to the same process
+        self._incarnation = facts.incarnation  # another URL may lead to the same process
         """The incarnation of the process that has last named itself, whatever else has answered
         since; None where none ever has."""
         self._unsettled: Unsettled | None = None
         self._coming = 0
         """Requests under way that may change the model."""
-        self._has_told_restart = known.url not in ("", url)
-        self._writer = Writer(memory, self._known)
-        if known.is_unsettled:
+        self._has_told_restart = facts.url not in ("", url)
+        self._writer = FactsWriter(document, self._facts)
+        if facts.is_unsettled:
             self._change()
 
     @property
@@ -195,9 +195,9 @@ class Model:
         """Writes down what is known; done when the disk has it, or refuses it."""
         return self._writer.remember()
 
-    def _known(self) -> Known:
+    def _facts(self) -> Facts:
         is_unsettled = self._unsettled is not None or self._coming > 0
-        return Known(
+        return Facts(
             self._url,
             self.identity,
             self._incarnation,
@@ -212,20 +212,19 @@ class Model:
         self._writer.close()
 
 
-def _recalled(memory: Memory) -> Known:
+def _recalled(document: Document) -> Facts:
     """What an earlier process has written."""
-    document = memory.load()
     try:
-        known = Known.read(document)
+        facts = Facts.read(document.load())
     except ValueError as e:
-        memory.reject(str(e))
-        known = Known()
-    if memory.is_rejected:
+        document.reject(str(e))
+        facts = Facts()
+    if document.is_rejected:
         # The epochs that were given are lost. One that was never given keeps what was stored
         # before from being taken for answers of the present weights.
-        known.epochs.last = known.epochs.floor = max(known.epochs.last, int(time.time()))
+        facts.epochs.last = facts.epochs.floor = max(facts.epochs.last, int(time.time()))
         logger.warning(
             "sglang-cached: which weights the stored answers are of is not known any more; "
             "they are not given, and the cache begins anew"
         )
-    return known
+    return facts

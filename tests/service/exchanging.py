@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import inf
@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core import keys, planning
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.outcome import Kind
@@ -28,6 +29,11 @@ GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completi
 
 
 JSON = {b"content-type": b"application/json"}
+
+
+def store(exchange: Exchange, fetch: Fetch, samples: Iterable[tuple[int, Sample]]) -> Reason | None:
+    """Why what a fetch has brought is not stored, or not all of it."""
+    return next((reason for _, reason in exchange.store(fetch, samples) if reason), None)
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Way:
         if landed.split is None:
             return Done(landed.status, body, landed.refusal)
         new = planning.samples(landed.split.generations, now, 2.0)
-        reason = landed.refusal or self.exchange.commit(fetch, new)
+        reason = landed.refusal or store(self.exchange, fetch, new)
         if not fetch.is_whole:
             assert landed.body == b""
             body = self.exchange.lookup.answer(fetch.known, fetch.plan.with_samples(new))
@@ -229,4 +235,4 @@ def streamed(way: Way, fetch: Fetch, events: Sequence[Any]) -> tuple[Reason | No
     if landed.split is None or landed.refusal:
         return landed.refusal, 0
     new = planning.samples(landed.split.generations, 100.0, 2.0)
-    return way.exchange.commit(fetch, new), len(new)
+    return store(way.exchange, fetch, new), len(new)

@@ -33,6 +33,7 @@ from tests.service.exchanging import (
     key_of,
     native,
     seconds,
+    store,
     streamed,
     versions,
 )
@@ -592,7 +593,7 @@ def test_answer_with_what_others_fetched() -> None:
     landed = way.exchange.land(fetch, 200, BytesIO(orjson.dumps([native("b1")])))
     assert landed.split
     new = planning.samples(landed.split.generations, 100.0, 1.0)
-    assert way.exchange.commit(fetch, new) is None
+    assert store(way.exchange, fetch, new) is None
     plan = plan.with_samples(new)
     assert list(plan.needs) == [known.keys[0]]
     way.complete(other, native("a1"))

@@ -13,7 +13,7 @@ from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
-from sglang_cached_addon.store.memory import Memory
+from sglang_cached_addon.store.memory import MemoryPools
 from tests.service.stage import (
     briefs,
     changed,
@@ -124,7 +124,7 @@ def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
-class Slow(Memory):
+class Slow(MemoryPools):
     """A store that takes long for each addition, and wants what comes next to wait for a turn."""
 
     def __init__(self) -> None:

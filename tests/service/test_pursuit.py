@@ -10,7 +10,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 from tests.service.stage import (
     GENERATE,
     Far,
@@ -308,7 +308,7 @@ def test_no_answer(what: str) -> None:
             assert stage.is_quiet
             if what == "gone":
                 assert await briefs(stage.generate("a")) == ["miss 502 unreachable"]
-                assert stage.upstream.state is State.DOWN
+                assert stage.upstream.health is Health.DOWN
 
     run(test)
 

@@ -11,7 +11,7 @@ import pytest
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.service import stream as module
 from sglang_cached_addon.service.relay import Event
-from sglang_cached_addon.service.stream import BACKLOG, Cut, Reader, State, Stream
+from sglang_cached_addon.service.stream import BACKLOG, Cut, Reader, Stream, StreamState
 
 
 def delta(text: str, choice: int = 0) -> Event:
@@ -197,7 +197,7 @@ async def twice(stream: Stream) -> None:
     stream.open()
     stream.end(complete=True)
     stream.end(complete=False)
-    assert stream.state is State.COMPLETE
+    assert stream.state is StreamState.COMPLETE
     assert not stream.is_live
 
 

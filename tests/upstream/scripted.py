@@ -276,9 +276,17 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._readings = 0
 
     def monotonic(self) -> float:
+        self._readings += 1
         return self.now
+
+    async def seen_later(self, seconds: float) -> None:
+        """Lets time pass, and returns when somebody has seen that."""
+        self.now += seconds
+        readings = self._readings
+        await until(lambda: self._readings > readings)
 
 
 @pytest.fixture

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_cached_addon.upstream.belief import Belief, Phase
+from sglang_cached_addon.upstream.belief import Belief, Trust
 from tests.tables import each
 
-BELIEVED, WAKING, UNKNOWN = Phase
+BELIEVED, WAKING, UNKNOWN = Trust
 INTERVAL = 5.0
 
 # What happens, each at a time; then times, and what counts there.
 Steps = list[tuple[str, float]]
-STORIES: dict[str, tuple[bool, Steps, dict[float, Phase]]] = {
+STORIES: dict[str, tuple[bool, Steps, dict[float, Trust]]] = {
     "nobody has said anything": (False, [], {0.0: UNKNOWN, 1e6: UNKNOWN}),
     "an earlier process knows": (True, [], {0.0: BELIEVED}),
     "an earlier process knows, and it is asked": (
@@ -47,7 +47,7 @@ def test_what_counts(story: str) -> None:
     belief = Belief(INTERVAL, is_known=is_known)
     for what, at in steps:
         getattr(belief, what)(at)
-    assert {at: belief.phase(at) for at in expected} == expected
+    assert {at: belief.trust(at) for at in expected} == expected
 
 
 def test_when_it_is_asked() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sglang_cached_addon.core.policy import Reason, Restart
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 from tests.tables import each
 from tests.upstream.scripted import (
     ANOTHER,
@@ -243,7 +243,7 @@ def test_a_rolling_update(case: str) -> None:
             balancing(old.url, new.url) as url,
             asking(url, interval=1e6) as upstream,
         ):
-            assert await upstream.check() is State.UP  # by the old one
+            assert await upstream.check() is Health.UP  # by the old one
             assert infos(old) == SAID
             reasons = []
             for _ in range(2):
@@ -275,7 +275,7 @@ def test_weights_that_change_elsewhere() -> None:
             balancing(one.url, two.url) as url,
             asking(url, interval=1e6) as upstream,
         ):
-            assert await upstream.check() is State.UP  # by the first
+            assert await upstream.check() is Health.UP  # by the first
             for reason in (None, None, Reason.MODEL_CHANGED):
                 if reason:
                     two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
@@ -301,7 +301,7 @@ def test_a_word_of_before_a_kept_connection_was_used() -> None:
             balancing(one.url, one.url, two.url) as url,
             asking(url, interval=1e6) as upstream,
         ):
-            assert await upstream.check() is State.UP  # by the first
+            assert await upstream.check() is Health.UP  # by the first
 
             async def answer() -> asyncio.Future[Any]:
                 async with upstream.client.open("POST", "/generate", (), PROBE) as response:
@@ -312,7 +312,7 @@ def test_a_word_of_before_a_kept_connection_was_used() -> None:
             assert await upstream.confirm(upstream.model_version, (), await answer()) is None
             one.asked[0].cut()
             while not infos(two):
-                assert await upstream.check() is State.UP  # by the second
+                assert await upstream.check() is Health.UP  # by the second
             one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             greeting = await answer()
             assert [asked.path for asked in two.asked if asked.method == "POST"] == []

@@ -7,7 +7,7 @@ import time
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
@@ -116,7 +116,7 @@ def test_a_call_accepts_as_well(clock: Clock) -> None:
 
     async def test() -> None:
         async with serving(probed=500) as script, asking(script.url) as upstream:
-            assert await upstream.check() is State.UP
+            assert await upstream.check() is Health.UP
             chat = asker("key", path="/v1/chat/completions")
             for one in (asker("key"), asker("key", "m"), chat, asker("other")):
                 upstream.heard(one, credential_headers("key"), 200, clock.now)
@@ -190,8 +190,8 @@ def test_offline() -> None:
             async with asking(script.url, kept, is_offline=True) as upstream:
                 assert upstream.identity
                 assert all(admits(upstream, key) for key in ("good", "bad", None))
-                assert await upstream.check() is State.UNKNOWN
-                assert upstream.look(1e9) is State.UNKNOWN
+                assert await upstream.check() is Health.UNKNOWN
+                assert upstream.look(1e9) is Health.UNKNOWN
                 upstream.doubt()
                 upstream.watch(())
                 await settled()

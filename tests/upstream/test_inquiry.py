@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import State
+from sglang_cached_addon.upstream import Health
 from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
 from tests.tables import each
@@ -73,11 +73,11 @@ def test_what_it_says(case: str) -> None:
 
     async def test() -> None:
         async with serving(says=says) as script, asking(script.url) as upstream:
-            assert upstream.state is State.UNKNOWN
+            assert upstream.health is Health.UNKNOWN
             assert not admits(upstream)
             assert await refusal(upstream) is reason
             assert admits(upstream) is (reason is None)
-            assert upstream.state is State.UP
+            assert upstream.health is Health.UP
             is_known = reason is None or case == "OpenAI's, closed"
             assert (upstream.identity is not None) is is_known
             assert bool(upstream.fingerprint) is is_known
@@ -99,12 +99,12 @@ def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving() as script:
             script.may_answer.clear()
-            for url, state in ((script.url, State.UNKNOWN), (dead_url(), State.DOWN)):
+            for url, state in ((script.url, Health.UNKNOWN), (dead_url(), Health.DOWN)):
                 async with asking(url) as upstream:
                     assert await refusal(upstream) is NO_MODEL
                     assert not admits(upstream)
                     assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
-                    assert upstream.state is state
+                    assert upstream.health is state
 
     run(test)
 
@@ -197,8 +197,7 @@ def test_a_long_pause(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url, interval=0.1) as upstream:
             assert await refusal(upstream) is None
-            clock.now += 601
-            await until(lambda: not upstream.is_followed)  # it sleeps
+            await clock.seen_later(601)
             upstream.heard(asker("key"), credential_headers("key"), 200, clock.now)
             script.may_answer.clear()
             assert not admits(upstream, "key")
@@ -220,8 +219,7 @@ def test_a_word_after_a_pause(said: tuple[int, Any], clock: Clock) -> None:
     async def test() -> None:
         async with serving() as script, asking(script.url, interval=0.1) as upstream:
             assert await refusal(upstream) is None
-            clock.now += 601
-            await until(lambda: not upstream.is_followed)
+            await clock.seen_later(601)
             version = upstream.model_version
             script.says["/model_info"] = said
             await refusal(upstream)
@@ -261,7 +259,7 @@ def test_down_and_up(clock: Clock) -> None:
             script.stop()
             await settled()
             clock.now += 11
-            await until(lambda: upstream.state is State.DOWN)
+            await until(lambda: upstream.health is Health.DOWN)
             for _ in range(3):
                 clock.now += 100
                 assert [admits(upstream, key) for key in "ac"] == [True, True]
@@ -274,7 +272,7 @@ def test_down_and_up(clock: Clock) -> None:
             script.open_paths = ("/model_info", "/server_info")
             await script.start()
             clock.now += 11
-            await until(lambda: upstream.state is State.UP)
+            await until(lambda: upstream.health is Health.UP)
             assert not admits(upstream, "c")
             for key in ("a", "c", None):
                 assert await refusal(upstream, key) is UNAUTHORIZED
@@ -295,12 +293,12 @@ def test_another_process(was_away: bool) -> None:
             if was_away:
                 script.stop()
                 await settled()
-                assert await upstream.check() is State.DOWN
+                assert await upstream.check() is Health.DOWN
                 await script.start()
             else:
                 script.says["/server_info"] = (200, ANOTHER)
             assert admits(upstream, "a")
-            assert await upstream.check() is State.UP
+            assert await upstream.check() is Health.UP
             assert not admits(upstream, "a")
 
     run(test)
@@ -330,17 +328,17 @@ def test_a_slow_one_is_not_down(monkeypatch: pytest.MonkeyPatch, clock: Clock) -
             script.may_answer.clear()
             clock.now += 400
             admits(upstream)
-            await until(lambda: upstream.state is State.UNKNOWN)
+            await until(lambda: upstream.health is Health.UNKNOWN)
             assert not admits(upstream, "a")
 
     run(test)
 
 
-def check(url: str, **kwargs: Any) -> State:
-    async def ask() -> State:
+def check(url: str, **kwargs: Any) -> Health:
+    async def ask() -> Health:
         async with asyncio.timeout(SECONDS), asking(url, **kwargs) as upstream:
             state = await upstream.check()
-            assert upstream.state is state
+            assert upstream.health is state
             return state
 
     return asyncio.run(ask())
@@ -353,7 +351,7 @@ def test_any_status_is_up(status: int) -> None:
     async def test() -> None:
         says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
         async with serving(says=says) as script, asking(script.url) as upstream:
-            assert await upstream.check() is State.UP
+            assert await upstream.check() is Health.UP
 
     run(test)
 
@@ -361,7 +359,7 @@ def test_any_status_is_up(status: int) -> None:
 @each("url", ["", "http://no-such-host.invalid:30000"])
 def test_down(url: str) -> None:
     """A server that is not there is down, and does not fail the start."""
-    assert check(url or dead_url()) is State.DOWN
+    assert check(url or dead_url()) is Health.DOWN
 
 
 @each(
@@ -371,7 +369,7 @@ def test_down(url: str) -> None:
 def test_not_http(data: bytes) -> None:
     """A wrong port (of SSH, say) would give a traceback in place of the warning."""
     with saying(data) as url:
-        assert check(url) is State.DOWN
+        assert check(url) is Health.DOWN
 
 
 def test_look(clock: Clock) -> None:
@@ -379,15 +377,15 @@ def test_look(clock: Clock) -> None:
 
     async def test() -> None:
         async with serving() as script, asking(script.url) as upstream:
-            assert await upstream.check() is State.UP
+            assert await upstream.check() is Health.UP
             asked = len(script.asked)
             upstream.seen(False)
-            assert upstream.look(clock.now + 1) is State.DOWN
+            assert upstream.look(clock.now + 1) is Health.DOWN
             await settled()
             assert len(script.asked) == asked
             clock.now += 6
-            assert upstream.look(clock.now) is State.DOWN
-            await until(lambda: upstream.state is State.UP)
+            assert upstream.look(clock.now) is Health.DOWN
+            await until(lambda: upstream.health is Health.UP)
             assert len(script.asked) == asked + 2
 
     run(test)
@@ -402,8 +400,8 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     test_any_status_is_up()
 
 
-@pytest.mark.parametrize(("insecure", "state"), [(False, State.DOWN), (True, State.UP)])
-def test_self_signed(insecure: bool, state: State, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("insecure", "state"), [(False, Health.DOWN), (True, Health.UP)])
+def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
     """A stranger's certificate would be believed, or `--insecure` not help."""
     received: list[bytes] = []
 

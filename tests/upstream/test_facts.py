@@ -17,8 +17,8 @@ from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.store.state import StateFile
-from sglang_cached_addon.upstream import State
-from sglang_cached_addon.upstream.memory import Known, Writer
+from sglang_cached_addon.upstream import Health
+from sglang_cached_addon.upstream.facts import Facts, FactsWriter
 from tests.tables import each
 from tests.upstream.scripted import (
     Kept,
@@ -55,7 +55,7 @@ def test_state_file(tmp_path: Path) -> None:
                 again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
                 assert again == known
                 assert not admits(upstream)  # it is asked first
-                await until(lambda: upstream.state is State.DOWN)
+                await until(lambda: upstream.health is Health.DOWN)
 
     run(test)
 
@@ -95,7 +95,7 @@ def test_who_was_let_in() -> None:
                 script.stop()
                 await settled()
                 async with asking(script.url, kept) as upstream:
-                    assert await upstream.check() is State.DOWN
+                    assert await upstream.check() is Health.DOWN
                     for key in ("key", "other", None):
                         assert await refusal(upstream, key) is reason
                     assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
@@ -182,7 +182,7 @@ def test_the_last_document_is_the_newest() -> None:
     async def test() -> None:
         asyncio.get_running_loop().set_default_executor(pool)
         kept, known = Kept(), ["before"]
-        writer = Writer(kept, lambda: Known(url=known[0]))
+        writer = FactsWriter(kept, lambda: Facts(url=known[0]))
         written = writer.remember()
         await settled()
         known[0] = "at the end"

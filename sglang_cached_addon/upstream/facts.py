@@ -24,8 +24,8 @@ MAX_OPEN = 100
 """Routes and models that are remembered as open to everybody."""
 
 
-class Memory(Protocol):
-    """Where what is known outlives the process."""
+class Document(Protocol):
+    """The JSON document in which what is known of upstream outlives the process."""
 
     def load(self) -> dict[str, Any]: ...
 
@@ -40,7 +40,7 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Facts:
     """What is known of upstream."""
 
     url: str = ""
@@ -56,7 +56,7 @@ class Known:
     """The names of models, by fingerprint."""
 
     @classmethod
-    def read(cls, document: dict[str, Any]) -> Known:
+    def read(cls, document: dict[str, Any]) -> Facts:
         """Raises ValueError for what no process has written."""
         url = document.get("url", "")
         unsettled, names = document.get("unsettled", False), document.get("models", {})
@@ -118,12 +118,13 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
 
 
-class Writer:
-    """Writes what is known."""
+class FactsWriter:
+    """Writes down what is known."""
 
-    def __init__(self, memory: Memory, known: Callable[[], Known]) -> None:
-        self._memory = memory
-        self._known = known
+    def __init__(self, document: Document, facts: Callable[[], Facts]) -> None:
+        """`facts` gives what is known by then."""
+        self._document = document
+        self._facts = facts
         self._writing: Following[None] = Following()
         self._saving = threading.Lock()
         self._saved: dict[str, Any] | None = None
@@ -136,17 +137,17 @@ class Writer:
         return self._writing.join(self._write)
 
     async def _write(self) -> None:
-        await asyncio.to_thread(self._save_unless_closed, self._known().as_json())
+        await asyncio.to_thread(self._save_unless_closed, self._facts().as_json())
 
-    def _save_unless_closed(self, document: dict[str, Any]) -> None:
+    def _save_unless_closed(self, facts: dict[str, Any]) -> None:
         with self._saving:
             if not self._is_closed:
-                self._save(document)
+                self._save(facts)
 
-    def _save(self, document: dict[str, Any]) -> None:
+    def _save(self, facts: dict[str, Any]) -> None:
         try:
-            self._memory.save(document)
-            self._saved = document
+            self._document.save(facts)
+            self._saved = facts
         except OSError as e:
             logger.warning("sglang-cached: %s", e)
 
@@ -154,8 +155,8 @@ class Writer:
         """Writes what is not yet."""
         is_written = not self._writing.is_busy
         self._writing.cancel()
-        document = self._known().as_json()
+        facts = self._facts().as_json()
         with self._saving:
             self._is_closed = True
-            if not is_written or (self._saved is not None and document != self._saved):
-                self._save(document)
+            if not is_written or (self._saved is not None and facts != self._saved):
+                self._save(facts)
