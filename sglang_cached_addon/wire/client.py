@@ -239,7 +239,9 @@ class Client:
             await descriptors.for_upstream()
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    streams = await asyncio.open_connection(self._host, self._port, ssl=self._ssl)
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        Connection, self._host, self._port, ssl=self._ssl
+                    )
             except TimeoutError:
                 raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None
             except OSError as e:
@@ -247,4 +249,4 @@ class Client:
                     await asyncio.sleep(descriptors.WAIT_SECONDS)
                     continue
                 raise Unreachable(what_failed(e)) from e
-            return Connection(*streams)
+            return connection

@@ -21,7 +21,11 @@ from sglang_cached_addon.wire.responses import Responses
 Headers = Sequence[tuple[bytes, bytes]]
 """Header fields, in their order."""
 
-_READ_BYTES = 64 * 1024
+# Received into and copied from before anything else happens, so all connections share it.
+_VIEW = memoryview(bytearray(64 * 1024))
+
+MAX_HELD = 128 * 1024
+"""How many bytes may have come that nobody has taken yet, before no more are read."""
 
 HOP_BY_HOP = {
     b"connection",
@@ -58,10 +62,12 @@ class Response:
         return self._connection.body()
 
 
-class Connection:
+class Connection(asyncio.BufferedProtocol):
     """A connection that carries one request after the other."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    _transport: asyncio.Transport
+
+    def __init__(self) -> None:
         self.number = next(_numbers)
         self.is_fresh = True
         """It has not carried a whole exchange yet."""
@@ -69,10 +75,47 @@ class Connection:
         """As `Response.greeting`."""
         self.former: Any = None
         """What the greeting before the present one gave."""
-        self._reader = reader
-        self._writer = writer
         self._responses = Responses()
         self._idle_since = 0.0
+        self._error: Exception | None = None
+        """What has ended the connection, if not one of both sides in good order."""
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when something has come that was not looked at, be it the end."""
+        self._is_paused = False
+        """No more is read until what has come is taken."""
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _VIEW
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._responses.receive(_VIEW[:nbytes])
+        if self._responses.held > MAX_HELD:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._tell()
+
+    def eof_received(self) -> None:
+        self._responses.receive(b"")
+        self._tell()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc:
+            self._error = exc
+        else:
+            self._responses.receive(b"")
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self._news.done():
+            self._news.set_result(None)
+
+    # What its user calls
 
     @property
     def has_begun(self) -> bool:
@@ -86,7 +129,7 @@ class Connection:
             self._responses.expect(method)
             # As much of it at once as the system takes. What is left goes while the answer is
             # waited for: it may come before upstream has read the body, or never does.
-            self._writer.write(request)
+            self._transport.write(request)
             return await self._head()
         except BaseException:
             self.abort()
@@ -95,9 +138,7 @@ class Connection:
     async def _head(self) -> ResponseHead:
         try:
             while (head := self._responses.head()) is None:
-                if self._responses.has_ended:
-                    raise Broken("it hung up without an answer")
-                await self._receive()
+                await self._receive("it hung up without an answer")
         except FramingError as e:
             raise Broken(f"it does not speak HTTP as it should: {e}") from e
         return head
@@ -110,23 +151,33 @@ class Connection:
                     yield piece
                 if self._responses.is_over:
                     return
-                if self._responses.has_ended:
-                    raise Broken("it hung up in the middle of an answer")
-                await self._receive()
+                await self._receive("it hung up in the middle of an answer")
         except FramingError as e:
             raise Broken(f"it does not speak HTTP as it should: {e}") from e
 
-    async def _receive(self) -> None:
+    async def _receive(self, too_short: str) -> None:
+        """Waits until something has come that was not looked at. Raises `Broken`, with the given
+        words where the server has hung up."""
+        if not self._news.done():
+            if isinstance(self._error, OSError):
+                raise Broken(what_failed(self._error)) from self._error
+            if self._error:
+                raise self._error
+            if self._responses.has_ended:
+                raise Broken(too_short)
+            if self._is_paused:
+                self._is_paused = False
+                self._transport.resume_reading()
         try:
-            self._responses.receive(await self._reader.read(_READ_BYTES))
-        except OSError as e:
-            raise Broken(what_failed(e)) from e
+            await self._news
+        finally:
+            self._news = asyncio.get_running_loop().create_future()
 
     def finish(self) -> bool:
         """Ends the present exchange. Gives whether there can be another one."""
         if not self._responses.keeps:
             return False
-        if self._writer.transport.get_write_buffer_size():
+        if self._transport.get_write_buffer_size():
             return False  # answered before the body was sent
         self.is_fresh = False
         self._idle_since = time.monotonic()
@@ -135,9 +186,8 @@ class Connection:
     def is_usable(self, idle_seconds: float) -> bool:
         """Whether an idle connection is still open, not idle for too long, and nothing has come on
         it, which would belong to no request."""
-        unread = self._reader._buffer  # type: ignore[attr-defined]
         is_young = time.monotonic() - self._idle_since < idle_seconds
-        return is_young and not (unread or self._reader.at_eof() or self._writer.is_closing())
+        return is_young and self._responses.keeps and self.is_open
 
     def greeted(self, said: Any) -> None:
         """Notes what the greeting gave, or None where the server cannot be greeted."""
@@ -146,11 +196,11 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        return not self._writer.is_closing()
+        return not self._transport.is_closing()
 
     def abort(self) -> None:
         """Hangs up."""
-        self._writer.transport.abort()
+        self._transport.abort()
 
     def close(self) -> None:
         """Hangs up, and the server is not greeted any more."""

@@ -37,7 +37,12 @@ class Responses:
         self.has_begun = False
         self._method, self._head = method, None
 
-    def receive(self, data: bytes) -> None:
+    @property
+    def held(self) -> int:
+        """How many bytes have come and were not given on."""
+        return len(self._buffer)
+
+    def receive(self, data: bytes | memoryview) -> None:
         """Takes what has come; nothing means that the server has hung up."""
         if data:
             self.has_begun = True
@@ -85,7 +90,7 @@ class Responses:
         if self._chunks:
             return self._chunks.is_over
         is_open = self._head is not None and self._head.length == float("inf")
-        return self.has_ended if is_open else not self._left
+        return self.has_ended and not self._buffer if is_open else not self._left
 
     @property
     def keeps(self) -> bool:

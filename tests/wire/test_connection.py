@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from contextlib import suppress
 
 import pytest
 
-from sglang_cached_addon.wire.client import Client
+from sglang_cached_addon.wire.client import Broken, Client
+from sglang_cached_addon.wire.connection import MAX_HELD
+from tests.tables import each
 from tests.wire.serving import ASKED, against, request, saying
 from tests.wire.test_responses import OK
 
@@ -129,6 +133,89 @@ def test_pieces_as_they_come() -> None:
             go.set()
             assert await anext(pieces) == b"def"
         await left.wait()
+
+    against(serve, case)
+
+
+FRAMED = {
+    "length": (b"Content-Length: 6\r\n\r\nabc", b"def"),
+    "chunks": (b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"3\r\ndef\r\n0\r\n\r\n"),
+    "until it hangs up": (b"\r\nabc", b"def"),
+}
+
+
+def given(begin: bytes, rest: bytes) -> bytes:
+    """The body that a client is given, if the rest and the end of the connection come while it
+    deals with the first piece. Raises `Broken`."""
+    got, taken, sent = [], asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n" + begin)
+        await taken.wait()
+        writer.write(rest)
+        writer.close()
+        await writer.wait_closed()
+        sent.set()
+
+    async def case(client: Client) -> None:
+        async with client.open(*ASKED) as response:
+            async for piece in response.pieces():
+                got.append(piece)
+                taken.set()
+                await sent.wait()
+                for _ in range(20):  # there is time for it to come
+                    await asyncio.sleep(0)
+
+    against(serve, case)
+    return b"".join(got)
+
+
+def test_rest_that_comes_meanwhile() -> None:
+    """What comes while a piece is dealt with is given, and the end behind it is heard."""
+    for name, (begin, rest) in FRAMED.items():
+        assert given(begin, rest) == b"abcdef", name
+        if name != "until it hangs up":
+            with pytest.raises(Broken, match="in the middle"):
+                given(begin, rest[:2])
+
+
+def test_slow_reader() -> None:
+    """No more is held of a body than a bound, however slowly it is taken, and nothing is lost."""
+    body = bytes(range(256)) * 32 * 1024
+
+    async def case(client: Client) -> None:
+        async with client.open(*ASKED) as response:
+            pieces = []
+            async for piece in response.pieces():
+                pieces.append(piece)
+                for _ in range(20):  # there is time for more to come
+                    await asyncio.sleep(0)
+        assert max(map(len, pieces)) <= 2 * MAX_HELD
+        assert b"".join(pieces) == body
+
+    against(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body), case)
+
+
+@each("head", [b"", b"HTTP/1.1 200 OK\r\n\r\nsome"], ids=["at once", "later"])
+def test_reset(head: bytes) -> None:
+    """A connection that is reset is an error in the system's words, and not the end of a body."""
+    begun = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request(reader)
+        writer.write(head)
+        if head:
+            await begun.wait()
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def case(client: Client) -> None:
+        with pytest.raises(Broken, match="reset"):
+            async with client.open(*ASKED) as response:
+                async for _ in response.pieces():
+                    begun.set()
 
     against(serve, case)
 
