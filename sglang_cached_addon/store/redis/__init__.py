@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
 from typing import Any
 
-from sglang_cached_addon.core.cache import Addition, Brought, Sample
+from sglang_cached_addon.core.cache import Addition, Brought
 from sglang_cached_addon.core.epochs import SPAN
-from sglang_cached_addon.store.contract import Holder, OpenStore
+from sglang_cached_addon.store.contract import Document, Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.memory import MemoryPools
 from sglang_cached_addon.store.redis.bringing import Bringing
@@ -33,9 +33,9 @@ from sglang_cached_addon.store.redis.pools import SharedPools
 from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
 
-class SharedStore(OpenStore):
-    """Pools at hand, and those of a server behind them. Belongs to an event loop, but for its
-    `state`."""
+class SharedStore:
+    """Pools at hand, and those of a server behind them: an `OpenStore`. Belongs to an event loop,
+    but for its `state`."""
 
     def __init__(self, url: str, local: OpenStore) -> None:
         """Raises ValueError for a URL that names no server."""
@@ -43,9 +43,11 @@ class SharedStore(OpenStore):
         self.name = self._link.server.name
         self.salt = 1 + secrets.randbelow(SPAN - 1)
         self.memory, self.journal, self.loaded = local.memory, local.journal, local.loaded
-        self.state = self._state = SharedDocument(
-            local.state, lambda: read_epochs(url), self.publish
-        )
+        self.ttl, self.is_expired, self.calls = local.ttl, local.is_expired, local.calls
+        self.get, self.find, self.touch = local.get, local.find, local.touch
+        self.remove, self.room, self.has_room = local.remove, local.room, local.has_room
+        self._state = SharedDocument(local.state, lambda: read_epochs(url), self.publish)
+        self.state: Document = self._state
         self._pools = SharedPools(local, self._link, lambda: self._news.clears)
         self._news = News(self._link.outbox, self._clear_local, self._pools.agree, self._note)
         self._bringing = Bringing(local, self._link, self._pools, self._is_usable)
@@ -66,26 +68,14 @@ class SharedStore(OpenStore):
         return self._local.clears
 
     @property
-    def ttl(self) -> float:
-        return self._local.ttl
+    def now(self) -> float:
+        return self._local.now
 
-    def touch(self, keys: Sequence[bytes]) -> None:
-        self._local.touch(keys)
+    @property
+    def lost(self) -> int:
+        return self._local.lost
 
-    def get(self, key: bytes) -> Sequence[Sample]:
-        return self._local.get(key)
-
-    def find(self, raw: bytes) -> bytes | None:
-        return self._local.find(raw)
-
-    def remove(self, key: bytes) -> None:
-        self._local.remove(key)
-
-    def room(self) -> Awaitable[None] | None:
-        return self._local.room()
-
-    def has_room(self, size: int) -> bool:
-        return self._local.has_room(size)
+    # The server
 
     def facts(self) -> dict[str, Any]:
         outbox, leases = self._link.outbox, self._link.leases
@@ -149,34 +139,21 @@ class SharedStore(OpenStore):
         kind = kind_of(model, others=others)
         local = self._clear_local(kind)
         self._news.untold.append(kind)
-        done: Future[None] = Future()
-        self._link.spawn(self._clear_all(local, done))
-        return done
+        loop = asyncio.get_running_loop()
+        return asyncio.run_coroutine_threadsafe(self._clear_all(local), loop)
 
-    async def _clear_all(self, local: Future[None], done: Future[None]) -> None:
-        try:
-            await asyncio.wrap_future(local)
-            if self.is_up:
-                await self._news.tell_clears()
-            if self._news.untold:
-                raise Away("")
-        except Away:
-            done.set_exception(
-                OSError(
-                    f"cleared here, but {self.name} does not answer: it is cleared there, and "
-                    "where else it is shared, before it is used again"
-                )
-            )
-        except BaseException as e:
-            done.set_exception(e)
-        else:
-            done.set_result(None)
-            await self._sweep()
-
-    async def _sweep(self) -> None:
-        if not self._link.server.is_cluster:  # whose eviction sees to it
+    async def _clear_all(self, local: Future[None]) -> None:
+        await asyncio.wrap_future(local)
+        if self.is_up:
             with suppress(Away):
-                await self._news.sweep()
+                await self._news.tell_clears()
+        if self._news.untold:
+            raise OSError(
+                f"cleared here, but {self.name} does not answer: it is cleared there, and "
+                "where else it is shared, before it is used again"
+            )
+        if not self._link.server.is_cluster:  # whose eviction removes what nobody reads
+            self._link.spawn(self._news.sweep())
 
     def _clear_local(self, kind: str) -> Future[None]:
         self._pools.forget(lambda key: concerns(kind, key))

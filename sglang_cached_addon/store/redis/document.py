@@ -35,14 +35,14 @@ class Heard:
     @classmethod
     def read(cls, value: Any) -> Heard:
         """Raises ValueError for anything that was not written here."""
-        numbers = value.get("clears") if isinstance(value, dict) else None
-        if not isinstance(numbers, dict) or not isinstance(value.get("replaced"), str):
-            raise ValueError(f"{_SHARED}: does not say what was cleared and replaced")
-        if not all(type(number) is int and number >= 0 for number in numbers.values()):
-            raise ValueError(f"{_SHARED}: a number that is none of 0 or more")
-        for kind in numbers:
-            clears.meaning(kind)
-        return cls(numbers, value["replaced"])
+        match value:
+            case {"clears": dict(numbers), "replaced": str(replaced)}:
+                for kind, number in numbers.items():
+                    clears.meaning(kind)
+                    if type(number) is not int or number < 0:
+                        raise ValueError(f"{_SHARED}: a number that is none of 0 or more")
+                return cls(numbers, replaced)
+        raise ValueError(f"{_SHARED}: does not say what was cleared and replaced")
 
 
 class SharedDocument:

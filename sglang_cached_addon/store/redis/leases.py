@@ -12,8 +12,8 @@ import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from sglang_cached_addon.store.redis.outbox import Outbox, Write
-from sglang_cached_addon.store.redis.protocol import Command, Result, lease_of, release
+from sglang_cached_addon.store.redis.outbox import Outbox
+from sglang_cached_addon.store.redis.protocol import Command, lease_of, release
 
 LEASE_SECONDS, RENEW_SECONDS = 5.0, 1.5
 """How long a lease lasts, and how often it is prolonged."""
@@ -68,25 +68,16 @@ class Leases:
     def retakes(self) -> list[Command]:
         """What takes the leases again that the server has lost."""
         held = ((lease, key) for lease in self._held for key in lease.keys)
-        return [self._retake(lease, key) for lease, key in held]
-
-    def _retake(self, lease: SharedLease, key: bytes) -> Command:
-        return ("SET", lease_of(key), lease.token, "NX", "PX", MILLISECONDS)
+        return [
+            ("SET", lease_of(key), lease.token, "NX", "PX", MILLISECONDS) for lease, key in held
+        ]
 
     def prolong(self) -> None:
         """Prolongs all leases. In the order of the other writes, so that what was released is not
         taken again."""
-        for lease in self._held:
-            for key in lease.keys:
-                self._prolong(lease, key)
-
-    def _prolong(self, lease: SharedLease, key: bytes) -> None:
-        def done(result: Result) -> None:
-            if result == 0 and lease in self._held:  # the server has lost it
-                self._outbox.tell(self._retake(lease, key))
-
-        command = ("PEXPIRE", lease_of(key), MILLISECONDS)
-        self._outbox.queue(Write(lambda: command, done=done))
+        for take in self.retakes():
+            self._outbox.tell(take)
+            self._outbox.tell(("PEXPIRE", take[1], MILLISECONDS))
 
     async def wait(self, keys: Iterable[bytes]) -> None:
         """Returns when another proxy has freed one of these, or it is time to look."""

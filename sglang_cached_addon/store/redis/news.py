@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 
 from sglang_cached_addon.store.contract import Holder
 from sglang_cached_addon.store.redis.clears import Clears
@@ -114,14 +115,15 @@ class News:
             self._note(Heard(dict(self.clears.numbers), self._position))
 
     async def sweep(self) -> None:
-        """Removes the lists that were cleared, which nobody reads any more; raises `Away`."""
-        cursor: object = 0
-        while True:
-            cursor, names = await self._do("SCAN", cursor, "MATCH", LISTS, "COUNT", STEP)
-            if gone := [name for name in names if self._is_gone(name)]:
-                await self._do("UNLINK", *gone)
-            if not int(str(cursor)):
-                return
+        """Removes the lists that were cleared, which nobody reads any more, as far as the server
+        answers."""
+        cursor: object = None
+        with suppress(Away):
+            while cursor != 0:
+                found = await self._do("SCAN", cursor or 0, "MATCH", LISTS, "COUNT", STEP)
+                cursor, names = int(str(found[0])), found[1]
+                if gone := [name for name in names if self._is_gone(name)]:
+                    await self._do("UNLINK", *gone)
 
     def _is_gone(self, name: bytes) -> bool:
         try:

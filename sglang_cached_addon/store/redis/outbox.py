@@ -10,10 +10,9 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from math import inf
 from typing import Any
 
@@ -62,7 +61,8 @@ class Outbox:
         self.bytes = 0
         """The bytes of the writes that wait."""
         self._server, self._lost = server, lost
-        self._writes: deque[Write] = deque()
+        self._writes: dict[Write, None] = {}
+        """The writes that wait, in their order."""
         self._of: Counter[bytes] = Counter()
         """How many writes are about each pool."""
         self._asks: deque[tuple[Command, asyncio.Future[Result]]] = deque()
@@ -98,7 +98,7 @@ class Outbox:
                 )
             self.dropped += 1
             return False
-        self._writes.append(write)
+        self._writes[write] = None
         self._of[write.key] += 1
         self.bytes += write.size
         self._news.set()
@@ -110,9 +110,15 @@ class Outbox:
 
     def drop(self, is_dropped: Callable[[Write], bool]) -> None:
         """Forgets writes."""
-        self._writes = deque(write for write in self._writes if not is_dropped(write))
-        self._of = Counter(write.key for write in self._writes)
-        self.bytes = sum(write.size for write in self._writes)
+        for write in [write for write in self._writes if is_dropped(write)]:
+            self._forget(write)
+
+    def _forget(self, write: Write) -> None:
+        del self._writes[write]
+        self.bytes -= write.size
+        self._of[write.key] -= 1
+        if not self._of[write.key]:
+            del self._of[write.key]
 
     async def run(self) -> None:
         """Sends, for ever."""
@@ -155,7 +161,7 @@ class Outbox:
         except BaseException as e:
             self._fail(asks, Away(repr(e)))
             raise
-        self._written(zip(writes, results, strict=False))
+        self._written(list(zip(writes, results, strict=False)))
         for (_, answer), result in zip(asks, results[len(writes) :], strict=True):
             if not answer.done():
                 answer.set_result(result)
@@ -169,31 +175,20 @@ class Outbox:
                 answer.exception()  # nobody may wait for it any more
         self._asks.clear()
 
-    def _written(self, answers: Iterable[tuple[Write, Result]]) -> None:
-        done: dict[Write, Result] = {}
-        is_full = False
+    def _written(self, answers: Sequence[tuple[Write, Result]]) -> None:
+        done = []
         for write, result in answers:
             if isinstance(result, Full):
-                is_full = True
                 self._note_full(result)
-            else:
-                done[write] = result
-        self._forget(done)
-        if self.is_full and not (is_full or self.bytes):
+                continue
+            done.append((write, result))
+            if write in self._writes:  # else it was dropped meanwhile
+                self._forget(write)
+        if self.is_full and len(done) == len(answers) and not self.bytes:
             self.is_full = False
             logger.info("sglang-cached: %s has room again", self._server.name)
-        for write, result in done.items():
+        for write, result in done:
             write.done(result)
-
-    def _forget(self, done: Container[Write]) -> None:
-        while self._writes and self._writes[0] in done:
-            write = self._writes.popleft()
-            self.bytes -= write.size
-            self._of[write.key] -= 1
-            if not self._of[write.key]:
-                del self._of[write.key]
-        if any(write in done for write in islice(self._writes, BATCH_COMMANDS)):
-            self.drop(lambda write: write in done)
 
     def _note_full(self, full: Full) -> None:
         self._full_until = time.monotonic() + FULL_SECONDS
