@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,22 @@ class Addition:
     order of the pool, and then those behind its end."""
     is_last: bool = True
     """No more samples of the same answer follow for this pool."""
+
+
+class Document(Protocol):
+    """A small JSON document that is kept beside the samples: what is known of upstream."""
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether what it said was lost, as it made no sense."""
+
+    def load(self) -> dict[str, Any]: ...
+
+    def reject(self, why: str) -> None:
+        """Moves aside what was loaded and makes no sense, and tells people why."""
+
+    def save(self, document: dict[str, Any]) -> None:
+        """Raises OSError."""
 
 
 class Lease(Protocol):

@@ -42,8 +42,7 @@ from sglang_cached_addon.proxy.requests import (
 )
 from sglang_cached_addon.proxy.writing import LEFT, paced
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
-from sglang_cached_addon.service.fetching import unreachable
-from sglang_cached_addon.service.findings import Bypass, Hit
+from sglang_cached_addon.service.findings import Bypass, Hit, unreachable
 from sglang_cached_addon.wire import heads, http1
 
 # In a flow's metadata: the header fields of its outcome.

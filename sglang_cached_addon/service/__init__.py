@@ -31,8 +31,7 @@ from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire import http1
 
 ATTEMPTS = 3
-"""How often a call begins anew because the model has changed; then upstream is left alone with
-it."""
+"""How often a call is pursued before it is passed on, as the model changes again and again."""
 
 _EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
 
@@ -68,7 +67,7 @@ class Service:
         self.means = Means(exchange, upstream, self.flights, PartialCalls(), self._denials)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
-        """The answer to a call, or what gives it in time."""
+        """The answer to a call: a hit at once, and all else as a coroutine."""
         head, now = ask.head, time.time()
         terms = self._default_terms
         if head.directives is not directives.DEFAULT:
@@ -87,7 +86,7 @@ class Service:
         return self._attend(ask, found, terms)
 
     def _find(self, ask: Ask, terms: Terms, now: float) -> Hit | Known | Reason:
-        """What there is for a call, whoever asks."""
+        """Looks a call up, whoever asks."""
         head = ask.head
         if head.refusal:
             return head.refusal
@@ -95,7 +94,7 @@ class Service:
         return self._lookup.find(head.method, head.path, ask.body, now, terms, tenant)
 
     def heard(self, ask: Ask, status: int) -> None:
-        """Upstream has answered a call that was passed on to it."""
+        """Notes the status of upstream's answer to a call that was passed on to it."""
         self._introduce(ask)
         shown = (*ask.credential_headers, *ask.routing_headers)
         self._upstream.heard(ask.asker, shown, status, time.monotonic())
@@ -114,8 +113,7 @@ class Service:
         return await self._attend(ask, found, terms) if isinstance(found, Known) else found
 
     async def _look_again(self, ask: Ask, terms: Terms) -> Answer | Known:
-        """What there is for a call, when upstream has said who it is, and that the client may
-        ask."""
+        """Looks a call up anew, when upstream has said who it is, and that the client may ask."""
         found: Hit | Known | Reason | None = await self._upstream.admit(
             ask.asker, ask.credential_headers, ask.routing_headers
         )
@@ -148,7 +146,8 @@ class Service:
         return answer
 
     async def _pursue(self, ask: Ask, known: Known, terms: Terms) -> Answer:
-        """Begins anew whenever another model has come, or the credential was refused."""
+        """Pursues a call, and begins anew whenever another model has come, or upstream has refused
+        the credential."""
         make = StreamPursuit if known.call.stream else Pursuit
         is_alone = not self._collapses or terms != policy.PLAIN
         for _ in range(ATTEMPTS):
@@ -161,7 +160,7 @@ class Service:
         return self._denials.let_pass(self._exchange.bypass(Reason.MODEL_CHANGED), terms)
 
     def _aborted(self, ask: Ask, known: Known) -> Reply:
-        """The answer to a call that was aborted while it waited: what was generated till then, as
+        """The answer to a call that was aborted while it waited: what was generated until then, as
         far as that is known."""
         outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.ABORT, key=known.key)
         self._exchange.counters.add(outcome)

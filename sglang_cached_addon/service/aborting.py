@@ -28,7 +28,7 @@ class Aborts:
 
     @contextmanager
     def attend(self, ask: Ask, rids: Sequence[str]) -> Iterator[None]:
-        """Knows the call, by these ids, while it is under way."""
+        """Lets the call be found by these ids of its client, while it is under way."""
         self._attended.add(ask)
         for rid in rids:
             self._named.setdefault(rid, set()).add(ask)

@@ -29,7 +29,7 @@ class Ask:
     routing_headers: Fields = ()
     """Those by which a gateway chooses a model, once they were wanted."""
     model: str | None = None
-    """What it names as its model, once its body was read."""
+    """The model that its body names, once that was read."""
     flight: Flight | None = None
     """The fetch that was begun for it."""
     rids: dict[str, str] | None = None
@@ -43,7 +43,7 @@ class Ask:
     is_aborted = False
     """Its client has aborted it, and the fetch goes on for others."""
     partial: Arrived | None = None
-    """What was generated before upstream aborted the fetch that it waited for."""
+    """The answer that upstream gave when it aborted the fetch that this call waited for."""
 
     def __init__(
         self,
@@ -103,13 +103,13 @@ class Streamed:
     ) -> None:
         """`end` gives the outcome in the end; it is told whether all pieces were taken."""
         self.headers = headers
-        """Upstream's; none where another's fetch is read."""
+        """The header fields of upstream's answer; none where the stream of another call is read."""
         self.pieces = pieces
-        """Some events each. Raises `Cut` where the stream breaks off."""
+        """The events as they come, some at a time. Raises `Cut` where the stream breaks off."""
         self.outcome = outcome
-        """As far as it is known."""
+        """The outcome, as far as it is known."""
         self.exits = exits
-        """What is to be let go of at the end."""
+        """What is to be released at the end."""
         self._end: Callable[[bool], Outcome] | None = end
 
     def close(self, is_complete: bool = False) -> None:
@@ -134,5 +134,5 @@ class Arrived:
     """Only the head is here, and the events are on their way."""
 
     def reply(self, outcome: Outcome) -> Reply:
-        """As the answer to a client."""
+        """The same as the answer to a client."""
         return Reply(self.landed.status, self.headers, self.landed.body, outcome)

@@ -7,13 +7,7 @@ are arguments. One object serves one upstream, on one thread.
 
 from __future__ import annotations
 
-from collections.abc import (
-    Awaitable,
-    Collection,
-    Hashable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import Awaitable, Collection, Hashable, Iterable, Iterator
 from io import BytesIO
 
 import orjson
@@ -34,9 +28,10 @@ from sglang_cached_addon.service.relay import Relay
 class Exchange:
     """The cache in front of one upstream."""
 
-    def __init__(self, dialects: Registry, store: Store, mint: Mint, fingerprint: str = "") -> None:
+    def __init__(self, dialects: Registry, store: Store, mint: Mint) -> None:
+        """`mint` gives ids that nobody else has."""
         self.counters = Counters()
-        self.lookup = Lookup(dialects, store, fingerprint)
+        self.lookup = Lookup(dialects, store)
         self.mint = mint
         self._store = store
 
@@ -51,7 +46,7 @@ class Exchange:
     def bring(
         self, plan: Plan, keys: Collection[bytes], *, claims: bool
     ) -> Awaitable[Brought] | None:
-        """As `Store.bring`, for what is short of these pools."""
+        """Asks a shared store for what is short of these pools, as `Store.bring`."""
         needs = {key: need for key, need in plan.needs.items() if key in keys}
         return self._store.bring(needs, claims=claims)
 
@@ -95,7 +90,7 @@ class Exchange:
         return Landed(200, b"", split, self._refusal(fetch, split))
 
     def _refusal(self, fetch: Fetch, split: Split) -> Reason | None:
-        """Why what has come is not stored, as far as it says itself."""
+        """Why an answer is not stored, as far as the answer itself tells."""
         if split.refusal:
             return split.refusal
         if len(split.versions) > 1:
@@ -115,7 +110,7 @@ class Exchange:
         their turn. With a reason why one is not stored it ends."""
         name, raw = fetch.known.dialect.name, fetch.known.raw
         if fetch.known.call.is_seeded and self.lookup.server.engine != identity.SGLANG:
-            samples = self._unknown(fetch, samples)
+            samples = self._in_free_places(fetch, samples)
         for one in planning.additions(fetch.plan, samples, name, raw, fetch.terms.since):
             if fetch.stamp.clears != self._store.clears:
                 # Who clears the cache wants nothing back that was on its way then.
@@ -133,11 +128,11 @@ class Exchange:
         """As `Store.room`."""
         return self._store.room()
 
-    def _unknown(
+    def _in_free_places(
         self, fetch: Fetch, samples: Iterable[tuple[int, Sample]]
     ) -> list[tuple[int, Sample]]:
-        """Those whose places in their pools are free: with a seed, the sample of each place is a
-        certain one, and others may have stored it meanwhile."""
+        """The samples whose places in their pools are free: with a seed, the sample of each place
+        is a certain one, and others may have stored it meanwhile."""
         places = [len(pool) for pool in fetch.plan.stored]
         is_replaced = fetch.terms.replaces
         found = []
@@ -148,11 +143,12 @@ class Exchange:
         return found
 
     def relay(self, fetch: Fetch) -> Relay:
-        """What makes the whole answer's events of upstream's bytes."""
+        """The relay that makes the events of the whole answer of upstream's bytes."""
         return Relay(fetch.known.dialect, fetch.plan, fetch.sent)
 
     def likeness(self, known: Known) -> Hashable:
-        """Calls that are alike have one stream, but for the usage at its end, and ids."""
+        """A value that is equal for calls that have the same stream, but for the usage at its end,
+        and ids."""
         call = known.call
         counts = call.stream is not None and call.stream.continuous_usage
         parts = (known.keys, call.n, call.batched, counts, self._store.clears, known.model_version)

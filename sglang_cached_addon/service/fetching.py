@@ -21,7 +21,7 @@ from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import JSON, Fetch, Landed, error_body
+from sglang_cached_addon.service.findings import JSON, Fetch, Landed, unreachable
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
@@ -237,13 +237,3 @@ class Fetching:
                 await asyncio.sleep(0)
                 begun = time.monotonic()
         return None
-
-
-def unreachable(url: str, message: str) -> bytes:
-    """The body of a 502, where upstream gives no answer."""
-    text = (
-        f"sglang-cached cannot get an answer from {url}: {message}. "
-        "Check that the server runs, and that --sglang-url names it; "
-        "stored answers are served meanwhile."
-    )
-    return error_body(502, "BadGateway", text)

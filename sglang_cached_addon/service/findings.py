@@ -1,4 +1,4 @@
-"""What a call comes to: a hit, a bypass, or what is known of it and has to be fetched.
+"""What is found for a call: a hit, a bypass, or what is known of it and has to be fetched.
 
 Values, which `lookup` and `exchange` make.
 """
@@ -26,7 +26,7 @@ class Hit:
     """Every sample was stored: the answer's body."""
 
     body: bytes
-    """Of a stream, in chunks of HTTP: one event each."""
+    """The body of the answer. That of a stream is in chunks of HTTP, one for each event."""
     outcome: Outcome
     saved: Saved
     oldest: float
@@ -51,24 +51,24 @@ class Bypass:
 
 @dataclass(slots=True, eq=False)
 class Known:
-    """A body that was read, and the answer that it had."""
+    """A request body that was read, and the last hit that it was answered with."""
 
     dialect: Dialect
     call: Call
     keys: tuple[bytes, ...]
     model_version: int = 0
-    """Of the model whose keys these are: see `Exchange.enter`."""
+    """The version of the model whose keys these are, as `Lookup.enter` was told it."""
     raw: bytes = b""
-    """The name of the body, where the first sample of its pool answers it."""
+    """The name of the body, where the first sample of its pool is the whole answer; else empty."""
     hit: Hit | None = None
     generation: int = -1
-    """Of the store, when `hit` was put together."""
+    """The generation of the store when `hit` was put together."""
     has_model: bool = True
     """It is known which model answers."""
 
     @property
     def key(self) -> bytes:
-        """Of its pool, where it has just one, and it is known whose it is."""
+        """The key of its pool; empty where it has several, or nobody knows which model answers."""
         return self.keys[0] if len(self.keys) == 1 and self.has_model else b""
 
     @property
@@ -107,11 +107,12 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """The state of things when a fetch was planned; in another, its answer is not stored."""
+    """What must still be as it was when a fetch was planned, for its answer to be stored."""
 
     clears: int
+    """How often the store was cleared."""
     model_version: int
-    """Of the model: see `Exchange.enter`."""
+    """The version of the model, as `Lookup.enter` was told it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ class Landed:
 
     status: int
     body: bytes = b""
-    """What the client gets; empty where it is but a part of that, or was streamed."""
+    """The body that the client is shown; empty where it is only a part of that, or was streamed."""
     split: Split | None = None
-    """None where there are no samples in it."""
+    """The samples in it; None where there are none."""
     refusal: Reason | None = None
     """Why it is not to be stored."""
 
@@ -136,3 +137,13 @@ def model_of(body: Any) -> str:
 def error_body(status: int, kind: str, message: str) -> bytes:
     """An error as OpenAI's and SGLang's clients read it."""
     return orjson.dumps({"error": {"message": message, "type": kind, "code": status}})
+
+
+def unreachable(url: str, message: str) -> bytes:
+    """The body of a 502, where upstream gives no answer."""
+    text = (
+        f"sglang-cached cannot get an answer from {url}: {message}. "
+        "Check that the server runs, and that --sglang-url names it; "
+        "stored answers are served meanwhile."
+    )
+    return error_body(502, "BadGateway", text)

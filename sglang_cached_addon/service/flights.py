@@ -37,9 +37,9 @@ class Flight:
         self.identity = identity
         self.stamp = stamp
         self.credential = credential
-        """Of who asked for it."""
+        """The credential of the client that began it."""
         self.stream = stream
-        """Of a streamed one."""
+        """The events of a streamed fetch."""
         self.is_addition = is_addition
         self.task: asyncio.Task[None] | None = None
         self.greeting: asyncio.Future[Any] | None = None
@@ -47,19 +47,19 @@ class Flight:
         self.is_flying = True
         """Upstream has not answered, or not in full."""
         self.clients = 0
-        """Those who want what it brings."""
+        """How many clients want what it brings."""
         self.brings: Mapping[bytes, Sequence[Sample]] = {}
         """The samples of each pool, once it has landed."""
         self.unstored: dict[bytes, Sequence[Sample]] = {}
-        """Those that are not in the store yet."""
+        """Those of these samples that are not in the store yet."""
         self.refusal: Reason | None = None
         """Why what it brings is not stored, as far as it is known."""
         self.answer: Any = None
-        """What upstream said, where that is no samples."""
+        """What upstream answered, as an `Arrived`, which this module does not know."""
 
 
 class _Waiter:
-    """One who waits for any of some pools."""
+    """A call that waits for any of some pools."""
 
     def __init__(self, needs: Mapping[bytes, int]) -> None:
         self.needs = needs
@@ -72,10 +72,12 @@ class Flights:
     def __init__(self) -> None:
         self._flights: set[Flight] = set()
         self._by_key: dict[bytes, Flight] = {}
-        """Those that are waited for."""
+        """The flights that others may wait for, by the keys of their pools."""
         self._by_identity: dict[Hashable, Flight] = {}
+        """The flights that others may wait for, by what their answers have in common."""
         self._landed: dict[bytes, list[Flight]] = {}
-        """Those that have brought something, by pool, in the order in which they have."""
+        """The flights that have landed and are not yet stored, by key, in the order in which they
+        landed."""
         self._waiters: dict[bytes, list[_Waiter]] = {}
 
     def __len__(self) -> int:
@@ -86,12 +88,12 @@ class Flights:
 
     @property
     def waiting(self) -> int:
-        """Those who wait for others' flights, or read along."""
+        """How many calls wait for the flights of others, or read their streams along."""
         return sum(max(0, flight.clients - 1) for flight in self._flights)
 
     @property
     def streams(self) -> int:
-        """Streams that are being fetched."""
+        """How many streams are being fetched."""
         return sum(bool(flight.stream and flight.stream.is_live) for flight in self._flights)
 
     @property
@@ -100,16 +102,16 @@ class Flights:
         return bool(self._landed)
 
     def busy(self, keys: Collection[bytes]) -> set[bytes]:
-        """Those of the pools that are being filled."""
+        """The keys of those pools that are being filled."""
         return {key for key in keys if key in self._by_key} if self._by_key else set()
 
     @property
     def unconfirmed(self) -> int:
-        """Those whose answers were given, and are not yet stored or dropped."""
+        """How many flights have landed, and are not yet stored or dropped."""
         return sum(not flight.is_flying for flight in self._flights)
 
     def landed(self, keys: Collection[bytes]) -> list[Flight]:
-        """Those that have brought something for these pools."""
+        """The flights that have brought something for these pools, and are not yet stored."""
         if not self._landed:
             return []
         found = (flight for key in keys for flight in self._landed.get(key, ()))
@@ -132,7 +134,7 @@ class Flights:
         return flight if flight.stream.is_live and flight.stream.is_whole else None
 
     def begin(self, flight: Flight, *, alone: bool) -> None:
-        """`alone`: nobody is to wait for what upstream says."""
+        """A flight begins. `alone`: nobody is to wait for it."""
         self._flights.add(flight)
         if not alone:
             self._by_key |= dict.fromkeys(flight.keys, flight)
@@ -140,7 +142,8 @@ class Flights:
                 self._by_identity[flight.identity] = flight
 
     def land(self, flight: Flight, brings: Mapping[bytes, Sequence[Sample]]) -> None:
-        """What it brings is known: nobody waits for it any more."""
+        """Upstream has answered in full: what the flight brings is at hand, and nobody waits any
+        more."""
         if not flight.is_flying:
             return
         flight.is_flying, flight.brings, flight.unstored = False, brings, dict(brings)
@@ -149,7 +152,7 @@ class Flights:
         self._let_go(flight)
 
     def end(self, flight: Flight) -> None:
-        """It is over."""
+        """A flight is over, whatever it has brought."""
         self._flights.discard(flight)
         if flight.is_flying:
             self._let_go(flight)
@@ -190,8 +193,8 @@ class Flights:
 
     @contextmanager
     def wanted(self, flight: Flight) -> Iterator[None]:
-        """While somebody wants it. When nobody does any more, it ends: upstream generates nothing
-        for nobody."""
+        """Counts a client as long as it wants a flight. When nobody does any more, the flight ends:
+        upstream generates nothing for nobody."""
         flight.clients += 1
         try:
             yield

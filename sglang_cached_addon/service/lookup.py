@@ -27,29 +27,30 @@ from sglang_cached_addon.service.findings import Hit, Known, Stamp, model_of
 from sglang_cached_addon.wire import http1, sse
 
 MEMO_BYTES = 16 << 20
-"""Of bodies read before, with what was made of them: an estimate."""
+"""How many bytes the bodies read before may take, with what was made of them: an estimate."""
 
 LARGE_BYTES = 1 << 20
-"""Bytes of samples that are put together in one go, in some 20 ms."""
+"""How many bytes of samples are put together on the event loop, in some 20 ms."""
 
 MEMO_OVERHEAD = 2048
-"""Bytes of an entry beside what grows with the body."""
+"""How many bytes an entry of the memo takes, beside what grows with its body."""
 
 TENANTS = 1024
-"""Credentials whose digesters are kept at hand, where caches are apart."""
+"""How many digesters are kept at hand, where each credential has a cache of its own."""
 
 
 class Lookup:
     """Finds what is stored for calls."""
 
-    def __init__(self, dialects: Registry, store: Store, fingerprint: str = "") -> None:
+    def __init__(self, dialects: Registry, store: Store) -> None:
         self.dialects = dialects
         self.server = identity.UNKNOWN
-        """Who answers."""
+        """What is known of the server that answers."""
         self.model_version = 0
-        """Of the model that answers; it rises when another one may have done so in between."""
+        """The version of the model that answers: it rises when another one may have answered in
+        between."""
         self._store = store
-        self._fingerprint = fingerprint
+        self._fingerprint = ""
         self._epochs = Epochs()
         self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
@@ -57,8 +58,7 @@ class Lookup:
     # The model
 
     def enter(self, fingerprint: str, epochs: Epochs, server: Server, model_version: int) -> None:
-        """From now on this model answers, on this server; another `model_version` says that it may
-        have been another one in between."""
+        """Notes that from now on this model answers, on this server."""
         self._fingerprint, self._epochs, self.server = fingerprint, epochs, server
         self.model_version = model_version
         self._digesters.clear()
@@ -92,8 +92,8 @@ class Lookup:
         terms: Terms = PLAIN,
         tenant: bytes = b"",
     ) -> Hit | Known | Reason:
-        """What there is for a call whose route has a dialect, or why it is not looked up. Nothing
-        is counted yet. `tenant` is part of its keys, beside its body."""
+        """What is stored or known for a call whose route has a dialect, or why it is not looked up.
+        Nothing is counted yet. `tenant` is part of its keys, beside its body."""
         dialect = self.dialects[method, path]
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
@@ -188,12 +188,12 @@ class Lookup:
         return planning.plan(known.call, known.keys, self._store, terms.since, more)
 
     def again(self, plan: Plan, terms: Terms = PLAIN, more: planning.More | None = None) -> Plan:
-        """A plan, with what is at hand by now of what was short."""
+        """The plan with what is at hand by now of what was short."""
         needs = plan.needs
         return plan.again(needs, self._store, terms.since, more) if needs else plan
 
     def stamp(self, known: Known) -> Stamp:
-        """The state of things as a call sees it."""
+        """What must not change until an answer to this call is stored."""
         return Stamp(self._store.clears, known.model_version)
 
 

@@ -6,10 +6,10 @@ Pure: times are arguments, in seconds of one clock that never goes back.
 from __future__ import annotations
 
 STRIKES = 2
-"""How often in a row upstream may misunderstand what it is asked for as a part of an answer."""
+"""How often in a row upstream may misunderstand calls for a part of an answer."""
 
 PAUSE_SECONDS = 60.0
-"""How long after that it is not asked for one."""
+"""For how many seconds after that it is not asked for a part."""
 
 
 class PartialCalls:

@@ -22,7 +22,7 @@ from sglang_cached_addon.wire import sse
 
 
 class Event(NamedTuple):
-    """One event of the whole answer, as its usage and ids would be for anyone."""
+    """One event of the whole answer, before it is shown in a client's own words."""
 
     data: bytes
     part: Part
@@ -30,30 +30,30 @@ class Event(NamedTuple):
 
 
 class Relay:
-    """One upstream stream."""
+    """One stream of upstream's, as it comes."""
 
     def __init__(
         self, dialect: Dialect, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
     ) -> None:
         """`longest` is the number of bytes that are recorded."""
         self.is_done = False
-        """Its terminator has come."""
+        """Whether its terminator has come."""
         self.reason: Reason | None = None
-        """Why it cannot be recorded."""
+        """Why it cannot be recorded; None as long as it can."""
         self.is_in_pieces = False
-        """An event of it was too long to be read, and is passed on as it comes."""
+        """Whether an event was too long to be read, and is passed on in pieces as it comes."""
         self._dialect = dialect
         self._plan = plan
         self._is_topped_up = plan.have > 0
         self._recorder = dialect.record(plan.call, sent)
         self._longest = longest
         self._recorded = 0
-        """How many bytes of the stream the recorder has seen."""
+        """How many bytes of the stream the present recorder has seen."""
         self._splitter = sse.Splitter()
         self._sent = sent
         self._choices = _choices(plan, sent)
         self._finishes: list[Event] | None = None
-        """Of the stored choices, until they are sent; None before the first event."""
+        """The last events of the stored choices, until they are sent; None before it has begun."""
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that the bytes complete, none of them held back."""
@@ -72,7 +72,7 @@ class Relay:
         return events
 
     def remains(self) -> list[Event]:
-        """What has come of an event that was to go on."""
+        """What has come of an event that has not ended."""
         rest = self._splitter.unfinished
         return [Event(rest, Part.OTHER)] if rest else []
 
@@ -83,7 +83,7 @@ class Relay:
         return self._recorder.split()
 
     def _begin(self) -> list[Event]:
-        """The stored choices."""
+        """The events of the stored choices, but for their last ones."""
         if not self._is_topped_up:
             self._finishes = []
             return []
@@ -93,7 +93,7 @@ class Relay:
         return [Event(event, Part.DELTA, choice) for choice, events in pairs for event in events]
 
     def _take(self, event: bytes, events: list[Event]) -> None:
-        """Adds what comes of one of upstream's events."""
+        """Adds what becomes of one of upstream's events."""
         said = sse.data(event)
         if said is None:
             if not sse.is_silent(event):
@@ -191,7 +191,7 @@ def _choices(plan: Plan, sent: UpstreamCall) -> list[int]:
 
 
 class View:
-    """What one client gets."""
+    """A stream as one client sees it."""
 
     def __init__(self, dialect: Dialect, call: Call) -> None:
         self._dialect = dialect
@@ -207,7 +207,7 @@ class View:
         ]
 
     def _named(self, event: Event) -> bytes:
-        """With the client's ids, where the event has any."""
+        """An event with the client's ids, where it has any."""
         if event.part is Part.ERROR:
             return event.data
         try:

@@ -38,11 +38,11 @@ TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
 _CHOICES = b'"choices":['
 
 Pause = Callable[[], object]
-"""Lets others have their turn; made behind each sample."""
+"""A function that lets others have their turn. It is called behind each sample."""
 
 
 class Odd(Exception):
-    """It cannot be read in slices: whole, then."""
+    """An answer that cannot be read in slices, and has to be read whole."""
 
 
 def split(
@@ -179,7 +179,7 @@ class Samples:
             self._pause()
 
     def places(self) -> Iterator[tuple[int, int]]:
-        """Where each begins and ends."""
+        """Where each sample begins and ends."""
         start = self._start
         while not self._end:
             end = self._find_end(start)

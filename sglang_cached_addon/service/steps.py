@@ -1,4 +1,4 @@
-"""What brings a call further on its way to an answer: named, before it is done."""
+"""The steps that bring a call to its answer, as values: each is named before it is taken."""
 
 from __future__ import annotations
 

@@ -16,16 +16,16 @@ from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.service.relay import Event
 
 KEPT_BYTES = 4 << 20
-"""Of events that are kept, for those who come late and those who are behind."""
+"""How many bytes of events are kept, for readers who come late and readers who are behind."""
 
 BATCH_BYTES = 64 << 10
-"""A reader is given about so much at once: the rest when it has taken that."""
+"""About how many bytes a reader is given at once: the rest when it has taken that."""
 
 PATIENCE_SECONDS = 20.0
-"""How long others wait for a reader that does not move."""
+"""For how many seconds others wait for a reader that does not move."""
 
 BACKLOG = 64
-"""Superseded events that are kept for a reader who is behind."""
+"""How many superseded events are kept for a reader who is behind."""
 
 
 class StreamState(Enum):
@@ -38,7 +38,7 @@ class StreamState(Enum):
 
 
 class Cut(Exception):
-    """A stream that was followed has broken off."""
+    """A stream has broken off for one who reads it."""
 
 
 class Stream:
@@ -48,27 +48,28 @@ class Stream:
         """`stored` are the choices that were there before, and are told first."""
         self.state = StreamState.WAITING
         self.tokens = 0
-        """Completion tokens of the whole answer, once it is complete."""
+        """How many completion tokens the whole answer has, once it is complete."""
         self.last: int | None = None
-        """Where the terminator is, once it has come: nothing that counts is behind it."""
+        """The place of the terminator, once it has come: nothing that counts is behind it."""
         self.stored = frozenset(stored)
         self.events: list[Event | None] = []
-        """None where one is not kept: a later one has all of it, or everybody has seen it."""
+        """The events by their places. None stands for one that is not kept, as a later one has all
+        of it, or everybody has seen it."""
         self.kept = 0
-        """Bytes of those that are."""
+        """How many bytes the events have that are kept."""
         self.is_whole = True
-        """Who comes now can still see all that counts."""
+        """Whether a reader who comes now can still see all that counts."""
         self._states: dict[int, int] = {}
-        """Where the newest of these is, by choice."""
+        """The place of each choice's newest event that has all of the choice (`Part.STATE`)."""
         self._superseded: deque[int] = deque()
-        """Where others are, which somebody may still want to see."""
+        """The places of such events that are not the newest, while somebody may want them."""
         self._begin = 0
-        """Nothing before this place is kept."""
+        """The first place of which an event may be kept."""
         self._readers: set[Reader] = set()
         self._waiters: list[asyncio.Future[None]] = []
-        """Of those who wait for something new."""
+        """One future for each reader that waits for something new."""
         self._moved = asyncio.Event()
-        """A reader has gone on, or has left."""
+        """Set when a reader has gone on, or has left."""
 
     @property
     def is_live(self) -> bool:
@@ -83,7 +84,7 @@ class Stream:
         self.tell()
 
     def publish(self, events: Sequence[Event], *, is_last: bool = False) -> None:
-        """`is_last`: the terminator is among them."""
+        """Adds events; `is_last`: the terminator is among them."""
         for event in events:
             if event.part is Part.STATE:
                 if (place := self._states.get(event.choice)) is not None:
@@ -132,7 +133,7 @@ class Stream:
                 reader.close()
 
     def end(self, *, complete: bool) -> None:
-        """The last word; what comes after the first such is not heard."""
+        """The stream ends. Only the first end counts."""
         if self.is_live:
             self.state = StreamState.COMPLETE if complete else StreamState.FAILED
             self.tell()
@@ -187,11 +188,11 @@ class Stream:
 
 
 class Reader:
-    """One who sees the events of a stream."""
+    """One client that reads a stream."""
 
     def __init__(self, stream: Stream) -> None:
         self.place = 0
-        """Of the next event to be seen."""
+        """The place of the next event that it is given."""
         self._stream = stream
 
     @property

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sglang_cached_addon.core.cache import Store, counts
+from sglang_cached_addon.core.cache import Document, Store, counts
 from sglang_cached_addon.core.epochs import Epochs
 
 if TYPE_CHECKING:
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.journal.index import Index
     from sglang_cached_addon.store.journal.loading import Loaded
     from sglang_cached_addon.store.memory import MemoryPools
-
-
-class Document(Protocol):
-    """What is known of the upstream, as `StateFile` keeps it."""
-
-    @property
-    def is_rejected(self) -> bool: ...
-
-    def load(self) -> dict[str, Any]: ...
-
-    def reject(self, why: str) -> None: ...
-
-    def save(self, document: dict[str, Any]) -> None: ...
 
 
 class Holder(Protocol):

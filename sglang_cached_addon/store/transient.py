@@ -14,7 +14,7 @@ from sglang_cached_addon.store.memory import MemoryPools
 
 
 class Nowhere:
-    """A `contract.Document` that nobody keeps."""
+    """A `Document` that nobody keeps."""
 
     is_rejected = False
 

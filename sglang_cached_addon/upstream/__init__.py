@@ -1,6 +1,6 @@
 """Who is behind the URL, whether it answers, and whom it lets ask.
 
-Puts together what the modules beside it know: how upstream is asked who it is (`inquiry`), which
+Puts the modules beside it together: how upstream is asked who it is (`inquiry`), which
 model that makes (`model`), which requests change it (`changes`), whether an answer is of it
 (`confirming`), and whom it accepts (`gate`). Upstream is asked beside the calls: while there are
 some, for ten minutes after the last one, and after each answer that is to be stored.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.cache import Document
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Reason, Restart
@@ -23,7 +24,6 @@ from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.upstream.belief import Trust
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
 from sglang_cached_addon.upstream.confirming import Confirming, Greeting
-from sglang_cached_addon.upstream.facts import Document
 from sglang_cached_addon.upstream.gate import Gate, Probes
 from sglang_cached_addon.upstream.inquiry import FIRST_SECONDS, Health, Inquiry
 from sglang_cached_addon.upstream.model import Model
@@ -79,7 +79,7 @@ class Upstream:
             greet=self._confirming.greet,
             is_lasting=self._confirming.is_lasting,
         )
-        """What asks it for anything but its identity."""
+        """The client that asks upstream for anything but its identity."""
         self._model.enter()
 
     # What is known
@@ -94,7 +94,7 @@ class Upstream:
 
     @property
     def model_version(self) -> int:
-        """Rises whenever the model may have been another one in between."""
+        """A number that rises whenever the model may have been another one in between."""
         return self._model.version
 
     @property
@@ -104,29 +104,30 @@ class Upstream:
 
     @property
     def fingerprint(self) -> str:
-        """As `Model.fingerprint`."""
+        """The fingerprint of the model, as `Model` has it."""
         return self._model.fingerprint
 
     @property
     def asks_keys(self) -> bool | None:
-        """Whether it lets only some credentials ask; None: not known."""
+        """Whether upstream lets only some credentials ask; None where that is not known."""
         return self._gate.asks_keys
 
     @property
     def health(self) -> Health:
-        """Whether it answers, as far as it is known."""
+        """Whether upstream answers, as far as it is known."""
         return self._inquiry.health
 
     def look(self, now: float) -> Health:
-        """Whether it answered when it was last asked; it is asked again, beside, if that is old."""
+        """Whether upstream answered when it was last asked; if that is old, it is asked again, and
+        nobody waits for it."""
         return self._inquiry.look(now)
 
     async def check(self) -> Health:
-        """Whether it answers, asked for now; not waited for long."""
+        """Whether upstream answers when it is asked now; that is not waited for long."""
         return await self._inquiry.check()
 
     def seen(self, is_up: bool) -> None:
-        """Notes what traffic showed."""
+        """Notes whether a call has reached upstream."""
         self._inquiry.health = Health.UP if is_up else Health.DOWN
 
     # Who may be answered from the store
@@ -190,8 +191,8 @@ class Upstream:
     # Requests that change the model
 
     def change(self, change: Change, adapter: str | None) -> Update:
-        """A request that may change the model is about to be passed on; what is returned is to be
-        told of its way."""
+        """A request that may change the model is about to be passed on. The `Update` is to be told
+        how far that request has come."""
         return self._updates.begin(change, adapter, self._model.announced())
 
     def _updated(self, update: Update, what: Ending) -> None:

@@ -32,6 +32,9 @@ PATIENCE_SECONDS = 30.0
 THOROUGH_SECONDS = 0.1
 """At most so often another connection than the own one is asked everything."""
 
+REFUSALS = (401, 403)
+"""Statuses that refuse a credential."""
+
 _TROUBLE = (408, 425, 429)
 """Statuses below 500 that say nothing but that upstream is busy."""
 
@@ -116,10 +119,11 @@ class Questions:
         return await _bounded(ask())
 
     async def on(self, ask: Ask, headers: Headers, *, is_new: bool) -> Said:
-        """What is said on another connection than the own one. Raises `Unreachable` or `Broken`.
+        """Asks on another connection than the own one. Raises `Unreachable` or `Broken`.
 
-        On a new one, an answer that equals the own one's will do, but where all was asked long ago:
-        that is cheap for upstream, and a process with other settings is noticed soon.
+        On a new connection one answer is enough that equals the one on the own connection, unless
+        everything was asked there long ago: that is cheap for upstream, and a process with other
+        settings is noticed soon.
         """
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -177,9 +181,6 @@ class Questions:
     def close(self) -> None:
         """Hangs up."""
         self._client.close()
-
-
-REFUSALS = (401, 403)
 
 
 async def _bounded(asking: Awaitable[Said]) -> Said:

@@ -1,4 +1,4 @@
-"""Requests that change the model behind the URL: which are under way, and what came of them.
+"""Requests that change the model behind the URL: how far they are, and what came of them.
 
 Free of I/O. Only a request that upstream has carried out, or may have, makes another model: one
 that was refused, or that upstream never had as a whole, changes nothing. While one is with
@@ -54,7 +54,7 @@ class Update:
         self.adapter = adapter
         self.phase = UpdatePhase.COMING
         self.announced = announced
-        """Done when the disk knows of it, which is to be before upstream does."""
+        """Done when the disk knows of the request. Only then may upstream get it."""
         self._updates = updates
 
     def sent(self) -> None:
@@ -84,9 +84,6 @@ class Updates:
         self._quiet = asyncio.Event()
         self._quiet.set()
 
-    def __len__(self) -> int:
-        return len(self._under_way)
-
     @property
     def is_changing(self) -> bool:
         """Whether the model may be changing right now."""
@@ -97,7 +94,7 @@ class Updates:
         await self._quiet.wait()
 
     def begin(self, change: Change, adapter: str | None, announced: asyncio.Future[None]) -> Update:
-        """As `Update` has it."""
+        """One more request is under way."""
         update = Update(self, change, adapter, announced)
         self._under_way.add(update)
         return update

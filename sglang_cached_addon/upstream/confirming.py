@@ -44,8 +44,8 @@ class Confirming:
         self._asking: Following[bool] = Following(BREATH_SECONDS)
 
     def watch(self, headers: Headers) -> None:
-        """A fetch begins: has upstream asked who it is meanwhile, so that a model that comes and
-        goes while the fetch is under way does not go unseen."""
+        """A fetch begins: upstream is asked who it is meanwhile, so that no model comes and goes
+        unseen while the fetch is under way."""
         self._asking.join(lambda: self._is_known(headers))
 
     async def confirm(

@@ -11,9 +11,10 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any
 
 from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.cache import Document
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.upstream.single import Following
@@ -22,21 +23,6 @@ logger = logging.getLogger("sglang_cached_addon")
 
 MAX_OPEN = 100
 """Routes and models that are remembered as open to everybody."""
-
-
-class Document(Protocol):
-    """The JSON document in which what is known of upstream outlives the process."""
-
-    def load(self) -> dict[str, Any]: ...
-
-    def save(self, document: dict[str, Any]) -> None: ...
-
-    @property
-    def is_rejected(self) -> bool:
-        """Whether what was there was lost, as it made no sense."""
-
-    def reject(self, why: str) -> None:
-        """What was loaded makes no sense: it is moved aside, and people are told."""
 
 
 @dataclass(frozen=True, slots=True)

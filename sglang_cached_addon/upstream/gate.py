@@ -31,13 +31,14 @@ RENEW_SECONDS = 120.0
 """How long upstream may take for a probe for which no call waits."""
 
 REST_SECONDS = 1.0
-"""How long an asker that was not accepted is not tried again: its calls go upstream themselves."""
+"""For how many seconds an asker that was not accepted is not tried again: its calls go upstream
+themselves."""
 
 MAX_RESTING = 10_000
-"""Askers that are not tried again; more of them are forgotten at once."""
+"""How many such askers are remembered; when there are more, all are forgotten."""
 
 MAX_SHOWN = 256
-"""Credentials that are kept, in memory, to be shown again; the oldest goes first."""
+"""How many credentials are kept, in memory, to be shown again; the oldest goes first."""
 
 _JSON = (b"Content-Type", b"application/json")
 
@@ -63,7 +64,8 @@ class Gate:
         self._resting: dict[Asker, float] = {}
         """When an asker that was not accepted may be tried again: a monotonic time in seconds."""
         self._headers: dict[tuple[bytes, bytes], Headers] = {}
-        """The header fields of accepted askers, by the credential and the routing they make."""
+        """The header fields of accepted askers, by the credential and the routing that are made of
+        them."""
         self._has_hinted = False
 
     def heard(self, asker: Asker, headers: Headers, status: int, now: float) -> None:
@@ -158,7 +160,7 @@ class Gate:
                 self._opened(self.admission.open)
 
     def _hint(self, asker: Asker) -> None:
-        """Says once what a client without a credential may be about."""
+        """Logs once what may be wrong where a client shows no credential."""
         if not asker.credential and not self._has_hinted:
             self._has_hinted = True
             logger.info(

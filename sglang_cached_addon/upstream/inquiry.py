@@ -25,11 +25,11 @@ REST_SECONDS = 0.05
 """At least so long between two looks at what is due."""
 
 TICK_SECONDS = 5.0
-"""How often it is looked whether acceptances are to be renewed."""
+"""At least so often those askers are looked through whose acceptance is to be renewed."""
 
 
 class Health(StrEnum):
-    """What is known of the upstream."""
+    """Whether upstream answers."""
 
     UNKNOWN = "unknown"
     UP = "up"
@@ -62,7 +62,7 @@ class Inquiry:
         self._gate = gate
         self._is_offline = is_offline
         self._was_down = False
-        """It could not be reached; another process may answer when it is back."""
+        """Whether upstream could not be reached: another process may answer when it is back."""
         self._failure, self._failure_until = Verdict.NAMELESS, float("-inf")
         """What upstream last said instead of its name, and until when no call asks again."""
         self._asking: Single[Said] = Single()
@@ -87,7 +87,7 @@ class Inquiry:
             await asyncio.sleep(min(max(until_due, REST_SECONDS), TICK_SECONDS))
 
     def look(self, now: float) -> Health:
-        """Whether it answered when it was last asked; it is asked again, beside, if that is old."""
+        """As `Upstream.look`."""
         if not self._is_offline and self.belief.is_old(now) and not self._asking.is_busy:
             self.poll()
         return self.health
@@ -115,7 +115,7 @@ class Inquiry:
     # For one who has to know
 
     async def check(self) -> Health:
-        """Whether it answers, asked for now; not waited for long."""
+        """As `Upstream.check`."""
         if not self._is_offline:
             await within(FIRST_SECONDS, self.poll())
         return self.health
@@ -153,7 +153,7 @@ class Inquiry:
     # What it says
 
     def take(self, said: Said, headers: Headers) -> None:
-        """Takes what upstream has said, or that it has said nothing."""
+        """Learns from what upstream has said, or from its silence."""
         now = time.monotonic()
         self.health = _HEALTH[said.verdict]
         match said.verdict:

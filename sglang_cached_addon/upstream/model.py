@@ -15,16 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.cache import Document
 from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.core.policy import Restart
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Update
-from sglang_cached_addon.upstream.facts import Document, Facts, FactsWriter
+from sglang_cached_addon.upstream.facts import Facts, FactsWriter
 
 logger = logging.getLogger("sglang_cached_addon")
 
 MODELS = 1000
-"""Names of models that are kept."""
+"""How many names of models are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Model:
         since; None where none ever has."""
         self._unsettled: Unsettled | None = None
         self._coming = 0
-        """Requests under way that may change the model."""
+        """How many requests are under way that may change the model."""
         self._has_told_restart = facts.url not in ("", url)
         self._writer = FactsWriter(document, self._facts)
         if facts.is_unsettled:
@@ -83,7 +84,7 @@ class Model:
     # What upstream says
 
     def named(self, found: Identity) -> bool:
-        """Upstream has said who it is. Whether it is another process than before."""
+        """Notes who upstream says that it is. Returns whether it is another process than before."""
         before, self.identity = self.identity, found
         is_restarted = self._incarnation not in (None, found.incarnation)
         self._incarnation = found.incarnation
@@ -96,8 +97,8 @@ class Model:
         return is_restarted
 
     def _settle(self, found: Identity) -> bool:
-        """Gives a number to what a change has left behind, now that it has a name. Whether that is
-        news."""
+        """Gives a number to what a change has left behind, now that it has a name. Returns whether
+        that model is another one than the change was thought to leave."""
         if self._unsettled is None:
             return False
         is_new = found.digest != self._unsettled.renumbered
@@ -141,8 +142,8 @@ class Model:
             self.remember()
 
     def changed(self, update: Update) -> bool:
-        """Such a request was carried out, or may have been. Whether the model may have another name
-        by that."""
+        """Such a request was carried out, or may have been. Returns whether the model may have
+        another name by that."""
         self._coming -= 1
         is_adapter = update.change is Change.ADAPTER and update.adapter is not None
         if is_adapter:
@@ -161,8 +162,8 @@ class Model:
         self._unsettled = Unsettled(renumbered)
 
     def adopt(self, known: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
-        """Takes the epochs that other proxies have raised, as `Epochs.merge`. Whether the model is
-        another one by that."""
+        """Takes the epochs that other proxies have raised, as `Epochs.merge`. Returns whether the
+        model is another one by that."""
         before, adapters = self.fingerprint, self.epochs.adapters_token
         if not self.epochs.merge(known, theirs):
             return False

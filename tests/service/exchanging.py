@@ -15,7 +15,7 @@ import orjson
 from sglang_cached_addon.core import keys, planning
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.epochs import Epochs
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry
@@ -57,8 +57,9 @@ class Way:
             registry([generate.DIALECT, completions.DIALECT, chat.DIALECT]),
             self.store,
             lambda: f"{next(numbers):032x}",
-            fingerprint,
         )
+        if fingerprint:
+            self.exchange.lookup.enter(fingerprint, Epochs(), UNKNOWN, 0)
         self.received: list[dict[str, Any]] = []
         self.generated = 0
         self.model_version = 0

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_cached_addon.core.cache import Document
 from sglang_cached_addon.core.epochs import Epochs
-from sglang_cached_addon.store.contract import Document
 from sglang_cached_addon.store.redis import clears
 
 logger = logging.getLogger("sglang_cached_addon")
