@@ -19,9 +19,9 @@ from contextlib import suppress
 from math import inf
 from typing import Any
 
-from sglang_cached_addon.core.cache import Addition, Brought
+from sglang_cached_addon.core.cache import Addition, Brought, Document
 from sglang_cached_addon.core.epochs import SPAN
-from sglang_cached_addon.store.contract import Document, Holder, OpenStore
+from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.memory import MemoryPools
 from sglang_cached_addon.store.redis.bringing import Bringing
