@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,11 @@ from sglang_cached_addon.upstream import Upstream
 from tests.upstream.scripted import (
     PROBE,
     Asked,
+    AsyncTest,
     Kept,
     Script,
+    Test,
+    entering,
     serving,
     settled,
     until,
@@ -66,12 +69,12 @@ class Stage:
     """A service, and what is before and behind it."""
 
     def __init__(
-        self, script: Script, store: Any = None, kept: Kept | None = None, **kwargs: Any
+        self, script: Script, store: Any = MemoryPools, kept: Kept | None = None, **kwargs: Any
     ) -> None:
         ids = itertools.count(1)
         self.script = script
         self.kept = kept or Kept()
-        self.store = MemoryPools() if store is None else store
+        self.store = store() if isinstance(store, type) else store
         self.exchange = Exchange(dialects.installed(), self.store, lambda: f"{next(ids):032x}")
         self.upstream = Upstream(
             script.url,
@@ -213,6 +216,11 @@ async def standing(
             await settled()
             stage.upstream.close()
             await settled()
+
+
+def staged(**kwargs: Any) -> Callable[[AsyncTest], Test]:
+    """A test with a stage of its own."""
+    return entering(lambda: standing(**kwargs), "stage")
 
 
 async def briefs(*tasks: asyncio.Task[Got]) -> list[str]:

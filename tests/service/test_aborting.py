@@ -13,175 +13,150 @@ from tests.service.stage import (
     DONE,
     GENERATE,
     STREAM,
+    Stage,
     begun,
     briefs,
     chunk,
     finish,
-    standing,
+    staged,
 )
-from tests.upstream.scripted import run, settled, until
+from tests.upstream.scripted import settled, until
 
 
-def test_targets() -> None:
+@staged()
+async def test_targets(stage: Stage) -> None:
     """An abort would end what others wait for, or miss what nobody else does."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            service = stage.service
-            assert not service.aborts.is_known("mine")
-            task, asked = await stage.lead("a", rid="mine")
-            unique = asked.json["rid"]
-            assert unique != "mine"
-            assert service.aborts.is_known("mine")
-            assert service.aborts.targets("mine") == [unique]
-            assert service.aborts.targets(unique) == []
-            other = stage.generate("a", rid="theirs")
-            await stage.waiting(1)
-            assert service.aborts.is_known("theirs")
-            assert service.aborts.targets("mine") == service.aborts.targets("theirs") == []
-            stage.generated(asked)
-            assert [(await t).json["meta_info"]["id"] for t in (task, other)] == ["mine", "theirs"]
-            assert not service.aborts.is_known("mine")
-
-    run(test)
+    service = stage.service
+    assert not service.aborts.is_known("mine")
+    task, asked = await stage.lead("a", rid="mine")
+    unique = asked.json["rid"]
+    assert unique != "mine"
+    assert service.aborts.is_known("mine")
+    assert service.aborts.targets("mine") == [unique]
+    assert service.aborts.targets(unique) == []
+    other = stage.generate("a", rid="theirs")
+    await stage.waiting(1)
+    assert service.aborts.is_known("theirs")
+    assert service.aborts.targets("mine") == service.aborts.targets("theirs") == []
+    stage.generated(asked)
+    assert [(await t).json["meta_info"]["id"] for t in (task, other)] == ["mine", "theirs"]
+    assert not service.aborts.is_known("mine")
 
 
 @pytest.mark.parametrize("rid", ["mine", "theirs"])
-def test_abort_of_one(rid: str) -> None:
+@staged()
+async def test_abort_of_one(stage: Stage, rid: str) -> None:
     """One who aborts would wait on, or take the others with him."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            mine, asked = await stage.lead("a", rid="mine")
-            theirs = stage.generate("a", rid="theirs")
-            third = stage.generate("a")
-            await stage.waiting(2)
-            stage.service.aborts.aborting(rid)(True)
-            stage.service.aborts.aborting(rid)(True)
-            aborted, other = (mine, theirs) if rid == "mine" else (theirs, mine)
-            got = await aborted
-            assert got.brief == "miss 200 abort"
-            meta = got.json["meta_info"]
-            assert (meta["finish_reason"]["type"], meta["id"]) == ("abort", rid)
-            assert not asked.is_left
-            assert not other.done()
-            stage.generated(asked)
-            assert (await other).json["meta_info"]["finish_reason"]["type"] == "stop"
-            assert (await third).brief == "collapsed 200"
-            assert stage.counters.not_stored == {Reason.ABORT: 1}
-
-    run(test)
+    mine, asked = await stage.lead("a", rid="mine")
+    theirs = stage.generate("a", rid="theirs")
+    third = stage.generate("a")
+    await stage.waiting(2)
+    stage.service.aborts.aborting(rid)(True)
+    stage.service.aborts.aborting(rid)(True)
+    aborted, other = (mine, theirs) if rid == "mine" else (theirs, mine)
+    got = await aborted
+    assert got.brief == "miss 200 abort"
+    meta = got.json["meta_info"]
+    assert (meta["finish_reason"]["type"], meta["id"]) == ("abort", rid)
+    assert not asked.is_left
+    assert not other.done()
+    stage.generated(asked)
+    assert (await other).json["meta_info"]["finish_reason"]["type"] == "stop"
+    assert (await third).brief == "collapsed 200"
+    assert stage.counters.not_stored == {Reason.ABORT: 1}
 
 
-def test_abort_alone() -> None:
+@staged()
+async def test_abort_alone(stage: Stage) -> None:
     """Upstream's own word on an aborted call would not come back."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            task, asked = await stage.lead("a", rid="mine")
-            stage.service.aborts.aborting("mine")(True)
-            stage.service.aborts.aborting(None)(True)
-            await settled()
-            assert not task.done()
-            stage.generated(asked, end="abort")
-            got = await task
-            assert got.brief == "miss 200 abort"
-            assert got.texts == ["a 1"]
-            assert got.json["meta_info"]["id"] == "mine"
-
-    run(test)
+    task, asked = await stage.lead("a", rid="mine")
+    stage.service.aborts.aborting("mine")(True)
+    stage.service.aborts.aborting(None)(True)
+    await settled()
+    assert not task.done()
+    stage.generated(asked, end="abort")
+    got = await task
+    assert got.brief == "miss 200 abort"
+    assert got.texts == ["a 1"]
+    assert got.json["meta_info"]["id"] == "mine"
 
 
-def test_abort_all() -> None:
+@staged()
+async def test_abort_all(stage: Stage) -> None:
     """Some who wait would have what was aborted generated again."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", rid="0")
-            others = [stage.generate("a", rid=str(i)) for i in range(1, 4)]
-            await stage.waiting(3)
-            stage.service.aborts.aborting(None)(True)
-            assert set(await briefs(leader, *others)) == {"miss 200 abort"}
-            await until(lambda: asked.is_left)
-
-    run(test)
+    leader, asked = await stage.lead("a", rid="0")
+    others = [stage.generate("a", rid=str(i)) for i in range(1, 4)]
+    await stage.waiting(3)
+    stage.service.aborts.aborting(None)(True)
+    assert set(await briefs(leader, *others)) == {"miss 200 abort"}
+    await until(lambda: asked.is_left)
 
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
 @pytest.mark.parametrize("is_agreed", [True, False], ids=["agreed", "refused"])
-def test_abort_all_that_is_overtaken(is_agreed: bool, form: dict[str, bool]) -> None:
+@staged()
+async def test_abort_all_that_is_overtaken(
+    stage: Stage, is_agreed: bool, form: dict[str, bool]
+) -> None:
     """Upstream's aborted answer may come before its word that it has aborted all: who waited would
     have it generated again, for nobody."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", rid="0")
-            other = stage.generate("a", rid="1", **form)
-            await stage.waiting(1)
-            ended = stage.service.aborts.aborting(None)
-            stage.generated(asked, end="abort")
-            await leader
-            await stage.settled()
-            await settled()
-            assert stage.is_quiet
-            ended(is_agreed)
-            if not is_agreed:
-                stage.generated(await stage.asked())
-            got = await other
-            assert got.status == 200
-            assert (b"abort" in got.body) == is_agreed
-            assert stage.is_quiet
-
-    run(test)
+    leader, asked = await stage.lead("a", rid="0")
+    other = stage.generate("a", rid="1", **form)
+    await stage.waiting(1)
+    ended = stage.service.aborts.aborting(None)
+    stage.generated(asked, end="abort")
+    await leader
+    await stage.settled()
+    await settled()
+    assert stage.is_quiet
+    ended(is_agreed)
+    if not is_agreed:
+        stage.generated(await stage.asked())
+    got = await other
+    assert got.status == 200
+    assert (b"abort" in got.body) == is_agreed
+    assert stage.is_quiet
 
 
 @pytest.mark.parametrize("who", ["mine", "theirs"])
-def test_abort_of_a_stream(who: str) -> None:
+@staged()
+async def test_abort_of_a_stream(stage: Stage, who: str) -> None:
     """A stream that others read, too, could not be left by an abort."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            mine, asked = await begun(stage, {**STREAM, "rid": "mine"})
-            theirs = stage.ask(COMPLETIONS, {**STREAM, "rid": "theirs"})
-            await stage.waiting(1)
-            asked.send(chunk("more"))
-            await settled()
-            stage.service.aborts.aborting(who)(True)
-            aborted, other = (mine, theirs) if who == "mine" else (theirs, mine)
-            got = await aborted
-            assert got.pieces[-1] == DONE
-            assert b'"abort"' in got.pieces[-2]
-            assert not other.done()
-            finish(asked)
-            assert b'"abort"' not in (await other).body
-            if who == "mine":
-                assert got.reason is Reason.ABORT
-
-    run(test)
+    mine, asked = await begun(stage, {**STREAM, "rid": "mine"})
+    theirs = stage.ask(COMPLETIONS, {**STREAM, "rid": "theirs"})
+    await stage.waiting(1)
+    asked.send(chunk("more"))
+    await settled()
+    stage.service.aborts.aborting(who)(True)
+    aborted, other = (mine, theirs) if who == "mine" else (theirs, mine)
+    got = await aborted
+    assert got.pieces[-1] == DONE
+    assert b'"abort"' in got.pieces[-2]
+    assert not other.done()
+    finish(asked)
+    assert b'"abort"' not in (await other).body
+    if who == "mine":
+        assert got.reason is Reason.ABORT
 
 
-def test_abort_of_a_native_stream() -> None:
+@staged()
+async def test_abort_of_a_native_stream(stage: Stage) -> None:
     """Whoever takes the last event for the whole, as its text is, would lose what had come."""
     body = {"text": "x", "stream": True, "sampling_params": {}}
     meta = {"id": "i", "finish_reason": None, "prompt_tokens": 1, "completion_tokens": 1}
-
-    async def test() -> None:
-        async with standing() as stage:
-            mine = stage.ask(GENERATE, {**body, "rid": "mine"})
-            asked = await stage.asked()
-            theirs = stage.ask(GENERATE, {**body, "rid": "theirs"})
-            await stage.waiting(1)
-            asked.begin()
-            said = {"text": "hello", "output_ids": [1], "meta_info": meta}
-            asked.send(b"data: %b\n\n" % json.dumps(said).encode())
-            await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
-            await settled()
-            stage.service.aborts.aborting("theirs")(True)
-            got = await theirs
-            asked.cut()
-            await mine
-            last = json.loads(got.pieces[-2][6:])
-            assert last["meta_info"]["finish_reason"]["type"] == "abort"
-            assert last["text"] == "hello"
-
-    run(test)
+    mine = stage.ask(GENERATE, {**body, "rid": "mine"})
+    asked = await stage.asked()
+    theirs = stage.ask(GENERATE, {**body, "rid": "theirs"})
+    await stage.waiting(1)
+    asked.begin()
+    said = {"text": "hello", "output_ids": [1], "meta_info": meta}
+    asked.send(b"data: %b\n\n" % json.dumps(said).encode())
+    await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
+    await settled()
+    stage.service.aborts.aborting("theirs")(True)
+    got = await theirs
+    asked.cut()
+    await mine
+    last = json.loads(got.pieces[-2][6:])
+    assert last["meta_info"]["finish_reason"]["type"] == "abort"
+    assert last["text"] == "hello"

@@ -10,16 +10,17 @@ from tests.service.stage import (
     GENERATE,
     Far,
     Stage,
-    standing,
+    staged,
 )
 from tests.upstream.scripted import (
-    run,
+    bounded,
     serving,
 )
 
 
 @pytest.mark.parametrize("is_local", [True, False])
-def test_offline_says_what_is_near(is_local: bool) -> None:
+@bounded
+async def test_offline_says_what_is_near(is_local: bool) -> None:
     """Who misses offline would not learn why; or a stranger learn what others asked."""
     seen: list[bool] = []
 
@@ -27,18 +28,15 @@ def test_offline_says_what_is_near(is_local: bool) -> None:
         seen.append(with_values)
         return f"Near is {known.key.hex()}."
 
-    async def test() -> None:
-        async with serving() as script:
-            stage = Stage(script, mode=Mode.OFFLINE, nearest=nearest)
-            body = {"text": "a", "sampling_params": {}}
-            got = await stage.serve(stage.make(GENERATE, body, {}, is_local=is_local))
-            assert got.brief == "miss 504 offline"
-            message = got.json["error"]["message"]
-            assert "--mode offline" in message
-            assert "Near is " in message
-            assert (seen, script.connections) == ([is_local], 0)
-
-    run(test)
+    async with serving() as script:
+        stage = Stage(script, mode=Mode.OFFLINE, nearest=nearest)
+        body = {"text": "a", "sampling_params": {}}
+        got = await stage.serve(stage.make(GENERATE, body, {}, is_local=is_local))
+        assert got.brief == "miss 504 offline"
+        message = got.json["error"]["message"]
+        assert "--mode offline" in message
+        assert "Near is " in message
+        assert (seen, script.connections) == ([is_local], 0)
 
 
 # What is further away
@@ -46,18 +44,14 @@ def test_offline_says_what_is_near(is_local: bool) -> None:
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
 @pytest.mark.parametrize("texts", [["x"], []], ids=["there", "nowhere"])
-def test_far_samples_offline(texts: list[str], form: dict[str, bool]) -> None:
+@staged(store=Far, mode=Mode.OFFLINE)
+async def test_far_samples_offline(stage: Stage, texts: list[str], form: dict[str, bool]) -> None:
     """What is stored elsewhere would be denied."""
-
-    async def test() -> None:
-        async with standing(store=Far(), mode=Mode.OFFLINE) as stage:
-            task = stage.generate("a", **form)
-            look = await stage.store.looks.get()
-            assert not look.claims
-            look.found(stage.store, *texts)
-            assert (await task).brief == ("hit 200" if texts else "miss 504 offline")
-
-    run(test)
+    task = stage.generate("a", **form)
+    look = await stage.store.looks.get()
+    assert not look.claims
+    look.found(stage.store, *texts)
+    assert (await task).brief == ("hit 200" if texts else "miss 504 offline")
 
 
 # Streams

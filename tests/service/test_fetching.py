@@ -15,11 +15,13 @@ from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
 from sglang_cached_addon.store.memory import MemoryPools
 from tests.service.stage import (
+    Stage,
     briefs,
     changed,
+    staged,
     standing,
 )
-from tests.upstream.scripted import INFO, run, settled, until
+from tests.upstream.scripted import INFO, bounded, settled, until
 
 
 @pytest.mark.parametrize(
@@ -32,96 +34,76 @@ from tests.upstream.scripted import INFO, run, settled, until
         ((200, b"?"), Reason.MODEL_CHANGED),
     ],
 )
-def test_another_model(said: tuple[int, Any], reason: Reason) -> None:
+@staged()
+async def test_another_model(stage: Stage, said: tuple[int, Any], reason: Reason) -> None:
     """An answer that was under way while the model changed would be kept as the new one's."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            await settled()
-            stage.script.says["/model_info"] = said
-            stage.generated(asked)
-            assert (await leader).brief == "miss 200"
-            await until(lambda: stage.counters.not_stored)
-            assert stage.stored == 0
-            assert stage.counters.not_stored == {reason: 1}
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    await settled()
+    stage.script.says["/model_info"] = said
+    stage.generated(asked)
+    assert (await leader).brief == "miss 200"
+    await until(lambda: stage.counters.not_stored)
+    assert stage.stored == 0
+    assert stage.counters.not_stored == {reason: 1}
 
 
-def test_cleared() -> None:
+@staged()
+async def test_cleared(stage: Stage) -> None:
     """What somebody has cleared would come back a moment later."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            stage.store.clear()
-            stage.generated(asked)
-            assert (await leader).brief == "miss 200"
-            await stage.settled()
-            assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    stage.store.clear()
+    stage.generated(asked)
+    assert (await leader).brief == "miss 200"
+    await stage.settled()
+    assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
 
 
-def test_change_by_request() -> None:
+@staged()
+async def test_change_by_request(stage: Stage) -> None:
     """An update of the weights that passes through would leave followers with the old ones."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            old, asked = await stage.lead("a")
-            await changed(stage)
-            new, again = await stage.lead("a")
-            stage.generated(asked)
-            stage.generated(again)
-            assert await briefs(old, new) == ["miss 200", "miss 200"]
-            await stage.settled()
-            assert stage.stored == 1
-            assert (await stage.generate("a")).texts == (await new).texts
-
-    run(test)
+    old, asked = await stage.lead("a")
+    await changed(stage)
+    new, again = await stage.lead("a")
+    stage.generated(asked)
+    stage.generated(again)
+    assert await briefs(old, new) == ["miss 200", "miss 200"]
+    await stage.settled()
+    assert stage.stored == 1
+    assert (await stage.generate("a")).texts == (await new).texts
 
 
-def test_a_long_list(monkeypatch: pytest.MonkeyPatch) -> None:
+@staged()
+async def test_a_long_list(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others would wait for a long answer to be read and stored; or find it twice, or in part."""
     monkeypatch.setattr(fetching.slices, "LARGE", 1000)
     monkeypatch.setattr(fetching, "STORE_SECONDS", -1.0)
     texts = [f"t{i}" for i in range(50)]
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead(texts)
-            others = [stage.generate(texts), stage.generate(texts[7], 2)]
-            await stage.waiting(2)
-            stage.generated(asked)
-            more = await stage.asked()
-            assert more.json["sampling_params"]["n"] == 1
-            stage.generated(more)
-            assert await briefs(leader, *others) == ["miss 200", "collapsed 200", "partial 200"]
-            assert (await leader).texts == (await others[0]).texts
-            assert (await others[1]).texts[0] == (await leader).texts[7]
-            await stage.settled()
-            await until(lambda: stage.stored == 51)
-
-    run(test)
+    leader, asked = await stage.lead(texts)
+    others = [stage.generate(texts), stage.generate(texts[7], 2)]
+    await stage.waiting(2)
+    stage.generated(asked)
+    more = await stage.asked()
+    assert more.json["sampling_params"]["n"] == 1
+    stage.generated(more)
+    assert await briefs(leader, *others) == ["miss 200", "collapsed 200", "partial 200"]
+    assert (await leader).texts == (await others[0]).texts
+    assert (await others[1]).texts[0] == (await leader).texts[7]
+    await stage.settled()
+    await until(lambda: stage.stored == 51)
 
 
-def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@staged()
+async def test_an_answer_without_end(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is kept no further than to a bound, and then left to upstream by all who want it."""
     monkeypatch.setattr(fetching, "MAX_ANSWER", 1 << 20)
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            follower = stage.generate("a")
-            await stage.waiting(1)
-            asked.begin()
-            for _ in range(3):
-                asked.send(b" " * (1 << 19))
-            assert await briefs(leader, follower) == ["bypass 200 too-large"] * 2
-            await until(lambda: asked.is_left)
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    follower = stage.generate("a")
+    await stage.waiting(1)
+    asked.begin()
+    for _ in range(3):
+        asked.send(b" " * (1 << 19))
+    assert await briefs(leader, follower) == ["bypass 200 too-large"] * 2
+    await until(lambda: asked.is_left)
 
 
 class Slow(MemoryPools):
@@ -144,27 +126,24 @@ class Slow(MemoryPools):
         return asyncio.ensure_future(self.may_go_on.wait())
 
 
-def test_half_stored() -> None:
+@bounded
+async def test_half_stored() -> None:
     """While samples are stored one by one, each is there once."""
-
-    async def test() -> None:
-        store = Slow()
-        async with standing(store=store) as stage:
-            prompt = "x" * planning.PIECE
-            first, asked = await stage.lead(prompt, n=3)
-            stage.generated(asked)
-            texts = (await first).texts
-            await store.has_some.wait()
-            assert store.samples == 1
-            again = stage.generate(prompt, n=3)
-            more = stage.generate(prompt, n=4)
-            assert (await again).texts == texts
-            asked = await stage.asked()
-            assert asked.json["sampling_params"]["n"] == 1
-            stage.generated(asked)
-            assert len(set((await more).texts)) == 4
-            store.may_go_on.set()
-            await stage.settled()
-            assert stage.stored == 4
-
-    run(test)
+    store = Slow()
+    async with standing(store=store) as stage:
+        prompt = "x" * planning.PIECE
+        first, asked = await stage.lead(prompt, n=3)
+        stage.generated(asked)
+        texts = (await first).texts
+        await store.has_some.wait()
+        assert store.samples == 1
+        again = stage.generate(prompt, n=3)
+        more = stage.generate(prompt, n=4)
+        assert (await again).texts == texts
+        asked = await stage.asked()
+        assert asked.json["sampling_params"]["n"] == 1
+        stage.generated(asked)
+        assert len(set((await more).texts)) == 4
+        store.may_go_on.set()
+        await stage.settled()
+        assert stage.stored == 4

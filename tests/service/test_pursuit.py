@@ -17,182 +17,156 @@ from tests.service.stage import (
     Lent,
     Stage,
     briefs,
+    staged,
     standing,
 )
 from tests.upstream.scripted import (
     Asked,
     asker,
-    run,
+    bounded,
     settled,
     until,
 )
 
 
-def test_one_call() -> None:
+@staged()
+async def test_one_call(stage: Stage) -> None:
     """Each of equal calls would be generated for itself."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            others = [stage.generate("a") for _ in range(9)]
-            await stage.waiting(9)
-            stage.generated(asked)
-            assert await briefs(leader, *others) == ["miss 200", *["collapsed 200"] * 9]
-            assert {(await other).body for other in others} == {(await leader).body}
-            assert stage.is_quiet
-            counters = stage.counters
-            assert (counters.misses, counters.hits, counters.collapsed) == (1, 9, 9)
-            assert (counters.samples_from_upstream, counters.samples_from_cache) == (1, 9)
-            assert await briefs(stage.generate("a")) == ["hit 200"]
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    others = [stage.generate("a") for _ in range(9)]
+    await stage.waiting(9)
+    stage.generated(asked)
+    assert await briefs(leader, *others) == ["miss 200", *["collapsed 200"] * 9]
+    assert {(await other).body for other in others} == {(await leader).body}
+    assert stage.is_quiet
+    counters = stage.counters
+    assert (counters.misses, counters.hits, counters.collapsed) == (1, 9, 9)
+    assert (counters.samples_from_upstream, counters.samples_from_cache) == (1, 9)
+    assert await briefs(stage.generate("a")) == ["hit 200"]
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
-def test_most_first(sizes: tuple[int, ...]) -> None:
+@staged()
+async def test_most_first(stage: Stage, sizes: tuple[int, ...]) -> None:
     """Of those who lack different numbers of samples, each would ask for himself."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, asked = await stage.lead("a")
-            stage.generated(asked)
-            await first
-            await stage.settled()
-            tasks = [stage.generate("a", n) for n in sizes]
-            total, others = 1, [n for n in sizes if n > 1]
-            asked = await stage.asked()
-            lead = asked.json["sampling_params"]["n"] + total
-            assert lead == others[0]
-            await stage.waiting(len(others) - 1)
-            stage.generated(asked)
-            if max(sizes) > lead:
-                asked = await stage.asked()
-                assert asked.json["sampling_params"]["n"] == max(sizes) - lead
-                stage.generated(asked)
-            found = [(await task).texts for task in tasks]
-            whole = max(found, key=len)
-            assert [len(texts) for texts in found] == list(sizes)
-            assert all(texts == whole[: len(texts)] for texts in found)
-            assert len(set(whole)) == stage.stored == max(sizes)
-            assert stage.is_quiet
-
-    run(test)
+    first, asked = await stage.lead("a")
+    stage.generated(asked)
+    await first
+    await stage.settled()
+    tasks = [stage.generate("a", n) for n in sizes]
+    total, others = 1, [n for n in sizes if n > 1]
+    asked = await stage.asked()
+    lead = asked.json["sampling_params"]["n"] + total
+    assert lead == others[0]
+    await stage.waiting(len(others) - 1)
+    stage.generated(asked)
+    if max(sizes) > lead:
+        asked = await stage.asked()
+        assert asked.json["sampling_params"]["n"] == max(sizes) - lead
+        stage.generated(asked)
+    found = [(await task).texts for task in tasks]
+    whole = max(found, key=len)
+    assert [len(texts) for texts in found] == list(sizes)
+    assert all(texts == whole[: len(texts)] for texts in found)
+    assert len(set(whole)) == stage.stored == max(sizes)
+    assert stage.is_quiet
 
 
-def test_batches() -> None:
+@staged()
+async def test_batches(stage: Stage) -> None:
     """What one batch brings, another would have generated again; or both wait for ever."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, one = await stage.lead(["a", "b", "b"])
-            second, two = await stage.lead(["b", "c"])
-            third = stage.generate(["c", "b", "a"])
-            fourth = stage.generate(["b", "b", "b"])
-            await settled()
-            assert (one.json["text"], two.json["text"]) == (["a", "b", "b"], ["c"])
-            stage.generated(two)
-            stage.generated(one)
-            three = await stage.asked()
-            assert three.json["text"] in (["b"], "b")
-            stage.generated(three)
-            a, b, b2 = (await first).texts
-            assert (await second).texts[0] == b
-            c = (await second).texts[1]
-            assert (await third).texts == [c, b, a]
-            assert (await fourth).texts[:2] == [b, b2]
-            assert len({*(await fourth).texts}) == 3
-            assert stage.is_quiet
-
-    run(test)
+    first, one = await stage.lead(["a", "b", "b"])
+    second, two = await stage.lead(["b", "c"])
+    third = stage.generate(["c", "b", "a"])
+    fourth = stage.generate(["b", "b", "b"])
+    await settled()
+    assert (one.json["text"], two.json["text"]) == (["a", "b", "b"], ["c"])
+    stage.generated(two)
+    stage.generated(one)
+    three = await stage.asked()
+    assert three.json["text"] in (["b"], "b")
+    stage.generated(three)
+    a, b, b2 = (await first).texts
+    assert (await second).texts[0] == b
+    c = (await second).texts[1]
+    assert (await third).texts == [c, b, a]
+    assert (await fourth).texts[:2] == [b, b2]
+    assert len({*(await fourth).texts}) == 3
+    assert stage.is_quiet
 
 
-def test_prefix_of_a_batch() -> None:
+@staged()
+async def test_prefix_of_a_batch(stage: Stage) -> None:
     """Samples that are fetched at the same time would be given twice in one answer."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            alone, one = await stage.lead("a")
-            batch = stage.generate(["a", "a", "x"])
-            two = await stage.asked()
-            assert two.json["text"] == ["x"]
-            stage.generated(one)
-            stage.generated(two)
-            three = await stage.asked()
-            stage.generated(three)
-            texts = (await batch).texts
-            assert texts[0] == (await alone).texts[0]
-            assert len(set(texts)) == 3
-
-    run(test)
+    alone, one = await stage.lead("a")
+    batch = stage.generate(["a", "a", "x"])
+    two = await stage.asked()
+    assert two.json["text"] == ["x"]
+    stage.generated(one)
+    stage.generated(two)
+    three = await stage.asked()
+    stage.generated(three)
+    texts = (await batch).texts
+    assert texts[0] == (await alone).texts[0]
+    assert len(set(texts)) == 3
 
 
-def test_late() -> None:
+@staged()
+async def test_late(stage: Stage) -> None:
     """Who comes after the answer would wait for it to be stored, or ask again."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, asked = await stage.lead("a")
-            await settled()
-            stage.script.may_answer.clear()
-            stage.generated(asked)
-            assert (await first).brief == "miss 200"
-            assert stage.stored == 0
-            looking = asyncio.ensure_future(stage.settled())
-            for form in ({}, {"stream": True}):
-                assert await briefs(stage.generate("a", **form)) == ["hit 200"]
-            assert stage.stored == 0
-            assert not looking.done()
-            stage.script.may_answer.set()
-            await looking
-            await until(lambda: stage.stored == 1)
-            assert await briefs(stage.generate("a")) == ["hit 200"]
-            assert stage.counters.collapsed == 0
-            assert stage.is_quiet
-
-    run(test)
+    first, asked = await stage.lead("a")
+    await settled()
+    stage.script.may_answer.clear()
+    stage.generated(asked)
+    assert (await first).brief == "miss 200"
+    assert stage.stored == 0
+    looking = asyncio.ensure_future(stage.settled())
+    for form in ({}, {"stream": True}):
+        assert await briefs(stage.generate("a", **form)) == ["hit 200"]
+    assert stage.stored == 0
+    assert not looking.done()
+    stage.script.may_answer.set()
+    await looking
+    await until(lambda: stage.stored == 1)
+    assert await briefs(stage.generate("a")) == ["hit 200"]
+    assert stage.counters.collapsed == 0
+    assert stage.is_quiet
 
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-def test_before_it_is_stored(form: dict[str, bool]) -> None:
+@staged()
+async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
     """Who waits for a fetch would also wait until upstream says that it is the same model."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, asked = await stage.lead("a")
-            others = [stage.generate("a", **form) for _ in range(3)]
-            await stage.waiting(3)
-            stage.script.may_answer.clear()
-            stage.generated(asked)
-            assert await briefs(first, *others) == ["miss 200", *["collapsed 200"] * 3]
-            assert stage.stored == 0
-            stage.script.may_answer.set()
-
-    run(test)
+    first, asked = await stage.lead("a")
+    others = [stage.generate("a", **form) for _ in range(3)]
+    await stage.waiting(3)
+    stage.script.may_answer.clear()
+    stage.generated(asked)
+    assert await briefs(first, *others) == ["miss 200", *["collapsed 200"] * 3]
+    assert stage.stored == 0
+    stage.script.may_answer.set()
 
 
 @pytest.mark.parametrize("case", ["--no-collapse", "max-age"])
-def test_repeated(case: str) -> None:
+@bounded
+async def test_repeated(case: str) -> None:
     """Who has an answer and asks the same again at once would have it generated again."""
     body = {"text": "a", "sampling_params": {"n": 1}}
     headers = {"cache_control": "max-age=1000"} if case == "max-age" else {}
-
-    async def test() -> None:
-        async with standing(collapses=case != "--no-collapse") as stage:
-            first, asked = await stage.lead("a")
-            await settled()
-            stage.script.may_answer.clear()
-            stage.generated(asked)
-            assert (await first).brief == "miss 200"
-            second = stage.ask(GENERATE, body, **headers)
-            await settled()
-            stage.script.may_answer.set()
-            await until(lambda: second.done() or not stage.is_quiet)
-            is_asked = not stage.is_quiet
-            if is_asked:
-                stage.generated(await stage.asked())
-            assert (await second).brief == "hit 200"
-
-    run(test)
+    async with standing(collapses=case != "--no-collapse") as stage:
+        first, asked = await stage.lead("a")
+        await settled()
+        stage.script.may_answer.clear()
+        stage.generated(asked)
+        assert (await first).brief == "miss 200"
+        second = stage.ask(GENERATE, body, **headers)
+        await settled()
+        stage.script.may_answer.set()
+        await until(lambda: second.done() or not stage.is_quiet)
+        is_asked = not stage.is_quiet
+        if is_asked:
+            stage.generated(await stage.asked())
+        assert (await second).brief == "hit 200"
 
 
 # When something goes wrong
@@ -203,56 +177,48 @@ SHARED = [429, 500, 503]
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
 @pytest.mark.parametrize("status", [400, *SHARED])
-def test_refused(status: int, form: dict[str, bool]) -> None:
+@staged()
+async def test_refused(stage: Stage, status: int, form: dict[str, bool]) -> None:
     """Of twelve who wait for what fails, the last would wait twelve times as long; or one would get
     what is only said to another."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", **form)
-            others = [stage.generate("a", **form) for _ in range(11)]
-            json_one, more = stage.generate("a"), stage.generate("a", 2)
-            await stage.waiting(13)
-            asked.answer(status, {"error": "no"})
-            bad = f"miss {status} status"
-            assert await briefs(leader) == [bad]
-            calls = [await stage.asked() for _ in range(1 if status in SHARED else 13)]
-            if status in SHARED:  # another call may be answered otherwise
-                (call,) = calls
-                assert call.json["sampling_params"]["n"] == 2
-                same = list(await asyncio.gather(*others, json_one))
-                assert {got.brief for got in same} == {f"collapsed {status} status"}
-                assert {got.body for got in same} == {(await leader).body}
-            await settled()
-            assert stage.is_quiet
-            for call in calls:
-                call.answer(status, {"error": "again"})
-            assert await briefs(more) == [bad]
-            await asyncio.gather(*others, json_one)
-            assert stage.counters.misses == 14
-
-    run(test)
+    leader, asked = await stage.lead("a", **form)
+    others = [stage.generate("a", **form) for _ in range(11)]
+    json_one, more = stage.generate("a"), stage.generate("a", 2)
+    await stage.waiting(13)
+    asked.answer(status, {"error": "no"})
+    bad = f"miss {status} status"
+    assert await briefs(leader) == [bad]
+    calls = [await stage.asked() for _ in range(1 if status in SHARED else 13)]
+    if status in SHARED:  # another call may be answered otherwise
+        (call,) = calls
+        assert call.json["sampling_params"]["n"] == 2
+        same = list(await asyncio.gather(*others, json_one))
+        assert {got.brief for got in same} == {f"collapsed {status} status"}
+        assert {got.body for got in same} == {(await leader).body}
+    await settled()
+    assert stage.is_quiet
+    for call in calls:
+        call.answer(status, {"error": "again"})
+    assert await briefs(more) == [bad]
+    await asyncio.gather(*others, json_one)
+    assert stage.counters.misses == 14
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 503])
-def test_credentials(status: int) -> None:
+@staged(keys={"a", "b"})
+async def test_credentials(stage: Stage, status: int) -> None:
     """One whose key was taken back would have all others refused, or be let in by theirs."""
-
-    async def test() -> None:
-        async with standing(keys={"a", "b"}) as stage:
-            leader, asked = await stage.lead("x", key="a")
-            others = [stage.generate("x", key="b") for _ in range(2)]
-            await stage.waiting(2)
-            asked.answer(status, {"error": "no"})
-            for asked in [await stage.asked() for _ in others]:
-                assert asked.headers["authorization"] == "b"
-                stage.generated(asked)
-            found = await briefs(leader, *others)
-            assert found == [f"miss {status} status", "miss 200", "miss 200"]
-            if status in (401, 403):
-                assert not stage.upstream.admits(asker("a"), time.monotonic())
-
-    run(test)
+    leader, asked = await stage.lead("x", key="a")
+    others = [stage.generate("x", key="b") for _ in range(2)]
+    await stage.waiting(2)
+    asked.answer(status, {"error": "no"})
+    for asked in [await stage.asked() for _ in others]:
+        assert asked.headers["authorization"] == "b"
+        stage.generated(asked)
+    found = await briefs(leader, *others)
+    assert found == [f"miss {status} status", "miss 200", "miss 200"]
+    if status in (401, 403):
+        assert not stage.upstream.admits(asker("a"), time.monotonic())
 
 
 LASTING: dict[str, tuple[Callable[[Stage, Asked], None], Reason]] = {
@@ -265,231 +231,187 @@ LASTING: dict[str, tuple[Callable[[Stage, Asked], None], Reason]] = {
 
 
 @pytest.mark.parametrize("case", LASTING)
-def test_never_stored(case: str) -> None:
+@staged()
+async def test_never_stored(stage: Stage, case: str) -> None:
     """Where nothing can be shared, a hundred clients would wait for a hundred generations."""
     say, reason = LASTING[case]
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a", 2)
-            others = [stage.generate("a", 2) for _ in range(5)]
-            await stage.waiting(5)
-            say(stage, asked)
-            calls = [await stage.asked() for _ in others]
-            assert stage.service.flights.waiting == 0
-            for call in calls:
-                stage.generated(call)
-            assert (await leader).reason is reason
-            assert set(await briefs(*others)) == {"miss 200"}
-
-    run(test)
+    leader, asked = await stage.lead("a", 2)
+    others = [stage.generate("a", 2) for _ in range(5)]
+    await stage.waiting(5)
+    say(stage, asked)
+    calls = [await stage.asked() for _ in others]
+    assert stage.service.flights.waiting == 0
+    for call in calls:
+        stage.generated(call)
+    assert (await leader).reason is reason
+    assert set(await briefs(*others)) == {"miss 200"}
 
 
 @pytest.mark.parametrize("what", ["hang up", "cut", "gone"])
-def test_no_answer(what: str) -> None:
+@staged()
+async def test_no_answer(stage: Stage, what: str) -> None:
     """Who waits for an answer that is never given would wait for ever, or for the next failure."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            others = [stage.generate("a", **form) for form in ({}, {}, {"stream": True})]
-            await stage.waiting(3)
-            if what == "gone":
-                stage.script.stop()
-            elif what == "cut":
-                asked._writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\nhalf")
-                await asked._writer.drain()
-                asked._writer.close()
-                asked.is_answered.set()
-            else:
-                asked.cut()
-            assert await briefs(leader, *others) == ["miss 502 cut", *["collapsed 502 cut"] * 3]
-            assert stage.script.url in (await others[0]).json["error"]["message"]
-            assert stage.is_quiet
-            if what == "gone":
-                assert await briefs(stage.generate("a")) == ["miss 502 unreachable"]
-                assert stage.upstream.health is Health.DOWN
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    others = [stage.generate("a", **form) for form in ({}, {}, {"stream": True})]
+    await stage.waiting(3)
+    if what == "gone":
+        stage.script.stop()
+    elif what == "cut":
+        asked._writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\nhalf")
+        await asked._writer.drain()
+        asked._writer.close()
+        asked.is_answered.set()
+    else:
+        asked.cut()
+    assert await briefs(leader, *others) == ["miss 502 cut", *["collapsed 502 cut"] * 3]
+    assert stage.script.url in (await others[0]).json["error"]["message"]
+    assert stage.is_quiet
+    if what == "gone":
+        assert await briefs(stage.generate("a")) == ["miss 502 unreachable"]
+        assert stage.upstream.health is Health.DOWN
 
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-def test_unreachable(form: dict[str, bool]) -> None:
+@staged(store=Far)
+async def test_unreachable(stage: Stage, form: dict[str, bool]) -> None:
     """Each of those who wait for a connection would wait for one of his own."""
-
-    async def test() -> None:
-        async with standing(store=Far()) as stage:
-            others = [stage.generate("a", n, **form) for n in (1, 1, 1, 2)]
-            look = await stage.store.looks.get()
-            await stage.waiting(3)
-            stage.script.stop()
-            look.answer.set_result(Brought())
-            found = await briefs(*others)
-            assert found == ["miss 502 unreachable", *["collapsed 502 unreachable"] * 3]
-
-    run(test)
+    others = [stage.generate("a", n, **form) for n in (1, 1, 1, 2)]
+    look = await stage.store.looks.get()
+    await stage.waiting(3)
+    stage.script.stop()
+    look.answer.set_result(Brought())
+    found = await briefs(*others)
+    assert found == ["miss 502 unreachable", *["collapsed 502 unreachable"] * 3]
 
 
-def test_leaving() -> None:
+@staged()
+async def test_leaving(stage: Stage) -> None:
     """A fetch would end with its first client, or go on without any."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await stage.lead("a")
-            others = [stage.generate("a") for _ in range(3)]
-            await stage.waiting(3)
-            leader.cancel()
-            others[0].cancel()
-            await stage.waiting(1)
-            assert not asked.is_left
-            stage.generated(asked)
-            assert await briefs(*others[1:]) == ["collapsed 200"] * 2
-            leader, asked = await stage.lead("b")
-            other = stage.generate("b")
-            await stage.waiting(1)
-            other.cancel()
-            leader.cancel()
-            await until(lambda: asked.is_left)
-            assert stage.stored == 1
-            leader, asked = await stage.lead("b")
-            stage.generated(asked)
-            assert await briefs(leader) == ["miss 200"]
-
-    run(test)
+    leader, asked = await stage.lead("a")
+    others = [stage.generate("a") for _ in range(3)]
+    await stage.waiting(3)
+    leader.cancel()
+    others[0].cancel()
+    await stage.waiting(1)
+    assert not asked.is_left
+    stage.generated(asked)
+    assert await briefs(*others[1:]) == ["collapsed 200"] * 2
+    leader, asked = await stage.lead("b")
+    other = stage.generate("b")
+    await stage.waiting(1)
+    other.cancel()
+    leader.cancel()
+    await until(lambda: asked.is_left)
+    assert stage.stored == 1
+    leader, asked = await stage.lead("b")
+    stage.generated(asked)
+    assert await briefs(leader) == ["miss 200"]
 
 
 @pytest.mark.parametrize("status", [200, 400, 422])
-def test_ignored_n(status: int) -> None:
+@staged()
+async def test_ignored_n(stage: Stage, status: int) -> None:
     """An upstream that does not do what a part of the answer needs would be an error to a client
     whose own call it answers."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            alone, one = await stage.lead("a")
-            stage.generated(one)
-            await alone
-            await stage.settled()
-            for number in range(3):
-                more = stage.generate("a", 3)
-                if number < 2:
-                    asked = await stage.asked()
-                    assert asked.json["sampling_params"]["n"] == 2
-                    asked.answer(status, {"text": "a", "meta_info": {}})
-                assert (await more).brief == "bypass 200 unreadable-answer"
-            assert stage.is_quiet
-            two = stage.generate("b", 3)
-            assert (await stage.asked()).json["sampling_params"]["n"] == 3
-            two.cancel()
-
-    run(test)
+    alone, one = await stage.lead("a")
+    stage.generated(one)
+    await alone
+    await stage.settled()
+    for number in range(3):
+        more = stage.generate("a", 3)
+        if number < 2:
+            asked = await stage.asked()
+            assert asked.json["sampling_params"]["n"] == 2
+            asked.answer(status, {"text": "a", "meta_info": {}})
+        assert (await more).brief == "bypass 200 unreadable-answer"
+    assert stage.is_quiet
+    two = stage.generate("b", 3)
+    assert (await stage.asked()).json["sampling_params"]["n"] == 3
+    two.cancel()
 
 
 # Who may ask, and on which terms
 
 
 @pytest.mark.parametrize("value", ["no-cache", "max-age=5", "no-store"])
-def test_alone(value: str) -> None:
+@staged()
+async def test_alone(stage: Stage, value: str) -> None:
     """What a client wants anew it would have to wait for, or others be given what they did not
     ask for."""
     body = {"text": "a", "sampling_params": {"n": 1}}
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, one = await stage.lead("a")
-            fresh = stage.ask(GENERATE, body, cache_control=value)
-            if value == "no-store":
-                assert (await fresh).kind == "bypass"
-            else:
-                two = await stage.asked()
-                stage.generated(two)
-                assert (await fresh).brief == "miss 200"
-            other = stage.generate("a")
-            stage.generated(one)
-            assert (await leader).brief == "miss 200"
-            assert (await other).kind in ("hit", "collapsed")
-
-    run(test)
+    leader, one = await stage.lead("a")
+    fresh = stage.ask(GENERATE, body, cache_control=value)
+    if value == "no-store":
+        assert (await fresh).kind == "bypass"
+    else:
+        two = await stage.asked()
+        stage.generated(two)
+        assert (await fresh).brief == "miss 200"
+    other = stage.generate("a")
+    stage.generated(one)
+    assert (await leader).brief == "miss 200"
+    assert (await other).kind in ("hit", "collapsed")
 
 
-def test_no_collapse() -> None:
+@staged(collapses=False)
+async def test_no_collapse(stage: Stage) -> None:
     """Who wants a sample for each call could not have it."""
-
-    async def test() -> None:
-        async with standing(collapses=False) as stage:
-            tasks = [stage.generate("a") for _ in range(3)]
-            for asked in [await stage.asked() for _ in tasks]:
-                stage.generated(asked)
-            assert await briefs(*tasks) == ["miss 200"] * 3
-            await stage.settled()
-            assert stage.stored == 3
-
-    run(test)
+    tasks = [stage.generate("a") for _ in range(3)]
+    for asked in [await stage.asked() for _ in tasks]:
+        stage.generated(asked)
+    assert await briefs(*tasks) == ["miss 200"] * 3
+    await stage.settled()
+    assert stage.stored == 3
 
 
-def test_far_samples_answer() -> None:
+@staged(store=Far)
+async def test_far_samples_answer(stage: Stage) -> None:
     """What is stored elsewhere would be generated again."""
-
-    async def test() -> None:
-        async with standing(store=Far()) as stage:
-            tasks = [stage.generate("a", 2) for _ in range(3)]
-            look = await stage.store.looks.get()
-            assert (list(look.needs.values()), look.claims) == ([2], True)
-            await stage.waiting(2)
-            look.found(stage.store, "x", "y")
-            assert await briefs(*tasks) == ["hit 200", *["collapsed 200"] * 2]
-            assert tasks[0].result().texts == ["x", "y"]
-            assert stage.is_quiet
-            assert stage.store.looks.empty()
-
-    run(test)
+    tasks = [stage.generate("a", 2) for _ in range(3)]
+    look = await stage.store.looks.get()
+    assert (list(look.needs.values()), look.claims) == ([2], True)
+    await stage.waiting(2)
+    look.found(stage.store, "x", "y")
+    assert await briefs(*tasks) == ["hit 200", *["collapsed 200"] * 2]
+    assert tasks[0].result().texts == ["x", "y"]
+    assert stage.is_quiet
+    assert stage.store.looks.empty()
 
 
-def test_far_samples_are_topped_up() -> None:
+@staged(store=Far)
+async def test_far_samples_are_topped_up(stage: Stage) -> None:
     """What is still short would not be fetched, or its lease be kept for ever."""
-
-    async def test() -> None:
-        async with standing(store=Far()) as stage:
-            task = stage.generate("a", 3)
-            first, again = Lent(), Lent()
-            (await stage.store.looks.get()).found(stage.store, "x", lease=first)
-            look = await stage.store.looks.get()
-            assert first.released == 1
-            look.answer.set_result(Brought(lease=again))
-            asked = await stage.asked()
-            assert asked.json["sampling_params"]["n"] == 2
-            assert again.released == 0
-            stage.generated(asked)
-            assert (await task).brief == "partial 200"
-            await stage.settled()
-            assert (again.released, stage.stored) == (1, 3)
-
-    run(test)
+    task = stage.generate("a", 3)
+    first, again = Lent(), Lent()
+    (await stage.store.looks.get()).found(stage.store, "x", lease=first)
+    look = await stage.store.looks.get()
+    assert first.released == 1
+    look.answer.set_result(Brought(lease=again))
+    asked = await stage.asked()
+    assert asked.json["sampling_params"]["n"] == 2
+    assert again.released == 0
+    stage.generated(asked)
+    assert (await task).brief == "partial 200"
+    await stage.settled()
+    assert (again.released, stage.stored) == (1, 3)
 
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-def test_another_proxy_fetches(form: dict[str, bool]) -> None:
+@staged(store=Far)
+async def test_another_proxy_fetches(stage: Stage, form: dict[str, bool]) -> None:
     """Who waited for another proxy would take a failure there for his own."""
-
-    async def test() -> None:
-        async with standing(store=Far()) as stage:
-            task = stage.generate("a", **form)
-            (await stage.store.looks.get()).answer.set_result(Brought(is_shared=True))
-            (await stage.store.looks.get()).found(stage.store, "x", is_shared=True)
-            assert (await task).brief == "collapsed 200"
-            assert stage.is_quiet
-
-    run(test)
+    task = stage.generate("a", **form)
+    (await stage.store.looks.get()).answer.set_result(Brought(is_shared=True))
+    (await stage.store.looks.get()).found(stage.store, "x", is_shared=True)
+    assert (await task).brief == "collapsed 200"
+    assert stage.is_quiet
 
 
-def test_a_lease_of_a_failure() -> None:
+@staged(store=Far)
+async def test_a_lease_of_a_failure(stage: Stage) -> None:
     """A lease would be kept by who can no longer use it."""
-
-    async def test() -> None:
-        async with standing(store=Far()) as stage:
-            task, lent = stage.generate("a"), Lent()
-            (await stage.store.looks.get()).answer.set_result(Brought(lease=lent))
-            (await stage.asked()).answer(500, {})
-            assert (await task).status == 500
-            await until(lambda: lent.released == 1)
-
-    run(test)
+    task, lent = stage.generate("a"), Lent()
+    (await stage.store.looks.get()).answer.set_result(Brought(lease=lent))
+    (await stage.asked()).answer(500, {})
+    assert (await task).status == 500
+    await until(lambda: lent.released == 1)

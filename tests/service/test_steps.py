@@ -14,8 +14,7 @@ from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
-from tests.service.stage import COMPLETIONS, GENERATE, STREAM, Stage, standing
-from tests.upstream.scripted import run
+from tests.service.stage import COMPLETIONS, GENERATE, STREAM, Stage, staged
 
 ONE = {"text": "a", "sampling_params": {"n": 1}}
 LIST = {"text": ["a", "b"], "sampling_params": {"n": 1}}
@@ -33,53 +32,45 @@ def pursuit(
     return make(means, ask, found, terms, is_alone=False)
 
 
-def test_steps() -> None:
+@staged()
+async def test_steps(stage: Stage) -> None:
     """Of each state of things there is one next step."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            flights = stage.service.flights
-            one, both = pursuit(stage, GENERATE, ONE), pursuit(stage, GENERATE, LIST)
-            stream = pursuit(stage, COMPLETIONS, STREAM)
-            old = pursuit(stage, COMPLETIONS, STREAM, is_chunkable=False)
-            assert isinstance(one.decide(), steps.Lead)
-            assert isinstance(stream.decide(), steps.Lead)
-            assert old.decide() == steps.PassOn(Reason.HTTP_1_0)
-            assert pursuit(stage, GENERATE, ONE, OFFLINE).decide() == steps.LookFurther()
-            # Others fetch what is short, or a part of it.
-            others = Flight([one.known.keys[0]])
-            flights.begin(others, alone=False)
-            assert one.decide() == steps.Wait({one.known.keys[0]: 1})
-            lead = both.decide()
-            assert isinstance(lead, steps.Lead)
-            assert lead.fetch.keys == {both.known.keys[1]}
-            one.is_alone = True
-            assert isinstance(one.decide(), steps.Lead)
-            flights.end(others)
-            # A stream of another can be read along, unless the client cannot be given chunks.
-            leader = Flight(stream.known.keys, stream.likeness, stream=Stream())
-            flights.begin(leader, alone=False)
-            assert stream.decide() == steps.Follow(leader)
-            assert isinstance(old.decide(), steps.Wait)
-            flights.end(leader)
-            # An abort is waited for before anything is asked for.
-            one.ask.abort = asyncio.get_running_loop().create_future()
-            assert one.decide() == steps.Hold(one.ask.abort)
-
-    run(test)
+    flights = stage.service.flights
+    one, both = pursuit(stage, GENERATE, ONE), pursuit(stage, GENERATE, LIST)
+    stream = pursuit(stage, COMPLETIONS, STREAM)
+    old = pursuit(stage, COMPLETIONS, STREAM, is_chunkable=False)
+    assert isinstance(one.decide(), steps.Lead)
+    assert isinstance(stream.decide(), steps.Lead)
+    assert old.decide() == steps.PassOn(Reason.HTTP_1_0)
+    assert pursuit(stage, GENERATE, ONE, OFFLINE).decide() == steps.LookFurther()
+    # Others fetch what is short, or a part of it.
+    others = Flight([one.known.keys[0]])
+    flights.begin(others, alone=False)
+    assert one.decide() == steps.Wait({one.known.keys[0]: 1})
+    lead = both.decide()
+    assert isinstance(lead, steps.Lead)
+    assert lead.fetch.keys == {both.known.keys[1]}
+    one.is_alone = True
+    assert isinstance(one.decide(), steps.Lead)
+    flights.end(others)
+    # A stream of another can be read along, unless the client cannot be given chunks.
+    leader = Flight(stream.known.keys, stream.likeness, stream=Stream())
+    flights.begin(leader, alone=False)
+    assert stream.decide() == steps.Follow(leader)
+    assert isinstance(old.decide(), steps.Wait)
+    flights.end(leader)
+    # An abort is waited for before anything is asked for.
+    one.ask.abort = asyncio.get_running_loop().create_future()
+    assert one.decide() == steps.Hold(one.ask.abort)
 
 
-def test_parts_that_are_misunderstood() -> None:
+@staged()
+async def test_parts_that_are_misunderstood(stage: Stage) -> None:
     """Where upstream does not understand calls for a part, the client's own call is passed on."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            both = pursuit(stage, GENERATE, LIST)
-            for now in (float("inf"),) * 2:
-                both.means.partial_calls.failed(both.known.dialect.name, now)
-            flight = Flight([both.known.keys[0]])
-            stage.service.flights.begin(flight, alone=False)
-            assert both.decide() == steps.PassOn(Reason.UNREADABLE)
-            stage.service.flights.end(flight)
-
-    run(test)
+    both = pursuit(stage, GENERATE, LIST)
+    for now in (float("inf"),) * 2:
+        both.means.partial_calls.failed(both.known.dialect.name, now)
+    flight = Flight([both.known.keys[0]])
+    stage.service.flights.begin(flight, alone=False)
+    assert both.decide() == steps.PassOn(Reason.UNREADABLE)
+    stage.service.flights.end(flight)

@@ -15,117 +15,104 @@ from tests.service.stage import (
     DONE,
     STREAM,
     WHOLE,
+    Stage,
     begun,
     briefs,
     changed,
     finish,
-    standing,
+    staged,
 )
-from tests.upstream.scripted import INFO, run, until
+from tests.upstream.scripted import INFO, until
 
 
 @pytest.mark.parametrize("is_large", [True, False])
-def test_a_large_stream(is_large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@staged()
+async def test_a_large_stream(
+    stage: Stage, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Others would wait while it is taken apart; or its client get it otherwise, or nobody."""
     monkeypatch.setattr(stream_fetching.slices, "LARGE", 10 if is_large else 1 << 20)
     threads = []
+    land = stage.service._exchange.land_stream
 
-    async def test() -> None:
-        async with standing() as stage:
-            land = stage.service._exchange.land_stream
+    def seen(*args: Any) -> Any:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return land(*args)
 
-            def seen(*args: Any) -> Any:
-                threads.append(threading.current_thread() is threading.main_thread())
-                return land(*args)
-
-            monkeypatch.setattr(stage.service._exchange, "land_stream", seen)
-            leader, asked = await begun(stage)
-            follower = stage.ask(COMPLETIONS, STREAM)
-            await stage.waiting(1)
-            finish(asked)
-            assert await briefs(leader, follower) == ["miss 200", "collapsed 200"]
-            assert (await leader).pieces == WHOLE
-            assert (await follower).pieces == [*WHOLE[:2], WHOLE[-1]]  # it wants no usage
-            assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
-            assert threads == [not is_large]
-
-    run(test)
+    monkeypatch.setattr(stage.service._exchange, "land_stream", seen)
+    leader, asked = await begun(stage)
+    follower = stage.ask(COMPLETIONS, STREAM)
+    await stage.waiting(1)
+    finish(asked)
+    assert await briefs(leader, follower) == ["miss 200", "collapsed 200"]
+    assert (await leader).pieces == WHOLE
+    assert (await follower).pieces == [*WHOLE[:2], WHOLE[-1]]  # it wants no usage
+    assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
+    assert threads == [not is_large]
 
 
-def test_no_end_behind_the_terminator(monkeypatch: pytest.MonkeyPatch) -> None:
+@staged()
+async def test_no_end_behind_the_terminator(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who want the same would wait for ever, and a connection be lost."""
     monkeypatch.setattr(stream_fetching, "GRACE_SECONDS", 0.1)
-
-    async def test() -> None:
-        async with standing() as stage:
-            leader, asked = await begun(stage)
-            others = [stage.ask(COMPLETIONS, body) for body in (STREAM, {"prompt": "a"})]
-            await stage.waiting(2)
-            for event in WHOLE[1:]:
-                asked.send(event)
-            kinds = ["miss 200", *["collapsed 200"] * 2]
-            assert await briefs(leader, *others) == kinds
-            assert (await leader).pieces == WHOLE
-            assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
-            await until(lambda: asked.is_left)
-
-    run(test)
+    leader, asked = await begun(stage)
+    others = [stage.ask(COMPLETIONS, body) for body in (STREAM, {"prompt": "a"})]
+    await stage.waiting(2)
+    for event in WHOLE[1:]:
+        asked.send(event)
+    kinds = ["miss 200", *["collapsed 200"] * 2]
+    assert await briefs(leader, *others) == kinds
+    assert (await leader).pieces == WHOLE
+    assert await briefs(stage.ask(COMPLETIONS, STREAM)) == ["hit 200"]
+    await until(lambda: asked.is_left)
 
 
 @pytest.mark.parametrize("when", ["before", "amid", "unseen"])
-def test_parts_of_two_models(when: str) -> None:
+@staged()
+async def test_parts_of_two_models(stage: Stage, when: str) -> None:
     """A stream would go on with what another model says, behind what is stored of the former."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, asked = await begun(stage)
-            finish(asked)
-            await first
-            await stage.settled()
-            more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
-            asked = await stage.asked()
-            assert asked.json["n"] == 1
-            if when == "before":
-                await changed(stage)
-                asked.begin()
-                asked = await stage.asked()
-                assert asked.json["n"] == 2
-                asked.answer(503, {})
-                assert (await more).brief == "miss 503 status"
-                return
-            asked.begin()
-            asked.send(WHOLE[0])
-            await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
-            if when == "amid":
-                await changed(stage)
-            else:
-                stage.script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            finish(asked)
-            got = await more
-            assert got.is_cut
-            assert got.reason is Reason.CUT
-            assert DONE not in got.pieces
-
-    run(test)
+    first, asked = await begun(stage)
+    finish(asked)
+    await first
+    await stage.settled()
+    more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
+    asked = await stage.asked()
+    assert asked.json["n"] == 1
+    if when == "before":
+        await changed(stage)
+        asked.begin()
+        asked = await stage.asked()
+        assert asked.json["n"] == 2
+        asked.answer(503, {})
+        assert (await more).brief == "miss 503 status"
+        return
+    asked.begin()
+    asked.send(WHOLE[0])
+    await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
+    if when == "amid":
+        await changed(stage)
+    else:
+        stage.script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+    finish(asked)
+    got = await more
+    assert got.is_cut
+    assert got.reason is Reason.CUT
+    assert DONE not in got.pieces
 
 
-def test_an_event_that_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@staged()
+async def test_an_event_that_is_too_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choices of upstream's would come under the numbers of stored ones."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
-
-    async def test() -> None:
-        async with standing() as stage:
-            first, asked = await begun(stage)
-            finish(asked)
-            await first
-            await stage.settled()
-            more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
-            asked = await stage.asked()
-            asked.begin()
-            asked.send(b"data: " + b"x" * 1000)
-            got = await more
-            assert got.is_cut
-            assert got.reason is Reason.CUT
-            assert not any(b"xxx" in piece for piece in got.pieces)
-
-    run(test)
+    first, asked = await begun(stage)
+    finish(asked)
+    await first
+    await stage.settled()
+    more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
+    asked = await stage.asked()
+    asked.begin()
+    asked.send(b"data: " + b"x" * 1000)
+    got = await more
+    assert got.is_cut
+    assert got.reason is Reason.CUT
+    assert not any(b"xxx" in piece for piece in got.pieces)

@@ -6,9 +6,17 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
+from functools import wraps
+from inspect import Signature, signature
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,9 +28,19 @@ from sglang_cached_addon.core import admission
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
-from sglang_cached_addon.upstream import Upstream, confirming, gate, inquiry, single
+from sglang_cached_addon.upstream import (
+    INTERVAL_SECONDS,
+    Upstream,
+    confirming,
+    gate,
+    inquiry,
+    single,
+)
 from sglang_cached_addon.upstream import asking as asking_module
 from sglang_cached_addon.wire.client import Headers
+
+Test = Callable[..., None]
+AsyncTest = Callable[..., Coroutine[Any, Any, None]]
 
 SECONDS = 20
 """No test takes longer, whatever it waits for."""
@@ -246,11 +264,52 @@ async def until(condition: Callable[[], Any]) -> Any:
 def run(test: Callable[[], Awaitable[None]]) -> None:
     """Runs a test to its end, and not for ever."""
 
-    async def bounded() -> None:
+    async def within() -> None:
         async with asyncio.timeout(SECONDS):
             await test()
 
-    asyncio.run(bounded())
+    asyncio.run(within())
+
+
+def bounded(test: AsyncTest) -> Test:
+    """Makes a test of a coroutine function. It has its own event loop, and an end."""
+
+    @wraps(test)
+    def runs(**fixtures: Any) -> None:
+        run(lambda: test(**fixtures))
+
+    return runs
+
+
+def entering(
+    make: Callable[[], AbstractAsyncContextManager[Any]], *names: str
+) -> Callable[[AsyncTest], Test]:
+    """As `bounded`, in a context that gives these arguments of the test."""
+
+    def decorate(test: AsyncTest) -> Test:
+        @wraps(test)
+        async def entered(**fixtures: Any) -> None:
+            async with make() as given:
+                values = given if len(names) > 1 else (given,)
+                await test(**dict(zip(names, values, strict=True)), **fixtures)
+
+        parameters = signature(test).parameters.values()
+        fixtures = [parameter for parameter in parameters if parameter.name not in names]
+        entered.__signature__ = Signature(fixtures)  # type: ignore[attr-defined]
+        return bounded(entered)
+
+    return decorate
+
+
+def scripted(interval: float = INTERVAL_SECONDS, **kwargs: Any) -> Callable[[AsyncTest], Test]:
+    """A test with a server that says what it is told, and an upstream that asks it."""
+
+    @asynccontextmanager
+    async def both() -> AsyncIterator[tuple[Script, Upstream]]:
+        async with serving(**kwargs) as script, asking(script.url, interval=interval) as upstream:
+            yield script, upstream
+
+    return entering(both, "script", "upstream")
 
 
 class Kept:

@@ -17,9 +17,9 @@ from tests.upstream.scripted import (
     MODELS,
     SERVER,
     Script,
+    bounded,
     credential_headers,
     dead_url,
-    run,
     serving,
     settled,
     until,
@@ -53,35 +53,30 @@ SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Verdict]] = {
 
 
 @each("case", SAYS)
-def test_verdicts(case: str) -> None:
+@bounded
+async def test_verdicts(case: str) -> None:
     """Only a name is a name; trouble is no sign of another model, and a page that is not there
     is."""
     says, verdict = SAYS[case]
-
-    async def test() -> None:
-        async with serving(says=says) as script, questions(script.url) as asked:
-            for said in (await asked.round(()), await asked.again(())):
-                assert said.verdict is verdict
-                assert (said.identity is not None) is (verdict is KNOWN)
-
-    run(test)
+    async with serving(says=says) as script, questions(script.url) as asked:
+        for said in (await asked.round(()), await asked.again(())):
+            assert said.verdict is verdict
+            assert (said.identity is not None) is (verdict is KNOWN)
 
 
-def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+@bounded
+async def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is there and says nothing is slow; one that is not there is down."""
     monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.1)
-
-    async def test() -> None:
-        async with serving() as script:
-            script.may_answer.clear()
-            for url, verdict in ((script.url, SLOW), (dead_url(), DOWN)):
-                async with questions(url) as asked:
-                    assert (await asked.round(())).verdict is verdict
-
-    run(test)
+    async with serving() as script:
+        script.may_answer.clear()
+        for url, verdict in ((script.url, SLOW), (dead_url(), DOWN)):
+            async with questions(url) as asked:
+                assert (await asked.round(())).verdict is verdict
 
 
-def test_once_more() -> None:
+@bounded
+async def test_once_more() -> None:
     """One question will do on the connection on which upstream has named itself; all are asked
     where it says something else, or on another connection, and after `forget`."""
 
@@ -90,72 +85,60 @@ def test_once_more() -> None:
         assert (await asked.again(credential_headers("key"))).verdict is KNOWN
         return script.paths[before:]
 
-    async def test() -> None:
-        one, all_of_it = ["/model_info"], ["/model_info", "/server_info"]
-        async with serving() as script, questions(script.url) as asked:
-            assert await asks(script, asked) == all_of_it
-            assert await asks(script, asked) == one
-            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            assert await asks(script, asked) == one + all_of_it
-            assert await asks(script, asked) == one
-            script.hang_up()
-            await settled()
-            assert await asks(script, asked) == one + all_of_it
-            asked.forget()
-            assert await asks(script, asked) == all_of_it
-            assert {a.headers["authorization"] for a in script.asked} == {"key"}
-
-    run(test)
+    one, all_of_it = ["/model_info"], ["/model_info", "/server_info"]
+    async with serving() as script, questions(script.url) as asked:
+        assert await asks(script, asked) == all_of_it
+        assert await asks(script, asked) == one
+        script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+        assert await asks(script, asked) == one + all_of_it
+        assert await asks(script, asked) == one
+        script.hang_up()
+        await settled()
+        assert await asks(script, asked) == one + all_of_it
+        asked.forget()
+        assert await asks(script, asked) == all_of_it
+        assert {a.headers["authorization"] for a in script.asked} == {"key"}
 
 
-def test_one_at_a_time() -> None:
+@bounded
+async def test_one_at_a_time() -> None:
     """Questions have one connection, so that it shows which process has answered."""
-
-    async def test() -> None:
-        async with serving() as script, questions(script.url) as asked:
-            said = await asyncio.gather(*(asked.round(()) for _ in range(5)))
-            assert {one.verdict for one in said} == {KNOWN}
-            assert script.connections == 1
-
-    run(test)
+    async with serving() as script, questions(script.url) as asked:
+        said = await asyncio.gather(*(asked.round(()) for _ in range(5)))
+        assert {one.verdict for one in said} == {KNOWN}
+        assert script.connections == 1
 
 
-def test_forgotten_while_it_is_asked() -> None:
+@bounded
+async def test_forgotten_while_it_is_asked() -> None:
     """Words that are forgotten while another connection is asked are compared with nothing: all is
     asked there."""
+    async with serving() as script, questions(script.url) as asked:
+        assert (await asked.round(())).verdict is KNOWN
+        client, paths = Client(script.url), list[str]()
 
-    async def test() -> None:
-        async with serving() as script, questions(script.url) as asked:
-            assert (await asked.round(())).verdict is KNOWN
-            client, paths = Client(script.url), list[str]()
-
-            async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
-                paths.append(path)
-                asked.forget()
-                return await client.ask(method, path, headers, b"")
-
-            # The first is asked everything; the second soon after it, and would be asked less.
-            for _ in range(2):
-                assert (await asked.round(())).verdict is KNOWN
-                said = await asked.on(ask, (), is_new=True)
-                assert said.verdict is KNOWN
-            assert paths[-2:] == ["/model_info", "/server_info"]
-            client.close()
-
-    run(test)
-
-
-def test_forgotten_amid_a_round() -> None:
-    """Words from before something showed that they may be old are not compared with."""
-
-    async def test() -> None:
-        async with serving(held=("/server_info",)) as script, questions(script.url) as asked:
-            script.may_answer.clear()
-            asking = asyncio.ensure_future(asked.round(()))
-            await until(lambda: len(script.asked) == 2)
+        async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
+            paths.append(path)
             asked.forget()
-            script.may_answer.set()
-            assert (await asking).verdict is KNOWN
-            assert asked.connection == 0
+            return await client.ask(method, path, headers, b"")
 
-    run(test)
+        # The first is asked everything; the second soon after it, and would be asked less.
+        for _ in range(2):
+            assert (await asked.round(())).verdict is KNOWN
+            said = await asked.on(ask, (), is_new=True)
+            assert said.verdict is KNOWN
+        assert paths[-2:] == ["/model_info", "/server_info"]
+        client.close()
+
+
+@bounded
+async def test_forgotten_amid_a_round() -> None:
+    """Words from before something showed that they may be old are not compared with."""
+    async with serving(held=("/server_info",)) as script, questions(script.url) as asked:
+        script.may_answer.clear()
+        asking = asyncio.ensure_future(asked.round(()))
+        await until(lambda: len(script.asked) == 2)
+        asked.forget()
+        script.may_answer.set()
+        assert (await asking).verdict is KNOWN
+        assert asked.connection == 0

@@ -8,7 +8,7 @@ from typing import Any
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream.changes import Ending, Update, Updates
 from tests.tables import each
-from tests.upstream.scripted import run, settled
+from tests.upstream.scripted import bounded, settled
 
 DONE, NOTHING = Ending.CARRIED_OUT, Ending.WITHOUT_EFFECT
 
@@ -30,46 +30,40 @@ async def begin(**kwargs: Any) -> tuple[Updates, Update, list[Ending]]:
 @each("status", STATUSES)
 @each("is_sent", [True, False])
 @each("has_reached", [True, False])
-def test_endings(status: int | None, is_sent: bool, has_reached: bool) -> None:
+@bounded
+async def test_endings(status: int | None, is_sent: bool, has_reached: bool) -> None:
     """Only what upstream has carried out, or may have, changes something: not what it refuses,
     nor what it never had as a whole, unless it says that it was successful."""
-
-    async def test() -> None:
-        _, update, endings = await begin()
-        if is_sent:
-            update.sent()
-        update.ended(status, has_reached=has_reached)
-        update.ended(200)
-        is_success = status in (200, 202)
-        expected = STATUSES[status] if is_success or (is_sent and has_reached) else NOTHING
-        assert endings == [expected]
-
-    run(test)
+    _, update, endings = await begin()
+    if is_sent:
+        update.sent()
+    update.ended(status, has_reached=has_reached)
+    update.ended(200)
+    is_success = status in (200, 202)
+    expected = STATUSES[status] if is_success or (is_sent and has_reached) else NOTHING
+    assert endings == [expected]
 
 
-def test_when_the_model_may_be_changing() -> None:
+@bounded
+async def test_when_the_model_may_be_changing() -> None:
     """From the moment at which upstream has all of a request until it has answered; one that is
     held open, or comes slowly, holds up nobody."""
-
-    async def test() -> None:
-        updates, one, endings = await begin()
-        other = updates.begin(Change.ADAPTER, "a", one.announced)
-        held = updates.begin(Change.MODEL, None, one.announced)
-        assert not updates.is_changing
-        await updates.quiet()
-        one.sent()
-        other.sent()
-        quiet = asyncio.ensure_future(updates.quiet())
-        one.ended(401)
-        await settled()
-        assert updates.is_changing
-        assert not quiet.done()
-        other.ended(200)
-        await quiet
-        assert not updates.is_changing
-        held.ended(None)
-        assert endings == [NOTHING, DONE, NOTHING]
-        held.sent()
-        assert not updates.is_changing
-
-    run(test)
+    updates, one, endings = await begin()
+    other = updates.begin(Change.ADAPTER, "a", one.announced)
+    held = updates.begin(Change.MODEL, None, one.announced)
+    assert not updates.is_changing
+    await updates.quiet()
+    one.sent()
+    other.sent()
+    quiet = asyncio.ensure_future(updates.quiet())
+    one.ended(401)
+    await settled()
+    assert updates.is_changing
+    assert not quiet.done()
+    other.ended(200)
+    await quiet
+    assert not updates.is_changing
+    held.ended(None)
+    assert endings == [NOTHING, DONE, NOTHING]
+    held.sent()
+    assert not updates.is_changing

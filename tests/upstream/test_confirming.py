@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sglang_cached_addon.core.policy import Reason, Restart
-from sglang_cached_addon.upstream import Health
+from sglang_cached_addon.upstream import Health, Upstream
 from tests.tables import each
 from tests.upstream.scripted import (
     ANOTHER,
@@ -21,14 +21,16 @@ from tests.upstream.scripted import (
     SAID,
     SERVER,
     Clock,
+    Script,
     admits,
     asking,
+    bounded,
     changed,
     clock,
     credential_headers,
     infos,
     refusal,
-    run,
+    scripted,
     serving,
     settled,
     until,
@@ -37,79 +39,65 @@ from tests.upstream.scripted import (
 __all__ = ["clock"]
 
 
-def test_confirm() -> None:
+@scripted()
+async def test_confirm(script: Script, upstream: Upstream) -> None:
     """An answer costs one question, on the connection that shows that it is the same process; all
     of them where that is another one."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            version = upstream.model_version
-            assert await upstream.confirm(version, ()) is None
-            assert infos(script)[2:] == ["/model_info"]
-            script.hang_up()
-            await settled()
-            asked = len(script.asked)
-            assert await upstream.confirm(version, ()) is None
-            assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
-            assert await upstream.confirm(version, ()) is None
-            assert len(script.asked) == asked + 4
-
-    run(test)
+    assert await refusal(upstream) is None
+    version = upstream.model_version
+    assert await upstream.confirm(version, ()) is None
+    assert infos(script)[2:] == ["/model_info"]
+    script.hang_up()
+    await settled()
+    asked = len(script.asked)
+    assert await upstream.confirm(version, ()) is None
+    assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
+    assert await upstream.confirm(version, ()) is None
+    assert len(script.asked) == asked + 4
 
 
 @each("status", [400, 403, 404])
-def test_confirm_for_a_key_that_may_not_know(status: int) -> None:
+@scripted(keys={"a"}, interval=1000000.0)
+async def test_confirm_for_a_key_that_may_not_know(
+    script: Script, upstream: Upstream, status: int
+) -> None:
     """What is said to a key that may generate, and not ask for the model, is nobody else's: the
     model is known as before, and its answers are stored."""
-
-    async def test() -> None:
-        async with serving(keys={"a"}) as script, asking(script.url, interval=1e6) as upstream:
-            assert await refusal(upstream, "a") is None
-            version = upstream.model_version
-            script.refused = {"b": status}
-            assert await upstream.confirm(version, credential_headers("b")) is None
-            assert (upstream.model_version, admits(upstream, "a")) == (version, True)
-
-    run(test)
+    assert await refusal(upstream, "a") is None
+    version = upstream.model_version
+    script.refused = {"b": status}
+    assert await upstream.confirm(version, credential_headers("b")) is None
+    assert (upstream.model_version, admits(upstream, "a")) == (version, True)
 
 
-def test_confirm_many() -> None:
+@scripted()
+async def test_confirm_many(script: Script, upstream: Upstream) -> None:
     """Answers that come together share one question."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            asked = len(script.asked)
-            reasons = await asyncio.gather(
-                *(upstream.confirm(upstream.model_version, ()) for _ in range(99))
-            )
-            assert set(reasons) == {None}
-            assert len(script.asked) == asked + 1
-
-    run(test)
+    assert await refusal(upstream) is None
+    asked = len(script.asked)
+    reasons = await asyncio.gather(
+        *(upstream.confirm(upstream.model_version, ()) for _ in range(99))
+    )
+    assert set(reasons) == {None}
+    assert len(script.asked) == asked + 1
 
 
-def test_confirm_is_asked_after() -> None:
+@scripted()
+async def test_confirm_is_asked_after(script: Script, upstream: Upstream) -> None:
     """A word from before an answer came does not confirm it."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            version, asked = upstream.model_version, len(script.asked)
-            script.may_answer.clear()
-            first = asyncio.ensure_future(upstream.confirm(version, ()))
-            await until(lambda: len(script.asked) == asked + 1)
-            second = asyncio.ensure_future(upstream.confirm(version, ()))
-            await settled()
-            script.may_answer.set()
-            script.may_answer.clear()  # for who waits now only
-            assert await first is None
-            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            script.may_answer.set()
-            assert await second is Reason.MODEL_CHANGED
-
-    run(test)
+    assert await refusal(upstream) is None
+    version, asked = upstream.model_version, len(script.asked)
+    script.may_answer.clear()
+    first = asyncio.ensure_future(upstream.confirm(version, ()))
+    await until(lambda: len(script.asked) == asked + 1)
+    second = asyncio.ensure_future(upstream.confirm(version, ()))
+    await settled()
+    script.may_answer.set()
+    script.may_answer.clear()  # for who waits now only
+    assert await first is None
+    script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+    script.may_answer.set()
+    assert await second is Reason.MODEL_CHANGED
 
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -122,75 +110,64 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @each("case", OTHERS)
 @each("restart", Restart)
-def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFixture) -> None:
+@bounded
+async def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFixture) -> None:
     """What came of one model is not stored for another. A process that was only restarted is the
     same model, unless people say otherwise; that is said once."""
     caplog.set_level("INFO")
     caplog.clear()
-
-    async def test() -> None:
-        async with serving() as script:
-            entered: list[str] = []
-            async with asking(
-                script.url,
-                entered=lambda upstream: entered.append(upstream.fingerprint),
-                restart=restart,
-            ) as upstream:
-                assert await refusal(upstream) is None
-                version, before = upstream.model_version, upstream.fingerprint
-                script.says |= {path: (200, said) for path, said in OTHERS[case].items()}
-                if "/server_info" in OTHERS[case]:
-                    script.hang_up()  # as it does that has other settings
-                    await settled()
-                assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-                assert upstream.model_version > version
-                is_same = case == "a restart" and restart is Restart.SAME
-                assert (upstream.fingerprint == before) is is_same
-                assert entered[-2:] == [before, upstream.fingerprint]
-                assert await upstream.confirm(upstream.model_version, ()) is None
-                assert caplog.text.count("was restarted") == is_same
-
-    run(test)
+    async with serving() as script:
+        entered: list[str] = []
+        async with asking(
+            script.url,
+            entered=lambda upstream: entered.append(upstream.fingerprint),
+            restart=restart,
+        ) as upstream:
+            assert await refusal(upstream) is None
+            version, before = upstream.model_version, upstream.fingerprint
+            script.says |= {path: (200, said) for path, said in OTHERS[case].items()}
+            if "/server_info" in OTHERS[case]:
+                script.hang_up()  # as it does that has other settings
+                await settled()
+            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+            assert upstream.model_version > version
+            is_same = case == "a restart" and restart is Restart.SAME
+            assert (upstream.fingerprint == before) is is_same
+            assert entered[-2:] == [before, upstream.fingerprint]
+            assert await upstream.confirm(upstream.model_version, ()) is None
+            assert caplog.text.count("was restarted") == is_same
 
 
-def test_restart_behind_a_balancer() -> None:
+@scripted(interval=1000000.0)
+async def test_restart_behind_a_balancer(script: Script, upstream: Upstream) -> None:
     """A balancer's connection outlives the process behind it: after it has said that nobody is
     there, all is asked anew."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=1e6) as upstream:
-            assert await refusal(upstream) is None
-            await changed(upstream)
-            await upstream.check()
-            version, before, says = upstream.model_version, upstream.fingerprint, script.says
-            script.says = dict.fromkeys(says, (502, {}))
-            await upstream.check()
-            script.says = {**says, "/server_info": (200, ANOTHER)}
-            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-            assert upstream.fingerprint != before
-
-    run(test)
+    assert await refusal(upstream) is None
+    await changed(upstream)
+    await upstream.check()
+    version, before, says = upstream.model_version, upstream.fingerprint, script.says
+    script.says = dict.fromkeys(says, (502, {}))
+    await upstream.check()
+    script.says = {**says, "/server_info": (200, ANOTHER)}
+    assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+    assert upstream.fingerprint != before
 
 
-def test_watch(clock: Clock) -> None:
+@scripted(interval=1000000.0)
+async def test_watch(script: Script, upstream: Upstream, clock: Clock) -> None:
     """A model that comes and goes during a generation is noticed."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=1e6) as upstream:
-            assert await refusal(upstream) is None
-            asked, version = len(script.asked), upstream.model_version
-            upstream.watch(())
-            await until(lambda: len(script.asked) == asked + 1)
-            clock.now += 1
-            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            upstream.watch(())
-            await until(lambda: upstream.model_version > version)
-            version = upstream.model_version
-            script.says["/model_info"] = (200, INFO)
-            upstream.doubt()
-            await until(lambda: upstream.model_version > version)
-
-    run(test)
+    assert await refusal(upstream) is None
+    asked, version = len(script.asked), upstream.model_version
+    upstream.watch(())
+    await until(lambda: len(script.asked) == asked + 1)
+    clock.now += 1
+    script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+    upstream.watch(())
+    await until(lambda: upstream.model_version > version)
+    version = upstream.model_version
+    script.says["/model_info"] = (200, INFO)
+    upstream.doubt()
+    await until(lambda: upstream.model_version > version)
 
 
 @asynccontextmanager
@@ -230,130 +207,111 @@ OTHER_SERVERS: dict[str, tuple[tuple[int, dict[str, Any]], Reason | None]] = {
 
 
 @each("case", OTHER_SERVERS)
-def test_a_rolling_update(case: str) -> None:
+@bounded
+async def test_a_rolling_update(case: str) -> None:
     """An answer is only stored for the model that the server on its own connection has named,
     whatever the one says that is asked otherwise."""
     info, reason = OTHER_SERVERS[case]
-
-    async def test() -> None:
-        says = {"/model_info": info, "/server_info": (200, ANOTHER)}
-        async with (
-            serving() as old,
-            serving(says=says) as new,
-            balancing(old.url, new.url) as url,
-            asking(url, interval=1e6) as upstream,
-        ):
-            assert await upstream.check() is Health.UP  # by the old one
-            assert infos(old) == SAID
-            reasons = []
-            for _ in range(2):
-                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                    async for _ in response.pieces():
+    says = {"/model_info": info, "/server_info": (200, ANOTHER)}
+    async with (
+        serving() as old,
+        serving(says=says) as new,
+        balancing(old.url, new.url) as url,
+        asking(url, interval=1e6) as upstream,
+    ):
+        assert await upstream.check() is Health.UP  # by the old one
+        assert infos(old) == SAID
+        reasons = []
+        for _ in range(2):
+            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                async for _ in response.pieces():
+                    pass
+                greeting = response.greeting
+                # One more connection, to the other server.
+                async with upstream.client.open("POST", "/generate", (), PROBE) as other:
+                    async for _ in other.pieces():
                         pass
-                    greeting = response.greeting
-                    # One more connection, to the other server.
-                    async with upstream.client.open("POST", "/generate", (), PROBE) as other:
-                        async for _ in other.pieces():
-                            pass
-                for one in (greeting, other.greeting):
-                    reasons.append(await upstream.confirm(upstream.model_version, (), one))
-            assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
-            assert upstream.identity
-
-    run(test)
+            for one in (greeting, other.greeting):
+                reasons.append(await upstream.confirm(upstream.model_version, (), one))
+        assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
+        assert upstream.identity
 
 
-def test_weights_that_change_elsewhere() -> None:
+@bounded
+async def test_weights_that_change_elsewhere() -> None:
     """Where several servers have been seen behind one URL, each is asked behind each answer: that
     one has not changed says nothing of the others."""
-
-    async def test() -> None:
-        says = {"/model_info": (200, INFO), "/server_info": (200, {**SERVER, "random_seed": 2})}
-        async with (
-            serving() as one,
-            serving(says=says) as two,
-            balancing(one.url, two.url) as url,
-            asking(url, interval=1e6) as upstream,
-        ):
-            assert await upstream.check() is Health.UP  # by the first
-            for reason in (None, None, Reason.MODEL_CHANGED):
-                if reason:
-                    two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                    async for _ in response.pieces():
-                        pass
-                found = await upstream.confirm(upstream.model_version, (), response.greeting)
-                assert found is reason
-            assert {asked.path for asked in two.asked} == {"/generate", *SAID}
-
-    run(test)
+    says = {"/model_info": (200, INFO), "/server_info": (200, {**SERVER, "random_seed": 2})}
+    async with (
+        serving() as one,
+        serving(says=says) as two,
+        balancing(one.url, two.url) as url,
+        asking(url, interval=1e6) as upstream,
+    ):
+        assert await upstream.check() is Health.UP  # by the first
+        for reason in (None, None, Reason.MODEL_CHANGED):
+            if reason:
+                two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                async for _ in response.pieces():
+                    pass
+            found = await upstream.confirm(upstream.model_version, (), response.greeting)
+            assert found is reason
+        assert {asked.path for asked in two.asked} == {"/generate", *SAID}
 
 
-def test_a_word_of_before_a_kept_connection_was_used() -> None:
+@bounded
+async def test_a_word_of_before_a_kept_connection_was_used() -> None:
     """What a server said on a connection before an answer counts only for as long as that very
     process is the one that is asked otherwise."""
+    says = {"/model_info": (200, INFO), "/server_info": (200, ANOTHER)}
+    async with (
+        serving() as one,
+        serving(says=says) as two,
+        balancing(one.url, one.url, two.url) as url,
+        asking(url, interval=1e6) as upstream,
+    ):
+        assert await upstream.check() is Health.UP  # by the first
 
-    async def test() -> None:
-        says = {"/model_info": (200, INFO), "/server_info": (200, ANOTHER)}
-        async with (
-            serving() as one,
-            serving(says=says) as two,
-            balancing(one.url, one.url, two.url) as url,
-            asking(url, interval=1e6) as upstream,
-        ):
-            assert await upstream.check() is Health.UP  # by the first
+        async def answer() -> asyncio.Future[Any]:
+            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+                async for _ in response.pieces():
+                    pass
+            return response.greeting
 
-            async def answer() -> asyncio.Future[Any]:
-                async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                    async for _ in response.pieces():
-                        pass
-                return response.greeting
-
-            assert await upstream.confirm(upstream.model_version, (), await answer()) is None
-            one.asked[0].cut()
-            while not infos(two):
-                assert await upstream.check() is Health.UP  # by the second
-            one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            greeting = await answer()
-            assert [asked.path for asked in two.asked if asked.method == "POST"] == []
-            assert (
-                await upstream.confirm(upstream.model_version, (), greeting) is Reason.MODEL_CHANGED
-            )
-
-    run(test)
+        assert await upstream.confirm(upstream.model_version, (), await answer()) is None
+        one.asked[0].cut()
+        while not infos(two):
+            assert await upstream.check() is Health.UP  # by the second
+        one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+        greeting = await answer()
+        assert [asked.path for asked in two.asked if asked.method == "POST"] == []
+        assert await upstream.confirm(upstream.model_version, (), greeting) is Reason.MODEL_CHANGED
 
 
-def test_a_model_that_only_a_greeting_shows() -> None:
+@scripted(interval=1000000.0)
+async def test_a_model_that_only_a_greeting_shows(script: Script, upstream: Upstream) -> None:
     """What the one process says on any connection is heard: a model that was there in between is
     noticed also where it is gone when upstream is asked otherwise."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=1e6) as upstream:
-            assert await refusal(upstream) is None
-            version = upstream.model_version
-            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                async for _ in response.pieces():
-                    pass
-            await response.greeting
-            script.says["/model_info"] = (200, INFO)
-            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-
-    run(test)
+    assert await refusal(upstream) is None
+    version = upstream.model_version
+    script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+    async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+        async for _ in response.pieces():
+            pass
+    await response.greeting
+    script.says["/model_info"] = (200, INFO)
+    assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
 
 
-def test_a_connection_that_is_not_kept() -> None:
+@scripted()
+async def test_a_connection_that_is_not_kept(script: Script, upstream: Upstream) -> None:
     """Where a server hangs up behind each answer it cannot be asked there: what is said elsewhere
     has to do."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                async for _ in response.pieces():
-                    pass
-                script.hang_up()
-                await settled()
-            assert await upstream.confirm(upstream.model_version, (), response.greeting) is None
-
-    run(test)
+    assert await refusal(upstream) is None
+    async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+        async for _ in response.pieces():
+            pass
+        script.hang_up()
+        await settled()
+    assert await upstream.confirm(upstream.model_version, (), response.greeting) is None

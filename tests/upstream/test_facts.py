@@ -24,6 +24,7 @@ from tests.upstream.scripted import (
     Kept,
     admits,
     asking,
+    bounded,
     changed,
     credential,
     dead_url,
@@ -35,77 +36,68 @@ from tests.upstream.scripted import (
 )
 
 
-def test_state_file(tmp_path: Path) -> None:
+@bounded
+async def test_state_file(tmp_path: Path) -> None:
     """After a restart all is known that was known before, also while upstream is not there."""
-
-    async def test() -> None:
-        async with serving() as script:
-            file = StateFile(tmp_path)
-            async with asking(script.url, file) as upstream:
-                assert await refusal(upstream) is None
-                await changed(upstream, change=Change.ADAPTER, adapter="x")
-                await changed(upstream)
-                assert await refusal(upstream) is None
-                await until(lambda: not file.load()["unsettled"])
-                await until(lambda: file.load()["epochs"] == upstream.epochs.as_json())
-                known = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
-            script.stop()
-            await settled()
-            async with asking(script.url, StateFile(tmp_path)) as upstream:
-                again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
-                assert again == known
-                assert not admits(upstream)  # it is asked first
-                await until(lambda: upstream.health is Health.DOWN)
-
-    run(test)
-
-
-def test_state_file_of_another_url() -> None:
-    """What one server has said is not taken for another's word; but offline there is no other."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script, asking(script.url, kept) as upstream:
+    async with serving() as script:
+        file = StateFile(tmp_path)
+        async with asking(script.url, file) as upstream:
             assert await refusal(upstream) is None
+            await changed(upstream, change=Change.ADAPTER, adapter="x")
             await changed(upstream)
             assert await refusal(upstream) is None
-            await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
-        async with asking(dead_url(), kept) as other:
-            assert other.identity is None
-            assert (other.epochs, other.models) == (upstream.epochs, upstream.models)
-            assert await refusal(other) is Reason.NO_MODEL
-        async with asking(dead_url(), kept, is_offline=True) as other:
-            assert other.fingerprint == upstream.fingerprint
+            await until(lambda: not file.load()["unsettled"])
+            await until(lambda: file.load()["epochs"] == upstream.epochs.as_json())
+            known = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+        script.stop()
+        await settled()
+        async with asking(script.url, StateFile(tmp_path)) as upstream:
+            again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+            assert again == known
+            assert not admits(upstream)  # it is asked first
+            await until(lambda: upstream.health is Health.DOWN)
 
-    run(test)
+
+@bounded
+async def test_state_file_of_another_url() -> None:
+    """What one server has said is not taken for another's word; but offline there is no other."""
+    kept = Kept()
+    async with serving() as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream) is None
+        await changed(upstream)
+        assert await refusal(upstream) is None
+        await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+    async with asking(dead_url(), kept) as other:
+        assert other.identity is None
+        assert (other.epochs, other.models) == (upstream.epochs, upstream.models)
+        assert await refusal(other) is Reason.NO_MODEL
+    async with asking(dead_url(), kept, is_offline=True) as other:
+        assert other.fingerprint == upstream.fingerprint
 
 
-def test_who_was_let_in() -> None:
+@bounded
+async def test_who_was_let_in() -> None:
     """After a restart everybody is let in where upstream was open to everybody, and nobody where it
     asked for keys; but only while it is down, as else it can say so itself."""
-
-    async def test() -> None:
-        for keys, reason in ((None, None), ({"key"}, Reason.UNAUTHORIZED)):
-            kept = Kept()
-            async with serving(keys=keys) as script:
-                async with asking(script.url, kept) as upstream:
-                    assert await refusal(upstream, "key") is None
-                    assert await refusal(upstream) is reason
-                    await until(lambda: "open" in kept.document)  # noqa: B023
-                script.stop()
-                await settled()
-                async with asking(script.url, kept) as upstream:
-                    assert await upstream.check() is Health.DOWN
-                    for key in ("key", "other", None):
-                        assert await refusal(upstream, key) is reason
-                    assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
-                script.keys = {"key"}
-                await script.start()
-                async with asking(script.url, kept) as upstream:
-                    for key in ("other", None):
-                        assert await refusal(upstream, key) is Reason.UNAUTHORIZED
-
-    run(test)
+    for keys, reason in ((None, None), ({"key"}, Reason.UNAUTHORIZED)):
+        kept = Kept()
+        async with serving(keys=keys) as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream, "key") is None
+                assert await refusal(upstream) is reason
+                await until(lambda: "open" in kept.document)  # noqa: B023
+            script.stop()
+            await settled()
+            async with asking(script.url, kept) as upstream:
+                assert await upstream.check() is Health.DOWN
+                for key in ("key", "other", None):
+                    assert await refusal(upstream, key) is reason
+                assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
+            script.keys = {"key"}
+            await script.start()
+            async with asking(script.url, kept) as upstream:
+                for key in ("other", None):
+                    assert await refusal(upstream, key) is Reason.UNAUTHORIZED
 
 
 IDENTITY = {"digest": "d", "model": "m", "weight_version": None, "incarnation": ""}
@@ -129,46 +121,40 @@ ODD: list[dict[str, Any]] = [
 
 
 @each("odd", ODD)
-def test_a_file_that_makes_no_sense(
+@bounded
+async def test_a_file_that_makes_no_sense(
     odd: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is moved aside, by its name; and as it is not known any more which weights the stored
     answers are of, none of them is given."""
     caplog.clear()
     (tmp_path / "state.json.broken").unlink(missing_ok=True)
-
-    async def test() -> None:
-        async with serving() as script:
-            document = {"url": script.url, "identity": IDENTITY, **odd}
-            StateFile(tmp_path).save(document)
-            before = int(time.time())
-            async with asking(script.url, StateFile(tmp_path)) as upstream:
-                assert upstream.identity is None
-                assert upstream.epochs.floor >= before
-                assert await refusal(upstream) is None
-                assert upstream.fingerprint != Epochs().fingerprint(upstream.identity)
-                await until((tmp_path / "state.json").exists)
-
-    run(test)
+    async with serving() as script:
+        document = {"url": script.url, "identity": IDENTITY, **odd}
+        StateFile(tmp_path).save(document)
+        before = int(time.time())
+        async with asking(script.url, StateFile(tmp_path)) as upstream:
+            assert upstream.identity is None
+            assert upstream.epochs.floor >= before
+            assert await refusal(upstream) is None
+            assert upstream.fingerprint != Epochs().fingerprint(upstream.identity)
+            await until((tmp_path / "state.json").exists)
     assert "state.json" in caplog.text
     assert "moved to state.json.broken" in caplog.text
 
 
-def test_written_at_the_end() -> None:
+@bounded
+async def test_written_at_the_end() -> None:
     """What was not worth writing at once is written when the process ends."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script, asking(script.url, kept) as upstream:
-            assert await refusal(upstream) is None
-            await until(lambda: kept.document.get("identity"))
-            script.says = {}
-            while upstream.identity:  # the first round may be one that began before
-                await upstream.check()
-            assert kept.document["identity"]
-        assert kept.document["identity"] is None
-
-    run(test)
+    kept = Kept()
+    async with serving() as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream) is None
+        await until(lambda: kept.document.get("identity"))
+        script.says = {}
+        while upstream.identity:  # the first round may be one that began before
+            await upstream.check()
+        assert kept.document["identity"]
+    assert kept.document["identity"] is None
 
 
 def test_the_last_document_is_the_newest() -> None:
@@ -197,35 +183,30 @@ def test_the_last_document_is_the_newest() -> None:
         run(test)
 
 
-def test_no_secrets() -> None:
+@bounded
+async def test_no_secrets() -> None:
     """Keys are neither in files nor in a debugger's output."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving(keys={"clients-secret"}) as script, asking(script.url, kept) as upstream:
-            assert await refusal(upstream, "clients-secret") is None
-            await changed(upstream)
-            await until(lambda: kept.document["epochs"]["last"])
-            said = [json.dumps(kept.document), repr(upstream), repr(upstream.identity)]
-            said += [repr(upstream.epochs), repr(upstream.client)]
-            assert not any("secret" in text for text in said)
-            assert credential("clients-secret").hex() not in said[0]
-
-    run(test)
+    kept = Kept()
+    async with serving(keys={"clients-secret"}) as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream, "clients-secret") is None
+        await changed(upstream)
+        await until(lambda: kept.document["epochs"]["last"])
+        said = [json.dumps(kept.document), repr(upstream), repr(upstream.identity)]
+        said += [repr(upstream.epochs), repr(upstream.client)]
+        assert not any("secret" in text for text in said)
+        assert credential("clients-secret").hex() not in said[0]
 
 
-def test_disk_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+@bounded
+async def test_disk_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """A full disk does not fail the request that changes the weights."""
 
     class Full(Kept):
         def save(self, document: dict[str, Any]) -> None:
             raise OSError("no space left")
 
-    async def test() -> None:
-        async with serving() as script, asking(script.url, Full()) as upstream:
-            assert await refusal(upstream) is None
-            await changed(upstream)
-            assert await refusal(upstream) is None
-
-    run(test)
+    async with serving() as script, asking(script.url, Full()) as upstream:
+        assert await refusal(upstream) is None
+        await changed(upstream)
+        assert await refusal(upstream) is None
     assert "no space left" in caplog.text

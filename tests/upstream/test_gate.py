@@ -15,10 +15,10 @@ from tests.upstream.scripted import (
     Clock,
     Script,
     asker,
+    bounded,
     clock,
     credential_headers,
     dead_url,
-    run,
     serving,
     settled,
     until,
@@ -37,7 +37,8 @@ async def gate(url: str, probes: Sequence[bytes] = (PROBE,)) -> AsyncIterator[Ga
         await settled()
 
 
-def test_milder_probes_first() -> None:
+@bounded
+async def test_milder_probes_first() -> None:
     """A probe that tells nothing is followed by the next; one that does is the last."""
 
     async def asked(script: Script, probes: Sequence[bytes]) -> tuple[list[bytes], bool]:
@@ -48,65 +49,53 @@ def test_milder_probes_first() -> None:
         script.asked.clear()
         return bodies, admits
 
-    async def test() -> None:
-        async with serving() as script:
-            odd = b'{"odd":true}'
-            answered = asyncio.ensure_future(script.calls.get())
-            answered.add_done_callback(lambda call: call.result().answer(422))
-            assert await asked(script, (odd, PROBE)) == ([odd, PROBE], True)
-            assert await asked(script, (PROBE, odd)) == ([PROBE], True)
-            assert await asked(script, ()) == ([], False)
-            script.keys = set()
-            assert await asked(script, (PROBE, odd)) == ([PROBE], False)
-
-    run(test)
+    async with serving() as script:
+        odd = b'{"odd":true}'
+        answered = asyncio.ensure_future(script.calls.get())
+        answered.add_done_callback(lambda call: call.result().answer(422))
+        assert await asked(script, (odd, PROBE)) == ([odd, PROBE], True)
+        assert await asked(script, (PROBE, odd)) == ([PROBE], True)
+        assert await asked(script, ()) == ([], False)
+        script.keys = set()
+        assert await asked(script, (PROBE, odd)) == ([PROBE], False)
 
 
-def test_not_again_at_once(clock: Clock) -> None:
+@bounded
+async def test_not_again_at_once(clock: Clock) -> None:
     """Who was not accepted is not tried with each call, whatever upstream said or did not say."""
-
-    async def test() -> None:
-        async with serving(keys={"good"}) as script, gate(script.url) as made:
-            for _ in range(3):
-                await made.tries(asker("bad"), credential_headers("bad"))
-            assert len(script.asked) == 1
-            clock.now += 1.1
-            script.keys.add("bad")
+    async with serving(keys={"good"}) as script, gate(script.url) as made:
+        for _ in range(3):
             await made.tries(asker("bad"), credential_headers("bad"))
-            assert made.admission.admits(asker("bad"), clock.now)
-        async with gate(dead_url()) as made:
-            await made.tries(asker("key"), credential_headers("key"))
-            assert not made.admission.admits(asker("key"), clock.now, is_down=True)
+        assert len(script.asked) == 1
+        clock.now += 1.1
+        script.keys.add("bad")
+        await made.tries(asker("bad"), credential_headers("bad"))
+        assert made.admission.admits(asker("bad"), clock.now)
+    async with gate(dead_url()) as made:
+        await made.tries(asker("key"), credential_headers("key"))
+        assert not made.admission.admits(asker("key"), clock.now, is_down=True)
 
-    run(test)
 
-
-def test_a_call_does_not_wait_for_long() -> None:
+@bounded
+async def test_a_call_does_not_wait_for_long() -> None:
     """A probe that takes long goes on beside, and counts when it is there."""
-
-    async def test() -> None:
-        async with serving() as script, gate(script.url) as made:
-            script.may_probe.clear()
-            await made.tries(asker("key"), credential_headers("key"), 0.05)
-            assert not made.admission.admits(asker("key"), 0.0)
-            script.may_probe.set()
-            await until(lambda: made.admission.admits(asker("key"), 0.0))
-            assert len(script.asked) == 1
-
-    run(test)
+    async with serving() as script, gate(script.url) as made:
+        script.may_probe.clear()
+        await made.tries(asker("key"), credential_headers("key"), 0.05)
+        assert not made.admission.admits(asker("key"), 0.0)
+        script.may_probe.set()
+        await until(lambda: made.admission.admits(asker("key"), 0.0))
+        assert len(script.asked) == 1
 
 
 @pytest.mark.parametrize("key", [None, "key"])
-def test_a_hint(key: str | None, caplog: pytest.LogCaptureFixture) -> None:
+@bounded
+async def test_a_hint(key: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """Where a server refuses calls without a credential, people are told once that clients may show
     theirs in a header that is not known to be one."""
     caplog.set_level("INFO")
-
-    async def test() -> None:
-        async with serving(keys=set()) as script, gate(script.url) as made:
-            for path in ("/generate", "/v1/completions"):
-                await made.tries(asker(key, path=path), credential_headers(key))
-            assert made.asks_keys is (True if key is None else None)
-
-    run(test)
+    async with serving(keys=set()) as script, gate(script.url) as made:
+        for path in ("/generate", "/v1/completions"):
+            await made.tries(asker(key, path=path), credential_headers(key))
+        assert made.asks_keys is (True if key is None else None)
     assert caplog.text.count("--credential-header") == (key is None)

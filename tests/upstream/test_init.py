@@ -7,7 +7,7 @@ import time
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import Health
+from sglang_cached_addon.upstream import Health, Upstream
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
@@ -15,15 +15,17 @@ from tests.upstream.scripted import (
     PROBE,
     Clock,
     Kept,
+    Script,
     admits,
     asker,
     asking,
+    bounded,
     clock,
     credential_headers,
     dead_url,
     probes,
     refusal,
-    run,
+    scripted,
     serving,
     settled,
     until,
@@ -51,169 +53,139 @@ OPEN: dict[str, tuple[str, ...]] = {
 @each("case", ORDERS)
 @each("path", ["/model_info", "/v1/models"])
 @each("is_open", OPEN)
-def test_keys(case: str, path: str, is_open: str) -> None:
+@bounded
+async def test_keys(case: str, path: str, is_open: str) -> None:
     """Only those are let in whom upstream lets generate, whoever asks first, and whatever upstream
     tells anybody about itself."""
     order, welcome = ORDERS[case]
     says = {path: (200, INFO if path == "/model_info" else MODELS)}
-
-    async def test() -> None:
-        async with (
-            serving(says=says, keys={"good", "other"}, open_paths=OPEN[is_open]) as script,
-            asking(script.url) as upstream,
-        ):
-            for key in [*order, *order]:
-                reason = None if key in welcome else UNAUTHORIZED
-                assert await refusal(upstream, key) is reason, key
-            assert upstream.asks_keys is (
-                True if is_open != "nothing" or None in probes(script) else None
-            )
-
-    run(test)
+    async with (
+        serving(says=says, keys={"good", "other"}, open_paths=OPEN[is_open]) as script,
+        asking(script.url) as upstream,
+    ):
+        for key in [*order, *order]:
+            reason = None if key in welcome else UNAUTHORIZED
+            assert await refusal(upstream, key) is reason, key
+        assert upstream.asks_keys is (
+            True if is_open != "nothing" or None in probes(script) else None
+        )
 
 
 @each("status", [204, 302, 400, 401, 403, 404, 422, 429, 500, 503])
 @each("key", [None, "key"])
-def test_only_a_200_lets_in(status: int, key: str | None) -> None:
+@bounded
+async def test_only_a_200_lets_in(status: int, key: str | None) -> None:
     """Whatever else upstream says to a probe, it does not say that its sender may generate. It is
     not asked with each call, either."""
-
-    async def test() -> None:
-        async with serving(probed=status) as script, asking(script.url) as upstream:
-            for _ in range(3):
-                assert await refusal(upstream, key) is UNAUTHORIZED
-            assert len(probes(script)) == 1
-            assert upstream.asks_keys is (True if key is None and status in (401, 403) else None)
-
-    run(test)
+    async with serving(probed=status) as script, asking(script.url) as upstream:
+        for _ in range(3):
+            assert await refusal(upstream, key) is UNAUTHORIZED
+        assert len(probes(script)) == 1
+        assert upstream.asks_keys is (True if key is None and status in (401, 403) else None)
 
 
-def test_a_probe_shows_nothing_else() -> None:
+@scripted(keys={"good"})
+async def test_a_probe_shows_nothing_else(script: Script, upstream: Upstream) -> None:
     """What a client sends besides its credential may be one that only upstream knows as such: a
     client that shows no credential is not let in by its own 200, but by a probe that is bare."""
-
-    async def test() -> None:
-        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
-            assert await refusal(upstream, "good") is None
-            upstream.heard(asker(None), (), 200, time.monotonic())
-            assert await refusal(upstream) is UNAUTHORIZED
-            (bare,) = [
-                a for a in script.asked if a.body == PROBE and "authorization" not in a.headers
-            ]
-            assert bare.headers.keys() == {
-                "host",
-                "content-type",
-                "content-length",
-                "accept-encoding",
-            }
-
-    run(test)
+    assert await refusal(upstream, "good") is None
+    upstream.heard(asker(None), (), 200, time.monotonic())
+    assert await refusal(upstream) is UNAUTHORIZED
+    (bare,) = [a for a in script.asked if a.body == PROBE and "authorization" not in a.headers]
+    assert bare.headers.keys() == {
+        "host",
+        "content-type",
+        "content-length",
+        "accept-encoding",
+    }
 
 
-def test_a_call_accepts_as_well(clock: Clock) -> None:
+@scripted(probed=500)
+async def test_a_call_accepts_as_well(script: Script, upstream: Upstream, clock: Clock) -> None:
     """A 200 to a client's own call lets it in, for that route and model; a 403 puts it out of that,
     a 401 out of all."""
+    assert await upstream.check() is Health.UP
+    chat = asker("key", path="/v1/chat/completions")
+    for one in (asker("key"), asker("key", "m"), chat, asker("other")):
+        upstream.heard(one, credential_headers("key"), 200, clock.now)
 
-    async def test() -> None:
-        async with serving(probed=500) as script, asking(script.url) as upstream:
-            assert await upstream.check() is Health.UP
-            chat = asker("key", path="/v1/chat/completions")
-            for one in (asker("key"), asker("key", "m"), chat, asker("other")):
-                upstream.heard(one, credential_headers("key"), 200, clock.now)
+    def lets_in(*askers: Asker) -> list[bool]:
+        return [upstream.admits(one, clock.now) for one in askers]
 
-            def lets_in(*askers: Asker) -> list[bool]:
-                return [upstream.admits(one, clock.now) for one in askers]
-
-            assert lets_in(asker("key"), asker("key", "m"), chat) == [True] * 3
-            assert lets_in(asker("key", "x"), asker("third"), asker(None)) == [False] * 3
-            upstream.heard(asker("key", "m"), credential_headers("key"), 403, clock.now)
-            assert lets_in(asker("key"), asker("key", "m"), chat) == [True, False, True]
-            upstream.heard(chat, credential_headers("key"), 401, clock.now)
-            assert lets_in(asker("key"), asker("key", "m"), chat) == [False] * 3
-            assert lets_in(asker("other")) == [True]
-
-    run(test)
+    assert lets_in(asker("key"), asker("key", "m"), chat) == [True] * 3
+    assert lets_in(asker("key", "x"), asker("third"), asker(None)) == [False] * 3
+    upstream.heard(asker("key", "m"), credential_headers("key"), 403, clock.now)
+    assert lets_in(asker("key"), asker("key", "m"), chat) == [True, False, True]
+    upstream.heard(chat, credential_headers("key"), 401, clock.now)
+    assert lets_in(asker("key"), asker("key", "m"), chat) == [False] * 3
+    assert lets_in(asker("other")) == [True]
 
 
-def test_a_crowd_without_keys() -> None:
+@scripted(keys={"good"})
+async def test_a_crowd_without_keys(script: Script, upstream: Upstream) -> None:
     """Any number of clients that upstream refuses get their answer, and the loop goes on."""
-
-    async def test() -> None:
-        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
-            for _ in range(10):
-                asked = [refusal(upstream, key) for key in [None, "a", "b", "c"] * 4]
-                assert set(await asyncio.gather(*asked)) == {UNAUTHORIZED}
-            assert await refusal(upstream, "good") is None
-
-    run(test)
+    for _ in range(10):
+        asked = [refusal(upstream, key) for key in [None, "a", "b", "c"] * 4]
+        assert set(await asyncio.gather(*asked)) == {UNAUTHORIZED}
+    assert await refusal(upstream, "good") is None
 
 
-def test_renewed_beside(clock: Clock) -> None:
+@scripted(keys={"a", "b"}, interval=0.1)
+async def test_renewed_beside(script: Script, upstream: Upstream, clock: Clock) -> None:
     """Who is accepted stays so without waiting, while upstream still accepts it and soon not any
     more where it does not; for as long as it is slow to say, up to five minutes."""
-
-    async def test() -> None:
-        async with serving(keys={"a", "b"}) as script, asking(script.url, interval=0.1) as upstream:
-            for key in "ab":
-                assert await refusal(upstream, key) is None
-            script.keys = {"a"}
-            clock.now += 31
-            assert [admits(upstream, key) for key in "ab"] == [True, True]
-            await until(lambda: not admits(upstream, "b") and len(probes(script)) == 4)
-            await until(lambda: script.asked[-1].is_answered.is_set())
-            await settled(100)
-            assert admits(upstream, "a")
-            script.may_probe.clear()
-            clock.now += 59
-            await until(lambda: probes(script)[4:] == ["a"])
-            assert admits(upstream, "a")
-            clock.now += 200
-            assert admits(upstream, "a")
-            clock.now += 45
-            assert not admits(upstream, "a")
-            script.may_probe.set()
-            await until(lambda: admits(upstream, "a"))
-
-    run(test)
+    for key in "ab":
+        assert await refusal(upstream, key) is None
+    script.keys = {"a"}
+    clock.now += 31
+    assert [admits(upstream, key) for key in "ab"] == [True, True]
+    await until(lambda: not admits(upstream, "b") and len(probes(script)) == 4)
+    await until(lambda: script.asked[-1].is_answered.is_set())
+    await settled(100)
+    assert admits(upstream, "a")
+    script.may_probe.clear()
+    clock.now += 59
+    await until(lambda: probes(script)[4:] == ["a"])
+    assert admits(upstream, "a")
+    clock.now += 200
+    assert admits(upstream, "a")
+    clock.now += 45
+    assert not admits(upstream, "a")
+    script.may_probe.set()
+    await until(lambda: admits(upstream, "a"))
 
 
-def test_offline() -> None:
+@bounded
+async def test_offline() -> None:
     """With `--mode offline` nobody is asked, and everybody is let in."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving(keys={"good"}) as script:
-            async with asking(script.url, kept) as upstream:
-                assert await refusal(upstream, "good") is None
-                await until(lambda: kept.document)
-            before = script.connections
-            async with asking(script.url, kept, is_offline=True) as upstream:
-                assert upstream.identity
-                assert all(admits(upstream, key) for key in ("good", "bad", None))
-                assert await upstream.check() is Health.UNKNOWN
-                assert upstream.look(1e9) is Health.UNKNOWN
-                upstream.doubt()
-                upstream.watch(())
-                await settled()
-            assert script.connections == before
-
-    run(test)
+    kept = Kept()
+    async with serving(keys={"good"}) as script:
+        async with asking(script.url, kept) as upstream:
+            assert await refusal(upstream, "good") is None
+            await until(lambda: kept.document)
+        before = script.connections
+        async with asking(script.url, kept, is_offline=True) as upstream:
+            assert upstream.identity
+            assert all(admits(upstream, key) for key in ("good", "bad", None))
+            assert await upstream.check() is Health.UNKNOWN
+            assert upstream.look(1e9) is Health.UNKNOWN
+            upstream.doubt()
+            upstream.watch(())
+            await settled()
+        assert script.connections == before
 
 
-def test_post() -> None:
+@bounded
+async def test_post() -> None:
     """An abort would not reach the upstream, or be refused for want of its key, or fail it."""
-
-    async def test() -> None:
-        async with serving(says={"/abort_request": (500, {})}) as script:
-            fields = ((b"authorization", b"Bearer key"), (b"content-type", b"application/json"))
-            async with asking(script.url) as upstream:
-                await upstream.post("/abort_request", b'{"rid":"a"}', fields)
-                (asked,) = script.asked
-                assert (asked.method, asked.path, asked.json) == (
-                    "POST", "/abort_request", {"rid": "a"}
-                )  # fmt: skip
-                assert asked.headers["authorization"] == "Bearer key"
-        async with asking(dead_url()) as upstream:
-            await upstream.post("/abort_request", b"{}", ())
-
-    run(test)
+    async with serving(says={"/abort_request": (500, {})}) as script:
+        fields = ((b"authorization", b"Bearer key"), (b"content-type", b"application/json"))
+        async with asking(script.url) as upstream:
+            await upstream.post("/abort_request", b'{"rid":"a"}', fields)
+            (asked,) = script.asked
+            assert (asked.method, asked.path, asked.json) == (
+                "POST", "/abort_request", {"rid": "a"}
+            )  # fmt: skip
+            assert asked.headers["authorization"] == "Bearer key"
+    async with asking(dead_url()) as upstream:
+        await upstream.post("/abort_request", b"{}", ())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import Health
+from sglang_cached_addon.upstream import Health, Upstream
 from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
 from tests.tables import each
@@ -23,17 +23,19 @@ from tests.upstream.scripted import (
     SECONDS,
     SERVER,
     Clock,
+    Script,
     admits,
     asker,
     asking,
+    bounded,
     clock,
     credential_headers,
     dead_url,
     infos,
     probes,
     refusal,
-    run,
     saying,
+    scripted,
     serving,
     settled,
     until,
@@ -67,271 +69,232 @@ SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Any]] = {
 
 
 @each("case", SAYS)
-def test_what_it_says(case: str) -> None:
+@bounded
+async def test_what_it_says(case: str) -> None:
     """A client is let in where upstream names its model, and answers a probe with a 200."""
     says, reason = SAYS[case]
-
-    async def test() -> None:
-        async with serving(says=says) as script, asking(script.url) as upstream:
-            assert upstream.health is Health.UNKNOWN
-            assert not admits(upstream)
-            assert await refusal(upstream) is reason
-            assert admits(upstream) is (reason is None)
-            assert upstream.health is Health.UP
-            is_known = reason is None or case == "OpenAI's, closed"
-            assert (upstream.identity is not None) is is_known
-            assert bool(upstream.fingerprint) is is_known
-            confirmed = await upstream.confirm(upstream.model_version, ())
-            assert confirmed is (None if is_known else Reason.UNCONFIRMED)
-            if upstream.identity:
-                assert upstream.identity.model == "m"
-                assert upstream.models == {upstream.fingerprint: "m"}
-
-    run(test)
+    async with serving(says=says) as script, asking(script.url) as upstream:
+        assert upstream.health is Health.UNKNOWN
+        assert not admits(upstream)
+        assert await refusal(upstream) is reason
+        assert admits(upstream) is (reason is None)
+        assert upstream.health is Health.UP
+        is_known = reason is None or case == "OpenAI's, closed"
+        assert (upstream.identity is not None) is is_known
+        assert bool(upstream.fingerprint) is is_known
+        confirmed = await upstream.confirm(upstream.model_version, ())
+        assert confirmed is (None if is_known else Reason.UNCONFIRMED)
+        if upstream.identity:
+            assert upstream.identity.model == "m"
+            assert upstream.models == {upstream.fingerprint: "m"}
 
 
-def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+@bounded
+async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an upstream that is not there, or says nothing, no call waits for long, and later ones not
     at all."""
     monkeypatch.setattr("sglang_cached_addon.upstream.inquiry.FIRST_SECONDS", 0.1)
     monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.2)
-
-    async def test() -> None:
-        async with serving() as script:
-            script.may_answer.clear()
-            for url, state in ((script.url, Health.UNKNOWN), (dead_url(), Health.DOWN)):
-                async with asking(url) as upstream:
-                    assert await refusal(upstream) is NO_MODEL
-                    assert not admits(upstream)
-                    assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
-                    assert upstream.health is state
-
-    run(test)
+    async with serving() as script:
+        script.may_answer.clear()
+        for url, state in ((script.url, Health.UNKNOWN), (dead_url(), Health.DOWN)):
+            async with asking(url) as upstream:
+                assert await refusal(upstream) is NO_MODEL
+                assert not admits(upstream)
+                assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
+                assert upstream.health is state
 
 
-def test_shared_question() -> None:
+@scripted()
+async def test_shared_question(script: Script, upstream: Upstream) -> None:
     """A crowd at the start is one question; one that leaves takes nothing from the others."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            script.may_answer.clear()
-            asking_all = [asyncio.ensure_future(refusal(upstream)) for _ in range(100)]
-            await until(lambda: script.asked)
-            asking_all[0].cancel()
-            script.may_answer.set()
-            assert set(await asyncio.gather(*asking_all[1:])) == {None}
-            assert infos(script) == SAID
-            assert probes(script) == [None]
-            assert asking_all[0].cancelled()
-
-    run(test)
+    script.may_answer.clear()
+    asking_all = [asyncio.ensure_future(refusal(upstream)) for _ in range(100)]
+    await until(lambda: script.asked)
+    asking_all[0].cancel()
+    script.may_answer.set()
+    assert set(await asyncio.gather(*asking_all[1:])) == {None}
+    assert infos(script) == SAID
+    assert probes(script) == [None]
+    assert asking_all[0].cancelled()
 
 
-def test_refusal_is_not_shared() -> None:
+@scripted(keys={"good"})
+async def test_refusal_is_not_shared(script: Script, upstream: Upstream) -> None:
     """One with a bad key who asks first is no reason to refuse the others."""
-
-    async def test() -> None:
-        async with serving(keys={"good"}) as script, asking(script.url) as upstream:
-            script.may_answer.clear()
-            keys = ["bad", "good", None, "good", "bad", "good"]
-            asked = [asyncio.ensure_future(refusal(upstream, key)) for key in keys]
-            await until(lambda: script.asked)
-            script.may_answer.set()
-            reasons = await asyncio.gather(*asked)
-            assert reasons == [None if k == "good" else UNAUTHORIZED for k in keys]
-
-    run(test)
+    script.may_answer.clear()
+    keys = ["bad", "good", None, "good", "bad", "good"]
+    asked = [asyncio.ensure_future(refusal(upstream, key)) for key in keys]
+    await until(lambda: script.asked)
+    script.may_answer.set()
+    reasons = await asyncio.gather(*asked)
+    assert reasons == [None if k == "good" else UNAUTHORIZED for k in keys]
 
 
 @pytest.mark.parametrize("what", ["silent", "5xx", "down"])
-def test_a_hit_waits_for_nothing(what: str, clock: Clock) -> None:
+@scripted(interval=0.1)
+async def test_a_hit_waits_for_nothing(
+    script: Script, upstream: Upstream, what: str, clock: Clock
+) -> None:
     """What upstream said last counts while it does not say anything else, however long that is:
     no call waits for it."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream) is None
-            if what == "silent":
-                script.may_answer.clear()
-            elif what == "5xx":
-                script.says |= dict.fromkeys(SAID, (503, {}))
-            else:
-                script.stop()
-                await settled()
-            for _ in range(5):
-                clock.now += 11  # more than any interval, and less than an acceptance lasts
-                assert admits(upstream)
-                if what == "5xx":
-                    script.asked.clear()
-                    await until(lambda: script.asked)
-                await settled()
-
-    run(test)
+    assert await refusal(upstream) is None
+    if what == "silent":
+        script.may_answer.clear()
+    elif what == "5xx":
+        script.says |= dict.fromkeys(SAID, (503, {}))
+    else:
+        script.stop()
+        await settled()
+    for _ in range(5):
+        clock.now += 11  # more than any interval, and less than an acceptance lasts
+        assert admits(upstream)
+        if what == "5xx":
+            script.asked.clear()
+            await until(lambda: script.asked)
+        await settled()
 
 
-def test_asked_beside(clock: Clock) -> None:
+@scripted(interval=0.1)
+async def test_asked_beside(script: Script, upstream: Upstream, clock: Clock) -> None:
     """Upstream is asked again before its word is old, on one connection; a pause of the client's
     does not end that, and another model is noticed though nobody asks for anything."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream) is None
-            assert infos(script) == SAID
-            version = upstream.model_version
-            for _ in range(3):
-                asked = len(infos(script))
-                clock.now += 1
-                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
-            script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            clock.now += 1
-            await until(lambda: upstream.model_version > version)
-            assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
-
-    run(test)
+    assert await refusal(upstream) is None
+    assert infos(script) == SAID
+    version = upstream.model_version
+    for _ in range(3):
+        asked = len(infos(script))
+        clock.now += 1
+        await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+    script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+    clock.now += 1
+    await until(lambda: upstream.model_version > version)
+    assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
 
 
-def test_a_long_pause(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+@scripted(interval=0.1)
+async def test_a_long_pause(
+    script: Script, upstream: Upstream, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten minutes after the last call upstream is left alone. The next call gives it a moment to
     speak, and is then answered by what was known."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream) is None
-            await clock.seen_later(601)
-            upstream.heard(asker("key"), credential_headers("key"), 200, clock.now)
-            script.may_answer.clear()
-            assert not admits(upstream, "key")
-            began = asyncio.get_running_loop().time()
-            assert await refusal(upstream, "key") is None
-            assert 0.2 < asyncio.get_running_loop().time() - began < 2
-            clock.now += 0.3
-            assert admits(upstream, "key")
-            script.may_answer.set()
-
-    run(test)
+    assert await refusal(upstream) is None
+    await clock.seen_later(601)
+    upstream.heard(asker("key"), credential_headers("key"), 200, clock.now)
+    script.may_answer.clear()
+    assert not admits(upstream, "key")
+    began = asyncio.get_running_loop().time()
+    assert await refusal(upstream, "key") is None
+    assert 0.2 < asyncio.get_running_loop().time() - began < 2
+    clock.now += 0.3
+    assert admits(upstream, "key")
+    script.may_answer.set()
 
 
 @each("said", [(200, {**INFO, "model_path": "x"}), (404, {})])
-def test_a_word_after_a_pause(said: tuple[int, Any], clock: Clock) -> None:
+@scripted(interval=0.1)
+async def test_a_word_after_a_pause(
+    script: Script, upstream: Upstream, said: tuple[int, Any], clock: Clock
+) -> None:
     """Where upstream says in that moment that it is another model, nothing of the former is
     given."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream) is None
-            await clock.seen_later(601)
-            version = upstream.model_version
-            script.says["/model_info"] = said
-            await refusal(upstream)
-            assert upstream.model_version > version
-
-    run(test)
+    assert await refusal(upstream) is None
+    await clock.seen_later(601)
+    version = upstream.model_version
+    script.says["/model_info"] = said
+    await refusal(upstream)
+    assert upstream.model_version > version
 
 
-def test_a_credential_that_may_not_know(clock: Clock) -> None:
+@scripted(keys={"a"}, interval=0.1)
+async def test_a_credential_that_may_not_know(
+    script: Script, upstream: Upstream, clock: Clock
+) -> None:
     """A key that may generate, and is refused on the routes that tell of the model, does not keep
     those from being asked with a key that may."""
-
-    async def test() -> None:
-        async with serving(keys={"a"}) as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream, "a") is None
-            script.keys = {"a", "b"}
-            assert await refusal(upstream, "b") is None
-            script.keys = {"a"}
-            for _ in range(3):
-                asked = len(infos(script))
-                clock.now += 1
-                await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
-                assert admits(upstream, "a")
-
-    run(test)
+    assert await refusal(upstream, "a") is None
+    script.keys = {"a", "b"}
+    assert await refusal(upstream, "b") is None
+    script.keys = {"a"}
+    for _ in range(3):
+        asked = len(infos(script))
+        clock.now += 1
+        await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
+        assert admits(upstream, "a")
 
 
-def test_down_and_up(clock: Clock) -> None:
+@scripted(keys={"a", "c"}, interval=0.1)
+async def test_down_and_up(script: Script, upstream: Upstream, clock: Clock) -> None:
     """While a server is down, those whom it accepted get their answers; what it accepted before
     does not count when it is back as another process, which may have other keys."""
-
-    async def test() -> None:
-        async with serving(keys={"a", "c"}) as script, asking(script.url, interval=0.1) as upstream:
-            for key in "ac":
-                assert await refusal(upstream, key) is None
-            version = upstream.model_version
-            script.stop()
-            await settled()
-            clock.now += 11
-            await until(lambda: upstream.health is Health.DOWN)
-            for _ in range(3):
-                clock.now += 100
-                assert [admits(upstream, key) for key in "ac"] == [True, True]
-                assert await refusal(upstream, "b") is UNAUTHORIZED
-                assert await refusal(upstream) is UNAUTHORIZED
-                assert await upstream.confirm(version, ()) is Reason.UNCONFIRMED
-            script.keys = {"b"}
-            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
-            script.says["/model_info"] = (200, INFO)
-            script.open_paths = ("/model_info", "/server_info")
-            await script.start()
-            clock.now += 11
-            await until(lambda: upstream.health is Health.UP)
-            assert not admits(upstream, "c")
-            for key in ("a", "c", None):
-                assert await refusal(upstream, key) is UNAUTHORIZED
-            clock.now += 2
-            assert await refusal(upstream, "b") is None
-
-    run(test)
+    for key in "ac":
+        assert await refusal(upstream, key) is None
+    version = upstream.model_version
+    script.stop()
+    await settled()
+    clock.now += 11
+    await until(lambda: upstream.health is Health.DOWN)
+    for _ in range(3):
+        clock.now += 100
+        assert [admits(upstream, key) for key in "ac"] == [True, True]
+        assert await refusal(upstream, "b") is UNAUTHORIZED
+        assert await refusal(upstream) is UNAUTHORIZED
+        assert await upstream.confirm(version, ()) is Reason.UNCONFIRMED
+    script.keys = {"b"}
+    script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+    script.says["/model_info"] = (200, INFO)
+    script.open_paths = ("/model_info", "/server_info")
+    await script.start()
+    clock.now += 11
+    await until(lambda: upstream.health is Health.UP)
+    assert not admits(upstream, "c")
+    for key in ("a", "c", None):
+        assert await refusal(upstream, key) is UNAUTHORIZED
+    clock.now += 2
+    assert await refusal(upstream, "b") is None
 
 
 @each("was_away", [True, False])
-def test_another_process(was_away: bool) -> None:
+@scripted(keys={"a"}, interval=1000000.0)
+async def test_another_process(script: Script, upstream: Upstream, was_away: bool) -> None:
     """Whom a process has accepted is not known of the one after it; nor is it of one that was away,
     though it says that it is the same."""
-
-    async def test() -> None:
-        async with serving(keys={"a"}) as script, asking(script.url, interval=1e6) as upstream:
-            assert await refusal(upstream, "a") is None
-            if was_away:
-                script.stop()
-                await settled()
-                assert await upstream.check() is Health.DOWN
-                await script.start()
-            else:
-                script.says["/server_info"] = (200, ANOTHER)
-            assert admits(upstream, "a")
-            assert await upstream.check() is Health.UP
-            assert not admits(upstream, "a")
-
-    run(test)
+    assert await refusal(upstream, "a") is None
+    if was_away:
+        script.stop()
+        await settled()
+        assert await upstream.check() is Health.DOWN
+        await script.start()
+    else:
+        script.says["/server_info"] = (200, ANOTHER)
+    assert admits(upstream, "a")
+    assert await upstream.check() is Health.UP
+    assert not admits(upstream, "a")
 
 
-def test_asked_by_no_other_call(clock: Clock) -> None:
+@bounded
+async def test_asked_by_no_other_call(clock: Clock) -> None:
     """What upstream says instead of its name is shared for a second by the calls that come then."""
-
-    async def test() -> None:
-        async with serving(says={"/model_info": (500, {})}) as script, asking(script.url) as it:
-            for asked, later in ((1, 0), (1, 0.9), (2, 0.2)):
-                clock.now += later
-                assert await refusal(it) is NO_MODEL
-                assert len(script.asked) == asked
-
-    run(test)
+    async with serving(says={"/model_info": (500, {})}) as script, asking(script.url) as it:
+        for asked, later in ((1, 0), (1, 0.9), (2, 0.2)):
+            clock.now += later
+            assert await refusal(it) is NO_MODEL
+            assert len(script.asked) == asked
 
 
-def test_a_slow_one_is_not_down(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+@scripted(interval=0.1)
+async def test_a_slow_one_is_not_down(
+    script: Script, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     """A key that was taken back does not come back to life because upstream is slow."""
     monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.05)
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url, interval=0.1) as upstream:
-            assert await refusal(upstream, "a") is None
-            upstream.heard(asker("a"), credential_headers("a"), 401, clock.now)
-            script.may_answer.clear()
-            clock.now += 400
-            admits(upstream)
-            await until(lambda: upstream.health is Health.UNKNOWN)
-            assert not admits(upstream, "a")
-
-    run(test)
+    assert await refusal(upstream, "a") is None
+    upstream.heard(asker("a"), credential_headers("a"), 401, clock.now)
+    script.may_answer.clear()
+    clock.now += 400
+    admits(upstream)
+    await until(lambda: upstream.health is Health.UNKNOWN)
+    assert not admits(upstream, "a")
 
 
 def check(url: str, **kwargs: Any) -> Health:
@@ -345,15 +308,12 @@ def check(url: str, **kwargs: Any) -> Health:
 
 
 @each("status", [200, 204, 301, 307, 401, 404, 500, 503])
-def test_any_status_is_up(status: int) -> None:
+@bounded
+async def test_any_status_is_up(status: int) -> None:
     """A server that wants a key, or has no such route, would be reported as down."""
-
-    async def test() -> None:
-        says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
-        async with serving(says=says) as script, asking(script.url) as upstream:
-            assert await upstream.check() is Health.UP
-
-    run(test)
+    says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
+    async with serving(says=says) as script, asking(script.url) as upstream:
+        assert await upstream.check() is Health.UP
 
 
 @each("url", ["", "http://no-such-host.invalid:30000"])
@@ -372,23 +332,19 @@ def test_not_http(data: bytes) -> None:
         assert check(url) is Health.DOWN
 
 
-def test_look(clock: Clock) -> None:
+@scripted()
+async def test_look(script: Script, upstream: Upstream, clock: Clock) -> None:
     """Whether it is up is told from what is known, at once, and asked for beside if that is old."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await upstream.check() is Health.UP
-            asked = len(script.asked)
-            upstream.seen(False)
-            assert upstream.look(clock.now + 1) is Health.DOWN
-            await settled()
-            assert len(script.asked) == asked
-            clock.now += 6
-            assert upstream.look(clock.now) is Health.DOWN
-            await until(lambda: upstream.health is Health.UP)
-            assert len(script.asked) == asked + 2
-
-    run(test)
+    assert await upstream.check() is Health.UP
+    asked = len(script.asked)
+    upstream.seen(False)
+    assert upstream.look(clock.now + 1) is Health.DOWN
+    await settled()
+    assert len(script.asked) == asked
+    clock.now += 6
+    assert upstream.look(clock.now) is Health.DOWN
+    await until(lambda: upstream.health is Health.UP)
+    assert len(script.asked) == asked + 2
 
 
 def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +357,8 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("insecure", "state"), [(False, Health.DOWN), (True, Health.UP)])
-def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
+@bounded
+async def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
     """A stranger's certificate would be believed, or `--insecure` not help."""
     received: list[bytes] = []
 
@@ -412,13 +369,10 @@ def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
             await reader.read()
         writer.transport.abort()
 
-    async def test() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
-        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
-            assert await upstream.check() is state
-        assert len(received) == int(insecure)
-        server.close()
-        await settled()
-
-    run(test)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
+    url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
+        assert await upstream.check() is state
+    assert len(received) == int(insecure)
+    server.close()
+    await settled()

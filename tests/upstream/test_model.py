@@ -16,11 +16,14 @@ from tests.upstream.scripted import (
     SAID,
     SERVER,
     Kept,
+    Script,
     admits,
     asking,
+    bounded,
     changed,
     refusal,
     run,
+    scripted,
     serving,
     settled,
     until,
@@ -31,53 +34,47 @@ def names(upstream: Upstream) -> tuple[str, str]:
     return upstream.fingerprint, upstream.epochs.adapters_token
 
 
-def test_restart_after_a_change() -> None:
+@bounded
+async def test_restart_after_a_change() -> None:
     """What a request made of a process's weights is not believed of the next process."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script, asking(script.url, kept) as upstream:
-            assert await refusal(upstream) is None
-            await changed(upstream)
-            await until(lambda: kept.document["epochs"]["last"] and not kept.document["unsettled"])
-            before = upstream.fingerprint
-            script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
-            script.hang_up()
-            await settled()
-            assert await upstream.confirm(upstream.model_version, ()) is Reason.MODEL_CHANGED
-            assert upstream.fingerprint != before
-
-    run(test)
+    kept = Kept()
+    async with serving() as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream) is None
+        await changed(upstream)
+        await until(lambda: kept.document["epochs"]["last"] and not kept.document["unsettled"])
+        before = upstream.fingerprint
+        script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
+        script.hang_up()
+        await settled()
+        assert await upstream.confirm(upstream.model_version, ()) is Reason.MODEL_CHANGED
+        assert upstream.fingerprint != before
 
 
-def test_restart_of_one_that_was_away() -> None:
+@bounded
+async def test_restart_of_one_that_was_away() -> None:
     """A process is another one, too, where something else has answered in between, as a balancer
     does that has nobody behind it; also for a proxy that was started anew meanwhile."""
-
-    async def test() -> None:
-        for is_anew in (False, True):
-            kept = Kept()
-            async with serving() as script:
+    for is_anew in (False, True):
+        kept = Kept()
+        async with serving() as script:
+            async with asking(script.url, kept) as upstream:
+                assert await refusal(upstream) is None
+                await changed(upstream)
+                await upstream.check()
+                before, says = upstream.fingerprint, script.says
+                script.says = {}
+                await upstream.check()
+                assert not upstream.fingerprint
+                script.says = {**says, "/server_info": (200, {**SERVER, "random_seed": 2})}
+                if not is_anew:
+                    await upstream.check()
+                    assert upstream.fingerprint
+                    assert upstream.fingerprint != before
+            if is_anew:
                 async with asking(script.url, kept) as upstream:
-                    assert await refusal(upstream) is None
-                    await changed(upstream)
                     await upstream.check()
-                    before, says = upstream.fingerprint, script.says
-                    script.says = {}
-                    await upstream.check()
-                    assert not upstream.fingerprint
-                    script.says = {**says, "/server_info": (200, {**SERVER, "random_seed": 2})}
-                    if not is_anew:
-                        await upstream.check()
-                        assert upstream.fingerprint
-                        assert upstream.fingerprint != before
-                if is_anew:
-                    async with asking(script.url, kept) as upstream:
-                        await upstream.check()
-                        assert upstream.fingerprint
-                        assert upstream.fingerprint != before
-
-    run(test)
+                    assert upstream.fingerprint
+                    assert upstream.fingerprint != before
 
 
 @each("status", [200, 400, 401, 404, 500, None])
@@ -85,38 +82,35 @@ def test_restart_of_one_that_was_away() -> None:
     ("change", "adapter"),
     [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")],
 )
-def test_change(change: Change, adapter: str | None, status: int | None) -> None:
+@bounded
+async def test_change(change: Change, adapter: str | None, status: int | None) -> None:
     """What upstream has carried out, or may have, begins anew; what it refused changes nothing.
     Until that is known, what is stored is given, and nothing is stored."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script, asking(script.url, kept) as upstream:
-            assert await refusal(upstream) is None
-            before, version = names(upstream), upstream.model_version
-            update = upstream.change(change, adapter)
-            await update.announced
-            assert kept.document["unsettled"]  # before it is passed on
-            assert await upstream.confirm(version, ()) is None  # it is not there yet
-            update.sent()
-            assert (names(upstream), admits(upstream)) == (before, True)
-            asked = len(script.asked)
-            confirming = asyncio.ensure_future(upstream.confirm(version, ()))
-            await until(lambda: len(script.asked) > asked)
-            await until(lambda: script.asked[-1].is_answered.is_set())
-            await settled(200)
-            assert not confirming.done()
-            update.ended(status)
-            is_refused = status in (401, 404)
-            assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
-            assert (names(upstream) == before) is is_refused
-            assert await refusal(upstream) is None
-            assert await upstream.confirm(upstream.model_version, ()) is None
-            assert (names(upstream) == before) is is_refused
-            await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
-            await until(lambda: not kept.document["unsettled"])
-
-    run(test)
+    kept = Kept()
+    async with serving() as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream) is None
+        before, version = names(upstream), upstream.model_version
+        update = upstream.change(change, adapter)
+        await update.announced
+        assert kept.document["unsettled"]  # before it is passed on
+        assert await upstream.confirm(version, ()) is None  # it is not there yet
+        update.sent()
+        assert (names(upstream), admits(upstream)) == (before, True)
+        asked = len(script.asked)
+        confirming = asyncio.ensure_future(upstream.confirm(version, ()))
+        await until(lambda: len(script.asked) > asked)
+        await until(lambda: script.asked[-1].is_answered.is_set())
+        await settled(200)
+        assert not confirming.done()
+        update.ended(status)
+        is_refused = status in (401, 404)
+        assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
+        assert (names(upstream) == before) is is_refused
+        assert await refusal(upstream) is None
+        assert await upstream.confirm(upstream.model_version, ()) is None
+        assert (names(upstream) == before) is is_refused
+        await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+        await until(lambda: not kept.document["unsettled"])
 
 
 def test_a_word_of_before_a_change() -> None:
@@ -151,151 +145,129 @@ def test_a_word_of_before_a_change() -> None:
         run(partial(test, held))
 
 
-def test_changes_that_do_not_end() -> None:
+@scripted()
+async def test_changes_that_do_not_end(script: Script, upstream: Upstream) -> None:
     """A request that is held open, or whose client hangs up before upstream has it, holds up
     nobody: answers go on being stored and given."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            version = upstream.model_version
-            held = [upstream.change(Change.MODEL, None) for _ in range(3)]
-            await held[0].announced
-            for update in held[:2]:
-                update.ended(None)
-            assert (upstream.model_version, admits(upstream)) == (version, True)
-            assert await upstream.confirm(version, ()) is None
-
-    run(test)
+    assert await refusal(upstream) is None
+    version = upstream.model_version
+    held = [upstream.change(Change.MODEL, None) for _ in range(3)]
+    await held[0].announced
+    for update in held[:2]:
+        update.ended(None)
+    assert (upstream.model_version, admits(upstream)) == (version, True)
+    assert await upstream.confirm(version, ()) is None
 
 
-def test_an_update_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@scripted()
+async def test_an_update_that_takes_long(
+    script: Script, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While an update goes on nothing is stored, and no answer waits for its end for long."""
     monkeypatch.setattr("sglang_cached_addon.upstream.confirming.PATIENCE_SECONDS", 0.05)
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            assert await refusal(upstream) is None
-            update = upstream.change(Change.MODEL, None)
-            update.sent()
-            confirmed = await upstream.confirm(upstream.model_version, ())
-            assert confirmed is Reason.MODEL_CHANGED
-            update.ended(401)
-            assert await upstream.confirm(upstream.model_version, ()) is None
-
-    run(test)
+    assert await refusal(upstream) is None
+    update = upstream.change(Change.MODEL, None)
+    update.sent()
+    confirmed = await upstream.confirm(upstream.model_version, ())
+    assert confirmed is Reason.MODEL_CHANGED
+    update.ended(401)
+    assert await upstream.confirm(upstream.model_version, ()) is None
 
 
-def test_change_of_the_unknown() -> None:
+@bounded
+async def test_change_of_the_unknown() -> None:
     """Weights that are changed before anybody asked are not taken for the old ones."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script:
-            async with asking(script.url, kept) as upstream:
-                assert await refusal(upstream) is None
-                before = upstream.fingerprint
-            kept.document["identity"] = None
-            async with asking(script.url, kept) as upstream:
-                await changed(upstream)
-                assert await refusal(upstream) is None
-                assert upstream.fingerprint != before
-                await until(lambda: not kept.document["unsettled"])
-
-    run(test)
+    kept = Kept()
+    async with serving() as script:
+        async with asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before = upstream.fingerprint
+        kept.document["identity"] = None
+        async with asking(script.url, kept) as upstream:
+            await changed(upstream)
+            assert await refusal(upstream) is None
+            assert upstream.fingerprint != before
+            await until(lambda: not kept.document["unsettled"])
 
 
-def test_crash_during_a_change() -> None:
+@bounded
+async def test_crash_during_a_change() -> None:
     """After a proxy that was killed while the weights may have changed, nothing of the old ones is
     given: not even before upstream has spoken."""
-
-    async def test() -> None:
-        kept = Kept()
-        async with serving() as script:
-            async with asking(script.url, kept) as upstream:
-                assert await refusal(upstream) is None
-                before = upstream.fingerprint
-                await upstream.change(Change.MODEL, None).announced
-                document = dict(kept.document)
-            kept.document = document
-            async with asking(script.url, kept) as upstream:
-                assert upstream.fingerprint != before
-                assert await refusal(upstream) is None
-                assert upstream.fingerprint != before
-
-    run(test)
+    kept = Kept()
+    async with serving() as script:
+        async with asking(script.url, kept) as upstream:
+            assert await refusal(upstream) is None
+            before = upstream.fingerprint
+            await upstream.change(Change.MODEL, None).announced
+            document = dict(kept.document)
+        kept.document = document
+        async with asking(script.url, kept) as upstream:
+            assert upstream.fingerprint != before
+            assert await refusal(upstream) is None
+            assert upstream.fingerprint != before
 
 
-def test_change_by_another_proxy() -> None:
+@bounded
+async def test_change_by_another_proxy() -> None:
     """What another proxy has changed is not given any more."""
+    kept = Kept()
+    async with serving() as script, asking(script.url, kept) as upstream:
+        assert await refusal(upstream) is None
+        before, version, asked = upstream.fingerprint, upstream.model_version, len(script.asked)
+        assert upstream.identity
+        known = upstream.epochs.as_numbers()
+        upstream.adopt(known, {**known, "last": 7, "m:another": 7})
+        assert (upstream.fingerprint, upstream.model_version) == (before, version)
+        known = upstream.epochs.as_numbers()
+        upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
+        assert upstream.fingerprint != before
+        assert upstream.model_version > version
+        assert not admits(upstream)  # it may have another name by now
+        assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+        await until(lambda: len(script.asked) > asked)
+        await until(lambda: kept.document["epochs"]["last"] == 8)
+        before = upstream.model_version
+        known = upstream.epochs.as_numbers()
+        upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
+        assert upstream.model_version > before
 
-    async def test() -> None:
+
+@scripted()
+async def test_a_former_model_by_another_proxy(script: Script, upstream: Upstream) -> None:
+    """A model that another proxy has put in the place of ours gets a new number here, too, though
+    it was known before: its own from there may come later than its name."""
+    former = {}
+    for name in ("b", "m"):
+        script.says["/model_info"] = (200, {**INFO, "model_path": name})
+        await upstream.check()
+        assert upstream.identity
+        former[upstream.identity.digest] = upstream.fingerprint
+    b, m = former
+    script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
+    known = upstream.epochs.as_numbers()
+    upstream.adopt(known, {**known, "last": 8, f"m:{m}": 8})
+    await until(lambda: upstream.identity and upstream.identity.digest == b)
+    assert upstream.fingerprint not in former.values()
+    known = upstream.epochs.as_numbers()
+    upstream.adopt(known, {**known, "last": 20, f"m:{b}": 20})
+    await upstream.check()
+    await upstream.check()
+    assert upstream.epochs.as_numbers()["last"] == 20  # that is its number everywhere
+
+
+@bounded
+async def test_what_was_changed_elsewhere() -> None:
+    """What a request made of one server's weights is not believed of another server; it is of the
+    same one under another URL."""
+    for seed in (1, 2):
         kept = Kept()
         async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
-            before, version, asked = upstream.fingerprint, upstream.model_version, len(script.asked)
-            assert upstream.identity
-            known = upstream.epochs.as_numbers()
-            upstream.adopt(known, {**known, "last": 7, "m:another": 7})
-            assert (upstream.fingerprint, upstream.model_version) == (before, version)
-            known = upstream.epochs.as_numbers()
-            upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
-            assert upstream.fingerprint != before
-            assert upstream.model_version > version
-            assert not admits(upstream)  # it may have another name by now
-            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-            await until(lambda: len(script.asked) > asked)
-            await until(lambda: kept.document["epochs"]["last"] == 8)
-            before = upstream.model_version
-            known = upstream.epochs.as_numbers()
-            upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
-            assert upstream.model_version > before
-
-    run(test)
-
-
-def test_a_former_model_by_another_proxy() -> None:
-    """A model that another proxy has put in the place of ours gets a new number here, too, though
-    it was known before: its own from there may come later than its name."""
-
-    async def test() -> None:
-        async with serving() as script, asking(script.url) as upstream:
-            former = {}
-            for name in ("b", "m"):
-                script.says["/model_info"] = (200, {**INFO, "model_path": name})
-                await upstream.check()
-                assert upstream.identity
-                former[upstream.identity.digest] = upstream.fingerprint
-            b, m = former
-            script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
-            known = upstream.epochs.as_numbers()
-            upstream.adopt(known, {**known, "last": 8, f"m:{m}": 8})
-            await until(lambda: upstream.identity and upstream.identity.digest == b)
-            assert upstream.fingerprint not in former.values()
-            known = upstream.epochs.as_numbers()
-            upstream.adopt(known, {**known, "last": 20, f"m:{b}": 20})
+            await changed(upstream)
             await upstream.check()
-            await upstream.check()
-            assert upstream.epochs.as_numbers()["last"] == 20  # that is its number everywhere
-
-    run(test)
-
-
-def test_what_was_changed_elsewhere() -> None:
-    """What a request made of one server's weights is not believed of another server; it is of the
-    same one under another URL."""
-
-    async def test() -> None:
-        for seed in (1, 2):
-            kept = Kept()
-            async with serving() as script, asking(script.url, kept) as upstream:
-                assert await refusal(upstream) is None
-                await changed(upstream)
-                await upstream.check()
-                await until(lambda: kept.document["epochs"]["last"])  # noqa: B023
-            async with serving() as other, asking(other.url, kept) as at_other:
-                other.says["/server_info"] = (200, {**SERVER, "random_seed": seed})
-                assert await refusal(at_other) is None
-                assert (at_other.fingerprint == upstream.fingerprint) is (seed == 1)
-
-    run(test)
+            await until(lambda: kept.document["epochs"]["last"])  # noqa: B023
+        async with serving() as other, asking(other.url, kept) as at_other:
+            other.says["/server_info"] = (200, {**SERVER, "random_seed": seed})
+            assert await refusal(at_other) is None
+            assert (at_other.fingerprint == upstream.fingerprint) is (seed == 1)

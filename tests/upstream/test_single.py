@@ -9,13 +9,14 @@ import sys
 import pytest
 
 from sglang_cached_addon.upstream.single import Following, Single
-from tests.upstream.scripted import run, settled
+from tests.upstream.scripted import bounded, settled
 
 EAGER = pytest.mark.skipif(sys.version_info < (3, 12), reason="no eager tasks")
 
 
 @pytest.mark.parametrize("is_eager", [False, pytest.param(True, marks=EAGER)])
-def test_work_that_ends_at_once(is_eager: bool) -> None:
+@bounded
+async def test_work_that_ends_at_once(is_eager: bool) -> None:
     """Work that never waits is done when it is begun, and the next one begins anew."""
     begun = 0
 
@@ -24,100 +25,86 @@ def test_work_that_ends_at_once(is_eager: bool) -> None:
         begun += 1
         return begun
 
-    async def test() -> None:
-        if is_eager:
-            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-        one: Single[int] = Single()
-        assert [await one.join(work) for _ in range(3)] == [1, 2, 3]
-        assert not one.is_busy
-        next_one: Following[int] = Following()
-        assert [await next_one.join(work) for _ in range(3)] == [4, 5, 6]
-
-    run(test)
+    if is_eager:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    one: Single[int] = Single()
+    assert [await one.join(work) for _ in range(3)] == [1, 2, 3]
+    assert not one.is_busy
+    next_one: Following[int] = Following()
+    assert [await next_one.join(work) for _ in range(3)] == [4, 5, 6]
 
 
-def test_work_under_way_is_shared() -> None:
+@bounded
+async def test_work_under_way_is_shared() -> None:
     """All who come while it is under way get what comes of it, whoever of them leaves."""
+    may_end, begun = asyncio.Event(), []
 
-    async def test() -> None:
-        may_end, begun = asyncio.Event(), []
+    async def work() -> int:
+        begun.append(len(begun))
+        await may_end.wait()
+        return begun[-1]
 
-        async def work() -> int:
-            begun.append(len(begun))
-            await may_end.wait()
-            return begun[-1]
-
-        one: Single[int] = Single()
-        waiting = [asyncio.ensure_future(one.join(work)) for _ in range(5)]
-        await settled()
-        assert one.is_busy
-        waiting[0].cancel()
-        may_end.set()
-        assert await asyncio.gather(*waiting[1:]) == [0] * 4
-        assert begun == [0]
-
-    run(test)
+    one: Single[int] = Single()
+    waiting = [asyncio.ensure_future(one.join(work)) for _ in range(5)]
+    await settled()
+    assert one.is_busy
+    waiting[0].cancel()
+    may_end.set()
+    assert await asyncio.gather(*waiting[1:]) == [0] * 4
+    assert begun == [0]
 
 
-def test_the_next_is_shared() -> None:
+@bounded
+async def test_the_next_is_shared() -> None:
     """Those who come while a piece is under way get what comes of the next one, not of this."""
+    may_end, begun = asyncio.Event(), []
 
-    async def test() -> None:
-        may_end, begun = asyncio.Event(), []
+    async def work() -> int:
+        begun.append(len(begun))
+        await may_end.wait()
+        return len(begun)
 
-        async def work() -> int:
-            begun.append(len(begun))
-            await may_end.wait()
-            return len(begun)
-
-        following: Following[int] = Following()
-        first = following.join(work)
-        await settled()
-        later = [following.join(work) for _ in range(5)]
-        later[0].cancel()
-        may_end.set()
-        assert await first == 1
-        assert await asyncio.gather(*later[1:]) == [2] * 4
-        assert begun == [0, 1]
-
-    run(test)
+    following: Following[int] = Following()
+    first = following.join(work)
+    await settled()
+    later = [following.join(work) for _ in range(5)]
+    later[0].cancel()
+    may_end.set()
+    assert await first == 1
+    assert await asyncio.gather(*later[1:]) == [2] * 4
+    assert begun == [0, 1]
 
 
-def test_a_pause_between() -> None:
+@bounded
+async def test_a_pause_between() -> None:
     """Pieces do not begin faster than they may."""
+    loop, begun = asyncio.get_running_loop(), []
 
-    async def test() -> None:
-        loop, begun = asyncio.get_running_loop(), []
+    async def work() -> None:
+        begun.append(loop.time())
 
-        async def work() -> None:
-            begun.append(loop.time())
-
-        following: Following[None] = Following(0.02)
-        for _ in range(3):
-            await following.join(work)
-        assert all(after - before >= 0.019 for before, after in itertools.pairwise(begun))
-
-    run(test)
+    following: Following[None] = Following(0.02)
+    for _ in range(3):
+        await following.join(work)
+    assert all(after - before >= 0.019 for before, after in itertools.pairwise(begun))
 
 
-def test_nothing_is_left() -> None:
+@bounded
+async def test_nothing_is_left() -> None:
     """What is given up is ended."""
 
-    async def test() -> None:
-        async def work() -> None:
-            await asyncio.Event().wait()
+    async def work() -> None:
+        await asyncio.Event().wait()
 
-        one: Single[None] = Single()
-        one.cancel()
-        following: Following[None] = Following()
-        following.cancel()
-        waiting = [one.join(work), following.join(work)]
-        await settled()
-        waiting.append(following.join(work))
-        one.cancel()
-        following.cancel()
-        await settled()
-        assert all(answer.done() for answer in waiting)
-        assert len(asyncio.all_tasks()) == 1
-
-    run(test)
+    one: Single[None] = Single()
+    one.cancel()
+    following: Following[None] = Following()
+    following.cancel()
+    waiting = [one.join(work), following.join(work)]
+    await settled()
+    waiting.append(following.join(work))
+    one.cancel()
+    following.cancel()
+    await settled()
+    assert all(answer.done() for answer in waiting)
+    assert len(asyncio.all_tasks()) == 1
