@@ -21,8 +21,6 @@ from sglang_cached_addon.assembly import Parts, assemble
 from sglang_cached_addon.proxy import gateway, lane
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
-from sglang_cached_addon.proxy.flows import Streaming
-from sglang_cached_addon.proxy.framing_layer import open_framing_layer
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
 from sglang_cached_addon.proxy.selfcheck import Part, faults, has
@@ -55,9 +53,8 @@ class SglangCached:
         """Of the clients that are there."""
         self._announce = announce
         self._desk = Desk()
-        self._streaming = Streaming(handler_of)
-        self._flows = FlowHooks(self._desk, self.connections, self._streaming)
-        self.addons = [self._flows]
+        self._hooks = FlowHooks(self._desk, self.connections)
+        self.addons = [self._hooks]
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False
@@ -171,19 +168,15 @@ class SglangCached:
         ours = gateway.reverse_proxy(
             nextlayer.context,
             nextlayer.data_client()[:1],
-            self._flows,
-            before=(lambda context: open_framing_layer(context, connection, self._flows.longest))
-            if connection
-            else None,
+            self._hooks.front,
+            connection,
         )
         if ours:
             nextlayer.layer = ours
-            self._streaming.enable(nextlayer.context.client)
 
     def client_disconnected(self, client: Client) -> None:
         self.connections.remove(client)
-        self._streaming.left(client)
-        self._flows.left(client)
+        self._hooks.left(client)
 
     async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         await descriptors.for_upstream()
@@ -199,7 +192,7 @@ class SglangCached:
         settings = self._desk.settings
         if not (self.parts and settings and settings.express):
             return False
-        others = _onlookers((self, self._flows))
+        others = _onlookers((self, self._hooks))
         if others and not self._said_closed:
             self._said_closed = True
             names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
@@ -211,7 +204,7 @@ class SglangCached:
         """Requests that have come and are not answered, and answers on their way to the store, or
         to others."""
         unfinished = self.parts.unfinished if self.parts else 0
-        return len(self._flows) + self.connections.busy + unfinished
+        return len(self._hooks.flows) + self.connections.busy + unfinished
 
 
 def _onlookers(own: tuple[object, ...]) -> list[str]:

@@ -8,10 +8,8 @@ its own, and looks for a connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from mitmproxy import http
 from mitmproxy.proxy import commands, events, layer, layers, tunnel
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import (
@@ -25,7 +23,10 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon.core.policy import MAX_BODY
+from sglang_cached_addon.proxy.connections import Connection
 from sglang_cached_addon.proxy.feed import Feed
+from sglang_cached_addon.proxy.framing_layer import open_framing_layer
+from sglang_cached_addon.proxy.front import Front
 from sglang_cached_addon.proxy.inside import (
     Http1Server,
     RequestData,
@@ -39,36 +40,17 @@ from sglang_cached_addon.proxy.inside import (
 from sglang_cached_addon.proxy.selfcheck import Part, has
 from sglang_cached_addon.proxy.strict_client import StrictHttp1Client
 
-MakeLayer = Callable[[Context], layer.Layer]
-"""Makes the layer that stands before the HTTP layer."""
-
-
 _HANDSHAKE = b"\x16"
 """What TLS begins with."""
 
 
-class Front(Protocol):
-    """What the layer asks about flows."""
-
-    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
-        """The answer to a request that upstream did not answer, with mitmproxy's message."""
-
-    def note_host(self, request: http.Request) -> None:
-        """A request as the client sent it: mitmproxy is about to put upstream's name into it."""
-
-    def pass_on(self, flow: http.HTTPFlow) -> None:
-        """A request whose body is too large to be kept is about to be passed on as it comes."""
-
-    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
-        """What answers a flow in upstream's place."""
-
-
 class Gateway(HttpLayer):
-    """An `HttpLayer` with a `Front`."""
+    """An `HttpLayer` that asks a `Front`."""
 
     def __init__(self, context: Context, front: Front) -> None:
         super().__init__(context, HTTPMode.transparent)
         self._front = front
+        front.enter(context.client)
 
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
@@ -151,14 +133,12 @@ class Stream(HttpStream):
 
 
 def reverse_proxy(
-    context: Context,
-    data: bytes,
-    front: Front,
-    before: MakeLayer | None = None,
+    context: Context, data: bytes, front: Front, connection: Connection | None
 ) -> layer.Layer | None:
     """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 
-    `data` is what the client sent first. Who was asked before us may have chosen mitmproxy's own
+    `data` is what the client sent first. Its requests are read strictly where it has a
+    `connection`. Who was asked before us may have chosen mitmproxy's own
     layers for HTTP: ours take their place.
     """
     mode = context.client.proxy_mode
@@ -174,8 +154,8 @@ def reverse_proxy(
         stack /= layers.ServerTLSLayer(context)
     if data[:1] == _HANDSHAKE:
         stack /= layers.ClientTLSLayer(context)
-    if before:
-        stack /= before(context)
+    if connection:
+        stack /= open_framing_layer(context, connection, front.longest)
     stack /= Gateway(context, front)
     return stack[0]
 

@@ -1,73 +1,51 @@
 """What the cache does with mitmproxy's flows: hooks in, answers out.
 
 The way of calls that the fast lane does not take, and of all where other addons look on. Decides
-nothing: `service` does. Of a flow it keeps in `metadata` what people may want to see, and what is
-alive in a weak map beside it.
+nothing: `service` does.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
-from math import inf
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from mitmproxy import http
 from mitmproxy.connection import Client
-from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
-from sglang_cached_addon.core import directives, policy, updates
+from sglang_cached_addon.core import directives, updates
 from sglang_cached_addon.core.call_head import CallHeads, by_name
-from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.proxy import answering, control, responses
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
-from sglang_cached_addon.proxy.feed import Feed
-from sglang_cached_addon.proxy.flows import Live, Streaming
-from sglang_cached_addon.proxy.requests import (
-    ABORTS,
-    caller,
-    is_abort,
-    is_local,
-    is_short,
-    length,
-)
-from sglang_cached_addon.proxy.writing import LEFT, paced
+from sglang_cached_addon.proxy.feed import FeedAnswer
+from sglang_cached_addon.proxy.flows import Flows, Live, note
+from sglang_cached_addon.proxy.front import Front
+from sglang_cached_addon.proxy.requests import caller, is_abort, is_local, is_short, unread
+from sglang_cached_addon.proxy.writing import LEFT, pieces_of
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
-from sglang_cached_addon.service.findings import Bypass, Hit, unreachable
-from sglang_cached_addon.wire import heads, http1
-
-# In a flow's metadata: the header fields of its outcome.
-_HEADERS = "sglang_cached"
+from sglang_cached_addon.service.findings import Bypass, Hit
+from sglang_cached_addon.wire import http1
 
 
 class FlowHooks:
-    """Answers flows. An addon of mitmproxy's, and the `Front` of its HTTP layer."""
+    """An addon of mitmproxy's that answers flows."""
 
     name = "sglang_cached_flows"
 
-    def __init__(self, desk: Desk, connections: Connections, streaming: Streaming) -> None:
+    def __init__(self, desk: Desk, connections: Connections) -> None:
+        self.flows = Flows()
+        """Those that are not answered in full."""
+        self.front = Front(desk, self.flows)
         self._desk = desk
         self._dialects = dialects.installed()
         self._connections = connections
-        self._streaming = streaming
-        self._live: WeakKeyDictionary[http.HTTPFlow, Live] = WeakKeyDictionary()
-        self._flows: dict[Client, set[http.HTTPFlow]] = {}
-        """Those under way, by the client that sent them."""
-        self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
-        """What requests to our own routes were sent to."""
-
-    def __len__(self) -> int:
-        """How many flows are not answered in full."""
-        return len(self._live)
 
     # Hooks
 
@@ -77,8 +55,7 @@ class FlowHooks:
         handed = connection.take_handed() if connection else None
         if flow.response or flow.error or not isinstance(flow.client_conn.proxy_mode, ReverseMode):
             return None
-        live = self._live[flow] = Live(time.monotonic())
-        self._flows.setdefault(flow.client_conn, set()).add(flow)
+        live = self.flows.begin(flow)
         if connection:
             connection.calls += 1
         if routes.find(flow.request.path):
@@ -86,7 +63,7 @@ class FlowHooks:
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
             return None
-        reason = self._unread(flow.request)
+        reason = unread(flow.request, self._dialects)
         if not reason or self._is_denied(flow.request, reason):
             return None
         if parts := self._desk.parts:
@@ -99,7 +76,7 @@ class FlowHooks:
         return control.change(self._desk, live, change, None) if change else None
 
     def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
-        live = self._live.get(flow)
+        live = self.flows.get(flow)
         if live is None or flow.response or flow.error or not flow.live:
             return None
         if live.update:
@@ -107,14 +84,19 @@ class FlowHooks:
             return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
-        if (reason := self._unread(flow.request)) and self._is_denied(flow.request, reason):
+        reason = unread(flow.request, self._dialects)
+        if reason and self._is_denied(flow.request, reason):
             flow.response = responses.denied(flow.request.path)
             return None
         if is_abort(flow.request):
             return control.abort(self._desk, flow, live)
         if self._desk.parts and live.outcome is None:
             live.ask = self._ask(flow, self._desk.parts.heads)
-            return self._carry_out(flow, live, self._desk.receive(live.ask))
+            answer = self._desk.receive(live.ask)
+            if isinstance(answer, Coroutine):
+                return self._wait(flow, live, answer)
+            self._give(flow, live, answer)
+            return None
         change = updates.change(flow.request.method, flow.request.path)
         if change:
             name = updates.adapter_name(flow.request.get_content(strict=False) or b"")
@@ -122,8 +104,8 @@ class FlowHooks:
         return None
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        live = self._live.get(flow)
-        if flow.response and self._streaming.is_fed(flow):
+        live = self.flows.get(flow)
+        if flow.response and live and live.feed:
             flow.response.stream = True
             return
         if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
@@ -137,7 +119,7 @@ class FlowHooks:
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
-            _show(flow, live.outcome)
+            note(flow, live.outcome)
             fields = answering.mark(flow.response.headers.fields, live.outcome)
             flow.response.headers = http.Headers(fields)
 
@@ -148,17 +130,27 @@ class FlowHooks:
     def error(self, flow: http.HTTPFlow) -> None:
         live = self._end(flow, None)
         if live and live.outcome and live.outcome.reason is not Reason.ROUTE:
-            _show(flow, live.outcome)
+            note(flow, live.outcome)
+
+    def left(self, client: Client) -> None:
+        """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
+        flow."""
+        for flow, live in self.flows.left(client).items():
+            if live.waiting:
+                live.waiting.cancel()
+                live.outcome = LEFT
+            self._close(flow, live, None)
+
+    # What the hooks do
 
     def _end(self, flow: http.HTTPFlow, status: int | None) -> Live | None:
         """A flow is over; `status` is that of its whole answer."""
-        live = self._live.pop(flow, None)
-        self._streaming.forget(flow)
-        flows = self._flows.get(flow.client_conn)
-        if flows:
-            flows.discard(flow)
-        if live is None:
-            return None
+        if live := self.flows.end(flow):
+            self._close(flow, live, status)
+        return live
+
+    def _close(self, flow: http.HTTPFlow, live: Live, status: int | None) -> None:
+        """Tells all that have to do with a flow that it is over."""
         if connection := self._connections.get(flow.client_conn):
             connection.calls -= 1
         if live.update:
@@ -171,15 +163,6 @@ class FlowHooks:
             live.outcome = live.streamed.outcome
         if live.outcome:
             self._desk.log(flow.request.path, live.outcome, live.started)
-        return live
-
-    def left(self, client: Client) -> None:
-        """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
-        flow."""
-        for flow in self._flows.pop(client, ()):
-            self._end(flow, None)
-
-    # What the hooks do
 
     def _ask(self, flow: http.HTTPFlow, call_heads: CallHeads) -> Ask:
         request = flow.request
@@ -188,7 +171,7 @@ class FlowHooks:
             head,
             request.raw_content or b"",
             request.headers.fields,
-            is_chunkable=self._streaming.can_answer(flow),
+            is_chunkable=self.front.is_chunkable(flow),
             is_local=is_local(flow.client_conn),
         )
 
@@ -199,29 +182,13 @@ class FlowHooks:
         headers = by_name(request.headers.fields)
         return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
 
-    def _unread(self, request: http.Request) -> Reason | None:
-        """Why a request's body is not read at all."""
-        if (request.method, request.path) not in self._dialects:
-            has_query = (request.method, request.path.split("?", 1)[0]) in self._dialects
-            return Reason.QUERY if has_query else Reason.ROUTE
-        return Reason.TOO_LARGE if length(request) > policy.MAX_BODY else None
-
-    def _carry_out(
-        self, flow: http.HTTPFlow, live: Live, answer: Answer | Coroutine[Any, Any, Answer]
-    ) -> Awaitable[None] | None:
-        if isinstance(answer, Coroutine):
-            return self._wait(flow, live, answer)
-        self._give(flow, live, answer)
-        return None
-
     async def _wait(
-        self, flow: http.HTTPFlow, live: Live, way: Coroutine[Any, Any, Answer]
+        self, flow: http.HTTPFlow, live: Live, coming: Coroutine[Any, Any, Answer]
     ) -> None:
+        live.waiting = task = asyncio.current_task()
         try:
-            with self._streaming.waiting(flow.client_conn):
-                answer = await way
+            answer = await coming
         except asyncio.CancelledError:
-            task = asyncio.current_task()
             if task:
                 task.uncancel()
             # The client has left; without an answer mitmproxy would ask upstream.
@@ -230,82 +197,34 @@ class FlowHooks:
             self._end(flow, None)
         else:
             self._give(flow, live, answer)
+        finally:
+            live.waiting = None
 
     def _give(self, flow: http.HTTPFlow, live: Live, answer: Answer) -> None:
         """Answers a flow, or lets it pass."""
         live.outcome = answer.outcome
         if isinstance(answer, Bypass):
             return
-        _show(flow, answer.outcome)
-        upstream = self._desk.upstream_url
+        note(flow, answer.outcome)
         if isinstance(answer, Streamed):
             live.streamed = answer
-            self._streaming.give(
-                flow, responses.head(answer, upstream), answer.pieces, answer.close
-            )
-        elif not isinstance(answer, Hit):
-            flow.response = responses.whole(answer, answer.body, upstream)
-        else:
+        elif isinstance(answer, Hit):
             flow.is_replay = "response"
-            self._replay(flow, answer)
-
-    def _replay(self, flow: http.HTTPFlow, hit: Hit) -> None:
         upstream = self._desk.upstream_url
-        if not hit.is_stream:
-            flow.response = responses.whole(hit, hit.body, upstream)
-            return
-        events = http1.unchunked(hit.body)
-        if self._streaming.can_answer(flow):
-            pieces = paced(events, hit.seconds(self._desk.replay_rate))
-            self._streaming.give(
-                flow, responses.head(hit, upstream), pieces, lambda is_complete: None
-            )
+        pieces = pieces_of(answer, self._desk.replay_rate)
+        if pieces and live.ask and live.ask.is_chunkable:
+            ended = live.streamed.close if live.streamed else bool
+            live.feed = FeedAnswer(responses.head(answer, upstream), pieces, ended)
         else:
-            flow.response = responses.whole(hit, b"".join(events), upstream)
-
-    # As `gateway.Front`
-
-    def make_error(self, flow: http.HTTPFlow, message: str) -> http.Response:
-        """What a client gets when upstream gives nothing."""
-        response = responses.json(502, unreachable(self._desk.upstream_url, message))
-        for name, value in flow.metadata.get(_HEADERS, {}).items():
-            response.headers[name] = value
-        return response
-
-    def note_host(self, request: http.Request) -> None:
-        """As `gateway.Front`."""
-        if routes.find(request.path):
-            self._hosts[request] = request.headers.get("host", "")
-
-    def pass_on(self, flow: http.HTTPFlow) -> None:
-        """As `gateway.Front`."""
-        live = self._live.get(flow)
-        if live and self._desk.parts and live.outcome is None:
-            live.outcome = self._desk.parts.exchange.bypass(Reason.TOO_LARGE).outcome
-
-    def longest(self, head: heads.RequestHead) -> float:
-        """Bytes that a request's body may have: as many as there are, if it can be passed on."""
-        if routes.find(head.target) or head.target in ABORTS:
-            return policy.MAX_NAMES
-        if self._desk.is_offline or directives.parse(by_name(head.fields)).only_if_cached:
-            return policy.MAX_BODY
-        return inf
-
-    def open_feed(self, flow: http.HTTPFlow, context: Context) -> Feed | None:
-        """As `gateway.Front`."""
-        return self._streaming.open_feed(flow, context)
+            assert not isinstance(answer, Streamed)
+            body = b"".join(http1.unchunked(answer.body)) if pieces else answer.body
+            flow.response = responses.whole(answer, body, upstream)
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
         request = flow.request
         _, _, query = request.path.partition("?")
         token = self._desk.settings.admin_token if self._desk.settings else ""
-        asking = caller(flow, self._hosts.get(request, ""))
+        asking = caller(flow, self.front.host_of(request))
         reports = self._desk.reports
         reply = await routes.answer(route, request.method, query, asking, token, reports)
         flow.response = responses.json(reply.status, reply.body, reply.headers)
-
-
-def _show(flow: http.HTTPFlow, outcome: Outcome) -> None:
-    """Notes an outcome where mitmweb shows it."""
-    flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
-    flow.metadata[_HEADERS] = dict(outcome.headers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from ipaddress import ip_address
 
 from mitmproxy import http
@@ -10,6 +11,7 @@ from mitmproxy.connection import Client
 from sglang_cached_addon.admin import access
 from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.call_head import by_name, is_relayed
+from sglang_cached_addon.core.policy import Reason
 
 PAUSE = "/pause_generation"
 ABORTS = ("/abort_request", PAUSE)
@@ -30,6 +32,14 @@ def length(request: http.Request) -> int:
     """Bytes of a body, as its head says; 0 where that says nothing."""
     said = request.headers.get("content-length", "0")
     return int(said) if said.isdigit() and len(said) < 20 else 0
+
+
+def unread(request: http.Request, known: Container[tuple[str, str]]) -> Reason | None:
+    """Why a request's body is not read at all; `known` are the methods and paths of dialects."""
+    if (request.method, request.path) not in known:
+        has_query = (request.method, request.path.split("?", 1)[0]) in known
+        return Reason.QUERY if has_query else Reason.ROUTE
+    return Reason.TOO_LARGE if length(request) > policy.MAX_BODY else None
 
 
 def caller(flow: http.HTTPFlow, host: str) -> access.Caller:

@@ -17,7 +17,7 @@ def whole(answer: Hit | Reply, body: bytes, upstream: str) -> http.Response:
     return response
 
 
-def head(answer: Hit | Streamed, upstream: str) -> http.Response:
+def head(answer: Hit | Reply | Streamed, upstream: str) -> http.Response:
     """The head of an answer in chunks."""
     response = http.Response.make(200, b"")
     response.headers = http.Headers(answering.fields_of(answer, upstream, None))

@@ -98,13 +98,11 @@ class Writer:
 
     async def _answer(self, answer: Hit | Reply | Streamed) -> None:
         upstream = self._desk.upstream_url
-        if isinstance(answer, Streamed):
-            await self._write_events(answer, answer.pieces, upstream)
-        elif isinstance(answer, Hit) and answer.is_stream:
-            seconds = answer.seconds(self._desk.replay_rate)
-            pieces = paced(http1.unchunked(answer.body), seconds)
-            await self._write_events(answer, pieces, upstream)
+        if pieces := pieces_of(answer, self._desk.replay_rate):
+            fields = answering.fields_of(answer, upstream, None)
+            await self._write_events(answering.head(200, fields), pieces)
         else:
+            assert not isinstance(answer, Streamed)
             status = answer.status if isinstance(answer, Reply) else 200
             fields = answering.fields_of(answer, upstream, len(answer.body))
             await self._write(answering.head(status, fields), answer.body)
@@ -121,12 +119,9 @@ class Writer:
             if at % LARGE == 0:
                 await asyncio.sleep(0)  # others have their turn
 
-    async def _write_events(
-        self, answer: Hit | Streamed, pieces: AsyncIterator[list[bytes]], upstream: str
-    ) -> None:
+    async def _write_events(self, head: bytes, pieces: AsyncIterator[list[bytes]]) -> None:
         """Each event in a chunk of its own."""
-        fields = answering.fields_of(answer, upstream, None)
-        self._transport.write(answering.head(200, fields))
+        self._transport.write(head)
         async with aclosing(pieces) as each:  # type: ignore[type-var]
             async for events in each:
                 if events:
@@ -148,6 +143,16 @@ async def _answer_of(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
     except Exception:  # as with a hook that fails: the request goes on without us
         logger.exception("sglang-cached: error in the fast lane")
         return _FAILED
+
+
+def pieces_of(answer: Hit | Reply | Streamed, rate: float) -> AsyncIterator[list[bytes]] | None:
+    """The events of an answer that is a stream; those that are stored come at a pace in tokens a
+    second, or at once if that is 0."""
+    if isinstance(answer, Streamed):
+        return answer.pieces
+    if isinstance(answer, Hit) and answer.is_stream:
+        return paced(http1.unchunked(answer.body), answer.seconds(rate))
+    return None
 
 
 async def paced(events: list[bytes], seconds: float) -> AsyncIterator[list[bytes]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,27 +115,37 @@ def test_an_upstream_cache_keeps_its_word(
     assert value.startswith(f"other; hit, sglang-cached; {said}")
 
 
-def test_a_client_that_leaves(addon: SglangCached, simulator: Simulator, tmp_path: Path) -> None:
-    """Without an answer of ours mitmproxy would ask upstream itself, for nobody."""
+def test_a_client_that_leaves(
+    addon: SglangCached, simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is fetched for a client that has left is ended and logged, and mitmproxy does not ask
+    upstream itself; other clients get what they wait for."""
+    caplog.set_level(logging.INFO)
 
-    async def run() -> HTTPFlow:
-        simulator.faults.append(Fault.HOLD)
-        flow = make_flow()
+    async def run() -> list[int]:
+        simulator.faults += [Fault.HOLD] * 2
+        flows = [make_flow(), make_flow()]
+        flows[1].request.content = b'{"text": "other"}'
         with running_addon(addon, tmp_path, f"reverse:{simulator.url}"):
-            assert addon.addons[0].requestheaders(flow) is None
-            waits = addon.addons[0].request(flow)
-            assert waits
-            task = asyncio.ensure_future(waits)
-            await until(lambda: simulator.waiting)
-            addon.client_disconnected(flow.client_conn)
-            await task
+            tasks = []
+            for flow in flows:
+                assert addon.addons[0].requestheaders(flow) is None
+                waits = addon.addons[0].request(flow)
+                assert waits
+                tasks.append(asyncio.ensure_future(waits))
+            await until(lambda: simulator.waiting == 2)
+            addon.client_disconnected(flows[0].client_conn)
+            await tasks[0]
             await until(lambda: simulator.aborted == 1)
+            simulator.release()
+            await tasks[1]
+            addon.addons[0].response(flows[1])
             await until(lambda: not addon.active)
-        return flow
+        return [flow.response.status_code for flow in flows if flow.response]
 
-    flow = asyncio.run(run())
-    assert flow.response
-    assert flow.response.status_code == 499
+    assert asyncio.run(run()) == [499, 200]
+    lines = [line for line in caplog.messages if "/generate" in line]
+    assert ["cut" in line for line in lines] == [True, False], lines
 
 
 LOST, HUNG_UP = "the connection was lost", "the client has hung up before all of it was there"
