@@ -10,6 +10,7 @@ import os
 import re
 import selectors
 import signal
+import socket
 import subprocess
 import sysconfig
 import time
@@ -54,12 +55,13 @@ class Proxy:
     """A `sglang-cached start` process."""
 
     def __init__(
-        self, arguments: list[str], cwd: Path, *, executed: bool = False, **popen: Any
+        self, arguments: list[str], cwd: Path, *, executed: bool = False, **ways: Any
     ) -> None:
-        """It is forked for, if not `executed` or started in some way of `subprocess.Popen`."""
-        self._begin([str(COMMAND), "start", *arguments], cwd, executed or bool(popen), popen)
+        """It is forked for, if not `executed`; `ways` are those of `Starter.start`, or of
+        `subprocess.Popen`."""
+        self._begin([str(COMMAND), "start", *arguments], cwd, executed, ways)
 
-    def _begin(self, command: list[str], cwd: Path, executed: bool, popen: dict[str, Any]) -> None:
+    def _begin(self, command: list[str], cwd: Path, executed: bool, ways: dict[str, Any]) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
         environment["PYTHONUNBUFFERED"] = "1"
         self._stderr = cwd / "stderr"
@@ -67,9 +69,10 @@ class Proxy:
             self.process: subprocess.Popen[bytes] | Started
             if executed:
                 usual = {"stdout": subprocess.PIPE, "stderr": stderr, "env": environment}
-                self.process = subprocess.Popen(command, cwd=cwd, **{**usual, **popen})
+                self.process = subprocess.Popen(command, cwd=cwd, **{**usual, **ways})
             else:
-                self.process = starter().start(command, cwd, environment, stderr.fileno())
+                ways = {"stderr": stderr.fileno(), **ways}
+                self.process = starter().start(command, cwd, environment, **ways)
         self.banner = ""
         self.url = ""
 
@@ -93,6 +96,20 @@ class Proxy:
     def log(self) -> str:
         """What the process has written to stderr."""
         return self._stderr.read_text()
+
+    def connect(self, seconds: float = 20.0) -> socket.socket:
+        """A client's connection, which waits no longer than that for anything."""
+        host, port = self.url.removeprefix("http://").split(":")
+        client = socket.create_connection((host, int(port)), seconds)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return client
+
+    def peak(self) -> int:
+        """Bytes of memory that the process has had at most."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        match = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert match
+        return int(match[1]) * 1024
 
     def stats(self) -> dict[str, Any]:
         """What it tells of itself, once what it has answered is stored or will not be; or, where
@@ -168,14 +185,14 @@ def start_proxy(tmp_path: Path) -> Iterator[StartProxy]:
     with ExitStack() as stack:
 
         def start(
-            url: str, *arguments: str, cache: Path | None = None, ready: bool = True, **popen: Any
+            url: str, *arguments: str, cache: Path | None = None, ready: bool = True, **ways: Any
         ) -> Proxy:
             folder = cache or tmp_path / "cache"
             proxy = Proxy(
                 ["--sglang-url", url, "--port", "0", "--host", "127.0.0.1",
                  "--cache-path", str(folder), *arguments],
                 tmp_path,
-                **popen,
+                **ways,
             )  # fmt: skip
             stack.callback(end, proxy)
             if ready:
@@ -198,6 +215,11 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.002)
     return found
+
+
+def read_all(client: socket.socket) -> bytes:
+    """What a client gets until its connection is closed."""
+    return b"".join(iter(lambda: client.recv(1 << 20), b""))
 
 
 def cache_status(headers: Mapping[str, str]) -> str:

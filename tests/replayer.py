@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any
 
 from tests.simulator import is_probe
@@ -106,9 +107,11 @@ def _under_rid(pair: dict[str, Any], body: bytes) -> str:
 
 
 @contextmanager
-def replaying() -> Iterator[Replayer]:
+def replaying(tls: SSLContext | None = None) -> Iterator[Replayer]:
     """A replayer in a thread of its own."""
     with Replayer() as replayer:
+        if tls:
+            replayer.socket = tls.wrap_socket(replayer.socket, server_side=True)
         thread = threading.Thread(target=replayer.serve_forever, args=(0.01,))
         thread.start()
         try:

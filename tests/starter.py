@@ -28,7 +28,7 @@ _LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
 class Started:
     """A process that `Starter` has forked, with what tests use of `subprocess.Popen`."""
 
-    def __init__(self, pid: int, report: int, stdout: IO[bytes]) -> None:
+    def __init__(self, pid: int, report: int, stdout: IO[bytes] | None) -> None:
         self.pid, self.stdout = pid, stdout
         self.returncode: int | None = None
         self._report = report
@@ -71,12 +71,29 @@ class Starter:
         )  # fmt: skip
         theirs.close()
 
-    def start(self, command: list[str], cwd: Path, env: dict[str, str], stderr: int) -> Started:
-        """Fork one that runs this command line; its output can be read from `stdout`."""
+    def start(
+        self,
+        command: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        *,
+        stderr: int,
+        stdout: int | None = None,
+        first: str = "",
+    ) -> Started:
+        """Fork one that runs this command line, and before it what is said in Python to be done
+        `first`; where its output goes nowhere else, it can be read from the process's `stdout`."""
         report, reported = os.pipe()
-        output, written = os.pipe()
-        limits = [resource.getrlimit(limit) for limit in _LIMITS]
-        about = json.dumps({"argv": command, "cwd": str(cwd), "env": env, "limits": limits})
+        output, written = os.pipe() if stdout is None else (None, os.dup(stdout))
+        about = json.dumps(
+            {
+                "argv": command,
+                "cwd": str(cwd),
+                "env": env,
+                "first": first,
+                "limits": [resource.getrlimit(limit) for limit in _LIMITS],
+            }
+        )
         try:
             socket.send_fds(
                 self._control, [struct.pack("i", len(about))], [written, stderr, reported]
@@ -86,7 +103,7 @@ class Starter:
             os.close(written)
             os.close(reported)
         (pid,) = struct.unpack("i", _exactly(self._control, 4))
-        return Started(pid, report, os.fdopen(output, "rb", 0))
+        return Started(pid, report, None if output is None else os.fdopen(output, "rb", 0))
 
     def close(self) -> None:
         self._control.close()
@@ -163,4 +180,5 @@ if __name__ == "__main__":
         for limit, values in zip(_LIMITS, about["limits"], strict=True):
             resource.setrlimit(limit, values)
         sys.argv = about["argv"]
+        exec(about["first"], {})
         sglang_cached_addon.cli.main()

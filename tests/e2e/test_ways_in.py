@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import Proxy, cache_status, until
+from tests.conftest import Mitmproxy, Proxy, cache_status, until
 from tests.e2e.conftest import WAYS, StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import DONE, Stream, sampling, stream, texts
@@ -36,6 +36,14 @@ def front(upstream: Simulator, started: Proxy) -> Proxy:
     requests.post(f"{started.url}/cache/clear", timeout=30).raise_for_status()
     upstream.received.clear()
     return started
+
+
+def test_clients_come_after_the_cache(upstream: Simulator, started: Proxy) -> None:
+    """mitmproxy lets nobody in before the cache is open, and says where that is."""
+    if isinstance(started, Mitmproxy):
+        assert started.banner.index("sglang-cached: http") < started.banner.index("listening at")
+        assert upstream.url in started.banner
+        assert "cache.jsonl" in started.banner
 
 
 @pytest.mark.parametrize("path", BODIES)

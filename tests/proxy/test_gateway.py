@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,31 +11,9 @@ import requests
 
 from sglang_cached_addon.core.policy import MAX_BODY
 from tests.conftest import StartProxy
-from tests.hearing import hearing
-from tests.proxy.test_strict_client import memory
-
-
-@contextmanager
-def saying(data: bytes) -> Iterator[str]:
-    """An upstream that answers every connection with these bytes, and hangs up."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(data)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-
+from tests.hearing import hearing, saying
+from tests.tables import each
+from tests.upstream.scripted import dead_url
 
 GARBAGE = {
     "nothing": b"",
@@ -47,19 +22,18 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("said", GARBAGE.values(), ids=GARBAGE)
-@pytest.mark.parametrize("method", ["GET", "POST", "HEAD"])
-def test_no_answer_is_json(said: bytes, method: str, start_proxy: StartProxy) -> None:
+@each("said", GARBAGE.values(), GARBAGE)
+def test_no_answer_is_json(said: bytes, start_proxy: StartProxy) -> None:
     """An upstream that talks nonsense gives a 502 with JSON, on a connection that lives."""
-    with saying(said) as url:
+    with saying(said) as url, requests.Session() as session:
         proxy = start_proxy(url)
-        with requests.Session() as session:
-            for _ in range(2):
-                answer = session.request(method, f"{proxy.url}/v1/models", timeout=30)
-                assert answer.status_code == 502
-                if method != "HEAD":
-                    assert url in answer.json()["error"]["message"]
-                assert answer.headers["content-type"] == "application/json"
+        for method in ("GET", "POST", "HEAD") * 2:
+            answer = session.request(method, f"{proxy.url}/v1/models", timeout=30)
+            assert answer.status_code == 502
+            assert answer.headers["content-type"] == "application/json"
+            if method != "HEAD":
+                assert url in answer.json()["error"]["message"]
+        proxy.stop()
 
 
 def test_cut_body(start_proxy: StartProxy) -> None:
@@ -72,9 +46,7 @@ def test_cut_body(start_proxy: StartProxy) -> None:
 
 def test_upload_to_nowhere(start_proxy: StartProxy) -> None:
     """A large upload to an upstream that is not there ends with 502 or a closed connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    proxy = start_proxy(f"http://127.0.0.1:{port}")
+    proxy = start_proxy(dead_url())
     try:
         answer = requests.post(f"{proxy.url}/upload", data=b"x" * (8 << 20), timeout=30)
     except requests.exceptions.ConnectionError:
@@ -84,15 +56,15 @@ def test_upload_to_nowhere(start_proxy: StartProxy) -> None:
 
 
 def test_a_large_body_in_chunks(start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A body whose size is not said would be kept, whatever its size: upstream gets it as it comes,
-    and its answer is not stored; but not where it must not be asked."""
+    """Upstream gets a large body whose size is not said as it comes, and its answer is not stored;
+    where upstream must not be asked, it gets nothing."""
     piece, count = b"x" * (1 << 20), 24
     body = hashlib.sha256(piece * count).hexdigest()
     with hearing() as upstream:
         for ways in ([], ["--set", "sglang_express=false"]):
             proxy = start_proxy(upstream.url, *ways, cache=tmp_path / str(len(ways)))
             assert requests.post(f"{proxy.url}/generate", data=iter([b"x"]), timeout=30).ok
-            before = memory(proxy)
+            before = proxy.peak()
             for path in ("/generate", "/v1/other", "/load_lora_adapter"):
                 upstream.heard.clear()
                 answer = requests.post(
@@ -106,7 +78,7 @@ def test_a_large_body_in_chunks(start_proxy: StartProxy, tmp_path: Path) -> None
                 assert hashlib.sha256(heard.body).hexdigest() == body
                 if path == "/generate":
                     assert "detail=too-large" in answer.headers["Cache-Status"]
-            assert memory(proxy) - before < 4 * MAX_BODY
+            assert proxy.peak() - before < 4 * MAX_BODY
             upstream.heard.clear()
             for path in ("/generate", "/v1/other"):
                 with suppress(requests.exceptions.ConnectionError):

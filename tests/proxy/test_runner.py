@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,91 +11,76 @@ import requests
 
 from sglang_cached_addon.proxy.checks import has_token
 from tests.certificates import self_signed
-from tests.conftest import ADDON, Proxy, StartProxy, corpus, until
-from tests.proxy.test_lifetime import free_port, line_of, post, refuses, serving
-from tests.replayer import Replayer
+from tests.conftest import START_SECONDS, Mitmproxy, StartProxy, corpus, end, until
+from tests.proxy.test_lifetime import free_port, line_of, post
+from tests.replayer import replaying
 from tests.simulator import Simulator
-
-MITMDUMP = Path(sys.executable).parent / "mitmdump"
-
-# Scripts and options of mitmproxy
+from tests.tables import each
 
 SCRIPT = """
+import logging
+from mitmproxy import ctx
+def load(loader):
+    loader.add_option('my_word', str, 'none', 'A word.')
+def running():
+    logging.warning('hosts %s', ctx.options.ignore_hosts)
 def response(flow):
-    flow.response.headers["X-Script"] = "was here"
+    flow.response.headers['X-Word'] = ctx.options.my_word
+"""
+OTHER = """
+def response(flow):
+    flow.response.headers['X-Other'] = 'was here'
 """
 
 
-def test_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A user's script is loaded, and sees what the cache answers."""
+def test_scripts_and_options(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """Scripts are loaded, and see what the cache answers; `--set` reaches them and mitmproxy, and
+    all values of an option that is a list count."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    (tmp_path / "other.py").write_text(SCRIPT.replace("X-Script", "X-Other"))
-    proxy = start_proxy(simulator.url, "-s", "script.py", "--script", str(tmp_path / "other.py"))
+    (tmp_path / "other.py").write_text(OTHER)
+    sets = ["my_word=hello", "ignore_hosts=one", "keep_host_header=true", "ignore_hosts=two",
+            "body_size_limit=1k"]  # fmt: skip
+    proxy = start_proxy(
+        simulator.url, "-s", "script.py", "--script", str(tmp_path / "other.py"),
+        *(word for value in sets for word in ("--set", value)),
+    )  # fmt: skip
     for kind in ("MISS", "HIT"):
         answer = post(proxy.url)
-        assert answer.headers["X-Cache"] == kind
-        assert answer.headers["X-Script"] == answer.headers["X-Other"] == "was here"
+        fields = [answer.headers[name] for name in ("X-Cache", "X-Word", "X-Other")]
+        assert fields == [kind, "hello", "was here"]
+    assert requests.get(f"{proxy.url}/v1/models", timeout=10).status_code == 200
+    (sent,) = (r for r in simulator.received if r.path == "/v1/models")
+    assert sent.headers["host"] == urlsplit(proxy.url).netloc
+    assert post(proxy.url, "word " * 1000).status_code == 413
+    until(lambda: "hosts ['one', 'two']" in proxy.log)
     assert proxy.stop() == 0
-
-
-def test_option_of_a_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A script's own options can be set."""
-    (tmp_path / "script.py").write_text(
-        "from mitmproxy import ctx\n"
-        "def load(loader):\n"
-        "    loader.add_option('my_word', str, 'none', 'A word.')\n"
-        "def response(flow):\n"
-        "    flow.response.headers['X-Word'] = ctx.options.my_word\n"
-    )
-    proxy = start_proxy(simulator.url, "-s", "script.py", "--set", "my_word=hello")
-    assert post(proxy.url).headers["X-Word"] == "hello"
 
 
 def test_broken_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
     """A script that cannot be loaded is named in the log."""
     (tmp_path / "script.py").write_text("def response(:\n")
     proxy = start_proxy(simulator.url, "-s", "script.py", ready=False)
-    until(lambda: "SyntaxError" in proxy.log)
+    until(lambda: "SyntaxError" in proxy.log, START_SECONDS)
     assert "script.py" in proxy.log
 
 
-def test_set(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """`--set` reaches mitmproxy."""
-    proxy = start_proxy(
-        simulator.url, "--set", "body_size_limit=1k", "--set", "keep_host_header=true"
-    )
-    assert requests.get(f"{proxy.url}/v1/models", timeout=10).status_code == 200
-    (sent,) = (r for r in simulator.received if r.path == "/v1/models")
-    assert sent.headers["host"] == urlsplit(proxy.url).netloc
-    assert post(proxy.url, "word " * 1000).status_code == 413
-
-
-def test_set_of_a_list(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """All values of an option that is a list count."""
-    script = "import logging\nfrom mitmproxy import ctx\n"
-    script += "def running():\n    logging.warning('hosts %s', ctx.options.ignore_hosts)\n"
-    (tmp_path / "script.py").write_text(script)
-    proxy = start_proxy(
-        simulator.url, "-s", "script.py",
-        "--set", "ignore_hosts=one", "--set", "listen_host=127.0.0.1", "--set", "ignore_hosts=two",
-    )  # fmt: skip
-    until(lambda: "hosts ['one', 'two']" in proxy.log)
-
-
-# mitmweb
-
-
-needs_token = pytest.mark.skipif(
+@pytest.mark.skipif(
     not has_token(), reason="this mitmweb asks nobody for a token, so `--web` is refused"
 )
-
-
-@needs_token
 def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """`--web` caches, and shows flows at the URL that it prints, to nobody else."""
-    proxy = start_proxy(
-        simulator.url, "--web", "--set", f"web_port={free_port()}", "--set", f"confdir={tmp_path}"
-    )
+    """`--web` caches, and shows flows at the URL that it prints, to nobody else; `web_port` is what
+    lets it run beside another mitmweb."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(("127.0.0.1", 8081))
+            taken.listen()
+        except OSError:
+            pass  # somebody else has mitmweb's own port: as good
+        proxy = start_proxy(
+            simulator.url, "--web", "--set", f"web_port={free_port()}",
+            "--set", f"confdir={tmp_path}",
+        )  # fmt: skip
     url = line_of(proxy, "web")
     for kind in ("MISS", "HIT"):
         assert post(proxy.url).headers["X-Cache"] == kind
@@ -120,45 +99,16 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
     assert "Traceback" not in proxy.log
 
 
-@needs_token
-def test_web_beside_another(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A second mitmweb runs beside another with the option that the error message names."""
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            taken.bind(("127.0.0.1", 8081))
-            taken.listen()
-        except OSError:
-            pass  # somebody else has mitmweb's own port: as good
-        proxy = start_proxy(
-            simulator.url, "--web", "--set", f"web_port={free_port()}",
-            "--set", f"confdir={tmp_path}", ready=False,
-        )  # fmt: skip
-        until(lambda: "listening" in proxy.banner or read_more(proxy) or proxy.log)
-        assert "cannot listen" not in proxy.log
-        assert proxy.stop() == 0
-
-
-def read_more(proxy: Proxy) -> None:
-    assert proxy.process.stdout
-    proxy.banner += os.read(proxy.process.stdout.fileno(), 65536).decode()
-
-
-# TLS
-
-
-@pytest.mark.parametrize("insecure", [False, True])
-def test_self_signed(insecure: bool, start_proxy: StartProxy, tmp_path: Path) -> None:
+@each("is_insecure", [True, False])
+def test_self_signed(is_insecure: bool, start_proxy: StartProxy, tmp_path: Path) -> None:
     """No prompt goes to a server with an unknown certificate, unless `--insecure` is given."""
-    replayer = Replayer()
-    replayer.socket = self_signed(tmp_path).wrap_socket(replayer.socket, server_side=True)
-    with serving(replayer):
+    with replaying(self_signed(tmp_path)) as replayer:
         (replayer.pair,) = corpus("generate-n1")
         url = replayer.url.replace("http:", "https:")
-        arguments = ["--set", f"confdir={tmp_path}", *(["--insecure"] if insecure else [])]
-        proxy = start_proxy(url, *arguments)
+        arguments = ["--set", f"confdir={tmp_path}", *(["--insecure"] if is_insecure else [])]
+        proxy = start_proxy(url, *arguments, cache=tmp_path / str(is_insecure))
         asked = [post(proxy.url) for _ in range(2)]
-        if insecure:
+        if is_insecure:
             assert [a.headers["X-Cache"] for a in asked] == ["MISS", "HIT"]
             assert "warning" not in proxy.log
         else:
@@ -171,65 +121,14 @@ def test_self_signed(insecure: bool, start_proxy: StartProxy, tmp_path: Path) ->
     assert "Traceback" not in proxy.log
 
 
-# mitmdump
-
-
-@contextmanager
-def mitmdump(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """mitmdump with the addon; what it says is in `log`."""
-    with (
-        open(folder / "log", "wb") as log,
-        subprocess.Popen(
-            [MITMDUMP, "-s", ADDON, "--set", f"confdir={folder}", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-        ) as process,
-    ):
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def test_mitmdump(simulator: Simulator, tmp_path: Path) -> None:
-    """The cache works in somebody's own mitmdump."""
-    port, cache = free_port(), tmp_path / "cache"
-    url = f"http://127.0.0.1:{port}"
-    with mitmdump(
-        tmp_path, "--mode", f"reverse:{simulator.url}", "--set", f"sglang_cache_path={cache}",
-        "--set", f"listen_port={port}", "--set", "listen_host=127.0.0.1",
-    ) as process:  # fmt: skip
-        until(lambda: process.poll() is not None or not refuses(url))
-        for kind in ("MISS", "HIT"):
-            assert post(url).headers["X-Cache"] == kind
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    log = (tmp_path / "log").read_text()
-    assert "Traceback" not in log
-    assert str(cache / "cache.jsonl") in log
-    assert log.index("sglang-cached: http") < log.index("listening at")
-    assert simulator.url in log
-    assert (cache / "cache.jsonl").read_bytes().count(b"\n") == 1
-
-
-@pytest.mark.parametrize(
-    "modes",
-    [
-        ["regular"],
-        ["upstream:http://127.0.0.1:9"],
-        ["reverse:http://127.0.0.1:9", "reverse:http://127.0.0.1:10@{port}"],
-    ],
-    ids=["regular", "upstream", "two"],
-)
-def test_mitmdump_without_an_upstream(modes: list[str], tmp_path: Path) -> None:
+def test_mitmdump_without_an_upstream(tmp_path: Path) -> None:
     """mitmdump without exactly one reverse mode says that nothing is cached."""
-    given = [word for mode in modes for word in ("--mode", mode.format(port=free_port()))]
-    with mitmdump(
-        tmp_path, *given, "--set", f"sglang_cache_path={tmp_path / 'cache'}",
-        "--set", f"listen_port={free_port()}", "--set", "listen_host=127.0.0.1",
-    ) as process:  # fmt: skip
-        log = tmp_path / "log"
-        until(lambda: process.poll() is not None or "reverse:http://HOST" in log.read_text())
-        assert "needs exactly one upstream: --mode reverse:http://HOST:PORT" in log.read_text()
-        assert "Traceback" not in log.read_text()
+    options = {"confdir": tmp_path, "sglang_cache_path": tmp_path / "cache",
+               "listen_port": 0, "listen_host": "127.0.0.1"}  # fmt: skip
+    sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+    proxy = Mitmproxy("mitmdump", ["--mode", "regular", *sets], tmp_path)
+    words = "needs exactly one upstream: --mode reverse:http://HOST:PORT"
+    until(lambda: proxy.process.poll() is not None or words in proxy.log, START_SECONDS)
+    end(proxy)
+    assert words in proxy.log
+    assert "Traceback" not in proxy.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 from sglang_cached_addon.proxy.selfcheck import Part, faults
 from tests.conftest import Proxy, StartProxy, until
 from tests.simulator import Simulator
+from tests.tables import each
 
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
 # What another version may do without.
@@ -54,7 +54,7 @@ def test_what_has_moved_is_noticed(fresh: None, monkeypatch: pytest.MonkeyPatch)
             assert part in faults(), (kind, name)
 
 
-# What a later version might look like, run before anything else in a new process.
+# What a later version might look like.
 HIDE = """
 import sys
 def hidden(name):
@@ -82,15 +82,15 @@ class Other(http.Http1Client):
 http.Http1Client = Other
 """,
     Part.WATCHDOG: """
-from mitmproxy.proxy import server
-class Other(server.TimeoutWatchdog):
-    async def watch(self):
-        self.callback = self.other
-        await super().watch()
-    def __init__(self, timeout, callback):
-        super().__init__(timeout, callback)
-        self.other = callback
-server.TimeoutWatchdog = Other
+from mitmproxy.proxy.server import TimeoutWatchdog
+begin, watch = TimeoutWatchdog.__init__, TimeoutWatchdog.watch
+def other_begin(self, timeout, callback):
+    begin(self, timeout, callback)
+    self.other = callback
+async def other_watch(self):
+    self.callback = self.other
+    await watch(self)
+TimeoutWatchdog.__init__, TimeoutWatchdog.watch = other_begin, other_watch
 """,
     Part.READER: f"""{HIDE}
 import asyncio
@@ -114,17 +114,15 @@ def outcomes(proxy: Proxy) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("part", VERSIONS, ids=lambda part: part.name)
+@each("part", VERSIONS)
 def test_another_version(
     part: Part, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     """Without a part the proxy still caches, and says once what is off."""
-    (tmp_path / "sitecustomize.py").write_text(VERSIONS[part])
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONUNBUFFERED": "1"}
-    proxy = start_proxy(simulator.url, env=environment)
+    proxy = start_proxy(simulator.url, cache=tmp_path / part.name, first=VERSIONS[part])
     assert outcomes(proxy) == ["MISS", "HIT", "HIT"]
     assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
-    (line,) = [line for line in proxy.log.splitlines() if "not as expected" in line]
-    assert part.value in line
+    told = [line for line in proxy.log.splitlines() if f"not as expected: {part.value} (" in line]
+    assert len(told) == 1
     assert proxy.stop() == 0
     assert "Traceback" not in proxy.log
