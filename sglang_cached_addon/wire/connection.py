@@ -147,8 +147,8 @@ class Connection(asyncio.BufferedProtocol):
         """The body of the present response, as it comes. Raises `Broken`."""
         try:
             while True:
-                for piece in self._responses.pieces():
-                    yield piece
+                if data := b"".join(self._responses.pieces()):
+                    yield data
                 if self._responses.is_over:
                     return
                 await self._receive("it hung up in the middle of an answer")

@@ -24,6 +24,7 @@ NOT_OF_THE_HEAD = ("choices", "usage", "metadata", "sglext")
 """Members of an event or an answer that are not kept as they are."""
 OF_EACH = ("id", "object", "created")
 """Members whose value may differ from event to event."""
+_NO_NEWS = frozenset((*NOT_OF_THE_HEAD, *OF_EACH))
 
 
 class ChoiceRecorder(Protocol):
@@ -120,13 +121,11 @@ class Recorder:
 
     def _news(self, event: dict[str, Any]) -> dict[str, Any]:
         """The members of an event that the first one did not have, or had with another value."""
+        head = self._head
         return {
             name: value
             for name, value in event.items()
-            if value is not None
-            and name not in OF_EACH
-            and name not in NOT_OF_THE_HEAD
-            and self._head.get(name) != value
+            if name not in _NO_NEWS and value is not None and head.get(name) != value
         }
 
     def split(self) -> Split:
