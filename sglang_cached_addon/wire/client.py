@@ -12,7 +12,6 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,10 +22,11 @@ from sglang_cached_addon.wire.connection import (
     Connection,
     Headers,
     Response,
+    WholeResponse,
     named_in_connection,
     what_failed,
 )
-from sglang_cached_addon.wire.heads import FIELD, ResponseHead
+from sglang_cached_addon.wire.heads import FIELD
 
 __all__ = [
     "Ask",
@@ -48,8 +48,9 @@ IDLE_SECONDS = 4.0
 MAX_IDLE = 256
 """How many idle connections are kept."""
 
-# Those of the connection, and those that are ours to say.
-_OURS = HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
+# The client's fields that are not passed on: those of its connection, and those that are written
+# here anew.
+_NOT_PASSED_ON = HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
 
 _TARGET = re.compile(r"[\x21-\x7e]+")
 
@@ -58,18 +59,6 @@ _PORTS = {"http": 80, "https": 443}
 
 class Unreachable(Exception):
     """No connection could be made; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class WholeResponse:
-    """A response with all of its body."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    """The header fields, without those of the connection; names are as upstream writes them."""
-    body: bytes
-    connection: int
-    """The number of the connection that it came on. No other connection has the same."""
 
 
 Ask = Callable[[str, str, Headers], Awaitable[WholeResponse]]
@@ -94,10 +83,10 @@ class Client:
         is_lasting: Callable[[Any], bool] = lambda said: True,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        """`url` is scheme://host[:port]. `tls` is how an https one is spoken to, if not with the
-        system's certificates. `keeps_host`: it is told the host that the client has asked. `greet`
-        asks the server something on each connection, behind the first answer, and behind later ones
-        unless what it has said `is_lasting`."""
+        """`url` is scheme://host[:port]. `tls` is how an https server is spoken to, if not with the
+        system's certificates. `keeps_host` says that upstream is told the host that the client has
+        asked for. `greet` asks the server something on each connection, behind the first answer,
+        and behind later ones unless what the server has said `is_lasting`."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
         self._port = parts.port or _PORTS[parts.scheme]
@@ -118,12 +107,12 @@ class Client:
     async def open(
         self, method: str, path: str, headers: Headers, body: bytes = b""
     ) -> AsyncIterator[Response]:
-        """Sends a request, with the client's own header fields, and gives the answer's head as soon
-        as it is there. Raises `Unreachable` or `Broken`."""
+        """Sends a request, with the client's own header fields, and gives the response as soon as
+        its head has come. Raises `Unreachable` or `Broken`."""
         request = self._request(method, path, headers, body)
-        connection, head = await self._exchange(method, request)
+        connection, response = await self._exchange(method, request)
         try:
-            yield Response(connection, head)
+            yield response
         except BaseException:
             connection.close()
             raise
@@ -134,9 +123,7 @@ class Client:
     ) -> WholeResponse:
         """Sends a request, and gives its whole answer. Raises `Unreachable` or `Broken`."""
         async with self.open(method, path, headers, body) as response:
-            pieces = [piece async for piece in response.pieces()]
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return WholeResponse(response.status, response.headers, data, response.connection)
+            return await response.whole()
 
     def close(self) -> None:
         """Closes the idle connections at once, and those in use when they are done."""
@@ -151,7 +138,7 @@ class Client:
         """A request in bytes. Raises `Broken` for one that cannot be sent."""
         if not _TARGET.fullmatch(path):
             raise Broken("the request cannot be sent: its target has more than visible characters")
-        dropped = _OURS | named_in_connection(headers)
+        dropped = _NOT_PASSED_ON | named_in_connection(headers)
         hosts = [value for name, value in headers if name.lower() == b"host"]
         host = hosts[0] if self._keeps_host and hosts else self.authority
         lines = [b"%b %b HTTP/1.1" % (method.encode(), path.encode()), b"Host: " + host]
@@ -163,21 +150,22 @@ class Client:
             raise Broken("the request cannot be sent: a header field cannot be written")
         return b"%b\r\n\r\n%b" % (b"\r\n".join(lines), body)
 
-    async def _exchange(self, method: str, request: bytes) -> tuple[Connection, ResponseHead]:
+    async def _exchange(self, method: str, request: bytes) -> tuple[Connection, Response]:
         """Sends a request, and waits for the head of its answer."""
         connection = self._take() or await self._connect()
         try:
             return connection, await connection.exchange(method, request)
         except Broken:
-            # A kept connection may be hung up at the very moment at which it is used: what was not
-            # answered at all is sent once more, and not on another kept one, which may be as dead.
+            # The server may hang up on a kept connection at the very moment at which it is used. A
+            # request without any answer is sent once more, and not on another kept connection,
+            # which may be as dead.
             if connection.is_fresh or connection.has_begun:
                 raise
         connection = await self._connect()
         return connection, await connection.exchange(method, request)
 
     def _take(self) -> Connection | None:
-        """The idle connection that was used last, of those that can still be used."""
+        """The idle connection that was used last, of those that still can be used."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable(self._idle_seconds):
@@ -194,31 +182,30 @@ class Client:
             task.add_done_callback(self._greeting.pop)
         else:
             self._keep(connection)
-        # Those below are older. What a burst has left would else stay half closed for ever.
+        # The oldest come first. What a burst of requests has left would else never be closed.
         while self._idle and not self._idle[0].is_usable(self._idle_seconds):
             self._idle.pop(0).close()
 
     async def _meet(self, connection: Connection, greet: Greet) -> None:
-        """Greets the server, and keeps the connection if it still can be used."""
+        """Greets the server, and keeps the connection if it can be used after that."""
 
         async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
             request = self._request(method, path, headers, b"")
-            head = await connection.exchange(method, request)
-            response = Response(connection, head)
+            response = await connection.exchange(method, request)
             try:
-                body = b"".join([piece async for piece in response.pieces()])
-            except BaseException:  # who asks may have enough, and go on without
+                whole = await response.whole()
+            except BaseException:  # `greet` may have waited long enough, and go on without it
                 connection.abort()
                 raise
             if not connection.finish():
                 raise Broken("it does not keep the connection")
-            return WholeResponse(response.status, response.headers, body, response.connection)
+            return whole
 
         said = None
         try:
             with suppress(Unreachable, Broken):
                 said = await greet(ask, connection.former)
-        finally:  # answers wait for it, whatever comes of it
+        finally:  # answers wait for the greeting, whatever comes of it
             connection.greeted(said)
             if said is None:
                 connection.abort()
@@ -245,7 +232,7 @@ class Client:
             except TimeoutError:
                 raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None
             except OSError as e:
-                if e.errno in descriptors.SHORT:  # others were quicker
+                if e.errno in descriptors.SHORT:  # others have taken the descriptor
                     await asyncio.sleep(descriptors.WAIT_SECONDS)
                     continue
                 raise Unreachable(what_failed(e)) from e

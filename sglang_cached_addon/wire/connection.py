@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_cached_addon.wire.heads import FramingError, ResponseHead
@@ -27,15 +28,9 @@ _VIEW = memoryview(bytearray(64 * 1024))
 MAX_HELD = 128 * 1024
 """How many bytes may have come that nobody has taken yet, before no more are read."""
 
-HOP_BY_HOP = {
-    b"connection",
-    b"keep-alive",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-}
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+)
 """Fields of one connection, not of the message (RFC 9110 §7.6.1)."""
 
 _numbers = itertools.count(1)
@@ -43,6 +38,18 @@ _numbers = itertools.count(1)
 
 class Broken(Exception):
     """The upstream hung up, or spoke no HTTP, before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeResponse:
+    """A response with all of its body."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    """The header fields, without those of the connection; names are as upstream writes them."""
+    body: bytes
+    connection: int
+    """The number of the connection that it came on. No other connection has the same."""
 
 
 class Response:
@@ -55,11 +62,15 @@ class Response:
         could not be greeted."""
         self.status = head.status
         self.headers = end_to_end(head.fields)
-        self.connection = connection.number
 
     def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Broken`."""
         return self._connection.body()
+
+    async def whole(self) -> WholeResponse:
+        """Waits for the end of the body. Raises `Broken`."""
+        body = b"".join([piece async for piece in self.pieces()])
+        return WholeResponse(self.status, self.headers, body, self._connection.number)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -74,7 +85,7 @@ class Connection(asyncio.BufferedProtocol):
         self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         """As `Response.greeting`."""
         self.former: Any = None
-        """What the greeting before the present one gave."""
+        """What the greeting before the present one gave; None before the second."""
         self._responses = Responses()
         self._idle_since = 0.0
         self._error: Exception | None = None
@@ -122,15 +133,15 @@ class Connection(asyncio.BufferedProtocol):
         """Some of the present answer has come."""
         return self._responses.has_begun
 
-    async def exchange(self, method: str, request: bytes) -> ResponseHead:
-        """Sends a request with this method, and gives the head of its response. Hangs up if there
-        is none. Raises `Broken`."""
+    async def exchange(self, method: str, request: bytes) -> Response:
+        """Sends a request with this method, and gives its response, whose head has come. Hangs up
+        if there is none. Raises `Broken`."""
         try:
             self._responses.expect(method)
-            # As much of it at once as the system takes. What is left goes while the answer is
-            # waited for: it may come before upstream has read the body, or never does.
+            # The system takes as much at once as it can. The rest goes while the answer is waited
+            # for, which may come before the server has read the body, if it ever reads it.
             self._transport.write(request)
-            return await self._head()
+            return Response(self, await self._head())
         except BaseException:
             self.abort()
             raise
@@ -156,8 +167,8 @@ class Connection(asyncio.BufferedProtocol):
             raise Broken(f"it does not speak HTTP as it should: {e}") from e
 
     async def _receive(self, too_short: str) -> None:
-        """Waits until something has come that was not looked at. Raises `Broken`, with the given
-        words where the server has hung up."""
+        """Waits until something has come that was not looked at. Raises `Broken`, with the words
+        `too_short` where the server has hung up."""
         if not self._news.done():
             if isinstance(self._error, OSError):
                 raise Broken(what_failed(self._error)) from self._error
@@ -184,8 +195,8 @@ class Connection(asyncio.BufferedProtocol):
         return True
 
     def is_usable(self, idle_seconds: float) -> bool:
-        """Whether an idle connection is still open, not idle for too long, and nothing has come on
-        it, which would belong to no request."""
+        """Whether an idle connection is still open, not idle for too long, and without bytes that
+        would belong to no request."""
         is_young = time.monotonic() - self._idle_since < idle_seconds
         return is_young and self._responses.keeps and self.is_open
 

@@ -1,9 +1,9 @@
 """File descriptors: how many there may be, and who may have the last ones.
 
-The system gives out the lowest number that is free, so the number that it would give next tells
-how many are left at most. Clients leave a quarter to what they are answered with, connections to
-upstream a few to the store: who finds none left waits for one, and fails nobody. Meanwhile
-`make_room` is asked to hang up clients that nobody waits for.
+The system gives out the lowest number that is free, so the number that it would give next tells how
+many are left at most. Clients may have three quarters of them, and connections to upstream all but
+a few, which are the store's. What finds none left waits for one instead of failing, and meanwhile
+`make_room` hangs up clients that wait for no answer.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _keep_all() -> None:
 
 
 make_room: Callable[[], object] = _keep_all
-"""Hangs up clients that nobody waits for. To be set by the module that knows the clients."""
+"""Hangs up clients that wait for no answer. The module that knows the clients sets it."""
 
 _asked = float("-inf")
 
 
 def ask_for_room() -> None:
-    """Has some clients hung up, once for all tasks that wait."""
+    """Calls `make_room`, once for all tasks that wait."""
     global _asked
     if time.monotonic() - _asked >= WAIT_SECONDS:
         _asked = time.monotonic()

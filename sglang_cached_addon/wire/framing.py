@@ -77,7 +77,7 @@ class Requests:
         end = buffer.find(b"\r\n\r\n", self._searched)
         if max(end, len(buffer) if end < 0 else 0) + self._blank > MAX_HEAD:
             raise FramingError(431, f"a request head of more than {MAX_HEAD} bytes")
-        # FramingError as soon as it is seen, for there may never be an end that we would wait for.
+        # Refused as soon as it is seen: a head with such a line may have no end to wait for.
         if _BARE.search(buffer, self._searched, len(buffer) if end < 0 else end):
             raise FramingError(400, "lines must end with CRLF")
         if end < 0:
@@ -103,7 +103,7 @@ class Requests:
             if not self._left:
                 self.phase = Phase.OVER
             return data
-        # One chunk of all that has come: there may be thousands, and each would be looked at.
+        # All goes on as one chunk: mitmproxy looks at each, and there may be thousands.
         data = b"".join(self._chunks.read(self._buffer))
         self._left -= len(data)
         if self._left < 0:
@@ -116,9 +116,9 @@ class Requests:
 
 
 def _plain(raw: bytes, head: RequestHead) -> bytes:
-    """A head in which nothing is left that only some understand: an upgrade to anything but
-    WebSocket (to h2c, say) is not taken, which anybody may do (RFC 9110 §7.8), and what is said of
-    the connection is in lower case."""
+    """The head without what only some servers understand: an upgrade to anything but WebSocket (to
+    h2c, say) is left out, as any server may ignore it (RFC 9110 §7.8), and the options of
+    `Connection` are in lower case."""
     dropped: set[bytes] = set()
     is_plain = True
     for name, value in head.fields:

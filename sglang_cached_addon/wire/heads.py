@@ -17,7 +17,7 @@ MAX_HEAD = 64 * 1024
 MAX_FIELDS = 256
 """How many fields a head may have."""
 
-# Each of these tells in one pass whether a line fits: no two parts of one could take the same byte.
+# Each of these tells in one pass whether a line fits: no byte can belong to either of two parts.
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) "
     rb"(/[\x21-\x7e]*|\*|(?i:https?)://[\x21-\x7e]+) "
@@ -60,9 +60,10 @@ class ResponseHead:
     status: int
     fields: Fields
     length: float | None
-    """As with requests; infinite if the body ends when the server hangs up."""
+    """How many bytes the body has; None if it comes in chunks, infinite if it ends when the server
+    hangs up."""
     closes: bool
-    """The server takes no other request on this connection."""
+    """The server takes no other request on the connection."""
 
 
 def parse(raw: bytes) -> RequestHead:

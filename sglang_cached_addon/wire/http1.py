@@ -41,14 +41,10 @@ class PlainHead:
     """The client wants the connection closed after the answer."""
 
 
-# Fields that change how the message is framed, or what may follow it.
 _FRAMING = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"http2-settings"}
-_ONCE = {
-    b"content-length",
-    b"host",
-    b"content-type",
-    b"connection",
-}
+"""Fields that change how the message is framed, or what may follow it: no plain head has one."""
+_ONCE = {b"content-length", b"host", b"content-type", b"connection"}
+"""Fields that a plain head has at most once."""
 
 
 class HeadReader:
@@ -123,7 +119,7 @@ class HeadReader:
 
 
 def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:
-    """A hit as it goes over the wire: byte for byte what the ordinary way sends. `status` is the
+    """A hit as it goes over the wire, byte for byte as the hooks have it sent. `status` is the
     value of `Cache-Status`. The body of a stream is in chunks already."""
     if is_stream:
         return _STREAM_HIT % (status, age, body)
@@ -149,8 +145,8 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def chunks(events: Iterable[bytes]) -> bytes:
-    """Each event in a chunk of its own: SGLang sends them so, and one of its clients takes chunks
-    for events. An empty one would be the end."""
+    """Each event in a chunk of its own, as SGLang sends them, one of whose clients takes chunks for
+    events. No event may be empty: an empty chunk is the end."""
     return b"".join([b"%x\r\n%b\r\n" % (len(event), event) for event in events])
 
 
@@ -160,7 +156,7 @@ def chunked(events: Iterable[bytes]) -> bytes:
 
 
 def unchunked(body: bytes) -> list[bytes]:
-    """The inverse of `chunked`."""
+    """The events of such a body: the inverse of `chunked`."""
     events, at = [], 0
     while size := int(body[at : (line := body.index(b"\r\n", at))], 16):
         events.append(body[line + 2 : line + 2 + size])

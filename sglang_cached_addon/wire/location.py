@@ -1,8 +1,8 @@
-"""Where an answer of upstream leads, as its clients have to read it.
+"""The URLs to which upstream redirects, as clients of the proxy have to read them.
 
-Pure. Upstream makes absolute URLs of the name by which it was asked, which is not the proxy's: who
-follows one would go past the proxy, or nowhere. A path leads back to wherever the client came from,
-by whatever name and scheme.
+Pure. Upstream makes absolute URLs of the name by which it was asked, which is not the proxy's: a
+client that follows one would go past the proxy, or nowhere. A path alone leads back to the proxy,
+by whatever name and scheme the client has reached it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from urllib.parse import SplitResult, urlsplit
 
 FIELDS = ("Location", "Content-Location")
-"""Header fields that lead somewhere (RFC 9110 §10.2.2, §8.7)."""
+"""Header fields that have such a URL (RFC 9110 §10.2.2, §8.7)."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -27,11 +27,11 @@ def through_proxy(value: str, upstream: str) -> str:
             return value
     except ValueError:
         return value
-    # Cut, not put together again: what it says is upstream's business.
+    # Cut out of the value, not written anew: every byte of the path is upstream's own.
     rest = value[value.index("//") + 2 + len(url.netloc) :]
     if rest[:1] != "/":
         return f"/{rest}"
-    # Two of them, of either kind, would be the beginning of another host.
+    # Two slashes, of either kind, would begin the name of another host.
     return f"/.{rest}" if rest[1:2] in ("/", "\\") else rest
 
 

@@ -29,12 +29,11 @@ class Splitter:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
-        """What has come of an unfinished event, in parts: it may be large, and is put together
-        once."""
+        """What has come of an unfinished event, in parts: it may be large, and is joined once."""
         self._last = b""
-        """Its last bytes, in which the end of the event may begin."""
+        """The last two bytes of the parts, in which the end of the event may begin."""
         self._size = 0
-        """How many bytes it has."""
+        """How many bytes the parts have together."""
         self._is_too_long = False
         """The unfinished event is given on as it comes, until it ends."""
 
@@ -66,12 +65,12 @@ class Splitter:
         return events
 
     def overflow(self) -> list[bytes]:
-        """What has come of an unfinished event, once it is too long to be kept; nothing before.
-        What comes of it later is given here, too, and its end as an event."""
+        """What has come of an unfinished event that is too long to be kept, and else nothing. What
+        comes of it later is given here, too, but for its end, which `feed` gives as an event."""
         self._is_too_long = self._is_too_long or self._size > MAX_EVENT
         if not self._is_too_long:
             return []
-        parts = self._parts  # as they came: one of all would be so many bytes once more
+        parts = self._parts  # as they came: to join them would take as much memory once more
         self._hold(b"")
         return parts
 
@@ -94,7 +93,7 @@ def data(event: bytes) -> bytes | None:
 
 
 def is_silent(event: bytes) -> bool:
-    """Whether an event means nothing, as a comment that keeps a connection open."""
+    """Whether an event means nothing, like a comment that keeps a connection open."""
     return all(name in _SILENT for name, _ in _fields(event))
 
 

@@ -198,9 +198,9 @@ def test_greeting_that_fails(case: str) -> None:
     async def check(client: Client) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, found: None)
         async with client.open(*ASKED) as response:
-            assert [piece async for piece in response.pieces()] == [b"ok"]
-        assert await response.greeting == said
-        assert (await client.ask(*ASKED)).connection != response.connection
+            first = await response.whole()
+        assert (first.body, await response.greeting) == (b"ok", said)
+        assert (await client.ask(*ASKED)).connection != first.connection
 
     against(serve, check, greet=greet)
 
