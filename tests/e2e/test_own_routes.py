@@ -18,7 +18,6 @@ from tests.conftest import Proxy, StartProxy
 from tests.e2e.conftest import StartFront
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.e2e.test_streams import sampling
-from tests.proxy.test_framing_layer import memory
 from tests.simulator import Profile, Simulator, running
 
 TOKEN = "t0ken-\xe9 with=odd/signs"
@@ -168,11 +167,11 @@ def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
 @pytest.mark.parametrize("path", ["/load_lora_adapter", "/unload_lora_adapter"])
 def test_adapter_without_end(path: str, shared: Proxy) -> None:
     """A body that names an adapter would be kept, whatever its size."""
-    before = memory(shared)
+    before = shared.peak()
     body = (b" " * (1 << 20) for _ in range(60))
     answer = requests.post(f"{shared.url}{path}", data=body, timeout=60)
     assert 400 <= answer.status_code < 500  # upstream's word
-    assert memory(shared) - before < 24 << 20
+    assert shared.peak() - before < 24 << 20
 
 
 def test_rebound_name(shared: Proxy) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.proxy.connections import Connections, HeadTimer, Progress
-from tests.conftest import Proxy, StartProxy, until
-from tests.e2e.conftest import WAYS
+from tests.conftest import Proxy, StartProxy, end, read_all, until
+from tests.e2e.conftest import LANES, WAYS
 from tests.simulator import Fault, Simulator
 from tests.wire.test_framing import head
 
@@ -30,38 +29,47 @@ from mitmproxy import ctx
 from mitmproxy.proxy import server
 from sglang_cached_addon.proxy import connections
 
-server.TCP_TIMEOUT = 1
+server.TCP_TIMEOUT = {idle}
 connections.HEAD_SECONDS = {head}
 
 def running():
     if "tcp_timeout" in ctx.options:
-        ctx.options.update(tcp_timeout=1)
+        ctx.options.update(tcp_timeout={idle})
 """
 JSON = {"Content-Type": "application/json"}
+StartHasty = Callable[..., list[Proxy]]
 
 
-@pytest.fixture(params=["lane", "hooks"])
-def ways(request: pytest.FixtureRequest) -> list[str]:
-    return [] if request.param == "lane" else ["--set", "sglang_express=false"]
+@pytest.fixture
+def start_hasty(start_proxy: StartProxy, tmp_path: Path) -> StartHasty:
+    """Starts proxies that wait for no more seconds than that: with the fast lane, and through the
+    hooks."""
+
+    def start(url: str, idle: int = 1, head: float = 30) -> list[Proxy]:
+        script = tmp_path / "hasty.py"
+        script.write_text(SCRIPT.format(idle=idle, head=head))
+        return [
+            start_proxy(url, "-s", str(script), *arguments, cache=tmp_path / name)
+            for name, arguments in LANES.items()
+        ]
+
+    return start
 
 
-def hasty(start: StartProxy, url: str, folder: Path, *arguments: str, head: float = 30) -> Proxy:
-    """A proxy that hangs up after a second."""
-    script = folder / "hasty.py"
-    script.write_text(SCRIPT.format(head=head))
-    return start(url, "-s", str(script), *arguments)
+def request(body: bytes) -> bytes:
+    fields = (b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body))
+    return head(b"POST /generate HTTP/1.1", *fields) + body
 
 
-def connect(proxy: Proxy) -> socket.socket:
-    host, port = proxy.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+def pass_by(seconds: float) -> None:
+    """Lets time pass that something is to outlast."""
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > seconds)
 
 
-def test_who_waits_waits(
-    simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
-) -> None:
+def test_who_waits_waits(simulator: Simulator, start_hasty: StartHasty) -> None:
     """A generation that takes longer than ten minutes is waited for, however it was asked for."""
-    proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
+    proxies = start_hasty(simulator.url)
     sent = [
         {"text": "plain"},
         {"text": "stream", "stream": True},
@@ -70,25 +78,26 @@ def test_who_waits_waits(
         {"text": ["a", "list"]},
     ]
 
-    def ask(body: dict[str, object]) -> requests.Response:
+    def ask(proxy: Proxy, body: dict[str, object]) -> requests.Response:
         data = json.dumps(body).encode()
         in_chunks = iter([data]) if body["text"] == "chunks" else data
         return requests.post(f"{proxy.url}/generate", data=in_chunks, headers=JSON, timeout=30)
 
-    with ThreadPoolExecutor(len(sent)) as threads:
-        simulator.faults.extend([Fault.HOLD] * len(sent))
-        answers = [threads.submit(ask, body) for body in sent]
-        until(lambda: simulator.waiting == len(sent))
+    count = len(sent) * len(proxies)
+    with ThreadPoolExecutor(count) as threads:
+        simulator.faults.extend([Fault.HOLD] * count)
+        answers = [threads.submit(ask, proxy, body) for proxy in proxies for body in sent]
+        until(lambda: simulator.waiting == count)
         pass_by(2.5)
         simulator.release()
-        assert [answer.result().status_code for answer in answers] == [200] * len(sent)
+        assert [answer.result().status_code for answer in answers] == [200] * count
     assert simulator.waiting == 0
 
 
 def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
     """So it is for a client of HTTP/2, of which only mitmproxy knows what it waits for."""
     script = tmp_path / "hasty.py"
-    script.write_text(SCRIPT.format(head=30))
+    script.write_text(SCRIPT.format(idle=1, head=30))
     proxy = WAYS["mitmdump"](simulator.url, tmp_path, "-s", str(script))
     proxy.wait_until_ready()
     url = proxy.url.replace("http:", "https:")
@@ -105,68 +114,61 @@ def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
             said, _ = client.communicate(timeout=20)
         finally:
             client.kill()
-            proxy.stop()
+            end(proxy)
     assert said == b"2 200"
 
 
-def pass_by(seconds: float) -> None:
-    """Lets time pass that something is to outlast."""
-    began = time.monotonic()
-    until(lambda: time.monotonic() - began > seconds)
-
-
-def test_who_does_not_wait_is_hung_up(
-    simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
-) -> None:
+def test_who_does_not_wait_is_hung_up(simulator: Simulator, start_hasty: StartHasty) -> None:
     """Connections that nobody uses are hung up; one in use is not cut for its past."""
-    proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
-    body = b'{"text": "late"}'
-    fields = (b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body))
-    with connect(proxy) as silent, connect(proxy) as half, connect(proxy) as late:
-        half.sendall(head(b"POST /generate HTTP/1.1", *fields) + body[:3])
-        began = time.monotonic()
-        # It was idle for most of a second when it asks for something that takes long.
-        pass_by(0.7)
-        simulator.faults.append(Fault.HOLD)
-        late.sendall(head(b"POST /generate HTTP/1.1", *fields) + body)
-        assert silent.recv(1) == b""
-        assert half.recv(1) == b""
-        pass_by(2)
+    proxies = start_hasty(simulator.url, idle=2)
+    whole = request(b'{"text": "late"}')
+    simulator.faults.extend([Fault.HOLD] * len(proxies))
+    with ExitStack() as stack:
+        silent, half, late = (
+            [stack.enter_context(proxy.connect()) for proxy in proxies] for _ in range(3)
+        )
+        for client in half:
+            client.sendall(whole[:-3])
+        # They were idle for half of their time when they ask for something that takes long.
+        pass_by(1)
+        for client in late:
+            client.sendall(whole)
+        assert [client.recv(1) for client in silent + half] == [b""] * 4
+        pass_by(1.5)
         simulator.release()
-        received = b"".join(iter(lambda: late.recv(1 << 16), b""))
-        assert received.startswith(b"HTTP/1.1 200")
-        assert time.monotonic() - began > 3
+        for client in late:
+            assert read_all(client).startswith(b"HTTP/1.1 200")
 
 
-def test_each_byte_begins_the_time_anew(
-    simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
-) -> None:
-    """A slow upload is read to its end."""
-    proxy = hasty(start_proxy, simulator.url, tmp_path, *ways)
-    body = b'{"text": "slow"}'
-    fields = (b"Host: x", b"Content-Type: application/json", b"Content-Length: %d" % len(body))
-    with connect(proxy) as client:
-        client.sendall(head(b"POST /generate HTTP/1.1", *fields))
-        for at in range(len(body)):
-            pass_by(0.2)
-            client.sendall(body[at : at + 1])
-        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+def test_each_byte_begins_the_time_anew(simulator: Simulator, start_hasty: StartHasty) -> None:
+    """A slow upload is read to its end, however long it takes."""
+    proxies = start_hasty(simulator.url, idle=2)
+    whole = request(b'{"text": "slow"}')
+    with ExitStack() as stack:
+        clients = [stack.enter_context(proxy.connect()) for proxy in proxies]
+        for client in clients:
+            client.sendall(whole[:-8])
+        for at in range(len(whole) - 8, len(whole)):
+            pass_by(0.4)
+            for client in clients:
+                client.sendall(whole[at : at + 1])
+        for client in clients:
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
 
 
 HEADS = [b"P", b"POST /generate HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nA: ", b"\r\nGET"]
 
 
-def test_a_head_that_does_not_end(
-    simulator: Simulator, start_proxy: StartProxy, tmp_path: Path, ways: list[str]
-) -> None:
-    """Nobody keeps a connection with a byte of a head now and then."""
-    proxy = hasty(start_proxy, simulator.url, tmp_path, *ways, head=0.6)
+def test_a_head_that_does_not_end(simulator: Simulator, start_hasty: StartHasty) -> None:
+    """Nobody keeps a connection with a byte of a head now and then; a head that ends in time is not
+    hurt by when the connection, or another head, began."""
+    proxies = start_hasty(simulator.url, head=0.6)
     whole = head(b"GET /health HTTP/1.1", b"Host: x")
 
-    def drip(data: bytes) -> bytes:
+    def drip(proxy: Proxy, data: bytes) -> bytes:
         """What comes back to who sends that, and a byte now and then."""
         received = b""
-        with connect(proxy) as client:
+        with proxy.connect() as client:
             client.sendall(data)
             client.settimeout(0.1)
             while b" 408 " not in received:
@@ -175,20 +177,20 @@ def test_a_head_that_does_not_end(
                 except TimeoutError:
                     client.sendall(b"a")
             client.settimeout(10)
-            return received + b"".join(iter(lambda: client.recv(1 << 16), b""))
+            return received + read_all(client)
 
     sent = [before + begun for begun in HEADS for before in (b"", whole)]
-    began = time.monotonic()
-    with ThreadPoolExecutor(len(sent)) as threads:
-        counts = [received.count(b"HTTP/1.1 ") for received in threads.map(drip, sent)]
-    assert counts == [1, 2] * len(HEADS)
-    assert time.monotonic() - began < 5
-    # One that ends in time is not hurt by when the connection, or another head, began.
-    with connect(proxy) as client:
+    with ThreadPoolExecutor(len(sent) * len(proxies)) as threads:
+        received = [threads.submit(drip, proxy, data) for proxy in proxies for data in sent]
+        counts = [one.result(30).count(b"HTTP/1.1 ") for one in received]
+    assert counts == [1, 2] * len(HEADS) * len(proxies)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(proxy.connect()) for proxy in proxies]
         for _ in range(3):
-            client.sendall(whole[:10])
-            client.sendall(whole[10:])
-            until(lambda: b'"up"}}' in client.recv(1 << 16))
+            for client in clients:
+                client.sendall(whole[:10])
+                client.sendall(whole[10:])
+                until(lambda client=client: b'"up"}}' in client.recv(1 << 16))
             pass_by(0.4)
 
 

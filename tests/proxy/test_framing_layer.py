@@ -7,11 +7,11 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import Proxy, StartProxy, until
+from tests.conftest import Proxy, StartProxy, read_all, until
+from tests.e2e.conftest import LANES
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.wire.test_framing import head
 
@@ -31,66 +31,46 @@ def upstream() -> Iterator[Simulator]:
         yield simulator
 
 
-@pytest.fixture(params=["lane", "hooks"])
+@pytest.fixture(params=LANES)
 def front(request: pytest.FixtureRequest, upstream: Simulator, start_proxy: StartProxy) -> Proxy:
-    ways = [] if request.param == "lane" else ["--set", "sglang_express=false"]
-    return start_proxy(upstream.url, *ways)
-
-
-def connect(proxy: Proxy) -> socket.socket:
-    host, port = proxy.url.removeprefix("http://").split(":")
-    client = socket.create_connection((host, int(port)), timeout=20)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return client
-
-
-def read_all(client: socket.socket) -> bytes:
-    return b"".join(iter(lambda: client.recv(1 << 20), b""))
-
-
-def memory(proxy: Proxy) -> int:
-    """Bytes that the process has, and had at most."""
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert match
-    return int(match[1]) * 1024
+    return start_proxy(upstream.url, *LANES[request.param])
 
 
 def test_large_hits_that_nobody_reads(front: Proxy) -> None:
-    """Answers to somebody who asks and asks and does not read would fill the memory; when they
-    are read after all, each is there."""
-    with connect(front) as client:
+    """Answers to somebody who asks and asks and does not read take bounded memory; when they are
+    read after all, each is there."""
+    with front.connect() as client:
         client.sendall(ask(KNOWN))
         until(lambda: front.stats()["num_keys"])
-        before = memory(front)
+        before = front.peak()
         count = 400
         sender = threading.Thread(target=client.sendall, args=(ask(KNOWN) * count + LAST,))
         sender.start()
         # It goes on with others, and nobody reads.
         for _ in range(3):
             assert front.stats()["num_keys"] == 1
-        assert memory(front) - before < 24 << 20
+        assert front.peak() - before < 24 << 20
         received = read_all(client)
         sender.join()
     assert len(received) > 20 << 20
     assert received.count(b"HTTP/1.1 200") == count + 1
-    assert memory(front) - before < 48 << 20
+    assert front.peak() - before < 48 << 20
 
 
 def test_behind_what_waits(front: Proxy, upstream: Simulator) -> None:
-    """What somebody sends behind a request that waits would fill the memory, or be answered
+    """What somebody sends behind a request that waits takes bounded memory, and is not answered
     before it."""
     upstream.faults.append(Fault.HOLD)
-    before = memory(front)
+    before = front.peak()
     bodies = [json.dumps({"text": f"{k}" * 30_000}).encode() for k in range(1000)]
-    with connect(front) as client:
+    with front.connect() as client:
         client.sendall(ask(b'{"text": "waits", "rid": "w"}'))
         until(lambda: upstream.waiting == 1)
         sender = threading.Thread(target=send, args=(client, [ask(b) for b in bodies]))
         sender.start()
         for _ in range(3):
             assert front.stats()["num_keys"] == 0
-        assert memory(front) - before < 24 << 20
+        assert front.peak() - before < 24 << 20
         client.settimeout(0.05)
         with pytest.raises(TimeoutError):
             client.recv(1)
@@ -110,7 +90,7 @@ def send(client: socket.socket, pieces: list[bytes]) -> None:
 
 
 def test_in_order(front: Proxy) -> None:
-    """Requests of every kind on one connection would be answered out of turn."""
+    """Requests of every kind on one connection are answered in their order."""
     one = [
         ask(b'{"text": "a"}'),
         head(b"GET /health HTTP/1.1", b"Host: x"),
@@ -122,7 +102,7 @@ def test_in_order(front: Proxy) -> None:
     wanted = [200, 200, 200, 400, 200, 200]
     for size in (1 << 20, 1000, 7):
         data = b"".join(one * 3) + LAST
-        with connect(front) as client:
+        with front.connect() as client:
             for at in range(0, len(data), size):
                 client.sendall(data[at : at + size])
             received = read_all(client)
@@ -131,7 +111,7 @@ def test_in_order(front: Proxy) -> None:
 
 
 def test_refused_in_a_body(front: Proxy, upstream: Simulator) -> None:
-    """A body that breaks the rules in its middle would be waited for, here and by upstream."""
+    """A body that breaks the rules in its middle is refused, and nobody waits for its end."""
     for path in (b"/v1/nowhere", b"/generate", b"/health"):
         begins = head(
             b"POST " + path + b" HTTP/1.1",
@@ -139,7 +119,7 @@ def test_refused_in_a_body(front: Proxy, upstream: Simulator) -> None:
             b"Content-Type: application/json",
             b"Transfer-Encoding: chunked",
         )
-        with connect(front) as client:
+        with front.connect() as client:
             client.sendall(begins + b"2\r\n{}\r\n")
             client.sendall(b"bad\n")
             client.sendall(b"x" * 100_000)
@@ -151,8 +131,8 @@ def test_refused_in_a_body(front: Proxy, upstream: Simulator) -> None:
 
 
 def test_too_large_for_our_own_routes(front: Proxy) -> None:
-    """What only we read would be kept, whatever its size."""
-    before = memory(front)
+    """What only we read is refused above a bound, and not kept."""
+    before = front.peak()
     for path in (b"/health", b"/cache/stats", b"/abort_request"):
         line = b"POST " + path + b" HTTP/1.1"
         for data in (
@@ -162,9 +142,9 @@ def test_too_large_for_our_own_routes(front: Proxy) -> None:
                 *[b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"] * 40,
             ],
         ):
-            with connect(front) as client:
+            with front.connect() as client:
                 sender = threading.Thread(target=send, args=(client, data))
                 sender.start()
                 assert read_all(client).startswith(b"HTTP/1.1 413 ")
                 sender.join()
-    assert memory(front) - before < 24 << 20
+    assert front.peak() - before < 24 << 20

@@ -24,9 +24,10 @@ from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.lane import open_lane
 from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.wire.http1 import HeadReader
-from tests.conftest import Proxy, StartProxy, corpus, until
+from tests.conftest import Proxy, StartProxy, corpus, read_all, until
 from tests.replayer import Replayer, replaying
 from tests.simulator import Fault, Simulator
+from tests.tables import each
 from tests.wire.test_http1 import FOREIGN, head
 
 QUIET_SECONDS = 0.5
@@ -87,11 +88,8 @@ def talk(proxy: Proxy, pieces: Sequence[bytes], quiet: float = QUIET_SECONDS) ->
     None (or nothing) if the proxy hung up while pieces were still on their way: what it had
     sent is then lost by TCP, or not, by chance.
     """
-    host, port = proxy.url.removeprefix("http://").split(":")
     received = bytearray()
-    with socket.create_connection((host, int(port))) as client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.settimeout(quiet)
+    with proxy.connect(quiet) as client:
         try:
             try:
                 for piece in pieces:
@@ -159,7 +157,7 @@ def test_byte_by_byte(twins: Twins) -> None:
     assert b"X-Cache: HIT" in lane
 
 
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+@each("data", FOREIGN.values(), FOREIGN)
 def test_foreign(data: bytes, twins: Twins) -> None:
     """Whatever is not plain gets mitmproxy's own answer, alone and behind a hit."""
     for before in (b"", request()):
@@ -190,7 +188,7 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("requests_", MIXED.values(), ids=MIXED)
+@each("requests_", MIXED.values(), MIXED)
 def test_mixed(requests_: list[bytes], twins: Twins) -> None:
     """Hits and others on one connection come in order: one by one, at once, and in odd pieces."""
     joined = b"".join(requests_) + LAST
@@ -237,11 +235,9 @@ def test_fuzz(twins: Twins) -> None:
 
 def test_a_client_that_does_not_read(twins: Twins) -> None:
     """Who sends but does not read is not read from for ever, so memory stays bounded."""
-    host, port = twins.lane.url.removeprefix("http://").split(":")
     bound = 64 << 20
     sent = 0
-    with socket.create_connection((host, int(port))) as client:
-        client.settimeout(1.0)
+    with twins.lane.connect(1.0) as client:
         try:
             while sent < bound:
                 sent += client.send(request() * 200)
@@ -252,16 +248,14 @@ def test_a_client_that_does_not_read(twins: Twins) -> None:
 
 
 def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What comes while an answer is waited for would be answered out of turn, lost, or fill the
-    memory; and who hangs up would be waited for."""
+    """What comes while an answer is waited for is answered in turn, and takes bounded memory; who
+    hangs up is not waited for."""
     proxy = start_proxy(simulator.url)
     hit = request()
     assert ask(proxy.url, KNOWN).ok
     until(lambda: proxy.stats()["num_keys"])
-    host, port = proxy.url.removeprefix("http://").split(":")
     simulator.faults.append(Fault.HOLD)
-    with socket.create_connection((host, int(port))) as client:
-        client.settimeout(10)
+    with proxy.connect() as client:
         client.sendall(request(b'{"text": "slow"}') + hit + request(b"not json") + LAST)
         until(lambda: simulator.waiting == 1)
         client.settimeout(0.05)
@@ -269,11 +263,11 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
             client.recv(1)
         client.settimeout(10)
         simulator.release()
-        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        received = read_all(client)
     assert re.findall(rb"(?m)^X-Cache: (\w+)", received) == [b"MISS", b"HIT", b"BYPASS"]
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
     simulator.faults.append(Fault.HOLD)
-    with socket.create_connection((host, int(port))) as client:
+    with proxy.connect() as client:
         client.sendall(request(b'{"text": "slower"}'))
         until(lambda: simulator.waiting == 1)
         sent, bound = 0, 64 << 20
@@ -287,7 +281,7 @@ def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
     until(lambda: simulator.waiting == 0)
     assert ask(proxy.url, KNOWN).headers["X-Cache"] == "HIT"
     simulator.faults.append(Fault.HOLD)
-    with socket.create_connection((host, int(port))) as client:
+    with proxy.connect() as client:
         client.sendall(request(b'{"text": "left"}'))
         until(lambda: simulator.waiting == 1)
     until(lambda: proxy.stats()["fetches_in_flight"] == 0)
@@ -299,9 +293,8 @@ def test_behind_what_mitmproxy_has(simulator: Simulator, start_proxy: StartProxy
     proxy = start_proxy(simulator.url)
     assert ask(proxy.url, KNOWN).ok
     until(lambda: proxy.stats()["num_keys"])
-    host, port = proxy.url.removeprefix("http://").split(":")
     simulator.faults.append(Fault.HOLD)
-    with socket.create_connection((host, int(port))) as client:
+    with proxy.connect() as client:
         client.sendall(request(b'{"text": "slow"}', b"Cache-Control: no-store"))
         until(lambda: simulator.waiting == 1)
         client.sendall(request() + LAST)
@@ -310,7 +303,7 @@ def test_behind_what_mitmproxy_has(simulator: Simulator, start_proxy: StartProxy
             client.recv(1)
         client.settimeout(10)
         simulator.release()
-        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        received = read_all(client)
     assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [b"BYPASS", b"HIT"]
 
 
@@ -353,8 +346,8 @@ async def client_of(
 
 @pytest.mark.parametrize("is_eager", [False, True])
 def test_fills_that_end_at_once(is_eager: bool) -> None:
-    """A connection would be waited for, for ever, when an answer is there before it is waited for;
-    and many of these, one behind the other, would be one call in another."""
+    """A connection goes on when an answer is there before it is waited for; many of these, one
+    behind the other, are not one call in another."""
     if is_eager and not hasattr(asyncio, "eager_task_factory"):
         pytest.skip("this Python has no eager tasks")
     count = 1500
@@ -395,7 +388,7 @@ def test_an_answer_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_what_waits_is_under_way() -> None:
-    """The proxy would end while a call waits, be it that nothing is fetched for it yet."""
+    """A call that waits is under way, be it that nothing is fetched for it yet."""
 
     async def run() -> None:
         connections, asked, answer = Connections(), asyncio.Event(), asyncio.Event()
@@ -433,11 +426,9 @@ def test_streams_in_turn(simulator: Simulator, start_proxy: StartProxy) -> None:
     until(lambda: proxy.stats()["num_keys"] == 1)
     calls = [STREAM, STREAM.replace(b"streamed", b"new"), b'{"text": "streamed"}', b"not json"]
     data = b"".join(map(request, calls)) + request(STREAM, b"Connection: close") + request()
-    host, port = proxy.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.settimeout(20)
+    with proxy.connect() as client:
         client.sendall(data)
-        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        received = read_all(client)
     heads = re.findall(rb"HTTP/1.1 (\d+)[^\0]*?X-Cache: (\w+)", received)
     kinds = [b"HIT", b"MISS", b"HIT", b"BYPASS", b"HIT"]
     assert heads == [(b"400" if kind == b"BYPASS" else b"200", kind) for kind in kinds]
@@ -449,9 +440,8 @@ def test_a_stream_that_is_left(simulator: Simulator, start_proxy: StartProxy) ->
     """What a client has asked for that hangs up in the middle of a stream is ended, and what it
     has sent behind it is not asked for; the next client is served."""
     proxy = start_proxy(simulator.url)
-    host, port = proxy.url.removeprefix("http://").split(":")
     simulator.faults.append(Fault.HOLD)
-    with socket.create_connection((host, int(port))) as client:
+    with proxy.connect() as client:
         client.sendall(request(STREAM) + request(b'{"text": "behind"}'))
         until(lambda: simulator.waiting == 1)
     until(lambda: proxy.stats()["fetches_in_flight"] == 0)

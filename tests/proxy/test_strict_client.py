@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
@@ -15,16 +12,17 @@ import requests
 
 from sglang_cached_addon.wire.chunks import MAX_LINE
 from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD
-from tests.conftest import Proxy, StartProxy
+from tests.conftest import Proxy, StartProxy, read_all
+from tests.e2e.conftest import LANES
 from tests.hearing import OK, Hearing, hearing
 
 LINE = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-@pytest.fixture(params=["lane", "hooks"])
+@pytest.fixture(params=LANES)
 def ways(request: pytest.FixtureRequest) -> list[str]:
-    return [] if request.param == "lane" else ["--set", "sglang_express=false"]
+    return LANES[request.param]
 
 
 @pytest.fixture
@@ -123,29 +121,20 @@ def test_endless(start_proxy: StartProxy, ways: list[str]) -> None:
     """An upstream that goes on and on is cut."""
     with going_on() as (url, say):
         proxy = start_proxy(url, *ways)
-        before = memory(proxy)
+        before = proxy.peak()
         for begins, goes_on in ENDLESS.values():
             say[:] = begins, goes_on
             with suppress(requests.exceptions.RequestException):
                 answer = requests.get(f"{proxy.url}/v1/other", timeout=10)
                 assert answer.status_code == 502
-        assert memory(proxy) - before < 16 << 20
+        assert proxy.peak() - before < 16 << 20
         say[:] = b"", b""
 
 
-def memory(proxy: Proxy) -> int:
-    """Bytes that the process had at most."""
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    match = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert match
-    return int(match[1]) * 1024
-
-
 def test_chunks_stay_as_they_are(upstream: Hearing, front: Proxy) -> None:
-    """One of SGLang's clients takes chunks for events."""
+    """Each chunk is a chunk for the client, too: one of SGLang's takes chunks for events."""
     upstream.answer = lambda heard: CHUNKED + b"1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n"
-    host, port = front.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as client:
+    with front.connect() as client:
         client.sendall(b"GET /v1/other HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        received = b"".join(iter(lambda: client.recv(65536), b""))
+        received = read_all(client)
     assert received.endswith(b"\r\n\r\n1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n")
