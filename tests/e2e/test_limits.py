@@ -8,8 +8,6 @@ import re
 import resource
 import shutil
 import subprocess
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,9 @@ import requests
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until
+from tests.e2e.test_large import hitting
 from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
+from tests.e2e.test_proxy import post
 from tests.replayer import replaying
 from tests.simulator import Simulator
 
@@ -45,7 +45,7 @@ def kind(proxy: Proxy, text: str, **more: Any) -> str:
 
 
 def test_more_than_memory_holds(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What is only on the disk would be generated again, be another answer, or be out of order."""
+    """What is only on the disk is found there, and in its order."""
     options = ("--memory", "2K")
     proxy = start_proxy(simulator.url, *options)
     calls = [
@@ -69,7 +69,7 @@ def test_more_than_memory_holds(simulator: Simulator, start_proxy: StartProxy) -
 
 
 def test_least_recently_used(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What is asked for all the time would be generated again and again."""
+    """What has not been asked for the longest goes first."""
     options = ("--max-entries", "3")
     proxy = start_proxy(simulator.url, *options)
     assert kinds(proxy, "a", "b", "c", "a") == "MMMH"
@@ -85,7 +85,7 @@ def test_least_recently_used(simulator: Simulator, start_proxy: StartProxy) -> N
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_expiry(form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy) -> None:
-    """An answer that is too old would be given, because its like was given before."""
+    """An answer that is too old is not given, even where its like was given before."""
     proxy = start_proxy(simulator.url, "--ttl", "1.5s")
     assert kinds(proxy, "a", "a", n=2, **form) == "MH"
     assert until(lambda: kind(proxy, "a", n=2, **form) == "M")
@@ -93,7 +93,7 @@ def test_expiry(form: dict[str, Any], simulator: Simulator, start_proxy: StartPr
 
 
 def test_beside_the_owner(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Two proxies could not use one folder, or the second would spoil it."""
+    """A proxy that only reads uses the folder of another, and does not spoil it."""
     owner = start_proxy(simulator.url)
     assert kinds(owner, "a") == "M"
     until(lambda: owner.stats()["pending_writes"] == 0)
@@ -111,7 +111,7 @@ def test_beside_the_owner(simulator: Simulator, start_proxy: StartProxy) -> None
 
 
 def test_a_second_owner(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Who has the folder would have to be searched for."""
+    """Who wants a folder that is in use is told who has it."""
     owner = start_proxy(simulator.url)
     second = start_proxy(simulator.url, ready=False)
     assert second.process.wait(40) == 1
@@ -124,7 +124,7 @@ def warnings(proxy: Proxy) -> list[str]:
 
 
 def test_disk_full(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Clients would hear of it, or what came meanwhile be lost, or be out of order."""
+    """Clients do not hear of a full disk; what comes meanwhile is kept, in its order."""
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "a") == "M"
     assert until(lambda: proxy.stats()["pending_writes"] == 0)
@@ -155,7 +155,7 @@ def test_disk_full(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 @pytest.mark.parametrize("is_all", [True, False], ids=["folder", "file"])
 def test_removed(is_all: bool, simulator: Simulator, start_proxy: StartProxy) -> None:
-    """All that comes would go to a file that nobody will ever find."""
+    """Where the file or folder is removed, what comes goes to a new one."""
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "old") == "M"
     updated = requests.post(
@@ -181,8 +181,7 @@ def test_removed(is_all: bool, simulator: Simulator, start_proxy: StartProxy) ->
 
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> None:
-    """Who starts with a large cache would think that nothing happens; who reads a log would find
-    it full of percentages."""
+    """Who starts with a large cache on a terminal sees how far it is; a log has none of that."""
     sample = Sample(b"{}", 1.0, 0.5, 1)
     lines = (encode(Addition(n.to_bytes(32), "generate", b"", [sample])) for n in range(45_000))
     (tmp_path / "cache.jsonl").write_bytes(b"".join(lines))
@@ -208,7 +207,7 @@ def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("creates", [True, False])
 def test_rotated(creates: bool, simulator: Simulator, start_proxy: StartProxy) -> None:
-    """logrotate would take all that is stored away, and what comes afterwards, without a word."""
+    """When logrotate takes the file away, all that is stored goes to a new one."""
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "a") == "M"
     assert until(lambda: proxy.stats()["pending_writes"] == 0)
@@ -227,7 +226,7 @@ def test_rotated(creates: bool, simulator: Simulator, start_proxy: StartProxy) -
 
 
 def test_for_its_owner_alone(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Anybody on the machine could read prompts and answers, also those of former releases."""
+    """Nobody else on the machine can read prompts and answers, also those of former releases."""
     proxy = start_proxy(simulator.url)
     kinds(proxy, "a")
     folder = Path(proxy.stats()["cache_file"]).parent
@@ -246,7 +245,7 @@ def test_for_its_owner_alone(simulator: Simulator, start_proxy: StartProxy) -> N
 
 
 def test_overwritten(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Who wants to begin anew would be answered from what was there, or not be told what went."""
+    """Who wants to begin anew is told what went, and not answered from it."""
     proxy = start_proxy(simulator.url)
     kinds(proxy, "a", "b")
     assert proxy.stop() == 0
@@ -260,7 +259,7 @@ def test_overwritten(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 
 def test_from_the_original(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
-    """A cache of the original would be a warning a line, or keep the proxy from starting."""
+    """A cache of the original is moved aside, with one warning."""
     folder = tmp_path / "original"
     folder.mkdir()
     lines = [{"key": f"{n}", "request": {"text": "a"}, "responses": ["b"]} for n in range(500)]
@@ -275,7 +274,7 @@ def test_from_the_original(simulator: Simulator, start_proxy: StartProxy, tmp_pa
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="of Linux alone")
 def test_ended_with_a_full_disk(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What was stored and is lost would look like a good end to whoever started the proxy."""
+    """Who ends a proxy whose disk is full is told what is lost, by the exit code as well."""
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "a") == "M"
     assert until(lambda: proxy.stats()["pending_writes"] == 0)
@@ -291,47 +290,29 @@ def test_ended_with_a_full_disk(simulator: Simulator, start_proxy: StartProxy) -
 
 
 def test_a_large_answer(start_proxy: StartProxy) -> None:
-    """On a healthy disk a part of it would be lost, which was said to be stored; and others' hits
-    wait for seconds."""
-    meta = {
-        "id": "x",
-        "completion_tokens": 9,
-        "prompt_tokens": 1,
-        "finish_reason": {"type": "stop"},
-    }
-    logprobs = [[-0.123456789, n, None] for n in range(3000)]
-    native = {"text": "x", "meta_info": {**meta, "output_token_logprobs": logprobs}}
-    count = (70 << 20) // len(json.dumps(native))
+    """All of an answer is kept that is larger than what may wait for the disk, and others' hits do
+    not wait for it."""
+    numbers = [[-0.123456789, n, None] for n in range(3000)]
+    meta: dict[str, Any] = {"id": "i", "finish_reason": {"type": "stop"}, "prompt_tokens": 1}
+    meta |= {"completion_tokens": 9, "output_token_logprobs": numbers}
+    sample = json.dumps({"text": "", "meta_info": meta})
+    count = (66 << 20) // len(sample)
+    large = [sample.replace('""', f'"{n}"', 1) for n in range(count)]
+    answer = {"status": 200, "headers": [["Content-Type", "application/json"]], "body": sample}
     with replaying() as upstream:
-        body = json.dumps(
-            [{**native, "text": f"x{n}"} for n in range(count)], separators=(",", ":")
-        )
-        answer = {"status": 200, "headers": [["Content-Type", "application/json"]], "body": body}
-        upstream.pair = {"response": {**answer, "body": json.dumps(native)}}
+        upstream.pair = {"response": answer}
         proxy = start_proxy(upstream.url)
         assert kinds(proxy, "small", "small") == "MH"
-        upstream.pair = {"response": answer}
-        stop, waits = threading.Event(), []
-
-        def ask_again() -> None:
-            with requests.Session() as session:
-                while not stop.is_set():
-                    begun = time.monotonic()
-                    session.post(f"{proxy.url}{GENERATE}", json=asking(GENERATE, "small"))
-                    waits.append(time.monotonic() - begun)
-
-        thread = threading.Thread(target=ask_again)
-        thread.start()
-        try:
-            first = ask(proxy, GENERATE, asking(GENERATE, "large", count))
-            assert first.text == body
+        upstream.pair = {"response": {**answer, "body": f"[{','.join(large)}]"}}
+        with hitting(proxy, asking(GENERATE, "small")) as seconds:
+            body = asking(GENERATE, "large", count)
+            first = post(proxy, GENERATE, body, timeout=90)
             assert "stored" in first.headers["Cache-Status"]
             assert until(lambda: proxy.stats()["total_responses"] == count + 1, 60)
-        finally:
-            stop.set()
-            thread.join(20)
-        assert max(waits) < 2
+        assert first.content == upstream.pair["response"]["body"].encode()
+        assert max(seconds) < 2
         assert proxy.stop() == 0
         proxy = start_proxy(upstream.url)
         assert f"{count + 1} samples" in proxy.banner
-        assert kinds(proxy, "large", n=count) == "H"
+        again = post(proxy, GENERATE, body, timeout=90)
+        assert again.headers["X-Cache"] == "HIT"

@@ -31,7 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response:
-    return requests.post(proxy.url + path, json=body, timeout=30, **kwargs)
+    return requests.post(proxy.url + path, json=body, **{"timeout": 30, **kwargs})
 
 
 def sampled(simulator: Simulator) -> list[dict[str, Any]]:
