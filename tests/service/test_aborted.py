@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.findings import Known
@@ -22,6 +20,7 @@ from tests.service.exchanging import (
     body,
     finishes,
 )
+from tests.tables import each
 
 
 def _answer(way: Way, known: Known) -> bytes:
@@ -40,7 +39,7 @@ ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("path", "asked"), ABORTED.values(), ids=ABORTED)
+@each(("path", "asked"), ABORTED.values(), ids=ABORTED)
 def test_aborted(path: str, asked: dict[str, Any]) -> None:
     """A call that was aborted while it waited would be answered in a shape of its own."""
     way = Way()
@@ -53,7 +52,7 @@ def test_aborted(path: str, asked: dict[str, Any]) -> None:
     assert done.reason is Reason.ABORT
 
 
-@pytest.mark.parametrize(("path", "asked"), ABORTED.values(), ids=ABORTED)
+@each(("path", "asked"), ABORTED.values(), ids=ABORTED)
 def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
     """As above, of a stream: it would never end, or not say how."""
     way = Way()

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from sglang_cached_addon.core.policy import Reason
 from tests.service.stage import (
     COMPLETIONS,
@@ -20,6 +18,7 @@ from tests.service.stage import (
     finish,
     staged,
 )
+from tests.tables import each
 from tests.upstream.scripted import settled, until
 
 
@@ -43,7 +42,7 @@ async def test_targets(stage: Stage) -> None:
     assert not service.aborts.is_known("mine")
 
 
-@pytest.mark.parametrize("rid", ["mine", "theirs"])
+@each("rid", ["mine", "theirs"])
 @staged()
 async def test_abort_of_one(stage: Stage, rid: str) -> None:
     """One who aborts would wait on, or take the others with him."""
@@ -92,8 +91,8 @@ async def test_abort_all(stage: Stage) -> None:
     await until(lambda: asked.is_left)
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-@pytest.mark.parametrize("is_agreed", [True, False], ids=["agreed", "refused"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("is_agreed", [True, False], ids=["agreed", "refused"])
 @staged()
 async def test_abort_all_that_is_overtaken(
     stage: Stage, is_agreed: bool, form: dict[str, bool]
@@ -118,7 +117,7 @@ async def test_abort_all_that_is_overtaken(
     assert stage.is_quiet
 
 
-@pytest.mark.parametrize("who", ["mine", "theirs"])
+@each("who", ["mine", "theirs"])
 @staged()
 async def test_abort_of_a_stream(stage: Stage, who: str) -> None:
     """A stream that others read, too, could not be left by an abort."""

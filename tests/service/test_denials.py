@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.service.findings import Known
 from tests.service.stage import (
@@ -12,13 +10,14 @@ from tests.service.stage import (
     Stage,
     staged,
 )
+from tests.tables import each
 from tests.upstream.scripted import (
     bounded,
     serving,
 )
 
 
-@pytest.mark.parametrize("is_local", [True, False])
+@each("is_local", [True, False])
 @bounded
 async def test_offline_says_what_is_near(is_local: bool) -> None:
     """Who misses offline would not learn why; or a stranger learn what others asked."""
@@ -42,8 +41,8 @@ async def test_offline_says_what_is_near(is_local: bool) -> None:
 # What is further away
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-@pytest.mark.parametrize("texts", [["x"], []], ids=["there", "nowhere"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("texts", [["x"], []], ids=["there", "nowhere"])
 @staged(store=Far, mode=Mode.OFFLINE)
 async def test_far_samples_offline(stage: Stage, texts: list[str], form: dict[str, bool]) -> None:
     """What is stored elsewhere would be denied."""

@@ -10,7 +10,6 @@ from math import inf
 from typing import Any
 
 import orjson
-import pytest
 
 from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.epochs import Epochs
@@ -37,6 +36,7 @@ from tests.service.exchanging import (
     streamed,
     versions,
 )
+from tests.tables import each
 
 
 def test_hit_after_miss() -> None:
@@ -143,8 +143,8 @@ def test_bypass_by_the_caller() -> None:
     assert way.counts["bypasses"] == {"query": 1}
 
 
-@pytest.mark.parametrize("status", [201, 204, 400, 401, 404, 500, 503])
-@pytest.mark.parametrize("partial", [False, True])
+@each("status", [201, 204, 400, 401, 404, 500, 503])
+@each("partial", [False, True])
 def test_other_statuses(status: int, partial: bool) -> None:
     """An error would be repeated for ever, or be changed on its way."""
     way = Way()
@@ -155,7 +155,7 @@ def test_other_statuses(status: int, partial: bool) -> None:
     assert way.store.samples == partial
 
 
-@pytest.mark.parametrize(
+@each(
     ("bad", "reason"),
     [
         (native("x", "abort"), Reason.ABORT),
@@ -187,7 +187,7 @@ UNREADABLE = [
 ]
 
 
-@pytest.mark.parametrize(("raw", "reason"), UNREADABLE)
+@each(("raw", "reason"), UNREADABLE)
 def test_unreadable_answer_to_the_clients_own_request(raw: bytes, reason: Reason) -> None:
     """A client would not get what upstream says, because the proxy cannot read it."""
     way = Way()
@@ -196,7 +196,7 @@ def test_unreadable_answer_to_the_clients_own_request(raw: bytes, reason: Reason
     assert way.store.samples == 0
 
 
-@pytest.mark.parametrize(("raw", "reason"), UNREADABLE)
+@each(("raw", "reason"), UNREADABLE)
 def test_unreadable_answer_to_a_trimmed_request(raw: bytes, reason: Reason) -> None:
     """What is a part of an answer would be taken for samples."""
     way = Way()
@@ -206,7 +206,7 @@ def test_unreadable_answer_to_a_trimmed_request(raw: bytes, reason: Reason) -> N
     assert way.store.samples == 1
 
 
-@pytest.mark.parametrize("rid", ["r", "", "ü🚀", '"\\/\n', "x" * 300])
+@each("rid", ["r", "", "ü🚀", '"\\/\n', "x" * 300])
 def test_client_rid_in_a_miss(rid: str) -> None:
     """A client would find our id in its answer, or other bytes than upstream's."""
     way = Way()
@@ -261,7 +261,7 @@ CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
 USAGE = {"prompt_tokens": 4, "total_tokens": 6, "completion_tokens": 2}
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "request_body"),
     [
         (COMPLETIONS, {"model": "m", "prompt": "a"}),
@@ -291,8 +291,8 @@ def test_openai_way(path: str, request_body: dict[str, Any]) -> None:
     assert json.loads(hit.body) == one
 
 
-@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS, CHAT])
-@pytest.mark.parametrize("n", [1, 2])
+@each("path", [GENERATE, COMPLETIONS, CHAT])
+@each("n", [1, 2])
 def test_odd_answers(path: str, n: int) -> None:
     """An odd upstream would end a request in a traceback."""
     way = Way()
@@ -335,7 +335,7 @@ def test_clear_during_a_fetch() -> None:
 """As `no-cache` says it."""
 
 
-@pytest.mark.parametrize(
+@each(
     ("since", "n", "kind", "texts", "left"),
     [
         (50.0, 1, Kind.HIT, "a1", "a1 a2"),
@@ -358,7 +358,7 @@ def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str)
     assert way.store.samples == want
 
 
-@pytest.mark.parametrize("asked", [body(), body(n=2), body(["a", "b"]), body(["a", "a"])], ids=str)
+@each("asked", [body(), body(n=2), body(["a", "b"]), body(["a", "a"])], ids=str)
 def test_refresh(asked: dict[str, Any]) -> None:
     """What is stored would be answered, or would stay, and be answered the next time, whatever the
     clock says."""
@@ -436,7 +436,7 @@ def test_readonly_with_an_age() -> None:
     assert way.texts(body()) == (Kind.HIT, "a1")
 
 
-@pytest.mark.parametrize(
+@each(
     ("answer", "reason"),
     [
         (native("x", "abort"), Reason.ABORT),
@@ -500,7 +500,7 @@ def test_replaced_samples_are_no_clear() -> None:
     assert way.complete(fetch, native("x")).reason is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("weights", "named", "reason"),
     [
         ("v1", ["v1", "v1"], None),
@@ -548,7 +548,7 @@ def test_adapters_of_a_batch() -> None:
     assert way.texts(asked) == (Kind.PARTIAL, "x3 y2")
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "n", "stored", "busy", "sent", "filled", "is_whole"),
     [
         ("a", None, "", "", "a", "a", True),
@@ -625,7 +625,7 @@ LIKE: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("fields", "is_like"), LIKE.values(), ids=LIKE)
+@each(("fields", "is_like"), LIKE.values(), ids=LIKE)
 def test_likeness(fields: dict[str, Any], is_like: bool) -> None:
     """A call would read along with another's stream, or pay for one that is under way."""
     way = Way()

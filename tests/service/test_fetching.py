@@ -21,10 +21,11 @@ from tests.service.stage import (
     staged,
     standing,
 )
+from tests.tables import each
 from tests.upstream.scripted import INFO, bounded, settled, until
 
 
-@pytest.mark.parametrize(
+@each(
     ("said", "reason"),
     [
         ((200, {**INFO, "weight_version": "2"}), Reason.MODEL_CHANGED),

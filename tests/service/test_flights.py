@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.stream import Stream
+from tests.tables import each
 
 
 async def settled() -> None:
@@ -375,7 +374,7 @@ FLIGHTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FLIGHTS)
+@each("case", FLIGHTS)
 def test_flights(case: FlightCase) -> None:
     """See each; and whatever happened, what is over is forgotten."""
 
@@ -418,7 +417,7 @@ def test_flight_that_has_landed() -> None:
     flights.end(flight)
 
 
-@pytest.mark.parametrize("identity", [None, "a"])
+@each("identity", [None, "a"])
 def test_flight_that_cannot_be_followed(identity: str | None) -> None:
     """A call would wait for the events of what has none, or of what is for one client alone."""
     flights = Flights()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 
-import pytest
-
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.service.asking import Ask
@@ -19,6 +17,7 @@ from tests.service.stage import (
     staged,
     standing,
 )
+from tests.tables import each
 from tests.upstream.scripted import (
     bounded,
     settled,
@@ -35,7 +34,7 @@ ALL_MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", ALL_MODES)
+@each("mode", ALL_MODES)
 @bounded
 async def test_modes(mode: Mode) -> None:
     """`--mode` would not do what it says."""
@@ -68,7 +67,7 @@ DIRECTIVES = {
 }
 
 
-@pytest.mark.parametrize("value", DIRECTIVES)
+@each("value", DIRECTIVES)
 @staged()
 async def test_directives(stage: Stage, value: str) -> None:
     """A client would not get what it asks for of the cache."""
@@ -191,7 +190,7 @@ async def test_a_model_that_does_not_stay(stage: Stage) -> None:
     stage.generated(asked)
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged()
 async def test_received_anew_with_an_id(stage: Stage, form: dict[str, bool]) -> None:
     """A call that waits while the model changes would end in a traceback."""

@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 import orjson
-import pytest
 
 from sglang_cached_addon.core import keys, policy
 from sglang_cached_addon.core.epochs import Epochs
@@ -33,6 +32,7 @@ from tests.service.exchanging import (
     nested,
     seconds,
 )
+from tests.tables import each
 
 
 def test_hit_is_not_counted_when_it_is_found() -> None:
@@ -104,7 +104,7 @@ def test_methods_of_one_path() -> None:
     assert isinstance(way.receive(body(), "/x", method="PUT"), Fetch)
 
 
-@pytest.mark.parametrize(
+@each(
     "other",
     [
         body("b"),
@@ -139,7 +139,7 @@ def test_other_model() -> None:
     assert isinstance(Way(store, "m1").receive(body()), Hit)
 
 
-@pytest.mark.parametrize(
+@each(
     ("stored", "now", "age"),
     [(100.0, 100.0, 0), (100.0, 100.9, 0), (100.0, 161.0, 61), (100.0, 50.0, 0)],
 )
@@ -174,7 +174,7 @@ def test_age_of_the_oldest() -> None:
     assert hit.outcome.age == 300
 
 
-@pytest.mark.parametrize(
+@each(
     ("raw", "reason"),
     [
         (b"{", Reason.INVALID_JSON),
@@ -197,7 +197,7 @@ def test_bypass(raw: bytes, reason: Reason) -> None:
     assert (way.counts["hits"], way.counts["misses"]) == (0, 0)
 
 
-@pytest.mark.parametrize(
+@each(
     ("field", "value"),
     [("priority", b"1" + b"0" * 30), ("custom_labels", nested(300))],
     ids=["integer", "nesting"],
@@ -208,7 +208,7 @@ def test_transport_that_cannot_be_written(field: str, value: bytes) -> None:
     assert isinstance(Way().receive(raw), Bypass)
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "raw"),
     [
         (GENERATE, b'{"text":"a","image_data":%s}' % (b"[" * 900 + b"]" * 900)),
@@ -224,8 +224,8 @@ def test_deeply_nested_media(path: str, raw: bytes) -> None:
     assert isinstance(Way().receive(raw, path), Bypass)
 
 
-@pytest.mark.parametrize("path", [GENERATE, COMPLETIONS, CHAT])
-@pytest.mark.parametrize("field", FIELDS)
+@each("path", [GENERATE, COMPLETIONS, CHAT])
+@each("field", FIELDS)
 def test_odd_values(path: str, field: str) -> None:
     """A mistake in a request would end in a traceback instead of upstream's explanation."""
     way = Way()
@@ -252,9 +252,7 @@ def test_the_very_bytes_of_a_plain_call() -> None:
     assert not isinstance(again.find(raw), Hit)
 
 
-@pytest.mark.parametrize(
-    "asked", [body(n=2), body(["a"]), body(rid="r"), body(n=2, rid="r")], ids=str
-)
+@each("asked", [body(n=2), body(["a"]), body(rid="r"), body(n=2, rid="r")], ids=str)
 def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
     """A call for more than one sample, for an array or with a rid would get a lone answer."""
     store = MemoryPools()
@@ -290,7 +288,7 @@ def test_too_old_samples_by_name() -> None:
     assert isinstance(Way(store).find(body()), Hit)
 
 
-@pytest.mark.parametrize("asked", [body(), body(n=2), body(["a", "b"])], ids=str)
+@each("asked", [body(), body(n=2), body(["a", "b"])], ids=str)
 def test_tenants(asked: dict[str, Any]) -> None:
     """One client's answer would be given to another, though they are to be apart."""
     store = MemoryPools()
@@ -350,7 +348,7 @@ def test_enter() -> None:
     assert way.texts(body()) == (Kind.HIT, "a3")
 
 
-@pytest.mark.parametrize("name", CALLS)
+@each("name", CALLS)
 def test_adapters(name: str) -> None:
     """An adapter that was loaded anew would answer as the former one, or cost all others theirs."""
     path, asked = CALLS[name]
@@ -386,7 +384,7 @@ def test_adapters_by_name() -> None:
 # What is fetched
 
 
-@pytest.mark.parametrize(
+@each(
     ("asked", "has_key"),
     [
         (body(), True),
@@ -452,7 +450,7 @@ def test_large_samples() -> None:
         assert isinstance(way.find(call), Known if is_large else Hit), n
 
 
-@pytest.mark.parametrize(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
+@each(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_too_large(path: str, raw: bytes) -> None:
     """Nobody else would be served for as long as it takes to read, to name or to split it."""
     found = Way().find(raw, path)

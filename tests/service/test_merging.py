@@ -6,10 +6,11 @@ import pytest
 
 from sglang_cached_addon.core import policy
 from tests.service.stage import Stage, briefs, changed, staged
+from tests.tables import each
 from tests.upstream.scripted import INFO, settled
 
 
-@pytest.mark.parametrize("bound", [4, 5])
+@each("bound", [4, 5])
 @staged()
 async def test_large(stage: Stage, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that is put together beside the event loop would be another, or not be counted."""
@@ -28,7 +29,7 @@ async def test_large(stage: Stage, bound: int, monkeypatch: pytest.MonkeyPatch) 
     assert counters.samples_from_cache == 12
 
 
-@pytest.mark.parametrize("is_first", [True, False])
+@each("is_first", [True, False])
 @staged()
 async def test_a_part_that_others_fetch(stage: Stage, is_first: bool) -> None:
     """What comes while a list fetches the rest would be generated again."""
@@ -46,7 +47,7 @@ async def test_a_part_that_others_fetch(stage: Stage, is_first: bool) -> None:
     assert stage.stored == 2
 
 
-@pytest.mark.parametrize("what", ["waited for", "stored"])
+@each("what", ["waited for", "stored"])
 @staged()
 async def test_parts_of_two_models(stage: Stage, what: str) -> None:
     """One answer would hold what two models have generated."""

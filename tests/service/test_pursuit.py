@@ -6,8 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import pytest
-
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Health
@@ -20,6 +18,7 @@ from tests.service.stage import (
     staged,
     standing,
 )
+from tests.tables import each
 from tests.upstream.scripted import (
     Asked,
     asker,
@@ -45,7 +44,7 @@ async def test_one_call(stage: Stage) -> None:
     assert await briefs(stage.generate("a")) == ["hit 200"]
 
 
-@pytest.mark.parametrize("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
+@each("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
 @staged()
 async def test_most_first(stage: Stage, sizes: tuple[int, ...]) -> None:
     """Of those who lack different numbers of samples, each would ask for himself."""
@@ -133,7 +132,7 @@ async def test_late(stage: Stage) -> None:
     assert stage.is_quiet
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged()
 async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
     """Who waits for a fetch would also wait until upstream says that it is the same model."""
@@ -147,7 +146,7 @@ async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
     stage.script.may_answer.set()
 
 
-@pytest.mark.parametrize("case", ["--no-collapse", "max-age"])
+@each("case", ["--no-collapse", "max-age"])
 @bounded
 async def test_repeated(case: str) -> None:
     """Who has an answer and asks the same again at once would have it generated again."""
@@ -175,8 +174,8 @@ async def test_repeated(case: str) -> None:
 SHARED = [429, 500, 503]
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
-@pytest.mark.parametrize("status", [400, *SHARED])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("status", [400, *SHARED])
 @staged()
 async def test_refused(stage: Stage, status: int, form: dict[str, bool]) -> None:
     """Of twelve who wait for what fails, the last would wait twelve times as long; or one would get
@@ -204,7 +203,7 @@ async def test_refused(stage: Stage, status: int, form: dict[str, bool]) -> None
     assert stage.counters.misses == 14
 
 
-@pytest.mark.parametrize("status", [401, 403, 429, 503])
+@each("status", [401, 403, 429, 503])
 @staged(keys={"a", "b"})
 async def test_credentials(stage: Stage, status: int) -> None:
     """One whose key was taken back would have all others refused, or be let in by theirs."""
@@ -230,7 +229,7 @@ LASTING: dict[str, tuple[Callable[[Stage, Asked], None], Reason]] = {
 }
 
 
-@pytest.mark.parametrize("case", LASTING)
+@each("case", LASTING)
 @staged()
 async def test_never_stored(stage: Stage, case: str) -> None:
     """Where nothing can be shared, a hundred clients would wait for a hundred generations."""
@@ -247,7 +246,7 @@ async def test_never_stored(stage: Stage, case: str) -> None:
     assert set(await briefs(*others)) == {"miss 200"}
 
 
-@pytest.mark.parametrize("what", ["hang up", "cut", "gone"])
+@each("what", ["hang up", "cut", "gone"])
 @staged()
 async def test_no_answer(stage: Stage, what: str) -> None:
     """Who waits for an answer that is never given would wait for ever, or for the next failure."""
@@ -271,7 +270,7 @@ async def test_no_answer(stage: Stage, what: str) -> None:
         assert stage.upstream.health is Health.DOWN
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged(store=Far)
 async def test_unreachable(stage: Stage, form: dict[str, bool]) -> None:
     """Each of those who wait for a connection would wait for one of his own."""
@@ -308,7 +307,7 @@ async def test_leaving(stage: Stage) -> None:
     assert await briefs(leader) == ["miss 200"]
 
 
-@pytest.mark.parametrize("status", [200, 400, 422])
+@each("status", [200, 400, 422])
 @staged()
 async def test_ignored_n(stage: Stage, status: int) -> None:
     """An upstream that does not do what a part of the answer needs would be an error to a client
@@ -333,7 +332,7 @@ async def test_ignored_n(stage: Stage, status: int) -> None:
 # Who may ask, and on which terms
 
 
-@pytest.mark.parametrize("value", ["no-cache", "max-age=5", "no-store"])
+@each("value", ["no-cache", "max-age=5", "no-store"])
 @staged()
 async def test_alone(stage: Stage, value: str) -> None:
     """What a client wants anew it would have to wait for, or others be given what they did not
@@ -396,7 +395,7 @@ async def test_far_samples_are_topped_up(stage: Stage) -> None:
     assert (again.released, stage.stored) == (1, 3)
 
 
-@pytest.mark.parametrize("form", [{}, {"stream": True}], ids=["json", "stream"])
+@each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged(store=Far)
 async def test_another_proxy_fetches(stage: Stage, form: dict[str, bool]) -> None:
     """Who waited for another proxy would take a failure there for his own."""

@@ -25,6 +25,7 @@ from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
 from tests.dialects import test_generate_stream as natives
 from tests.dialects.streams import mutated, parsed, worded
+from tests.tables import each
 
 Events = list[dict[str, Any]]
 
@@ -104,7 +105,7 @@ PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("dialect", "body", "events"), PASSING.values(), ids=PASSING)
+@each(("dialect", "body", "events"), PASSING.values(), ids=PASSING)
 def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any]) -> None:
     """A client whose answer is upstream's alone would get other bytes than upstream's."""
     data = b": ping\n\n" + b"".join(worded(event) for event in events) + sse.DONE + b"data: be"
@@ -253,7 +254,7 @@ UPSTREAMS: dict[str, tuple[Callable[[], Way], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
+@each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
 def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
     """What a client gets would depend on how TCP had cut it."""
     data = b"".join(worded(event) for event in events) + sse.DONE
@@ -265,7 +266,7 @@ def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
     assert again.relay.split() == way.relay.split()
 
 
-@pytest.mark.parametrize("end", range(1, 12))
+@each("end", range(1, 12))
 def test_what_remains(end: int) -> None:
     """A client would lose what upstream said before it hung up, or get something twice."""
     way = Way(completions.DIALECT, texts.ONE)
@@ -308,8 +309,8 @@ ODD: dict[str, tuple[bytes, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("odd", "harmless"), ODD.values(), ids=ODD)
-@pytest.mark.parametrize("place", range(len(NEW) + 1))
+@each(("odd", "harmless"), ODD.values(), ids=ODD)
+@each("place", range(len(NEW) + 1))
 def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
     """A client would lose what upstream says to it, or everybody get what is broken."""
     way, plain = (Way(chat.DIALECT, {**CHAT, "n": 3}, STORED) for _ in range(2))
@@ -330,9 +331,7 @@ def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
     assert found[:-1] == wanted[:-1]
 
 
-@pytest.mark.parametrize(
-    "surprise", [{"x": 1}, {"hidden_states": [1.0]}, {"logprobs": []}, {"matched_stop": None}]
-)
+@each("surprise", [{"x": 1}, {"hidden_states": [1.0]}, {"logprobs": []}, {"matched_stop": None}])
 def test_unknown_member(surprise: dict[str, Any]) -> None:
     """What is not understood, and so not stored, is an answer nevertheless: in the right place."""
     way = Way(chat.DIALECT, {**CHAT, "n": 2}, STORED)
@@ -346,7 +345,7 @@ def test_unknown_member(surprise: dict[str, Any]) -> None:
     assert plain is (surprise == {"matched_stop": None})
 
 
-@pytest.mark.parametrize("place", range(4))
+@each("place", range(4))
 def test_errors_pass(place: int) -> None:
     """A client would not see why its answer ends."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
@@ -369,7 +368,7 @@ UNKEPT = {
 }
 
 
-@pytest.mark.parametrize(("body", "events"), UNKEPT.values(), ids=UNKEPT)
+@each(("body", "events"), UNKEPT.values(), ids=UNKEPT)
 def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> None:
     """A client would be told the tokens of a part of its answer as those of all."""
     row = {"token": "t", "logprob": -1.0, "bytes": None, "top_logprobs": []}
@@ -383,8 +382,8 @@ def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> N
         assert way.relay.split().refusal
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
+@each("seed", range(6))
+@each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
 def test_whatever_comes(make: Callable[[], Way], events: list[Any], seed: int) -> None:
     """An odd upstream would end a client's stream in a traceback, and lose what it says."""
     rng = random.Random(seed)
@@ -404,7 +403,7 @@ def test_whatever_comes(make: Callable[[], Way], events: list[Any], seed: int) -
         assert len(found) - hidden <= len(shown) <= len(found)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@each("seed", range(4))
 def test_noise(seed: int) -> None:
     """As above, of bytes that are no stream at all."""
     rng = random.Random(seed)
@@ -415,7 +414,7 @@ def test_noise(seed: int) -> None:
         assert data.startswith(b"".join(event.data for event in found))
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "wants"),
     [
         (None, False),
@@ -424,7 +423,7 @@ def test_noise(seed: int) -> None:
         ({"continuous_usage_stats": True}, False),
     ],
 )
-@pytest.mark.parametrize("rid", [None, "mine"])
+@each("rid", [None, "mine"])
 def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | None) -> None:
     """SGLang's own benchmark breaks on a chunk of usage that it has not asked for."""
     body = {**texts.ONE, "stream_options": options, "rid": rid}
@@ -446,7 +445,7 @@ def test_usage_of_what_is_not_recorded() -> None:
     assert len(View(completions.DIALECT, way.call).show(found)) == 3
 
 
-@pytest.mark.parametrize(
+@each(
     ("dialect", "body", "events", "ids"),
     [
         (chat.DIALECT, CHAT, without(NEW, 1), ["mine"]),
@@ -483,7 +482,7 @@ def test_client_rids(
         assert value == event
 
 
-@pytest.mark.parametrize("event", [*(data for data, _ in ODD.values()), worded(chats.ERROR)])
+@each("event", [*(data for data, _ in ODD.values()), worded(chats.ERROR)])
 def test_view_of_odd_events(event: bytes) -> None:
     """A client with an id of its own would lose what upstream says to it."""
     way = Way(chat.DIALECT, {**CHAT, "rid": "mine"})

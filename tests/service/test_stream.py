@@ -12,6 +12,7 @@ from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.service import stream as module
 from sglang_cached_addon.service.relay import Event
 from sglang_cached_addon.service.stream import BACKLOG, Cut, Reader, Stream, StreamState
+from tests.tables import each
 
 
 def delta(text: str, choice: int = 0) -> Event:
@@ -207,7 +208,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("case", CASES)
 def test_stream(case: Case) -> None:
     """See each."""
 
@@ -317,9 +318,7 @@ async def large_states(stream: Stream) -> None:
     assert (await text(reader)).endswith("29")
 
 
-@pytest.mark.parametrize(
-    "case", [slow, alone, stuck, stuck_before_json, leaves, unread, large_states]
-)
+@each("case", [slow, alone, stuck, stuck_before_json, leaves, unread, large_states])
 def test_room(case: Case, small: None) -> None:
     """See each."""
 

@@ -22,10 +22,11 @@ from tests.service.stage import (
     finish,
     staged,
 )
+from tests.tables import each
 from tests.upstream.scripted import INFO, until
 
 
-@pytest.mark.parametrize("is_large", [True, False])
+@each("is_large", [True, False])
 @staged()
 async def test_a_large_stream(
     stage: Stage, is_large: bool, monkeypatch: pytest.MonkeyPatch
@@ -67,7 +68,7 @@ async def test_no_end_behind_the_terminator(stage: Stage, monkeypatch: pytest.Mo
     await until(lambda: asked.is_left)
 
 
-@pytest.mark.parametrize("when", ["before", "amid", "unseen"])
+@each("when", ["before", "amid", "unseen"])
 @staged()
 async def test_parts_of_two_models(stage: Stage, when: str) -> None:
     """A stream would go on with what another model says, behind what is stored of the former."""

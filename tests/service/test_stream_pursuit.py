@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Streamed
 from tests.service.stage import (
@@ -21,6 +19,7 @@ from tests.service.stage import (
     finish,
     staged,
 )
+from tests.tables import each
 from tests.upstream.scripted import (
     settled,
     until,
@@ -67,7 +66,7 @@ async def test_stream_waits_for_json(stage: Stage) -> None:
     assert stage.is_quiet
 
 
-@pytest.mark.parametrize("form", ["stream", "json"])
+@each("form", ["stream", "json"])
 @staged()
 async def test_stream_that_is_cut(stage: Stage, form: str) -> None:
     """A stream that breaks off would hang, or be taken for whole."""
@@ -86,7 +85,7 @@ async def test_stream_that_is_cut(stage: Stage, form: str) -> None:
     assert stage.stored == 0
 
 
-@pytest.mark.parametrize("status", [200, 400, 503])
+@each("status", [200, 400, 503])
 @staged()
 async def test_not_a_stream(stage: Stage, status: int) -> None:
     """What is no stream would be waited for as one."""
@@ -129,7 +128,7 @@ async def test_slow_leader(stage: Stage) -> None:
     assert (got.brief, got.pieces) == ("miss 200", WHOLE)
 
 
-@pytest.mark.parametrize("first", ["leader", "follower"])
+@each("first", ["leader", "follower"])
 @staged()
 async def test_leaving_a_stream(stage: Stage, first: str) -> None:
     """A stream would end with its first reader, or go on without any."""
@@ -147,7 +146,7 @@ async def test_leaving_a_stream(stage: Stage, first: str) -> None:
     await until(lambda: asked.is_left)
 
 
-@pytest.mark.parametrize("who", ["leader", "follower"])
+@each("who", ["leader", "follower"])
 @staged()
 async def test_closed_behind_the_terminator(stage: Stage, who: str) -> None:
     """A client that hangs up with the last event in hand would be said to have left before."""

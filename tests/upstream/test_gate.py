@@ -10,6 +10,7 @@ import pytest
 
 from sglang_cached_addon.upstream.gate import Gate
 from sglang_cached_addon.wire.client import Client
+from tests.tables import each
 from tests.upstream.scripted import (
     PROBE,
     Clock,
@@ -88,12 +89,13 @@ async def test_a_call_does_not_wait_for_long() -> None:
         assert len(script.asked) == 1
 
 
-@pytest.mark.parametrize("key", [None, "key"])
+@each("key", [None, "key"])
 @bounded
 async def test_a_hint(key: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """Where a server refuses calls without a credential, people are told once that clients may show
     theirs in a header that is not known to be one."""
     caplog.set_level("INFO")
+    caplog.clear()
     async with serving(keys=set()) as script, gate(script.url) as made:
         for path in ("/generate", "/v1/completions"):
             await made.tries(asker(key, path=path), credential_headers(key))

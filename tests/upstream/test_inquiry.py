@@ -131,7 +131,7 @@ async def test_refusal_is_not_shared(script: Script, upstream: Upstream) -> None
     assert reasons == [None if k == "good" else UNAUTHORIZED for k in keys]
 
 
-@pytest.mark.parametrize("what", ["silent", "5xx", "down"])
+@each("what", ["silent", "5xx", "down"])
 @scripted(interval=0.1)
 async def test_a_hit_waits_for_nothing(
     script: Script, upstream: Upstream, what: str, clock: Clock
@@ -356,7 +356,7 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     test_any_status_is_up()
 
 
-@pytest.mark.parametrize(("insecure", "state"), [(False, Health.DOWN), (True, Health.UP)])
+@each(("insecure", "state"), [(False, Health.DOWN), (True, Health.UP)])
 @bounded
 async def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
     """A stranger's certificate would be believed, or `--insecure` not help."""

@@ -6,15 +6,11 @@ import asyncio
 import itertools
 import sys
 
-import pytest
-
 from sglang_cached_addon.upstream.single import Following, Single
+from tests.tables import each
 from tests.upstream.scripted import bounded, settled
 
-EAGER = pytest.mark.skipif(sys.version_info < (3, 12), reason="no eager tasks")
-
-
-@pytest.mark.parametrize("is_eager", [False, pytest.param(True, marks=EAGER)])
+@each("is_eager", [False, True][: 1 + (sys.version_info >= (3, 12))])
 @bounded
 async def test_work_that_ends_at_once(is_eager: bool) -> None:
     """Work that never waits is done when it is begun, and the next one begins anew."""
