@@ -21,6 +21,7 @@ from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_generate_stream as natives
 from tests.service.exchanging import (
     ANN,
+    BOB,
     CHAT,
     COMPLETIONS,
     GENERATE,
@@ -38,13 +39,105 @@ from tests.service.exchanging import (
 )
 from tests.tables import each
 
+Options = dict[str, Any]
+OLD, NEW = {"now": 300.0, "terms": seconds(150.0)}, {"now": 300.0, "terms": seconds(250.0)}
+ANEW = {"now": 200.0, "terms": REFRESH}
+READ = {"terms": Terms(refusal=Reason.READONLY)}
+LORA = body(["x", "y"], lora_path=["a", "b"])
 
-def test_hit_after_miss() -> None:
-    """The same request would be generated twice."""
+SCENES: dict[str, list[tuple[dict[str, Any], str] | tuple[dict[str, Any], str, Options]]] = {
+    "an equal call is a hit": [(body(), "miss a1"), (body(), "hit a1")],
+    "a larger n asks for the rest, a smaller one for nothing": [
+        (body(n=1), "miss a1 of a"),
+        (body(n=3), "partial a1 a2 a3 of a, n=2"),
+        (body(n=2), "hit a1 a2"),
+        (body(), "hit a1"),
+        (body(n=4), "partial a1 a2 a3 a4 of a, n=1"),
+    ],
+    "a list of one prompt has the samples of a prompt": [
+        (body(), "miss a1"), (body(["a"]), "hit a1"),
+    ],
+    "a known prompt of a batch is not asked for": [
+        (body("b"), "miss b1"),
+        (body(["a", "b", "c"]), "partial a2 b1 c3 of ac"),
+        (body(["c", "a"]), "hit c3 a2"),
+    ],
+    "prompts that lack different numbers are asked for as often": [
+        (body("a", 2), "miss a1 a2"),
+        (body("b", 1), "miss b3"),
+        (body(["a", "b", "c"], 3), "partial a1 a2 a4 b3 b5 b6 c7 c8 c9 of abbccc, n=1"),
+        (body(["c", "b"], 3), "hit c7 c8 c9 b3 b5 b6"),
+    ],
+    "a prompt that comes twice has two samples, which stay its first two": [
+        (body(), "miss a1"),
+        (body(["a", "a"]), "partial a1 a2"),
+        (body(["a", "a"]), "hit a1 a2"),
+        (body("a", 4), "partial a1 a2 a3 a4"),
+        (body(["a", "a"]), "hit a1 a2"),
+        (body("a", 2), "hit a1 a2"),
+    ],
+    "a refreshed sample replaces the first, and the others stay": [
+        (body(n=5), "miss a1 a2 a3 a4 a5"),
+        (body(), "miss a6", ANEW),
+        (body(n=5), "hit a6 a2 a3 a4 a5"),
+        (body(n=2), "miss a7 a8", {**ANEW, "now": 300.0}),
+        (body(n=5), "hit a7 a8 a3 a4 a5"),
+        (body(n=7), "miss a9 a10 a11 a12 a13 a14 a15", {**ANEW, "now": 300.0}),
+        (body(n=7), "hit a9 a10 a11 a12 a13 a14 a15"),
+    ],
+    "a refresh works by a clock that was set back": [
+        (body(), "miss a1", {"now": 900.0}),
+        (body(), "miss a2", {"now": 100.0, "terms": REFRESH}),
+        (body(), "hit a2"),
+    ],
+    "only the too old prompt of a batch is asked for": [
+        (body("a"), "miss a1"),
+        (body("b"), "miss b2", {"now": 200.0}),
+        (body(["a", "b"]), "partial a3 b2 of a", OLD),
+        (body(["a", "b"]), "hit a3 b2"),
+    ],
+    "a sample that is too old does not count, and is replaced": [
+        (body(), "miss a1"),
+        (body(), "hit a1"),
+        (body(), "miss a2", {**OLD, "now": 200.0}),
+        (body(), "hit a2", OLD),
+        (body(), "hit a2", {"now": 300.0, "terms": seconds(200.0)}),
+        (body(), "miss a3", NEW),
+    ],
+    "readonly gives what is there, and stores nothing": [
+        (body(), "miss a1", READ),
+        (body(), "miss a2"),
+        (body(), "hit a2", READ),
+        (body(n=2), "partial a2 a3", READ),
+        (body(n=2), "partial a2 a4", READ),
+    ],
+    "readonly replaces nothing that is too old": [
+        (body(), "miss a1"),
+        (body(), "miss a2", {"now": 200.0, "terms": Terms(150.0, Reason.READONLY)}),
+        (body(), "hit a1"),
+    ],
+    "what is remembered of a body is one tenant's": [
+        (body(n=2), f"{kind} a{k} a{k + 1}", {"tenant": tenant})
+        for kind in ("miss", "hit")
+        for k, tenant in ((1, ANN), (3, BOB), (5, b""))
+    ],
+}  # fmt: skip
+
+
+@each("steps", SCENES.values(), SCENES)
+def test_scenes(steps: list[Any]) -> None:
+    """What one call after the other is answered, and what upstream is asked for."""
     way = Way()
-    assert way.texts(body()) == (Kind.MISS, "a1")
-    assert way.texts(body()) == (Kind.HIT, "a1")
-    assert way.received == [body()]
+    for step, (asked, told, *options) in enumerate(steps):
+        kind, texts = way.texts(asked, **(options[0] if options else {}))
+        told, _, of = told.partition(" of ")
+        assert f"{kind} {texts}" == told, step
+        if of:
+            text, _, n = of.partition(", n=")
+            sent = way.received[-1]
+            assert "".join(sent["text"]) == text, step
+            assert not n or sent["sampling_params"]["n"] == int(n), step
+    assert len(way.received) == sum("hit" not in told for _, told, *_ in steps)
 
 
 def test_miss_is_untouched() -> None:
@@ -57,57 +150,6 @@ def test_miss_is_untouched() -> None:
     assert done == Done(200, None, None, 1)
 
 
-def test_one_then_three_then_two() -> None:
-    """Growing `n` would generate again what is stored, or shrinking it give other samples."""
-    way = Way()
-    assert way.texts(body(n=1)) == (Kind.MISS, "a1")
-    assert way.texts(body(n=3)) == (Kind.PARTIAL, "a1 a2 a3")
-    assert way.texts(body(n=2)) == (Kind.HIT, "a1 a2")
-    assert way.texts(body()) == (Kind.HIT, "a1")
-    assert way.texts(body(n=4)) == (Kind.PARTIAL, "a1 a2 a3 a4")
-    assert [sent["sampling_params"]["n"] for sent in way.received] == [1, 2, 1]
-
-
-def test_forms_share_samples() -> None:
-    """A list of one prompt would pay again for what a single prompt has."""
-    way = Way()
-    assert way.ask(body())[0] is Kind.MISS
-    kind, answer = way.ask(body(["a"]))
-    assert (kind, [a["text"] for a in answer]) == (Kind.HIT, ["a1"])
-    assert isinstance(way.receive(body(), method="PUT"), Hit)
-
-
-def test_batch_with_a_known_prompt() -> None:
-    """The known prompt of a batch would be generated again, or answered in another place."""
-    way = Way()
-    way.ask(body("b"))
-    assert way.texts(body(["a", "b", "c"])) == (Kind.PARTIAL, "a2 b1 c3")
-    assert way.received[-1]["text"] == ["a", "c"]
-    assert way.texts(body(["c", "a"])) == (Kind.HIT, "c3 a2")
-
-
-def test_batch_with_uneven_pools() -> None:
-    """Prompts with different shortfalls would get too few samples, or each other's."""
-    way = Way()
-    way.ask(body("a", 2))
-    way.ask(body("b", 1))
-    assert way.texts(body(["a", "b", "c"], 3)) == (
-        Kind.PARTIAL,
-        "a1 a2 a4 b3 b5 b6 c7 c8 c9",
-    )
-    assert way.received[-1]["text"] == ["a", "b", "b", "c", "c", "c"]
-    assert way.texts(body(["c", "b"], 3)) == (Kind.HIT, "c7 c8 c9 b3 b5 b6")
-
-
-def test_prompt_that_comes_twice() -> None:
-    """Two equal prompts of a batch would get one sample twice."""
-    way = Way()
-    way.ask(body())
-    assert way.texts(body(["a", "a"])) == (Kind.PARTIAL, "a1 a2")
-    assert way.texts(body(["a", "a"])) == (Kind.HIT, "a1 a2")
-    assert way.texts(body("a", 2)) == (Kind.HIT, "a1 a2")
-
-
 def test_equal_requests_in_flight() -> None:
     """Samples of two equal requests at the same time would be lost or mixed up."""
     way = Way()
@@ -115,25 +157,6 @@ def test_equal_requests_in_flight() -> None:
     way.complete(second, native("second"))
     way.complete(first, native("first"))
     assert way.texts(body(n=2)) == (Kind.HIT, "second first")
-
-
-def test_clear_between_equal_requests() -> None:
-    """A cleared cache would go on answering what was asked before."""
-    way = Way()
-    way.ask(body())
-    assert way.texts(body()) == (Kind.HIT, "a1")
-    way.store.clear()
-    assert way.texts(body()) == (Kind.MISS, "a2")
-    assert way.texts(body()) == (Kind.HIT, "a2")
-
-
-def test_growing_pool_between_equal_requests() -> None:
-    """A repeated request would get other samples, only because another one wanted more."""
-    way = Way()
-    assert way.texts(body(["a", "a"])) == (Kind.MISS, "a1 a2")
-    assert way.texts(body(["a", "a"])) == (Kind.HIT, "a1 a2")
-    assert way.texts(body("a", 4)) == (Kind.PARTIAL, "a1 a2 a3 a4")
-    assert way.texts(body(["a", "a"])) == (Kind.HIT, "a1 a2")
 
 
 def test_bypass_by_the_caller() -> None:
@@ -188,18 +211,11 @@ UNREADABLE = [
 
 
 @each(("raw", "reason"), UNREADABLE)
-def test_unreadable_answer_to_the_clients_own_request(raw: bytes, reason: Reason) -> None:
-    """A client would not get what upstream says, because the proxy cannot read it."""
+def test_unreadable_answers(raw: bytes, reason: Reason) -> None:
+    """What cannot be read is shown as it is to a client whose own call it answers; nothing of it is
+    stored, or taken for a part of an answer."""
     way = Way()
-    done = way.complete(way.fetch(body()), raw)
-    assert done == Done(200, None, reason)
-    assert way.store.samples == 0
-
-
-@each(("raw", "reason"), UNREADABLE)
-def test_unreadable_answer_to_a_trimmed_request(raw: bytes, reason: Reason) -> None:
-    """What is a part of an answer would be taken for samples."""
-    way = Way()
+    assert way.complete(way.fetch(body()), raw) == Done(200, None, reason)
     way.ask(body())
     done = way.complete(way.fetch(body(n=2)), raw)
     assert (done.status, done.reason, done.generated) == (200, reason, 0)
@@ -332,9 +348,6 @@ def test_clear_during_a_fetch() -> None:
     assert isinstance(way.receive(body()), Fetch)
 
 
-"""As `no-cache` says it."""
-
-
 @each(
     ("since", "n", "kind", "texts", "left"),
     [
@@ -373,26 +386,6 @@ def test_refresh(asked: dict[str, Any]) -> None:
         first = f"{first} {again}"
 
 
-def test_refresh_of_a_part() -> None:
-    """Who has five samples and asks for one anew would lose the other four."""
-    way = Way()
-    way.ask(body(n=5), now=100.0)
-    assert way.texts(body(), now=200.0, terms=REFRESH) == (Kind.MISS, "a6")
-    assert way.texts(body(n=5)) == (Kind.HIT, "a6 a2 a3 a4 a5")
-    assert way.texts(body(n=2), now=300.0, terms=REFRESH) == (Kind.MISS, "a7 a8")
-    assert way.texts(body(n=5)) == (Kind.HIT, "a7 a8 a3 a4 a5")
-    assert way.texts(body(n=7), now=300.0, terms=REFRESH)[0] is Kind.MISS
-    assert way.store.samples == 7
-
-
-def test_refresh_by_a_clock_that_was_set_back() -> None:
-    """Nobody could get rid of an answer until the clock is where it was."""
-    way = Way()
-    way.ask(body(), now=900.0)
-    assert way.texts(body(), now=100.0, terms=REFRESH) == (Kind.MISS, "a2")
-    assert way.texts(body(), now=100.0) == (Kind.HIT, "a2")
-
-
 def test_denied_terms() -> None:
     """A client that wants no stored answer would get one after all."""
     way = Way()
@@ -401,39 +394,6 @@ def test_denied_terms() -> None:
     for again in (way, Way(way.store)):
         assert isinstance(again.find(body(), terms=terms), Known)
     assert isinstance(way.find(body(), terms=Terms(denial=Reason.OFFLINE)), Hit)
-
-
-def test_too_old_prompts_of_a_batch() -> None:
-    """A fresh prompt of a batch would be generated again, or an old one not be."""
-    way = Way()
-    way.ask(body("a"), now=100.0)
-    way.ask(body("b"), now=200.0)
-    asked = body(["a", "b"])
-    assert way.texts(asked, now=300.0, terms=seconds(150.0)) == (Kind.PARTIAL, "a3 b2")
-    assert way.received[-1]["text"] == ["a"]
-    assert way.texts(asked) == (Kind.HIT, "a3 b2")
-
-
-def test_readonly() -> None:
-    """`--mode readonly` would write, or not answer from what is there."""
-    way = Way()
-    terms = Terms(refusal=Reason.READONLY)
-    done = way.complete(way.fetch(body(), terms=terms), native("x"))
-    assert done == Done(200, None, Reason.READONLY, 1)
-    assert way.store.samples == 0
-    way.ask(body())
-    assert way.texts(body(), terms=terms) == (Kind.HIT, "a1")
-    assert way.texts(body(n=2), terms=terms) == (Kind.PARTIAL, "a1 a2")
-    assert way.store.samples == 1
-
-
-def test_readonly_with_an_age() -> None:
-    """What is too old would be dropped although nothing may be written."""
-    way = Way()
-    way.ask(body(), now=100.0)
-    terms = Terms(150.0, Reason.READONLY)
-    assert way.texts(body(), now=200.0, terms=terms) == (Kind.MISS, "a2")
-    assert way.texts(body()) == (Kind.HIT, "a1")
 
 
 @each(
@@ -449,9 +409,6 @@ def test_readonly_is_not_the_first_reason(answer: Any, reason: Reason) -> None:
     way = Way()
     fetch = way.fetch(body(), terms=Terms(refusal=Reason.READONLY))
     assert way.complete(fetch, answer).reason is reason
-
-
-# Tenants
 
 
 def test_another_turn() -> None:
@@ -645,9 +602,6 @@ def test_likeness_ends() -> None:
     way.enter("")
     seen.add(way.exchange.likeness(way.know(asked)))
     assert len(seen) == 4
-
-
-# Aborted calls
 
 
 def test_stream_to_the_store() -> None:

@@ -10,6 +10,7 @@ from sglang_cached_addon.upstream.single import Following, Single
 from tests.tables import each
 from tests.upstream.scripted import bounded, settled
 
+
 @each("is_eager", [False, True][: 1 + (sys.version_info >= (3, 12))])
 @bounded
 async def test_work_that_ends_at_once(is_eager: bool) -> None:
