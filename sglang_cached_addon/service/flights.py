@@ -83,9 +83,6 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def __iter__(self) -> Iterator[Flight]:
-        return iter(tuple(self._flights))
-
     @property
     def waiting(self) -> int:
         """How many calls wait for the flights of others, or read their streams along."""

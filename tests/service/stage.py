@@ -91,6 +91,8 @@ class Stage:
         self.service = Service(self.exchange, self.upstream, **kwargs)
         self.counters = self.exchange.counters
         self.tasks: list[asyncio.Task[Any]] = []
+        self.seen: list[bytes] = []
+        """The events that any client has got."""
         self._numbers = itertools.count(1)
 
     async def settled(self) -> None:
@@ -122,10 +124,12 @@ class Stage:
         return await self.read(answer)
 
     async def read(self, answer: Streamed) -> Got:
-        pieces, is_cut, is_whole = [], False, False
+        pieces: list[bytes] = []
+        is_cut = is_whole = False
         try:
             async for some in answer.pieces:
                 pieces += some
+                self.seen += some
             is_whole = True
         except Cut:
             is_cut = True
@@ -152,6 +156,14 @@ class Stage:
         """A client whose call has come to upstream, and that call."""
         task = self.generate(*args, **kwargs)
         return task, await self.asked()
+
+    async def stores(self, *args: Any, **kwargs: Any) -> Got:
+        """A call whose answer is stored, and that answer."""
+        task, asked = await self.lead(*args, **kwargs)
+        self.generated(asked)
+        got = await task
+        await self.settled()
+        return got
 
     # Upstream
 
@@ -210,10 +222,6 @@ async def standing(
         finally:
             for task in stage.tasks:
                 task.cancel()
-            for flight in stage.service.flights:
-                if flight.task:
-                    flight.task.cancel()
-            await settled()
             stage.upstream.close()
             await settled()
 
@@ -256,6 +264,14 @@ async def begun(stage: Stage, body: Any = COUNTED) -> tuple[asyncio.Task[Got], A
     asked.begin()
     asked.send(WHOLE[0])
     return task, asked
+
+
+async def stored(stage: Stage) -> None:
+    """A stream that is stored."""
+    task, asked = await begun(stage)
+    finish(asked)
+    await task
+    await stage.settled()
 
 
 def finish(asked: Asked) -> None:

@@ -3,23 +3,13 @@ gives."""
 
 from __future__ import annotations
 
-import json
-
 from sglang_cached_addon.core.policy import Reason
 from tests.service.stage import (
-    COMPLETIONS,
-    DONE,
-    GENERATE,
-    STREAM,
     Stage,
-    begun,
-    briefs,
-    chunk,
-    finish,
     staged,
 )
 from tests.tables import each
-from tests.upstream.scripted import settled, until
+from tests.upstream.scripted import settled
 
 
 @staged()
@@ -65,32 +55,6 @@ async def test_abort_of_one(stage: Stage, rid: str) -> None:
     assert stage.counters.not_stored == {Reason.ABORT: 1}
 
 
-@staged()
-async def test_abort_alone(stage: Stage) -> None:
-    """Upstream's own word on an aborted call would not come back."""
-    task, asked = await stage.lead("a", rid="mine")
-    stage.service.aborts.aborting("mine")(True)
-    stage.service.aborts.aborting(None)(True)
-    await settled()
-    assert not task.done()
-    stage.generated(asked, end="abort")
-    got = await task
-    assert got.brief == "miss 200 abort"
-    assert got.texts == ["a 1"]
-    assert got.json["meta_info"]["id"] == "mine"
-
-
-@staged()
-async def test_abort_all(stage: Stage) -> None:
-    """Some who wait would have what was aborted generated again."""
-    leader, asked = await stage.lead("a", rid="0")
-    others = [stage.generate("a", rid=str(i)) for i in range(1, 4)]
-    await stage.waiting(3)
-    stage.service.aborts.aborting(None)(True)
-    assert set(await briefs(leader, *others)) == {"miss 200 abort"}
-    await until(lambda: asked.is_left)
-
-
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @each("is_agreed", [True, False], ids=["agreed", "refused"])
 @staged()
@@ -115,47 +79,3 @@ async def test_abort_all_that_is_overtaken(
     assert got.status == 200
     assert (b"abort" in got.body) == is_agreed
     assert stage.is_quiet
-
-
-@each("who", ["mine", "theirs"])
-@staged()
-async def test_abort_of_a_stream(stage: Stage, who: str) -> None:
-    """A stream that others read, too, could not be left by an abort."""
-    mine, asked = await begun(stage, {**STREAM, "rid": "mine"})
-    theirs = stage.ask(COMPLETIONS, {**STREAM, "rid": "theirs"})
-    await stage.waiting(1)
-    asked.send(chunk("more"))
-    await settled()
-    stage.service.aborts.aborting(who)(True)
-    aborted, other = (mine, theirs) if who == "mine" else (theirs, mine)
-    got = await aborted
-    assert got.pieces[-1] == DONE
-    assert b'"abort"' in got.pieces[-2]
-    assert not other.done()
-    finish(asked)
-    assert b'"abort"' not in (await other).body
-    if who == "mine":
-        assert got.reason is Reason.ABORT
-
-
-@staged()
-async def test_abort_of_a_native_stream(stage: Stage) -> None:
-    """Whoever takes the last event for the whole, as its text is, would lose what had come."""
-    body = {"text": "x", "stream": True, "sampling_params": {}}
-    meta = {"id": "i", "finish_reason": None, "prompt_tokens": 1, "completion_tokens": 1}
-    mine = stage.ask(GENERATE, {**body, "rid": "mine"})
-    asked = await stage.asked()
-    theirs = stage.ask(GENERATE, {**body, "rid": "theirs"})
-    await stage.waiting(1)
-    asked.begin()
-    said = {"text": "hello", "output_ids": [1], "meta_info": meta}
-    asked.send(b"data: %b\n\n" % json.dumps(said).encode())
-    await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
-    await settled()
-    stage.service.aborts.aborting("theirs")(True)
-    got = await theirs
-    asked.cut()
-    await mine
-    last = json.loads(got.pieces[-2][6:])
-    assert last["meta_info"]["finish_reason"]["type"] == "abort"
-    assert last["text"] == "hello"

@@ -159,13 +159,6 @@ def test_equal_requests_in_flight() -> None:
     assert way.texts(body(n=2)) == (Kind.HIT, "second first")
 
 
-def test_bypass_by_the_caller() -> None:
-    """A reason that is found before the body is read would not be counted."""
-    way = Way()
-    assert way.exchange.bypass(Reason.QUERY).outcome.reason is Reason.QUERY
-    assert way.counts["bypasses"] == {"query": 1}
-
-
 @each("status", [201, 204, 400, 401, 404, 500, 503])
 @each("partial", [False, True])
 def test_other_statuses(status: int, partial: bool) -> None:

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.stream import Stream
 from tests.tables import each
-
-
-async def settled() -> None:
-    """Lets every task that can go on go on."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def run(case: Coroutine[Any, Any, None]) -> None:
-    async def within() -> None:
-        await asyncio.wait_for(case, 10)
-
-    asyncio.run(within())
-
-
-# Flights
+from tests.upstream.scripted import bounded, settled
 
 
 def samples(words: str) -> Sequence[Sample]:
@@ -147,7 +131,6 @@ async def alone(tower: Tower) -> None:
     """A flight that is for one client alone is under way, and waited for by nobody."""
     flight = tower.begin("a", alone=True)
     assert len(tower.flights) == 1
-    assert list(tower.flights) == [flight]
     assert tower.flights.busy([b"a"]) == set()
     other = tower.begin("a")
     tower.flights.end(flight)
@@ -375,81 +358,36 @@ FLIGHTS = [
 
 
 @each("case", FLIGHTS)
-def test_flights(case: FlightCase) -> None:
-    """See each; and whatever happened, what is over is forgotten."""
-
-    async def within() -> None:
-        tower = Tower()
-        await case(tower)
-        await settled()
-        assert tower.is_clean
-
-    run(within())
+@bounded
+async def test_flights(case: FlightCase) -> None:
+    """What each case says; and whatever happened, what is over is forgotten."""
+    tower = Tower()
+    await case(tower)
+    await settled()
+    assert tower.is_clean
 
 
-def streamed(identity: str) -> Flight:
-    return Flight([identity.encode()], identity, stream=Stream())
-
-
-def test_flight_that_can_be_followed() -> None:
-    """A call would read along with what is over, is another's or is no stream; or not at all."""
-    flights = Flights()
+def test_flights_that_can_be_followed() -> None:
+    """A call reads along with a stream of its own identity, as long as that is live and whole, of
+    the newest fetch, and not for one client alone."""
+    tower, stream, ended = Tower(), Stream(), Stream()
+    flights = tower.flights
     assert flights.find("a") is None
-    flight = streamed("a")
-    flights.begin(flight, alone=False)
-    assert flights.find("a") is flight
-    assert flights.find("b") is None
-    assert flights.streams == 1
-    assert flight.stream
-    flight.stream.end(complete=True)
+    former, flight = Flight([b"a"], "a", stream=Stream()), Flight([b"a"], "a", stream=stream)
+    over, landed = Flight([b"b"], "b", stream=ended), Flight([b"c"], "c", stream=Stream())
+    alone, plain = Flight([b"d"], "d", stream=Stream()), Flight([b"e"], "e")
+    everyone = (former, flight, over, landed, alone, plain, Flight([b"f"]))
+    for one in everyone:
+        flights.begin(one, alone=one is alone)
+    assert (len(flights), flights.streams) == (7, 5)
+    ended.end(complete=True)
+    flights.land(landed, {})
+    flights.end(former)
+    found = {identity: flights.find(identity) for identity in ("a", "b", "c", "d", "e", None)}
+    assert found == {**dict.fromkeys(found), "a": flight}
+    stream.is_whole = False
     assert flights.find("a") is None
-    assert flights.streams == 0
-    flights.end(flight)
-
-
-def test_flight_that_has_landed() -> None:
-    """A call that repeats an answered one would be the same answer once more, not a hit."""
-    flights = Flights()
-    flight = streamed("a")
-    flights.begin(flight, alone=False)
-    flights.land(flight, {})
-    assert flights.find("a") is None
-    flights.end(flight)
-
-
-@each("identity", [None, "a"])
-def test_flight_that_cannot_be_followed(identity: str | None) -> None:
-    """A call would wait for the events of what has none, or of what is for one client alone."""
-    flights = Flights()
-    plain = Flight([b"a"], identity)
-    flights.begin(plain, alone=False)
-    assert flights.find(identity) is None
-    flights.end(plain)
-    flight = streamed("b")
-    flights.begin(flight, alone=True)
-    assert flights.find("b") is None
-    assert flights.streams == 1
-    flights.end(flight)
-    assert not any(vars(flights).values())
-
-
-def test_flights_of_one_identity() -> None:
-    """A fetch that another has taken the place of would take that one's place away."""
-    flights = Flights()
-    first, second = streamed("a"), streamed("a")
-    flights.begin(first, alone=False)
-    flights.begin(second, alone=False)
-    flights.end(first)
-    assert flights.find("a") is second
-    flights.end(second)
-    assert (flights.find("a"), len(flights), flights.streams) == (None, 0, 0)
-
-
-def test_iteration_while_flights_end() -> None:
-    """Ending all flights would end in a traceback."""
-    flights = Flights()
-    for name in "abc":
-        flights.begin(streamed(name), alone=False)
-    for flight in flights:
-        flights.end(flight)
-    assert len(flights) == 0
+    for one in everyone:
+        flights.end(one)
+    assert (len(flights), flights.streams) == (0, 0)
+    assert tower.is_clean

@@ -75,10 +75,7 @@ async def test_parts_of_two_models(stage: Stage, what: str) -> None:
 @staged()
 async def test_parts_that_are_not_confirmed(stage: Stage) -> None:
     """What upstream is about to say of its model would come too late for an answer of parts."""
-    alone, one = await stage.lead("a")
-    stage.generated(one)
-    await alone
-    await stage.settled()
+    await stage.stores("a")
     batch, two = await stage.lead(["a", "b"])
     await settled()
     stage.script.may_answer.clear()
@@ -96,10 +93,7 @@ async def test_parts_that_are_not_confirmed(stage: Stage) -> None:
 @staged()
 async def test_parts_that_say_that_they_are_of_another(stage: Stage) -> None:
     """A top-up that names other weights would be put beside what is stored."""
-    alone, one = await stage.lead("a")
-    stage.generated(one)
-    await alone
-    await stage.settled()
+    await stage.stores("a")
     more, two = await stage.lead("a", 2)
     stage.generated(two, "2")
     assert (await more).brief == "bypass 200 other-weights"

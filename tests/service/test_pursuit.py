@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from sglang_cached_addon.core.cache import Brought
-from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Health
 from tests.service.stage import (
     GENERATE,
@@ -20,7 +18,6 @@ from tests.service.stage import (
 )
 from tests.tables import each
 from tests.upstream.scripted import (
-    Asked,
     asker,
     bounded,
     settled,
@@ -28,30 +25,11 @@ from tests.upstream.scripted import (
 )
 
 
-@staged()
-async def test_one_call(stage: Stage) -> None:
-    """Each of equal calls would be generated for itself."""
-    leader, asked = await stage.lead("a")
-    others = [stage.generate("a") for _ in range(9)]
-    await stage.waiting(9)
-    stage.generated(asked)
-    assert await briefs(leader, *others) == ["miss 200", *["collapsed 200"] * 9]
-    assert {(await other).body for other in others} == {(await leader).body}
-    assert stage.is_quiet
-    counters = stage.counters
-    assert (counters.misses, counters.hits, counters.collapsed) == (1, 9, 9)
-    assert (counters.samples_from_upstream, counters.samples_from_cache) == (1, 9)
-    assert await briefs(stage.generate("a")) == ["hit 200"]
-
-
 @each("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
 @staged()
 async def test_most_first(stage: Stage, sizes: tuple[int, ...]) -> None:
     """Of those who lack different numbers of samples, each would ask for himself."""
-    first, asked = await stage.lead("a")
-    stage.generated(asked)
-    await first
-    await stage.settled()
+    await stage.stores("a")
     tasks = [stage.generate("a", n) for n in sizes]
     total, others = 1, [n for n in sizes if n > 1]
     asked = await stage.asked()
@@ -220,32 +198,6 @@ async def test_credentials(stage: Stage, status: int) -> None:
         assert not stage.upstream.admits(asker("a"), time.monotonic())
 
 
-LASTING: dict[str, tuple[Callable[[Stage, Asked], None], Reason]] = {
-    "not JSON": (lambda stage, asked: asked.answer(200, b"not json"), Reason.UNREADABLE),
-    "an error": (lambda stage, asked: asked.answer(200, {"error": "x"}), Reason.ERROR),
-    "too few": (lambda stage, asked: asked.answer(200, []), Reason.UNREADABLE),
-    "other weights": (lambda stage, asked: stage.generated(asked, "2"), Reason.OTHER_WEIGHTS),
-    "no end": (lambda stage, asked: stage.generated(asked, end=None), Reason.UNFINISHED),
-}
-
-
-@each("case", LASTING)
-@staged()
-async def test_never_stored(stage: Stage, case: str) -> None:
-    """Where nothing can be shared, a hundred clients would wait for a hundred generations."""
-    say, reason = LASTING[case]
-    leader, asked = await stage.lead("a", 2)
-    others = [stage.generate("a", 2) for _ in range(5)]
-    await stage.waiting(5)
-    say(stage, asked)
-    calls = [await stage.asked() for _ in others]
-    assert stage.service.flights.waiting == 0
-    for call in calls:
-        stage.generated(call)
-    assert (await leader).reason is reason
-    assert set(await briefs(*others)) == {"miss 200"}
-
-
 @each("what", ["hang up", "cut", "gone"])
 @staged()
 async def test_no_answer(stage: Stage, what: str) -> None:
@@ -283,39 +235,12 @@ async def test_unreachable(stage: Stage, form: dict[str, bool]) -> None:
     assert found == ["miss 502 unreachable", *["collapsed 502 unreachable"] * 3]
 
 
-@staged()
-async def test_leaving(stage: Stage) -> None:
-    """A fetch would end with its first client, or go on without any."""
-    leader, asked = await stage.lead("a")
-    others = [stage.generate("a") for _ in range(3)]
-    await stage.waiting(3)
-    leader.cancel()
-    others[0].cancel()
-    await stage.waiting(1)
-    assert not asked.is_left
-    stage.generated(asked)
-    assert await briefs(*others[1:]) == ["collapsed 200"] * 2
-    leader, asked = await stage.lead("b")
-    other = stage.generate("b")
-    await stage.waiting(1)
-    other.cancel()
-    leader.cancel()
-    await until(lambda: asked.is_left)
-    assert stage.stored == 1
-    leader, asked = await stage.lead("b")
-    stage.generated(asked)
-    assert await briefs(leader) == ["miss 200"]
-
-
 @each("status", [200, 400, 422])
 @staged()
 async def test_ignored_n(stage: Stage, status: int) -> None:
     """An upstream that does not do what a part of the answer needs would be an error to a client
     whose own call it answers."""
-    alone, one = await stage.lead("a")
-    stage.generated(one)
-    await alone
-    await stage.settled()
+    await stage.stores("a")
     for number in range(3):
         more = stage.generate("a", 3)
         if number < 2:
@@ -330,37 +255,6 @@ async def test_ignored_n(stage: Stage, status: int) -> None:
 
 
 # Who may ask, and on which terms
-
-
-@each("value", ["no-cache", "max-age=5", "no-store"])
-@staged()
-async def test_alone(stage: Stage, value: str) -> None:
-    """What a client wants anew it would have to wait for, or others be given what they did not
-    ask for."""
-    body = {"text": "a", "sampling_params": {"n": 1}}
-    leader, one = await stage.lead("a")
-    fresh = stage.ask(GENERATE, body, cache_control=value)
-    if value == "no-store":
-        assert (await fresh).kind == "bypass"
-    else:
-        two = await stage.asked()
-        stage.generated(two)
-        assert (await fresh).brief == "miss 200"
-    other = stage.generate("a")
-    stage.generated(one)
-    assert (await leader).brief == "miss 200"
-    assert (await other).kind in ("hit", "collapsed")
-
-
-@staged(collapses=False)
-async def test_no_collapse(stage: Stage) -> None:
-    """Who wants a sample for each call could not have it."""
-    tasks = [stage.generate("a") for _ in range(3)]
-    for asked in [await stage.asked() for _ in tasks]:
-        stage.generated(asked)
-    assert await briefs(*tasks) == ["miss 200"] * 3
-    await stage.settled()
-    assert stage.stored == 3
 
 
 @staged(store=Far)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,6 +12,7 @@ from sglang_cached_addon.service import stream as module
 from sglang_cached_addon.service.relay import Event
 from sglang_cached_addon.service.stream import BACKLOG, Cut, Reader, Stream, StreamState
 from tests.tables import each
+from tests.upstream.scripted import bounded, settled
 
 
 def delta(text: str, choice: int = 0) -> Event:
@@ -27,22 +27,6 @@ async def text(reader: Reader, is_over: Callable[[], bool] = bool) -> str:
     """All that a reader sees, batches told apart."""
     batches = [b"".join(event.data for event in news) async for news in reader.read(is_over)]
     return b"|".join(batches).decode()
-
-
-async def settled() -> None:
-    """Lets every task that can go on go on."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def run(case: Coroutine[Any, Any, None]) -> None:
-    async def within() -> None:
-        await asyncio.wait_for(case, 10)
-
-    asyncio.run(within())
-
-
-# Streams
 
 
 Case = Callable[[Stream], Awaitable[None]]
@@ -209,13 +193,10 @@ CASES = [
 
 
 @each("case", CASES)
-def test_stream(case: Case) -> None:
-    """See each."""
-
-    async def within() -> None:
-        await case(Stream())
-
-    run(within())
+@bounded
+async def test_stream(case: Case) -> None:
+    """What each case says of a stream."""
+    await case(Stream())
 
 
 # Readers that are behind
@@ -226,7 +207,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams that keep 100 bytes, hand out 10, and have little patience."""
     monkeypatch.setattr(module, "KEPT_BYTES", 100)
     monkeypatch.setattr(module, "BATCH_BYTES", 10)
-    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
 
 
 def filled(stream: Stream, count: int = 20) -> None:
@@ -258,7 +239,7 @@ async def alone(stream: Stream) -> None:
     stream.reader()
     filled(stream)
     fetching = asyncio.ensure_future(stream.room(lambda: 1))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.05)
     assert not fetching.done()
     fetching.cancel()
 
@@ -319,31 +300,25 @@ async def large_states(stream: Stream) -> None:
 
 
 @each("case", [slow, alone, stuck, stuck_before_json, leaves, unread, large_states])
-def test_room(case: Case, small: None) -> None:
-    """See each."""
-
-    async def within() -> None:
-        await case(Stream())
-
-    run(within())
+@bounded
+async def test_room(case: Case, small: None) -> None:
+    """What each case says of readers that are behind."""
+    await case(Stream())
 
 
-def test_has_all() -> None:
-    """One who hangs up with the last event in hand would be taken for one who left before."""
-
-    async def within() -> None:
-        stream = Stream()
-        reader = stream.reader()
-        news = reader.read()
-        stream.open()
-        stream.publish([delta("a")])
-        await anext(news)
-        assert not reader.has_all
-        stream.publish([delta("b")], is_last=True)
-        assert not reader.has_all
-        await anext(news)
-        assert reader.has_all
-        stream.publish([delta("behind")])
-        assert reader.has_all
-
-    run(within())
+@bounded
+async def test_has_all() -> None:
+    """One who hangs up with the last event in hand has all."""
+    stream = Stream()
+    reader = stream.reader()
+    news = reader.read()
+    stream.open()
+    stream.publish([delta("a")])
+    await anext(news)
+    assert not reader.has_all
+    stream.publish([delta("b")], is_last=True)
+    assert not reader.has_all
+    await anext(news)
+    assert reader.has_all
+    stream.publish([delta("behind")])
+    assert reader.has_all

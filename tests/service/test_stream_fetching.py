@@ -21,6 +21,7 @@ from tests.service.stage import (
     changed,
     finish,
     staged,
+    stored,
 )
 from tests.tables import each
 from tests.upstream.scripted import INFO, until
@@ -72,10 +73,7 @@ async def test_no_end_behind_the_terminator(stage: Stage, monkeypatch: pytest.Mo
 @staged()
 async def test_parts_of_two_models(stage: Stage, when: str) -> None:
     """A stream would go on with what another model says, behind what is stored of the former."""
-    first, asked = await begun(stage)
-    finish(asked)
-    await first
-    await stage.settled()
+    await stored(stage)
     more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
     asked = await stage.asked()
     assert asked.json["n"] == 1
@@ -89,7 +87,7 @@ async def test_parts_of_two_models(stage: Stage, when: str) -> None:
         return
     asked.begin()
     asked.send(WHOLE[0])
-    await until(lambda: any(f.stream and f.stream.events for f in stage.service.flights))
+    await until(lambda: any(b'"index":1' in event for event in stage.seen))
     if when == "amid":
         await changed(stage)
     else:
@@ -105,10 +103,7 @@ async def test_parts_of_two_models(stage: Stage, when: str) -> None:
 async def test_an_event_that_is_too_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Choices of upstream's would come under the numbers of stored ones."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
-    first, asked = await begun(stage)
-    finish(asked)
-    await first
-    await stage.settled()
+    await stored(stage)
     more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
     asked = await stage.asked()
     asked.begin()
