@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from math import inf
@@ -116,6 +117,13 @@ SCENES: dict[str, list[tuple[dict[str, Any], str] | tuple[dict[str, Any], str, O
         (body(), "miss a2", {"now": 200.0, "terms": Terms(150.0, Reason.READONLY)}),
         (body(), "hit a1"),
     ],
+    "an adapter that is loaded anew costs only the prompts that name it": [
+        (LORA, "miss x1 y2"), (LORA, "hit x1 y2"), (LORA, "partial x3 y2 of x", {"raised": "a"}),
+    ],
+    "a cleared cache asks again": [
+        (body(), "miss a1"), (body(), "hit a1"), (body(), "miss a2", {"clear": True}),
+        (body(), "hit a2"),
+    ],
     "what is remembered of a body is one tenant's": [
         (body(n=2), f"{kind} a{k} a{k + 1}", {"tenant": tenant})
         for kind in ("miss", "hit")
@@ -129,7 +137,14 @@ def test_scenes(steps: list[Any]) -> None:
     """What one call after the other is answered, and what upstream is asked for."""
     way = Way()
     for step, (asked, told, *options) in enumerate(steps):
-        kind, texts = way.texts(asked, **(options[0] if options else {}))
+        more = dict(options[0]) if options else {}
+        if more.pop("clear", False):
+            way.store.clear()
+        if adapter := more.pop("raised", ""):
+            epochs = Epochs()
+            epochs.raise_adapter(adapter)
+            way.enter("", epochs)
+        kind, texts = way.texts(asked, **more)
         told, _, of = told.partition(" of ")
         assert f"{kind} {texts}" == told, step
         if of:
@@ -264,40 +279,7 @@ def test_trimmed_body_keeps_what_is_unknown() -> None:
     assert (fetch.body or b"").index(b'"b":1') < (fetch.body or b"").index(b'"a":[1.0')
 
 
-CHOICE = {"index": 0, "text": "x", "finish_reason": "stop"}
-
-
 USAGE = {"prompt_tokens": 4, "total_tokens": 6, "completion_tokens": 2}
-
-
-@each(
-    ("path", "request_body"),
-    [
-        (COMPLETIONS, {"model": "m", "prompt": "a"}),
-        (CHAT, {"model": "m", "messages": [{"role": "user", "content": "a"}]}),
-    ],
-)
-def test_openai_way(path: str, request_body: dict[str, Any]) -> None:
-    """OpenAI's clients would get wrong counts or indexes from a merged answer."""
-    way = Way()
-    one = {"id": "1", "created": 1, "choices": [CHOICE], "usage": USAGE}
-    two = {"id": "2", "created": 2, "choices": [{**CHOICE, "text": "y"}], "usage": USAGE}
-    assert way.complete(way.fetch(request_body, path), one).body is None
-    fetch = way.fetch({**request_body, "n": 2}, path)
-    assert json.loads(fetch.body or b"") == {**request_body, "n": 1}
-    merged = json.loads(way.complete(fetch, two).body or b"")
-    assert merged == {
-        "id": "1",
-        "created": 1,
-        "choices": [CHOICE, {"index": 1, "text": "y", "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 4, "total_tokens": 8, "completion_tokens": 4},
-    }
-    hit = way.receive({**request_body, "n": 2}, path)
-    assert isinstance(hit, Hit)
-    assert json.loads(hit.body) == merged
-    hit = way.receive(request_body, path)
-    assert isinstance(hit, Hit)
-    assert json.loads(hit.body) == one
 
 
 @each("path", [GENERATE, COMPLETIONS, CHAT])
@@ -330,15 +312,6 @@ def test_odd_answers(path: str, n: int) -> None:
         assert (done.body, done.status) == (None, 200)
         decision = way.receive(fresh, path)
         assert isinstance(decision, Fetch if done.reason else Hit)
-
-
-def test_clear_during_a_fetch() -> None:
-    """Who clears after a change of weights would find an answer of the old ones again."""
-    way = Way()
-    fetch = way.fetch(body())
-    way.store.clear()
-    assert way.complete(fetch, native("a1")) == Done(200, None, Reason.CLEARED, 1)
-    assert isinstance(way.receive(body()), Fetch)
 
 
 @each(
@@ -404,50 +377,44 @@ def test_readonly_is_not_the_first_reason(answer: Any, reason: Reason) -> None:
     assert way.complete(fetch, answer).reason is reason
 
 
-def test_another_turn() -> None:
-    """An answer of a model that was changed on the way would be stored as the former one's, also
-    where the same one is back by then."""
-    way = Way(fingerprint="m")
-    fetch = way.fetch(body())
-    way.enter("m")
-    assert way.complete(fetch, native("x")) == Done(200, None, Reason.MODEL_CHANGED, 1)
-    assert way.store.samples == 0
-    way.enter("m")
-    fetch = way.fetch(body())
-    assert way.complete(fetch, native("x")).reason is None
+MEANWHILE: dict[str, tuple[Callable[[Way], object], Reason | None]] = {
+    "nothing": (lambda way: None, None),
+    "a clear": (lambda way: way.store.clear(), Reason.CLEARED),
+    "another model": (lambda way: way.enter("m2"), Reason.MODEL_CHANGED),
+    "the same model anew": (lambda way: way.enter("m"), Reason.MODEL_CHANGED),
+    "a clear and another model": (
+        lambda way: (way.store.clear(), way.enter("m2")),
+        Reason.CLEARED,
+    ),
+    "a sample of another pool replaced": (
+        lambda way: (way.ask(body("b"), now=50.0), way.ask(body("b"), terms=REFRESH)),
+        None,
+    ),
+}
 
 
-def test_another_turn_before_the_fetch() -> None:
-    """One who waited while the model changed would store the new model's answer as the old one's,
-    which is a wrong hit when the old one is back."""
-    way = Way(fingerprint="m1")
-    known = way.know(body())
-    assert way.exchange.lookup.is_present(known)
-    way.enter("m2")
-    assert not way.exchange.lookup.is_present(known)
-    assert way.exchange.lookup.is_present(way.know(body()))
-    fetch = way.exchange.fetch(known, way.exchange.lookup.plan(known))
-    assert way.complete(fetch, native("of m2")).reason is Reason.MODEL_CHANGED
-    way.enter("m1")
-    assert isinstance(way.find(body()), Known)
-
-
-def test_clear_and_another_turn() -> None:
-    """A clear would be explained by something else."""
-    way = Way()
-    fetch = way.fetch(body())
-    way.store.clear()
-    way.enter("m")
-    assert way.complete(fetch, native("x")).reason is Reason.CLEARED
-
-
-def test_replaced_samples_are_no_clear() -> None:
-    """A fetch would be lost because another one has replaced old samples meanwhile."""
-    way = Way()
-    way.ask(body("b"), now=100.0)
-    fetch = way.fetch(body())
-    way.ask(body("b"), now=200.0, terms=seconds(150.0))
-    assert way.complete(fetch, native("x")).reason is None
+@each(("change", "reason"), MEANWHILE.values(), ids=MEANWHILE)
+def test_what_happens_meanwhile(change: Callable[[Way], object], reason: Reason | None) -> None:
+    """What was on its way when the cache was cleared, or when another model may have come, is not
+    stored, whether the fetch had begun by then or was only planned."""
+    for is_begun in (True, False):
+        way = Way(fingerprint="m")
+        known = way.know(body())
+        plan = way.exchange.lookup.plan(known)
+        if not is_begun:
+            change(way)
+        fetch = way.exchange.fetch(known, plan)
+        if is_begun:
+            change(way)
+        elif reason is Reason.CLEARED:
+            continue  # what is planned after a clear is of after it
+        before = way.store.samples
+        assert way.complete(fetch, native("x")) == Done(200, None, reason, 1)
+        assert way.store.samples == before + (reason is None)
+        is_present = way.exchange.lookup.is_present(known)
+        assert is_present is (reason is not Reason.MODEL_CHANGED and way.model_version == 0)
+        way.enter("m")
+        assert isinstance(way.find(body()), Hit if reason is None else Known)
 
 
 @each(
@@ -485,17 +452,6 @@ def test_weights_of_a_part() -> None:
     assert done.reason is Reason.OTHER_WEIGHTS
     assert [a["text"] for a in json.loads(done.body or b"")] == ["a1", "new"]
     assert way.store.samples == 1
-
-
-def test_adapters_of_a_batch() -> None:
-    """One prompt's adapter would cost the others their answers."""
-    way = Way()
-    asked = body(["x", "y"], lora_path=["a", "b"])
-    way.ask(asked)
-    epochs = Epochs()
-    epochs.raise_adapter("a")
-    way.enter("", epochs)
-    assert way.texts(asked) == (Kind.PARTIAL, "x3 y2")
 
 
 @each(
