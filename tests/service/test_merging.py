@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sglang_cached_addon.core import policy
+from sglang_cached_addon.service import merging
 from tests.service.stage import Stage, briefs, changed, staged
 from tests.tables import each
-from tests.upstream.scripted import INFO, settled
+from tests.upstream.scripted import INFO, SECONDS, settled
 
 
 @each("bound", [4, 5])
@@ -73,8 +74,9 @@ async def test_parts_of_two_models(stage: Stage, what: str) -> None:
 
 
 @staged()
-async def test_parts_that_are_not_confirmed(stage: Stage) -> None:
-    """What upstream is about to say of its model would come too late for an answer of parts."""
+async def test_parts_that_are_not_confirmed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of several parts waits for what upstream is about to say of its model."""
+    monkeypatch.setattr(merging, "MERGE_SECONDS", SECONDS)
     await stage.stores("a")
     batch, two = await stage.lead(["a", "b"])
     await settled()

@@ -24,7 +24,7 @@ from tests.service.stage import (
     stored,
 )
 from tests.tables import each
-from tests.upstream.scripted import INFO, until
+from tests.upstream.scripted import INFO, SECONDS, until
 
 
 @each("is_large", [True, False])
@@ -71,8 +71,11 @@ async def test_no_end_behind_the_terminator(stage: Stage, monkeypatch: pytest.Mo
 
 @each("when", ["before", "amid", "unseen"])
 @staged()
-async def test_parts_of_two_models(stage: Stage, when: str) -> None:
-    """A stream would go on with what another model says, behind what is stored of the former."""
+async def test_parts_of_two_models(
+    stage: Stage, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream does not go on with what another model says, behind what is stored of the former."""
+    monkeypatch.setattr(stream_fetching, "MERGE_SECONDS", SECONDS)
     await stored(stage)
     more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})
     asked = await stage.asked()

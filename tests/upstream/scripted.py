@@ -392,6 +392,14 @@ async def refusal(upstream: Upstream, key: str | None = None, model: str = "") -
     return await upstream.admit(asker(key, model), credential_headers(key))
 
 
+async def greeting(upstream: Upstream) -> asyncio.Future[Any]:
+    """A call that is answered in full, and what upstream then says of itself on that connection."""
+    async with upstream.client.open("POST", "/generate", (), PROBE) as response:
+        async for _ in response.pieces():
+            pass
+    return response.greeting
+
+
 def infos(script: Script) -> list[str]:
     """The questions about the model, by path."""
     return [path for path in script.paths if path not in ("/generate", "/v1/chat/completions")]

@@ -28,6 +28,7 @@ from tests.upstream.scripted import (
     changed,
     clock,
     credential_headers,
+    greeting,
     infos,
     refusal,
     scripted,
@@ -226,12 +227,9 @@ async def test_a_rolling_update(case: str) -> None:
             async with upstream.client.open("POST", "/generate", (), PROBE) as response:
                 async for _ in response.pieces():
                     pass
-                greeting = response.greeting
                 # One more connection, to the other server.
-                async with upstream.client.open("POST", "/generate", (), PROBE) as other:
-                    async for _ in other.pieces():
-                        pass
-            for one in (greeting, other.greeting):
+                other = await greeting(upstream)
+            for one in (response.greeting, other):
                 reasons.append(await upstream.confirm(upstream.model_version, (), one))
         assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
         assert upstream.identity
@@ -252,11 +250,8 @@ async def test_weights_that_change_elsewhere() -> None:
         for reason in (None, None, Reason.MODEL_CHANGED):
             if reason:
                 two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                async for _ in response.pieces():
-                    pass
-            found = await upstream.confirm(upstream.model_version, (), response.greeting)
-            assert found is reason
+            said = await greeting(upstream)
+            assert await upstream.confirm(upstream.model_version, (), said) is reason
         assert {asked.path for asked in two.asked} == {"/generate", *SAID}
 
 
@@ -272,21 +267,15 @@ async def test_a_word_of_before_a_kept_connection_was_used() -> None:
         asking(url, interval=1e6) as upstream,
     ):
         assert await upstream.check() is Health.UP  # by the first
-
-        async def answer() -> asyncio.Future[Any]:
-            async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-                async for _ in response.pieces():
-                    pass
-            return response.greeting
-
-        assert await upstream.confirm(upstream.model_version, (), await answer()) is None
+        said = await greeting(upstream)
+        assert await upstream.confirm(upstream.model_version, (), said) is None
         one.asked[0].cut()
         while not infos(two):
             assert await upstream.check() is Health.UP  # by the second
         one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-        greeting = await answer()
+        said = await greeting(upstream)
         assert [asked.path for asked in two.asked if asked.method == "POST"] == []
-        assert await upstream.confirm(upstream.model_version, (), greeting) is Reason.MODEL_CHANGED
+        assert await upstream.confirm(upstream.model_version, (), said) is Reason.MODEL_CHANGED
 
 
 @scripted(interval=1000000.0)
@@ -296,10 +285,7 @@ async def test_a_model_that_only_a_greeting_shows(script: Script, upstream: Upst
     assert await refusal(upstream) is None
     version = upstream.model_version
     script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-    async with upstream.client.open("POST", "/generate", (), PROBE) as response:
-        async for _ in response.pieces():
-            pass
-    await response.greeting
+    await (await greeting(upstream))
     script.says["/model_info"] = (200, INFO)
     assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from tests.upstream.scripted import (
     asking,
     bounded,
     changed,
-    credential,
     dead_url,
     refusal,
     run,
@@ -181,20 +179,6 @@ def test_the_last_document_is_the_newest() -> None:
 
     with Slow(1) as pool:
         run(test)
-
-
-@bounded
-async def test_no_secrets() -> None:
-    """Keys are neither in files nor in a debugger's output."""
-    kept = Kept()
-    async with serving(keys={"clients-secret"}) as script, asking(script.url, kept) as upstream:
-        assert await refusal(upstream, "clients-secret") is None
-        await changed(upstream)
-        await until(lambda: kept.document["epochs"]["last"])
-        said = [json.dumps(kept.document), repr(upstream), repr(upstream.identity)]
-        said += [repr(upstream.epochs), repr(upstream.client)]
-        assert not any("secret" in text for text in said)
-        assert credential("clients-secret").hex() not in said[0]
 
 
 @bounded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from sglang_cached_addon.core.admission import Asker
@@ -14,7 +13,6 @@ from tests.upstream.scripted import (
     MODELS,
     PROBE,
     Clock,
-    Kept,
     Script,
     admits,
     asker,
@@ -121,15 +119,6 @@ async def test_a_call_accepts_as_well(script: Script, upstream: Upstream, clock:
     assert lets_in(asker("other")) == [True]
 
 
-@scripted(keys={"good"})
-async def test_a_crowd_without_keys(script: Script, upstream: Upstream) -> None:
-    """Any number of clients that upstream refuses get their answer, and the loop goes on."""
-    for _ in range(10):
-        asked = [refusal(upstream, key) for key in [None, "a", "b", "c"] * 4]
-        assert set(await asyncio.gather(*asked)) == {UNAUTHORIZED}
-    assert await refusal(upstream, "good") is None
-
-
 @scripted(keys={"a", "b"}, interval=0.1)
 async def test_renewed_beside(script: Script, upstream: Upstream, clock: Clock) -> None:
     """Who is accepted stays so without waiting, while upstream still accepts it and soon not any
@@ -153,26 +142,6 @@ async def test_renewed_beside(script: Script, upstream: Upstream, clock: Clock) 
     assert not admits(upstream, "a")
     script.may_probe.set()
     await until(lambda: admits(upstream, "a"))
-
-
-@bounded
-async def test_offline() -> None:
-    """With `--mode offline` nobody is asked, and everybody is let in."""
-    kept = Kept()
-    async with serving(keys={"good"}) as script:
-        async with asking(script.url, kept) as upstream:
-            assert await refusal(upstream, "good") is None
-            await until(lambda: kept.document)
-        before = script.connections
-        async with asking(script.url, kept, is_offline=True) as upstream:
-            assert upstream.identity
-            assert all(admits(upstream, key) for key in ("good", "bad", None))
-            assert await upstream.check() is Health.UNKNOWN
-            assert upstream.look(1e9) is Health.UNKNOWN
-            upstream.doubt()
-            upstream.watch(())
-            await settled()
-        assert script.connections == before
 
 
 @bounded

@@ -35,22 +35,6 @@ def names(upstream: Upstream) -> tuple[str, str]:
 
 
 @bounded
-async def test_restart_after_a_change() -> None:
-    """What a request made of a process's weights is not believed of the next process."""
-    kept = Kept()
-    async with serving() as script, asking(script.url, kept) as upstream:
-        assert await refusal(upstream) is None
-        await changed(upstream)
-        await until(lambda: kept.document["epochs"]["last"] and not kept.document["unsettled"])
-        before = upstream.fingerprint
-        script.says["/server_info"] = (200, {**SERVER, "random_seed": 2})
-        script.hang_up()
-        await settled()
-        assert await upstream.confirm(upstream.model_version, ()) is Reason.MODEL_CHANGED
-        assert upstream.fingerprint != before
-
-
-@bounded
 async def test_restart_of_one_that_was_away() -> None:
     """A process is another one, too, where something else has answered in between, as a balancer
     does that has nobody behind it; also for a proxy that was started anew meanwhile."""
@@ -188,24 +172,6 @@ async def test_change_of_the_unknown() -> None:
             assert await refusal(upstream) is None
             assert upstream.fingerprint != before
             await until(lambda: not kept.document["unsettled"])
-
-
-@bounded
-async def test_crash_during_a_change() -> None:
-    """After a proxy that was killed while the weights may have changed, nothing of the old ones is
-    given: not even before upstream has spoken."""
-    kept = Kept()
-    async with serving() as script:
-        async with asking(script.url, kept) as upstream:
-            assert await refusal(upstream) is None
-            before = upstream.fingerprint
-            await upstream.change(Change.MODEL, None).announced
-            document = dict(kept.document)
-        kept.document = document
-        async with asking(script.url, kept) as upstream:
-            assert upstream.fingerprint != before
-            assert await refusal(upstream) is None
-            assert upstream.fingerprint != before
 
 
 @bounded
