@@ -126,7 +126,7 @@ def _event(ask: Ask, run: Run, delta: Json, logprobs: Json | None, **more: Any) 
     return {**openai.envelope(ask, run.rid, _CHUNK, choices), **more}
 
 
-def events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
+def events(ask: Ask, run: Run) -> Iterator[Json]:
     if run.silent:
         role = {"reasoning_content": None, "role": "assistant", "content": ""}
         yield _event(ask, run, role, None)

@@ -67,7 +67,7 @@ def answer(ask: Ask, runs: list[Run]) -> Json:
     return openai.answer(ask, runs, _KIND, _choice)
 
 
-def events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
+def events(ask: Ask, run: Run) -> Iterator[Json]:
     choices = [_choice(ask, run, run.sent)]
     counts = openai.usage_so_far(ask, run)
     yield {**openai.envelope(ask, run.rid, _KIND, choices), "usage": counts}

@@ -33,12 +33,12 @@ def read(body: Json) -> Ask:
     return Ask(body, prompts, each, many, max(1, wanted[0]), thinks=thinks)
 
 
-def _item(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
-    """A sample, from token `since` on."""
+def _item(ask: Ask, run: Run, stamped: bool = True) -> Json:
+    """A sample so far."""
     return {
-        "text": run.said(since, run.count),
-        "output_ids": run.ids[since : run.count],
-        "meta_info": meta_info(ask, run, since, stamped),
+        "text": run.said(0, run.count),
+        "output_ids": run.ids[: run.count],
+        "meta_info": meta_info(ask, run, stamped),
     }
 
 
@@ -47,8 +47,8 @@ def answer(ask: Ask, runs: list[Run]) -> Any:
     return items if ask.many or ask.n > 1 or not items else items[0]
 
 
-def events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
-    item = _item(ask, run, run.sent if incremental else 0, run.silent)
+def events(ask: Ask, run: Run) -> Iterator[Json]:
+    item = _item(ask, run, run.silent)
     yield {**item, "index": run.index} if ask.many or ask.n > 1 else item
 
 

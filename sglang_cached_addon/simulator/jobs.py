@@ -29,12 +29,10 @@ class Job:
         """Each run each time it has got tokens, at the pace of the profile, up to its end."""
         due = asyncio.get_running_loop().time() + profile.time_to_first_token
         pace = 1 / profile.tokens_per_second if profile.tokens_per_second > 0 else 0.0
-        longest = max((len(run.ids) for run in self.runs), default=0)
         count = 0
         while not all(run.over for run in self.runs):
-            gain = min(profile.coalesce, longest - count)
-            count += gain
-            due += gain * pace
+            count += 1
+            due += pace
             await self._sleep(due)
             for run in [run for run in self.runs if not run.over]:
                 run.advance(count)

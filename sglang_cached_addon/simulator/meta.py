@@ -10,8 +10,8 @@ from sglang_cached_addon.simulator.sample import Ask, Run
 from sglang_cached_addon.simulator.words import likely, pieces, token_ids, word
 
 
-def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
-    """`meta_info` after `run.count` tokens; its output log-probabilities from `since` on."""
+def meta_info(ask: Ask, run: Run, stamped: bool = True) -> Json:
+    """`meta_info` after `run.count` tokens."""
     stamp = {"response_sent_to_client_ts": time.time()} if stamped else {}
     ended: Json = {}
     latency: Json = {}
@@ -24,7 +24,7 @@ def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
         "prompt_tokens": run.prompt_tokens,
         "weight_version": run.version,
         "num_retractions": 0,
-        **_logprobs(ask, run, since),
+        **_logprobs(ask, run),
         "reasoning_tokens": run.reasoning,
         "completion_tokens": run.count,
         "cached_tokens": 0,
@@ -36,7 +36,7 @@ def meta_info(ask: Ask, run: Run, since: int = 0, stamped: bool = True) -> Json:
     }
 
 
-def _logprobs(ask: Ask, run: Run, since: int) -> Json:
+def _logprobs(ask: Ask, run: Run) -> Json:
     if not ask.item("return_logprob", run, False):
         return {}
     top = int(ask.item("top_logprobs_num", run, 0))
@@ -47,7 +47,7 @@ def _logprobs(ask: Ask, run: Run, since: int) -> Json:
     given, given_top = _rows(pieces(run.prompt), ids, begin, top, texts)
     if given:  # nothing comes before the first token that could make it likely
         given[0][0], given_top[0] = None, None
-    own, own_top = _rows(run.tokens, run.ids[: run.count], since, top, texts)
+    own, own_top = _rows(run.tokens, run.ids[: run.count], 0, top, texts)
     answer = {
         "input_token_logprobs": given,
         "output_token_logprobs": own,

@@ -26,10 +26,6 @@ class Profile:
     """A label, nothing more."""
     api_key: str = ""
     """Empty: the server is open. "a,b": either is accepted."""
-    incremental: bool = False
-    """SGLang's --incremental-streaming-output: streams of /generate carry deltas."""
-    coalesce: int = 1
-    """Tokens per event of a stream."""
 
     @property
     def served(self) -> str:

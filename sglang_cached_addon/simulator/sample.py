@@ -115,7 +115,7 @@ class Api:
 
     read: Callable[[Json], Ask]
     answer: Callable[[Ask, list[Run]], Any]
-    events: Callable[[Ask, Run, bool], Iterable[Json]]
-    """For the tokens since a run's last event; the flag is `Profile.incremental`."""
+    events: Callable[[Ask, Run], Iterable[Json]]
+    """For the tokens since a run's last event."""
     last_events: Callable[[Ask, list[Run]], Iterable[Json]]
     """After the last sample; the samples come in the order of their last events."""

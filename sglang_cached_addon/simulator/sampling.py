@@ -83,10 +83,9 @@ async def _collect(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
 
 
 async def _stream(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
-    profile = handler.engine.profile
     spoken: dict[int, Run] = {}  # in the order of their last events
-    async for run in job.steps(profile):
-        for event in api.events(ask, run, profile.incremental):
+    async for run in job.steps(handler.engine.profile):
+        for event in api.events(ask, run):
             await handler.emit(orjson.dumps(event))
         run.silent, run.sent = False, run.count
         spoken.pop(run.index, None)

@@ -23,7 +23,7 @@ from sglang_cached_addon.simulator.sampling import APIS
 from tests.simulator import checks
 from tests.simulator.jobs import Job, Run
 from tests.simulator.lora import Adapters
-from tests.simulator.profile import CONTENT, INFO_ROUTES, Fault, Profile, Received
+from tests.simulator.profile import CONTENT, Fault, Profile, Received
 
 DEFAULT_PROFILE = Profile()
 
@@ -77,12 +77,12 @@ class Engine(small.Engine):
         """Replace fields of the profile at once, as if it had been started so.
 
         No process ends: `startup_time`, connections and running samples stay. Loaded adapters
-        stay too, unless `lora_paths` or `enable_lora` is given.
+        stay too, unless `lora_paths` is given.
         """
         with self._lock:
             old = self.loaded
             profile = replace(old.profile, **changes)
-            anew = not {"lora_paths", "enable_lora"}.isdisjoint(changes)
+            anew = not {"lora_paths"}.isdisjoint(changes)
             adapters = Adapters(profile) if anew else old.adapters
             self.loaded = Loaded(profile, replace(old.launched, **changes), adapters)
 
@@ -106,12 +106,6 @@ class Engine(small.Engine):
     def parked(self) -> int:
         """Requests that wait for /continue_generation, or out the `info_delay`."""
         return len(self.resting)
-
-    @property
-    def infos(self) -> int:
-        """Requests for what tells of the model, whatever the answer."""
-        paths = [request.path.partition("?")[0] for request in tuple(self.received)]
-        return sum(path in INFO_ROUTES["sglang"] for path in paths)
 
     def spoil(self, ask: Ask, fault: Fault | None) -> Job:
         """Check the values of a request and begin its samples, of which one fault may be made."""

@@ -30,8 +30,8 @@ def _answer(ask: Ask, runs: list[Run]) -> Any:
     return answer
 
 
-def _events(ask: Ask, run: Run, incremental: bool) -> Iterator[Json]:
-    for item in generate.events(ask, run, incremental):
+def _events(ask: Ask, run: Run) -> Iterator[Json]:
+    for item in generate.events(ask, run):
         _tell_of_queued(ask, run, item)
         yield item
 

@@ -39,10 +39,6 @@ _EMBEDDING: Json = {
 }
 
 
-async def ready(handler: Handler) -> None:
-    handler.reply(b"", 503 if handler.engine.paused else 200)
-
-
 async def tokenize(handler: Handler) -> None:
     body = handler.document()
     if not isinstance(body.get("prompt"), str):
@@ -92,12 +88,12 @@ async def server_info(handler: Handler) -> None:
             "served_model_name": profile.served,
             "weight_version": profile.weight_version,
             "chat_template": profile.chat_template or None,
-            "enable_lora": profile.enable_lora,
+            "enable_lora": True,
             "lora_paths": [
                 {"lora_name": name, "lora_path": path or name, "pinned": False}
                 for name, _, path in adapters
             ],
-            "incremental_streaming_output": profile.incremental,
+            "incremental_streaming_output": False,
             "stream_response_default_include_usage": profile.stream_response_default_include_usage,
             "status": "ready",
             "max_total_num_tokens": 65536,

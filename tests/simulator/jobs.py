@@ -79,8 +79,8 @@ class Job(small.Job):
         self.fail: Callable[[], Awaitable[None]] | None = None  # tells of a failure half way
         self.waiting = False  # for `release`, or to go on after a pause of the whole server
         self._frozen = False
-        self._longest = max((len(run.ids) for run in runs), default=0)
-        self.turn = self._longest // 2 if fault in _HALFWAY else 0  # tokens before the fault
+        longest = max((len(run.ids) for run in runs), default=0)
+        self.turn = longest // 2 if fault in _HALFWAY else 0  # tokens before the fault
         self._held = fault in (Fault.HOLD, Fault.PAUSE)
         self._wake = asyncio.Event()
 
@@ -116,10 +116,8 @@ class Job(small.Job):
                 for run in self._news():
                     yield run
                 continue
-            stop = self.turn if count < self.turn else self._longest
-            gain = min(profile.coalesce, stop - count)
-            count += gain
-            due += gain * pace
+            count += 1
+            due += pace
             while await self._nap(due):
                 for run in self._news():
                     yield run

@@ -24,7 +24,6 @@ class Adapters:
     """The adapters of one process. What it refuses is a Flaw in SGLang's words."""
 
     def __init__(self, profile: Profile) -> None:
-        self._enabled = profile.enable_lora
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
         self._known: dict[str, Adapter] = {}  # all that ever were loaded
         for given in profile.lora_paths:
@@ -37,34 +36,22 @@ class Adapters:
         return {name: adapter.path for name, adapter in tuple(self._loaded.items())}
 
     def load(self, name: str, adapter: Adapter) -> None:
-        self._check()
         if name in self._loaded:
             raise Flaw(f"Failed to load LoRA adapter {name} because it is already loaded")
         self._loaded[name] = self._known[name] = adapter
 
     def unload(self, name: str) -> None:
-        self._check()
         if name not in self._loaded:
             loaded = self._loaded.keys()
             raise Flaw(f"LoRA with name {name} does not exist. Loaded LoRAs: {loaded}")
         del self._loaded[name]
-
-    def _check(self) -> None:
-        if not self._enabled:
-            raise Flaw("LoRA is not enabled. Please set `--enable-lora` to enable LoRA.")
 
     def chosen(self, ask: Ask, served: str) -> list[str]:
         """For each prompt all that is to be known of its adapter, "" for none.
 
         One that was unloaded is loaded again from its path.
         """
-        names = _names(ask, served)
-        first = next((name for name in names if name), None)
-        if first and not self._enabled:
-            text = f"LoRA adapter '{first}' was requested, but LoRA is not enabled. Please launch "
-            text += "the server with --enable-lora flag and preload adapters using --lora-paths or "
-            raise Flaw(text + "/load_lora_adapter endpoint.")
-        return ["" if name is None else self._found(name) for name in names]
+        return ["" if name is None else self._found(name) for name in _names(ask, served)]
 
     def _found(self, name: str) -> str:
         adapter = self._known.get(name)

@@ -51,7 +51,6 @@ class Profile(small.Profile):
     quantization: str = ""  # "": none
     revision: str = ""
     chat_template: str = ""
-    enable_lora: bool = True
     lora_paths: tuple[str, ...] = ()  # adapters loaded at the start, as `name=path`
     admin_api_key: str = ""  # "a,b": either
     stream_response_default_include_usage: bool = False

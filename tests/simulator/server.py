@@ -28,7 +28,6 @@ _ROUTES: Routes = {
     "/v1/models": (("GET",), info.models),
     **dict.fromkeys(("/model_info", "/get_model_info"), (("GET",), info.model_info)),
     **dict.fromkeys(("/server_info", "/get_server_info"), (("GET",), info.server_info)),
-    "/ready": (("GET",), info.ready),
 }
 
 
