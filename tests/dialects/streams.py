@@ -1,4 +1,4 @@
-"""What the tests of all streams share: events in words, and events gone wrong."""
+"""What the tests of all streams share: streams recorded and replayed, and streams gone wrong."""
 
 from __future__ import annotations
 
@@ -39,6 +39,69 @@ def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Seq
     if split.refusal:
         raise Refused(split.refusal)
     return split.generations
+
+
+def replay(dialect: Dialect, body: dict[str, Any], samples: Sequence[Generation]) -> list[Any]:
+    """The events of each choice, its finish being the last, and then that of the usage."""
+    call = dialect.read(body)
+    pools = [samples[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
+    script, usage = dialect.script(call, pools), dialect.usage(call, pools)
+    finishes = [[finish] for finish in script.finishes] or [[] for _ in samples]
+    said = [events + end for events, end in zip(script.deltas, finishes, strict=True)]
+    return [*said, [usage]] if usage else said
+
+
+def place_of(event: Any) -> dict[str, Any]:
+    """What has the index in an event: its choice, or the event itself."""
+    found: dict[str, Any] = event["choices"][0] if event.get("choices") else event
+    return found
+
+
+def by_choice(events: Sequence[bytes]) -> list[list[bytes]]:
+    """Events as `replay` sorts them."""
+    found: dict[int, list[bytes]] = {}
+    for event in events:
+        value = parsed(event)
+        is_usage = value.get("choices") == []
+        found.setdefault(99 if is_usage else place_of(value).get("index", 0), []).append(event)
+    return [found[key] for key in sorted(found)]
+
+
+def recorded(pair: dict[str, Any]) -> list[bytes]:
+    """The events of a recorded stream, but for the last, `[DONE]`."""
+    return sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
+
+
+def mixed(streams: Sequence[Sequence[Any]], seed: int = 0) -> list[Any]:
+    """The events of choices that take turns in some way."""
+    rng, queues = random.Random(seed), [list(events) for events in streams]
+    found = []
+    while left := [queue for queue in queues if queue]:
+        found.append(rng.choice(left).pop(0))
+    return found
+
+
+def but(events: Sequence[Any], place: int, **members: Any) -> list[Any]:
+    """A stream with other members in one event's choice."""
+    found = copy.deepcopy(list(events))
+    place_of(found[place]).update(members)
+    return found
+
+
+def without(events: Sequence[Any], place: int, name: str) -> list[Any]:
+    """A stream without a member of one event's choice."""
+    found = copy.deepcopy(list(events))
+    del place_of(found[place])[name]
+    return found
+
+
+def ended(events: Sequence[Any], index: int, finish: Any) -> list[Any]:
+    """A stream in which a choice ends in another way."""
+    found = copy.deepcopy(list(events))
+    choices = [place_of(event) for event in found if event.get("choices") != []]
+    (*_, last) = (choice for choice in choices if choice.get("index", 0) == index)
+    last.get("meta_info", last)["finish_reason"] = finish
+    return found
 
 
 def told(events: Sequence[Any], prompts: Sequence[int] = (3,) * 9) -> list[Any]:

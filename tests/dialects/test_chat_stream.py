@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +12,12 @@ import pytest
 from sglang_cached_addon.core.call import Generation, Part
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.chat import DIALECT
-from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import mutated, parsed, told, worded
-from tests.dialects.test_completions_stream import by_choice, mixed
+from tests.dialects.streams import but, by_choice, mixed, parsed, told, without, worded
 from tests.tables import each
 
-RECORDED = corpus("chat-stream")
-
-
 ONE = {"messages": [{"role": "user", "content": "a"}], "stream": True}
-
-
 TWO = {**ONE, "n": 2}
 
 
@@ -41,13 +32,7 @@ def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
 
 
 def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
-    """The events of each choice, the finish being the last, and then that of the usage."""
-    call = DIALECT.read(body)
-    script, usage = DIALECT.script(call, [samples]), DIALECT.usage(call, [samples])
-    assert len(script.finishes) == len(samples)
-    assert usage
-    pairs = zip(script.deltas, script.finishes, strict=True)
-    return [*([*events, finish] for events, finish in pairs), [usage]]
+    return streams.replay(DIALECT, body, samples)
 
 
 def usage(completion: int, *, reasoning: int = 0, rid: str = "id0") -> dict[str, Any]:
@@ -80,30 +65,11 @@ def own_ids(raw: Sequence[bytes]) -> list[bytes]:
     return found
 
 
-@each("pair", RECORDED, ids=lambda pair: pair["name"])
-def test_recordings(pair: dict[str, Any]) -> None:
-    """A recorded stream is replayed byte for byte."""
-    body = json.loads(pair["request"]["body"])
-    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
-    events = [parsed(event) for event in raw]
-    if events[-1]["choices"]:
-        with pytest.raises(Refused) as caught:
-            record(body, events)
-        assert caught.value.reason is Reason.NO_USAGE
-        end = usage(body["max_tokens"])
-        end.update({name: events[0][name] for name in ("id", "created", "model")})
-        events.append(end)
-        raw.append(worded(end))
-    if body.get("n", 1) == 1:
-        assert own_ids(raw) == raw
-    assert replay(body, record(body, events)) == by_choice(own_ids(raw))
-
-
 def test_json_is_as_sglangs() -> None:
     """The JSON answer from a stream is that of SGLang, in the same order."""
     (pair,) = corpus("chat-stream-n2")
-    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
-    samples = record(json.loads(pair["request"]["body"]), [parsed(event) for event in raw])
+    events = [parsed(event) for event in streams.recorded(pair)]
+    samples = record(json.loads(pair["request"]["body"]), events)
     (like,) = corpus("chat-n1")
     wanted = json.loads(like["response"]["body"])
     for sample in samples:
@@ -239,12 +205,6 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
-def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A recorded stream is replayed with the same events."""
-    assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
-
-
-@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """The JSON answer from a stream has all that SGLang's has."""
     (sample,) = record(body, events)
@@ -361,126 +321,69 @@ def test_client_rid() -> None:
 
 
 ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
-
-
 GOOD = [role(), says("a"), says("b"), ends(), usage(2)]
-
-
-DOUBLE = [role(0), role(1), says("a"), says("b", index=1)]
-
-
-def but(place: int, **members: Any) -> list[dict[str, Any]]:
-    """The good stream with other members of one chunk's choice."""
-    found = copy.deepcopy(GOOD)
-    found[place]["choices"][0].update(members)
-    return found
+DOUBLE = [role(0), role(1), says("a"), says("b", index=1), ends(), ends(index=1), usage(2)]
 
 
 def with_delta(place: int, **members: Any) -> list[dict[str, Any]]:
-    found = copy.deepcopy(GOOD)
-    found[place]["choices"][0]["delta"].update(members)
-    return found
-
-
-def without(place: int, name: str) -> list[dict[str, Any]]:
-    found = copy.deepcopy(GOOD)
-    del found[place]["choices"][0][name]
-    return found
+    """The good stream with other members in one chunk's delta."""
+    delta = GOOD[place]["choices"][0]["delta"]
+    return but(GOOD, place, delta={**delta, **members})
 
 
 def calling(call: Any) -> list[dict[str, Any]]:
     return with_delta(1, tool_calls=call)
 
 
-UNREADABLE = Reason.UNREADABLE
-
-
 FUNCTION = {"name": "f", "arguments": "{}"}
-
-
-BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
-    "nothing": (ONE, [], Reason.UNFINISHED),
-    "an error": (ONE, [ERROR], Reason.ERROR),
-    "an error in the middle": (ONE, [*GOOD[:2], ERROR, *GOOD[2:]], Reason.ERROR),
-    "an error behind all": (ONE, [*GOOD, ERROR], Reason.ERROR),
-    "abort": (ONE, [*GOOD[:3], ends("abort"), usage(2)], Reason.ABORT),
-    "abort of the first": (
-        TWO, [*DOUBLE, ends("abort"), ends(index=1), usage(2)], Reason.ABORT,
-    ),
-    "abort of the second": (
-        TWO, [*DOUBLE, ends(), ends("abort", index=1), usage(2)], Reason.ABORT,
-    ),
-    "no finish": (ONE, [*GOOD[:3], usage(2)], Reason.UNFINISHED),
-    "an odd finish": (ONE, but(3, finish_reason={"type": "stop"}), Reason.UNFINISHED),
-    "no finish of the second": (TWO, [*DOUBLE, ends(), usage(2)], Reason.UNFINISHED),
-    "the second is missing": (TWO, GOOD, Reason.UNFINISHED),
-    "no usage": (ONE, GOOD[:-1], Reason.NO_USAGE),
-    "no usage, but counts": (COUNTED, STREAMS["counted"][1][:-1], Reason.NO_USAGE),
-    "lost rows": (SCORED, [role(), says("a", rows=[A]), ends(), usage(2)], Reason.LOST_LOGPROBS),
-    "no rows": (SCORED, GOOD, Reason.LOST_LOGPROBS),
+LOST: dict[str, tuple[dict[str, Any], list[Any]]] = {
+    "lost rows": (SCORED, [role(), says("a", rows=[A]), ends(), usage(2)]),
+    "no rows": (SCORED, GOOD),
     "rows of the first alone": (
         {**SCORED, "n": 2},
         [role(0), role(1), says("a", rows=[A]), says("b", index=1), ends(), ends(index=1),
-         usage(2)], Reason.LOST_LOGPROBS,
+         usage(2)],
     ),
-    "behind the finish": (ONE, [*GOOD[:4], says("c"), GOOD[4]], UNREADABLE),
-    "two finishes": (ONE, [*GOOD[:4], *GOOD[3:]], UNREADABLE),
-    "hidden states": (
-        ONE, [*GOOD[:4], chunk({"role": None, "hidden_states": [1.0]}, usage=None), GOOD[4]],
-        UNREADABLE,
-    ),
-    "hidden states before the finish": (ONE, with_delta(1, hidden_states=[1.0]), UNREADABLE),
-    "hidden states in the finish": (ONE, with_delta(3, hidden_states=[1.0]), UNREADABLE),
-    "hidden states of a choice": (ONE, but(1, hidden_states=[1.0]), UNREADABLE),
-    "hidden states at the end": (ONE, but(3, hidden_states=[1.0]), UNREADABLE),
-    "an unknown delta": (ONE, with_delta(1, audio="x"), UNREADABLE),
-    "an unknown delta that is false": (ONE, with_delta(1, audio=False), UNREADABLE),
-    "an unknown member": (ONE, but(1, surprise=0), UNREADABLE),
-    "a message": (ONE, but(1, message={"content": "x"}), UNREADABLE),
-    "a message at the end": (ONE, but(3, message={"content": "x"}), UNREADABLE),
-    "sglext": (ONE, [*GOOD[:4], {**usage(2), "sglext": {"x": 1}, "usage": None}], UNREADABLE),
-    "sglext with the usage": (ONE, [*GOOD[:4], {**usage(2), "sglext": {"x": 1}}], UNREADABLE),
-    "no index": (ONE, without(0, "index"), UNREADABLE),
-    "an index too high": (ONE, but(0, index=1), UNREADABLE),
-    "an index too low": (ONE, but(0, index=-1), UNREADABLE),
-    "an index that is true": (TWO, but(0, index=True), UNREADABLE),
-    "an index as a float": (ONE, but(0, index=0.0), UNREADABLE),
-    "an index as text": (ONE, but(0, index="0"), UNREADABLE),
-    "two choices": (TWO, [{**GOOD[0], "choices": GOOD[0]["choices"] * 2}], UNREADABLE),
-    "no choices": (ONE, [{**GOOD[0], "choices": []}], UNREADABLE),
-    "a choice that is none": (ONE, [{**GOOD[0], "choices": [None]}], UNREADABLE),
-    "no id": (ONE, [{n: v for n, v in GOOD[0].items() if n != "id"}, *GOOD[1:]], UNREADABLE),
-    "no delta": (ONE, without(1, "delta"), UNREADABLE),
-    "a delta that is none": (ONE, but(1, delta="x"), UNREADABLE),
-    "content that is none": (ONE, with_delta(1, content=["x"]), UNREADABLE),
-    "content that is empty, but none": (ONE, with_delta(1, content=[]), UNREADABLE),
-    "thoughts that are none": (ONE, with_delta(1, reasoning_content=1), UNREADABLE),
-    "a role that is none": (ONE, with_delta(1, role=1), UNREADABLE),
-    "rows that are none": (ONE, but(1, logprobs={"content": None}), UNREADABLE),
-    "scores that are none": (ONE, but(1, logprobs=[]), UNREADABLE),
-    "scores of completions": (ONE, but(1, logprobs={"tokens": ["a"]}), UNREADABLE),
-    "calls that are none": (ONE, calling("x"), UNREADABLE),
-    "a call that is none": (ONE, calling(["x"]), UNREADABLE),
-    "a call without a place": (ONE, calling([{"id": "x", "function": FUNCTION}]), UNREADABLE),
-    "a call of nothing": (ONE, calling([{"index": 0, "function": None}]), UNREADABLE),
-    "a call of another kind": (
-        ONE, calling([{"index": 0, "type": "custom", "function": FUNCTION}]), UNREADABLE,
-    ),
-    "arguments that are no text": (
-        ONE, calling([{"index": 0, "function": {"name": "f", "arguments": {"a": 1}}}]), UNREADABLE,
-    ),
-    "text": (ONE, ["text"], UNREADABLE),
-    "null": (ONE, [None], UNREADABLE),
-    "an array": (ONE, [GOOD], UNREADABLE),
 }  # fmt: skip
 
 
-@each(("body", "events", "reason"), BAD.values(), ids=BAD)
-def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
-    """A stream that is broken, or not understood, is not stored, with its reason."""
+@each(("body", "events"), LOST.values(), ids=LOST)
+def test_lost_logprobs(body: dict[str, Any], events: list[Any]) -> None:
+    """A stream without the log-probabilities of all tokens is not stored."""
     with pytest.raises(Refused) as caught:
         record(body, events)
-    assert caught.value.reason is reason
+    assert caught.value.reason is Reason.LOST_LOGPROBS
+
+
+BAD: dict[str, Any] = {
+    # streams of `ONE` that are not understood
+    "hidden states behind the finish": [
+        *GOOD[:4], chunk({"role": None, "hidden_states": [1.0]}, usage=None), GOOD[4],
+    ],
+    "hidden states before the finish": with_delta(1, hidden_states=[1.0]),
+    "hidden states in the finish": with_delta(3, hidden_states=[1.0]),
+    "an unknown delta": with_delta(1, audio="x"),
+    "an unknown delta that is false": with_delta(1, audio=False),
+    "a message": but(GOOD, 1, message={"content": "x"}),
+    "a message at the end": but(GOOD, 3, message={"content": "x"}),
+    "no delta": without(GOOD, 1, "delta"),
+    "a delta that is none": but(GOOD, 1, delta="x"),
+    "content that is none": with_delta(1, content=["x"]),
+    "content that is empty, but none": with_delta(1, content=[]),
+    "thoughts that are none": with_delta(1, reasoning_content=1),
+    "a role that is none": with_delta(1, role=1),
+    "rows that are none": but(GOOD, 1, logprobs={"content": None}),
+    "scores that are none": but(GOOD, 1, logprobs=[]),
+    "scores of completions": but(GOOD, 1, logprobs={"tokens": ["a"]}),
+    "calls that are none": calling("x"),
+    "a call that is none": calling(["x"]),
+    "a call without a place": calling([{"id": "x", "function": FUNCTION}]),
+    "a call of nothing": calling([{"index": 0, "function": None}]),
+    "a call of another kind": calling([{"index": 0, "type": "custom", "function": FUNCTION}]),
+    "arguments that are no text": calling(
+        [{"index": 0, "function": {"name": "f", "arguments": {"a": 1}}}]
+    ),
+}  # fmt: skip
 
 
 def test_parts() -> None:
@@ -498,39 +401,3 @@ def test_parts() -> None:
     found = [recorder.add(event) for event in events]
     wanted = [(Part.DELTA, 1)] * 3 + [(Part.FINISH, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
     assert found == wanted
-
-
-@each("seed", range(8))
-def test_whatever_comes(seed: int) -> None:
-    """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
-    rng = random.Random(seed)
-    stored = 0
-    for _ in range(150):
-        body, events = STREAMS[rng.choice(list(STREAMS))]
-        if rng.random() < 0.2:
-            body, events = TWO, [*DOUBLE, ends(), ends(index=1), usage(2)]
-        try:
-            samples = record(body, mutated(events, rng))
-        except Refused:
-            continue
-        stored += 1
-        for wanted in (body, {**body, "stream_options": COUNTED["stream_options"]}):
-            for choice in replay(wanted, samples):
-                assert all(isinstance(parsed(event), dict) for event in choice)
-    assert stored
-
-
-@each("seed", range(8))
-def test_whatever_is_stored(seed: int) -> None:
-    """Whatever is stored as JSON can be streamed."""
-    rng = random.Random(seed)
-    call = DIALECT.read(COUNTED)
-    for _ in range(200):
-        whole = copy.deepcopy(JSON_ANSWERS[rng.choice(list(JSON_ANSWERS))][0])
-        whole["choices"] = [mutated(whole["choices"][0], rng)]
-        whole["usage"] = mutated(whole["usage"], rng)
-        pools = [[Generation(0, orjson.dumps(whole), 1)]]
-        script = DIALECT.script(call, pools)
-        for event in [*script.deltas[0], *script.finishes]:
-            assert isinstance(parsed(event), dict)
-        DIALECT.usage(call, pools)

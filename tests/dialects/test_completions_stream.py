@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +12,11 @@ import pytest
 from sglang_cached_addon.core.call import Generation, Part
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.completions import DIALECT
-from sglang_cached_addon.wire import sse
 from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import mutated, parsed, told, worded
+from tests.dialects.streams import but, mixed, parsed, told, without, worded
 from tests.tables import each
 
-RECORDED = corpus("completions-stream")
 ONE = {"prompt": "a", "stream": True}
 TWO = {"prompt": "a", "stream": True, "n": 2}
 BATCH = {"prompt": ["a", "b"], "stream": True, "n": 2}
@@ -32,22 +28,7 @@ def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
 
 
 def replay(body: dict[str, Any], samples: Sequence[Generation]) -> list[list[bytes]]:
-    """The events of each choice, and then that of the usage."""
-    call = DIALECT.read(body)
-    pools = [samples[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
-    script, usage = DIALECT.script(call, pools), DIALECT.usage(call, pools)
-    assert script.finishes == []
-    assert usage
-    return [*script.deltas, [usage]]
-
-
-def by_choice(events: Sequence[bytes]) -> list[list[bytes]]:
-    """Events as `replay` sorts them."""
-    found: dict[int, list[bytes]] = {}
-    for event in events:
-        choices = parsed(event)["choices"]
-        found.setdefault(choices[0]["index"] if choices else 99, []).append(event)
-    return [found[key] for key in sorted(found)]
+    return streams.replay(DIALECT, body, samples)
 
 
 def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[str, Any]:
@@ -58,28 +39,11 @@ def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[s
     return {**head, "choices": [], "usage": counts}
 
 
-@each("pair", RECORDED, ids=lambda pair: pair["name"])
-def test_recordings(pair: dict[str, Any]) -> None:
-    """A recorded stream is replayed byte for byte."""
-    body = json.loads(pair["request"]["body"])
-    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
-    events = [parsed(event) for event in raw]
-    if events[-1]["choices"]:
-        with pytest.raises(Refused) as caught:
-            record(body, events)
-        assert caught.value.reason is Reason.NO_USAGE
-        head = {name: events[0][name] for name in ("id", "object", "created", "model")}
-        events.append({**head, "choices": [], "usage": usage(1, 8)["usage"]})
-        raw.append(worded(events[-1]))
-    assert replay(body, record(body, events)) == by_choice(raw)
-
-
 def test_json_is_as_sglangs() -> None:
     """The JSON answer from a stream is that of SGLang, in the same order."""
     (pair,) = corpus("completions-stream-usage")
-    raw = sse.Splitter().feed(pair["response"]["body"].encode())[:-1]
     body = json.loads(pair["request"]["body"])
-    (sample,) = record(body, [parsed(event) for event in raw])
+    (sample,) = record(body, [parsed(event) for event in streams.recorded(pair)])
     (like,) = corpus("completions-n1")
     wanted, found = json.loads(like["response"]["body"]), orjson.loads(sample.answer)
     assert list(found) == list(wanted)
@@ -183,12 +147,6 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 
 
 @each(("body", "events"), STREAMS.values(), ids=STREAMS)
-def test_round_trip(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """A recorded stream is replayed with the same events."""
-    assert replay(body, record(body, events)) == by_choice([worded(event) for event in events])
-
-
-@each(("body", "events"), STREAMS.values(), ids=STREAMS)
 def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
     """The JSON answer from a stream has all that SGLang's has."""
     (sample,) = record(body, events)
@@ -252,15 +210,6 @@ def test_counts_that_are_not_known() -> None:
     assert [parsed(event)["usage"] for event in replay(ONE, [told])[0]] == [None] * 3
 
 
-def mixed(streams: Sequence[list[dict[str, Any]]], seed: int) -> list[dict[str, Any]]:
-    """Choices that take turns in some way."""
-    rng, queues = random.Random(seed), [list(events) for events in streams]
-    found = []
-    while left := [queue for queue in queues if queue]:
-        found.append(rng.choice(left).pop(0))
-    return found
-
-
 FOUR = [
     stream(["a", "b"], index=0),
     stream(["𝄞"], index=1),
@@ -295,98 +244,31 @@ def test_client_rids() -> None:
 ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
 GOOD = [*stream(["a", "b", "c"]), usage(3, 3)]
 END = usage(3, 6)
+DOUBLE = [*stream(["a", "b", "c"]), *stream(["d", "e", "f"], index=1), END]
 
 
-def but(place: int, **members: Any) -> list[dict[str, Any]]:
-    """The good stream with other members of one chunk's choice."""
-    found = copy.deepcopy(GOOD)
-    found[place]["choices"][0].update(members)
-    return found
+def scored(*rows: Any) -> list[Any]:
+    """A stream with these log-probabilities in its chunks."""
+    return [*stream(["a", "b"][: len(rows)], logprobs=rows), END]
 
 
-def without(place: int, name: str) -> list[dict[str, Any]]:
-    found = copy.deepcopy(GOOD)
-    del found[place]["choices"][0][name]
-    return found
-
-
-def pair(**second: Any) -> list[dict[str, Any]]:
-    return [*stream(["a", "b", "c"]), *stream(["d", "e", "f"], index=1, **second), END]
-
-
-UNREADABLE = Reason.UNREADABLE
-BAD: dict[str, tuple[dict[str, Any], list[Any], Reason]] = {
-    "nothing": (ONE, [], Reason.UNFINISHED),
-    "an error": (ONE, [ERROR], Reason.ERROR),
-    "an error in the middle": (ONE, [*GOOD[:1], ERROR, *GOOD[1:]], Reason.ERROR),
-    "an error behind all": (ONE, [*GOOD, ERROR], Reason.ERROR),
-    "abort": (ONE, [*stream(["a"], finish="abort"), usage(3, 1)], Reason.ABORT),
-    "abort of the second": (TWO, pair(finish="abort"), Reason.ABORT),
-    "abort of the first": (
-        TWO, [*stream(["a"], finish="abort"), *stream(["b"], index=1), END], Reason.ABORT,
-    ),
-    "no finish": (ONE, [*GOOD[:2], usage(3, 2)], Reason.UNFINISHED),
-    "an odd finish": (ONE, but(2, finish_reason={"type": "stop"}), Reason.UNFINISHED),
-    "no finish of the second": (TWO, pair(finish=None), Reason.UNFINISHED),
-    "the second is missing": (TWO, GOOD, Reason.UNFINISHED),
-    "no usage": (ONE, GOOD[:-1], Reason.NO_USAGE),
-    "no usage, but counts": (COUNTED, STREAMS["counted"][1][:-1], Reason.NO_USAGE),
-    "behind the finish": (ONE, [*GOOD[:3], *GOOD[2:]], UNREADABLE),
-    "hidden states behind the finish": (
-        ONE, [*GOOD[:3], *stream([""], finish=None, hidden_states=[1.0]), GOOD[3]], UNREADABLE,
-    ),
-    "hidden states": (ONE, but(1, hidden_states=[[1.0]]), UNREADABLE),
-    "hidden states in the end": (ONE, but(2, hidden_states=[[1.0]]), UNREADABLE),
-    "token ids": (ONE, but(1, token_ids=[1]), UNREADABLE),
-    "token ids in the end": (ONE, but(2, token_ids=[1]), UNREADABLE),
-    "an unknown member": (ONE, but(0, surprise=0), UNREADABLE),
-    "an unknown member in place of a known": (
-        ONE, [{**GOOD[0], "choices": [{"index": 0, "text": "a", "logprobs": None, "x": 1,
-                                       "finish_reason": None}]}, *GOOD[1:]], UNREADABLE,
-    ),
-    "sglext": (
-        ONE, [*GOOD[:3], {**usage(3, 3), "usage": None, "sglext": {"x": 1}}, GOOD[3]], UNREADABLE,
-    ),
-    "sglext with the usage": (ONE, [*GOOD[:3], {**GOOD[3], "sglext": {"x": 1}}], UNREADABLE),
-    "no index": (ONE, without(0, "index"), UNREADABLE),
-    "an index too high": (ONE, but(0, index=1), UNREADABLE),
-    "an index too low": (ONE, but(0, index=-1), UNREADABLE),
-    "an index that is true": (TWO, but(0, index=True), UNREADABLE),
-    "an index as a float": (ONE, but(0, index=0.0), UNREADABLE),
-    "an index as text": (ONE, but(0, index="0"), UNREADABLE),
-    "two choices": (TWO, [{**GOOD[0], "choices": GOOD[0]["choices"] * 2}], UNREADABLE),
-    "no choices": (ONE, [{**GOOD[0], "choices": []}], UNREADABLE),
-    "a choice that is none": (ONE, [{**GOOD[0], "choices": [None]}], UNREADABLE),
-    "choices that are none": (ONE, [{**GOOD[0], "choices": {"0": {}}}], UNREADABLE),
-    "no text": (ONE, without(1, "text"), UNREADABLE),
-    "text that is none": (ONE, but(1, text=None), UNREADABLE),
-    "no id": (ONE, [{n: v for n, v in GOOD[0].items() if n != "id"}, *GOOD[1:]], UNREADABLE),
-    "an id that is none": (ONE, [{**GOOD[0], "id": None}, *GOOD[1:]], UNREADABLE),
-    "text alone": (ONE, ["text"], UNREADABLE),
-    "null": (ONE, [None], UNREADABLE),
-    "an array": (ONE, [GOOD], UNREADABLE),
-    "odd scores": (ONE, but(0, logprobs=[]), UNREADABLE),
-    "scores without tokens": (ONE, but(0, logprobs={"token_logprobs": [1]}), UNREADABLE),
-    "scores that are none": (ONE, but(0, logprobs={**scores(0, 1), "tokens": None}), UNREADABLE),
-    "fewer scores than tokens": (
-        ONE, but(0, logprobs={**scores(0, 2), "top_logprobs": [None]}), UNREADABLE,
-    ),
-    "scores of another kind": (
-        ONE, [*stream(["a", "b"], logprobs=[scores(0, 1), {**scores(1, 1), "x": [1]}]), END],
-        UNREADABLE,
-    ),
-    "scores that are lost": (
-        ONE, [*stream(["a", "b"], logprobs=[scores(0, 1), scores(1, 1, 0)]), END], UNREADABLE,
-    ),
+BAD: dict[str, Any] = {
+    # streams of `ONE` that are not understood
+    "hidden states behind the finish": [
+        *GOOD[:3], *stream([""], finish=None, hidden_states=[1.0]), GOOD[3],
+    ],
+    "token ids": but(GOOD, 1, token_ids=[1]),
+    "token ids in the end": but(GOOD, 2, token_ids=[1]),
+    "an unknown member in place of a known": but(without(GOOD, 0, "matched_stop"), 0, x=1),
+    "no text": without(GOOD, 1, "text"),
+    "text that is none": but(GOOD, 1, text=None),
+    "odd scores": scored([]),
+    "scores without tokens": scored({"token_logprobs": [1]}),
+    "scores that are none": scored({**scores(0, 1), "tokens": None}),
+    "fewer scores than tokens": scored({**scores(0, 2), "top_logprobs": [None]}),
+    "scores of another kind": scored(scores(0, 1), {**scores(1, 1), "x": [1]}),
+    "scores that are lost": scored(scores(0, 1), scores(1, 1, 0)),
 }  # fmt: skip
-
-
-@each(("body", "events", "reason"), BAD.values(), ids=BAD)
-def test_never_stored(body: dict[str, Any], events: list[Any], reason: Reason) -> None:
-    """A stream that is broken, or not understood, is not stored, with its reason."""
-    with pytest.raises(Refused) as caught:
-        record(body, events)
-    assert caught.value.reason is reason
 
 
 def test_parts() -> None:
@@ -395,39 +277,3 @@ def test_parts() -> None:
     recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
     found = [recorder.add(event) for event in [*stream(["a", "b"], index=1), END, ERROR]]
     assert found == [(Part.DELTA, 1), (Part.DELTA, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
-
-
-@each("seed", range(8))
-def test_whatever_comes(seed: int) -> None:
-    """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
-    rng = random.Random(seed)
-    stored = 0
-    for _ in range(150):
-        four = (BATCH, [*mixed(FOUR, seed), usage(10, 8)])
-        body, events = rng.choice([STREAMS[rng.choice(list(STREAMS))], four])
-        try:
-            samples = record(body, mutated(events, rng))
-        except Refused:
-            continue
-        stored += 1
-        for wanted in (body, {**body, "stream_options": COUNTED["stream_options"]}):
-            for choice in replay(wanted, samples):
-                assert all(isinstance(parsed(event), dict) for event in choice)
-    assert stored
-
-
-@each("seed", range(8))
-def test_whatever_is_stored(seed: int) -> None:
-    """Whatever is stored as JSON can be streamed."""
-    rng = random.Random(seed)
-    call = DIALECT.read(COUNTED)
-    sent = DIALECT.trim(call, [1], lambda: "minted")
-    answers = [record(body, events)[0].answer for body, events in STREAMS.values()]
-    for _ in range(150):
-        try:
-            split = DIALECT.split(call, sent, mutated(orjson.loads(rng.choice(answers)), rng))
-        except Refused:
-            continue
-        (events,) = DIALECT.script(call, [split.generations]).deltas
-        assert all(isinstance(parsed(event), dict) for event in events)
-        DIALECT.usage(call, [split.generations])

@@ -11,7 +11,8 @@ from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.openai import replay
 from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
 from sglang_cached_addon.wire import sse
-from tests.dialects.test_completions_stream import by_choice, scores, stream, usage, worded
+from tests.dialects.streams import by_choice, worded
+from tests.dialects.test_completions_stream import scores, stream, usage
 from tests.tables import each
 
 
