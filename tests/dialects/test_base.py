@@ -1,16 +1,24 @@
-"""The shape of a plugin."""
+"""The shape of a plugin: what holds of all dialects."""
 
 from __future__ import annotations
 
+import itertools
+import json
 from typing import Any
+
+import orjson
 
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate, installed
 from sglang_cached_addon.dialects.base import NULL, Dialect
-from tests.dialects.bodies import item
+from tests.conftest import corpus
+from tests.dialects import test_chat as chats
+from tests.dialects import test_completions as texts
+from tests.dialects import test_generate as natives
+from tests.dialects.bodies import item, minted, minter, refusal
+from tests.tables import each
 
 VALUES: tuple[Any, ...] = ("x", True, 1, 1.5, ["x"], {"x": "y"}, None)
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
 OPENAI = {
     "rid": {str, list, NULL}, "stream": {bool}, "stream_options": {dict, NULL},
     "user": {str, NULL}, "session_id": {str, NULL}, "priority": {int, NULL},
@@ -24,10 +32,17 @@ GENERATE = {
 }  # fmt: skip
 OURS: list[tuple[Dialect, dict[str, Any], dict[str, set[type]]]] = [
     # a body with one prompt, and the fields that may be left out of the key, with their types
-    (chat.DIALECT, CHAT, OPENAI),
-    (completions.DIALECT, {"model": "m", "prompt": "a"}, OPENAI),
-    (generate.DIALECT, {"text": "a"}, GENERATE),
+    (chat.DIALECT, chats.chat(), OPENAI),
+    (completions.DIALECT, texts.one(), OPENAI),
+    (generate.DIALECT, natives.one(), GENERATE),
 ]
+
+
+def with_n(body: dict[str, Any], n: Any) -> dict[str, Any]:
+    """A body that asks for so many samples, in its API's own place."""
+    if "text" not in body:
+        return {**body, "n": n}
+    return {**body, "sampling_params": {**body["sampling_params"], "n": n}}
 
 
 def test_ours_are_dialects() -> None:
@@ -64,3 +79,167 @@ def test_list_of_rids_is_transport() -> None:
                           (generate.DIALECT, {"text": ["a", "b"]})):  # fmt: skip
         named = {**body, "rid": ["x", "y"]}
         assert dialect.read(named).items == dialect.read(body).items, dialect.name
+
+
+SAMPLING = """top_p top_k min_p frequency_penalty presence_penalty repetition_penalty logit_bias
+    stop stop_token_ids stop_regex no_stop_trim ignore_eos skip_special_tokens regex ebnf custom_params
+    watermark"""
+CONTENT = {
+    chat.DIALECT.name: SAMPLING + """ model temperature lora_path max_completion_tokens max_tokens
+    seed min_tokens response_format tools tool_choice parallel_tool_calls reasoning_effort reasoning
+    thinking task chat_template_kwargs continue_final_message use_audio_in_video max_dynamic_patch
+    images_config video_config mm_processor_kwargs custom_logit_processor input_ids logprobs
+    top_logprobs separate_reasoning stream_reasoning return_hidden_states return_routed_experts
+    return_token_ids return_meta_info extra_key cache_salt not_yet_invented""",
+    completions.DIALECT.name: SAMPLING + """ model temperature suffix max_tokens min_tokens
+    json_schema response_format custom_logit_processor lora_path images_config seed echo logprobs
+    return_hidden_states return_routed_experts return_token_ids extra_key cache_salt best_of
+    not_yet_invented""",
+    generate.DIALECT.name: """mm_hashes modalities use_audio_in_video video_config max_dynamic_patch
+    watermark lora_path lora_id custom_logit_processor require_reasoning max_thinking_tokens
+    return_logprob logprob_start_len top_logprobs_num token_ids_logprob return_text_in_logprobs
+    return_sampling_mask return_hidden_states return_routed_experts return_prompt_token_ids
+    extra_key cache_salt return_bytes return_entropy model n temperature not_yet_invented""",
+}  # fmt: skip
+PARAMETERS = (
+    SAMPLING
+    + """ max_new_tokens temperature min_new_tokens json_schema structural_tag
+    spaces_between_special_tokens stream_interval sampling_seed not_yet_invented"""
+)
+
+
+def test_content() -> None:
+    """Calls that may be answered differently have different keys: each field that is no transport
+    field is part of it, and absent, null and other values are all different."""
+    values = (None, "x", True, 1, {"x": 1})
+    for dialect, body, _ in OURS:
+        for name in CONTENT[dialect.name].split():
+            bodies = [body, *({**body, name: value} for value in values)]
+            assert len({item(dialect, each) for each in bodies}) == len(bodies), (
+                dialect.name,
+                name,
+            )
+    for name in PARAMETERS.split():
+        params = [{}, *({name: value} for value in values)]
+        keys = {item(generate.DIALECT, {"text": "a", "sampling_params": each}) for each in params}
+        assert len(keys) == len(params), name
+    beam = {item(generate.DIALECT, {"text": "a", "sampling_params": each}) for each in
+            ({}, {"beam_width": None}, {"beam_width": 1})}  # fmt: skip
+    assert len(beam) == 3
+
+
+def test_n_is_not_part_of_the_key() -> None:
+    """The number of samples is not part of the key."""
+    for dialect, body, _ in OURS:
+        assert {item(dialect, with_n(body, n)) for n in (1, 2, 7)} == {item(dialect, body)}
+
+
+REFUSED: list[tuple[dict[str, Any], Reason]] = [
+    ({"rid": ["x"]}, Reason.MALFORMED),
+    ({"rid": 1}, Reason.MALFORMED),
+    ({"stream": "true"}, Reason.MALFORMED),
+    ({"stream": True, "return_hidden_states": True}, Reason.STREAM),
+    ({"session_params": {"id": "s"}}, Reason.STATE),
+    ({"bootstrap_room": 1}, Reason.DISAGGREGATION),
+]
+
+
+def test_refusals() -> None:
+    """A call that is not understood in full is refused, with its reason."""
+    for dialect, body, _ in OURS:
+        for n in (0, None, True, 2.0, "2"):
+            assert refusal(dialect, with_n(body, n)) is Reason.MALFORMED, (dialect.name, n)
+        for fields, reason in REFUSED:
+            assert refusal(dialect, {**body, **fields}) is reason, (dialect.name, fields)
+
+
+RIDS: list[tuple[Dialect, dict[str, Any], tuple[int, ...], Any, dict[str, str]]] = [
+    # a body, what is short; the ids that go upstream, in all and by the client's own
+    *((dialect, {**body, "rid": "r"}, (1,), minted(1), {"r": minted(1)})
+      for dialect, body, _ in OURS),
+    *((dialect, with_n({**body, "rid": "r"}, 3), (short,), minted(1), {})
+      for dialect, body, _ in OURS for short in (1, 3)),
+    *(row for dialect, batch in ((completions.DIALECT, texts.batch),
+                                 (generate.DIALECT, natives.batch)) for row in (
+        (dialect, batch(rid="r"), (1, 0, 1), [minted(1), minted(2)],
+         {"r_0": minted(1), "r_2": minted(2)}),
+        (dialect, batch(rid=["x", "y", "z"]), (0, 1, 0), [minted(1)], {"y": minted(1)}),
+        (dialect, with_n(batch(rid=["x", "y", "z"]), 2), (2, 0, 2), minted(1), {}),
+        (dialect, with_n(batch(rid="r"), 2), (2, 1, 0), [minted(k) for k in (1, 2, 3)], {}),
+    )),
+    (generate.DIALECT, natives.one(rid=None), (1,), None, {}),
+]  # fmt: skip
+
+
+@each(("dialect", "body", "shortfalls", "wanted", "rids"), RIDS)
+def test_rids_are_unique(
+    dialect: Dialect,
+    body: dict[str, Any],
+    shortfalls: tuple[int, ...],
+    wanted: Any,
+    rids: dict[str, str],
+) -> None:
+    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
+    before = orjson.dumps(body)
+    sent = dialect.trim(dialect.read(body), shortfalls, minter())
+    assert (sent.body["rid"], sent.rids, orjson.dumps(body)) == (wanted, rids, before)
+
+
+RECORDED = [
+    pair
+    for name in ("chat-", "completions-", "generate-", "auth-generate-right")
+    for pair in corpus(name)
+    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
+]
+
+
+@each("pair", RECORDED, ids=[pair["name"] for pair in RECORDED])
+def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
+    """A recorded answer is the same after it was taken apart and written; of `/generate`, byte for
+    byte. Only text prompts of a list share a usage that nothing tells apart."""
+    body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
+    dialect = installed()["POST", pair["request"]["path"]]
+    call = dialect.read(body)
+    sent = dialect.trim(call, (call.n,) * len(call.items), minter())
+    split = dialect.split(call, sent, json.loads(recorded))
+    is_shared = isinstance(body.get("prompt"), list) and isinstance(body["prompt"][0], str)
+    assert split.refusal is (Reason.SHARED_USAGE if is_shared else None)
+    assert split.versions == {"default"}
+    answers = [generation.answer for generation in split.generations]
+    pools = [answers[i * call.n : i * call.n + call.n] for i in range(len(call.items))]
+    written = dialect.write(call, pools)
+    if dialect is generate.DIALECT:
+        assert written == recorded.encode()
+        return
+    assert json.loads(written) == json.loads(recorded)
+    tokens = sum(generation.tokens for generation in split.generations)
+    assert tokens == json.loads(recorded)["usage"]["completion_tokens"]
+
+
+def test_samples_of_one_call_serve_another() -> None:
+    """Samples of calls for fewer and for more come together to the answer of a call for any
+    number."""
+
+    def three_prompts(first: int, last: int) -> Any:
+        letters = "".join("abcdefghi"[3 * i + first : 3 * i + last] for i in range(3))
+        return texts.answer(letters, prompt_tokens=6)
+
+    def one_prompt(first: int, last: int) -> Any:
+        found = [natives.native(text) for text in "abc"[first:last]]
+        return found if len(found) > 1 else found[0]
+
+    for dialect, body, answer in (
+        (chat.DIALECT, chats.chat(), lambda first, last: chats.answer(*"abc"[first:last])),
+        (completions.DIALECT, texts.batch(), three_prompts),
+        (generate.DIALECT, natives.one(), one_prompt),
+    ):
+        for have, want in itertools.product((1, 2, 3), repeat=2):
+            call, known = dialect.read(with_n(body, want)), dialect.read(with_n(body, have))
+            pools: list[list[bytes]] = [[] for _ in call.items]
+            for asked, first, last in ((known, 0, have), (call, have, want)):
+                if first < last:
+                    sent = dialect.trim(asked, [last - first] * len(pools), minter())
+                    for generation in dialect.split(asked, sent, answer(first, last)).generations:
+                        pools[generation.item].append(generation.answer)
+            written = json.loads(dialect.write(call, [pool[:want] for pool in pools]))
+            assert written == answer(0, want), (dialect.name, have, want)

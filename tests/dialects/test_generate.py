@@ -11,21 +11,10 @@ import pytest
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
-from tests.conftest import corpus
-from tests.dialects.bodies import item, minted, minter
+from tests.dialects.bodies import item, minter
 from tests.tables import each
 
-PAIRS = [
-    pair
-    for pair in [*corpus("generate-"), *corpus("auth-generate-right")]
-    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
-]
-
-
 PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
-
-
-PICTURE = "data:image/png;base64,AAAA"
 
 
 def one(**fields: Any) -> dict[str, Any]:
@@ -49,109 +38,6 @@ def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]
     }
 
 
-CONTENT: dict[str, tuple[Any, Any]] = {
-    "text": ("b", "A"),
-    "input_ids": ([1], [2]),
-    "input_embeds": ([[0.5]], [[0.25]]),
-    "image_data": (PICTURE, PICTURE + "A"),
-    "video_data": ([PICTURE], [PICTURE, PICTURE]),
-    "audio_data": ({"url": PICTURE}, {"url": PICTURE + "A"}),
-    "mm_hashes": (["a"], ["b"]),
-    "mm_content_hashes": (["a"], ["b"]),
-    "modalities": (["image"], ["video"]),
-    "use_audio_in_video": (True, False),
-    "video_config": ({"fps": 1}, {"fps": 2}),
-    "images_config": ({"a": 1}, {"a": 2}),
-    "mm_processor_kwargs": ({"a": 1}, {"a": 2}),
-    "max_dynamic_patch": (1, 2),
-    "min_dynamic_patch": (1, 2),
-    "image_max_dynamic_patch": (1, 2),
-    "video_max_dynamic_patch": (1, 2),
-    "watermark": ({"a": 1}, {"a": 2}),
-    "lora_path": ("a", "b"),
-    "lora_id": ("a", "b"),
-    "custom_logit_processor": ("a", "b"),
-    "positional_embed_overrides": ([1], [2]),
-    "require_reasoning": (True, False),
-    "max_thinking_tokens": (1, 2),
-    "return_logprob": (True, False),
-    "logprob_start_len": (-1, 0),
-    "top_logprobs_num": (0, 1),
-    "token_ids_logprob": ([1], [2]),
-    "return_text_in_logprobs": (True, False),
-    "return_flat_raw_top_logprobs": (True, False),
-    "return_flat_raw_output_top_logprobs": (True, False),
-    "return_flat_raw_top_logprobs_b64": (True, False),
-    "return_sampling_mask": (True, False),
-    "sampling_logprobs_mode": ("a", "b"),
-    "return_hidden_states": (True, False),
-    "return_routed_experts": (True, False),
-    "routed_experts_start_len": (0, 1),
-    "return_indexer_topk": (True, False),
-    "return_prompt_token_ids": (True, False),
-    "multi_item_delimiter_indices": ([1], [2]),
-    "token_indices_to_pool": ([1], [2]),
-    "extra_key": ("a", "b"),
-    "cache_salt": ("a", "b"),
-    "return_bytes": (True, False),
-    "return_entropy": (True, False),
-    "model": ("a", "b"),
-    "n": (1, 2),
-    "temperature": (0, 1),
-    "not_yet_invented": ("a", "b"),
-}
-
-
-@each(("name", "values"), CONTENT.items(), ids=CONTENT)
-def test_content(name: str, values: tuple[Any, Any]) -> None:
-    """Requests that may be answered differently have different keys."""
-    bodies = [one(**{name: value}) for value in values]
-    if name == "text":
-        bodies.append(one())
-    else:
-        bodies += [one(), one(**{name: None})]
-    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
-
-
-PARAMETERS: dict[str, tuple[Any, Any]] = {
-    "max_new_tokens": (1, 2),
-    "stop": ("a", ["a"]),
-    "stop_token_ids": ([1], [2]),
-    "stop_regex": ("a", ["a"]),
-    "temperature": (0, 1),
-    "top_p": (0.5, 1),
-    "top_k": (-1, 1),
-    "min_p": (0, 0.5),
-    "frequency_penalty": (0, 1),
-    "presence_penalty": (0, 1),
-    "repetition_penalty": (1, 2),
-    "min_new_tokens": (0, 1),
-    "ignore_eos": (True, False),
-    "json_schema": ("{}", '{"type":"object"}'),
-    "regex": ("a", "b"),
-    "ebnf": ("a", "b"),
-    "structural_tag": ("a", "b"),
-    "skip_special_tokens": (True, False),
-    "spaces_between_special_tokens": (True, False),
-    "no_stop_trim": (True, False),
-    "stream_interval": (1, 2),
-    "logit_bias": ({"1": 1.0}, {"1": 2.0}),
-    "custom_params": ({"a": 1}, {"a": 2}),
-    "watermark": ({"a": 1}, {"a": 2}),
-    "sampling_seed": (1, 2),
-    "beam_width": (1, None),
-    "not_yet_invented": ("a", "b"),
-}
-
-
-@each(("name", "values"), PARAMETERS.items(), ids=PARAMETERS)
-def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
-    """Requests that may be answered differently have different keys."""
-    fills = [{name: value} for value in {json.dumps(v): v for v in (*values, None)}.values()]
-    keys = {item(DIALECT, {"text": "a", "sampling_params": params}) for params in [*fills, {}]}
-    assert len(keys) == len(fills) + 1
-
-
 @each(
     "bodies",
     [
@@ -169,12 +55,6 @@ def test_sampling_parameters(name: str, values: tuple[Any, Any]) -> None:
 def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
     """Different prompts have different keys."""
     assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
-
-
-@each("n", [1, 2, 7])
-def test_n_is_not_part_of_the_key(n: int) -> None:
-    """The number of samples is not part of the key."""
-    assert item(DIALECT, with_n(one(), n)) == item(DIALECT, one())
 
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
@@ -308,30 +188,6 @@ def test_trimmed_prompts_have_the_keys_of_their_items() -> None:
     sent = DIALECT.trim(call, (1, 0, 3), minter())
     again = DIALECT.read(sent.body)
     assert again.items == tuple(call.items[i] for i in sent.order)
-
-
-@each(
-    ("body", "shortfalls", "wanted", "rids"),
-    [
-        (one(rid="r"), (1,), minted(1), {"r": minted(1)}),
-        (with_n(one(rid="r"), 3), (3,), minted(1), {}),
-        (with_n(one(rid="r"), 3), (1,), minted(1), {}),
-        (batch(rid="r"), (1, 0, 1), [minted(1), minted(2)], {"r_0": minted(1), "r_2": minted(2)}),
-        (batch(rid=["x", "y", "z"]), (0, 1, 0), [minted(1)], {"y": minted(1)}),
-        (with_n(batch(rid=["x", "y", "z"]), 2), (2, 0, 2), minted(1), {}),
-        (with_n(batch(rid="r"), 2), (2, 1, 0), [minted(1), minted(2), minted(3)], {}),
-        (one(rid=None), (1,), None, {}),
-    ],
-)
-def test_trim_makes_rids_unique(
-    body: dict[str, Any], shortfalls: tuple[int, ...], wanted: Any, rids: dict[str, str]
-) -> None:
-    """An upstream call has ids of its own, so that two calls can have the same `rid`."""
-    before = copy.deepcopy(body)
-    sent = DIALECT.trim(DIALECT.read(body), shortfalls, minter())
-    assert sent.body["rid"] == wanted
-    assert sent.rids == rids
-    assert body == before
 
 
 def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
@@ -471,34 +327,3 @@ def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Ca
 def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
     """A hit has the shape and order of SGLang's answer, and the client's own ids."""
     assert DIALECT.write(call, samples) == answer
-
-
-@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
-def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A recorded answer is the same, byte for byte, after it was taken apart and written."""
-    body, recorded = json.loads(pair["request"]["body"]), pair["response"]["body"]
-    call = DIALECT.read(body)
-    sent = DIALECT.trim(call, (call.n,) * len(call.items), minter())
-    result = DIALECT.split(call, sent, json.loads(recorded))
-    assert result.refusal is None
-    answers = [g.answer for g in result.generations]
-    pools = [answers[i * call.n : i * call.n + call.n] for i in range(len(call.items))]
-    assert DIALECT.write(call, pools) == recorded.encode()
-
-
-@each("have", [1, 2, 3])
-@each("want", [1, 2, 3])
-def test_samples_of_one_call_serve_another(have: int, want: int) -> None:
-    """Samples of one call answer another with fewer or more."""
-    recorded = next(p for p in PAIRS if p["name"] == "generate-n3-hot")
-    natives = json.loads(recorded["response"]["body"])
-    result = split(with_n(one(), have), (have,), natives[:have] if have > 1 else natives[0])
-    pool = [g.answer for g in result.generations]
-    if want > have:
-        call = DIALECT.read(with_n(one(), want))
-        sent = DIALECT.trim(call, (want - have,), minter())
-        rest = natives[have:want]
-        answer = rest if want - have > 1 else rest[0]
-        pool += [g.answer for g in DIALECT.split(call, sent, answer).generations]
-    written = json.loads(DIALECT.write(DIALECT.read(with_n(one(), want)), [pool[:want]]))
-    assert written == (natives[:want] if want > 1 else natives[0])

@@ -7,12 +7,10 @@ from typing import Any
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.generate import DIALECT
 from tests.dialects.bodies import item, refusal
-from tests.dialects.test_generate import CONTENT, LISTS, N1_LISTS, batch, one, with_n
+from tests.dialects.test_generate import LISTS, N1_LISTS, batch, one, with_n
 from tests.tables import each
 
 PARAMS = {"temperature": 0.5, "max_new_tokens": 8}
-
-
 PICTURE = "data:image/png;base64,AAAA"
 
 
@@ -70,21 +68,14 @@ def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
         (batch(sampling_params=[PARAMS, PARAMS, None]), Reason.MALFORMED),
         (batch(sampling_params=[{"n": 1}, {"n": 2}, {"n": 1}]), Reason.MALFORMED),
         (batch(sampling_params=[{"n": 2}, {"n": 2}, {}]), Reason.MALFORMED),
-        (with_n(one(), 0), Reason.MALFORMED),
         (with_n(one(), -1), Reason.MALFORMED),
-        (with_n(one(), True), Reason.MALFORMED),
-        (one(sampling_params={"n": None}), Reason.MALFORMED),
-        (one(sampling_params={"n": 2.0}), Reason.MALFORMED),
-        (one(sampling_params={"n": "2"}), Reason.MALFORMED),
         (one(sampling_params={"beam_width": 2}), Reason.BEAM),
         (one(sampling_params={"beam_width": "2"}), Reason.BEAM),
         (batch(sampling_params=[{}, {"beam_width": 2}, {}]), Reason.BEAM),
         (one(lora_path=["x"]), Reason.MALFORMED),
         (one(return_logprob=[True]), Reason.MALFORMED),
-        (one(rid=["x"]), Reason.MALFORMED),
         (batch(lora_path=["x"]), Reason.MALFORMED),
         (batch(rid=["x", "y"]), Reason.MALFORMED),
-        (batch(rid=["x", "y", "y"]), Reason.MALFORMED),
         (batch(stop=["x", "y", "z"]), Reason.INSEPARABLE),
         (batch(lora_id=["x", "y", "z"]), Reason.INSEPARABLE),
         (batch(not_yet_invented=[1, 2, 3]), Reason.INSEPARABLE),
@@ -93,10 +84,6 @@ def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
         (one(image_data="http://example.com/a.png"), Reason.MEDIA),
         (one(video_data=["/tmp/a.mp4"]), Reason.MEDIA),
         (one(audio_data={"url": "file:///tmp/a.wav"}), Reason.MEDIA),
-        (one(stream=True, return_hidden_states=True), Reason.STREAM),
-        (one(stream="true"), Reason.MALFORMED),
-        (one(session_params={"id": "s"}), Reason.STATE),
-        (one(bootstrap_room=1), Reason.DISAGGREGATION),
     ],
 )  # fmt: skip
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
@@ -116,8 +103,7 @@ FORM_DEPENDENT = [
 @each("body", [batch(), {"text": ["a"]}, with_n(one(), 2)])
 def test_what_sglang_drops_from_a_batch(name: str, body: dict[str, Any]) -> None:
     """Fields that SGLang drops from a batch are refused there."""
-    value = PICTURE if name.endswith("_data") else CONTENT[name][0]
-    assert refusal(DIALECT, {**body, name: value}) is Reason.INSEPARABLE
+    assert refusal(DIALECT, {**body, name: PICTURE}) is Reason.INSEPARABLE
     assert DIALECT.read({**body, name: None})
 
 

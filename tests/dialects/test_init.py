@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from typing import Any
 
 import orjson
@@ -13,7 +12,6 @@ from sglang_cached_addon.core.call import Call, Generation, Part
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import chat, completions, generate, installed, registry
 from sglang_cached_addon.dialects.base import Dialect
-from tests.conftest import corpus
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
 from tests.dialects import test_generate_stream as natives
@@ -84,27 +82,6 @@ def test_third_party() -> None:
 def test_empty() -> None:
     """No dialects make an empty registry."""
     assert registry([]) == {}
-
-
-RECORDED = [
-    pair
-    for pair in [*corpus("chat-"), *corpus("completions-"), *corpus("generate-")]
-    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
-]
-
-
-def dialect_of(pair: dict[str, Any]) -> Dialect:
-    return installed()["POST", pair["request"]["path"]]
-
-
-@each("pair", RECORDED, ids=lambda pair: pair["name"])
-def test_versions_of_recordings(pair: dict[str, Any]) -> None:
-    """The weights that recorded answers name are told."""
-    dialect = dialect_of(pair)
-    call = dialect.read(json.loads(pair["request"]["body"]))
-    sent = dialect.trim(call, [call.n] * len(call.items), lambda: "x")
-    split = dialect.split(call, sent, json.loads(pair["response"]["body"]))
-    assert split.versions == {"default"}
 
 
 ABORTS: dict[str, tuple[Dialect, dict[str, Any]]] = {

@@ -11,14 +11,7 @@ import pytest
 from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.openai import choices
-from tests.conftest import corpus
 from tests.tables import each
-
-PAIRS = [
-    pair
-    for pair in corpus("chat-") + corpus("completions-")
-    if pair["response"]["status"] == 200 and "stream" not in pair["name"]
-]
 
 
 def answer(*choices: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -277,25 +270,6 @@ def test_choices_keep_what_is_theirs() -> None:
     split = choices.split(UpstreamCall({}, (0,), 3), value, [None])
     merged = choices.write(call_of(1, 3), [[g.answer for g in split.generations]])
     assert json.loads(merged) == value
-
-
-@each("pair", PAIRS, ids=[pair["name"] for pair in PAIRS])
-def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
-    """A recorded answer is the same after it was taken apart and written."""
-    body, recorded = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
-    prompt = body.get("prompt", "x")
-    prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], str) else [prompt]
-    n = body.get("n", 1)
-    sent = UpstreamCall(body, tuple(range(len(prompts))), n)
-    split = choices.split(sent, recorded, prompts, limit=body.get("max_tokens"))
-    # Only the text prompts of a list share a number that nothing tells apart.
-    is_text = len(prompts) > 1 and isinstance(prompts[0], str)
-    assert split.refusal is (Reason.SHARED_USAGE if is_text else None)
-    assert sum(g.tokens for g in split.generations) == recorded["usage"]["completion_tokens"]
-    answers = [g.answer for g in split.generations]
-    pools = [answers[i * n : i * n + n] for i in range(len(prompts))]
-    rids = (body["rid"],) if "rid" in body else ()
-    assert json.loads(choices.write(call_of(len(prompts), n, rids), pools)) == recorded
 
 
 def test_a_count_that_only_some_samples_have() -> None:
