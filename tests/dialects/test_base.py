@@ -82,8 +82,8 @@ def test_list_of_rids_is_transport() -> None:
 
 
 SAMPLING = """top_p top_k min_p frequency_penalty presence_penalty repetition_penalty logit_bias
-    stop stop_token_ids stop_regex no_stop_trim ignore_eos skip_special_tokens regex ebnf custom_params
-    watermark"""
+    stop stop_token_ids stop_regex no_stop_trim ignore_eos skip_special_tokens regex ebnf
+    custom_params watermark"""
 CONTENT = {
     chat.DIALECT.name: SAMPLING + """ model temperature lora_path max_completion_tokens max_tokens
     seed min_tokens response_format tools tool_choice parallel_tool_calls reasoning_effort reasoning

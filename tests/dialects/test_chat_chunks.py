@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import orjson
 
 from sglang_cached_addon.dialects.chat import DIALECT
-from tests.conftest import corpus
 from tests.dialects.streams import parsed, worded
 from tests.dialects.test_chat_stream import (
-    COUNTED,
     JSON_ANSWERS,
     ONE,
     ROWS,
-    STREAMS,
     answer,
-    ends,
     record,
     replay,
     role,
-    says,
-    usage,
 )
 from tests.tables import each
 
@@ -48,29 +41,6 @@ def test_stream_of_a_json_sample(whole: dict[str, Any], deltas: int) -> None:
     assert [list(c) for c in orjson.loads(again.answer)["choices"]] == [list(choice)]
 
 
-RECORDED_JSON = [
-    pair
-    for pair in corpus("chat-")
-    if pair["response"]["body"].startswith("{") and '"choices":[{' in pair["response"]["body"]
-]
-
-
-@each("pair", RECORDED_JSON, ids=lambda pair: pair["name"])
-def test_stream_of_a_recorded_json_answer(pair: dict[str, Any]) -> None:
-    """As above, of SGLang's own answers, with one choice and with two."""
-    body, whole = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
-    body = {name: value for name, value in body.items() if name not in ("rid", "return_meta_info")}
-    body["stream"] = True
-    for choice in whole["choices"]:
-        choice.pop("meta_info", None)
-    call = DIALECT.read(body)
-    sent = DIALECT.trim(call, [call.n], lambda: "minted")
-    samples = DIALECT.split(call, sent, copy.deepcopy(whole)).generations
-    again = record(body, [parsed(event) for events in replay(body, samples) for event in events])
-    found = json.loads(DIALECT.write(call, [[sample.answer for sample in again]]))
-    assert found == {**whole, "metadata": None}
-
-
 def test_messages_of_another_server() -> None:
     """Members of other servers are in the stream of a JSON sample."""
     whole = answer({"content": "a", "refusal": "no", "audio": None})
@@ -79,17 +49,3 @@ def test_messages_of_another_server() -> None:
     deltas = [parsed(event)["choices"][0]["delta"] for event in replay(ONE, samples)[0]]
     assert {"refusal": "no"} in deltas
     assert not any("audio" in delta for delta in deltas)
-
-
-def test_counts_that_are_not_known() -> None:
-    """Tokens so far are told where they are not known, and reach the total."""
-    (sample,) = record(ONE, [role(), says("a"), says("bcd"), says("e"), ends(), usage(9)])
-    events = replay(COUNTED, [sample])[0][1:-1]
-    found = [parsed(event)["usage"]["completion_tokens"] for event in events]
-    assert found == sorted(found)
-    assert found[0] > 0
-    assert found[-1] == 9
-    assert {parsed(event)["usage"]["prompt_tokens"] for event in events} == {3}
-    # Who has not asked is not told.
-    (told,) = record(*STREAMS["counted"])
-    assert not any("usage" in parsed(event) for event in replay(ONE, [told])[0])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Generation, Part
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.chat import DIALECT
-from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import but, by_choice, mixed, parsed, told, without, worded
 from tests.tables import each
@@ -63,25 +61,6 @@ def own_ids(raw: Sequence[bytes]) -> list[bytes]:
         event["id"] = ids.setdefault(index, event["id"])
         found.append(worded(event))
     return found
-
-
-def test_json_is_as_sglangs() -> None:
-    """The JSON answer from a stream is that of SGLang, in the same order."""
-    (pair,) = corpus("chat-stream-n2")
-    events = [parsed(event) for event in streams.recorded(pair)]
-    samples = record(json.loads(pair["request"]["body"]), events)
-    (like,) = corpus("chat-n1")
-    wanted = json.loads(like["response"]["body"])
-    for sample in samples:
-        found = orjson.loads(sample.answer)
-        assert list(found) == list(wanted)
-        assert list(found["choices"][0]) == list(wanted["choices"][0])
-        assert list(found["choices"][0]["message"]) == list(wanted["choices"][0]["message"])
-        assert list(found["usage"]) == list(wanted["usage"])
-        assert found["object"] == wanted["object"]
-        assert found["choices"][0]["finish_reason"] == "length"
-    # Each has 6, which chunks of several tokens do not tell.
-    assert sum(sample.tokens for sample in samples) == 12
 
 
 def chunk(
@@ -313,13 +292,6 @@ def test_two_choices(seed: int) -> None:
     assert replay(TWO, samples) == by_choice(own_ids(raw))
 
 
-def test_client_rid() -> None:
-    """Each event has the client's own id."""
-    (sample,) = record(*STREAMS["thoughts and tool calls"])
-    said = replay({**ONE, "rid": "mine"}, [sample])
-    assert {parsed(event)["id"] for events in said for event in events} == {"mine"}
-
-
 ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
 GOOD = [role(), says("a"), says("b"), ends(), usage(2)]
 DOUBLE = [role(0), role(1), says("a"), says("b", index=1), ends(), ends(index=1), usage(2)]
@@ -384,20 +356,3 @@ BAD: dict[str, Any] = {
         [{"index": 0, "function": {"name": "f", "arguments": {"a": 1}}}]
     ),
 }  # fmt: skip
-
-
-def test_parts() -> None:
-    """Each event is told for what it is."""
-    call = DIALECT.read(TWO)
-    recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
-    events = [
-        role(1),
-        says("a", index=1),
-        calls("{}", "f", index=1),
-        ends(index=1),
-        usage(2),
-        ERROR,
-    ]
-    found = [recorder.add(event) for event in events]
-    wanted = [(Part.DELTA, 1)] * 3 + [(Part.FINISH, 1), (Part.USAGE, 0), (Part.ERROR, 0)]
-    assert found == wanted

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Generation, Part
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.completions import DIALECT
-from tests.conftest import corpus
 from tests.dialects import streams
-from tests.dialects.streams import but, mixed, parsed, told, without, worded
+from tests.dialects.streams import but, mixed, told, without, worded
 from tests.tables import each
 
 ONE = {"prompt": "a", "stream": True}
@@ -37,23 +35,6 @@ def usage(prompt: int, completion: int, rid: str = "id0", **more: Any) -> dict[s
     counts |= {"completion_tokens": completion, **more, "reasoning_tokens": 0}
     head = {"id": rid, "object": "text_completion", "created": 7, "model": "m"}
     return {**head, "choices": [], "usage": counts}
-
-
-def test_json_is_as_sglangs() -> None:
-    """The JSON answer from a stream is that of SGLang, in the same order."""
-    (pair,) = corpus("completions-stream-usage")
-    body = json.loads(pair["request"]["body"])
-    (sample,) = record(body, [parsed(event) for event in streams.recorded(pair)])
-    (like,) = corpus("completions-n1")
-    wanted, found = json.loads(like["response"]["body"]), orjson.loads(sample.answer)
-    assert list(found) == list(wanted)
-    assert list(found["choices"][0]) == list(wanted["choices"][0])
-    assert list(found["usage"]) == list(wanted["usage"])
-    assert found["object"] == wanted["object"]
-    assert found["choices"][0]["text"] == 'scri "__sep super'
-    assert found["choices"][0]["finish_reason"] == "length"
-    assert found["usage"]["completion_tokens_details"] is None
-    assert sample.tokens == 4
 
 
 def scores(first: int, count: int, tops: int = 2, echoed: bool = False) -> dict[str, Any]:
@@ -165,51 +146,6 @@ def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) ->
     assert sample.tokens == events[-1]["usage"]["completion_tokens"]
 
 
-JSON_ANSWERS = [
-    pair
-    for pair in corpus("completions-")
-    if pair["response"]["body"].startswith("{")
-    and '"choices":[{' in pair["response"]["body"]
-    and "-list-" not in pair["name"]  # whose prompts share a count that cannot be told apart
-]
-
-
-@each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
-def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
-    """A sample that came as JSON is streamed in full."""
-    body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
-    call = DIALECT.read(body)
-    sent = DIALECT.trim(call, [call.n] * len(call.items), lambda: "minted")
-    samples = DIALECT.split(call, sent, answer).generations
-    streamed = {**body, "stream": True}
-    replayed = replay(streamed, samples)
-    assert [len(events) for events in replayed] == [1] * (len(answer["choices"]) + 1)
-    again = record(streamed, [parsed(event) for events in replayed for event in events])
-    for before, after in zip(samples, again, strict=True):
-        wanted = orjson.loads(before.answer)
-        found = orjson.loads(after.answer)
-        assert found == {**wanted, "metadata": None, "usage": found["usage"]}
-        assert list(found) == list(wanted)
-        assert list(found["choices"][0]) == list(wanted["choices"][0])
-    pools = [again[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
-    whole = json.loads(DIALECT.write(call, [[s.answer for s in pool] for pool in pools]))
-    assert whole == {**answer, "metadata": None}
-
-
-def test_counts_that_are_not_known() -> None:
-    """Tokens so far are told where they are not known, and reach the total."""
-    (sample,) = record(ONE, [*stream(["a", "bcd", "e"]), usage(3, 9)])
-    (events, _) = replay(COUNTED, [sample])
-    counts = [parsed(event)["usage"]["completion_tokens"] for event in events]
-    assert counts == sorted(counts)
-    assert counts[0] > 0
-    assert counts[-1] == 9
-    assert {parsed(event)["usage"]["prompt_tokens"] for event in events} == {3}
-    # Who has not asked is not told.
-    (told,) = record(COUNTED, STREAMS["counted"][1])
-    assert [parsed(event)["usage"] for event in replay(ONE, [told])[0]] == [None] * 3
-
-
 FOUR = [
     stream(["a", "b"], index=0),
     stream(["𝄞"], index=1),
@@ -231,14 +167,6 @@ def test_batch(seed: int) -> None:
     assert [orjson.loads(sample.answer)["id"] for sample in samples] == ["id0", "id1", "id2", "id3"]
     assert replay(BATCH, samples) == [*([worded(e) for e in events] for events in FOUR), [
         worded(end)]]  # fmt: skip
-
-
-def test_client_rids() -> None:
-    """Each event has the client's own id."""
-    (sample,) = record(*STREAMS["plain"])
-    body = {**ONE, "prompt": ["a", "b"], "rid": "x"}
-    said = replay(body, [sample, sample])
-    assert [{parsed(e)["id"] for e in events} for events in said] == [{"x_0"}, {"x_1"}, {"x_0"}]
 
 
 ERROR = {"error": {"object": "error", "message": "no", "type": "InternalServerError", "code": 500}}
@@ -269,11 +197,3 @@ BAD: dict[str, Any] = {
     "scores of another kind": scored(scores(0, 1), {**scores(1, 1), "x": [1]}),
     "scores that are lost": scored(scores(0, 1), scores(1, 1, 0)),
 }  # fmt: skip
-
-
-def test_parts() -> None:
-    """Each event is told for what it is."""
-    call = DIALECT.read(TWO)
-    recorder = DIALECT.record(call, DIALECT.trim(call, [2], lambda: "minted"))
-    found = [recorder.add(event) for event in [*stream(["a", "b"], index=1), END, ERROR]]
-    assert found == [(Part.DELTA, 1), (Part.DELTA, 1), (Part.USAGE, 0), (Part.ERROR, 0)]

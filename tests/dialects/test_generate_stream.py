@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Call, Generation, Part, UpstreamCall
+from sglang_cached_addon.core.call import Call, Generation, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
-from sglang_cached_addon.wire import sse
-from tests.conftest import corpus
 from tests.dialects import streams
 from tests.dialects.streams import but, mixed, parsed, worded
 from tests.tables import each
@@ -158,42 +155,11 @@ def test_json_of_a_stream(events: list[dict[str, Any]]) -> None:
         assert meta["output_token_logprobs_length"] == tokens
 
 
-def test_json_is_as_sglangs() -> None:
-    """The JSON answer from a stream is that of SGLang, in the same order."""
-    (pair,) = [pair for pair in corpus("generate-stream") if pair["name"] == "generate-stream"]
-    body = json.loads(pair["request"]["body"])
-    (sample,) = record(body, [parsed(event) for event in streams.recorded(pair)])
-    (like,) = [pair for pair in corpus("generate-n1") if pair["name"] == "generate-n1"]
-    wanted, found = json.loads(like["response"]["body"]), orjson.loads(sample.answer)
-    assert list(found) == list(wanted)
-    assert list(found["meta_info"]) == list(wanted["meta_info"])
-
-
 def test_texts_of_both_styles_are_one() -> None:
     """A sample is the same in either style of streams."""
     samples = [record(ONE, stream(PLAIN, scored=True, incremental=i))[0] for i in (False, True)]
     assert samples[0].answer == samples[1].answer
     assert samples[0].deltas != samples[1].deltas
-
-
-JSON_ANSWERS = [
-    pair
-    for pair in corpus("generate-")
-    if pair["response"]["status"] == 200 and pair["response"]["body"].startswith('{"text"')
-]
-
-
-@each("pair", JSON_ANSWERS, ids=lambda pair: pair["name"])
-def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
-    """A sample that came as JSON is streamed in full."""
-    answer = pair["response"]["body"].encode()
-    sample = Generation(0, answer, 1)
-    assert replay(ONE, [sample]) == [[sse.event(answer)]]
-    (recorded,) = record(ONE, [json.loads(answer)])
-    assert json.loads(recorded.answer) == json.loads(answer)
-    for k, (event,) in enumerate(replay(TWO, [sample, sample])):
-        assert parsed(event) == {**json.loads(answer), "index": k}
-        assert event.endswith(b',"index":%d}\n\n' % k)
 
 
 FOUR = [
@@ -233,15 +199,6 @@ def test_client_rids(name: str) -> None:
                 event["meta_info"]["id"] = rid
                 event.update({} if index is None else {"index": k})
             assert events == [worded(event) for event in wanted]
-
-
-def test_parts() -> None:
-    """Events that have all so far are told from those that have only what is new."""
-    for incremental, later in ((False, Part.STATE), (True, Part.DELTA)):
-        recorder = DIALECT.record(*call_and_fill(TWO))
-        found = [recorder.add(e) for e in stream(PLAIN, incremental=incremental, index=1)]
-        assert [part for part, _ in found] == [Part.STATE, later, later]
-        assert {choice for _, choice in found} == {1}
 
 
 def changed(events: list[dict[str, Any]], place: int, **meta: Any) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
+from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import chat, completions, generate
+from sglang_cached_addon.dialects import chat, completions, generate, installed
 from sglang_cached_addon.dialects.base import Dialect
 from tests.conftest import corpus
 from tests.dialects import test_chat_stream as chats
@@ -68,6 +69,7 @@ def name_of(api: Api) -> str:
     return api.dialect.name
 
 
+SHOWN = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 RECORDED = [
     (api, pair)
     for api, name in ((CHAT, "chat-stream"), (TEXT, "completions-stream"),
@@ -97,6 +99,35 @@ def test_recordings(api: Api, pair: dict[str, Any]) -> None:
     assert replay(api.dialect, body, record(api.dialect, body, events)) == by_choice(raw)
 
 
+def orders(value: Any) -> Any:
+    """The names in an object and in those in it, in their order."""
+    if isinstance(value, list):
+        return [orders(each) for each in value[:1]]
+    if not isinstance(value, dict):
+        return None
+    # What was cached is told only where something was.
+    return [(k, k != "cached_tokens_details" and orders(v)) for k, v in value.items()]
+
+
+@each(
+    ("api", "stream", "like"),
+    [
+        (CHAT, "chat-stream-n2-usage", "chat-n1"),
+        (TEXT, "completions-stream-usage", "completions-n1"),
+        (NATIVE, "generate-stream", "generate-n1"),
+    ],
+)
+def test_json_is_as_sglangs(api: Api, stream: str, like: str) -> None:
+    """The JSON answer from a stream has the members that SGLang's has, in the same order."""
+    pair, whole = [next(p for p in corpus(name) if p["name"] == name) for name in (stream, like)]
+    body, wanted = json.loads(pair["request"]["body"]), json.loads(whole["response"]["body"])
+    wanted = {**wanted, "metadata": None} if "metadata" in wanted else wanted
+    for sample in record(api.dialect, body, [parsed(event) for event in recorded(pair)]):
+        found = orjson.loads(sample.answer)
+        assert orders(found) == orders(wanted)
+        assert found.get("object") == wanted.get("object")
+
+
 STREAMS = {
     f"{name_of(api)}: {name}": (api, *stream) for api in ALL for name, stream in api.streams.items()
 }
@@ -107,6 +138,90 @@ def test_round_trip(api: Api, body: Body, events: list[Any]) -> None:
     """A recorded stream is replayed with the same events."""
     wanted = by_choice([worded(event) for event in events])
     assert replay(api.dialect, body, record(api.dialect, body, events)) == wanted
+
+
+WHOLE = [
+    pair
+    for name in ("chat-", "completions-", "generate-")
+    for pair in corpus(name)
+    if pair["response"]["body"].startswith(('{"id"', '{"text"'))
+    and "-list-" not in pair["name"]  # whose prompts share a count that cannot be told apart
+    and "chat-rid" not in pair["name"]  # whose `meta_info` no stream has
+]
+
+
+@each("pair", WHOLE, ids=[pair["name"] for pair in WHOLE])
+def test_stream_of_a_json_sample(pair: dict[str, Any]) -> None:
+    """A sample that came as JSON is streamed in full, and the stream comes to the same JSON."""
+    body, answer = json.loads(pair["request"]["body"]), json.loads(pair["response"]["body"])
+    dialect = installed()["POST", pair["request"]["path"]]
+    call = dialect.read({name: value for name, value in body.items() if name != "rid"})
+    sent = dialect.trim(call, [call.n] * len(call.items), lambda: "minted")
+    samples = dialect.split(call, sent, answer).generations
+    streamed = {**call.body, "stream": True}
+    events = [parsed(event) for events in replay(dialect, streamed, samples) for event in events]
+    again = record(dialect, streamed, events)
+    pools = [again[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]
+    whole = json.loads(dialect.write(call, [[s.answer for s in pool] for pool in pools]))
+    wanted = {**answer, "metadata": None} if "metadata" in answer else answer
+    assert whole == wanted
+    assert orders(whole) == orders(wanted)
+
+
+@each(
+    ("api", "events"),
+    [
+        (CHAT, [chats.role(), chats.says("a"), chats.says("bcd"), chats.says("e"), chats.ends(),
+                chats.usage(9)]),
+        (TEXT, [*texts.stream(["a", "bcd", "e"]), texts.usage(3, 9)]),
+    ],
+)  # fmt: skip
+def test_counts_that_are_not_known(api: Api, events: list[Any]) -> None:
+    """Tokens so far are told where they are not known, and reach the total; who has not asked for
+    them is not told."""
+    (sample,) = record(api.dialect, api.one, events)
+    said, _ = replay(api.dialect, {**api.one, **SHOWN}, [sample])
+    told = [usage for event in said if (usage := parsed(event).get("usage"))]
+    found = [usage["completion_tokens"] for usage in told]
+    assert len(found) == 3
+    assert found == sorted(found)
+    assert found[0] > 0
+    assert found[-1] == 9
+    assert {usage["prompt_tokens"] for usage in told} == {3}
+    (sample,) = record(api.dialect, *api.streams["counted"])
+    assert not any(
+        parsed(event).get("usage") for event in replay(api.dialect, api.one, [sample])[0]
+    )
+
+
+@each("api", ALL, ids=name_of)
+def test_client_rid(api: Api) -> None:
+    """Each event has the client's own id."""
+    samples = record(api.dialect, api.one, api.good)
+    said = replay(api.dialect, {**api.one, "rid": "mine"}, samples)
+    found = [parsed(event) for events in said for event in events]
+    assert {event.get("id") or event["meta_info"]["id"] for event in found} == {"mine"}
+
+
+@each(
+    ("api", "events", "parts"),
+    [
+        (CHAT, [chats.role(1), chats.calls("{}", "f", index=1), chats.ends(index=1)],
+         [Part.DELTA, Part.DELTA, Part.FINISH]),
+        (TEXT, texts.stream(["a", "b"], index=1), [Part.DELTA] * 2),
+        (NATIVE, natives.stream(natives.PLAIN, index=1), [Part.STATE] * 3),
+        (NATIVE, natives.stream(natives.PLAIN, index=1, incremental=True),
+         [Part.STATE, Part.DELTA, Part.DELTA]),
+    ],
+)  # fmt: skip
+def test_parts(api: Api, events: list[Any], parts: list[Part]) -> None:
+    """Each event is told for what it is, and of which choice."""
+    call = api.dialect.read(api.two)
+    recorder = api.dialect.record(call, api.dialect.trim(call, [2], lambda: "minted"))
+    assert [recorder.add(event) for event in events] == [(part, 1) for part in parts]
+    if api in OPENAI:
+        assert recorder.add(api.good[-1]) == (Part.USAGE, 0)
+    assert recorder.add(chats.ERROR) == (Part.ERROR, 0)
 
 
 def spoilt(api: Api) -> dict[str, tuple[Body, list[Any], Reason]]:
@@ -186,13 +301,12 @@ def test_never_stored(api: Api, body: Body, events: list[Any], reason: Reason) -
     assert caught.value.reason is reason
 
 
-WHOLE = {
+SEVERAL = {
     # streams of several choices, each of which tells its own tokens
     CHAT.dialect.name: (chats.TWO, chats.told(chats.DOUBLE)),
     TEXT.dialect.name: (texts.BATCH, [*texts.told(mixed(texts.FOUR)), texts.usage(6, 8)]),
     NATIVE.dialect.name: (natives.BATCH, mixed(natives.FOUR)),
 }
-SHOWN = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
 @each("seed", range(8))
@@ -201,7 +315,7 @@ def test_whatever_comes(api: Api, seed: int) -> None:
     """Whatever upstream sends is recorded or refused, and what is recorded can be replayed."""
     rng = random.Random(seed)
     stored = 0
-    streams = [*api.streams.values(), WHOLE[api.dialect.name]]
+    streams = [*api.streams.values(), SEVERAL[api.dialect.name]]
     for _ in range(150):
         body, events = rng.choice(streams)
         try:
