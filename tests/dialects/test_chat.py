@@ -83,20 +83,17 @@ def part(name: str, url: Any) -> dict[str, Any]:
     ("body", "reason"),
     [
         ({"model": "m"}, Reason.MALFORMED),
-        (chat(messages=None), Reason.MALFORMED),
-        (chat(messages=[]), Reason.MALFORMED),
-        (chat(messages="a"), Reason.MALFORMED),
-        (chat(messages={"role": "user"}), Reason.MALFORMED),
+        *((chat(messages=m), Reason.MALFORMED) for m in (None, [], "a", {"role": "user"})),
         (chat(n=2, return_routed_experts=True), Reason.INSEPARABLE),
-        (part("image_url", {"url": "http://example.com/a.png"}), Reason.MEDIA),
-        (part("image_url", "http://example.com/a.png"), Reason.MEDIA),
-        (part("video_url", {"url": "file:///tmp/a.mp4"}), Reason.MEDIA),
-        (part("audio_url", {"url": "/tmp/a.wav"}), Reason.MEDIA),
-        (part("image", "a.png"), Reason.MEDIA),
-        (part("video", "a.mp4"), Reason.MEDIA),
-        (part("audio", ["a.wav"]), Reason.MEDIA),
+        *((part(*named), Reason.MEDIA) for named in (
+            ("image_url", {"url": "http://example.com/a.png"}),
+            ("image_url", "http://example.com/a.png"),
+            ("video_url", {"url": "file:///tmp/a.mp4"}),
+            ("audio_url", {"url": "/tmp/a.wav"}),
+            ("image", "a.png"), ("video", "a.mp4"), ("audio", ["a.wav"]),
+        )),
     ],
-)
+)  # fmt: skip
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
     assert refusal(DIALECT, body) is reason

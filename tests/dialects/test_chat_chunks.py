@@ -49,3 +49,15 @@ def test_messages_of_another_server() -> None:
     deltas = [parsed(event)["choices"][0]["delta"] for event in replay(ONE, samples)[0]]
     assert {"refusal": "no"} in deltas
     assert not any("audio" in delta for delta in deltas)
+
+
+def test_calls_without_numbers() -> None:
+    """Tool calls that JSON does not number, as other servers do not, have numbers in a stream."""
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}}
+             for name in "fg"]  # fmt: skip
+    whole = answer({"tool_calls": calls}, finish_reason="tool_calls")
+    call = DIALECT.read(ONE)
+    samples = DIALECT.split(call, DIALECT.trim(call, [1], lambda: ""), whole).generations
+    deltas = [parsed(event)["choices"][0]["delta"] for event in replay(ONE, samples)[0]]
+    found = [called for delta in deltas for called in delta.get("tool_calls") or ()]
+    assert found == [{"index": k, **called} for k, called in enumerate(calls)]

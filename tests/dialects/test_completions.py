@@ -83,22 +83,11 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
 @each(
     ("body", "reason"),
     [
+        *((one(prompt=prompt), Reason.MALFORMED) for prompt in (
+            None, 1, {}, [], [[]], [[1], []], ["a", 1], [1, "a"], ["a", [1]], [True], [1, True],
+            [1.0], [[1], [1.0]], [["a"]], [None],
+        )),
         ({"model": "m"}, Reason.MALFORMED),
-        (one(prompt=None), Reason.MALFORMED),
-        (one(prompt=1), Reason.MALFORMED),
-        (one(prompt={}), Reason.MALFORMED),
-        (one(prompt=[]), Reason.MALFORMED),
-        (one(prompt=[[]]), Reason.MALFORMED),
-        (one(prompt=[[1], []]), Reason.MALFORMED),
-        (one(prompt=["a", 1]), Reason.MALFORMED),
-        (one(prompt=[1, "a"]), Reason.MALFORMED),
-        (one(prompt=["a", [1]]), Reason.MALFORMED),
-        (one(prompt=[True]), Reason.MALFORMED),
-        (one(prompt=[1, True]), Reason.MALFORMED),
-        (one(prompt=[1.0]), Reason.MALFORMED),
-        (one(prompt=[[1], [1.0]]), Reason.MALFORMED),
-        (one(prompt=[["a"]]), Reason.MALFORMED),
-        (one(prompt=[None]), Reason.MALFORMED),
         (one(lora_path=["x"]), Reason.MALFORMED),
         (batch(lora_path=["x"]), Reason.MALFORMED),
         (batch(lora_path=list("wxyz")), Reason.MALFORMED),
@@ -106,7 +95,7 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
         (one(n=2, return_routed_experts=True), Reason.INSEPARABLE),
         (batch(return_routed_experts=True), Reason.INSEPARABLE),
     ],
-)
+)  # fmt: skip
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
     assert refusal(DIALECT, body) is reason

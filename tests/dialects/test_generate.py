@@ -59,29 +59,15 @@ def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
 
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     """A prompt of a batch has the key that it has alone."""
-    body = batch(
-        sampling_params=[{"top_k": 1}, {"top_k": 2}, {"top_k": 3}],
-        lora_path=["x", "y", "z"],
-        return_logprob=[True, False, True],
-        token_ids_logprob=[[1], [2], [3]],
-        extra_key="shared",
-        rid="r",
-    )
-    singles = [
-        item(
-            DIALECT,
-            {
-                "text": text,
-                "sampling_params": {"top_k": i + 1},
-                "lora_path": "xyz"[i],
-                "return_logprob": i != 1,
-                "token_ids_logprob": [i + 1],
-                "extra_key": "shared",
-            },
-        )
-        for i, text in enumerate("abc")
+    lists = {
+        "text": ["a", "b", "c"], "sampling_params": [{"top_k": k} for k in (1, 2, 3)],
+        "lora_path": ["x", "y", "z"], "return_logprob": [True, False, True],
+        "token_ids_logprob": [[1], [2], [3]],
+    }  # fmt: skip
+    assert list(DIALECT.read({**lists, "extra_key": "shared", "rid": "r"}).items) == [
+        item(DIALECT, {"extra_key": "shared", **{name: v[i] for name, v in lists.items()}})
+        for i in range(3)
     ]
-    assert list(DIALECT.read(body).items) == singles
 
 
 def test_ids_that_all_prompts_share() -> None:
@@ -123,47 +109,18 @@ LISTS = {
         (with_n(batch(), 2), (0, 2, 2), with_n(batch(text=["b", "c"]), 2), (1, 2), 2),
         (with_n(batch(), 3), (0, 2, 2), with_n(batch(text=["b", "c"]), 2), (1, 2), 2),
         (with_n(batch(), 3), (2, 0, 1), with_n(batch(text=["a", "a", "c"]), 1), (0, 0, 2), 1),
-        (
-            batch(sampling_params=[{"n": 2, "top_k": k} for k in (1, 2, 3)]),
-            (0, 1, 2),
-            {
-                "text": ["b", "c", "c"],
-                "sampling_params": [{"n": 1, "top_k": k} for k in (2, 3, 3)],
-            },
-            (1, 2, 2),
-            1,
-        ),
-        (
-            batch(**{**LISTS, **N1_LISTS}, bogus={"kept": [1, 2, 3]}, extra=1.5),
-            (0, 0, 1),
-            {
-                **batch(text=["c"], bogus={"kept": [1, 2, 3]}, extra=1.5),
-                **{name: [values[2]] for name, values in {**LISTS, **N1_LISTS}.items()},
-            },
-            (2,),
-            1,
-        ),
-        (
-            batch(token_ids_logprob=[5, 6, 7]),
-            (0, 0, 1),
-            batch(text=["c"], token_ids_logprob=[5, 6, 7]),
-            (2,),
-            1,
-        ),
-        (
-            with_n(batch(text=["a", "b"], lora_path=["x", "y"]), 3),
-            (1, 2),
-            with_n(batch(text=["a", "b", "b"], lora_path=["x", "y", "y"]), 1),
-            (0, 1, 1),
-            1,
-        ),
-        (
-            {"input_ids": [[1], [2]], "text": ["a", "b"]},
-            (0, 1),
-            {"input_ids": [[2]], "text": ["b"]},
-            (1,),
-            1,
-        ),
+        (batch(sampling_params=[{"n": 2, "top_k": k} for k in (1, 2, 3)]), (0, 1, 2),
+         {"text": ["b", "c", "c"], "sampling_params": [{"n": 1, "top_k": k} for k in (2, 3, 3)]},
+         (1, 2, 2), 1),
+        (batch(**{**LISTS, **N1_LISTS}, bogus={"kept": [1, 2, 3]}, extra=1.5), (0, 0, 1),
+         {**batch(text=["c"], bogus={"kept": [1, 2, 3]}, extra=1.5),
+          **{name: [values[2]] for name, values in {**LISTS, **N1_LISTS}.items()}}, (2,), 1),
+        (batch(token_ids_logprob=[5, 6, 7]), (0, 0, 1),
+         batch(text=["c"], token_ids_logprob=[5, 6, 7]), (2,), 1),
+        (with_n(batch(text=["a", "b"], lora_path=["x", "y"]), 3), (1, 2),
+         with_n(batch(text=["a", "b", "b"], lora_path=["x", "y", "y"]), 1), (0, 1, 1), 1),
+        ({"input_ids": [[1], [2]], "text": ["a", "b"]}, (0, 1),
+         {"input_ids": [[2]], "text": ["b"]}, (1,), 1),
     ],
 )  # fmt: skip
 def test_trim(
@@ -220,35 +177,28 @@ def test_split(
     assert [g.tokens for g in result.generations] == [2] * len(items)
 
 
-@each(
-    ("body", "answer", "reason"),
-    [
-        (one(), [native()], Reason.UNREADABLE),
-        (one(), None, Reason.UNREADABLE),
-        (one(), "x", Reason.UNREADABLE),
-        (one(), {}, Reason.UNREADABLE),
-        (one(), {"meta_info": None}, Reason.UNREADABLE),
-        (one(), {"error": {"message": "x"}}, Reason.ERROR),
-        (with_n(one(), 2), native(), Reason.UNREADABLE),
-        (with_n(one(), 2), [native()], Reason.UNREADABLE),
-        (with_n(one(), 2), [native()] * 3, Reason.UNREADABLE),
-        (with_n(one(), 2), {"error": "x"}, Reason.ERROR),
-        (with_n(one(), 2), [native(), {"error": "x"}], Reason.ERROR),
-        (with_n(one(), 2), [native(), None], Reason.UNREADABLE),
-        (with_n(one(), 2), [], Reason.UNREADABLE),
-        (batch(), native(), Reason.UNREADABLE),
-        (batch(), [native()] * 2, Reason.UNREADABLE),
-        ({"text": ["a"]}, native(), Reason.UNREADABLE),
-    ],
-)
+UNLIKE: list[tuple[dict[str, Any], list[Any], list[Any]]] = [
+    # a body; answers that are no answers to it, and errors
+    (one(), [[native()], None, "x", {}, {"meta_info": None}], [{"error": {"message": "x"}}]),
+    (
+        with_n(one(), 2), [native(), [native()], [native()] * 3, [native(), None], []],
+        [{"error": "x"}, [native(), {"error": "x"}]],
+    ),
+    (batch(), [native(), [native()] * 2], []),
+    ({"text": ["a"]}, [native()], []),
+]  # fmt: skip
+
+
+@each(("body", "answers", "errors"), UNLIKE)
 def test_answers_that_are_not_what_was_asked_for(
-    body: dict[str, Any], answer: Any, reason: Reason
+    body: dict[str, Any], answers: list[Any], errors: list[Any]
 ) -> None:
     """An answer that is not what was asked for is refused."""
     call = DIALECT.read(body)
-    with pytest.raises(Refused) as caught:
-        split(body, (call.n,) * len(call.items), answer)
-    assert caught.value.reason is reason
+    for answer in (*answers, *errors):
+        with pytest.raises(Refused) as caught:
+            split(body, (call.n,) * len(call.items), answer)
+        assert caught.value.reason is (Reason.ERROR if answer in errors else Reason.UNREADABLE)
 
 
 @each(
@@ -285,10 +235,7 @@ def test_versions(names: list[str], versions: set[str]) -> None:
 
 def test_error_beside_an_answer() -> None:
     """An error beside an answer keeps it from being stored."""
-    try:
-        assert split(one(), (1,), {**native(), "error": {"message": "x"}}).refusal is Reason.ERROR
-    except Refused as refused:
-        assert refused.reason is Reason.ERROR
+    assert split(one(), (1,), {**native(), "error": {"message": "x"}}).refusal is Reason.ERROR
 
 
 @each("tokens", [None, "3", 1.5, []])
@@ -297,7 +244,10 @@ def test_unknown_tokens(tokens: Any) -> None:
     assert split(one(), (1,), native(completion_tokens=tokens)).generations[0].tokens == 0
 
 
-S = [b'{"text":"%d","meta_info":{"id":"u%d"},"novelty":[1]}' % (k, k) for k in range(6)]
+A, B, C, D = (
+    b'{"text":"%b","meta_info":{"id":"u%b"},"novelty":[1]}' % (k, k)
+    for k in (b"a", b"b", b"c", b"d")
+)
 
 
 def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Call:
@@ -307,23 +257,16 @@ def call_of(items: int, n: int, batched: bool, rids: tuple[str, ...] = ()) -> Ca
 @each(
     ("call", "samples", "answer"),
     [
-        (call_of(1, 1, False), [S[:1]], S[0]),
-        (call_of(1, 1, True), [S[:1]], b"[" + S[0] + b"]"),
-        (call_of(1, 2, False), [S[:2]], b"[" + S[0] + b"," + S[1] + b"]"),
-        (
-            call_of(2, 2, True),
-            [[S[3], S[1]], [S[0], S[2]]],
-            b"[" + b",".join([S[3], S[1], S[0], S[2]]) + b"]",
-        ),
-        (call_of(1, 1, False, ("r",)), [S[:1]], S[0].replace(b"u0", b"r")),
-        (
-            call_of(2, 1, True, ("r_0", "r_1")),
-            [[S[4]], [S[5]]],
-            b"[" + S[4].replace(b"u4", b"r_0") + b"," + S[5].replace(b"u5", b"r_1") + b"]",
-        ),
-        (call_of(1, 1, False, ('"\\ü',)), [S[:1]], S[0].replace(b"u0", '\\"\\\\ü'.encode())),
+        (call_of(1, 1, False), [[A]], A),
+        (call_of(1, 1, True), [[A]], b"[%b]" % A),
+        (call_of(1, 2, False), [[A, B]], b"[%b,%b]" % (A, B)),
+        (call_of(2, 2, True), [[D, B], [A, C]], b"[%b,%b,%b,%b]" % (D, B, A, C)),
+        (call_of(1, 1, False, ("r",)), [[A]], A.replace(b"ua", b"r")),
+        (call_of(2, 1, True, ("r_0", "r_1")), [[A], [B]],
+         b"[%b,%b]" % (A.replace(b"ua", b"r_0"), B.replace(b"ub", b"r_1"))),
+        (call_of(1, 1, False, ('"\\ü',)), [[A]], A.replace(b"ua", '\\"\\\\ü'.encode())),
     ],
-)
+)  # fmt: skip
 def test_write(call: Call, samples: list[list[bytes]], answer: bytes) -> None:
     """A hit has the shape and order of SGLang's answer, and the client's own ids."""
     assert DIALECT.write(call, samples) == answer

@@ -246,3 +246,12 @@ def test_whole_but_not_stored(events: list[Any], reason: Reason) -> None:
     with pytest.raises(Refused) as caught:
         record(ONE, events)
     assert caught.value.reason is reason
+
+
+def test_what_only_the_last_event_has() -> None:
+    """Members that only the last event of a stream has are in the last of its replay alone,
+    whichever they are."""
+    events = stream(PLAIN)
+    del events[-1]["meta_info"]["weight_versions"]
+    events[-1]["meta_info"]["novelty"] = 1
+    assert replay(ONE, record(ONE, events)) == [[worded(event) for event in events]]

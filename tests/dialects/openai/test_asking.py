@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import orjson
 import pytest
 
 from sglang_cached_addon.core.call import StreamOptions
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import completions
 from sglang_cached_addon.dialects.openai import asking
@@ -71,14 +73,32 @@ def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> N
     assert "stream_options" not in completions.DIALECT.trim(plain, [1], lambda: "").body
 
 
-@each(("total", "refused"), [(1, False), (2, True)])
-def test_report_on_the_first_sample(total: int, refused: bool) -> None:
+@each("total", [1, 2, 3])
+def test_report_on_the_first_sample(total: int) -> None:
     """A report on the first sample alone is refused for several samples."""
     asking.refuse_shared_report({"return_routed_experts": False}, total)
     asking.refuse_shared_report({}, total)
-    if refused:
-        with pytest.raises(Refused) as caught:
-            asking.refuse_shared_report({"return_routed_experts": True}, total)
-        assert caught.value.reason is Reason.INSEPARABLE
-    else:
+    with pytest.raises(Refused) if total > 1 else nullcontext() as caught:
         asking.refuse_shared_report({"return_routed_experts": True}, total)
+    assert caught is None or caught.value.reason is Reason.INSEPARABLE
+
+
+def test_only_what_the_client_has_not_asked_for_is_told_as_such() -> None:
+    """Usage so far and tokens are asked for where samples cannot be told apart without, and what
+    the client itself has asked for is not taken out of its answer."""
+    continuous = {"stream_options": {"continuous_usage_stats": True}}
+    for n, fields, counts, added in (
+        (1, {"stream": True}, False, ()),
+        (2, {"stream": True}, True, ()),
+        (2, {"stream": True, **continuous}, False, ()),
+        (1, {}, False, ()),
+        (2, {}, False, ("token_ids", "prompt_token_ids")),
+        (2, {"return_token_ids": True}, False, ()),
+    ):
+        call = completions.DIALECT.read({"prompt": "a", "n": n, **fields})
+        sent = completions.DIALECT.trim(call, [n], lambda: "", Server(SGLANG))
+        assert (sent.counts, sent.added) == (counts, added), (n, fields)
+        asked = sent.body.get("stream_options", {})
+        assert asked.get("continuous_usage_stats", False) is (
+            counts or continuous.items() <= fields.items()
+        )

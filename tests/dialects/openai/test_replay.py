@@ -11,6 +11,7 @@ from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.openai import replay
 from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
 from sglang_cached_addon.wire import sse
+from tests.dialects import test_chat_stream as chats
 from tests.dialects.streams import by_choice, worded
 from tests.dialects.test_completions_stream import scores, stream, usage
 from tests.tables import each
@@ -149,3 +150,16 @@ def test_rename() -> None:
     end = usage(1, 1)
     replay.rename(end, ["x", "y"])
     assert end["id"] == "x"
+
+
+def test_without_usage() -> None:
+    """A chunk whose usage only the proxy has asked for is as the server writes one without: the
+    chunks that it writes fast have no such member, all others have null."""
+    plain = chats.says("a")
+    for event, wanted in (
+        (chats.says("a", usage=chats.counts(1)), plain),
+        (chats.passes("a", usage=chats.counts(1)), chats.passes("a")),
+        (stream(["a"], counts=[1])[0], stream(["a"])[0]),
+        (plain, plain),
+    ):
+        assert replay.without_usage(worded(event), event) == worded(wanted)

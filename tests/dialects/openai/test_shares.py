@@ -12,19 +12,9 @@ from tests.tables import each
 @each("total", [0, 1, 2, 3, 7, 10, 97, 1000, 10**12 + 1])
 @each(
     "weights",
-    [
-        [1],
-        [0],
-        [1, 1],
-        [0, 0],
-        [0, 1],
-        [1, 2, 3],
-        [5, 0, 0, 1],
-        [1] * 7,
-        [10**9, 1],
-        list(range(50)),
-    ],
-)
+    [[1], [0], [1, 1], [0, 0], [0, 1], [1, 2, 3], [5, 0, 0, 1], [1] * 7, [10**9, 1],
+     list(range(50))],
+)  # fmt: skip
 def test_apportion(total: int, weights: list[int]) -> None:
     """Parts sum up to the whole, and each is near to its weight."""
     parts = shares.apportion(total, weights)
@@ -44,34 +34,15 @@ def test_apportion_is_by_weight() -> None:
 
 USAGES: list[dict[str, Any]] = [
     {"prompt_tokens": 20, "total_tokens": 36, "completion_tokens": 16},
-    {
-        "prompt_tokens": 7,
-        "total_tokens": 20,
-        "completion_tokens": 13,
-        "prompt_tokens_details": None,
-        "reasoning_tokens": 0,
-        "completion_tokens_details": None,
-    },
-    {
-        "prompt_tokens": 11,
-        "total_tokens": 42,
-        "completion_tokens": 31,
-        "prompt_tokens_details": {"cached_tokens": 5, "image_tokens": 0},
-        "reasoning_tokens": 9,
-        "completion_tokens_details": {"reasoning_tokens": 9},
-    },
-    {"completion_tokens": 3},
-    {"prompt_tokens": 3},
-    {},
-    {
-        "prompt_tokens": 1,
-        "total_tokens": 1,
-        "completion_tokens": 0,
-        "cost": 0.25,
-        "tier": "x",
-        "flag": True,
-    },
-]
+    {"prompt_tokens": 7, "total_tokens": 20, "completion_tokens": 13,
+     "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None},
+    {"prompt_tokens": 11, "total_tokens": 42, "completion_tokens": 31,
+     "prompt_tokens_details": {"cached_tokens": 5, "image_tokens": 0}, "reasoning_tokens": 9,
+     "completion_tokens_details": {"reasoning_tokens": 9}},
+    {"completion_tokens": 3}, {"prompt_tokens": 3}, {},
+    {"prompt_tokens": 1, "total_tokens": 1, "completion_tokens": 0, "cost": 0.25, "tier": "x",
+     "flag": True},
+]  # fmt: skip
 
 
 def chat_choice(text: str, reasoning: str | None = None) -> dict[str, Any]:
@@ -104,15 +75,11 @@ def test_guesses() -> None:
     """A share that is guessed is not called exact."""
     usage = {"prompt_tokens": 9, "total_tokens": 29, "completion_tokens": 20, "reasoning_tokens": 6}
     choices = [chat_choice("a" * k, "r" * r) for k, r in ((10, 0), (20, 10), (0, 20), (40, 0))]
-    assert shares.of(usage, choices, ["x", "xx"], 2) == (
-        [
-            {"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "reasoning_tokens": 0},
-            {"prompt_tokens": 3, "total_tokens": 9, "completion_tokens": 6, "reasoning_tokens": 2},
-            {"prompt_tokens": 6, "total_tokens": 10, "completion_tokens": 4, "reasoning_tokens": 4},
-            {"prompt_tokens": 6, "total_tokens": 14, "completion_tokens": 8, "reasoning_tokens": 0},
-        ],
-        False,
-    )
+    wanted = [
+        dict(zip(usage, counts, strict=True))
+        for counts in ((3, 5, 2, 0), (3, 9, 6, 2), (6, 10, 4, 4), (6, 14, 8, 0))
+    ]
+    assert shares.of(usage, choices, ["x", "xx"], 2) == (wanted, False)
 
 
 @each("usage", [None, 1, "x", []])
@@ -122,21 +89,15 @@ def test_no_usage(usage: Any) -> None:
 
 
 TELLING: dict[str, list[dict[str, Any]]] = {
-    "meta_info": [
-        {"text": "aaaa", "meta_info": {"completion_tokens": 7}},
-        {"text": "a", "meta_info": {"completion_tokens": 3}},
-    ],
-    "token_ids": [{"text": "a", "token_ids": [1] * 7}, {"text": "aaaa", "token_ids": [1] * 3}],
-    "response_token_ids": [
-        {"text": "a", "response_token_ids": [1] * 7},
-        {"text": "b", "response_token_ids": [2] * 3},
-    ],
-    "logprobs": [{"logprobs": {"tokens": ["a"] * 7}}, {"logprobs": {"tokens": ["b"] * 3}}],
+    # choices of 7 and of 3 tokens, whose texts are as long as others
+    "meta_info": [{"text": "aaaa"[k:], "meta_info": {"completion_tokens": 7 - k}} for k in (0, 4)],
+    **{name: [{"text": "a", name: [1] * 7}, {"text": "aaaa", name: [1] * 3}]
+       for name in ("token_ids", "response_token_ids")},
+    "logprobs": [{"logprobs": {"tokens": ["a"] * k}} for k in (7, 3)],
     "logprobs of a chat": [
-        {**chat_choice("a"), "logprobs": {"content": [{}] * 7}},
-        {**chat_choice("b"), "logprobs": {"content": [{}] * 3}},
+        {**chat_choice("a"), "logprobs": {"content": [{}] * k}} for k in (7, 3)
     ],
-}
+}  # fmt: skip
 
 
 @each("choices", TELLING.values(), ids=TELLING)
@@ -174,33 +135,18 @@ def test_prompts() -> None:
 
 def test_thoughts() -> None:
     """Tokens of reasoning are shared by the length of reasoning."""
-    usage = {
-        "prompt_tokens": 1,
-        "total_tokens": 10,
-        "completion_tokens": 9,
-        "reasoning_tokens": 5,
-        "completion_tokens_details": {"reasoning_tokens": 5},
-    }
-    counts = [(7, 5), (2, 0)]
-    choices = [
-        {"meta_info": {"completion_tokens": all_, "reasoning_tokens": some}}
-        for all_, some in counts
-    ]
-    parts, is_exact = shares.of(usage, choices, [None], 2)
-    assert is_exact
-    assert parts[1] == {
-        "prompt_tokens": 1,
-        "total_tokens": 3,
-        "completion_tokens": 2,
-        "reasoning_tokens": 0,
-        "completion_tokens_details": None,
-    }
-    told = [
-        {"completion_tokens": 7, "reasoning_tokens": 5,
-         "completion_tokens_details": {"reasoning_tokens": 5}},
-        {"completion_tokens": 2, "reasoning_tokens": 0, "completion_tokens_details": None},
+    usage = {"prompt_tokens": 1, "total_tokens": 10, "completion_tokens": 9, "reasoning_tokens": 5,
+             "completion_tokens_details": {"reasoning_tokens": 5}}  # fmt: skip
+    parts = [
+        {"prompt_tokens": 1, "total_tokens": all_ + 1, "completion_tokens": all_,
+         "reasoning_tokens": some,
+         "completion_tokens_details": {"reasoning_tokens": some} if some else None}
+        for all_, some in ((7, 5), (2, 0))
     ]  # fmt: skip
-    assert shares.of(usage, [{}, {}], [None], 2, told) == (parts, True)
+    metas = [{"meta_info": {name: part[name] for name in ("completion_tokens", "reasoning_tokens")}}
+             for part in parts]  # fmt: skip
+    assert shares.of(usage, metas, [None], 2) == (parts, True)
+    assert shares.of(usage, [{}, {}], [None], 2, parts) == (parts, True)
 
 
 def test_what_was_at_hand() -> None:
