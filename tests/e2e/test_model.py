@@ -366,6 +366,9 @@ def test_swaps_under_load(seed: int, start_proxy: StartProxy) -> None:
                     upstream.become(model=MODELS[(i + 1) % 2])
                     seen = looks(upstream)
                     until(lambda seen=seen: looks(upstream) > seen)
+                    if i % 10 < 2:  # each model is there for whole calls, however slow they are
+                        enough = len(done) + 2 * len(CALLS)
+                        until(lambda enough=enough: len(done) >= enough)
             finally:
                 over.set()
             for one in clients:
