@@ -9,11 +9,12 @@ what is not known is closed. Only digests of credentials are kept here.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from heapq import nlargest
 from math import inf
 from typing import NamedTuple
+
+from sglang_cached_addon.core.keys import fields_digest
 
 CREDENTIAL_FIELDS = (
     b"authorization",
@@ -70,14 +71,7 @@ def credential(
 
     Two spellings of one key are two credentials: each is shown to upstream for itself.
     """
-    shown = credential_headers(headers, names)
-    if not shown:
-        return b""
-    sha = hashlib.sha256()
-    for field in shown:
-        for part in field:
-            sha.update(b"%d:%b" % (len(part), part))
-    return sha.digest()
+    return fields_digest(credential_headers(headers, names))
 
 
 def credential_headers(

@@ -6,9 +6,10 @@ two calls. What names one request, or what it belongs to, does not. Header names
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
+
+from sglang_cached_addon.core.keys import fields_digest
 
 PREFIXES = (
     b"x-portkey-",
@@ -73,11 +74,4 @@ class KeyHeaders:
     def digest(self, headers: Mapping[bytes, bytes]) -> bytes:
         """32 bytes that name what a request's headers say of who is to answer. Empty where they say
         nothing of it, as in nearly all requests."""
-        chosen = self.fields(headers)
-        if not chosen:
-            return b""
-        sha = hashlib.sha256(b"headers")
-        for field in chosen:
-            for part in field:
-                sha.update(b"%d:%b" % (len(part), part))
-        return sha.digest()
+        return fields_digest(self.fields(headers), b"headers")

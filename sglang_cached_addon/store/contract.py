@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sglang_cached_addon.core.cache import Document, Store, counts
 from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.store.journal.reader import calls_of
 
 if TYPE_CHECKING:
     from sglang_cached_addon.store.journal import Journal
@@ -78,8 +79,8 @@ class OpenStore(Store, Protocol):
         """Lets go of a pool."""
 
     def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """The key, dialect and canonical call of the calls in the journal: see `calls_of`."""
-        return self.journal.calls(limit, seconds) if self.journal else iter(())
+        """As `calls_of`, of the journal; none without one."""
+        return calls_of(self.journal.path, limit, seconds) if self.journal else iter(())
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
         """Empties memory now and the rest in its turn; the future is done when it has happened.

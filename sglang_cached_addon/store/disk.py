@@ -85,9 +85,13 @@ class DiskStore(OpenStore):
     @property
     def generation(self) -> int:
         if self.journal.resets != self._resets:
-            self._resets = self.journal.resets
-            self.memory.clear()
+            self._forget_memory()
         return self.memory.generation + self._removals
+
+    def _forget_memory(self) -> None:
+        """The journal was cut or replaced: what was read of it may be no more."""
+        self._resets = self.journal.resets
+        self.memory.clear()
 
     @property
     def clears(self) -> int:
@@ -101,7 +105,7 @@ class DiskStore(OpenStore):
 
     def get(self, key: bytes) -> Sequence[Sample]:
         if self.journal.resets != self._resets:
-            _ = self.generation
+            self._forget_memory()
         if self._limits.ttl < inf:
             self._expire(key)
         pool = self.memory.get(key)
@@ -150,7 +154,7 @@ class DiskStore(OpenStore):
         # All lines of a key stay or go together, so its first one keeps what was asked: a line of
         # which nothing counts any more hands it on when it goes.
         if self.journal.resets != self._resets:
-            _ = self.generation
+            self._forget_memory()
         key, samples = addition.key, addition.samples
         is_new = key not in self.index
         is_at_hand = is_new or key in self.memory
@@ -217,10 +221,6 @@ class DiskStore(OpenStore):
 
     def has_room(self, size: int) -> bool:
         return self.journal.has_room(size)
-
-    def compact(self) -> Future[None]:
-        """As `Journal.compact`."""
-        return self.journal.compact()
 
     def close(self) -> None:
         """Writes what is pending, and lets go of the folder."""

@@ -5,13 +5,13 @@ No I/O. Not safe for threads: it belongs to the event loop.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
-from sglang_cached_addon.core.keys import PREFIX
+from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
 """An estimate of the bytes of memory that a sample takes beside its answer."""
@@ -41,8 +41,9 @@ class _Pool(list[Sample]):
             self.newest = max(self.newest, sample.stored_at)
 
 
-class MemoryPools:
-    """Pools by key: a `cache.Store` for itself."""
+class MemoryPools(Totals):
+    """Pools by key: a `cache.Store` for itself. `bytes` are those of the answers, and of the
+    boundaries of their events."""
 
     generation = 0
     """Rises when samples are removed, but not when they only had to make room."""
@@ -56,17 +57,12 @@ class MemoryPools:
         evicted: Callable[[bytes], object] = lambda key: None,
     ) -> None:
         """`limit` is in bytes; `evicted` is told the key of each pool that has to make room."""
+        super().__init__()
         self._limit = limit
         self._evicted = evicted
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
-        self.samples = 0
-        """The number of samples."""
-        self.bytes = 0
-        """The bytes of the answers, and of the boundaries of their events."""
-        self.by_dialect: Counter[str] = Counter()
-        """The number of samples of each dialect."""
 
     def __len__(self) -> int:
         return len(self._pools)
@@ -129,11 +125,11 @@ class MemoryPools:
         if raw and raw not in pool.names:
             pool.names += (raw,)
             self._keys[raw] = key
-        self._count(pool.dialect, samples, 1)
+        self._count(key, pool, samples, 1)
         if replaced:
             # A raw name stays true: it says that the pool's first sample is the whole answer to a
             # body that asks for one. Each sample of the key is that, so whichever is first is.
-            self._count(pool.dialect, replaced, -1)
+            self._count(key, pool, replaced, -1)
             self.generation += 1
             pool.date()
         else:
@@ -157,7 +153,7 @@ class MemoryPools:
         gone = [sample for sample in pool if not counts(sample.stored_at, since, now)]
         pool[:] = kept
         pool.date()
-        self._count(pool.dialect, gone, -1)
+        self._count(key, pool, gone, -1)
         self.generation += 1
         if not pool:
             self._forget(key)
@@ -184,23 +180,13 @@ class MemoryPools:
 
     def _forget(self, key: bytes) -> None:
         pool = self._pools.pop(key)
-        self._count(pool.dialect, pool, -1)
+        self._count(key, pool, pool, -1)
         for raw in pool.names:
             self._keys.pop(raw, None)
 
-    def _count(self, dialect: str, samples: Sequence[Sample], sign: int) -> None:
-        self.samples += sign * len(samples)
-        self.by_dialect[dialect] += sign * len(samples)
-        if not self.by_dialect[dialect]:
-            del self.by_dialect[dialect]
-        self.bytes += sign * sum(map(_size, samples))
-
-    def by_model(self) -> dict[str, int]:
-        """The number of samples by the beginnings of keys, in hexadecimal; looks at every key."""
-        counts: Counter[bytes] = Counter()
-        for key, pool in self._pools.items():
-            counts[key[:PREFIX]] += len(pool)
-        return {prefix.hex(): count for prefix, count in counts.items()}
+    def _count(self, key: bytes, pool: _Pool, samples: Sequence[Sample], sign: int) -> None:
+        size = sum(len(sample.answer) + len(sample.deltas) for sample in samples)
+        self.tally(key, pool.dialect, sign * len(samples), sign * size)
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
         """Forgets the pools that belong to a `model` (as a key begins), or to all `others`; all, if
@@ -208,15 +194,11 @@ class MemoryPools:
         self.generation += 1
         self.clears += 1
         if model is None:  # at once, however much there is
-            self._pools, self._keys, self.by_dialect = OrderedDict(), {}, Counter()
-            self.samples = self.bytes = 0
+            self._pools, self._keys = OrderedDict(), {}
+            self.empty()
         else:
             for key in [key for key in self._pools if key.startswith(model) is not others]:
                 self._forget(key)
         done: Future[None] = Future()
         done.set_result(None)
         return done
-
-
-def _size(sample: Sample) -> int:
-    return len(sample.answer) + len(sample.deltas)

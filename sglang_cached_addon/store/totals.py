@@ -37,9 +37,9 @@ class Totals:
         self.bytes += size
         self.by_dialect[dialect] += samples
         self._by_model[model] += samples
-        if samples < 0 and not self.by_dialect[dialect]:
+        if samples <= 0 and not self.by_dialect[dialect]:
             del self.by_dialect[dialect]
-        if samples < 0 and not self._by_model[model]:
+        if samples <= 0 and not self._by_model[model]:
             del self._by_model[model]
 
     def as_json(self) -> dict[str, Any]:

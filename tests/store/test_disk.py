@@ -351,7 +351,7 @@ def test_one_order(tmp_path: Path) -> None:
             ):
                 pool_of[place : place + 1] = [(one.answer, one.stored_at)]
             if n % 100 == 50:
-                store.compact().result(10)
+                store.journal.compact().result(10)
             if n % 40 == 39:
                 assert {k: [s.answer for s in pool(store, k)] for k in model} == {
                     k: [answer for answer, _ in one] for k, one in model.items()
@@ -359,7 +359,7 @@ def test_one_order(tmp_path: Path) -> None:
     for _ in range(2):
         with limited(tmp_path) as store:
             assert {k: [(s.answer, s.stored_at) for s in pool(store, k)] for k in model} == model
-            store.compact().result(10)
+            store.journal.compact().result(10)
 
 
 # Limits
@@ -483,7 +483,7 @@ def test_least_recently_used_first(memory: int, tmp_path: Path) -> None:
         assert len(store.index) == 5
     with limited(tmp_path / f"{memory}") as store:
         assert there(store, 7) == [0, 1, 2, 5, 6], "what was removed is back"
-        store.compact().result(10)
+        store.journal.compact().result(10)
         assert [record["call"]["q"] for record in records(tmp_path / f"{memory}")] == [
             0,
             1,
@@ -500,7 +500,7 @@ def test_bytes(tmp_path: Path) -> None:
         assert store.index.bytes <= 5_000
         assert there(store, 100) == list(range(100 - len(store.index), 100))
         settle(store)
-        store.compact().result(10)
+        store.journal.compact().result(10)
         assert store.journal.path.stat().st_size == store.index.bytes
 
 
@@ -511,7 +511,7 @@ def test_limits_of_what_is_there(tmp_path: Path) -> None:
     with limited(tmp_path, entries=3) as store:
         assert there(store, 10) == [7, 8, 9]
         assert len(records(tmp_path)) == 10, "nothing is written for what goes at the start"
-        store.compact().result(10)
+        store.journal.compact().result(10)
         assert len(records(tmp_path)) == 3
 
 
@@ -531,7 +531,7 @@ def test_expiry(tmp_path: Path) -> None:
         assert store.is_expired(now + 99), "the future is of no age that could be told"
         assert not store.is_expired(now - 40)
         assert (len(store.index), store.index.samples) == (2, 2)
-        store.compact().result(10)
+        store.journal.compact().result(10)
         assert len(records(tmp_path)) == 2
         assert {"q": 1} in [record["call"] for record in records(tmp_path)]
 

@@ -11,7 +11,7 @@ open, and `verify` checks one. A `follower` reads the journal of another process
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +28,7 @@ from sglang_cached_addon.store.journal.kept import KeptIndex
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, encode, samples_of
 from sglang_cached_addon.store.journal.loading import Loaded, load
 from sglang_cached_addon.store.journal.queue import Queue
-from sglang_cached_addon.store.journal.reader import FileReader, calls_of
+from sglang_cached_addon.store.journal.reader import FileReader
 from sglang_cached_addon.store.journal.writer import JournalWriter
 
 logger = logging.getLogger(__name__)
@@ -119,10 +119,6 @@ class Journal:
     def news(self) -> Sequence[bytes]:
         """The keys to which others have added something."""
         return ()
-
-    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """As `reader.calls_of`."""
-        return calls_of(self.path, limit, seconds)
 
     # What is to be there
 

@@ -21,7 +21,7 @@ from sglang_cached_addon.store.journal.extents import Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
 from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
-from sglang_cached_addon.store.journal.reader import FileReader, calls_of
+from sglang_cached_addon.store.journal.reader import FileReader
 
 LOOK_SECONDS = 0.5
 """How often the thread looks at the file."""
@@ -123,21 +123,11 @@ class Follower:
         """Nothing is removed."""
 
     def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> Future[None]:
-        return self._refused("clear")
-
-    def compact(self) -> Future[None]:
-        return self._refused("compact")
-
-    def _refused(self, what: str) -> Future[None]:
         done: Future[None] = Future()
         done.set_exception(
-            StoreError(f"cannot {what} {self.path}: opened with --readonly; ask its owner")
+            StoreError(f"cannot clear {self.path}: opened with --readonly; ask its owner")
         )
         return done
-
-    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """As `Journal.calls`."""
-        return calls_of(self.path, limit, seconds)
 
     def close(self) -> None:
         self._closing.set()

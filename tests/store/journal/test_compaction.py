@@ -11,6 +11,7 @@ import pytest
 
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store import StoreError
+from sglang_cached_addon.store.journal.reader import calls_of
 from tests.conftest import until
 from tests.store.journal.opened import (
     BROKEN,
@@ -85,7 +86,7 @@ def test_replaced_survives_a_clear_of_others(tmp_path: Path) -> None:
         journal.journal.clear(of_a).result(10)
     with opened(tmp_path) as journal:
         assert pool(journal, B) == [2, 3]
-        assert [call for _, _, call in journal.journal.calls(9, 9)] == [b'{"q":1}']
+        assert [call for _, _, call in calls_of(journal.journal.path, 9, 9)] == [b'{"q":1}']
 
 
 def test_pending_lines_keep_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +199,7 @@ def test_compact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert path.stat().st_mode & 0o777 == aside.stat().st_mode & 0o777 == 0o600
     with opened(tmp_path) as journal:
         assert journal.lines == [*lines[1:], line(C, b'{"x":6}'), line(C, b'{"x":7}')]
-        found = [(key, call) for key, _, call in journal.journal.calls(9, 9)]
+        found = [(key, call) for key, _, call in calls_of(journal.journal.path, 9, 9)]
         assert found == [(B, b'{"q":2}'), (A, b'{"q":1}')]
         before = path.read_bytes()
         journal.journal.compact().result(10)

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 from sglang_cached_addon.store import Loaded
+from sglang_cached_addon.store.journal.reader import calls_of
 from tests.conftest import until
 from tests.store.journal.opened import (
     A,
@@ -94,7 +95,7 @@ def test_replaced_survives(tmp_path: Path) -> None:
         assert pool(journal, A) == wanted
     with opened(tmp_path) as journal:
         assert pool(journal, A) == wanted
-        assert [call for _, _, call in journal.journal.calls(9, 9)] == [b'{"q":1}']
+        assert [call for _, _, call in calls_of(journal.journal.path, 9, 9)] == [b'{"q":1}']
         journal.append(line(A), slot=0)
         assert pool(journal, A) == []
         journal.append(line(A, b'{"x":7}'))

@@ -50,7 +50,7 @@ def test_a_large_journal_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert not kept.exists()
         fill(store, *range(25))
         settle(store)
-        store.compact().result(10)
+        store.journal.compact().result(10)
     opening(reads=0, lines=25)
 
 
@@ -66,7 +66,7 @@ def test_damage_behind_a_kept_index(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert len(store.index) == 19
         at = path.read_bytes().index(records_of(path)[7])
         assert f"{path}: the line at byte {at} is not used: wrong checksum" in caplog.text
-        store.compact().result(10)
+        store.journal.compact().result(10)
     assert (tmp_path / "cache.jsonl.broken").read_bytes().count(b"\n") == 1
 
 

@@ -43,18 +43,18 @@ def test_calls_do_not_disturb(tmp_path: Path) -> None:
     """Calls are read while the file is added to, replaced, cut and removed."""
     write(tmp_path, *(line(key, b"{}") for key in (A, B, C) * 2000))
     with opened(tmp_path) as journal:
-        reading = journal.journal.calls(10_000, 10)
+        reading = calls_of(journal.journal.path, 10_000, 10)
         assert next(reading)[0] == A
         journal.append(line(A, b'{"x":1}'))
         journal.journal.clear(of_a).result(10)
         assert len(list(reading)) == 5999
-        cut = journal.journal.calls(10_000, 10)
+        cut = calls_of(journal.journal.path, 10_000, 10)
         assert next(cut)[0] == B
         journal.journal.clear().result(10)
         list(cut)
-        assert list(journal.journal.calls(9, 9)) == []
+        assert list(calls_of(journal.journal.path, 9, 9)) == []
         (tmp_path / "cache.jsonl").unlink()
-        assert list(journal.journal.calls(9, 9)) == []
+        assert list(calls_of(journal.journal.path, 9, 9)) == []
 
 
 def test_reader(tmp_path: Path) -> None:

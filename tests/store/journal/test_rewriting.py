@@ -15,6 +15,7 @@ import pytest
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import Journal
+from sglang_cached_addon.store.journal.reader import calls_of
 from sglang_cached_addon.store.journal.verify import examine
 from tests.conftest import until
 
@@ -100,7 +101,7 @@ def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
         put(journal, C, 8)
     with opened(tmp_path) as journal:
         assert pools(journal) == {**wanted, "c": [6, 8]}
-        assert len(list(journal.calls(9, 9))) == 3
+        assert len(list(calls_of(journal.path, 9, 9))) == 3
     assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
 
 
