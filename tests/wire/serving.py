@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from sglang_cached_addon.wire.client import Client
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 Case = Callable[[Client], Awaitable[None]]
-
 
 ASKED = ("POST", "/generate", [(b"Content-Type", b"application/json")], b'{"text":"a"}')
 
@@ -27,7 +26,20 @@ async def request(reader: asyncio.StreamReader) -> bytes:
     return head + (await reader.readexactly(int(length[0].split(b":")[1])) if length else b"")
 
 
-def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **options: Any) -> None:
+async def until_left(reader: asyncio.StreamReader) -> None:
+    """Waits until the client hangs up, which says nothing more."""
+    with suppress(ConnectionError):
+        assert await reader.read(1) == b""
+
+
+def against(
+    serve: Serve,
+    case: Case,
+    *,
+    url: str = "http://127.0.0.1",
+    served_tls: ssl.SSLContext | None = None,
+    **options: Any,
+) -> None:
     """Runs a case against a server, in bounded time."""
 
     async def run() -> None:
@@ -45,7 +57,8 @@ def against(serve: Serve, case: Case, *, url: str = "http://127.0.0.1", **option
                 writer.close()
 
         async with asyncio.timeout(10):
-            server = await asyncio.start_server(handle, "::1" if "[" in url else "127.0.0.1", 0)
+            host = "::1" if "[" in url else "127.0.0.1"
+            server = await asyncio.start_server(handle, host, 0, ssl=served_tls)
             client = Client(f"{url}:{server.sockets[0].getsockname()[1]}", **options)
             try:
                 await case(client)

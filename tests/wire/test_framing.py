@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -13,7 +12,7 @@ from sglang_cached_addon.wire.framing import Phase, Requests
 from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD, FramingError
 from tests.tables import each
 
-LINE = b"POST /generate HTTP/1.1"
+GET, LINE = b"GET / HTTP/1.1", b"POST /generate HTTP/1.1"
 
 
 CHUNKED = (b"Host: x", b"Transfer-Encoding: chunked")
@@ -28,16 +27,16 @@ def in_chunks(coded: bytes) -> bytes:
 
 
 PLAIN = {
-    "no body": head(b"GET / HTTP/1.1", b"Host: x"),
+    "no body": head(GET, b"Host: x"),
     "HTTP/1.0": head(b"GET / HTTP/1.0"),
     "a length": head(LINE, b"Host: x", b"Content-Length: 2") + b"{}",
     "a body like a request": head(LINE, b"Host: x", b"Content-Length: 16") + b"GET / HTTP/1.1\r\n",
     "any target": head(b"GET /p?q#% HTTP/1.1", b"Host: x"),
     "a whole URL": head(b"GET http://h:1/p?q HTTP/1.1", b"Host: x"),
     "any token": head(b"MY-METHOD * HTTP/1.1", b"Host: x", b"a!#$%&'*+-.^_`|~: 1"),
-    "tabs and high bytes": head(b"GET / HTTP/1.1", b"Host:\tx\t", b"A: \xff\t\x80 "),
-    "no values": head(b"GET / HTTP/1.1", b"Host:", b"A:", b"B: "),
-    "WebSocket": head(b"GET / HTTP/1.1", b"Host: x", b"Connection: upgrade", b"Upgrade: websocket"),
+    "tabs and high bytes": head(GET, b"Host:\tx\t", b"A: \xff\t\x80 "),
+    "no values": head(GET, b"Host:", b"A:", b"B: "),
+    "WebSocket": head(GET, b"Host: x", b"Connection: upgrade", b"Upgrade: websocket"),
     "chunks": in_chunks(b"2\r\n{}\r\n0\r\n\r\n"),
     "no chunks": in_chunks(b"0\r\n\r\n"),
 }
@@ -46,29 +45,26 @@ PLAIN = {
 
 CHANGED = {
     "empty lines first": (b"\r\n\r\n" + PLAIN["no body"], PLAIN["no body"]),
-    "several chunks": (
-        in_chunks(b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"),
-        PLAIN["chunks"],
-    ),
+    "several chunks": (in_chunks(b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"), PLAIN["chunks"]),
     "chunk extensions": (in_chunks(b'02;a="b" ;c\r\n{}\r\n0 ;d\r\n\r\n'), PLAIN["chunks"]),
     "trailers": (in_chunks(b"2\r\n{}\r\n0\r\nA: 1\r\nContent-Length: 7\r\n\r\n"), PLAIN["chunks"]),
     "an upgrade to h2c": (
         head(
-            b"GET / HTTP/1.1",
+            GET,
             b"Host: x",
             b"Connection: Upgrade, HTTP2-Settings, close",
             b"Upgrade: h2c",
             b"HTTP2-Settings: AAAA",
         ),
-        head(b"GET / HTTP/1.1", b"Host: x", b"Connection: close"),
+        head(GET, b"Host: x", b"Connection: close"),
     ),
     "one of two upgrades": (
-        head(b"GET / HTTP/1.1", b"Host: x", b"Connection: upgrade", b"Upgrade: h2c, websocket"),
-        head(b"GET / HTTP/1.1", b"Host: x"),
+        head(GET, b"Host: x", b"Connection: upgrade", b"Upgrade: h2c, websocket"),
+        head(GET, b"Host: x"),
     ),
     "a loud close": (
-        head(b"GET / HTTP/1.1", b"Host: x", b"Connection: Close"),
-        head(b"GET / HTTP/1.1", b"Host: x", b"Connection: close"),
+        head(GET, b"Host: x", b"Connection: Close"),
+        head(GET, b"Host: x", b"Connection: close"),
     ),
 }
 """Requests that mean the same and go on in plainer words."""
@@ -128,9 +124,6 @@ def test_no_request_any_more() -> None:
     assert out == PLAIN["WebSocket"]
     assert requests.release() == b"\x81\x00"
     assert not requests.held
-
-
-GET = b"GET / HTTP/1.1"
 
 
 REFUSED = {
@@ -226,14 +219,12 @@ def test_endless(begins: bytes, goes_on: bytes, status: int) -> None:
     assert requests.held <= MAX_HEAD + len(goes_on) * 64
 
 
-def heavy() -> Iterator[tuple[str, bytes]]:
-    yield "blanks", head(GET, b"Host: x", b"A: " + b" " * 60_000 + b"\x01")
-    yield "fields", head(GET, b"Host: x", *[b"A: 1"] * 200_000)
-    yield "tiny chunks", in_chunks(b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n")
-    yield "blanks in chunks", in_chunks(b"1\r\na\r\n" * 40_000 + b"1" + b" " * 1000 + b"x")
-
-
-HEAVY = dict(heavy())
+HEAVY = {
+    "blanks": head(GET, b"Host: x", b"A: " + b" " * 60_000 + b"\x01"),
+    "fields": head(GET, b"Host: x", *[b"A: 1"] * 200_000),
+    "tiny chunks": in_chunks(b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n"),
+    "blanks in chunks": in_chunks(b"1\r\na\r\n" * 40_000 + b"1" + b" " * 1000 + b"x"),
+}
 
 
 @each("data", HEAVY.values(), ids=HEAVY)

@@ -4,13 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.wire.client import Client, Unreachable
+from sglang_cached_addon.wire.client import Broken, Client, Unreachable
 from sglang_cached_addon.wire.tls import tls_context
-from tests.wire.serving import ASKED, against
+from tests.certificates import self_signed
+from tests.wire.serving import ASKED, against, saying
 from tests.wire.test_responses import OK
+
+
+def test_spoken(tmp_path: Path) -> None:
+    """Answers come over TLS as they do without it, and only from a server that is trusted."""
+    served, large = self_signed(tmp_path), b"x" * (8 << 20)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(large) + large
+    cut = OK[:-1]
+
+    async def case(client: Client) -> None:
+        first, second = await client.ask(*ASKED), await client.ask(*ASKED)
+        assert (first.body, second.body) == (b"ok", large)
+        assert first.connection == second.connection
+        with pytest.raises(Broken, match="in the middle"):
+            await client.ask(*ASKED)
+
+    async def distrusting(client: Client) -> None:
+        with pytest.raises(Unreachable, match=r"TLS failed: .*VERIFY"):
+            await client.ask(*ASKED)
+
+    url, serve = "https://127.0.0.1", saying(OK, answer, cut)
+    trusting = tls_context(authorities=str(tmp_path / "self-signed.pem"))
+    against(serve, case, url=url, served_tls=served, tls=trusting)
+    against(serve, distrusting, url=url, served_tls=served)
 
 
 def test_no_tls() -> None:
