@@ -2,12 +2,14 @@
 
 Four fifths of a start are imports, and hundreds of tests start a proxy. Such a process is like one
 that a shell starts: it has its own environment, folder, limits, output and exit code, runs the
-command line from its first argument on, and ends as the interpreter ends. Run as a program, this
-module is the process that forks; `Started` stands for a forked one, as `subprocess.Popen` does.
+command line from its first argument on, and waits for its threads at the end. Run as a program,
+this module is the process that forks; `Started` stands for a forked one, as `subprocess.Popen`
+does.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -164,14 +166,27 @@ def _reap(reports: dict[int, int]) -> None:
             os.close(report)
 
 
+def _leave(code: int | str) -> None:
+    """Ends as the interpreter does, but for taking all modules apart: that writes to each page of
+    memory that is shared by what was forked, and takes as long as the start."""
+    if isinstance(code, int):
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
     import gc
 
     del sys.path[0]  # what is imported is what is installed
 
     import sglang_cached_addon.cli
+    import sglang_cached_addon.dialects
     import sglang_cached_addon.proxy.runner
 
+    sglang_cached_addon.dialects.installed()
     gc.freeze()
     if about := _serve(socket.socket(fileno=int(sys.argv[1]))):
         os.chdir(about["cwd"])
@@ -181,4 +196,8 @@ if __name__ == "__main__":
             resource.setrlimit(limit, values)
         sys.argv = about["argv"]
         exec(about["first"], {})
-        sglang_cached_addon.cli.main()
+        try:
+            sglang_cached_addon.cli.main()
+        except SystemExit as end:
+            _leave(end.code or 0)
+            raise

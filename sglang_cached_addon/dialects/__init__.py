@@ -7,6 +7,7 @@ Every dialect, ours and third parties' alike, is an entry point of the group
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import entry_points
 
 from sglang_cached_addon.dialects.base import Dialect
@@ -31,8 +32,10 @@ def registry(dialects: Iterable[Dialect]) -> Registry:
     return routes
 
 
+@cache
 def installed() -> Registry:
-    """The dialects of all installed packages. Raises ValueError as `registry` does."""
+    """The dialects of all installed packages. Raises ValueError as `registry` does. Looking through
+    the packages takes a third of a start."""
     return registry(
         point.load() for point in sorted(entry_points(group=GROUP), key=lambda p: p.name)
     )

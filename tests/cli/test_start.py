@@ -39,7 +39,10 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
     """Runs the command to its end; one that goes on is ended."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
     with open(cwd / "err", "w+") as err:
-        process = starter().start([str(COMMAND), *arguments], cwd, kept | environment, err.fileno())
+        process = starter().start(
+            [str(COMMAND), *arguments], cwd, kept | environment, stderr=err.fileno()
+        )
+        assert process.stdout
         with process.stdout:
             try:
                 code = process.wait(20)
