@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from socketserver import BaseRequestHandler, StreamRequestHandler, ThreadingTCPServer
+from socketserver import BaseRequestHandler, BaseServer, StreamRequestHandler, ThreadingTCPServer
+from typing import TypeVar
 
 import h11
+
+Server = TypeVar("Server", bound=BaseServer)
 
 
 @dataclass
@@ -91,9 +94,36 @@ class _Handler(StreamRequestHandler):
                 return
 
 
+class Saying(ThreadingTCPServer):
+    """Answers every connection with the same bytes, whatever they are, and hangs up."""
+
+    daemon_threads = True
+    data = b""
+    then = b""
+    """What is said behind it, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Speaker)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Speaker(BaseRequestHandler):
+    server: Saying
+
+    def handle(self) -> None:
+        with suppress(OSError):
+            self.request.recv(65536)
+            self.request.sendall(self.server.data)
+            for _ in range(10_000 if self.server.then else 0):
+                self.request.sendall(self.server.then * 1000)
+
+
 @contextmanager
-def hearing() -> Iterator[Hearing]:
-    server = Hearing()
+def serving(server: Server) -> Iterator[Server]:
+    """Runs a server in a thread of its own."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -104,20 +134,11 @@ def hearing() -> Iterator[Hearing]:
         thread.join()
 
 
-@contextmanager
-def saying(data: bytes) -> Iterator[str]:
-    """An upstream that answers every connection with these bytes, and hangs up; its URL."""
+def hearing() -> AbstractContextManager[Hearing]:
+    return serving(Hearing())
 
-    class Handler(BaseRequestHandler):
-        def handle(self) -> None:
-            with suppress(OSError):
-                self.request.recv(65536)
-                self.request.sendall(data)
 
-    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+def saying(data: bytes = b"") -> AbstractContextManager[Saying]:
+    server = Saying()
+    server.data = data
+    return serving(server)

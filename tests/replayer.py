@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
+from tests.hearing import serving
 from tests.simulator import is_probe
 
 # Written by the server itself.
@@ -106,16 +106,9 @@ def _under_rid(pair: dict[str, Any], body: bytes) -> str:
     return answer.replace(json.dumps(asked), json.dumps(sent))
 
 
-@contextmanager
-def replaying(tls: SSLContext | None = None) -> Iterator[Replayer]:
+def replaying(tls: SSLContext | None = None) -> AbstractContextManager[Replayer]:
     """A replayer in a thread of its own."""
-    with Replayer() as replayer:
-        if tls:
-            replayer.socket = tls.wrap_socket(replayer.socket, server_side=True)
-        thread = threading.Thread(target=replayer.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield replayer
-        finally:
-            replayer.shutdown()
-            thread.join()
+    replayer = Replayer()
+    if tls:
+        replayer.socket = tls.wrap_socket(replayer.socket, server_side=True)
+    return serving(replayer)

@@ -14,11 +14,7 @@ URL = "http://10.0.0.7:30000"
 MISS = Outcome(Kind.MISS)
 SAYS = ((b"Cache-Status", b"sglang-cached; fwd=miss; stored"), (b"X-Cache", b"MISS"))
 HIT = Hit(b"{}", Outcome(Kind.HIT, age=7), NOTHING, 0.0, "m")
-HIT_SAYS = (
-    (b"Cache-Status", b"sglang-cached; hit"),
-    (b"X-Cache", b"HIT"),
-    (b"Age", b"7"),
-)
+HIT_SAYS = ((b"Cache-Status", b"sglang-cached; hit"), (b"X-Cache", b"HIT"), (b"Age", b"7"))
 
 
 def reply(*fields: tuple[bytes, bytes]) -> Reply:
@@ -26,14 +22,9 @@ def reply(*fields: tuple[bytes, bytes]) -> Reply:
 
 
 def test_hits() -> None:
-    """A hit has the fields that SGLang would give, whole or in chunks."""
-    json, events = (
-        (b"Content-Type", b"application/json"),
-        (
-            b"Content-Type",
-            b"text/event-stream; charset=utf-8",
-        ),
-    )
+    """A hit has the fields that SGLang gives, whole or in chunks."""
+    json = (b"Content-Type", b"application/json")
+    events = (b"Content-Type", b"text/event-stream; charset=utf-8")
     stream = replace(HIT, is_stream=True)
     for answer, size, wanted in (
         (HIT, 2, (json, (b"content-length", b"2"))),
@@ -70,20 +61,12 @@ def test_what_leads_to_upstream() -> None:
 
 
 def test_caches_behind() -> None:
-    """What other caches say stays in the list, before ours; fields of ours that they have are
-    replaced."""
-    given = ((b"cache-status", b"a; hit"), (b"x-cache", b"HIT"), (b"Cache-Status", b"b"))
+    """What other caches say, which may be any bytes, stays in the list before ours; fields of ours
+    that they have are replaced."""
+    given = ((b"cache-status", b"a; \xff"), (b"x-cache", b"HIT"), (b"Cache-Status", b"b"))
     assert mark(given, MISS) == (
-        (b"cache-status", b"a; hit, b, sglang-cached; fwd=miss; stored"),
+        (b"cache-status", b"a; \xff, b, sglang-cached; fwd=miss; stored"),
         (b"x-cache", b"MISS"),
-    )
-
-
-def test_odd_bytes_of_caches_behind() -> None:
-    """What another cache says may be any bytes."""
-    assert mark(((b"Cache-Status", b"a; \xff"),), MISS)[0] == (
-        b"Cache-Status",
-        b"a; \xff, sglang-cached; fwd=miss; stored",
     )
 
 

@@ -23,6 +23,7 @@ from mitmproxy.test import tflow
 
 from sglang_cached_addon.proxy.feed import Ended, Feed, FeedAnswer, MorePieces
 from sglang_cached_addon.service.stream import Cut
+from tests.tables import each
 
 STREAM = 7
 
@@ -75,7 +76,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("cut", [False, True])
+@each("cut", [False, True])
 def test_pieces(cut: bool) -> None:
     """A head, each piece by itself, and the end that there was."""
 

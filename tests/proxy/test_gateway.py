@@ -12,7 +12,6 @@ import requests
 from sglang_cached_addon.core.policy import MAX_BODY
 from tests.conftest import StartProxy
 from tests.hearing import hearing, saying
-from tests.tables import each
 from tests.upstream.scripted import dead_url
 
 GARBAGE = {
@@ -22,26 +21,21 @@ GARBAGE = {
 }
 
 
-@each("said", GARBAGE.values(), GARBAGE)
-def test_no_answer_is_json(said: bytes, start_proxy: StartProxy) -> None:
-    """An upstream that talks nonsense gives a 502 with JSON, on a connection that lives."""
-    with saying(said) as url, requests.Session() as session:
-        proxy = start_proxy(url)
-        for method in ("GET", "POST", "HEAD") * 2:
-            answer = session.request(method, f"{proxy.url}/v1/models", timeout=30)
-            assert answer.status_code == 502
-            assert answer.headers["content-type"] == "application/json"
-            if method != "HEAD":
-                assert url in answer.json()["error"]["message"]
-        proxy.stop()
-
-
-def test_cut_body(start_proxy: StartProxy) -> None:
-    """A relayed answer that upstream cuts is cut for the client too, never completed."""
-    with saying(b"HTTP/1.1 404 No\r\nContent-Length: 100\r\n\r\nhalf") as url:
-        proxy = start_proxy(url)
+def test_no_answer_is_json(start_proxy: StartProxy) -> None:
+    """An upstream that talks nonsense gives a 502 with JSON, on a connection that lives; an answer
+    that it cuts is cut for the client too, never completed."""
+    with saying() as upstream, requests.Session() as session:
+        url = f"{start_proxy(upstream.url).url}/v1/models"
+        for name, upstream.data in GARBAGE.items():
+            for method in ("GET", "POST", "HEAD") * 2:
+                answer = session.request(method, url, timeout=30)
+                said = (answer.status_code, answer.headers["content-type"])
+                assert said == (502, "application/json"), name
+                if method != "HEAD":
+                    assert upstream.url in answer.json()["error"]["message"]
+        upstream.data = b"HTTP/1.1 404 No\r\nContent-Length: 100\r\n\r\nhalf"
         with pytest.raises(requests.exceptions.RequestException):
-            requests.get(f"{proxy.url}/v1/models", timeout=30)
+            requests.get(url, timeout=30)
 
 
 def test_upload_to_nowhere(start_proxy: StartProxy) -> None:

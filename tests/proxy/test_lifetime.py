@@ -90,8 +90,8 @@ def test_upstream_absent(start_proxy: StartProxy) -> None:
 
 def test_upstream_is_something_else(start_proxy: StartProxy) -> None:
     """A wrong port, of SSH say, is a warning."""
-    with saying(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
-        proxy = start_proxy(url)
+    with saying(b"SSH-2.0-OpenSSH_9.6\r\n") as upstream:
+        proxy = start_proxy(upstream.url)
         until(lambda: "warning" in proxy.log)
         assert "Traceback" not in proxy.log
         assert proxy.stop() == 0

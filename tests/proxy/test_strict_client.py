@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from socketserver import BaseRequestHandler, ThreadingTCPServer
+from contextlib import suppress
 
 import pytest
 import requests
@@ -14,7 +12,7 @@ from sglang_cached_addon.wire.chunks import MAX_LINE
 from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD
 from tests.conftest import Proxy, StartProxy, read_all
 from tests.e2e.conftest import LANES
-from tests.hearing import OK, Hearing, hearing
+from tests.hearing import OK, Hearing, hearing, saying
 
 LINE = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = LINE + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -95,40 +93,16 @@ ENDLESS = {
 }
 
 
-@contextmanager
-def going_on() -> Iterator[tuple[str, list[bytes]]]:
-    """An upstream that says the first of the list, and then the second for ever."""
-    say: list[bytes] = [b"", b""]
-
-    class Handler(BaseRequestHandler):
-        def handle(self) -> None:
-            with suppress(OSError):
-                self.request.recv(65536)
-                self.request.sendall(say[0])
-                for _ in range(10_000):
-                    self.request.sendall(say[1] * 1000)
-
-    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", say
-        server.shutdown()
-        thread.join()
-
-
 def test_endless(start_proxy: StartProxy, ways: list[str]) -> None:
     """An upstream that goes on and on is cut."""
-    with going_on() as (url, say):
-        proxy = start_proxy(url, *ways)
+    with saying() as upstream:
+        proxy = start_proxy(upstream.url, *ways)
         before = proxy.peak()
-        for begins, goes_on in ENDLESS.values():
-            say[:] = begins, goes_on
+        for upstream.data, upstream.then in ENDLESS.values():
             with suppress(requests.exceptions.RequestException):
                 answer = requests.get(f"{proxy.url}/v1/other", timeout=10)
                 assert answer.status_code == 502
         assert proxy.peak() - before < 16 << 20
-        say[:] = b"", b""
 
 
 def test_chunks_stay_as_they_are(upstream: Hearing, front: Proxy) -> None:
