@@ -18,7 +18,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
-from sglang_cached_addon.proxy.connections import Connections, HeadTimer, Progress
+from sglang_cached_addon.proxy.connections import Connection, Connections, HeadTimer, Progress
 from tests.conftest import Proxy, StartProxy, end, read_all, until
 from tests.e2e.conftest import LANES, WAYS
 from tests.simulator import Fault, Simulator
@@ -201,75 +201,67 @@ class At:
     progress: Progress | None
     seen: int = 0
     is_idle: bool = False
-    head: HeadTimer = field(default_factory=lambda: HeadTimer(lambda: None))
+    head: HeadTimer = field(default_factory=lambda: HeadTimer(bool))
+
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def connected(connections: Connections, count: int) -> AsyncIterator[list[int]]:
-    """Clients of a server that keeps their connections; which of them were hung up is in the
-    list."""
-    gone: list[int] = []
+async def clients_of(
+    connections: Connections, count: int, opened: Callable[[Connection], object] = bool
+) -> AsyncIterator[list[Client]]:
+    """Clients of a server that notes their connections, and shows each to `opened`."""
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mode = ProxyMode.parse("reverse:http://x")
-        assert connections.add(SimpleConnectionHandler(reader, writer, Options(), mode, {}))
-
-    async def watch(number: int, reader: asyncio.StreamReader) -> None:
-        await reader.read()
-        gone.append(number)
+        connection = connections.add(SimpleConnectionHandler(reader, writer, Options(), mode, {}))
+        assert connection
+        opened(connection)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    address = server.sockets[0].getsockname()[:2]
-    tasks, writers = [], []
-    for number in range(count):
-        reader, writer = await asyncio.open_connection(*address)
-        writers.append(writer)
-        tasks.append(asyncio.create_task(watch(number, reader)))
-        while len(connections.all) <= number:
-            await asyncio.sleep(0)
-    yield gone
-    for task in tasks:
-        task.cancel()
+    clients: list[Client] = []
+    async with asyncio.timeout(20):
+        for _ in range(count):
+            address = server.sockets[0].getsockname()[:2]
+            clients.append(await asyncio.open_connection(*address))
+            while len(connections.all) < len(clients):
+                await asyncio.sleep(0)
+        yield clients
     for connection in connections.all:
-        connection.writer.close()
-    for writer in writers:
+        connection.transport.abort()
+    for _, writer in clients:
         writer.close()
     server.close()
 
 
 def test_who_goes_first() -> None:
     """Out of descriptors, nobody is hung up who waits for an answer, or sends."""
+    late = HeadTimer(bool)
+    late.since = time.time() - 100
+    stages = [
+        At(Progress.ANSWER),
+        At(Progress.BODY),
+        At(Progress.PIPE),
+        At(Progress.IDLE),
+        At(Progress.HEAD, head=late),
+        At(Progress.IDLE),
+        None,
+    ]
 
-    async def run() -> None:
-        connections = Connections()
-        stages = [
-            At(Progress.ANSWER),
-            At(Progress.BODY),
-            At(Progress.PIPE),
-            At(Progress.IDLE),
-            At(Progress.HEAD),
-            At(Progress.IDLE),
-            None,
-        ]
-        async with connected(connections, len(stages)) as gone:
-            for connection, stage in zip(connections.all, stages, strict=True):
+    async def run() -> list[int]:
+        connections, order = Connections(), []
+        async with clients_of(connections, len(stages)) as clients:
+            opened = connections.all
+            for connection, stage in zip(opened, stages, strict=True):
                 connection.door = stage
-            busy = connections.all[5]
-            busy.handler.timeout_watchdog.register_activity()
-            connections.all[3].handler.timeout_watchdog.last_activity -= 5
-            stages[4].head.begin()  # type: ignore[union-attr]
-            stages[4].head.since -= 100  # type: ignore[union-attr, operator]
-            order = []
-            for _ in range(4):
-                before = len(gone)
-                assert connections.hang_up(1) == 1
-                while len(gone) == before:
-                    await asyncio.sleep(0)
-                order.append(gone[-1])
-                for connection in list(connections.all):
-                    if connection.writer.is_closing():
-                        connections.remove(connection.handler.client)
-            assert order == [4, 6, 3, 5]
-            assert connections.hang_up(9) == 0
+            opened[5].handler.timeout_watchdog.register_activity()
+            opened[3].handler.timeout_watchdog.last_activity -= 5
+            while connections.hang_up(1):
+                (gone,) = (c for c in connections.all if c.transport.is_closing())
+                order.append(opened.index(gone))
+                connections.remove(gone.handler.client)
+                assert await clients[order[-1]][0].read() == b""
+        return order
 
-    asyncio.run(run())
+    assert asyncio.run(run()) == [4, 6, 3, 5]

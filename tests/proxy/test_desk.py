@@ -26,14 +26,6 @@ def test_without_a_cache() -> None:
     assert isinstance(answer, Bypass)
 
 
-def test_settings() -> None:
-    """They count as they are at the time."""
-    desk = Desk()
-    assert (desk.is_offline, desk.replay_rate) == (False, 0.0)
-    desk.settings = settings(sglang_mode="offline", sglang_replay_tokens_per_second=50)
-    assert (desk.is_offline, desk.replay_rate) == (True, 50.0)
-
-
 def test_log(caplog: pytest.LogCaptureFixture) -> None:
     """One line for each call, without control characters or queries; none where that is wanted."""
     desk = Desk()

@@ -15,9 +15,6 @@ from typing import Any
 
 import pytest
 import requests
-from mitmproxy.options import Options
-from mitmproxy.proxy.mode_specs import ProxyMode
-from mitmproxy.proxy.server import SimpleConnectionHandler
 
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.proxy.connections import Connections
@@ -25,6 +22,7 @@ from sglang_cached_addon.proxy.lane import open_lane
 from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, read_all, until
+from tests.proxy.test_connections import clients_of
 from tests.replayer import Replayer, replaying
 from tests.simulator import Fault, Simulator
 from tests.tables import each
@@ -233,50 +231,35 @@ def test_fuzz(twins: Twins) -> None:
         assert lane == hooks, way
 
 
-def test_behind_a_miss(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What comes while an answer is waited for is answered in turn; who hangs up is not waited
-    for."""
+def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What comes while an answer is waited for, be it by the lane or by mitmproxy, is answered in
+    turn; who hangs up is not waited for."""
     proxy = start_proxy(simulator.url)
-    hit = request()
     assert ask(proxy.url, KNOWN).ok
     until(lambda: proxy.stats()["num_keys"])
-    simulator.faults.append(Fault.HOLD)
-    with proxy.connect() as client:
-        client.sendall(request(b'{"text": "slow"}') + hit + request(b"not json") + LAST)
-        until(lambda: simulator.waiting == 1)
-        client.settimeout(0.05)
-        with pytest.raises(TimeoutError):
-            client.recv(1)
-        client.settimeout(10)
-        simulator.release()
-        received = read_all(client)
-    assert re.findall(rb"(?m)^X-Cache: (\w+)", received) == [b"MISS", b"HIT", b"BYPASS"]
-    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
+    slow = request(b'{"text": "slow"}')
+    passed_on = request(b'{"text": "slow"}', b"Cache-Control: no-store")
+    behind = request() + request(b"not json") + LAST
+    for first, kind in ((slow, b"MISS"), (passed_on, b"BYPASS")):
+        simulator.faults.append(Fault.HOLD)
+        with proxy.connect() as client:
+            client.sendall(first)
+            until(lambda: simulator.waiting == 1)
+            client.sendall(behind)
+            client.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(10)
+            simulator.release()
+            received = read_all(client)
+        assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [kind, b"HIT", b"BYPASS"]
+        assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
     simulator.faults.append(Fault.HOLD)
     with proxy.connect() as client:
         client.sendall(request(b'{"text": "left"}'))
         until(lambda: simulator.waiting == 1)
     until(lambda: proxy.stats()["fetches_in_flight"] == 0)
     assert "Traceback" not in proxy.log, proxy.log
-
-
-def test_behind_what_mitmproxy_has(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A stored answer comes in turn, behind that to a request which the lane has given on."""
-    proxy = start_proxy(simulator.url)
-    assert ask(proxy.url, KNOWN).ok
-    until(lambda: proxy.stats()["num_keys"])
-    simulator.faults.append(Fault.HOLD)
-    with proxy.connect() as client:
-        client.sendall(request(b'{"text": "slow"}', b"Cache-Control: no-store"))
-        until(lambda: simulator.waiting == 1)
-        client.sendall(request() + LAST)
-        client.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            client.recv(1)
-        client.settimeout(10)
-        simulator.release()
-        received = read_all(client)
-    assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [b"BYPASS", b"HIT"]
 
 
 ANSWER = Reply(200, (), b"answer", Outcome(Kind.MISS))
@@ -291,29 +274,12 @@ async def client_of(
     connections: Connections, receive: Callable[[], Any]
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client of a lane whose calls are answered by `receive`."""
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        mode = ProxyMode.parse("reverse:http://x")
-        handler = SimpleConnectionHandler(reader, writer, Options(), mode, {})
-        connection = connections.add(handler)
-        assert connection
-        heads = HeadReader([("POST", "/generate")])
-        desk = SimpleNamespace(
-            receive=lambda ask: receive(),
-            log=lambda path, outcome, started: None,
-            upstream_url="http://x",
-            replay_rate=0.0,
-        )
-        open_lane(connection, heads, desk)  # type: ignore[arg-type]
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
-    async with asyncio.timeout(20):
-        yield reader, writer
-    for connection in connections.all:
-        connection.writer.transport.abort()
-    writer.close()
-    server.close()
+    desk: Any = SimpleNamespace(
+        receive=lambda ask: receive(), log=lambda *given: None, upstream_url="", replay_rate=0.0
+    )
+    heads = HeadReader([("POST", "/generate")])
+    async with clients_of(connections, 1, lambda c: open_lane(c, heads, desk)) as (client,):
+        yield client
 
 
 def test_fills_that_end_at_once() -> None:

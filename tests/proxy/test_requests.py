@@ -6,7 +6,7 @@ from mitmproxy.http import Headers
 from mitmproxy.test import tflow, tutils
 
 from sglang_cached_addon.core import policy
-from sglang_cached_addon.proxy.requests import caller, is_abort, is_from_here, is_short, length
+from sglang_cached_addon.proxy.requests import is_abort, is_from_here, is_short, length
 
 
 def flow(path: str = "/", method: str = "POST", peer: str = "127.0.0.1", **headers: str):
@@ -55,14 +55,3 @@ def test_from_here() -> None:
         ("127.0.0.1", {"x_forwarded_for": "10.0.0.1"}, False),
     ):
         assert is_from_here(flow(peer=peer, **headers)) is found, (peer, headers)
-
-
-def test_caller() -> None:
-    """Who asks for one of the proxy's own routes, with what browsers say of the page."""
-    asking = caller(flow(origin="http://x", sec_fetch_site="cross-site", authorization="t"), "h:1")
-    assert (asking.is_local, asking.host) == (True, "h:1")
-    assert (asking.origin, asking.fetch_site, asking.authorization) == (
-        "http://x",
-        "cross-site",
-        "t",
-    )
