@@ -191,12 +191,7 @@ class Client:
 
         async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
             request = self._request(method, path, headers, b"")
-            response = await connection.exchange(method, request)
-            try:
-                whole = await response.whole()
-            except BaseException:  # `greet` may have waited long enough, and go on without it
-                connection.abort()
-                raise
+            whole = await (await connection.exchange(method, request)).whole()
             if not connection.finish():
                 raise Broken("it does not keep the connection")
             return whole
@@ -207,10 +202,10 @@ class Client:
                 said = await greet(ask, connection.former)
         finally:  # answers wait for the greeting, whatever comes of it
             connection.greeted(said)
-            if said is None:
-                connection.abort()
-        if connection.is_open:
-            self._keep(connection)
+            if said is not None and connection.is_usable(self._idle_seconds):
+                self._keep(connection)
+            else:
+                connection.close()
 
     def _keep(self, connection: Connection) -> None:
         if self._is_closed or len(self._idle) >= MAX_IDLE:

@@ -198,16 +198,12 @@ class Connection(asyncio.BufferedProtocol):
         """Whether an idle connection is still open, not idle for too long, and without bytes that
         would belong to no request."""
         is_young = time.monotonic() - self._idle_since < idle_seconds
-        return is_young and self._responses.keeps and self.is_open
+        return is_young and self._responses.keeps and not self._transport.is_closing()
 
     def greeted(self, said: Any) -> None:
         """Notes what the greeting gave, or None where the server cannot be greeted."""
         if not self.greeting.done():
             self.greeting.set_result(said)
-
-    @property
-    def is_open(self) -> bool:
-        return not self._transport.is_closing()
 
     def abort(self) -> None:
         """Hangs up."""

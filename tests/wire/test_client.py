@@ -168,21 +168,21 @@ GREETINGS: dict[str, tuple[Greet, bytes, str | None]] = {
 
 @each("case", GREETINGS)
 def test_greeting_that_fails(case: str) -> None:
-    """Whatever comes of it, who waits for it is told, and the connection is not used again."""
+    """Whatever comes of it, who waits for it is told, and its connection is hung up."""
     greet, answer, said = GREETINGS[case]
+    left = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-        writer.write(OK)
-        await request(reader)
-        writer.write(answer)
-        assert await reader.read(1) == b""
+        await saying(OK, answer)(reader, writer)
+        await until_left(reader)
+        left.set()
 
     async def check(client: Client) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, found: None)
         async with client.open(*ASKED) as response:
             first = await response.whole()
         assert (first.body, await response.greeting) == (b"ok", said)
+        await left.wait()
         assert (await client.ask(*ASKED)).connection != first.connection
 
     against(serve, check, greet=greet)
