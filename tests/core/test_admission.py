@@ -30,13 +30,10 @@ def test_each_field_makes_a_credential(name: bytes) -> None:
 @each(
     "headers",
     [
-        {},
-        {b"content-type": b"application/json"},
-        {b"proxy-authorization": b"Basic eDp5"},
-        {b"x-authorization": KEY},
-        {b"cookie": KEY},
+        {}, {b"content-type": b"application/json"}, {b"proxy-authorization": b"Basic eDp5"},
+        {b"x-authorization": KEY}, {b"cookie": KEY},
     ],
-)
+)  # fmt: skip
 def test_no_credential(headers: dict[bytes, bytes]) -> None:
     """A header that differs from call to call is no credential."""
     assert credential(headers) == b""

@@ -248,27 +248,14 @@ GOOD: dict[str, Any] = {"last": 3, "floor": 1, "models": {"x": 2}, "adapters": {
 @each(
     "value",
     [
-        None,
-        [],
-        "epochs",
-        {},
-        *({k: v for k, v in GOOD.items() if k != name} for name in GOOD),
-        {**GOOD, "last": -1},
-        {**GOOD, "floor": True},
-        {**GOOD, "last": 3.0},
-        {**GOOD, "last": "3"},
-        {**GOOD, "last": 2},
-        {**GOOD, "floor": 4},
-        {**GOOD, "floor": None},
-        {**GOOD, "models": []},
-        {**GOOD, "models": {"x": "1"}},
-        {**GOOD, "models": {"x": -1}},
-        {**GOOD, "models": {"x": 4}},
-        {**GOOD, "adapters": None},
-        {**GOOD, "adapters": {"a": None}},
+        None, [], "epochs", {}, *({k: v for k, v in GOOD.items() if k != name} for name in GOOD),
+        {**GOOD, "last": -1}, {**GOOD, "floor": True}, {**GOOD, "last": 3.0}, {**GOOD, "last": "3"},
+        {**GOOD, "last": 2}, {**GOOD, "floor": 4}, {**GOOD, "floor": None}, {**GOOD, "models": []},
+        {**GOOD, "models": {"x": "1"}}, {**GOOD, "models": {"x": -1}}, {**GOOD, "models": {"x": 4}},
+        {**GOOD, "adapters": None}, {**GOOD, "adapters": {"a": None}},
         {**GOOD, "adapters": {"a": 4}},
     ],
-)
+)  # fmt: skip
 def test_broken_epochs_are_refused(value: Any) -> None:
     """Epochs that make no sense are refused, with a reason."""
     with pytest.raises(ValueError, match=r"^epochs: "):

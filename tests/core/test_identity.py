@@ -109,23 +109,13 @@ def test_odd_weight_version(version: Any) -> None:
 @each(
     ("info", "models"),
     [
-        (None, None),
-        ({}, None),
-        ([], []),
-        ("tiny", "tiny"),
-        ({"error": "starting"}, None),
-        ({"model_path": 3}, None),
-        (None, {}),
-        (None, {"data": []}),
-        (None, {"data": {}}),
-        (None, {"data": ["tiny"]}),
-        (None, {"data": [{}]}),
-        (None, {"data": [{"id": None}]}),
-        (None, {"data": [{"id": ""}]}),
-        (None, {"data": [{"id": "tiny"}, {"object": "model"}]}),
+        (None, None), ({}, None), ([], []), ("tiny", "tiny"), ({"error": "starting"}, None),
+        ({"model_path": 3}, None), (None, {}), (None, {"data": []}), (None, {"data": {}}),
+        (None, {"data": ["tiny"]}), (None, {"data": [{}]}), (None, {"data": [{"id": None}]}),
+        (None, {"data": [{"id": ""}]}), (None, {"data": [{"id": "tiny"}, {"object": "model"}]}),
         ({"model_path": "p", "big": 2**70}, None),
     ],
-)
+)  # fmt: skip
 def test_who_does_not_name_a_model_is_unknown(info: Any, models: Any) -> None:
     """A server that names no model is not identified."""
     assert identify(info, SERVER, models) is None

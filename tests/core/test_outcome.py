@@ -234,17 +234,10 @@ def test_counters_are_json() -> None:
 @each(
     ("kinds", "rate"),
     [
-        ("", 0.0),
-        ("h", 1.0),
-        ("m", 0.0),
-        ("p", 0.0),
-        ("b", 0.0),
-        ("hm", 0.5),
-        ("hp", 0.5),
-        ("hbbb", 1.0),
-        ("hhhm", 0.75),
+        ("", 0.0), ("h", 1.0), ("m", 0.0), ("p", 0.0), ("b", 0.0), ("hm", 0.5), ("hp", 0.5),
+        ("hbbb", 1.0), ("hhhm", 0.75),
     ],
-)
+)  # fmt: skip
 def test_hit_rate(kinds: str, rate: float) -> None:
     """The rate is of the requests that were looked up, and partial hits are no hits."""
     letters = {"m": Kind.MISS, "p": Kind.PARTIAL, "b": Kind.BYPASS}

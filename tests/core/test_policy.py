@@ -24,13 +24,10 @@ JSON = {b"content-type": b"application/json"}
 @each(
     "value",
     [
-        b"application/json",
-        b"Application/JSON",
-        b"application/json; charset=utf-8",
-        b"application/json;charset=utf-8",
-        b" application/json ",
+        b"application/json", b"Application/JSON", b"application/json; charset=utf-8",
+        b"application/json;charset=utf-8", b" application/json ",
     ],
-)
+)  # fmt: skip
 def test_json_is_looked_up(value: bytes) -> None:
     """The headers of ordinary clients are no reason against a look-up."""
     assert lookup_refusal({b"content-type": value, b"user-agent": b"x", b"accept": b"*/*"}) is None

@@ -8,20 +8,11 @@ from sglang_cached_addon.core.updates import Change, adapter_name, change
 from tests.tables import each
 
 MODEL_ROUTES = [
-    "/update_weights_from_disk",
-    "/update_weights_from_tensor",
-    "/update_weights_from_distributed",
-    "/update_weights_from_ipc",
-    "/update_weights",
-    "/update_weights_from_the_moon",
-    "/begin_weight_update",
-    "/end_weight_update",
-    "/update_weight_version",
-    "/weights_checker",
-    "/set_internal_state",
-    "/release_memory_occupation",
-    "/resume_memory_occupation",
-]
+    "/update_weights_from_disk", "/update_weights_from_tensor", "/update_weights_from_distributed",
+    "/update_weights_from_ipc", "/update_weights", "/update_weights_from_the_moon",
+    "/begin_weight_update", "/end_weight_update", "/update_weight_version", "/weights_checker",
+    "/set_internal_state", "/release_memory_occupation", "/resume_memory_occupation",
+]  # fmt: skip
 ADAPTER_ROUTES = [
     "/load_lora_adapter",
     "/load_lora_adapter_from_tensors",
@@ -34,27 +25,16 @@ CHANGES = [
 ]
 
 SPELLINGS: list[Callable[[str], str]] = [
-    lambda path: path,
-    lambda path: f"{path}/",
-    lambda path: f"{path}//",
-    lambda path: f"/{path}",
-    lambda path: f"/mounted/here{path}",
-    lambda path: f"/mounted/{path}",
-    lambda path: f"http://host:30000{path}",
-    lambda path: f"{path}?a=/flush_cache",
-    lambda path: f"{path}/?a=b?c",
-    lambda path: f"{path}#x",
-    lambda path: path.replace("_", "%5f"),
+    lambda path: path, lambda path: f"{path}/", lambda path: f"{path}//", lambda path: f"/{path}",
+    lambda path: f"/mounted/here{path}", lambda path: f"/mounted/{path}",
+    lambda path: f"http://host:30000{path}", lambda path: f"{path}?a=/flush_cache",
+    lambda path: f"{path}/?a=b?c", lambda path: f"{path}#x", lambda path: path.replace("_", "%5f"),
     lambda path: path.replace("/", "%2F"),
     lambda path: "/" + "".join(f"%{ord(char):02X}" for char in path[1:]),
-    lambda path: path.replace("_", "%255f"),
-    lambda path: f"{path}/.",
-    lambda path: f"{path}/x/..",
-    lambda path: f"/x/..{path}",
-    lambda path: f"{path};v=1",
-    lambda path: f"{path}%20",
+    lambda path: path.replace("_", "%255f"), lambda path: f"{path}/.", lambda path: f"{path}/x/..",
+    lambda path: f"/x/..{path}", lambda path: f"{path};v=1", lambda path: f"{path}%20",
     lambda path: path.upper(),
-]
+]  # fmt: skip
 
 
 @each("spelling", SPELLINGS)
@@ -77,32 +57,14 @@ def test_questions_about_a_route_change_nothing(path: str, what: Change, method:
 @each(
     "path",
     [
-        "",
-        "/",
-        "*",
-        "//",
-        "/generate",
-        "/v1/chat/completions",
-        "/model_info",
-        "/flush_cache",
-        "/flush_cache?timeout=60",
-        "/generate?x=/update_weights_from_disk",
-        "/generate#/update_weights_from_disk",
-        "/generate%3Fx",
-        "/weights_checkers",
-        "/get_weights_by_name",
-        "/init_weights_update_group",
-        "/destroy_weights_update_group",
-        "/send_weights_to_remote_instance",
-        "/abort_request",
-        "/pause_generation",
-        "/continue_generation",
-        "/hicache/storage-backend/clear",
-        "/%zz",
-        "/%",
-        "/\udcff\ud800",
+        "", "/", "*", "//", "/generate", "/v1/chat/completions", "/model_info", "/flush_cache",
+        "/flush_cache?timeout=60", "/generate?x=/update_weights_from_disk",
+        "/generate#/update_weights_from_disk", "/generate%3Fx", "/weights_checkers",
+        "/get_weights_by_name", "/init_weights_update_group", "/destroy_weights_update_group",
+        "/send_weights_to_remote_instance", "/abort_request", "/pause_generation",
+        "/continue_generation", "/hicache/storage-backend/clear", "/%zz", "/%", "/\udcff\ud800",
     ],
-)
+)  # fmt: skip
 def test_other_requests_change_nothing(path: str) -> None:
     """Other requests change nothing."""
     assert change("POST", path) is None
@@ -111,22 +73,13 @@ def test_other_requests_change_nothing(path: str) -> None:
 @each(
     ("body", "name"),
     [
-        (b'{"lora_name":"a","lora_path":"/p"}', "a"),
-        (b'{"lora_name":"a b:c"}', "a b:c"),
-        ('{"lora_name":"é"}'.encode(), "é"),
-        (b'{"lora_name":""}', None),
-        (b'{"lora_name":null}', None),
-        (b'{"lora_name":["a"]}', None),
-        (b'{"lora_path":"a"}', None),
-        (b"{}", None),
-        (b"[]", None),
-        (b'"lora_name"', None),
-        (b"", None),
-        (b"{", None),
-        (b"\xff", None),
-        (b"[" * 100_000, None),
+        (b'{"lora_name":"a","lora_path":"/p"}', "a"), (b'{"lora_name":"a b:c"}', "a b:c"),
+        ('{"lora_name":"é"}'.encode(), "é"), (b'{"lora_name":""}', None),
+        (b'{"lora_name":null}', None), (b'{"lora_name":["a"]}', None), (b'{"lora_path":"a"}', None),
+        (b"{}", None), (b"[]", None), (b'"lora_name"', None), (b"", None), (b"{", None),
+        (b"\xff", None), (b"[" * 100_000, None),
     ],
-)
+)  # fmt: skip
 def test_adapter_name(body: bytes, name: str | None) -> None:
     """The adapter is the one that the body names, or any."""
     assert adapter_name(body) == name

@@ -222,15 +222,10 @@ def key(model: bytes, n: int) -> bytes:
 @each(
     ("model", "others", "left"),
     [
-        (None, False, ""),
-        (None, True, ""),
-        (b"x", False, "yz"),
-        (b"x", True, "x"),
-        (b"z", False, "xy"),
-        (b"w", False, "xyz"),
-        (b"w", True, ""),
+        (None, False, ""), (None, True, ""), (b"x", False, "yz"), (b"x", True, "x"),
+        (b"z", False, "xy"), (b"w", False, "xyz"), (b"w", True, ""),
     ],
-)
+)  # fmt: skip
 def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path: Path) -> None:
     """Just what belongs to a model is removed, or all but that, for good."""
     folder = tmp_path / f"{model!r} {others}"
@@ -485,12 +480,8 @@ def test_least_recently_used_first(memory: int, tmp_path: Path) -> None:
         assert there(store, 7) == [0, 1, 2, 5, 6], "what was removed is back"
         store.journal.compact().result(10)
         assert [record["call"]["q"] for record in records(tmp_path / f"{memory}")] == [
-            0,
-            1,
-            2,
-            5,
-            6,
-        ]
+            0, 1, 2, 5, 6,
+        ]  # fmt: skip
 
 
 def test_bytes(tmp_path: Path) -> None:

@@ -21,16 +21,12 @@ from tests.store.journal.opened import (
 )
 
 ANSWERS = [
-    b"{}",
-    b'{"text":"plain"}',
-    '{"text":"é ü 漢字 😀 \u2028"}'.encode(),
-    rb'{"text":"\n\r\t\"\\\u0000\u001f"}',
-    b'{"b":1,"a":{"d":[],"c":null}}',
+    b"{}", b'{"text":"plain"}', '{"text":"é ü 漢字 😀 \u2028"}'.encode(),
+    rb'{"text":"\n\r\t\"\\\u0000\u001f"}', b'{"b":1,"a":{"d":[],"c":null}}',
     b'{"logprob":-0.1234567890123456,"small":1e-300,"whole":1.0,"zero":-0.0}',
     b'{"int":18446744073709551615,"negative":-9223372036854775808}',
-    b'{"deep":' + b"[" * 200 + b"]" * 200 + b"}",
-    b'{"text":"' + b"x" * 10_000_000 + b'"}',
-]
+    b'{"deep":' + b"[" * 200 + b"]" * 200 + b"}", b'{"text":"' + b"x" * 10_000_000 + b'"}',
+]  # fmt: skip
 
 
 def test_round_trip(tmp_path: Path) -> None:

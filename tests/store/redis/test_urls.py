@@ -26,21 +26,12 @@ def test_names() -> None:
 
 
 NO_URLS = [
-    "",
-    "host:6379",
-    "http://host",
-    "redis://",
-    "redis://:secret@host:port",
-    "redis://:secret/more@host",
-    "redis://host/name",
-    "redis://host?password=secret&decode_responses=true",
-    "redis://host?socket_timeout=secret",
-    "redis+sentinel://host:26379",
-    "redis+sentinel://host:secret/main",
-    "redis+sentinel://host/main/secret",
-    "redis+cluster://host/3",
-    "unix://",
-]
+    "", "host:6379", "http://host", "redis://", "redis://:secret@host:port",
+    "redis://:secret/more@host", "redis://host/name",
+    "redis://host?password=secret&decode_responses=true", "redis://host?socket_timeout=secret",
+    "redis+sentinel://host:26379", "redis+sentinel://host:secret/main",
+    "redis+sentinel://host/main/secret", "redis+cluster://host/3", "unix://",
+]  # fmt: skip
 
 
 def test_no_urls() -> None:
