@@ -79,103 +79,64 @@ def test_call_once(tmp_path: Path) -> None:
     assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, {"q": 2}, None]
 
 
-def test_call_again_after_clear(tmp_path: Path) -> None:
-    """What was asked is there again after a clear."""
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')]))
-        store.clear()
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')]))
-    (record,) = records(tmp_path)
-    assert (record["call"], record["answers"]) == ({"q": 1}, [{"x": 2}])
-
-
 def test_clear(tmp_path: Path) -> None:
-    """A clear removes all, for good."""
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b"{}", [sample(b"{}")]))
+    """A clear removes all for good, and what was asked is written again after it. A folder that is
+    missing is made."""
+    folder = tmp_path / "one" / "two"
+    with opened(folder) as store:
+        assert store.journal.path == folder / "cache.jsonl"
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')]))
         done = store.clear()
         assert len(pool(store, A)) == 0
         assert done.result(10) is None
-        assert (tmp_path / "cache.jsonl").stat().st_size == 0
-    with opened(tmp_path) as store:
+        assert store.journal.path.stat().st_size == 0
+    with opened(folder) as store:
         assert store.loaded == Loaded()
         assert len(pool(store, A)) == 0
+        store.clear()
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')]))
+    (record,) = records(folder)
+    assert (record["call"], record["answers"]) == ({"q": 1}, [{"x": 2}])
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    """A folder that is missing is made."""
-    with opened(tmp_path / "one" / "two") as store:
-        assert store.journal.path == tmp_path / "one" / "two" / "cache.jsonl"
-    assert (tmp_path / "one" / "two" / "cache.jsonl").is_file()
-
-
-def block_parent(tmp_path: Path) -> Path:
-    (tmp_path / "file").write_text("")
-    return tmp_path / "file" / "cache"
-
-
-def block_folder(tmp_path: Path) -> Path:
-    (tmp_path / "file").write_text("")
-    return tmp_path / "file"
-
-
-def block_lock(tmp_path: Path) -> Path:
-    (tmp_path / "cache.lock").mkdir()
-    return tmp_path
-
-
-def block_journal(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl").mkdir()
-    return tmp_path
-
-
-def block_aside(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl.new").mkdir()
-    return tmp_path
-
-
-def block_torn(tmp_path: Path) -> Path:
-    (tmp_path / "cache.jsonl").write_bytes(b'{"v":4,')
-    (tmp_path / "cache.jsonl.torn").mkdir()
-    return tmp_path
-
-
-def test_unusable_folder(tmp_path: Path) -> None:
+@each(
+    ("block", "folder"),
+    [
+        ("file", "file/cache"), ("file", "file"), ("cache.lock/", ""), ("cache.jsonl/", ""),
+        ("cache.jsonl.new/", ""), ("cache.jsonl.torn/", ""),
+    ],
+)  # fmt: skip
+def test_unusable_folder(block: str, folder: str, tmp_path: Path) -> None:
     """A folder that cannot be used is named, with what to do, and is free once it is mended."""
-    blocks = (block_parent, block_folder, block_lock, block_journal, block_aside, block_torn)
-    for block in blocks:
-        home = tmp_path / block.__name__
-        home.mkdir()
-        folder = block(home)
-        with pytest.raises(StoreError) as caught:
-            DiskStore(folder)
-        message = str(caught.value)
-        assert str(folder) in message, block
-        assert "--cache-path" in message, block
-        assert "\n" not in message, block
-        for path in home.iterdir():
-            if path.is_dir():
-                path.rmdir()
-            elif path.name == "file":
-                path.unlink()
-        with opened(folder) as store:
-            assert store.loaded.keys == 0, block
+    home = tmp_path / (block + folder).replace("/", "-")
+    home.mkdir()
+    if block.endswith("/"):
+        (home / block).mkdir()
+    else:
+        (home / block).write_text("")
+    if "torn" in block:
+        (home / "cache.jsonl").write_bytes(b'{"v":4,')
+    with pytest.raises(StoreError) as caught:
+        DiskStore(home / folder)
+    message = str(caught.value)
+    assert str(home / folder) in message
+    assert "--cache-path" in message
+    assert "\n" not in message
+    (home / block).rmdir() if block.endswith("/") else (home / block).unlink()
+    with opened(home / folder) as store:
+        assert store.loaded.keys == 0
 
 
 def test_names_of_bodies_survive(tmp_path: Path) -> None:
     """Pools are found by the names of bodies after a restart, too."""
-    store = DiskStore(tmp_path)
-    store.append(Addition(A, "chat", b"{}", [sample(b"{}")], b"r" * 16))
-    store.append(Addition(B, "chat", b"{}", [sample(b"{}")]))
-    store.close()
-    again = DiskStore(tmp_path)
-    try:
+    with opened(tmp_path) as store:
+        store.append(Addition(A, "chat", b"{}", [sample(b"{}")], b"r" * 16))
+        store.append(Addition(B, "chat", b"{}", [sample(b"{}")]))
+    with opened(tmp_path) as again:
         assert again.find(b"r" * 16) == A
         assert again.find(b"s" * 16) is None
         again.clear().result(10)
         assert again.find(b"r" * 16) is None
-    finally:
-        again.close()
 
 
 # Samples that are replaced

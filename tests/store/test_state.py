@@ -20,14 +20,11 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_nothing_yet(tmp_path: Path) -> None:
-    """Without a file the document is empty, and no file is made."""
+def test_round_trip(tmp_path: Path) -> None:
+    """Without a file the document is empty, and no file is made; a document is read back as it was
+    written."""
     assert StateFile(tmp_path).load() == {}
     assert names(tmp_path) == []
-
-
-def test_round_trip(tmp_path: Path) -> None:
-    """A document is read back as it was written."""
     StateFile(tmp_path).save({"old": "x" * 10_000})
     StateFile(tmp_path).save(DOCUMENT)
     assert StateFile(tmp_path).load() == DOCUMENT
@@ -96,19 +93,17 @@ def test_failed_save(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(StoreError) as caught:
             state.save({"new": 1})
     assert str(caught.value) == f"cannot write {state.path}: No space left on device"
+    with pytest.raises(TypeError):  # what cannot be written changes nothing
+        state.save({"a": object()})
     assert state.load() == DOCUMENT
     assert names(tmp_path) == ["state.json"]
 
 
-def test_unreadable(tmp_path: Path) -> None:
-    """A folder in the place of the file is a `StoreError`."""
+def test_unusable(tmp_path: Path) -> None:
+    """A folder in the place of the file, and a folder that is no more, are a `StoreError`."""
     (tmp_path / "state.json").mkdir()
     with pytest.raises(StoreError, match=r"cannot read .*state\.json"):
         StateFile(tmp_path).load()
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    """A folder that is no more is a `StoreError`."""
     with pytest.raises(StoreError, match=r"cannot write .*state\.json: No such file"):
         StateFile(tmp_path / "gone").save({})
 
@@ -122,12 +117,3 @@ def test_left_by_a_crash(tmp_path: Path) -> None:
     state.save({"new": 1})
     assert state.load() == {"new": 1}
     assert names(tmp_path) == ["state.json"]
-
-
-def test_not_json(tmp_path: Path) -> None:
-    """A document that cannot be written changes nothing."""
-    state = StateFile(tmp_path)
-    state.save(DOCUMENT)
-    with pytest.raises(TypeError):
-        state.save({"a": object()})
-    assert state.load() == DOCUMENT

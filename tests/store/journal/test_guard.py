@@ -57,7 +57,8 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_second_process(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    """The folder of another process is refused, by whatever path, and its process is named."""
+    """The folder of another process is refused, by whatever path, and its process is named. It is
+    free once it is closed, though its process lives on."""
     alias = tmp_path / "alias"
     alias.symlink_to(tmp_path)
     for folder in (tmp_path, alias):
@@ -65,10 +66,6 @@ def test_second_process(holder: subprocess.Popen[str], tmp_path: Path) -> None:
             Journal(folder)
         assert f"process {holder.pid};" in str(caught.value)
         assert str(folder) in str(caught.value)
-
-
-def test_free_after_close(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    """A folder is free once it is closed, though its process lives on."""
     assert holder.stdin and holder.stdout
     holder.stdin.close()
     assert holder.stdout.readline() == "closed\n"

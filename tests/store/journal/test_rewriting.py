@@ -18,8 +18,7 @@ from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.reader import calls_of
 from sglang_cached_addon.store.journal.verify import examine
 from tests.conftest import until
-
-A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
+from tests.store.journal.opened import A, B, C, names
 
 
 @contextmanager
@@ -46,10 +45,6 @@ def pool(journal: Journal, key: bytes) -> list[int]:
 
 def pools(journal: Journal) -> dict[str, list[int]]:
     return {chr(key[0]): pool(journal, key) for key in (A, B, C)}
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 class Held:

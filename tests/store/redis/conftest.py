@@ -1,17 +1,29 @@
-"""A Redis server for each test."""
+"""An empty Redis server for each test."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.redis import RedisServer
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RedisServer]:
-    started = RedisServer(tmp_path)
+@pytest.fixture(scope="session")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    started = RedisServer(tmp_path_factory.mktemp("redis"))
     yield started
     started.stop()
+
+
+@pytest.fixture
+def server(running: RedisServer) -> RedisServer:
+    """The same one for all tests, whatever the last one has done to it."""
+    if running.process:
+        running.signal(signal.SIGCONT)
+    else:
+        running.start()
+    with running.client() as client:
+        client.flushall()
+    return running
