@@ -116,6 +116,7 @@ def stored(proxy: Proxy, count: int) -> None:
     until(lambda: proxy.stats()["total_responses"] == count)
 
 
+@pytest.mark.one_way
 def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
     """A server that tells anybody its model, and lets only some generate, is not open."""
 
@@ -131,6 +132,7 @@ def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
         assert call(proxy, headers={"Authorization": "Bearer x"}) == "401 BYPASS"
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("status", [400, 404, 422, 429, 503])
 def test_odd_answers_open_nothing(status: int, start_proxy: StartProxy) -> None:
     """Whatever a server says to a client without a key that is not a 200, it gets no hit."""
@@ -171,6 +173,7 @@ def test_another_header(start_proxy: StartProxy) -> None:
             assert call(proxy, headers=headers) == kind
 
 
+@pytest.mark.one_way
 def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
     """A key that may ask one model gets no hits of another."""
 
@@ -202,6 +205,7 @@ ROUTED = ("X-Model-Id", "X-Team")
 """A header by which gateways are known to choose, and one that is named."""
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
     """A key, or a client without one, that a gateway lets ask for one destination gets no hits of
@@ -263,6 +267,7 @@ def test_what_was_not_read_lets_nobody_in(start_proxy: StartProxy) -> None:
         assert call(proxy, headers=other) == "403 BYPASS"
 
 
+@pytest.mark.one_way
 def test_a_rotating_cookie(simulator: Simulator, start_proxy: StartProxy) -> None:
     """The cookie of a load balancer, another one with each answer, makes nobody a stranger."""
     proxy = start_proxy(simulator.url)
@@ -362,6 +367,7 @@ def proxy_state(proxy: Proxy) -> Path:
     return Path(proxy.stats()["cache_file"]).with_name("state.json")
 
 
+@pytest.mark.one_way
 def test_state_that_makes_no_sense(simulator: Simulator, start_proxy: StartProxy) -> None:
     """The proxy starts, names the file that it has moved aside, and gives nothing that may be of
     other weights."""
@@ -376,6 +382,7 @@ def test_state_that_makes_no_sense(simulator: Simulator, start_proxy: StartProxy
     assert [call(again), call(again)] == ["200 MISS", "200 HIT"]
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize(("restart", "kind"), [("same", "HIT"), ("new", "MISS")])
 def test_restart(restart: str, kind: str, simulator: Simulator, start_proxy: StartProxy) -> None:
     """What a restarted server is taken for is said by --restart; the log says once what was

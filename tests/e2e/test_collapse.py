@@ -222,6 +222,7 @@ def test_both_forms(
     assert len(sampled(simulator)) == 1
 
 
+@pytest.mark.one_way
 def test_as_long_as_it_takes(simulator: Simulator, start_proxy: StartProxy, text: str) -> None:
     """Who waits goes on waiting, longer than upstream is believed in without a question."""
     proxy = start_proxy(simulator.url, "--poll-seconds", "0.1")
@@ -241,6 +242,7 @@ def test_as_long_as_it_takes(simulator: Simulator, start_proxy: StartProxy, text
         assert kinds(answers) == {"MISS": 1, "COLLAPSED": 1}
 
 
+@pytest.mark.one_way
 @paths
 @forms
 def test_most_first(
@@ -271,6 +273,7 @@ def test_most_first(
     assert simulator.running == 0
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
 @forms
 def test_item_of_a_batch(
@@ -433,6 +436,7 @@ def test_upstream_goes(form: Any, start_proxy: StartProxy, text: str) -> None:
     assert is_idle(proxy.stats())
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("fault", [Fault.TOO_FEW, Fault.ABORT])
 @forms
 def test_never_stored(form: Any, fault: Fault, start_proxy: StartProxy, text: str) -> None:
@@ -455,6 +459,7 @@ def test_never_stored(form: Any, fault: Fault, start_proxy: StartProxy, text: st
         assert is_idle(proxy.stats())
 
 
+@pytest.mark.one_way
 @forms
 def test_refusals_are_personal(form: Any, start_proxy: StartProxy, text: str) -> None:
     """One with a bad key neither gets the answer of one with a good key nor spoils it."""
@@ -497,6 +502,7 @@ def test_leader_that_does_not_read(
     assert len(sampled(simulator)) == 1
 
 
+@pytest.mark.one_way
 @forms
 def test_slow_word(form: Any, start_proxy: StartProxy, text: str) -> None:
     """Neither who waits for an answer waits for upstream to say who it is, nor do hits while
@@ -553,6 +559,7 @@ def test_abort_alone(
     assert is_idle(proxy.stats())
 
 
+@pytest.mark.one_way
 @forms
 @pytest.mark.parametrize("who", ["leader", "follower"])
 def test_abort_of_one(
@@ -624,6 +631,7 @@ def test_abort_that_is_refused(form: Any, start_proxy: StartProxy, text: str) ->
             assert upstream.aborted == 1
 
 
+@pytest.mark.one_way
 @forms
 def test_abort_all(form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str) -> None:
     """Who waits for what was aborted is told so, and nothing is generated again."""
@@ -662,6 +670,7 @@ def test_pause_that_aborts(
         post(proxy, "/continue_generation", {})
 
 
+@pytest.mark.one_way
 def test_abort_by_the_beginning_of_an_id(
     simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
 ) -> None:
@@ -727,6 +736,7 @@ def test_ids_of_their_own(simulator: Simulator, proxy: Proxy, crowd: Crowd, text
 # Opting out
 
 
+@pytest.mark.one_way
 @forms
 @pytest.mark.parametrize(
     ("value", "kind"), [("no-store", "BYPASS"), ("no-cache", "MISS"), ("max-age=5", "MISS")]
@@ -745,6 +755,7 @@ def test_own_way(
     assert len(sampled(simulator)) == 2
 
 
+@pytest.mark.one_way
 @forms
 def test_no_collapse(form: Any, simulator: Simulator, start_proxy: StartProxy, text: str) -> None:
     """With --no-collapse each call has a sample of its own."""
@@ -764,6 +775,7 @@ def test_no_collapse(form: Any, simulator: Simulator, start_proxy: StartProxy, t
 # Connections of their own
 
 
+@pytest.mark.one_way
 def test_idle_connections(start_proxy: StartProxy) -> None:
     """An upstream that hangs up on idle connections costs no requests."""
     (pair,) = corpus("generate-n1")

@@ -164,6 +164,7 @@ def test_no_cache(
     assert len(sampled(simulator)) == 2
 
 
+@pytest.mark.one_way
 @forms
 @paths
 def test_no_cache_of_several(
@@ -182,6 +183,7 @@ def test_no_cache_of_several(
         assert heard(path, again) == {k: v for k, v in {**old, **new}.items() if k < n}
 
 
+@pytest.mark.one_way
 @forms
 def test_no_cache_outlives_a_restart(
     form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy, asking: Asking
@@ -196,6 +198,7 @@ def test_no_cache_outlives_a_restart(
     assert heard(GENERATE, ask(second, GENERATE, asking(GENERATE), "only-if-cached")) == new
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("value", ["no-cache", "max-age=0"])
 @pytest.mark.parametrize("fault", [Fault.ERROR_503, Fault.ABORT, Fault.CUT])
 def test_what_cannot_be_had_anew(
@@ -208,6 +211,7 @@ def test_what_cannot_be_had_anew(
     assert heard(GENERATE, ask(proxy, GENERATE, asking(GENERATE), "only-if-cached")) == old
 
 
+@pytest.mark.one_way
 @forms
 def test_no_cache_does_not_join(
     form: dict[str, Any], simulator: Simulator, proxy: Proxy, asking: Asking
@@ -249,6 +253,7 @@ def test_repeat(form: dict[str, Any], thoughtful: Simulator, behind: Proxy, aski
     assert len(sampled(thoughtful)) == 1
 
 
+@pytest.mark.one_way
 @forms
 def test_repeat_only_if_cached(form: dict[str, Any], behind: Proxy, asking: Asking) -> None:
     """What a client has got is there for it."""
@@ -259,6 +264,7 @@ def test_repeat_only_if_cached(form: dict[str, Any], behind: Proxy, asking: Aski
     assert heard(GENERATE, again) == first
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize(
     "form", [pytest.param({}, id="json"), pytest.param({"stream": True}, id="stream")]
 )
@@ -272,6 +278,7 @@ def test_repeat_of_no_cache(form: dict[str, Any], behind: Proxy, asking: Asking)
     assert new != old
 
 
+@pytest.mark.one_way
 @forms
 def test_repeat_of_max_age(
     form: dict[str, Any], thoughtful: Simulator, behind: Proxy, asking: Asking
@@ -324,6 +331,7 @@ def test_max_age(form: dict[str, Any], aged: Proxy, asking: Asking) -> None:
     assert aged.stats()["total_responses"] == 2 * len(BODIES), "the second ones are there still"
 
 
+@pytest.mark.one_way
 @forms
 def test_age_of_several(form: dict[str, Any], aged: Proxy, asking: Asking) -> None:
     """Age is that of the oldest sample; to who wants young ones, only those count."""
@@ -342,6 +350,7 @@ def test_age_of_several(form: dict[str, Any], aged: Proxy, asking: Asking) -> No
         assert ask(aged, path, asking(path, 3, **form)).content == whole.content
 
 
+@pytest.mark.one_way
 def test_age_of_a_repeat(simulator: Simulator, aged: Proxy, asking: Asking) -> None:
     """The age of a hit does not depend on how soon it was asked for."""
     simulator.become(info_delay=INFO_SECONDS)
@@ -354,6 +363,7 @@ def test_age_of_a_repeat(simulator: Simulator, aged: Proxy, asking: Asking) -> N
     assert int(whole.headers["Age"]) >= 100
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("value", ["max-age=0", "max-age=nonsense", "max-age=-1", "max-age"])
 @forms
 def test_max_age_that_nothing_meets(
@@ -401,6 +411,7 @@ def test_only_if_cached(
     assert len(sampled(simulator)) == 1
 
 
+@pytest.mark.one_way
 def test_only_if_cached_while_it_is_fetched(
     simulator: Simulator, proxy: Proxy, asking: Asking
 ) -> None:
@@ -478,6 +489,7 @@ def test_unknown(field: str, simulator: Simulator, proxy: Proxy, asking: Asking)
 # What the answer says
 
 
+@pytest.mark.one_way
 def test_key(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> None:
     """The key is how the journal's line begins; equal calls have it in common, in any form, and
     whatever became of them. A batch has none."""

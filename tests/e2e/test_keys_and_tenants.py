@@ -117,6 +117,7 @@ def test_other_fields(locked: Simulator, behind: Proxy) -> None:
     assert len(sampled(locked)) == 1 + 5  # the first, and those that were refused
 
 
+@pytest.mark.one_way
 def test_one_question(locked: Simulator, behind: Proxy) -> None:
     """A key is tried once, with a call that generates nothing, before it gets its first hit."""
     ask(behind, GENERATE, asking(GENERATE), ONE)
@@ -128,6 +129,7 @@ def test_one_question(locked: Simulator, behind: Proxy) -> None:
     assert shown.count(f"Bearer {TWO}") == 1
 
 
+@pytest.mark.one_way
 def test_many_strangers(locked: Simulator, behind: Proxy) -> None:
     """Of many at the same time, each gets what is due to it."""
     stored = heard(CHAT, ask(behind, CHAT, asking(CHAT), ONE))
@@ -175,6 +177,7 @@ def test_a_key_that_is_refused_once(locked: Simulator, behind: Proxy) -> None:
     assert kinds == ["MISS", "HIT"]
 
 
+@pytest.mark.one_way
 def test_upstream_is_locked_later(simulator: Simulator, start_proxy: StartProxy) -> None:
     """A server that comes back with a key does not have its answers given to all."""
     proxy = start_proxy(simulator.url, "--poll-seconds", "0.1")
@@ -189,6 +192,7 @@ def test_upstream_is_locked_later(simulator: Simulator, start_proxy: StartProxy)
     until(lambda: ask(proxy, GENERATE, asking(GENERATE), None).status_code == 200)
 
 
+@pytest.mark.one_way
 def test_down(locked: Simulator, start_proxy: StartProxy) -> None:
     """While upstream is down, only who was accepted before is served."""
     proxy = start_proxy(locked.url, "--poll-seconds", "0.2")
@@ -212,6 +216,7 @@ def test_down(locked: Simulator, start_proxy: StartProxy) -> None:
     assert ask(again, GENERATE, asking(GENERATE), "sk-wrong").status_code == 401
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("info", ["old", "openai"])
 def test_other_servers(info: str, start_proxy: StartProxy) -> None:
     """A key is asked for whatever route tells of the model."""
@@ -228,6 +233,7 @@ def test_other_servers(info: str, start_proxy: StartProxy) -> None:
             assert (answer.status_code, answer.headers["X-Cache"]) == (status, kind)
 
 
+@pytest.mark.one_way
 def test_an_open_upstream(simulator: Simulator, start_proxy: StartProxy) -> None:
     """Without keys nothing is asked that would not be asked anyway: a hit is no request."""
     proxy = start_proxy(simulator.url, "--poll-seconds", "3600")
@@ -248,6 +254,7 @@ def test_an_open_upstream(simulator: Simulator, start_proxy: StartProxy) -> None
 # Tenants
 
 
+@pytest.mark.one_way
 def test_isolated(simulator: Simulator, start_proxy: StartProxy) -> None:
     """With --isolate-by-credential nobody sees what others have asked, nor that they did."""
     proxy = start_proxy(simulator.url, "--isolate-by-credential")
@@ -281,6 +288,7 @@ def test_isolated(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert heard(CHAT, ask(common, CHAT, asking(CHAT), "a"))[0] not in said[4:]
 
 
+@pytest.mark.one_way
 def test_isolated_at_the_same_time(simulator: Simulator, start_proxy: StartProxy) -> None:
     """Nor do they share a fetch that is under way."""
     proxy = start_proxy(simulator.url, "--isolate-by-credential")
@@ -295,6 +303,7 @@ def test_isolated_at_the_same_time(simulator: Simulator, start_proxy: StartProxy
         assert said[0] == said[1] != said[2] == said[3]
 
 
+@pytest.mark.one_way
 @pytest.mark.parametrize("name", ["cache_salt", "extra_key"])
 def test_salts(name: str, simulator: Simulator, start_proxy: StartProxy) -> None:
     """What a client says to keep its cache apart keeps it apart, in every API."""

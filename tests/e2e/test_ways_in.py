@@ -48,7 +48,7 @@ def test_clients_come_after_the_cache(upstream: Simulator, started: Proxy) -> No
 
 @pytest.mark.parametrize("path", BODIES)
 def test_json(path: str, upstream: Simulator, front: Proxy) -> None:
-    """Answers would not be stored, or pools not be topped up."""
+    """Answers are stored, and pools topped up."""
     one = post(front, path, sampling(path))
     assert (one.status_code, one.headers["X-Cache"]) == (200, "MISS")
     for n, kind in ((1, "HIT"), (3, "PARTIAL"), (2, "HIT")):
@@ -60,7 +60,7 @@ def test_json(path: str, upstream: Simulator, front: Proxy) -> None:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_stream(path: str, upstream: Simulator, front: Proxy) -> None:
-    """Streams would be passed on, and never stored."""
+    """Streams are stored."""
     head, first = stream(front, path, sampling(path))
     assert head["x-cache"] == "MISS"
     head, again = stream(front, path, sampling(path))
@@ -71,7 +71,7 @@ def test_stream(path: str, upstream: Simulator, front: Proxy) -> None:
 
 
 def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:
-    """The first words would come with the last."""
+    """The first words of a stream are there before the last are made."""
     body = {**sampling("/generate", tokens=30), "stream": True}
     with closing(Stream(front.url, "/generate", body)) as client:
         chunks = client.begin().chunks()
@@ -81,7 +81,7 @@ def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:
 
 
 def test_equal_calls_are_one(front: Proxy, upstream: Simulator) -> None:
-    """Equal calls at the same time would each go upstream."""
+    """Equal calls at the same time are one call for upstream."""
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(post, front, "/generate", sampling("/generate")) for _ in range(6)]
         kinds = {future.result().headers["X-Cache"] for future in asked}
@@ -90,7 +90,7 @@ def test_equal_calls_are_one(front: Proxy, upstream: Simulator) -> None:
 
 
 def test_other_routes(front: Proxy) -> None:
-    """What is not cached would not pass, or the proxy's own routes not answer."""
+    """What is not cached passes, and the proxy's own routes answer."""
     assert requests.get(f"{front.url}/v1/models", timeout=30).json()["object"] == "list"
     assert requests.get(f"{front.url}/health", timeout=30).status_code == 200
     assert front.stats()["num_keys"] == 0
@@ -99,41 +99,42 @@ def test_other_routes(front: Proxy) -> None:
 
 
 def test_a_rule_of_the_client(front: Proxy, upstream: Simulator) -> None:
-    """`only-if-cached` would be asked of upstream."""
+    """`only-if-cached` is not asked of upstream."""
     headers = {"Cache-Control": "only-if-cached"}
     for path in BODIES:
         assert post(front, path, sampling(path), headers=headers).status_code == 504
     assert sampled(upstream) == []
 
 
-def test_without_upstream(start_way: StartFront) -> None:
-    """A miss without an upstream would be answered with a page for browsers, and the connection
-    closed."""
-    with running(Profile()) as simulator:
-        proxy = start_way(simulator.url)
-        path = "/v1/chat/completions"
-        stored = post(proxy, path, sampling(path)).json()
-        assert post(proxy, path, sampling(path)).headers["X-Cache"] == "HIT"
-        # Given before it is stored, which only upstream's word on its model makes it.
-        url = f"{proxy.url}/cache/stats"
-        until(lambda: requests.get(url, timeout=30).json()["total_responses"])
-    with requests.Session() as session:
-        for path, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
-            method = "POST" if body else "GET"
-            answer = session.request(method, proxy.url + path, json=body, timeout=30)
-            assert answer.status_code == 502
-            assert answer.headers["content-type"] == "application/json"
-            assert proxy.url not in answer.text
-            assert answer.json()["error"]["message"]
-            assert "close" not in answer.headers.get("connection", "")
-    hit = post(proxy, "/v1/chat/completions", sampling("/v1/chat/completions"))
-    assert (hit.status_code, hit.headers["X-Cache"]) == (200, "HIT")
-    assert hit.json()["choices"] == stored["choices"]
+def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
+    """While upstream is down, a miss is answered with an error in JSON, on a connection that lives,
+    and what is stored is given."""
+    path = "/v1/chat/completions"
+    stored = post(front, path, sampling(path)).json()
+    assert post(front, path, sampling(path)).headers["X-Cache"] == "HIT"
+    # Given before it is stored, which only upstream's word on its model makes it.
+    until(lambda: front.stats()["total_responses"])
+    upstream.down()
+    try:
+        with requests.Session() as session:
+            for route, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
+                method = "POST" if body else "GET"
+                answer = session.request(method, front.url + route, json=body, timeout=30)
+                assert answer.status_code == 502
+                assert answer.headers["content-type"] == "application/json"
+                assert front.url not in answer.text
+                assert answer.json()["error"]["message"]
+                assert "close" not in answer.headers.get("connection", "")
+        hit = post(front, path, sampling(path))
+        assert (hit.status_code, hit.headers["X-Cache"]) == (200, "HIT")
+        assert hit.json()["choices"] == stored["choices"]
+    finally:
+        upstream.up()
 
 
 @pytest.mark.parametrize("place", ["0", "len(chain)"], ids=["first", "last"])
 def test_wherever_it_stands(place: str, upstream: Simulator, tmp_path: Path) -> None:
-    """Streams would only be stored where the addon is asked before mitmproxy's own layers are."""
+    """Streams are stored wherever in mitmproxy's chain the addon stands."""
     (tmp_path / "move.py").write_text(
         "from mitmproxy import ctx\n"
         "def running():\n"
