@@ -23,7 +23,7 @@ from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
-from sglang_cached_addon.proxy.selfcheck import Part, faults, has
+from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
@@ -162,7 +162,7 @@ class SglangCached:
             lane.open_lane(connection, self._heads, self._desk)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
-        if not has(Part.LAYERS):
+        if not has(InsidePart.LAYERS):
             return
         connection = self.connections.get(nextlayer.context.client)
         ours = gateway.reverse_proxy(

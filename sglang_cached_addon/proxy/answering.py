@@ -40,6 +40,10 @@ def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -
     return mark(fields, answer.outcome)
 
 
+def status_of(answer: Hit | Reply | Streamed) -> int:
+    return answer.status if isinstance(answer, Reply) else 200
+
+
 def lead_here(value: bytes, upstream: str) -> bytes:
     """The value of a field that leads somewhere."""
     url = value.decode("utf-8", "surrogateescape")

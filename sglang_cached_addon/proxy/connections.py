@@ -18,7 +18,7 @@ from mitmproxy.connection import Client
 from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
 from sglang_cached_addon.proxy import inside
-from sglang_cached_addon.proxy.selfcheck import Part, has
+from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.findings import Bypass
 
@@ -92,7 +92,7 @@ class Handed:
     bypass: Bypass
 
 
-class Connection:
+class ClientConnection:
     """That of one client."""
 
     def __init__(self, handler: ConnectionHandler, writer: asyncio.StreamWriter) -> None:
@@ -171,10 +171,10 @@ class Connections:
     """Those of all clients."""
 
     def __init__(self) -> None:
-        self._open: dict[Client, Connection] = {}
+        self._open: dict[Client, ClientConnection] = {}
 
     @property
-    def all(self) -> list[Connection]:
+    def all(self) -> list[ClientConnection]:
         """In the order in which they were made."""
         return list(self._open.values())
 
@@ -184,10 +184,10 @@ class Connections:
         busy = (Progress.BODY, Progress.ANSWER)
         return sum(connection.progress in busy for connection in self._open.values())
 
-    def get(self, client: Client) -> Connection | None:
+    def get(self, client: Client) -> ClientConnection | None:
         return self._open.get(client)
 
-    def add(self, handler: ConnectionHandler) -> Connection | None:
+    def add(self, handler: ConnectionHandler) -> ClientConnection | None:
         """One that was just made; None where nothing can be told of it."""
         connection = open_connection(handler)
         if connection:
@@ -217,13 +217,13 @@ class Connections:
         return len(found[:count])
 
 
-def open_connection(handler: ConnectionHandler) -> Connection | None:
+def open_connection(handler: ConnectionHandler) -> ClientConnection | None:
     """One that is watched from now on; None if it cannot be, or is not one of TCP."""
-    if not has(Part.WATCHDOG, Part.LAYERS):
+    if not has(InsidePart.WATCHDOG, InsidePart.LAYERS):
         return None
     writer = inside.end_of(handler).writer
     if not isinstance(writer, asyncio.StreamWriter):
         return None
-    connection = Connection(handler, writer)
+    connection = ClientConnection(handler, writer)
     inside.watch(handler, connection.watch)
     return connection

@@ -18,7 +18,8 @@ from sglang_cached_addon.settings import Settings
 
 logger = logging.getLogger("sglang_cached_addon")
 
-_CLOSED = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
+PASSED_ON = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
+"""What becomes of a call where there is no cache, or where it fails: upstream gets it."""
 
 
 class Desk:
@@ -54,7 +55,7 @@ class Desk:
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """As `Service.receive`; without a cache, calls are passed on."""
-        return self.parts.service.receive(ask) if self.parts else _CLOSED
+        return self.parts.service.receive(ask) if self.parts else PASSED_ON
 
     def log(self, path: str, outcome: Outcome, started: float) -> None:
         """Tells people what has become of a call that came at that time (monotonic, seconds)."""

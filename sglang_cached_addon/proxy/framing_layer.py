@@ -19,7 +19,7 @@ from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import HttpLayer
 
 from sglang_cached_addon.proxy import inside
-from sglang_cached_addon.proxy.connections import Connection, HeadTimer, Progress
+from sglang_cached_addon.proxy.connections import ClientConnection, HeadTimer, Progress
 from sglang_cached_addon.service.findings import error_body
 from sglang_cached_addon.wire import framing
 from sglang_cached_addon.wire.framing import Phase
@@ -66,7 +66,7 @@ class FramingLayer(layer.Layer):
     child_layer: HttpLayer
 
     def __init__(
-        self, context: Context, connection: Connection, bound: Callable[[RequestHead], float]
+        self, context: Context, connection: ClientConnection, bound: Callable[[RequestHead], float]
     ) -> None:
         """`bound`: bytes that the body behind a head may have."""
         super().__init__(context)
@@ -207,7 +207,7 @@ class FramingLayer(layer.Layer):
 
 
 def open_framing_layer(
-    context: Context, connection: Connection, bound: Callable[[RequestHead], float]
+    context: Context, connection: ClientConnection, bound: Callable[[RequestHead], float]
 ) -> FramingLayer:
     """Puts a layer before mitmproxy's HTTP layer, and notes it as the connection's door."""
     connection.door = found = FramingLayer(context, connection, bound)

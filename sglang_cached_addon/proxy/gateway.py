@@ -23,7 +23,7 @@ from mitmproxy.proxy.layers.http import (
 from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon.core.policy import MAX_BODY
-from sglang_cached_addon.proxy.connections import Connection
+from sglang_cached_addon.proxy.connections import ClientConnection
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.framing_layer import open_framing_layer
 from sglang_cached_addon.proxy.front import Front
@@ -37,7 +37,7 @@ from sglang_cached_addon.proxy.inside import (
     ResponseProtocolError,
     read_with,
 )
-from sglang_cached_addon.proxy.selfcheck import Part, has
+from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.proxy.strict_client import StrictHttp1Client
 
 _HANDSHAKE = b"\x16"
@@ -70,12 +70,14 @@ class Gateway(HttpLayer):
 
     def register_connection(self, command: RegisterHttpConnection) -> layer.CommandGenerator[None]:
         # mitmproxy itself looks here for the end of a connection's layers.
-        if has(Part.ANSWERS):
+        if has(InsidePart.ANSWERS):
             read_with(self.connections[command.connection].context.layers[-1], StrictHttp1Client)
         yield from super().register_connection(command)
 
     def make_stream(self, stream_id: int) -> layer.CommandGenerator[None]:
-        stream = self.streams[stream_id] = Stream(self.context.fork(), stream_id, self._front)
+        stream = self.streams[stream_id] = BoundedStream(
+            self.context.fork(), stream_id, self._front
+        )
         yield from self.event_to_child(stream, events.Start())
 
     def event_to_child(
@@ -110,7 +112,7 @@ class Gateway(HttpLayer):
             yield from super().event_to_child(child, event)
 
 
-class Stream(HttpStream):
+class BoundedStream(HttpStream):
     """An `HttpStream` that passes a body on where it turns out to be too large to be kept."""
 
     def __init__(self, context: Context, stream_id: int, front: Front) -> None:
@@ -133,7 +135,7 @@ class Stream(HttpStream):
 
 
 def reverse_proxy(
-    context: Context, data: bytes, front: Front, connection: Connection | None
+    context: Context, data: bytes, front: Front, connection: ClientConnection | None
 ) -> layer.Layer | None:
     """The layers behind an HTTP client of a reverse proxy, or None to leave it to mitmproxy.
 

@@ -214,11 +214,11 @@ class FlowHooks:
         pieces = pieces_of(answer, self._desk.replay_rate)
         if pieces and live.ask and live.ask.is_chunkable:
             ended = live.streamed.close if live.streamed else bool
-            live.feed = FeedAnswer(responses.head(answer, upstream), pieces, ended)
+            live.feed = FeedAnswer(responses.answered(answer, upstream), pieces, ended)
         else:
             assert not isinstance(answer, Streamed)
             body = b"".join(http1.unchunked(answer.body)) if pieces else answer.body
-            flow.response = responses.whole(answer, body, upstream)
+            flow.response = responses.answered(answer, upstream, body)
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
         request = flow.request

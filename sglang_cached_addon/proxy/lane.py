@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from enum import Enum
 from typing import Any
 
-from sglang_cached_addon.proxy.connections import Connection, Handed, HeadTimer, Progress
+from sglang_cached_addon.proxy.connections import ClientConnection, Handed, HeadTimer, Progress
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.framing_layer import MAX_HELD, refusal
 from sglang_cached_addon.proxy.held import Held, part
@@ -47,12 +47,12 @@ class Lane(asyncio.BufferedProtocol):
     """Stands between a client's transport and the protocol that mitmproxy reads from."""
 
     def __init__(
-        self, connection: Connection, next_protocol: NextProtocol, reader: HeadReader, desk: Desk
+        self, connection: ClientConnection, following: NextProtocol, reader: HeadReader, desk: Desk
     ) -> None:
         self.head = HeadTimer(self._is_late)
         self._connection = connection
         self._transport = connection.transport
-        self._next = next_protocol
+        self._next = following
         self._reader = reader
         self._desk = desk
         self._is_local = is_local(connection.handler.client)
@@ -237,8 +237,8 @@ class Lane(asyncio.BufferedProtocol):
             self._be_ready()
 
 
-def open_lane(connection: Connection, reader: HeadReader, desk: Desk) -> None:
+def open_lane(connection: ClientConnection, reader: HeadReader, desk: Desk) -> None:
     """Puts a lane before a client that has just connected, where that can be."""
-    if next_protocol := behind(connection):
-        connection.lane = lane = Lane(connection, next_protocol, reader, desk)
+    if following := behind(connection):
+        connection.lane = lane = Lane(connection, following, reader, desk)
         connection.transport.set_protocol(lane)

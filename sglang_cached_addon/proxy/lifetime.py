@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
-from mitmproxy.addons import proxyserver
+from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.master import Master
 from mitmproxy.proxy.server import ConnectionIO
 
@@ -22,7 +22,7 @@ from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.checks import StartError
 from sglang_cached_addon.proxy.listening import Listening
-from sglang_cached_addon.proxy.selfcheck import Part, has
+from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import Health
@@ -34,12 +34,12 @@ HANG_UP_SECONDS = 1.0
 """How long idle connections may take to close after the drain, in seconds."""
 
 
-class Phase(Enum):
-    """Where in its life a proxy is."""
+class Drain(Enum):
+    """How far the drain is."""
 
-    SERVING = "clients are let in"
-    DRAINING = "what is under way is given time"
-    HURRYING = "nobody is waited for any more"
+    AHEAD = "clients are let in"
+    UNDER_WAY = "what is under way is given time"
+    HURRIED = "nobody is waited for any more"
 
 
 class Lifetime:
@@ -55,7 +55,7 @@ class Lifetime:
         """The state of upstream when it was last asked before the start."""
         self._exit_code = 0
         self._listening: list[Listening] = []
-        self._phase = Phase.SERVING
+        self._drain = Drain.AHEAD
         self._draining: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
@@ -66,7 +66,7 @@ class Lifetime:
         except (ValueError, StoreError) as e:
             raise StartError(str(e)) from None
         self._state = await self._addon.look()
-        if self._phase is Phase.SERVING:
+        if self._drain is Drain.AHEAD:
             await self._master.run()
         else:
             self._addon.done()
@@ -74,7 +74,7 @@ class Lifetime:
         return self._exit_code or int(self._addon.lost > 0)
 
     async def running(self) -> None:
-        servers = list(self._servers)
+        servers = list(_proxyserver().servers)
         unknown = ", ".join(self._master.options.deferred)
         if unknown:
             print(f"sglang-cached: --set: unknown options: {unknown}", file=sys.stderr)
@@ -82,7 +82,7 @@ class Lifetime:
             self._exit_code = 1
             self._master.shutdown()
             return
-        for server in servers if has(Part.SERVERS) else ():
+        for server in servers if has(InsidePart.SERVERS) else ():
             self._listening += [
                 Listening(end, server.handle_stream) for end in inside.servers_of(server)
             ]
@@ -113,40 +113,30 @@ class Lifetime:
 
     def stop(self) -> None:
         """Ends the proxy: at once if asked twice."""
-        if self._phase is Phase.SERVING:
-            self._phase = Phase.DRAINING
-            self._draining = asyncio.ensure_future(self._drain())
+        if self._drain is Drain.AHEAD:
+            self._drain = Drain.UNDER_WAY
+            self._draining = asyncio.ensure_future(self._run_drain())
         else:
-            self._phase = Phase.HURRYING
+            self._drain = Drain.HURRIED
 
-    @property
-    def _servers(self) -> proxyserver.Servers:
-        return self._proxyserver.servers
-
-    @property
-    def _proxyserver(self) -> proxyserver.Proxyserver:
-        found = self._master.addons.get("proxyserver")
-        assert isinstance(found, proxyserver.Proxyserver)
-        return found
-
-    async def _drain(self) -> None:
+    async def _run_drain(self) -> None:
         """Lets in no more clients, waits (not for ever) for what is being answered, and hangs
         up."""
         await _until(self._is_hurrying, self._start.drain_accept)
         for listening in self._listening:
             listening.close()
-        await self._servers.update([])
+        await _proxyserver().servers.update([])
         await asyncio.sleep(SETTLE_SECONDS)
         seconds = self._start.drain - self._start.drain_accept
         await _until(lambda: self._is_hurrying() or not self._is_busy(), seconds)
         for io in self._clients():
             if io.handler:
                 io.handler.cancel("shutting down")
-        await _until(lambda: not self._proxyserver.connections, HANG_UP_SECONDS)
+        await _until(lambda: not _proxyserver().connections, HANG_UP_SECONDS)
         self._master.shutdown()
 
     def _is_hurrying(self) -> bool:
-        return self._phase is Phase.HURRYING
+        return self._drain is Drain.HURRIED
 
     def _is_busy(self) -> bool:
         """Whether requests are being answered, or answers wait for slow clients."""
@@ -154,7 +144,7 @@ class Lifetime:
 
     def _clients(self) -> list[ConnectionIO]:
         """The open connections of clients."""
-        handlers = self._proxyserver.connections.values()
+        handlers = _proxyserver().connections.values()
         return [h.transports[h.client] for h in handlers if h.client in h.transports]
 
     def _web_url(self) -> str:
@@ -163,6 +153,12 @@ class Lifetime:
         return str(
             getattr(self._master, "web_url", f"http://{options.web_host}:{options.web_port}/")
         )
+
+
+def _proxyserver() -> Proxyserver:
+    found = inside.proxyserver()
+    assert found
+    return found
 
 
 def _unsent(io: ConnectionIO) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 from sglang_cached_addon.proxy import inside
-from sglang_cached_addon.proxy.connections import Connection
-from sglang_cached_addon.proxy.selfcheck import Part, has
+from sglang_cached_addon.proxy.connections import ClientConnection
+from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 
 _TURN = 64 * 1024
 """Bytes of a large request that mitmproxy is given at once."""
@@ -19,7 +19,9 @@ _TURN = 64 * 1024
 class NextProtocol:
     """mitmproxy's end of a client's connection."""
 
-    def __init__(self, connection: Connection, protocol: asyncio.Protocol, given: int) -> None:
+    def __init__(
+        self, connection: ClientConnection, protocol: asyncio.Protocol, given: int
+    ) -> None:
         """`given`: bytes that mitmproxy has been given before."""
         self.protocol = protocol
         self._connection = connection
@@ -52,12 +54,12 @@ class NextProtocol:
                 await asyncio.sleep(0)
 
 
-def behind(connection: Connection) -> NextProtocol | None:
+def behind(connection: ClientConnection) -> NextProtocol | None:
     """What reads a connection that has just been made; None where it cannot be known how far."""
     stream = inside.end_of(connection.handler).reader
     protocol = connection.transport.get_protocol()
     if not (
-        has(Part.READER)
+        has(InsidePart.READER)
         and isinstance(stream, asyncio.StreamReader)
         and isinstance(protocol, asyncio.Protocol)
     ):

@@ -10,17 +10,13 @@ from sglang_cached_addon.service.findings import Hit, error_body
 from sglang_cached_addon.wire import location
 
 
-def whole(answer: Hit | Reply, body: bytes, upstream: str) -> http.Response:
-    """An answer in one piece."""
-    response = http.Response.make(answer.status if isinstance(answer, Reply) else 200, body)
-    response.headers = http.Headers(answering.fields_of(answer, upstream, len(body)))
-    return response
-
-
-def head(answer: Hit | Reply | Streamed, upstream: str) -> http.Response:
-    """The head of an answer in chunks."""
-    response = http.Response.make(200, b"")
-    response.headers = http.Headers(answering.fields_of(answer, upstream, None))
+def answered(
+    answer: Hit | Reply | Streamed, upstream: str, body: bytes | None = None
+) -> http.Response:
+    """An answer; without a `body`, its head alone: what follows comes in chunks."""
+    response = http.Response.make(answering.status_of(answer), body or b"")
+    size = None if body is None else len(body)
+    response.headers = http.Headers(answering.fields_of(answer, upstream, size))
     return response
 
 

@@ -1,7 +1,7 @@
 """Whether the inside of mitmproxy and asyncio is as `inside` relies on it.
 
-Each `Part` is tried once, at start. Where one is not as expected, what needs it is off, `faults`
-has a line for the log, and the rest works. Decides nothing about requests.
+Each `InsidePart` is tried once, at start. Where one is not as expected, what needs it is off,
+`faults` has a line for the log, and the rest works. Decides nothing about requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO, TimeoutWatch
 from sglang_cached_addon.proxy.inside import Http1Client, RequestHeaders, is_idle, unread
 
 
-class Part(Enum):
+class InsidePart(Enum):
     """A part of the inside; its value is what is off without it."""
 
     LAYERS = "streamed answers, strict reading of requests and the fast lane"
@@ -38,17 +38,17 @@ class Part(Enum):
 
 
 @cache
-def faults() -> dict[Part, str]:
+def faults() -> dict[InsidePart, str]:
     """What is not as expected, by part."""
-    return {part: fault for part in Part if (fault := _fault(part))}
+    return {part: fault for part in InsidePart if (fault := _fault(part))}
 
 
-def has(*parts: Part) -> bool:
+def has(*parts: InsidePart) -> bool:
     """Whether these are as expected."""
     return not faults().keys() & set(parts)
 
 
-def _fault(part: Part) -> str:
+def _fault(part: InsidePart) -> str:
     try:
         return "" if _CHECKS[part]() else "it behaves in another way"
     except Exception as e:  # whatever another version may raise
@@ -187,10 +187,10 @@ def _check_servers() -> bool:
         return is_read and instance._servers == [] and callable(instance.handle_stream)
 
 
-_CHECKS: dict[Part, Callable[[], bool]] = {
-    Part.LAYERS: _check_layers,
-    Part.ANSWERS: _check_answers,
-    Part.WATCHDOG: _check_watchdog,
-    Part.READER: _check_reader,
-    Part.SERVERS: _check_servers,
+_CHECKS: dict[InsidePart, Callable[[], bool]] = {
+    InsidePart.LAYERS: _check_layers,
+    InsidePart.ANSWERS: _check_answers,
+    InsidePart.WATCHDOG: _check_watchdog,
+    InsidePart.READER: _check_reader,
+    InsidePart.SERVERS: _check_servers,
 }

@@ -12,7 +12,7 @@ from typing import Any
 from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
-from sglang_cached_addon.proxy.desk import Desk
+from sglang_cached_addon.proxy.desk import PASSED_ON, Desk
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
@@ -32,9 +32,6 @@ Received = Answer | Coroutine[Any, Any, Answer]
 
 LEFT = Outcome(Kind.MISS, reason=Reason.CUT)
 """Logged for a client that left before its answer was ready."""
-
-_FAILED = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
-"""What becomes of a call that an error of our own keeps from an answer: upstream gets it."""
 
 
 class Writer:
@@ -103,9 +100,9 @@ class Writer:
             await self._write_events(answering.head(200, fields), pieces)
         else:
             assert not isinstance(answer, Streamed)
-            status = answer.status if isinstance(answer, Reply) else 200
             fields = answering.fields_of(answer, upstream, len(answer.body))
-            await self._write(answering.head(status, fields), answer.body)
+            head = answering.head(answering.status_of(answer), fields)
+            await self._write(head, answer.body)
 
     async def _write(self, head: bytes, body: bytes) -> None:
         if len(body) <= LARGE:
@@ -142,7 +139,7 @@ async def _answer_of(coroutine: Coroutine[Any, Any, Answer]) -> Answer:
         return await coroutine
     except Exception:  # as with a hook that fails: the request goes on without us
         logger.exception("sglang-cached: error in the fast lane")
-        return _FAILED
+        return PASSED_ON
 
 
 def pieces_of(answer: Hit | Reply | Streamed, rate: float) -> AsyncIterator[list[bytes]] | None:

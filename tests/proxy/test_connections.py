@@ -18,7 +18,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.proxy.server import SimpleConnectionHandler
 
-from sglang_cached_addon.proxy.connections import Connection, Connections, HeadTimer, Progress
+from sglang_cached_addon.proxy.connections import ClientConnection, Connections, HeadTimer, Progress
 from tests.conftest import Proxy, StartProxy, end, read_all, until
 from tests.e2e.conftest import LANES, WAYS
 from tests.simulator import Fault, Simulator
@@ -209,7 +209,7 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @asynccontextmanager
 async def clients_of(
-    connections: Connections, count: int, opened: Callable[[Connection], object] = bool
+    connections: Connections, count: int, opened: Callable[[ClientConnection], object] = bool
 ) -> AsyncIterator[list[Client]]:
     """Clients of a server that notes their connections, and shows each to `opened`."""
 

@@ -13,17 +13,13 @@ URL = "http://10.0.0.7:30000"
 HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, 0.0, "m")
 
 
-def test_whole() -> None:
-    """Status and body are the answer's; the length is the body's."""
+def test_answered() -> None:
+    """Status and body are the answer's, the length is the body's; a head alone has none."""
     for answer, status in ((HIT, 200), (Reply(429, (), b"{}", Outcome(Kind.MISS)), 429)):
-        response = responses.whole(answer, b"abc", URL)
+        response = responses.answered(answer, URL, b"abc")
         assert (response.status_code, response.content) == (status, b"abc")
         assert response.headers["content-length"] == "3"
-
-
-def test_head() -> None:
-    """An answer in chunks has no length."""
-    response = responses.head(HIT, URL)
+    response = responses.answered(HIT, URL)
     assert response.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in response.headers
 

@@ -13,22 +13,22 @@ from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Server
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 
-from sglang_cached_addon.proxy.selfcheck import Part, faults
+from sglang_cached_addon.proxy.selfcheck import InsidePart, faults
 from tests.conftest import Proxy, StartProxy, until
 from tests.simulator import Simulator
 from tests.tables import each
 
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
 # What another version may do without.
-MOVED: list[tuple[Part, type, str]] = [
-    (Part.LAYERS, Http1Server, "read_headers"),
-    (Part.LAYERS, HttpLayer, "make_stream"),
-    (Part.LAYERS, HttpLayer, "get_connection"),
-    (Part.ANSWERS, Http1Client, "read_headers"),
-    (Part.WATCHDOG, TimeoutWatchdog, "register_activity"),
-    (Part.WATCHDOG, ConnectionHandler, "drain_writers"),
-    (Part.READER, asyncio.StreamReader, "feed_data"),
-    (Part.SERVERS, AsyncioServerInstance, "__init__"),
+MOVED: list[tuple[InsidePart, type, str]] = [
+    (InsidePart.LAYERS, Http1Server, "read_headers"),
+    (InsidePart.LAYERS, HttpLayer, "make_stream"),
+    (InsidePart.LAYERS, HttpLayer, "get_connection"),
+    (InsidePart.ANSWERS, Http1Client, "read_headers"),
+    (InsidePart.WATCHDOG, TimeoutWatchdog, "register_activity"),
+    (InsidePart.WATCHDOG, ConnectionHandler, "drain_writers"),
+    (InsidePart.READER, asyncio.StreamReader, "feed_data"),
+    (InsidePart.SERVERS, AsyncioServerInstance, "__init__"),
 ]
 
 
@@ -67,7 +67,7 @@ def hidden(name):
     return property(get, put)
 """
 VERSIONS = {
-    Part.LAYERS: """
+    InsidePart.LAYERS: """
 from mitmproxy.proxy.layers.http import HttpLayer
 make_stream, event_to_child = HttpLayer.make_stream, HttpLayer.event_to_child
 def other(self, child, event):
@@ -75,13 +75,13 @@ def other(self, child, event):
     yield from event_to_child(self, child, event)
 HttpLayer.event_to_child = other
 """,
-    Part.ANSWERS: """
+    InsidePart.ANSWERS: """
 from mitmproxy.proxy.layers import http
 class Other(http.Http1Client):
     pass
 http.Http1Client = Other
 """,
-    Part.WATCHDOG: """
+    InsidePart.WATCHDOG: """
 from mitmproxy.proxy.server import TimeoutWatchdog
 begin, watch = TimeoutWatchdog.__init__, TimeoutWatchdog.watch
 def other_begin(self, timeout, callback):
@@ -92,11 +92,11 @@ async def other_watch(self):
     await watch(self)
 TimeoutWatchdog.__init__, TimeoutWatchdog.watch = other_begin, other_watch
 """,
-    Part.READER: f"""{HIDE}
+    InsidePart.READER: f"""{HIDE}
 import asyncio
 asyncio.StreamReader._buffer = hidden("_buffer")
 """,
-    Part.SERVERS: f"""{HIDE}
+    InsidePart.SERVERS: f"""{HIDE}
 from mitmproxy.proxy.mode_servers import AsyncioServerInstance
 AsyncioServerInstance._servers = hidden("_servers")
 """,
@@ -116,7 +116,7 @@ def outcomes(proxy: Proxy) -> list[str]:
 
 @each("part", VERSIONS)
 def test_another_version(
-    part: Part, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
+    part: InsidePart, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
     """Without a part the proxy still caches, and says once what is off."""
     proxy = start_proxy(simulator.url, cache=tmp_path / part.name, first=VERSIONS[part])
