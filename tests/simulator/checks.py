@@ -17,7 +17,6 @@ _WHERE = {  # SGLang names the place of a validation error in its own source
     "/v1/completions": "line 1860, in openai_v1_completions",
     "/v1/chat/completions": "line 1870, in openai_v1_chat_completions",
 }
-_KINDS: dict[str, type] = {"text": str, "rid": str, "sampling_params": dict}
 _FIELD_NAMES = (
     "max_new_tokens stop stop_token_ids stop_regex temperature top_p top_k min_p frequency_penalty "
     "presence_penalty repetition_penalty min_new_tokens n json_schema regex ebnf structural_tag "
@@ -49,16 +48,6 @@ def missing(path: str, body: Json, *names: str) -> Refusal:
     return invalid(path, *(flaw("missing", (name,), "Field required", body) for name in names))
 
 
-def none_of(path: str, body: Json, name: str, *types: str) -> Refusal:
-    """The 400 of a field that has none of the types it may have."""
-    flaws = []
-    for label in types:
-        noun = {"str": "string"}.get(label, label.split("[")[0])
-        text = f"Input should be a valid {noun}"
-        flaws.append(flaw(f"{noun}_type", (name, label), text, body[name]))
-    return invalid(path, *flaws)
-
-
 def document(path: str, content_type: str, raw: bytes) -> Json:
     """The JSON object in a body."""
     named = content_type.split(";")[0].strip().lower() == "application/json"
@@ -75,86 +64,32 @@ def document(path: str, content_type: str, raw: bytes) -> Json:
     return value
 
 
-def _whole(path: str, body: Json, name: str) -> None:
-    """An integer field of a /v1 route; numerals and whole floats are taken."""
-    value = body.get(name, 0)
-    text = "Input should be a valid integer"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        return
-    if not isinstance(value, str):
-        raise invalid(path, flaw("int_type", (name,), text, value))
-    try:
-        int(value)
-    except ValueError:
-        text += ", unable to parse string as an integer"
-        raise invalid(path, flaw("int_parsing", (name,), text, value)) from None
-
-
-def _is_list_of(value: Any, items: type | tuple[type, ...]) -> bool:
-    return isinstance(value, list) and all(isinstance(item, items) for item in value)
-
-
 def _generate(path: str, body: Json) -> None:
-    if not isinstance(body.get("stream", False), bool):
-        text = "Input should be a valid boolean, unable to interpret input"
-        raise invalid(path, flaw("bool_parsing", ("stream",), text, body["stream"]))
-    for name, kind in _KINDS.items():
-        value = body.get(name)
-        if not (value is None or isinstance(value, kind) or _is_list_of(value, kind)):
-            raise none_of(path, body, name, kind.__name__, f"list[{kind.__name__}]")
-    each = body.get("sampling_params") or {}
-    for params in as_list(each):
-        for name, value in params.items():
-            _check_param(name, value)
-    texts = body.get("text") if body.get("input_ids") is None else body["input_ids"]
-    many = isinstance(texts, list) and not (texts and isinstance(texts[0], int))
-    if isinstance(each, list) and (not many or len(each) < len(texts)):
-        raise crash()
-    if any(params.get("n", 1) is None for params in as_list(each)):
-        raise crash()
+    for params in as_list(body.get("sampling_params") or {}):
+        for name in params:
+            if name not in _SAMPLING_FIELDS:
+                expected = ", ".join(f"`{known}`" for known in _SAMPLING_FIELDS)
+                text = f"unknown field `{name}`, expected one of {expected}"
+                raise Refusal(400, {"error": text})
 
 
-def _check_param(name: str, value: Any) -> None:
-    if name not in _SAMPLING_FIELDS:
-        expected = ", ".join(f"`{known}`" for known in _SAMPLING_FIELDS)
-        raise Refusal(400, {"error": f"unknown field `{name}`, expected one of {expected}"})
-    if name in ("n", "max_new_tokens") and type(value) not in (int, type(None)):
-        told = {str: "string {}", float: "floating point `{}`"}.get(type(value), "`{}`")
-        given = told.format(orjson.dumps(value).decode())
-        raise Refusal(400, {"error": f"invalid type: {given}, expected i64"})
-
-
-def _openai(path: str, body: Json, limit: str) -> None:
-    if body.get(limit) is not None or limit == "max_tokens":
-        _whole(path, body, limit)
-    options = body.get("stream_options")
-    if not isinstance(options, dict | None):
-        text = "Input should be a valid dictionary or object to extract fields from"
-        raise invalid(path, flaw("model_attributes_type", ("stream_options",), text, options))
-    _whole(path, body, "n")
+def _openai(path: str, body: Json, needed: str, given: Json) -> None:
+    if needed not in body:
+        raise missing(path, {**body, **given}, needed)
+    n = body.get("n", 1)
+    if not isinstance(n, int | float):
+        raise invalid(path, flaw("int_parsing", ("n",), _NO_INTEGER, n))
 
 
 def _completions(path: str, body: Json) -> None:
-    if "prompt" not in body:
-        raise missing(path, body, "prompt")
-    prompt = body["prompt"]
-    if not (isinstance(prompt, str) or _is_list_of(prompt, (str, int, list))):
-        raise none_of(path, body, "prompt", "list[int]", "list[list[int]]", "str", "list[str]")
-    _openai(path, body, "max_tokens")
-    if int(body.get("max_tokens", 1)) <= 0:
-        text = "Value error, max_tokens must be positive"
-        raise invalid(path, flaw("value_error", ("max_tokens",), text, int(body["max_tokens"])))
+    _openai(path, body, "prompt", {})
 
 
 def _chat(path: str, body: Json) -> None:
-    if "messages" not in body:
-        raise missing(path, {**body, "tool_choice": body.get("tool_choice", "none")}, "messages")
-    if not _is_list_of(body["messages"], dict):
-        text = "Input should be a valid list"
-        raise invalid(path, flaw("list_type", ("messages",), text, body["messages"]))
-    name = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
-    _openai(path, {k: v for k, v in body.items() if k != name or v is not None}, name)
+    _openai(path, body, "messages", {"tool_choice": body.get("tool_choice", "none")})
 
+
+_NO_INTEGER = "Input should be a valid integer, unable to parse string as an integer"
 
 SCHEMA: dict[str, Callable[[str, Json], None]] = {
     "/generate": _generate,
@@ -180,17 +115,8 @@ def ranges(ask: Ask) -> None:
 
 def rids(ask: Ask, busy: set[str]) -> None:
     """Request ids that are no ids, too few, or in use."""
-    rid = ask.body.get("rid")
-    if isinstance(rid, list):
-        if not ask.many and ask.samples == 1:
-            text = "Internal server error: unhashable type: 'list'"
-            raise openai_error(500, text, "InternalServerError")
-        if len(rid) != len(ask.prompts):
-            text = "The specified rids length mismatch with the batch_size for batch processing."
-            raise Flaw(text)
-        twice = sorted({one for one in rid if rid.count(one) > 1})
-        if twice:
-            raise Flaw(f"Duplicate request IDs detected within the request: {twice}")
+    if isinstance(ask.body.get("rid"), list) and not ask.many and ask.samples == 1:
+        raise crash()
     for name in ask.rids():
         if name in busy:
             raise Flaw(f"Duplicate request ID detected: {name}")

@@ -59,7 +59,6 @@ class Engine(small.Engine):
         """Be a process that was just started."""
         self.profile = profile
         self.paused = False  # by /pause_generation
-        self.updating = False  # between /begin_weight_update and /end_weight_update
         self.random_seed = random.SystemRandom().randrange(1 << 30)
         self.startup_time: Json = {"load_weight": 0.0, "tokenizer_e2e": time.perf_counter()}
 
@@ -72,6 +71,10 @@ class Engine(small.Engine):
     def profile(self, profile: Profile) -> None:
         with self._lock:
             self.loaded = Loaded(profile, profile, Adapters(profile))
+
+    @property
+    def adapters(self) -> Adapters:
+        return self.loaded.adapters
 
     def become(self, **changes: Any) -> None:
         """Replace fields of the profile at once, as if it had been started so.

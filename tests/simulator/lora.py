@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from sglang_cached_addon.simulator.refusals import Flaw, crash
+from sglang_cached_addon.simulator.refusals import Flaw
 from sglang_cached_addon.simulator.sample import Ask
 from tests.simulator.profile import Profile
 
@@ -36,14 +36,9 @@ class Adapters:
         return {name: adapter.path for name, adapter in tuple(self._loaded.items())}
 
     def load(self, name: str, adapter: Adapter) -> None:
-        if name in self._loaded:
-            raise Flaw(f"Failed to load LoRA adapter {name} because it is already loaded")
         self._loaded[name] = self._known[name] = adapter
 
     def unload(self, name: str) -> None:
-        if name not in self._loaded:
-            loaded = self._loaded.keys()
-            raise Flaw(f"LoRA with name {name} does not exist. Loaded LoRAs: {loaded}")
         del self._loaded[name]
 
     def chosen(self, ask: Ask, served: str) -> list[str]:
@@ -72,8 +67,4 @@ def _names(ask: Ask, served: str) -> list[str | None]:
     elif ask.model != served:
         suffix = ask.model.partition(":")[2]
     given = suffix.strip() or ask.body.get("lora_path") or None
-    if not isinstance(given, list):
-        return [given] * len(ask.prompts)
-    if len(given) < len(ask.prompts):
-        raise crash()
-    return given
+    return given if isinstance(given, list) else [given] * len(ask.prompts)
