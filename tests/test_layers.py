@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import sglang_cached_addon
+from sglang_cached_addon.dialects import GROUP
 
 PACKAGE = Path(sglang_cached_addon.__file__).parent
 TESTS = Path(__file__).parent
@@ -63,6 +65,9 @@ VALUES_ONLY = {
 DOES_IO = {"wire/client.py", "wire/connection.py", "wire/descriptors.py", "wire/tls.py"}
 """The exceptions in a pure room."""
 
+
+DIALECTS = {point.value.split(":")[0].split(".")[2] for point in entry_points(group=GROUP)}
+"""The modules of the dialects, or their folders."""
 
 OWN = {"self", "cls"}
 """What private attributes may be taken of."""
@@ -139,8 +144,9 @@ def test_imports_point_one_way() -> None:
             used = {name.split(".")[0] for name in ours} - {"sglang_cached_addon", "__version__"}
             assert used <= allowed, path
         if path.parts[0] == "dialects":
-            others = {"generate", "completions", "chat"} - {path.stem}
-            assert not {n.split(".")[1] for n in ours if n.startswith("dialects.")} & others, path
+            others = DIALECTS - {path.stem.split("_")[0]}
+            used = {n.split(".")[1].split("_")[0] for n in ours if n.startswith("dialects.")}
+            assert not used & others, path
 
 
 def test_each_module_has_its_tests() -> None:

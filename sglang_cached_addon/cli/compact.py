@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import click
 
-from sglang_cached_addon.cli.verify import cache_path_option, journal_of
+from sglang_cached_addon.cli.verify import cache_path_option, journal_of, told_errors
 
 
 @click.command()
 @cache_path_option
 def compact(cache_path: str) -> None:
     """Make the file smaller, where stored answers were replaced."""
-    from sglang_cached_addon.store import StoreError
     from sglang_cached_addon.store.journal import Journal
 
     path = journal_of(cache_path)
-    try:
+    with told_errors(path):
         before = path.stat().st_size
         journal = Journal(path.parent)
         try:
@@ -28,8 +27,4 @@ def compact(cache_path: str) -> None:
         finally:
             journal.close()
         after = path.stat().st_size
-    except StoreError as e:
-        raise click.ClickException(str(e)) from None
-    except OSError as e:
-        raise click.ClickException(f"cannot read {path}: {e.strerror}") from None
     click.echo(f"{path}: {before} bytes before, {after} bytes after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from typing import Any
 
 import click
 
@@ -20,31 +21,15 @@ import click
 )
 @click.option("--time-to-first-token", default=0.1, show_default=True, help="Seconds.")
 @click.option("--api-key", default="", help="Ask for this key, as SGLang does.")
-def simulate(
-    port: int,
-    host: str,
-    seed: int,
-    tokens_per_second: float,
-    time_to_first_token: float,
-    api_key: str,
-) -> None:
+def simulate(port: int, host: str, **profile: Any) -> None:
     """Run a stand-in for SGLang: same HTTP, made-up words, no model."""
-    from sglang_cached_addon.simulator import Profile
-
-    profile = Profile(
-        seed=seed,
-        tokens_per_second=tokens_per_second,
-        time_to_first_token=time_to_first_token,
-        api_key=api_key,
-    )
-    sys.exit(asyncio.run(_serve(profile, host, port)))
+    sys.exit(asyncio.run(_serve(host, port, profile)))
 
 
-async def _serve(profile: object, host: str, port: int) -> int:
+async def _serve(host: str, port: int, profile: dict[str, Any]) -> int:
     from sglang_cached_addon.simulator import Profile, Simulator
 
-    assert isinstance(profile, Profile)
-    simulator = Simulator(profile)
+    simulator = Simulator(Profile(**profile))
     try:
         port = await simulator.start(host, port)
     except OSError as e:

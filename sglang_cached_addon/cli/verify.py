@@ -7,6 +7,8 @@ Exit codes: 0 if all is well (or is now), 1 if not, 2 if there is no such cache.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -34,6 +36,19 @@ def journal_of(cache_path: str) -> Path:
     return path
 
 
+@contextmanager
+def told_errors(path: Path) -> Iterator[None]:
+    """Tells what goes wrong with a journal in a line, as click does."""
+    from sglang_cached_addon.store.files import StoreError
+
+    try:
+        yield
+    except StoreError as e:
+        raise click.ClickException(str(e)) from None
+    except OSError as e:
+        raise click.ClickException(f"cannot read {path}: {e.strerror}") from None
+
+
 @click.command()
 @cache_path_option
 @click.option(
@@ -43,7 +58,7 @@ def journal_of(cache_path: str) -> Path:
 )
 def verify(cache_path: str, repair: bool) -> None:
     """Check each stored line."""
-    from sglang_cached_addon.store.files import StoreError, is_taken
+    from sglang_cached_addon.store.files import is_taken
     from sglang_cached_addon.store.journal import Journal
     from sglang_cached_addon.store.journal.verify import examine
 
@@ -52,7 +67,7 @@ def verify(cache_path: str, repair: bool) -> None:
     def tell(number: int, why: str) -> None:
         click.echo(f"{path}:{number}: {why}")
 
-    try:
+    with told_errors(path):
         found = examine(path, tell)
         is_well = not found.broken
         if found.torn:
@@ -76,8 +91,4 @@ def verify(cache_path: str, repair: bool) -> None:
             finally:
                 journal.close()
             is_well = True
-    except StoreError as e:
-        raise click.ClickException(str(e)) from None
-    except OSError as e:
-        raise click.ClickException(f"cannot read {path}: {e.strerror}") from None
     sys.exit(0 if is_well else 1)

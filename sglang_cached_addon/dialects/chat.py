@@ -70,7 +70,7 @@ def _names_media(message: Any) -> bool:
     if not isinstance(parts, list):
         return False
     return any(
-        reading.media_refusal(value)
+        reading.is_elsewhere(value)
         for part in parts
         if isinstance(part, dict)
         for name, value in part.items()

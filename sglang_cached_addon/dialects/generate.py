@@ -73,9 +73,8 @@ class Generate:
         batched = size is not None
         n = generate_body.read_n(body.get("sampling_params"), size)
         reading.refuse_too_many(size or 1, n)
-        if any(
-            reading.media_refusal(body[name]) for name in reading.given(body, generate_body.MEDIA)
-        ):
+        media = reading.given(body, generate_body.MEDIA)
+        if any(reading.is_elsewhere(body[name]) for name in media):
             raise Refused(Reason.MEDIA)
         if (batched or n > 1) and reading.given(body, generate_body.FORM_DEPENDENT):
             raise Refused(Reason.INSEPARABLE)
@@ -90,8 +89,7 @@ class Generate:
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
     ) -> UpstreamCall:
-        n = trimming.trimmed_n(shortfalls)
-        order = trimming.item_order(shortfalls, n)
+        n, order, _ = trimming.draw(call, shortfalls, server)
         body = dict(call.body)
         if call.batched:
             trimming.take(body, generate_body.per_item_lists(body, len(call.items), call.n), order)
@@ -105,15 +103,15 @@ class Generate:
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         natives = answer if call.batched or sent.n > 1 else [answer]
         if not isinstance(natives, list) or len(natives) != sent.total:
-            raise Refused(Reason.ERROR if _is_error(answer) else Reason.UNREADABLE)
+            raise Refused(Reason.ERROR if judging.is_error(answer) else Reason.UNREADABLE)
         generations, refusal = [], None
         for i, native in enumerate(natives):
             meta = native.get("meta_info") if isinstance(native, dict) else None
             if not isinstance(meta, dict):
-                raise Refused(Reason.ERROR if _is_error(native) else Reason.UNREADABLE)
+                raise Refused(Reason.ERROR if judging.is_error(native) else Reason.UNREADABLE)
             finish = meta.get("finish_reason")
             kind = finish.get("type") if isinstance(finish, dict) else None
-            error = Reason.ERROR if _is_error(native) else None
+            error = Reason.ERROR if judging.is_error(native) else None
             refusal = (
                 refusal or error or judging.finish_refusal(kind) or judging.weights_refusal(meta)
             )
@@ -176,10 +174,6 @@ class Generate:
 
 
 _ABORTED = {"type": "abort", "message": "Abort in waiting queue"}
-
-
-def _is_error(answer: Any) -> bool:
-    return isinstance(answer, dict) and answer.get("error") is not None
 
 
 def _renamed(native: bytes, rid: str) -> bytes:

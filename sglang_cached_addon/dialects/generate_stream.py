@@ -224,7 +224,7 @@ class Recorder:
     def add(self, event: Any) -> tuple[Part, int]:
         if not isinstance(event, dict):
             raise Refused(Reason.UNREADABLE)
-        if event.get("error") is not None:
+        if judging.is_error(event):
             self._is_error = True
             return Part.ERROR, 0
         index = event.get("index") if self._is_array else event.get("index", 0)

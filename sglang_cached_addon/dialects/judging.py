@@ -24,6 +24,11 @@ def weight_versions(metas: Iterable[Any]) -> frozenset[str]:
     return frozenset(version for version in found if isinstance(version, str))
 
 
+def is_error(answer: Any) -> bool:
+    """Whether an answer, or a member or an event of one, tells an error."""
+    return isinstance(answer, dict) and answer.get("error") is not None
+
+
 def finish_refusal(kind: Any) -> Reason | None:
     """Why a sample with this type of finish reason is not stored; None is one that goes on."""
     if not isinstance(kind, str):

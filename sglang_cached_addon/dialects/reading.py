@@ -107,7 +107,7 @@ def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[s
     return rids if n == 1 else ()
 
 
-def media_refusal(value: Any) -> bool:
+def is_elsewhere(value: Any) -> bool:
     """Whether a media value, however nested, refers to something outside of the body.
 
     URLs and paths are read by the server at the time of the call; `data:` and bare
@@ -118,9 +118,9 @@ def media_refusal(value: Any) -> bool:
     if isinstance(value, str):
         return not (value.startswith("data:") or _is_base64(value))
     if isinstance(value, dict):
-        return "url" in value and media_refusal(value["url"])
+        return "url" in value and is_elsewhere(value["url"])
     if isinstance(value, list):
-        return any(media_refusal(member) for member in value)
+        return any(is_elsewhere(member) for member in value)
     return True
 
 

@@ -12,22 +12,11 @@ from sglang_cached_addon.core.call import Call, Mint
 from sglang_cached_addon.core.identity import SGLANG, Server
 
 
-def trimmed_n(shortfalls: Sequence[int]) -> int:
-    """The `n` of an upstream call: the shortfall if all items have the same, else 1, with items
-    repeated."""
-    wanted = {shortfall for shortfall in shortfalls if shortfall}
-    return wanted.pop() if len(wanted) == 1 else 1
-
-
-def item_order(shortfalls: Sequence[int], n: int) -> tuple[int, ...]:
-    """The item of each prompt of an upstream call, so that one call fetches all that is short."""
-    return tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n))
-
-
 def draw(
     call: Call, shortfalls: Sequence[int], server: Server
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """The `n`, `order` and `skip` of an upstream call.
+    """The `n`, `order` and `skip` of an upstream call that fetches all that is short: `n` is the
+    shortfall if all items have the same, else 1, with items repeated.
 
     With a seed, sample i of a prompt may depend on the seed and on i, as it does with vLLM: a
     sample that is asked for alone would be the first one again. So all samples are asked for, and
@@ -36,8 +25,9 @@ def draw(
     if call.is_seeded and server.engine != SGLANG:
         order = tuple(i for i, short in enumerate(shortfalls) if short)
         return call.n, order, tuple(call.n - shortfalls[i] for i in order)
-    n = trimmed_n(shortfalls)
-    return n, item_order(shortfalls, n), ()
+    wanted = {short for short in shortfalls if short}
+    n = wanted.pop() if len(wanted) == 1 else 1
+    return n, tuple(i for i, short in enumerate(shortfalls) for _ in range(short // n)), ()
 
 
 def mint_rids(

@@ -144,7 +144,7 @@ PICTURE = "iVBORw0KGgo" + "A" * 80
 )  # fmt: skip
 def test_media_in_the_body(value: Any) -> None:
     """Media within the body is part of the call."""
-    assert not reading.media_refusal(value)
+    assert not reading.is_elsewhere(value)
 
 
 @each(
@@ -160,7 +160,7 @@ def test_media_in_the_body(value: Any) -> None:
 )  # fmt: skip
 def test_media_elsewhere(value: Any) -> None:
     """Media by URL or path is seen as such."""
-    assert reading.media_refusal(value)
+    assert reading.is_elsewhere(value)
 
 
 def test_too_many() -> None:

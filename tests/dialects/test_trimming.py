@@ -28,8 +28,8 @@ def test_fill_covers_every_shortfall(
     shortfalls: tuple[int, ...], n: int, order: tuple[int, ...]
 ) -> None:
     """An upstream call covers each shortfall exactly."""
-    assert trimming.trimmed_n(shortfalls) == n
-    assert trimming.item_order(shortfalls, n) == order
+    call = Call({}, (b"",) * len(shortfalls), 3, True)
+    assert trimming.draw(call, shortfalls, Server(VLLM)) == (n, order, ())
     assert tuple(order.count(i) * n for i in range(len(shortfalls))) == shortfalls
 
 

@@ -74,8 +74,7 @@ class Api(ABC):
         prompts, limit = self.prompts(call, sent), self.limit(call)
         return choices.split(sent, answer, prompts, told, limit=limit)
 
-    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        return choices.write(call, samples)
+    write = staticmethod(choices.write)
 
     def record(self, call: Call, sent: UpstreamCall) -> recording.Recorder:
         return recording.Recorder(
@@ -92,14 +91,9 @@ class Api(ABC):
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
         return replay.usage(call, samples, self.chunk_kind, nulls=self.writes_nulls)
 
-    def without_usage(self, event: bytes, value: Any) -> bytes:
-        return replay.without_usage(event, value)
-
-    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        replay.renumber(event, choices, like)
-
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        replay.rename(event, rids)
+    without_usage = staticmethod(replay.without_usage)
+    renumber = staticmethod(replay.renumber)
+    rename = staticmethod(replay.rename)
 
     def cut(self, event: Any) -> None:  # noqa: B027
         pass  # no event has all of a choice

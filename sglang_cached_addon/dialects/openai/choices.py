@@ -43,8 +43,7 @@ def split(
     `prompts` are those that were sent, in the order of the upstream call; `limit` is the number of
     tokens that a choice has at most."""
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-        is_error = isinstance(answer, dict) and answer.get("error") is not None
-        raise Refused(Reason.ERROR if is_error else Reason.UNREADABLE)
+        raise Refused(Reason.ERROR if judging.is_error(answer) else Reason.UNREADABLE)
     told = told or StreamFacts()
     choices = _in_order(answer["choices"], sent.total)
     usages, is_exact = shares.of(
@@ -63,7 +62,7 @@ def split(
 
 def _refusal(answer: dict[str, Any], choices: Iterable[dict[str, Any]]) -> Reason | None:
     """Why no sample of an answer may be stored, whatever its usage."""
-    if answer.get("error") is not None:
+    if judging.is_error(answer):
         return Reason.ERROR
     refusal = judging.weights_refusal(answer.get("metadata"))
     for choice in choices:

@@ -89,7 +89,7 @@ class Recorder:
     def add(self, event: Any) -> tuple[Part, int]:
         if not isinstance(event, dict):
             raise Refused(Reason.UNREADABLE)
-        if event.get("error") is not None:
+        if judging.is_error(event):
             self._is_error = True
             return Part.ERROR, 0
         choices, usage = event.get("choices"), event.get("usage")
