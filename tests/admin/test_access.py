@@ -34,44 +34,14 @@ CALLERS: list[tuple[Caller, int, int]] = [
     *(
         (caller(host=host), 403, 401)
         for host in (
-            "",
-            "evil.example",
-            "evil.example:8000",
-            "localhost.evil.example",
-            "127.0.0.1.evil.example",
-            "evillocalhost",
-            "localhost.",
-            "localhost, evil.example",
-            "127.0.0.1, evil.example",
-            "localhost:80:80",
-            "localhost:x",
-            "localhost/",
-            "localhost#.evil.example",
-            "evil.example@localhost",
-            "localhost@evil.example",
-            "evil.example:x@127.0.0.1",
-            " localhost",
-            "localhost\n",
-            "127.0.0.1\n",
-            ":80",
-            ":",
-            "::1",
-            "[::1",
-            "::1]",
-            "[]",
-            "[]:80",
-            "[localhost]",
-            "[127.0.0.1]",
-            "[::1].evil.example",
-            "1",
-            "2130706433",
-            "0x7f.1",
-            "127.1",
-            "127.0.0.1.",
-            "127.0.0.256",
-            "\u0661\u0662\u0667.0.0.1",
-            "\ud800",
-            "\udcff",
+            "", "evil.example", "evil.example:8000", "localhost.evil.example",
+            "127.0.0.1.evil.example", "evillocalhost", "localhost.", "localhost, evil.example",
+            "127.0.0.1, evil.example", "localhost:80:80", "localhost:x", "localhost/",
+            "localhost#.evil.example", "evil.example@localhost", "localhost@evil.example",
+            "evil.example:x@127.0.0.1", " localhost", "localhost\n", "127.0.0.1\n", ":80", ":",
+            "::1", "[::1", "::1]", "[]", "[]:80", "[localhost]", "[127.0.0.1]",
+            "[::1].evil.example", "1", "2130706433", "0x7f.1", "127.1", "127.0.0.1.", "127.0.0.256",
+            "\u0661\u0662\u0667.0.0.1", "\ud800", "\udcff",
         )
     ),
     # From which page
@@ -79,42 +49,29 @@ CALLERS: list[tuple[Caller, int, int]] = [
     *(
         (caller(fetch_site=site, authorization=RIGHT), 403, 403)
         for site in (
-            "cross-site",
-            "same-site",
-            "",
-            "Same-Origin",
-            "none, cross-site",
-            "x",
-            "\ud800",
+            "cross-site", "same-site", "", "Same-Origin", "none, cross-site", "x", "\ud800",
         )
     ),
     *(
         (caller(host=host, origin=origin, authorization=RIGHT), 200, 200)
         for host, origin in (
-            ("localhost", "http://localhost"),
-            ("localhost:8000", "http://localhost:8000"),
-            ("LOCALHOST:8000", "http://localhost:8000"),
-            ("[::1]:8000", "http://[::1]:8000"),
+            ("localhost", "http://localhost"), ("localhost:8000", "http://localhost:8000"),
+            ("LOCALHOST:8000", "http://localhost:8000"), ("[::1]:8000", "http://[::1]:8000"),
             ("127.0.0.1:8000", "https://127.0.0.1:8000"),
         )
     ),
     *(
         (caller(host=host, origin=origin, authorization=RIGHT), 403, 403)
         for host, origin in (
-            ("localhost:8000", "null"),
-            ("localhost:8000", ""),
-            ("localhost:8000", "localhost:8000"),
-            ("localhost:8000", "://localhost:8000"),
-            ("localhost:8000", "http://localhost"),
-            ("localhost:8000", "http://localhost:8001"),
+            ("localhost:8000", "null"), ("localhost:8000", ""),
+            ("localhost:8000", "localhost:8000"), ("localhost:8000", "://localhost:8000"),
+            ("localhost:8000", "http://localhost"), ("localhost:8000", "http://localhost:8001"),
             ("localhost:8000", "http://127.0.0.1:8000"),
             ("localhost:8000", "http://localhost:8000/"),
             ("localhost:8000", "http://localhost:8000.evil.example"),
             ("localhost:8000", "http://x@localhost:8000"),
             ("localhost:8000", "http://localhost:8000, http://evil.example"),
-            ("localhost:8000", "https://evil.example"),
-            ("", "http://"),
-            ("null", "null"),
+            ("localhost:8000", "https://evil.example"), ("", "http://"), ("null", "null"),
             ("localhost", "\ud800://\udfff"),
         )
     ),
@@ -128,31 +85,14 @@ CALLERS: list[tuple[Caller, int, int]] = [
     *(
         (bearer(credential), 403, 401)
         for credential in (
-            "",
-            " ",
-            "Bearer",
-            "Bearer ",
-            TOKEN,
-            f" {RIGHT}",
-            f"Bearer\t{TOKEN}",
-            f"Bearer{TOKEN}",
-            f"Basic {TOKEN}",
-            f"Token {TOKEN}",
-            f"Bearer {TOKEN.upper()}",
-            f"Bearer {TOKEN}x",
-            f"Bearer {TOKEN[:-1]}",
-            f"Bearer {TOKEN} {TOKEN}",
-            f"{RIGHT}, {RIGHT}",
-            f"Bearer {TOKEN}\x00",
-            f'Bearer "{TOKEN}"',
-            "Bearer \ud800",
-            "Bearer \udcff\udfff",
-            "Bearer sécret",
-            "Bearer 😀",
-            "\ud800 x",
+            "", " ", "Bearer", "Bearer ", TOKEN, f" {RIGHT}", f"Bearer\t{TOKEN}", f"Bearer{TOKEN}",
+            f"Basic {TOKEN}", f"Token {TOKEN}", f"Bearer {TOKEN.upper()}", f"Bearer {TOKEN}x",
+            f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN} {TOKEN}", f"{RIGHT}, {RIGHT}",
+            f"Bearer {TOKEN}\x00", f'Bearer "{TOKEN}"', "Bearer \ud800", "Bearer \udcff\udfff",
+            "Bearer sécret", "Bearer 😀", "\ud800 x",
         )
     ),
-]
+]  # fmt: skip
 
 
 def test_refusal() -> None:

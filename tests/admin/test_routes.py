@@ -68,23 +68,13 @@ def test_table() -> None:
 
 
 FOUND = (
-    ("/cache/stats", "/cache/stats"),
-    ("/cache/stats?", "/cache/stats"),
-    ("/cache/stats?a=b?c", "/cache/stats"),
-    ("/health?x=/cache/clear", "/health"),
-    ("/cache/stats/", None),
-    ("/cache/statsx", None),
-    ("/Cache/stats", None),
-    ("/cache", None),
-    ("/cache/", None),
-    ("/health_generate", None),
-    ("/generate", None),
-    ("/generate?/cache/stats", None),
-    ("//cache/stats", None),
-    ("/v1/cache/stats", None),
-    ("", None),
-    ("?", None),
-)
+    ("/cache/stats", "/cache/stats"), ("/cache/stats?", "/cache/stats"),
+    ("/cache/stats?a=b?c", "/cache/stats"), ("/health?x=/cache/clear", "/health"),
+    ("/cache/stats/", None), ("/cache/statsx", None), ("/Cache/stats", None), ("/cache", None),
+    ("/cache/", None), ("/health_generate", None), ("/generate", None),
+    ("/generate?/cache/stats", None), ("//cache/stats", None), ("/v1/cache/stats", None),
+    ("", None), ("?", None),
+)  # fmt: skip
 
 
 def test_find() -> None:
@@ -95,15 +85,13 @@ def test_find() -> None:
 
 
 ANSWERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
-    ("/cache/stats", "GET", "stats", STATS),
-    ("/cache/stats", "HEAD", "stats", STATS),
+    ("/cache/stats", "GET", "stats", STATS), ("/cache/stats", "HEAD", "stats", STATS),
     ("/cache/info", "GET", "info", {"version": "x"}),
-    ("/cache/info", "HEAD", "info", {"version": "x"}),
-    ("/health", "GET", "health", HEALTHY),
+    ("/cache/info", "HEAD", "info", {"version": "x"}), ("/health", "GET", "health", HEALTHY),
     ("/health", "HEAD", "health", HEALTHY),
     ("/cache/clear", "POST", "clear all", {"cleared": True}),
     ("/cache/stats?now=1", "GET", "stats", STATS),
-)
+)  # fmt: skip
 
 
 def test_answers() -> None:
@@ -130,42 +118,19 @@ def test_other_methods() -> None:
 
 
 CLEARED = (
-    ("", "all"),
-    ("?", "all"),
-    ("?model=all", "all"),
-    ("?model=current", "current"),
+    ("", "all"), ("?", "all"), ("?model=all", "all"), ("?model=current", "current"),
     ("?model=other", "other"),
-)
+)  # fmt: skip
 UNCLEAR = (
-    "model",
-    "model=",
-    "=all",
-    "model=others",
-    "model=ALL",
-    "Model=all",
-    "model=current,other",
-    "model=current&model=other",
-    "model=all&model=all",
-    "model=current&now=1",
-    "now=1&model=current",
-    "now=1",
-    "models=current",
-    "model=current&",
-    "&model=current",
-    "model=current;x",
-    "model=%61ll",
-    "model==all",
-    "model=all=",
-    "model=all?model=current",
-    "model=all#x",
-    "model= all",
-    "&",
-    "=",
-    "model[]=current",
+    "model", "model=", "=all", "model=others", "model=ALL", "Model=all", "model=current,other",
+    "model=current&model=other", "model=all&model=all", "model=current&now=1",
+    "now=1&model=current", "now=1", "models=current", "model=current&", "&model=current",
+    "model=current;x", "model=%61ll", "model==all", "model=all=", "model=all?model=current",
+    "model=all#x", "model= all", "&", "=", "model[]=current",
     "a=" + "x" * 100_000,
     "\ud800=\udc00",
     "model=\x00",
-)
+)  # fmt: skip
 
 
 def test_what_is_cleared() -> None:

@@ -135,13 +135,11 @@ def test_n_is_not_part_of_the_key() -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], Reason]] = [
-    ({"rid": ["x"]}, Reason.MALFORMED),
-    ({"rid": 1}, Reason.MALFORMED),
+    ({"rid": ["x"]}, Reason.MALFORMED), ({"rid": 1}, Reason.MALFORMED),
     ({"stream": "true"}, Reason.MALFORMED),
     ({"stream": True, "return_hidden_states": True}, Reason.STREAM),
-    ({"session_params": {"id": "s"}}, Reason.STATE),
-    ({"bootstrap_room": 1}, Reason.DISAGGREGATION),
-]
+    ({"session_params": {"id": "s"}}, Reason.STATE), ({"bootstrap_room": 1}, Reason.DISAGGREGATION),
+]  # fmt: skip
 
 
 def test_refusals() -> None:

@@ -24,8 +24,7 @@ PICTURE = "data:image/png;base64,AAAA"
         (with_n(one(), 5), 5, 1, False),
         ({"text": ["a"]}, 1, 1, True),
         (with_n(batch(), 2), 2, 3, True),
-        ({"input_ids": [1, 2]}, 1, 1, False),
-        ({"input_ids": [[1, 2], [3]]}, 1, 2, True),
+        ({"input_ids": [1, 2]}, 1, 1, False), ({"input_ids": [[1, 2], [3]]}, 1, 2, True),
         ({"input_embeds": [[0.5, 1]]}, 1, 1, False),
         ({"input_embeds": [[[0.5]], [[1]]]}, 1, 2, True),
         ({"text": ["a", "b"], "sampling_params": [{"n": 2}, {"n": 2, "top_k": 1}]}, 2, 2, True),
@@ -33,7 +32,7 @@ PICTURE = "data:image/png;base64,AAAA"
         ({"text": "a", "input_ids": [1, 2, 3]}, 1, 1, False),
         ({"text": ["a", "b"], "input_ids": [[1], [2]]}, 1, 2, True),
     ],
-)
+)  # fmt: skip
 def test_read(body: dict[str, Any], n: int, size: int, batched: bool) -> None:
     """A body is read as the client means it."""
     call = DIALECT.read(body)

@@ -38,14 +38,10 @@ def test_installed(method: str, path: str, name: str) -> None:
 @each(
     "route",
     [
-        ("GET", "/generate"),
-        ("PUT", "/v1/completions"),
-        ("POST", "/v1/completions/"),
-        ("POST", "/generate?x=1"),
-        ("POST", "/v1/responses"),
-        ("POST", "/v1/embeddings"),
+        ("GET", "/generate"), ("PUT", "/v1/completions"), ("POST", "/v1/completions/"),
+        ("POST", "/generate?x=1"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
     ],
-)
+)  # fmt: skip
 def test_other_routes(route: tuple[str, str]) -> None:
     """Other routes have no dialect."""
     assert route not in installed()

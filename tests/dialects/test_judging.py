@@ -12,16 +12,11 @@ from tests.tables import each
 @each(
     ("meta", "mixed"),
     [
-        ({"weight_versions": [{}, {}]}, True),
-        ({"weight_versions": [{}]}, False),
-        ({"weight_versions": []}, False),
-        ({"weight_versions": None}, False),
-        ({}, False),
-        (None, False),
-        ([], False),
-        ("weight_versions", False),
+        ({"weight_versions": [{}, {}]}, True), ({"weight_versions": [{}]}, False),
+        ({"weight_versions": []}, False), ({"weight_versions": None}, False), ({}, False),
+        (None, False), ([], False), ("weight_versions", False),
     ],
-)
+)  # fmt: skip
 def test_weights(meta: Any, mixed: bool) -> None:
     """An answer of two sets of weights is not stored."""
     assert judging.weights_refusal(meta) is (Reason.MIXED_WEIGHTS if mixed else None)
@@ -39,7 +34,7 @@ def test_weights(meta: Any, mixed: bool) -> None:
         ([{"weight_version": value} for value in (None, 1, True, ["a"], {})], set()),
         ([{"weight_versions": [{"version": "a"}]}], set()),
     ],
-)
+)  # fmt: skip
 def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
     """The weights that members name are told; others name none."""
     assert judging.weight_versions(metas) == versions
@@ -48,15 +43,10 @@ def test_weight_versions(metas: list[Any], versions: set[str]) -> None:
 @each(
     ("kind", "reason"),
     [
-        ("stop", None),
-        ("length", None),
-        ("tool_calls", None),
-        ("abort", Reason.ABORT),
-        (None, Reason.UNFINISHED),
-        ({"type": "stop"}, Reason.UNFINISHED),
-        (1, Reason.UNFINISHED),
+        ("stop", None), ("length", None), ("tool_calls", None), ("abort", Reason.ABORT),
+        (None, Reason.UNFINISHED), ({"type": "stop"}, Reason.UNFINISHED), (1, Reason.UNFINISHED),
     ],
-)
+)  # fmt: skip
 def test_finish(kind: Any, reason: Reason | None) -> None:
     """A sample that did not end by itself is not stored."""
     assert judging.finish_refusal(kind) is reason

@@ -15,25 +15,15 @@ from tests.tables import each
 @each(
     ("body", "content"),
     [
-        ({"a": 1, "b": "x"}, {"a": 1}),
-        ({"a": 1, "b": None}, {"a": 1, "b": None}),
-        ({"d": None}, {}),
-        ({"d": {"x": "y", "z": "w"}}, {}),
-        ({"d": {"x": True}}, {}),
-        ({"d": {}}, {}),
-        ({"d": {"x": 1}}, {"d": {"x": 1}}),
+        ({"a": 1, "b": "x"}, {"a": 1}), ({"a": 1, "b": None}, {"a": 1, "b": None}),
+        ({"d": None}, {}), ({"d": {"x": "y", "z": "w"}}, {}), ({"d": {"x": True}}, {}),
+        ({"d": {}}, {}), ({"d": {"x": 1}}, {"d": {"x": 1}}),
         ({"d": {"x": "y", "z": True}}, {"d": {"x": "y", "z": True}}),
-        ({"d": {"x": {}}}, {"d": {"x": {}}}),
-        ({"a": None}, {"a": None}),
-        ({"b": 1}, {"b": 1}),
-        ({"b": True}, {"b": True}),
-        ({"b": ["x"]}, {"b": ["x"]}),
-        ({"c": 1}, {}),
-        ({"c": True}, {"c": True}),
-        ({"c": 1.0}, {"c": 1.0}),
-        ({"B": "x"}, {"B": "x"}),
+        ({"d": {"x": {}}}, {"d": {"x": {}}}), ({"a": None}, {"a": None}), ({"b": 1}, {"b": 1}),
+        ({"b": True}, {"b": True}), ({"b": ["x"]}, {"b": ["x"]}), ({"c": 1}, {}),
+        ({"c": True}, {"c": True}), ({"c": 1.0}, {"c": 1.0}), ({"B": "x"}, {"B": "x"}),
     ],
-)
+)  # fmt: skip
 def test_content_fields(body: dict[str, Any], content: dict[str, Any]) -> None:
     """A transport field is left out of the key only with a value of its type."""
     table = {"b": (str,), "c": (int,), "d": (dict, NULL)}

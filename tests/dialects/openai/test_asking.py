@@ -35,12 +35,11 @@ from tests.tables import each
         ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": [1]}, Reason.MALFORMED),
-        ({"stream": "true"}, Reason.MALFORMED),
-        ({"stream": None}, Reason.MALFORMED),
+        ({"stream": "true"}, Reason.MALFORMED), ({"stream": None}, Reason.MALFORMED),
         *(({"stream": True, name: True}, Reason.STREAM) for name in asking.UNSTREAMABLE),
         *(({"stream": False, name: True}, None) for name in asking.UNSTREAMABLE),
     ],
-)
+)  # fmt: skip
 def test_streaming(body: dict[str, Any], wanted: Any) -> None:
     """A stream is given as the client asks for it."""
     try:

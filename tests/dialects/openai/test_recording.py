@@ -22,18 +22,12 @@ from tests.tables import each
     ("choice", "is_end", "refused"),
     [
         (dict.fromkeys(CHOICE), False, False),
-        ({}, False, False),
-        ({"x": None}, True, False),
-        ({"x": None}, False, False),
-        ({"x": 1}, False, True),
-        ({"x": False}, False, True),
-        ({"x": 1}, True, False),
-        ({"x": "y"}, True, False),
-        ({"x": []}, True, True),
-        ({"x": {}}, True, True),
+        ({}, False, False), ({"x": None}, True, False), ({"x": None}, False, False),
+        ({"x": 1}, False, True), ({"x": False}, False, True), ({"x": 1}, True, False),
+        ({"x": "y"}, True, False), ({"x": []}, True, True), ({"x": {}}, True, True),
         ({**dict.fromkeys(CHOICE[1:]), "x": [1]}, False, True),
     ],
-)
+)  # fmt: skip
 def test_unknown(choice: dict[str, Any], is_end: bool, refused: bool) -> None:
     """A member that no sample has is refused, unless it comes at the end and is no list."""
     if refused:

@@ -20,16 +20,11 @@ from tests.tables import each
 @each(
     ("value", "kind", "found"),
     [
-        ({"x": "y"}, str, "y"),
-        ({"x": 1}, str, ""),
-        ({"x": None}, list, []),
-        ({"x": {"y": 1}}, dict, {"y": 1}),
-        ({}, int, 0),
-        (None, dict, {}),
-        ([], str, ""),
+        ({"x": "y"}, str, "y"), ({"x": 1}, str, ""), ({"x": None}, list, []),
+        ({"x": {"y": 1}}, dict, {"y": 1}), ({}, int, 0), (None, dict, {}), ([], str, ""),
         ("x", str, ""),
     ],
-)
+)  # fmt: skip
 def test_member(value: Any, kind: type, found: Any) -> None:
     """A member of another type counts as missing."""
     assert member(value, "x", kind) == found
@@ -59,14 +54,11 @@ def test_head() -> None:
 @each(
     ("lengths", "known", "found"),
     [
-        ([], [], []),
-        ([1], [None], [9]),
-        ([1, 1, 1], [None] * 3, [3, 6, 9]),
-        ([0, 10], [None] * 2, [1, 9]),
-        ([1, 7], [2, 9], [2, 9]),
+        ([], [], []), ([1], [None], [9]), ([1, 1, 1], [None] * 3, [3, 6, 9]),
+        ([0, 10], [None] * 2, [1, 9]), ([1, 7], [2, 9], [2, 9]),
         ([1] * 10, [None] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
     ],
-)
+)  # fmt: skip
 def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
     """Tokens so far rise to those of the whole."""
     assert stored_choice().counts(lengths, known) == found
