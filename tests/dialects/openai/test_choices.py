@@ -99,13 +99,6 @@ def test_versions(value: dict[str, Any], versions: set[str]) -> None:
     assert choices.split(FILL2, value, [None]).versions == versions
 
 
-def test_no_finish_reason() -> None:
-    """A choice without a finish reason may not be stored."""
-    value = answer({}, {})
-    del value["choices"][1]["finish_reason"]
-    assert choices.split(FILL2, value, [None]).refusal is Reason.UNFINISHED
-
-
 def test_choices_out_of_order() -> None:
     """Choices are sorted by their indexes."""
     value = answer({"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "d"})
@@ -197,72 +190,12 @@ def test_rid_without_meta_info() -> None:
     assert merged == answer({}, id="r")
 
 
-def test_usage_of_a_merged_answer() -> None:
-    """A usage counts each prompt once, and the tokens of all samples."""
-
-    def one(prompt: int, completion: int) -> bytes:
-        total = prompt + completion
-        usage = {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": completion}
-        return dumped(answer({}, usage=usage))
-
-    pools = [[one(5, 3), one(5, 4)], [one(7, 1), one(7, 2)]]
-    merged = json.loads(choices.write(call_of(2, 2), pools))
-    assert merged["usage"] == {"prompt_tokens": 12, "total_tokens": 22, "completion_tokens": 10}
-
-
-def test_reasoning_details_of_a_later_sample() -> None:
-    """Details of usage are summed up where only later samples have them."""
-    plain = {"completion_tokens": 4, "reasoning_tokens": 0, "completion_tokens_details": None}
-    deep = {
-        "completion_tokens": 9,
-        "reasoning_tokens": 5,
-        "completion_tokens_details": {"reasoning_tokens": 5},
-    }
-    assert choices.merge_usage([[plain, deep]]) == {
-        "completion_tokens": 13,
-        "reasoning_tokens": 5,
-        "completion_tokens_details": {"reasoning_tokens": 5},
-    }
-
-
-def test_output_ids_of_a_merged_answer() -> None:
-    """The ids of each sample's tokens are in the order of the choices."""
-    samples = [
-        dumped(answer({}, sglext={"output_ids": [[k, k]], "spec_tokens_details": []}))
-        for k in (1, 2, 3)
-    ]
-    merged = json.loads(choices.write(call_of(1, 3), [samples]))
-    assert merged["sglext"] == {"output_ids": [[1, 1], [2, 2], [3, 3]], "spec_tokens_details": []}
-
-
-def test_choices_keep_what_is_theirs() -> None:
-    """Each choice keeps what is its own."""
-    said = [
-        {
-            "logprobs": {"content": [{"token": text, "logprob": -0.5}]},
-            "message": {"reasoning_content": text, "tool_calls": [{"id": f"call_{text}"}]},
-            "novelty": text,
-        }
-        for text in "abc"
-    ]
-    value = answer(*said)
-    split = choices.split(UpstreamCall({}, (0,), 3), value, [None])
-    merged = choices.write(call_of(1, 3), [[g.answer for g in split.generations]])
-    assert json.loads(merged) == value
-
-
-def test_a_count_that_only_some_samples_have() -> None:
-    """A count that only some samples have is summed up."""
+@each("others", [{"reasoning_tokens": 0, "completion_tokens_details": None}, {}])
+def test_counts_that_only_some_samples_have(others: dict[str, Any]) -> None:
+    """A count that only some samples have is summed up, as are its details."""
     plain = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    thoughtful = {
-        **plain,
-        "reasoning_tokens": 1,
-        "completion_tokens_details": {"reasoning_tokens": 1},
-    }
-    assert choices.merge_usage([[plain, thoughtful, plain]]) == {
-        "prompt_tokens": 3,
-        "completion_tokens": 6,
-        "total_tokens": 9,
-        "reasoning_tokens": 1,
-        "completion_tokens_details": {"reasoning_tokens": 1},
-    }
+    thought = {"reasoning_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 1}}
+    samples = [{**plain, **others}, {**plain, **thought}, {**plain, **others}]
+    assert choices.merge_usage([samples]) == {
+        "prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9, **thought,
+    }  # fmt: skip

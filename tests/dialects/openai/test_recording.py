@@ -171,19 +171,6 @@ def test_members_of_json() -> None:
     assert list(said) == ["id", "object", "created", "model", "choices", "usage", *NEWS]
 
 
-def test_usage_of_json() -> None:
-    """The usage in JSON has the members that streams leave out."""
-    made, asked = recorder(1)
-    for event in (chunk(0, end=1), usage(3, 5)):
-        made.add(event)
-    made.split()
-    assert list(asked[0][0]["usage"].items()) == [
-        ("prompt_tokens", 3), ("total_tokens", 8), ("completion_tokens", 5),
-        ("prompt_tokens_details", None), ("reasoning_tokens", 0),
-        ("completion_tokens_details", None),
-    ]  # fmt: skip
-
-
 def test_own_ids() -> None:
     """A finish has the id of its own choice."""
     made, _ = recorder()
@@ -215,44 +202,3 @@ def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> 
     split = made.split()
     assert split.refusal is (None if exact else Reason.SHARED_USAGE)
     assert [sample.tokens for sample in split.generations] == exact or not exact
-
-
-@each(
-    ("rows", "reason"),
-    [((2, 3), None), ((5, 0), None), ((2, 2), Reason.LOST_LOGPROBS), ((0, 0), Reason.LOST_LOGPROBS),
-     ((3, 3), Reason.LOST_LOGPROBS)],
-)  # fmt: skip
-def test_rows(rows: tuple[int, int], reason: Reason | None) -> None:
-    """A stream without the log-probabilities of all tokens is not stored."""
-    for wants in (True, False):
-        made, _ = recorder(wants_rows=wants)
-        for k, count in enumerate(rows):
-            made.add(chunk(k, rows=count, end=1))
-        made.add(END)
-        assert made.split().refusal is (reason if wants else None)
-
-
-@each(
-    ("told", "shares"),
-    [
-        ([[1, 7], [1]], [7, 1]),
-        ([[1, 4], [4]], [4, 4]),
-        ([[], []], None),
-    ],
-)
-def test_usage_of_samples(told: list[list[int]], shares: list[int] | None) -> None:
-    """Two choices of one call: each has its own tokens, and they sum to what upstream said."""
-    first = stream(["aaa", "aaa"], counts=told[0])
-    second = stream(["b"] * (len(told[1]) or 2), index=1, counts=told[1])
-    call = completions.DIALECT.read({"prompt": "a", "n": 2, "stream": True})
-    made = completions.DIALECT.record(call, completions.DIALECT.trim(call, [2], lambda: ""))
-    for event in [*first, *second, usage(3, 8)]:
-        made.add(event)
-    split, samples = made.split(), made.split().generations
-    if shares is None:
-        assert split.refusal is Reason.SHARED_USAGE
-        shares = [6, 2]  # as good as any
-    assert [sample.tokens for sample in samples] == shares
-    usages = [orjson.loads(sample.answer)["usage"] for sample in samples]
-    assert [each["completion_tokens"] for each in usages] == shares
-    assert [each["total_tokens"] for each in usages] == [3 + share for share in shares]
