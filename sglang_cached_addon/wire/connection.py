@@ -137,6 +137,8 @@ class Connection(asyncio.BufferedProtocol):
         """Sends a request with this method, and gives its response, whose head has come. Hangs up
         if there is none. Raises `Broken`."""
         try:
+            if self._responses.held:
+                raise Broken("it has sent what nobody has asked for")
             self._responses.expect(method)
             # The system takes as much at once as it can. The rest goes while the answer is waited
             # for, which may come before the server has read the body, if it ever reads it.
@@ -158,13 +160,21 @@ class Connection(asyncio.BufferedProtocol):
         """The body of the present response, as it comes. Raises `Broken`."""
         try:
             while True:
-                if data := b"".join(self._responses.pieces()):
+                if data := self._take():
                     yield data
                 if self._responses.is_over:
                     return
                 await self._receive("it hung up in the middle of an answer")
         except FramingError as e:
             raise Broken(f"it does not speak HTTP as it should: {e}") from e
+
+    def _take(self) -> bytes:
+        """What has come of the body and was not given on."""
+        data = b"".join(self._responses.pieces())
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return data
 
     async def _receive(self, too_short: str) -> None:
         """Waits until something has come that was not looked at. Raises `Broken`, with the words
@@ -176,9 +186,6 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._error
             if self._responses.has_ended:
                 raise Broken(too_short)
-            if self._is_paused:
-                self._is_paused = False
-                self._transport.resume_reading()
         try:
             await self._news
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ssl
+import termios
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -30,6 +32,17 @@ async def until_left(reader: asyncio.StreamReader) -> None:
     """Waits until the client hangs up, which says nothing more."""
     with suppress(ConnectionError):
         assert await reader.read(1) == b""
+
+
+async def arrived(writer: asyncio.StreamWriter) -> None:
+    """Waits until the client, which is in the same loop, has read all that was written."""
+    await writer.drain()
+    unread = b"unread"
+    while any(unread):  # nobody has acknowledged so many bytes
+        unread = fcntl.ioctl(writer.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def against(

@@ -8,10 +8,10 @@ import struct
 
 import pytest
 
-from sglang_cached_addon.wire.client import Broken, Client
+from sglang_cached_addon.wire.client import Ask, Broken, Client
 from sglang_cached_addon.wire.connection import MAX_HELD
 from tests.tables import each
-from tests.wire.serving import ASKED, against, request, saying, until_left
+from tests.wire.serving import ASKED, against, arrived, request, saying, until_left
 from tests.wire.test_responses import OK
 
 STRAY = OK.replace(b"ok", b"no")
@@ -56,6 +56,7 @@ def test_bytes_that_belong_to_no_request() -> None:
         await answered.wait()
         if not sent.is_set():
             writer.write(STRAY)
+            await arrived(writer)
             sent.set()
         await request(reader)
 
@@ -63,12 +64,36 @@ def test_bytes_that_belong_to_no_request() -> None:
         first = await client.ask(*ASKED)
         answered.set()
         await sent.wait()
-        for _ in range(100):
-            await asyncio.sleep(0)
         second = await client.ask(*ASKED)
         assert (second.body, second.connection == first.connection) == (b"ok", False)
 
     against(apart, idle)
+
+
+def test_bytes_between_two_questions() -> None:
+    """A greeting does not take bytes that belong to no request for its next answer."""
+    told, sent = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(OK, OK)(reader, writer)
+        await told.wait()
+        writer.write(STRAY)
+        await arrived(writer)
+        sent.set()
+        await until_left(reader)
+
+    async def greet(ask: Ask, former: object) -> bytes:
+        assert (await ask("GET", "/", ())).body == b"ok"
+        told.set()
+        await sent.wait()
+        return (await ask("GET", "/", ())).body
+
+    async def case(client: Client) -> None:
+        async with client.open(*ASKED) as response:
+            await response.whole()
+        assert await response.greeting is None
+
+    against(serve, case, greet=greet)
 
 
 def test_cancelled() -> None:
@@ -191,6 +216,27 @@ def test_slow_reader() -> None:
         assert b"".join(pieces) == body
 
     against(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body), case)
+
+
+def test_end_of_a_slow_reader() -> None:
+    """The end of a connection is noticed after a body that was not taken for a while."""
+    left, size = asyncio.Event(), MAX_HELD + 1024
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+        await saying(answer + b"x" * size)(reader, writer)
+        writer.write_eof()
+        await until_left(reader)
+        left.set()
+
+    async def case(client: Client) -> None:
+        async with client.open(*ASKED) as response:
+            for _ in range(100):  # there is time for all of it to come
+                await asyncio.sleep(0)
+            assert len((await response.whole()).body) == size
+        await left.wait()
+
+    against(serve, case)
 
 
 @each("head", [b"", b"HTTP/1.1 200 OK\r\n\r\nsome"], ids=["at once", "later"])
