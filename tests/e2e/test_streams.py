@@ -18,6 +18,7 @@ from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.test_proxy import BODIES, post, sampled
 from tests.replayer import replaying
 from tests.simulator import Fault, Profile, Simulator, running
+from tests.tables import each
 
 USAGE = {"include_usage": True}
 DONE = b"data: [DONE]\n\n"
@@ -115,9 +116,10 @@ def json_texts(path: str, answer: Any) -> dict[int, str]:
     }
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 def test_replay_is_the_recording(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """A stream with one choice comes again byte for byte, chunk for chunk."""
+    simulator.received.clear()
     first, recorded = stream(proxy, path, sampling(path))
     second, replayed = stream(proxy, path, sampling(path))
     assert (first["x-cache"], second["x-cache"]) == ("MISS", "HIT")
@@ -128,10 +130,11 @@ def test_replay_is_the_recording(path: str, simulator: Simulator, proxy: Proxy) 
     assert len(sampled(simulator)) == 1
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 @pytest.mark.parametrize("n", [1, 2])
 def test_both_forms_from_one_pool(path: str, n: int, simulator: Simulator, proxy: Proxy) -> None:
     """A stream answers a JSON call, and the other way round; tokens are counted the same."""
+    simulator.received.clear()
     body = sampling(path, n)
     _, chunks = stream(proxy, path, body)
     answer = post(proxy, path, body)
@@ -148,9 +151,10 @@ def test_both_forms_from_one_pool(path: str, n: int, simulator: Simulator, proxy
     assert len(sampled(simulator)) == 2
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@each("path", ["/v1/completions", "/v1/chat/completions"])
 def test_usage_only_where_asked_for(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """Recorded without, replayed with, and as in JSON; upstream is always asked for it."""
+    simulator.received.clear()
     body = sampling(path)
     _, without = stream(proxy, path, body)
     headers, chunks = stream(proxy, path, {**body, "stream_options": USAGE})
@@ -166,15 +170,16 @@ def test_usage_only_where_asked_for(path: str, simulator: Simulator, proxy: Prox
     assert again == without
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 def test_top_up(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """After n=1, a stream of n=3 begins with the stored choice and generates two."""
+    samples = simulator.samples
     _, first = stream(proxy, path, sampling(path))
     options = {} if path == "/generate" else {"stream_options": USAGE}
     headers, chunks = stream(proxy, path, {**sampling(path, 3), **options})
     assert headers["x-cache"] == "PARTIAL"
     assert 'detail="1 of 3 stored"' in headers["cache-status"]
-    assert simulator.samples == 3
+    assert simulator.samples == samples + 3
     found = texts(path, chunks)
     assert sorted(found) == [0, 1, 2]
     assert found[0] == texts(path, first)[0]
@@ -189,7 +194,7 @@ def test_top_up(path: str, simulator: Simulator, proxy: Proxy) -> None:
         assert len({event["created"] for event in said(chunks)}) == 1
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@each("path", ["/generate", "/v1/completions"])
 def test_batch_item_by_item(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """A streamed batch takes what is stored of each prompt, and generates the rest."""
     name = "text" if path == "/generate" else "prompt"
@@ -214,30 +219,36 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@each("path", BODIES)
+@each("fault", FAULTS, ids=str)
 def test_never_stored(path: str, fault: Fault, simulator: Simulator, proxy: Proxy) -> None:
     """A stream that went wrong reaches the client as it is, says so, and is not kept."""
+    post(proxy, "/cache/clear", None)
+    reason, before, told = FAULTS[fault], proxy.stats()["not_stored"], proxy.log.count("(")
     body = {**sampling(path, 2), "stream": True}
     simulator.faults += [fault, fault]
     direct = requests.post(simulator.url + path, json=body, timeout=30).text
     headers, chunks = stream(proxy, path, sampling(path, 2))
     assert headers["x-cache"] == "MISS"
     assert len(chunks) == direct.count("data: ")
-    assert f"({FAULTS[fault]})" in until(lambda: "(" in proxy.log and proxy.log)
+    until(lambda: proxy.log.count("(") > told)
+    assert f"({reason})" in proxy.log.splitlines()[-1]
     stats = proxy.stats()
-    assert (stats["total_responses"], stats["not_stored"]) == (0, {FAULTS[fault]: 1})
+    assert stats["total_responses"] == 0
+    assert stats["not_stored"] == {**before, reason: before.get(reason, 0) + 1}
     assert stream(proxy, path, sampling(path, 2))[0]["x-cache"] == "MISS"
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 def test_upstream_cuts(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """When upstream hangs up, the client sees just that, and nothing is stored."""
+    post(proxy, "/cache/clear", None)
+    cuts = proxy.log.count("(cut)")
     simulator.faults.append(Fault.CUT)
     body = {**sampling(path), "stream": True}
     with closing(Stream(proxy.url, path, body)) as client, pytest.raises(ConnectionError):
         client.begin().rest()
-    until(lambda: "(cut)" in proxy.log)
+    until(lambda: proxy.log.count("(cut)") > cuts)
     assert proxy.stats()["total_responses"] == 0
     assert stream(proxy, path, sampling(path))[0]["x-cache"] == "MISS"
 
@@ -251,12 +262,13 @@ def slow() -> Iterator[Simulator]:
 
 def paused(simulator: Simulator, proxy: Proxy, path: str, body: Any) -> tuple[Stream, list[bytes]]:
     """A leader whose stream waits half way until `release`; and what it has got by then."""
+    events = simulator.events
     simulator.faults.append(Fault.PAUSE)
     leader = Stream(proxy.url, path, body)
     until(lambda: simulator.waiting == 1)
     leader.begin()
     chunks = leader.chunks()
-    return leader, [next(chunks) for _ in range(simulator.events)]
+    return leader, [next(chunks) for _ in range(simulator.events - events)]
 
 
 @pytest.fixture
@@ -264,14 +276,15 @@ def behind(slow: Simulator, start_proxy: StartProxy) -> Proxy:
     return start_proxy(slow.url)
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 def test_client_leaves(path: str, slow: Simulator, behind: Proxy) -> None:
     """The GPU is not used for nobody: the fetch ends with its only client."""
+    aborted, cuts = slow.aborted, behind.log.count("(cut)")
     body = {**sampling(path, tokens=400), "stream": True}
     with closing(Stream(behind.url, path, body)) as client:
         next(client.begin().chunks())
-    until(lambda: slow.aborted == 1)
-    until(lambda: "(cut)" in behind.log)
+    until(lambda: slow.aborted == aborted + 1)
+    until(lambda: behind.log.count("(cut)") > cuts)
     assert behind.stats()["total_responses"] == 0
 
 
@@ -321,7 +334,7 @@ def test_followers_see_their_own(simulator: Simulator, proxy: Proxy) -> None:
     assert len(sampled(simulator)) == 1
 
 
-@pytest.mark.parametrize("path", BODIES)
+@each("path", BODIES)
 def test_outlives_the_leader(path: str, simulator: Simulator, proxy: Proxy) -> None:
     """When the leader's client leaves, the fetch goes on for who is attached."""
     body = {**sampling(path, tokens=40), "stream": True}
