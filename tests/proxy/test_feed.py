@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.test import tflow
 
-from sglang_cached_addon.proxy.feed import Ended, Feed, FeedAnswer, MorePieces
+from sglang_cached_addon.proxy.feed import Feed, FeedAnswer
 from sglang_cached_addon.service.stream import Cut
 from tests.tables import each
 
@@ -59,16 +59,11 @@ def made(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> tuple[Feed, H
     return feed, handler
 
 
-async def said(*batches: list[bytes], cut: bool = False) -> AsyncIterator[list[bytes]]:
+async def said(*batches: list[bytes], error: Exception | None = None) -> AsyncIterator[list[bytes]]:
     for batch in batches:
         yield batch
-    if cut:
-        raise Cut
-
-
-async def broken() -> AsyncIterator[list[bytes]]:
-    yield [b"a"]
-    raise RuntimeError("broken")
+    if error:
+        raise error
 
 
 async def settled() -> None:
@@ -76,26 +71,29 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-@each("cut", [False, True])
-def test_pieces(cut: bool) -> None:
+@each("error", [None, Cut(), RuntimeError("a fault of ours")])
+def test_pieces(error: Exception | None, caplog: pytest.LogCaptureFixture) -> None:
     """A head, each piece by itself, and the end that there was."""
 
     async def run() -> None:
         ended: list[bool] = []
-        feed, handler = made(said([b"a", b"b"], [b"c"], cut=cut), ended)
+        feed, handler = made(said([b"a", b"b"], [b"c"], error=error), ended)
         (head,) = received(feed.handle_event(RequestEndOfMessage(STREAM)))
         assert isinstance(head, ResponseHeaders)
         assert (head.stream_id, head.response.status_code, head.end_stream) == (STREAM, 200, False)
+        # What has no address is never taken for a server that another request can use.
+        assert (feed.conn.connected, feed.conn.address) == (True, None)
         await settled()
         *data, end = handler.heard
         assert [(type(e), e.stream_id, e.data) for e in data] == [
             (ResponseData, STREAM, piece) for piece in (b"a", b"b", b"c")
         ]
-        assert isinstance(end, ResponseProtocolError if cut else ResponseEndOfMessage)
+        assert isinstance(end, ResponseProtocolError if error else ResponseEndOfMessage)
         assert feed.is_over
-        assert ended == [not cut]
+        assert ended == [not error]
 
     asyncio.run(run())
+    assert ("a fault of ours" in caplog.text) == isinstance(error, RuntimeError)
 
 
 def test_slow_client() -> None:
@@ -132,26 +130,3 @@ def test_client_leaves() -> None:
         assert len(handler.heard) == 1
 
     asyncio.run(run())
-
-
-def test_what_goes_wrong(caplog: pytest.LogCaptureFixture) -> None:
-    """A client does not wait for a piece that nobody makes."""
-
-    async def run() -> None:
-        ended: list[bool] = []
-        feed, handler = made(broken(), ended)
-        list(feed.handle_event(RequestEndOfMessage(STREAM)))
-        await settled()
-        assert isinstance(handler.heard[-1], ResponseProtocolError)
-        assert ended == [False]
-
-    asyncio.run(run())
-    assert "broken" in caplog.text
-
-
-def test_no_server() -> None:
-    """It is never taken for a connection that another request can use."""
-    feed, _ = made(said(), [])
-    assert feed.conn.connected
-    assert feed.conn.address is None
-    assert MorePieces(feed.conn, []) != Ended(feed.conn, True)

@@ -19,7 +19,7 @@ import requests
 from tests.conftest import START_SECONDS, Proxy, StartProxy, corpus, until
 from tests.hearing import saying
 from tests.replayer import replaying
-from tests.simulator import Fault, Profile, Simulator, running
+from tests.simulator import Fault, Simulator
 from tests.tables import each
 from tests.upstream.scripted import dead_url
 
@@ -72,16 +72,21 @@ def test_banner(simulator: Simulator, proxy: Proxy) -> None:
     assert proxy.log == ""
 
 
-def test_upstream_absent(start_proxy: StartProxy) -> None:
-    """Without its upstream the proxy starts, warns once, and tells clients why they get nothing."""
-    url = dead_url()
+def test_upstream_absent(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Without its upstream the proxy starts, warns once, and tells clients why they get nothing;
+    what another server has answered is not given."""
+    first, url = start_proxy(simulator.url), dead_url()
+    assert post(first.url).ok
+    assert first.stop() == 0
+    before = len(first.log)
     proxy = start_proxy(url)
+    assert "(1 entries, 1 samples)" in proxy.banner
     until(lambda: "warning" in proxy.log)
-    assert len(proxy.log.splitlines()) == 1
-    assert url in proxy.log
+    (line,) = proxy.log[before:].splitlines()
+    assert url in line
     answer = post(proxy.url)
-    assert answer.status_code == 502
-    assert answer.headers["Content-Type"] == "application/json"
+    said = (answer.status_code, answer.headers["X-Cache"], answer.headers["Content-Type"])
+    assert said == (502, "BYPASS", "application/json")
     assert url in answer.json()["error"]["message"]
     assert requests.get(f"{proxy.url}/health", timeout=10).json()["upstream"]["state"] == "down"
     assert proxy.stop() == 0
@@ -193,19 +198,34 @@ def asks_once(url: str) -> bool:
         return False
 
 
-def test_drain_ends(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A call that never ends does not keep the proxy from ending."""
-    proxy = start_proxy(simulator.url, "--drain", "0.5")
+@each(
+    ("arguments", "signals"),
+    [(["--drain", "0.5"], [signal.SIGTERM]), ([], [signal.SIGINT, signal.SIGINT])],
+)
+def test_what_hangs_is_ended(
+    arguments: list[str],
+    signals: list[signal.Signals],
+    simulator: Simulator,
+    start_proxy: StartProxy,
+) -> None:
+    """A call that never ends keeps the proxy no longer than the drain, nor from ending where
+    somebody asks twice, and that looks like no crash."""
+    proxy = start_proxy(simulator.url, *arguments)
     simulator.faults.append(Fault.HOLD)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, proxy.url)
         try:
             until(lambda: simulator.running)
-            proxy.process.send_signal(signal.SIGTERM)
+            for number in signals:
+                assert proxy.process.poll() is None
+                proxy.process.send_signal(number)
+                until(lambda: refuses(proxy.url))
             assert proxy.process.wait(15) == 0
         finally:
             simulator.release()
         assert isinstance(answer.exception(), requests.RequestException)
+    until(lambda: not simulator.running)
+    assert "Traceback" not in proxy.log
 
 
 def test_drain_accept(simulator: Simulator, start_proxy: StartProxy) -> None:
@@ -237,24 +257,6 @@ def test_stop_twice_while_it_accepts(start_proxy: StartProxy) -> None:
     assert asks_once(proxy.url)
     proxy.process.send_signal(signal.SIGTERM)
     assert proxy.process.wait(15) == 0
-
-
-def test_stop_twice(simulator: Simulator, proxy: Proxy) -> None:
-    """Somebody in a hurry does not wait for requests that hang, and that looks like no crash."""
-    simulator.faults.append(Fault.HOLD)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(post, proxy.url)
-        try:
-            until(lambda: simulator.running)
-            proxy.process.send_signal(signal.SIGINT)
-            until(lambda: refuses(proxy.url))
-            assert proxy.process.poll() is None
-            proxy.process.send_signal(signal.SIGINT)
-            assert proxy.process.wait(15) == 0
-        finally:
-            simulator.release()
-        assert isinstance(answer.exception(), requests.RequestException)
-    assert "Traceback" not in proxy.log
 
 
 def test_stop_with_slow_client(start_proxy: StartProxy) -> None:
@@ -305,24 +307,3 @@ def test_stop_with_followers(
         assert len({answer.result().content for answer in answers}) == 1
         assert proxy.process.wait(20) == 0
     assert "Traceback" not in proxy.log
-
-
-def test_restart_without_upstream(start_proxy: StartProxy) -> None:
-    """Stored answers are given while the server is down, and none for another's."""
-    with running(Profile()) as upstream:
-        first = start_proxy(upstream.url)
-        text = post(first.url).json()["text"]
-        assert first.stop() == 0
-    for url, arguments, kind in (
-        (upstream.url, [], "HIT"),
-        (dead_url(), [], "BYPASS"),
-        (dead_url(), ["--mode", "offline"], "HIT"),
-    ):
-        again = start_proxy(url, *arguments)
-        answer = post(again.url)
-        assert answer.headers["X-Cache"] == kind
-        if kind == "HIT":
-            assert answer.json()["text"] == text
-        else:
-            assert answer.status_code == 502
-        assert again.stop() == 0
