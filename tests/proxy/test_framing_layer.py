@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from tests.simulator import Fault, Profile, Simulator, running
 from tests.wire.test_framing import head
 
 KNOWN = json.dumps({"text": "w" * 1000, "sampling_params": {"n": 64}}).encode()
+JSON = b"Content-Type: application/json"
 LAST = head(b"GET /cache/none HTTP/1.1", b"Host: x", b"Connection: close")
 
 
 def ask(body: bytes, path: bytes = b"/generate") -> bytes:
     length = b"Content-Length: %d" % len(body)
-    fields = (b"Host: x", b"Content-Type: application/json", length)
-    return head(b"POST " + path + b" HTTP/1.1", *fields) + body
+    return head(b"POST " + path + b" HTTP/1.1", b"Host: x", JSON, length) + body
 
 
 @pytest.fixture(scope="module")
@@ -89,40 +88,14 @@ def send(client: socket.socket, pieces: list[bytes]) -> None:
         pass  # the client is closed
 
 
-def test_in_order(front: Proxy) -> None:
-    """Requests of every kind on one connection are answered in their order."""
-    one = [
-        ask(b'{"text": "a"}'),
-        head(b"GET /health HTTP/1.1", b"Host: x"),
-        ask(b'{"text": "b", "stream": true}'),
-        ask(b"no json"),
-        head(b"GET /v1/models HTTP/1.1", b"Host: x"),
-        ask(b'{"text": "a"}'),
-    ]
-    wanted = [200, 200, 200, 400, 200, 200]
-    for size in (1 << 20, 1000, 7):
-        data = b"".join(one * 3) + LAST
-        with front.connect() as client:
-            for at in range(0, len(data), size):
-                client.sendall(data[at : at + size])
-            received = read_all(client)
-        found = [int(status) for status in re.findall(rb"HTTP/1.1 (\d+) ", received)]
-        assert found == [*wanted * 3, 404]
-
-
 def test_refused_in_a_body(front: Proxy, upstream: Simulator) -> None:
     """A body that breaks the rules in its middle is refused, and nobody waits for its end."""
     for path in (b"/v1/nowhere", b"/generate", b"/health"):
-        begins = head(
-            b"POST " + path + b" HTTP/1.1",
-            b"Host: x",
-            b"Content-Type: application/json",
-            b"Transfer-Encoding: chunked",
-        )
+        line = b"POST " + path + b" HTTP/1.1"
+        begins = head(line, b"Host: x", JSON, b"Transfer-Encoding: chunked")
         with front.connect() as client:
-            client.sendall(begins + b"2\r\n{}\r\n")
-            client.sendall(b"bad\n")
-            client.sendall(b"x" * 100_000)
+            for piece in (begins + b"2\r\n{}\r\n", b"bad\n", b"x" * 100_000):
+                client.sendall(piece)
             received = read_all(client)
         assert received.startswith(b"HTTP/1.1 400 ")
         assert received.count(b"HTTP/1.1") == 1

@@ -22,8 +22,9 @@ from sglang_cached_addon.proxy.lane import open_lane
 from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.wire.http1 import HeadReader
 from tests.conftest import Proxy, StartProxy, corpus, read_all, until
+from tests.e2e.conftest import LANES, command
 from tests.proxy.test_connections import clients_of
-from tests.replayer import Replayer, replaying
+from tests.replayer import replaying
 from tests.simulator import Fault, Simulator
 from tests.tables import each
 from tests.wire.test_http1 import FOREIGN, head
@@ -33,6 +34,7 @@ QUIET_SECONDS = 0.5
 
 (PAIR,) = corpus("generate-n1")
 KNOWN = PAIR["request"]["body"].encode()
+STREAM = b'{"text": "streamed", "stream": true}'
 JSON = {"Content-Type": "application/json"}
 
 
@@ -40,7 +42,6 @@ JSON = {"Content-Type": "application/json"}
 class Twins:
     """Two proxies in front of one upstream, with and without the lane."""
 
-    upstream: Replayer
     lane: Proxy
     hooks: Proxy
 
@@ -49,19 +50,14 @@ class Twins:
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
     with replaying() as upstream:
         upstream.pair = PAIR
-        proxies = []
-        for express in ("true", "false"):
-            folder = tmp_path_factory.mktemp(f"express-{express}")
-            proxy = Proxy(
-                ["--sglang-url", upstream.url, "--port", "0", "--host", "127.0.0.1",
-                 "--cache-path", str(folder / "cache"), "--set", f"sglang_express={express}"],
-                folder,
-            )  # fmt: skip
-            proxies.append(proxy)
+        proxies = [
+            command(upstream.url, tmp_path_factory.mktemp(name), *arguments)
+            for name, arguments in LANES.items()
+        ]
         for proxy in proxies:
             proxy.wait_until_ready()
             assert ask(proxy.url, KNOWN).headers["X-Cache"] == "MISS"
-        yield Twins(upstream, *proxies)
+        yield Twins(*proxies)
         for proxy in proxies:
             assert proxy.stop() == 0
             assert "Traceback" not in proxy.log, proxy.log
@@ -233,7 +229,8 @@ def test_fuzz(twins: Twins) -> None:
 
 def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> None:
     """What comes while an answer is waited for, be it by the lane or by mitmproxy, is answered in
-    turn; who hangs up is not waited for."""
+    turn. What a client has asked for that hangs up is ended, and what it has sent behind it is not
+    asked for; the next client is served."""
     proxy = start_proxy(simulator.url)
     assert ask(proxy.url, KNOWN).ok
     until(lambda: proxy.stats()["num_keys"])
@@ -254,11 +251,17 @@ def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> Non
             received = read_all(client)
         assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [kind, b"HIT", b"BYPASS"]
         assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200", b"400", b"404"]
-    simulator.faults.append(Fault.HOLD)
-    with proxy.connect() as client:
-        client.sendall(request(b'{"text": "left"}'))
-        until(lambda: simulator.waiting == 1)
-    until(lambda: proxy.stats()["fetches_in_flight"] == 0)
+    left = (b'{"text": "left"}', STREAM)
+    for body in left:
+        simulator.faults.append(Fault.HOLD)
+        with proxy.connect() as client:
+            client.sendall(request(body) + request(b'{"text": "left behind"}'))
+            until(lambda: simulator.waiting == 1)
+        until(lambda: proxy.stats()["fetches_in_flight"] == 0)
+        simulator.release()
+    for body in left:
+        assert ask(proxy.url, body).headers["X-Cache"] == "MISS"
+    assert not [sent for sent in simulator.received if b"left behind" in sent.body]
     assert "Traceback" not in proxy.log, proxy.log
 
 
@@ -349,15 +352,11 @@ def test_what_waits_is_under_way() -> None:
     asyncio.run(run())
 
 
-STREAM = b'{"text": "streamed", "stream": true}'
-
-
 def test_streams_in_turn(simulator: Simulator, start_proxy: StartProxy) -> None:
     """Streams on one connection come whole and in order, among hits, misses and what is passed on,
     whether they are new or stored; and a client that wants it closed has it closed behind one."""
     proxy = start_proxy(simulator.url)
-    url = f"{proxy.url}/generate"
-    assert requests.post(url, data=STREAM, headers=JSON, timeout=30).headers["X-Cache"] == "MISS"
+    assert ask(proxy.url, STREAM).headers["X-Cache"] == "MISS"
     until(lambda: proxy.stats()["num_keys"] == 1)
     calls = [STREAM, STREAM.replace(b"streamed", b"new"), b'{"text": "streamed"}', b"not json"]
     data = b"".join(map(request, calls)) + request(STREAM, b"Connection: close") + request()
@@ -369,19 +368,3 @@ def test_streams_in_turn(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert heads == [(b"400" if kind == b"BYPASS" else b"200", kind) for kind in kinds]
     assert received.count(b"data: [DONE]\n\n\r\n0\r\n\r\n") == 3
     assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
-
-
-def test_a_stream_that_is_left(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What a client has asked for that hangs up in the middle of a stream is ended, and what it
-    has sent behind it is not asked for; the next client is served."""
-    proxy = start_proxy(simulator.url)
-    simulator.faults.append(Fault.HOLD)
-    with proxy.connect() as client:
-        client.sendall(request(STREAM) + request(b'{"text": "behind"}'))
-        until(lambda: simulator.waiting == 1)
-    until(lambda: proxy.stats()["fetches_in_flight"] == 0)
-    simulator.release()
-    answer = requests.post(f"{proxy.url}/generate", data=STREAM, headers=JSON, timeout=30)
-    assert answer.text.endswith("data: [DONE]\n\n")
-    assert proxy.stats()["misses"] == 2
-    assert "Traceback" not in proxy.log, proxy.log

@@ -7,26 +7,12 @@ from sglang_cached_addon.proxy.start import FLAGS, Start
 
 def test_parse() -> None:
     """What was given with the flags of the settings is for mitmproxy, all else for the start."""
-    start = Start.parse(
-        {
-            "sglang_url": "http://x",
-            "port": 1,
-            "host": "h",
-            "drain": 2.0,
-            "drain_accept": 1.0,
-            "insecure": False,
-            "web": True,
-            "scripts": ("a.py",),
-            "sets": ("b=c",),
-            "collapse": True,
-            "poll_seconds": 7.5,
-            "key_headers": ("a", "b"),
-            "admin_token": "s3cret",
-        }
-    )
-    assert (start.sglang_url, start.port, start.drain, start.scripts) == (
-        "http://x", 1, 2.0, ("a.py",),
-    )  # fmt: skip
+    own = {"sglang_url": "http://x", "port": 1, "host": "h", "drain": 2.0, "drain_accept": 1.0,
+           "insecure": False, "web": True, "scripts": ("a.py",), "sets": ("b=c",)}  # fmt: skip
+    others = {"collapse": True, "poll_seconds": 7.5, "key_headers": ("a", "b"),
+              "admin_token": "s3cret"}  # fmt: skip
+    start = Start.parse({**own, **others})
+    assert {name: getattr(start, name) for name in own} == own
     assert start.options == {
         "sglang_collapse": False,
         "sglang_poll_seconds": "7.5",

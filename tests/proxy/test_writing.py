@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
-
-import pytest
 
 from sglang_cached_addon.core.call_head import CallHead
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
@@ -94,37 +92,29 @@ def test_large() -> None:
     asyncio.run(test())
 
 
-def test_stream() -> None:
-    """Each event is a chunk; a stream that breaks off has no last one."""
+def test_streams() -> None:
+    """Each event is a chunk, whether it is new or stored, whatever its pace; a stream that breaks
+    off has no last one."""
 
-    async def pieces(is_cut: bool) -> AsyncIterator[list[bytes]]:
-        yield EVENTS[:2]
-        yield []
-        if is_cut:
-            raise Cut
-        yield EVENTS[2:]
+    async def pieces(error: Exception | None) -> AsyncIterator[list[bytes]]:
+        for events in (EVENTS[:2], [], EVENTS[2:]):
+            yield events
+        if error:
+            raise error
 
-    async def written(is_cut: bool) -> bytes:
-        writer, transport = writing()
-        streamed = Streamed((), pieces(is_cut), MISS, lambda is_complete: MISS, ExitStack())
-        if is_cut:
-            with pytest.raises(Cut):
-                await writer.serve(ASK, streamed, 0.0)
-        else:
-            await writer.serve(ASK, streamed, 0.0)
+    def streamed(error: Exception | None = None) -> Streamed:
+        return Streamed((), pieces(error), MISS, lambda is_complete: MISS, ExitStack())
+
+    def written(answer: Any, rate: float = 0.0) -> bytes:
+        writer, transport = writing(rate=rate)
+        with suppress(Cut):
+            asyncio.run(writer.serve(ASK, answer, 0.0))
         return bytes(transport.data.partition(b"\r\n\r\n")[2])
 
-    assert asyncio.run(written(is_cut=False)) == http1.chunked(EVENTS)
-    assert asyncio.run(written(is_cut=True)) == http1.chunks(EVENTS[:2])
-
-
-def test_stored_stream() -> None:
-    """A stored stream is the same whatever its pace."""
     hit = Hit(http1.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=1)
-    for rate in (0.0, 1000.0):
-        writer, transport = writing(rate=rate)
-        asyncio.run(writer.serve(ASK, hit, 0.0))
-        assert transport.data.partition(b"\r\n\r\n")[2] == http1.chunked(EVENTS)
+    assert written(streamed()) == written(hit) == written(hit, 1000.0) == http1.chunked(EVENTS)
+    for error in (Cut(), ValueError("a fault of ours")):
+        assert written(streamed(error)) == http1.chunks(EVENTS)
 
 
 def test_pace() -> None:
