@@ -41,7 +41,8 @@ ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @each(("path", "asked"), ABORTED.values(), ids=ABORTED)
 def test_aborted(path: str, asked: dict[str, Any]) -> None:
-    """A call that was aborted while it waited would be answered in a shape of its own."""
+    """A call that is aborted while it waits is answered in its API's own shape: ended by an abort,
+    without a token."""
     way = Way()
     known = way.know(asked, path)
     answer = json.loads(_answer(way, known))
@@ -54,7 +55,8 @@ def test_aborted(path: str, asked: dict[str, Any]) -> None:
 
 @each(("path", "asked"), ABORTED.values(), ids=ABORTED)
 def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
-    """As above, of a stream: it would never end, or not say how."""
+    """A stream that is aborted before its first event says for each choice how it ended, and
+    ends."""
     way = Way()
     known = way.know({**asked, "stream": True}, path)
     raw = _answer(way, known)
@@ -66,7 +68,7 @@ def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
 
 
 def test_aborted_stream_that_had_begun() -> None:
-    """Who reads the last event of a choice, as it has all of it, would lose what it had."""
+    """The last event of a choice keeps all that the choice had, for who reads nothing else."""
     way = Way()
     known = way.know({**body(["a", "b"], rid="r"), "stream": True})
     begun, _ = natives.stream([("so far", 1), ("never sent", 2)], index=1)
@@ -88,6 +90,3 @@ def test_usage_of_what_had_begun() -> None:
         assert said[-1] == sse.DONE
         usages = [usage for event in said[:-1] if (usage := parsed(event).get("usage"))]
         assert [usage["completion_tokens"] for usage in usages] == tokens
-
-
-# Streams

@@ -14,7 +14,7 @@ from tests.upstream.scripted import settled
 
 @staged()
 async def test_targets(stage: Stage) -> None:
-    """An abort would end what others wait for, or miss what nobody else does."""
+    """An abort ends upstream what nobody else waits for, under upstream's own ids."""
     service = stage.service
     assert not service.aborts.is_known("mine")
     task, asked = await stage.lead("a", rid="mine")
@@ -35,7 +35,7 @@ async def test_targets(stage: Stage) -> None:
 @each("rid", ["mine", "theirs"])
 @staged()
 async def test_abort_of_one(stage: Stage, rid: str) -> None:
-    """One who aborts would wait on, or take the others with him."""
+    """One who aborts is answered at once, and all others wait on."""
     mine, asked = await stage.lead("a", rid="mine")
     theirs = stage.generate("a", rid="theirs")
     third = stage.generate("a")
@@ -61,8 +61,8 @@ async def test_abort_of_one(stage: Stage, rid: str) -> None:
 async def test_abort_all_that_is_overtaken(
     stage: Stage, is_agreed: bool, form: dict[str, bool]
 ) -> None:
-    """Upstream's aborted answer may come before its word that it has aborted all: who waited would
-    have it generated again, for nobody."""
+    """Upstream's aborted answer may come before its word that it has aborted all. Who waited is
+    then aborted, too, and nothing is generated again for nobody."""
     leader, asked = await stage.lead("a", rid="0")
     other = stage.generate("a", rid="1", **form)
     await stage.waiting(1)

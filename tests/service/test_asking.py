@@ -12,7 +12,7 @@ from sglang_cached_addon.service.findings import Landed
 
 
 def test_close() -> None:
-    """What an answer holds would be let go of twice, or never, or be counted twice."""
+    """What an answer holds is let go of once, and its end is counted once."""
     log: list[str] = []
     exits = ExitStack()
     exits.callback(log.append, "let go")

@@ -20,7 +20,7 @@ from tests.upstream.scripted import (
 @each("is_local", [True, False])
 @bounded
 async def test_offline_says_what_is_near(is_local: bool) -> None:
-    """Who misses offline would not learn why; or a stranger learn what others asked."""
+    """Who misses offline learns what is near, and only who is on this machine learns its values."""
     seen: list[bool] = []
 
     async def nearest(known: Known, with_values: bool) -> str:
@@ -45,12 +45,9 @@ async def test_offline_says_what_is_near(is_local: bool) -> None:
 @each("texts", [["x"], []], ids=["there", "nowhere"])
 @staged(store=Far, mode=Mode.OFFLINE)
 async def test_far_samples_offline(stage: Stage, texts: list[str], form: dict[str, bool]) -> None:
-    """What is stored elsewhere would be denied."""
+    """Offline, what a shared store has is given, and only the rest is denied."""
     task = stage.generate("a", **form)
     look = await stage.store.looks.get()
     assert not look.claims
     look.found(stage.store, *texts)
     assert (await task).brief == ("hit 200" if texts else "miss 504 offline")
-
-
-# Streams

@@ -156,7 +156,8 @@ def test_scenes(steps: list[Any]) -> None:
 
 
 def test_miss_is_untouched() -> None:
-    """Upstream or client would see other bytes than without the proxy."""
+    """A call of which nothing is stored goes to upstream as it came, and its answer to the
+    client."""
     way = Way()
     fetch = way.fetch(b' {"text" : "a", "odd":1.0e0 }')
     assert fetch.body is None
@@ -166,7 +167,8 @@ def test_miss_is_untouched() -> None:
 
 
 def test_equal_requests_in_flight() -> None:
-    """Samples of two equal requests at the same time would be lost or mixed up."""
+    """Samples of two equal calls at the same time are both kept, in the order in which they
+    came."""
     way = Way()
     first, second = way.fetch(body()), way.fetch(body())
     way.complete(second, native("second"))
@@ -177,7 +179,7 @@ def test_equal_requests_in_flight() -> None:
 @each("status", [201, 204, 400, 401, 404, 500, 503])
 @each("partial", [False, True])
 def test_other_statuses(status: int, partial: bool) -> None:
-    """An error would be repeated for ever, or be changed on its way."""
+    """What is no 200 is passed on as it is, and not stored."""
     way = Way()
     if partial:
         way.ask(body())
@@ -195,7 +197,7 @@ def test_other_statuses(status: int, partial: bool) -> None:
     ],
 )
 def test_answer_that_is_not_stored(bad: dict[str, Any], reason: Reason) -> None:
-    """A cut answer would be repeated for ever, or the client not even see it."""
+    """An answer that is cut or mixed is given to its client, and not stored."""
     way = Way()
     done = way.complete(way.fetch(body()), bad)
     assert done == Done(200, None, reason, 1)
@@ -232,7 +234,7 @@ def test_unreadable_answers(raw: bytes, reason: Reason) -> None:
 
 @each("rid", ["r", "", "ü🚀", '"\\/\n', "x" * 300])
 def test_client_rid_in_a_miss(rid: str) -> None:
-    """A client would find our id in its answer, or other bytes than upstream's."""
+    """A client finds its own id in its answer, and else the very bytes of upstream's."""
     way = Way()
     fetch = way.fetch(body(rid=rid))
     sent = json.loads(fetch.body or b"")
@@ -245,7 +247,7 @@ def test_client_rid_in_a_miss(rid: str) -> None:
 
 
 def test_client_rid_in_an_unreadable_miss() -> None:
-    """A client would find our id in what it has to read itself."""
+    """A client finds its own id also in what only it can read."""
     way = Way()
     fetch = way.fetch(body(rid="r"))
     sent = json.loads(fetch.body or b"")["rid"].encode()
@@ -253,7 +255,7 @@ def test_client_rid_in_an_unreadable_miss() -> None:
 
 
 def test_client_rids() -> None:
-    """A client would find another one's id in its answer."""
+    """Each client finds its own ids, whoever has asked for the samples."""
     way = Way()
     assert way.ask(body(rid="one"))[1]["meta_info"]["id"] == "one"
     assert way.ask(body(rid="two"))[1]["meta_info"]["id"] == "two"
@@ -270,7 +272,7 @@ def test_client_rids() -> None:
 
 
 def test_trimmed_body_keeps_what_is_unknown() -> None:
-    """A field that the proxy does not know would be lost on the way."""
+    """A call that is trimmed keeps the fields that the proxy does not know."""
     way = Way()
     extra = {"bogus": {"b": 1, "a": [1.0, None, "ü"]}, "user": "u", "priority": 3}
     way.ask(body(**extra))
@@ -285,7 +287,7 @@ USAGE = {"prompt_tokens": 4, "total_tokens": 6, "completion_tokens": 2}
 @each("path", [GENERATE, COMPLETIONS, CHAT])
 @each("n", [1, 2])
 def test_odd_answers(path: str, n: int) -> None:
-    """An odd upstream would end a request in a traceback."""
+    """An odd answer is passed on as it is, and ends in no traceback."""
     way = Way()
     whole = body(n=n, prompt="a", messages=[{"content": "a"}])
     if path != GENERATE:
@@ -327,7 +329,8 @@ def test_odd_answers(path: str, n: int) -> None:
     ],
 )
 def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str) -> None:
-    """Fresh samples would be generated again, or old ones be given as fresh."""
+    """Fresh samples are given, and only those that are too old are generated again, in their
+    places."""
     way = Way()
     way.ask(body(), now=100.0)
     way.ask(body(n=2), now=200.0)
@@ -339,8 +342,8 @@ def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str)
 
 @each("asked", [body(), body(n=2), body(["a", "b"]), body(["a", "a"])], ids=str)
 def test_refresh(asked: dict[str, Any]) -> None:
-    """What is stored would be answered, or would stay, and be answered the next time, whatever the
-    clock says."""
+    """What is refreshed is generated anew, and is the answer from then on, whatever the clock
+    says."""
     way = Way()
     total = way.know(asked).call.total
     _, first = way.texts(asked, now=100.0)
@@ -353,7 +356,7 @@ def test_refresh(asked: dict[str, Any]) -> None:
 
 
 def test_denied_terms() -> None:
-    """A client that wants no stored answer would get one after all."""
+    """A client that wants no stored answer gets none; offline, what is stored is a hit."""
     way = Way()
     way.ask(body())
     terms = Terms(inf, Reason.NO_STORE, Reason.ONLY_IF_CACHED)
@@ -371,7 +374,7 @@ def test_denied_terms() -> None:
     ],
 )
 def test_readonly_is_not_the_first_reason(answer: Any, reason: Reason) -> None:
-    """A broken answer would look like a good one that was only not to be stored."""
+    """A broken answer is told as such, though nothing is to be stored anyway."""
     way = Way()
     fetch = way.fetch(body(), terms=Terms(refusal=Reason.READONLY))
     assert way.complete(fetch, answer).reason is reason
@@ -435,7 +438,7 @@ def test_what_happens_meanwhile(change: Callable[[Way], object], reason: Reason 
     ],
 )
 def test_weights(weights: str | None, named: list[str | None], reason: Reason | None) -> None:
-    """An answer of other weights than the key stands for would be stored under it."""
+    """An answer is stored only under the weights that its key stands for."""
     way = Way()
     way.enter("m", weights=weights)
     done = way.complete(way.fetch(body(n=2)), versions(*named))
@@ -473,7 +476,7 @@ def test_weights_of_a_part() -> None:
 def test_busy_pools(
     text: Any, n: int | None, stored: str, busy: str, sent: Any, filled: str, is_whole: bool
 ) -> None:
-    """What others fetch would be fetched twice, or a part be taken for the whole answer."""
+    """What others fetch is not fetched, and a part is told from the whole answer."""
     way = Way()
     for prompt in stored:
         way.ask(body(prompt))
@@ -490,7 +493,7 @@ def test_busy_pools(
 
 
 def test_answer_with_what_others_fetched() -> None:
-    """A batch would get another prompt's sample where one of its pools was filled by others."""
+    """A batch is put together of what it and what others have fetched, each prompt with its own."""
     way = Way()
     known = way.know(body(["a", "b"]))
     plan = way.exchange.lookup.plan(known)
@@ -509,7 +512,7 @@ def test_answer_with_what_others_fetched() -> None:
 
 
 def test_again_keeps_to_the_terms() -> None:
-    """Who wants a fresh answer, and waits for one, would get an old one in the end."""
+    """Who wants a fresh answer, and waits for one, is not given an old one in the end."""
     way = Way()
     way.ask(body(), now=100.0)
     known = way.know(body(), terms=seconds(150.0))
@@ -533,7 +536,7 @@ LIKE: dict[str, tuple[dict[str, Any], bool]] = {
 
 @each(("fields", "is_like"), LIKE.values(), ids=LIKE)
 def test_likeness(fields: dict[str, Any], is_like: bool) -> None:
-    """A call would read along with another's stream, or pay for one that is under way."""
+    """Only calls that have the same stream, but for usage and ids, are alike."""
     way = Way()
     asked = {"prompt": "a", "stream": True}
     one, other = (way.know(call, COMPLETIONS) for call in (asked, {**asked, **fields}))
@@ -541,7 +544,7 @@ def test_likeness(fields: dict[str, Any], is_like: bool) -> None:
 
 
 def test_likeness_ends() -> None:
-    """What is under way before a clear, another model or of another client would be shared."""
+    """A clear, another model and another tenant end a likeness."""
     way = Way()
     asked = body(stream=True)
     seen = {way.exchange.likeness(way.know(asked))}
@@ -554,7 +557,7 @@ def test_likeness_ends() -> None:
 
 
 def test_stream_to_the_store() -> None:
-    """A stream would not be a hit, or not for a client that wants JSON."""
+    """A stream that is stored is a hit for clients of streams and of JSON."""
     way = Way()
     assert streamed(way, way.fetch(chats.ONE, CHAT), chats.GOOD) == (None, 1)
     hit = way.receive(chats.ONE, CHAT)
@@ -568,7 +571,7 @@ def test_stream_to_the_store() -> None:
 
 
 def test_stream_that_is_not_stored() -> None:
-    """What is not to be stored would be, if it comes as a stream."""
+    """What is not to be stored is not, if it comes as a stream, either."""
     way = Way()
     way.enter("m", weights="v1")
     assert streamed(way, way.fetch(chats.ONE, CHAT), chats.GOOD[:-2]) == (Reason.UNFINISHED, 0)

@@ -37,7 +37,8 @@ from tests.upstream.scripted import INFO, bounded, settled, until
 )
 @staged()
 async def test_another_model(stage: Stage, said: tuple[int, Any], reason: Reason) -> None:
-    """An answer that was under way while the model changed would be kept as the new one's."""
+    """An answer that was under way while the model changed, or that upstream does not confirm, is
+    not stored."""
     leader, asked = await stage.lead("a")
     await settled()
     stage.script.says["/model_info"] = said
@@ -50,7 +51,7 @@ async def test_another_model(stage: Stage, said: tuple[int, Any], reason: Reason
 
 @staged()
 async def test_cleared(stage: Stage) -> None:
-    """What somebody has cleared would come back a moment later."""
+    """What was on its way when somebody cleared the cache does not come back."""
     leader, asked = await stage.lead("a")
     stage.store.clear()
     stage.generated(asked)
@@ -61,7 +62,8 @@ async def test_cleared(stage: Stage) -> None:
 
 @staged()
 async def test_change_by_request(stage: Stage) -> None:
-    """An update of the weights that passes through would leave followers with the old ones."""
+    """An update of the weights that passes through ends what was under way for all who come
+    later."""
     old, asked = await stage.lead("a")
     await changed(stage)
     new, again = await stage.lead("a")
@@ -75,7 +77,7 @@ async def test_change_by_request(stage: Stage) -> None:
 
 @staged()
 async def test_a_long_list(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others would wait for a long answer to be read and stored; or find it twice, or in part."""
+    """A long answer is read and stored in pieces, and is there as a whole, and once, meanwhile."""
     monkeypatch.setattr(fetching.slices, "LARGE", 1000)
     monkeypatch.setattr(fetching, "STORE_SECONDS", -1.0)
     texts = [f"t{i}" for i in range(50)]

@@ -11,13 +11,13 @@ from sglang_cached_addon.service.findings import (
 
 
 def test_error_body() -> None:
-    """OpenAI's clients would show a parse error instead of what went wrong."""
+    """An error is written as OpenAI's clients read it."""
     assert json.loads(error_body(502, "BadGateway", "no")) == {
         "error": {"message": "no", "type": "BadGateway", "code": 502}
     }
 
 
 def test_model_of() -> None:
-    """A model that is none counts as no name."""
+    """A body names its model by a text, or it names none."""
     for body, model in (({"model": "m"}, "m"), ({}, ""), ({"model": 1}, ""), ({"model": None}, "")):
         assert model_of(body) == model

@@ -41,7 +41,7 @@ async def test_heads_that_forbid_a_hit(stage: Stage) -> None:
 
 @staged(keys={"Bearer k"})
 async def test_what_goes_upstream(stage: Stage) -> None:
-    """Upstream would not know who asks, or be asked in other words."""
+    """Upstream gets the client's own bytes and header fields."""
     raw = b'{ "text" : "as it came" }'
     fields = ((b"Content-Type", b"application/json"), (b"Authorization", b"Bearer k"),
               (b"X-Trace", b"1"))  # fmt: skip
@@ -60,7 +60,7 @@ async def test_what_goes_upstream(stage: Stage) -> None:
 
 @staged()
 async def test_a_model_that_does_not_stay(stage: Stage) -> None:
-    """A call would begin anew for ever."""
+    """A call that begins anew too often is left to upstream."""
     leader, asked = await stage.lead("a")
     other = stage.generate("a")
     await stage.waiting(1)
@@ -77,7 +77,7 @@ async def test_a_model_that_does_not_stay(stage: Stage) -> None:
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged()
 async def test_received_anew_with_an_id(stage: Stage, form: dict[str, bool]) -> None:
-    """A call that waits while the model changes would end in a traceback."""
+    """A call that waits while the model changes begins anew, under the ids of its client."""
     leader, one = await stage.lead("a")
     others = [stage.generate("a", rid=f"mine{i}", **form) for i in range(2)]
     await stage.waiting(2)
@@ -100,6 +100,3 @@ async def test_received_anew_with_an_id(stage: Stage, form: dict[str, bool]) -> 
     assert await briefs(leader, *others) == ["miss 200", "miss 200", "collapsed 200"]
     assert b"mine1" in (await others[1]).body
     assert not stage.service.aborts._named
-
-
-# Upstreams that have ways of their own

@@ -14,7 +14,7 @@ from tests.upstream.scripted import INFO, SECONDS, settled
 @each("bound", [4, 5])
 @staged()
 async def test_large(stage: Stage, bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that is put together beside the event loop would be another, or not be counted."""
+    """An answer that is put together beside the event loop is the same, and counted the same."""
     monkeypatch.setattr(policy, "LARGE_SAMPLES", bound)
     leader, asked = await stage.lead(list("abcd"))
     other = stage.generate(list("abcd"))
@@ -33,7 +33,8 @@ async def test_large(stage: Stage, bound: int, monkeypatch: pytest.MonkeyPatch) 
 @each("is_first", [True, False])
 @staged()
 async def test_a_part_that_others_fetch(stage: Stage, is_first: bool) -> None:
-    """What comes while a list fetches the rest would be generated again."""
+    """What others bring while a list fetches the rest is a part of its answer, whichever comes
+    first."""
     alone, one = await stage.lead("a")
     batch, two = await stage.lead(["a", "b"])
     assert two.json["text"] == ["b"]
@@ -51,7 +52,7 @@ async def test_a_part_that_others_fetch(stage: Stage, is_first: bool) -> None:
 @each("what", ["waited for", "stored"])
 @staged()
 async def test_parts_of_two_models(stage: Stage, what: str) -> None:
-    """One answer would hold what two models have generated."""
+    """Parts of two models are never one answer: all is asked for anew."""
     alone, one = await stage.lead("a")
     if what == "stored":
         stage.generated(one)
@@ -94,7 +95,8 @@ async def test_parts_that_are_not_confirmed(stage: Stage, monkeypatch: pytest.Mo
 
 @staged()
 async def test_parts_that_say_that_they_are_of_another(stage: Stage) -> None:
-    """A top-up that names other weights would be put beside what is stored."""
+    """A top-up that names other weights is not put beside what is stored: the call is left to
+    upstream."""
     await stage.stores("a")
     more, two = await stage.lead("a", 2)
     stage.generated(two, "2")
@@ -103,7 +105,7 @@ async def test_parts_that_say_that_they_are_of_another(stage: Stage) -> None:
 
 @staged()
 async def test_stored_is_the_word_of_all(stage: Stage) -> None:
-    """An answer of which something is not stored would be said to be stored."""
+    """An answer of which something is not stored says so, whichever part it is."""
     alone, one = await stage.lead("b")
     batch, two = await stage.lead(["a", "b"])
     stage.generated(two, end="length")

@@ -28,7 +28,7 @@ from tests.upstream.scripted import (
 @each("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
 @staged()
 async def test_most_first(stage: Stage, sizes: tuple[int, ...]) -> None:
-    """Of those who lack different numbers of samples, each would ask for himself."""
+    """Of those who lack different numbers of samples, one asks for all."""
     await stage.stores("a")
     tasks = [stage.generate("a", n) for n in sizes]
     total, others = 1, [n for n in sizes if n > 1]
@@ -51,7 +51,7 @@ async def test_most_first(stage: Stage, sizes: tuple[int, ...]) -> None:
 
 @staged()
 async def test_batches(stage: Stage) -> None:
-    """What one batch brings, another would have generated again; or both wait for ever."""
+    """What one batch brings is not asked for by another, and none waits for ever."""
     first, one = await stage.lead(["a", "b", "b"])
     second, two = await stage.lead(["b", "c"])
     third = stage.generate(["c", "b", "a"])
@@ -74,7 +74,7 @@ async def test_batches(stage: Stage) -> None:
 
 @staged()
 async def test_prefix_of_a_batch(stage: Stage) -> None:
-    """Samples that are fetched at the same time would be given twice in one answer."""
+    """No sample that is fetched at the same time is twice in one answer."""
     alone, one = await stage.lead("a")
     batch = stage.generate(["a", "a", "x"])
     two = await stage.asked()
@@ -90,7 +90,7 @@ async def test_prefix_of_a_batch(stage: Stage) -> None:
 
 @staged()
 async def test_late(stage: Stage) -> None:
-    """Who comes after the answer would wait for it to be stored, or ask again."""
+    """Who comes after the answer, and before it is stored, gets it at once."""
     first, asked = await stage.lead("a")
     await settled()
     stage.script.may_answer.clear()
@@ -113,7 +113,7 @@ async def test_late(stage: Stage) -> None:
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged()
 async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
-    """Who waits for a fetch would also wait until upstream says that it is the same model."""
+    """Who waits for a fetch does not wait until upstream says that it is the same model."""
     first, asked = await stage.lead("a")
     others = [stage.generate("a", **form) for _ in range(3)]
     await stage.waiting(3)
@@ -127,7 +127,7 @@ async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
 @each("case", ["--no-collapse", "max-age"])
 @bounded
 async def test_repeated(case: str) -> None:
-    """Who has an answer and asks the same again at once would have it generated again."""
+    """Who has an answer and asks the same again at once is given it again."""
     body = {"text": "a", "sampling_params": {"n": 1}}
     headers = {"cache_control": "max-age=1000"} if case == "max-age" else {}
     async with standing(collapses=case != "--no-collapse") as stage:
@@ -156,8 +156,8 @@ SHARED = [429, 500, 503]
 @each("status", [400, *SHARED])
 @staged()
 async def test_refused(stage: Stage, status: int, form: dict[str, bool]) -> None:
-    """Of twelve who wait for what fails, the last would wait twelve times as long; or one would get
-    what is only said to another."""
+    """What upstream cannot do for anyone now is the answer of all who wait; with what it says to
+    one call alone, the others go on, all at once."""
     leader, asked = await stage.lead("a", **form)
     others = [stage.generate("a", **form) for _ in range(11)]
     json_one, more = stage.generate("a"), stage.generate("a", 2)
@@ -184,7 +184,7 @@ async def test_refused(stage: Stage, status: int, form: dict[str, bool]) -> None
 @each("status", [401, 403, 429, 503])
 @staged(keys={"a", "b"})
 async def test_credentials(stage: Stage, status: int) -> None:
-    """One whose key was taken back would have all others refused, or be let in by theirs."""
+    """What upstream says to one credential is nobody else's answer, and lets nobody else in."""
     leader, asked = await stage.lead("x", key="a")
     others = [stage.generate("x", key="b") for _ in range(2)]
     await stage.waiting(2)
@@ -201,7 +201,7 @@ async def test_credentials(stage: Stage, status: int) -> None:
 @each("what", ["hang up", "cut", "gone"])
 @staged()
 async def test_no_answer(stage: Stage, what: str) -> None:
-    """Who waits for an answer that is never given would wait for ever, or for the next failure."""
+    """All who wait for an answer that is never given are told so at once."""
     leader, asked = await stage.lead("a")
     others = [stage.generate("a", **form) for form in ({}, {}, {"stream": True})]
     await stage.waiting(3)
@@ -225,7 +225,7 @@ async def test_no_answer(stage: Stage, what: str) -> None:
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged(store=Far)
 async def test_unreachable(stage: Stage, form: dict[str, bool]) -> None:
-    """Each of those who wait for a connection would wait for one of his own."""
+    """All who wait for a connection share its failure."""
     others = [stage.generate("a", n, **form) for n in (1, 1, 1, 2)]
     look = await stage.store.looks.get()
     await stage.waiting(3)
@@ -238,8 +238,8 @@ async def test_unreachable(stage: Stage, form: dict[str, bool]) -> None:
 @each("status", [200, 400, 422])
 @staged()
 async def test_ignored_n(stage: Stage, status: int) -> None:
-    """An upstream that does not do what a part of the answer needs would be an error to a client
-    whose own call it answers."""
+    """Where upstream does not understand calls for a part, the clients' own calls are left to
+    it."""
     await stage.stores("a")
     for number in range(3):
         more = stage.generate("a", 3)
@@ -259,7 +259,7 @@ async def test_ignored_n(stage: Stage, status: int) -> None:
 
 @staged(store=Far)
 async def test_far_samples_answer(stage: Stage) -> None:
-    """What is stored elsewhere would be generated again."""
+    """What a shared store has is not generated again."""
     tasks = [stage.generate("a", 2) for _ in range(3)]
     look = await stage.store.looks.get()
     assert (list(look.needs.values()), look.claims) == ([2], True)
@@ -273,7 +273,7 @@ async def test_far_samples_answer(stage: Stage) -> None:
 
 @staged(store=Far)
 async def test_far_samples_are_topped_up(stage: Stage) -> None:
-    """What is still short would not be fetched, or its lease be kept for ever."""
+    """What is still short is fetched, and each lease given back in the end."""
     task = stage.generate("a", 3)
     first, again = Lent(), Lent()
     (await stage.store.looks.get()).found(stage.store, "x", lease=first)
@@ -292,7 +292,7 @@ async def test_far_samples_are_topped_up(stage: Stage) -> None:
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])
 @staged(store=Far)
 async def test_another_proxy_fetches(stage: Stage, form: dict[str, bool]) -> None:
-    """Who waited for another proxy would take a failure there for his own."""
+    """Who waits for another proxy looks again when that has failed."""
     task = stage.generate("a", **form)
     (await stage.store.looks.get()).answer.set_result(Brought(is_shared=True))
     (await stage.store.looks.get()).found(stage.store, "x", is_shared=True)
@@ -302,7 +302,7 @@ async def test_another_proxy_fetches(stage: Stage, form: dict[str, bool]) -> Non
 
 @staged(store=Far)
 async def test_a_lease_of_a_failure(stage: Stage) -> None:
-    """A lease would be kept by who can no longer use it."""
+    """The lease of a fetch that fails is given back."""
     task, lent = stage.generate("a"), Lent()
     (await stage.store.looks.get()).answer.set_result(Brought(lease=lent))
     (await stage.asked()).answer(500, {})

@@ -107,7 +107,7 @@ PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
 
 @each(("dialect", "body", "events"), PASSING.values(), ids=PASSING)
 def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any]) -> None:
-    """A client whose answer is upstream's alone would get other bytes than upstream's."""
+    """A client whose answer is upstream's alone gets upstream's bytes, however these were cut."""
     data = b": ping\n\n" + b"".join(worded(event) for event in events) + sse.DONE + b"data: be"
     way = Way(dialect, body)
     found = way.relay.feed(data)
@@ -138,7 +138,7 @@ def test_a_stream_that_does_not_end() -> None:
 
 
 def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory would grow for as long as it goes on."""
+    """An event that does not end is passed on in pieces, and not kept."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
     way = Way(chat.DIALECT, CHAT)
     piece = b"data: " + b"x" * 500
@@ -155,7 +155,7 @@ def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_topped_up() -> None:
-    """Stored choices would come late, end early, or be mixed with those of upstream."""
+    """Stored choices come first, and end with those of upstream, each under its own number."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
     assert (way.sent.n, way.plan.have) == (2, 1)
     found = way.feed(NEW)
@@ -179,7 +179,7 @@ def test_topped_up() -> None:
 
 
 def test_stored_choices_come_at_once() -> None:
-    """A client would wait for upstream to get what is stored."""
+    """A client does not wait for upstream to get what is stored."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
     assert choices(way.relay.feed(b"")) == [0, 0]
     assert way.relay.feed(b"") == []
@@ -194,7 +194,7 @@ THIRD = [*texts.stream(["b1"]), texts.usage(5, 4)]
 
 
 def test_ragged_batch() -> None:
-    """A prompt would get the words of another, or its tokens be counted twice."""
+    """Each prompt gets its own words, and its tokens are counted once."""
     way = Way(completions.DIALECT, WHOLE, {"a": [FIRST], "b": [SECOND, THIRD]})
     assert way.plan.shortfalls == (1, 0, 2)
     assert way.sent.order == (0, 2, 2)
@@ -256,7 +256,7 @@ UPSTREAMS: dict[str, tuple[Callable[[], Way], list[Any]]] = {
 
 @each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
 def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
-    """What a client gets would depend on how TCP had cut it."""
+    """What a client gets does not depend on how TCP has cut it."""
     data = b"".join(worded(event) for event in events) + sse.DONE
     way = make()
     found = way.relay.feed(data)
@@ -268,7 +268,7 @@ def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
 
 @each("end", range(1, 12))
 def test_what_remains(end: int) -> None:
-    """A client would lose what upstream said before it hung up, or get something twice."""
+    """What upstream said before it hung up reaches the client, once."""
     way = Way(completions.DIALECT, texts.ONE)
     data = sse.event(b"1")
     found = way.relay.feed(data * 2 + data[:end])
@@ -278,7 +278,7 @@ def test_what_remains(end: int) -> None:
 
 
 def test_nothing_remains() -> None:
-    """An empty event would be sent behind the last."""
+    """Behind the last event nothing is sent."""
     way = Way(completions.DIALECT, texts.ONE)
     assert way.relay.remains() == []
     way.feed(texts.GOOD)
@@ -312,7 +312,7 @@ ODD: dict[str, tuple[bytes, bool]] = {
 @each(("odd", "harmless"), ODD.values(), ids=ODD)
 @each("place", range(len(NEW) + 1))
 def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
-    """A client would lose what upstream says to it, or everybody get what is broken."""
+    """An odd event is passed on, and what it breaks is not stored."""
     way, plain = (Way(chat.DIALECT, {**CHAT, "n": 3}, STORED) for _ in range(2))
     before = way.feed(NEW[:place])
     (passed,) = way.relay.feed(odd)
@@ -347,7 +347,7 @@ def test_unknown_member(surprise: dict[str, Any]) -> None:
 
 @each("place", range(4))
 def test_errors_pass(place: int) -> None:
-    """A client would not see why its answer ends."""
+    """A client sees why its answer ends."""
     way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
     found = [*way.feed(NEW[:place]), *way.feed([chats.ERROR]), *way.relay.feed(sse.DONE)]
     (error,) = [event for event in found if event.part is Part.ERROR]
@@ -370,7 +370,7 @@ UNKEPT = {
 
 @each(("body", "events"), UNKEPT.values(), ids=UNKEPT)
 def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> None:
-    """A client would be told the tokens of a part of its answer as those of all."""
+    """A client is told the tokens of its whole answer, also where that is not kept."""
     row = {"token": "t", "logprob": -1.0, "bytes": None, "top_logprobs": []}
     rows = [row] * 5 if "logprobs" in body else None
     stored = [chats.role(), chats.says("stored", rows=rows), chats.ends("length"), chats.usage(5)]
@@ -385,7 +385,7 @@ def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> N
 @each("seed", range(6))
 @each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
 def test_whatever_comes(make: Callable[[], Way], events: list[Any], seed: int) -> None:
-    """An odd upstream would end a client's stream in a traceback, and lose what it says."""
+    """An odd upstream ends no stream in a traceback, and what it says is not lost."""
     rng = random.Random(seed)
     bodies = [{"rid": "mine"}, {"stream_options": {"include_usage": True}}]
     for _ in range(40):
@@ -469,7 +469,7 @@ def test_usage_of_what_is_not_recorded() -> None:
 def test_client_rids(
     dialect: Dialect, body: dict[str, Any], events: list[Any], ids: list[str]
 ) -> None:
-    """A client would get an id that it does not know."""
+    """A client finds its own ids in each event."""
     way = Way(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})
     assert way.sent.body["rid"] in ("minted0", ["minted0", "minted1"])
     shown = View(dialect, way.call).show([*way.feed(events), *way.relay.feed(sse.DONE)])
@@ -484,7 +484,7 @@ def test_client_rids(
 
 @each("event", [*(data for data, _ in ODD.values()), worded(chats.ERROR)])
 def test_view_of_odd_events(event: bytes) -> None:
-    """A client with an id of its own would lose what upstream says to it."""
+    """A client with an id of its own sees what has no place for it as it is."""
     way = Way(chat.DIALECT, {**CHAT, "rid": "mine"})
     (shown,) = View(chat.DIALECT, way.call).show(way.relay.feed(event))
     assert shown == event or parsed(shown)["id"] == "mine"

@@ -32,7 +32,7 @@ from tests.upstream.scripted import INFO, SECONDS, until
 async def test_a_large_stream(
     stage: Stage, is_large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others would wait while it is taken apart; or its client get it otherwise, or nobody."""
+    """A large stream is taken apart in a thread, and comes to the same."""
     monkeypatch.setattr(stream_fetching.slices, "LARGE", 10 if is_large else 1 << 20)
     threads = []
     land = stage.service._exchange.land_stream
@@ -55,7 +55,7 @@ async def test_a_large_stream(
 
 @staged()
 async def test_no_end_behind_the_terminator(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who want the same would wait for ever, and a connection be lost."""
+    """Behind the terminator nobody waits for the end of the body."""
     monkeypatch.setattr(stream_fetching, "GRACE_SECONDS", 0.1)
     leader, asked = await begun(stage)
     others = [stage.ask(COMPLETIONS, body) for body in (STREAM, {"prompt": "a"})]
@@ -104,7 +104,7 @@ async def test_parts_of_two_models(
 
 @staged()
 async def test_an_event_that_is_too_long(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choices of upstream's would come under the numbers of stored ones."""
+    """An event that is too long ends a stream whose choices have to be numbered anew."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
     await stored(stage)
     more = stage.ask(COMPLETIONS, {**STREAM, "n": 2})

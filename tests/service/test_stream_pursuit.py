@@ -27,7 +27,7 @@ from tests.upstream.scripted import (
 @each("status", [200, 400, 503])
 @staged()
 async def test_not_a_stream(stage: Stage, status: int) -> None:
-    """What is no stream would be waited for as one."""
+    """What is no stream is an answer like any other to those who wait for one."""
     leader = stage.ask(COMPLETIONS, STREAM)
     asked = await stage.asked()
     others = [stage.ask(COMPLETIONS, STREAM) for _ in range(3)]
@@ -50,7 +50,7 @@ async def test_not_a_stream(stage: Stage, status: int) -> None:
 
 @staged()
 async def test_slow_leader(stage: Stage) -> None:
-    """One who does not read would keep the others waiting, or upstream."""
+    """One who does not read keeps neither the others waiting, nor upstream."""
     ask = stage.make(COMPLETIONS, COUNTED, {})
     receiving = asyncio.ensure_future(stage.receive(ask))
     asked = await stage.asked()
@@ -70,7 +70,7 @@ async def test_slow_leader(stage: Stage) -> None:
 @each("who", ["leader", "follower"])
 @staged()
 async def test_closed_behind_the_terminator(stage: Stage, who: str) -> None:
-    """A client that hangs up with the last event in hand would be said to have left before."""
+    """A client that hangs up with the last event in hand has had all of it."""
     answers = []
     for _ in range(2):
         receiving = asyncio.ensure_future(stage.receive(stage.make(COMPLETIONS, STREAM, {})))

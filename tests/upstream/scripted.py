@@ -386,7 +386,7 @@ def admits(upstream: Upstream, key: str | None = None, model: str = "") -> bool:
 
 
 async def refusal(upstream: Upstream, key: str | None = None, model: str = "") -> Reason | None:
-    """Why a client is not let in, as a request of his would learn it."""
+    """Why a client is not let in, as its next call learns it."""
     if admits(upstream, key, model):
         return None
     return await upstream.admit(asker(key, model), credential_headers(key))

@@ -146,7 +146,7 @@ async def test_renewed_beside(script: Script, upstream: Upstream, clock: Clock) 
 
 @bounded
 async def test_post() -> None:
-    """An abort would not reach the upstream, or be refused for want of its key, or fail it."""
+    """An abort reaches upstream with the client's credential; its failure is upstream's to log."""
     async with serving(says={"/abort_request": (500, {})}) as script:
         fields = ((b"authorization", b"Bearer key"), (b"content-type", b"application/json"))
         async with asking(script.url) as upstream:

@@ -281,7 +281,7 @@ def check(url: str, **kwargs: Any) -> Health:
 @each("status", [200, 204, 301, 307, 401, 404, 500, 503])
 @bounded
 async def test_any_status_is_up(status: int) -> None:
-    """A server that wants a key, or has no such route, would be reported as down."""
+    """A server that wants a key, or has no such route, is up."""
     says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
     async with serving(says=says) as script, asking(script.url) as upstream:
         assert await upstream.check() is Health.UP
@@ -298,7 +298,7 @@ def test_down(url: str) -> None:
     [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 what\r\n\r\n", b"\0" * 70000, b"HTTP/1.1 200 X\r\nC"],
 )
 def test_not_http(data: bytes) -> None:
-    """A wrong port (of SSH, say) would give a traceback in place of the warning."""
+    """A wrong port (of SSH, say) is an upstream that is down."""
     with saying(data) as url:
         assert check(url) is Health.DOWN
 
@@ -319,7 +319,7 @@ async def test_look(script: Script, upstream: Upstream, clock: Clock) -> None:
 
 
 def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A company's proxy setting would make a local server look down."""
+    """A company's proxy setting does not make a local server look down."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, dead_url())
     monkeypatch.delenv("no_proxy", raising=False)
@@ -330,7 +330,7 @@ def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @each(("insecure", "state"), [(False, Health.DOWN), (True, Health.UP)])
 @bounded
 async def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> None:
-    """A stranger's certificate would be believed, or `--insecure` not help."""
+    """A stranger's certificate is believed with `--insecure` alone."""
     received: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
