@@ -50,7 +50,6 @@ class StreamFetching(Fetching):
         is_topped_up = self._fetch.plan.have > 0
         arrived: Arrived | None = None
         size = 0
-        self.flight.refusal = Reason.CUT  # until it is done
         try:
             async for data in pieces:
                 size += len(data)

@@ -78,4 +78,5 @@ async def test_abort_all_that_is_overtaken(
     got = await other
     assert got.status == 200
     assert (b"abort" in got.body) == is_agreed
+    assert not is_agreed or b"a 1" in got.body  # what there was by then
     assert stage.is_quiet

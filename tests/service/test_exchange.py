@@ -14,6 +14,7 @@ import orjson
 
 from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.service import slices
@@ -353,6 +354,22 @@ def test_refresh(asked: dict[str, Any]) -> None:
         assert way.store.samples == total
         assert way.texts(asked) == (Kind.HIT, again)
         first = f"{first} {again}"
+
+
+def test_refresh_with_a_seed() -> None:
+    """Where a seed makes each sample a certain one, a top-up skips places that others have filled
+    meanwhile, and a refresh fills them anew."""
+    way = Way()
+    way.exchange.lookup.enter("m", Epochs(), Server(), 1)
+    asked = {"prompt": "a", "seed": 1}
+    fetches = [way.fetch(asked, COMPLETIONS, terms=terms) for terms in (PLAIN, PLAIN, REFRESH)]
+    for fetch, text in zip(fetches, ("first", "late", "new"), strict=True):
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        assert way.complete(fetch, {"choices": [choice], "usage": USAGE}).reason is None
+        assert way.store.samples == 1
+        hit = way.find(asked, COMPLETIONS)
+        assert isinstance(hit, Hit)
+        assert json.loads(hit.body)["choices"][0]["text"] == text.replace("late", "first")
 
 
 def test_denied_terms() -> None:

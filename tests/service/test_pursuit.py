@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from sglang_cached_addon.core.cache import Brought
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Health
 from tests.service.stage import (
     GENERATE,
@@ -18,8 +20,10 @@ from tests.service.stage import (
 )
 from tests.tables import each
 from tests.upstream.scripted import (
+    Asked,
     asker,
     bounded,
+    credential_headers,
     settled,
     until,
 )
@@ -196,6 +200,43 @@ async def test_credentials(stage: Stage, status: int) -> None:
     assert found == [f"miss {status} status", "miss 200", "miss 200"]
     if status in (401, 403):
         assert not stage.upstream.admits(asker("a"), time.monotonic())
+
+
+@staged(keys={"a", "b"})
+async def test_a_credential_that_is_refused_meanwhile(stage: Stage) -> None:
+    """One that waits, and that upstream refuses meanwhile, is not given what has come."""
+    leader, asked = await stage.lead("x", key="a")
+    other = stage.generate("x", key="b")
+    await stage.waiting(1)
+    stage.script.keys = {"a"}
+    stage.upstream.heard(asker("b"), credential_headers("b"), 401, time.monotonic())
+    stage.generated(asked)
+    assert await briefs(leader, other) == ["miss 200", "bypass 200 unauthorized"]
+
+
+LASTING: dict[str, tuple[Callable[[Stage, Asked], None], Reason]] = {
+    "not JSON": (lambda stage, asked: asked.answer(200, b"not json"), Reason.UNREADABLE),
+    "an error": (lambda stage, asked: asked.answer(200, {"error": "x"}), Reason.ERROR),
+    "other weights": (lambda stage, asked: stage.generated(asked, "2"), Reason.OTHER_WEIGHTS),
+    "no end": (lambda stage, asked: stage.generated(asked, end=None), Reason.UNFINISHED),
+}
+
+
+@each("case", LASTING)
+@staged()
+async def test_never_stored(stage: Stage, case: str) -> None:
+    """Where nothing can be shared, all who wait go on alone, all at once."""
+    say, reason = LASTING[case]
+    leader, asked = await stage.lead("a", 2)
+    others = [stage.generate("a", 2) for _ in range(5)]
+    await stage.waiting(5)
+    say(stage, asked)
+    calls = [await stage.asked() for _ in others]
+    assert stage.service.flights.waiting == 0
+    for call in calls:
+        stage.generated(call)
+    assert (await leader).reason is reason
+    assert set(await briefs(*others)) == {"miss 200"}
 
 
 @each("what", ["hang up", "cut", "gone"])

@@ -13,6 +13,7 @@ from tests.service.stage import (
     STREAM,
     WHOLE,
     Stage,
+    begun,
     briefs,
     finish,
     staged,
@@ -22,6 +23,24 @@ from tests.upstream.scripted import (
     settled,
     until,
 )
+
+
+@each("form", ["stream", "json"])
+@staged()
+async def test_stream_that_is_cut(stage: Stage, form: str) -> None:
+    """A stream that breaks off does so for all who read it, and is an error for who wants JSON."""
+    leader, asked = await begun(stage)
+    follower = stage.ask(COMPLETIONS, STREAM if form == "stream" else {"prompt": "a"})
+    await stage.waiting(1)
+    await until(lambda: stage.seen)
+    asked.cut()
+    got = await leader
+    assert (got.pieces, got.is_cut, got.reason) == (WHOLE[:1], True, Reason.CUT)
+    if form == "stream":
+        assert (await follower).is_cut
+    else:
+        assert (await follower).brief == "collapsed 502 cut"
+    assert stage.stored == 0
 
 
 @each("status", [200, 400, 503])
