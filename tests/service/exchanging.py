@@ -47,7 +47,7 @@ class Done:
     generated: int = 0
 
 
-class Way:
+class Setup:
     """A client, the exchange, and an upstream that answers `/generate` as SGLang does."""
 
     def __init__(self, store: MemoryPools | None = None, fingerprint: str = "") -> None:
@@ -227,13 +227,13 @@ def finishes(answer: Any) -> list[Any]:
     return [native["meta_info"]["finish_reason"]["type"] for native in natives]
 
 
-def streamed(way: Way, fetch: Fetch, events: Sequence[Any]) -> tuple[Reason | None, int]:
+def streamed(setup: Setup, fetch: Fetch, events: Sequence[Any]) -> tuple[Reason | None, int]:
     """Sends a stream all the way to the store: why it is not there, and how many samples it had."""
-    relay = way.exchange.relay(fetch)
+    relay = setup.exchange.relay(fetch)
     relay.feed(b"".join(worded(event) for event in events) + sse.DONE)
-    landed = way.exchange.land_stream(fetch, relay)
+    landed = setup.exchange.land_stream(fetch, relay)
     assert (landed.status, landed.body) == (200, b"")
     if landed.split is None or landed.refusal:
         return landed.refusal, 0
     new = planning.samples(landed.split.generations, 100.0, 2.0)
-    return store(way.exchange, fetch, new), len(new)
+    return store(setup.exchange, fetch, new), len(new)

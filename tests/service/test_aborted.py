@@ -16,15 +16,15 @@ from tests.service.exchanging import (
     CHATTING,
     COMPLETIONS,
     GENERATE,
-    Way,
+    Setup,
     body,
     finishes,
 )
 from tests.tables import each
 
 
-def _answer(way: Way, known: Known) -> bytes:
-    return aborted.answer(known, way.exchange.lookup.plan(known), way.exchange.mint(), 100.5)
+def _answer(setup: Setup, known: Known) -> bytes:
+    return aborted.answer(known, setup.exchange.lookup.plan(known), setup.exchange.mint(), 100.5)
 
 
 ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,13 +43,13 @@ ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_aborted(path: str, asked: dict[str, Any]) -> None:
     """A call that is aborted while it waits is answered in its API's own shape: ended by an abort,
     without a token."""
-    way = Way()
-    known = way.know(asked, path)
-    answer = json.loads(_answer(way, known))
+    setup = Setup()
+    known = setup.know(asked, path)
+    answer = json.loads(_answer(setup, known))
     assert finishes(answer) == ["abort"] * known.call.total
     if asked.get("rid"):
         assert answer.get("id", answer.get("meta_info", {}).get("id")) == "mine"
-    done = way.complete(way.fetch({**asked, "rid": None}, path), answer)
+    done = setup.complete(setup.fetch({**asked, "rid": None}, path), answer)
     assert done.reason is Reason.ABORT
 
 
@@ -57,9 +57,9 @@ def test_aborted(path: str, asked: dict[str, Any]) -> None:
 def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
     """A stream that is aborted before its first event says for each choice how it ended, and
     ends."""
-    way = Way()
-    known = way.know({**asked, "stream": True}, path)
-    raw = _answer(way, known)
+    setup = Setup()
+    known = setup.know({**asked, "stream": True}, path)
+    raw = _answer(setup, known)
     events = sse.Splitter().feed(raw)
     assert b"".join(events) == raw
     assert events[-1] == sse.DONE
@@ -69,10 +69,10 @@ def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
 
 def test_aborted_stream_that_had_begun() -> None:
     """The last event of a choice keeps all that the choice had, for who reads nothing else."""
-    way = Way()
-    known = way.know({**body(["a", "b"], rid="r"), "stream": True})
+    setup = Setup()
+    known = setup.know({**body(["a", "b"], rid="r"), "stream": True})
     begun, _ = natives.stream([("so far", 1), ("never sent", 2)], index=1)
-    first, second, end = aborted.events(known, way.exchange.mint(), 100.5, {1: worded(begun)})
+    first, second, end = aborted.events(known, setup.exchange.mint(), 100.5, {1: worded(begun)})
     assert [parsed(event)["text"] for event in (first, second)] == ["", "so far"]
     assert [parsed(event)["index"] for event in (first, second)] == [0, 1]
     assert [finishes(parsed(event)) for event in (first, second)] == [["abort"], ["abort"]]
@@ -82,11 +82,11 @@ def test_aborted_stream_that_had_begun() -> None:
 def test_usage_of_what_had_begun() -> None:
     """Of a stream of which something was read no usage is told, since nobody knows the tokens; of
     one of which nothing was, it is none."""
-    way = Way()
+    setup = Setup()
     asked = {**CHATTING, "stream": True, "stream_options": {"include_usage": True}}
-    known = way.know(asked, CHAT)
+    known = setup.know(asked, CHAT)
     for has_begun, tokens in ((False, [0]), (True, [])):
-        said = aborted.events(known, way.exchange.mint(), 100.5, has_begun=has_begun)
+        said = aborted.events(known, setup.exchange.mint(), 100.5, has_begun=has_begun)
         assert said[-1] == sse.DONE
         usages = [usage for event in said[:-1] if (usage := parsed(event).get("usage"))]
         assert [usage["completion_tokens"] for usage in usages] == tokens

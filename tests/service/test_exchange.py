@@ -30,7 +30,7 @@ from tests.service.exchanging import (
     ODD,
     REFRESH,
     Done,
-    Way,
+    Setup,
     body,
     key_of,
     native,
@@ -136,57 +136,57 @@ SCENES: dict[str, list[tuple[dict[str, Any], str] | tuple[dict[str, Any], str, O
 @each("steps", SCENES.values(), SCENES)
 def test_scenes(steps: list[Any]) -> None:
     """What one call after the other is answered, and what upstream is asked for."""
-    way = Way()
+    setup = Setup()
     for step, (asked, told, *options) in enumerate(steps):
         more = dict(options[0]) if options else {}
         if more.pop("clear", False):
-            way.store.clear()
+            setup.store.clear()
         if adapter := more.pop("raised", ""):
             epochs = Epochs()
             epochs.raise_adapter(adapter)
-            way.enter("", epochs)
-        kind, texts = way.texts(asked, **more)
+            setup.enter("", epochs)
+        kind, texts = setup.texts(asked, **more)
         told, _, of = told.partition(" of ")
         assert f"{kind} {texts}" == told, step
         if of:
             text, _, n = of.partition(", n=")
-            sent = way.received[-1]
+            sent = setup.received[-1]
             assert "".join(sent["text"]) == text, step
             assert not n or sent["sampling_params"]["n"] == int(n), step
-    assert len(way.received) == sum("hit" not in told for _, told, *_ in steps)
+    assert len(setup.received) == sum("hit" not in told for _, told, *_ in steps)
 
 
 def test_miss_is_untouched() -> None:
     """A call of which nothing is stored goes to upstream as it came, and its answer to the
     client."""
-    way = Way()
-    fetch = way.fetch(b' {"text" : "a", "odd":1.0e0 }')
+    setup = Setup()
+    fetch = setup.fetch(b' {"text" : "a", "odd":1.0e0 }')
     assert fetch.body is None
     raw = b'{ "text":"x", "meta_info": {"finish_reason": {"type":"stop"}} }'
-    done = way.complete(fetch, raw)
+    done = setup.complete(fetch, raw)
     assert done == Done(200, None, None, 1)
 
 
 def test_equal_requests_in_flight() -> None:
     """Samples of two equal calls at the same time are both kept, in the order in which they
     came."""
-    way = Way()
-    first, second = way.fetch(body()), way.fetch(body())
-    way.complete(second, native("second"))
-    way.complete(first, native("first"))
-    assert way.texts(body(n=2)) == (Kind.HIT, "second first")
+    setup = Setup()
+    first, second = setup.fetch(body()), setup.fetch(body())
+    setup.complete(second, native("second"))
+    setup.complete(first, native("first"))
+    assert setup.texts(body(n=2)) == (Kind.HIT, "second first")
 
 
 @each("status", [201, 204, 400, 401, 404, 500, 503])
 @each("partial", [False, True])
 def test_other_statuses(status: int, partial: bool) -> None:
     """What is no 200 is passed on as it is, and not stored."""
-    way = Way()
+    setup = Setup()
     if partial:
-        way.ask(body())
-    done = way.complete(way.fetch(body(n=2)), [native("x"), native("y")], status)
+        setup.ask(body())
+    done = setup.complete(setup.fetch(body(n=2)), [native("x"), native("y")], status)
     assert done == Done(status, None, Reason.STATUS)
-    assert way.store.samples == partial
+    assert setup.store.samples == partial
 
 
 @each(
@@ -199,14 +199,14 @@ def test_other_statuses(status: int, partial: bool) -> None:
 )
 def test_answer_that_is_not_stored(bad: dict[str, Any], reason: Reason) -> None:
     """An answer that is cut or mixed is given to its client, and not stored."""
-    way = Way()
-    done = way.complete(way.fetch(body()), bad)
+    setup = Setup()
+    done = setup.complete(setup.fetch(body()), bad)
     assert done == Done(200, None, reason, 1)
-    way.complete(way.fetch(body()), native("good"))
-    done = way.complete(way.fetch(body(n=3)), [native("new"), bad])
+    setup.complete(setup.fetch(body()), native("good"))
+    done = setup.complete(setup.fetch(body(n=3)), [native("new"), bad])
     assert (done.status, done.reason) == (200, reason)
     assert [a["text"] for a in json.loads(done.body or b"")] == ["good", "new", "x"]
-    assert way.store.samples == 1
+    assert setup.store.samples == 1
 
 
 UNREADABLE = [
@@ -225,59 +225,59 @@ UNREADABLE = [
 def test_unreadable_answers(raw: bytes, reason: Reason) -> None:
     """What cannot be read is shown as it is to a client whose own call it answers; nothing of it is
     stored, or taken for a part of an answer."""
-    way = Way()
-    assert way.complete(way.fetch(body()), raw) == Done(200, None, reason)
-    way.ask(body())
-    done = way.complete(way.fetch(body(n=2)), raw)
+    setup = Setup()
+    assert setup.complete(setup.fetch(body()), raw) == Done(200, None, reason)
+    setup.ask(body())
+    done = setup.complete(setup.fetch(body(n=2)), raw)
     assert (done.status, done.reason, done.generated) == (200, reason, 0)
-    assert way.store.samples == 1
+    assert setup.store.samples == 1
 
 
 @each("rid", ["r", "", "ü🚀", '"\\/\n', "x" * 300])
 def test_client_rid_in_a_miss(rid: str) -> None:
     """A client finds its own id in its answer, and else the very bytes of upstream's."""
-    way = Way()
-    fetch = way.fetch(body(rid=rid))
+    setup = Setup()
+    fetch = setup.fetch(body(rid=rid))
     sent = json.loads(fetch.body or b"")
     assert sent["rid"] != rid
     assert {**sent, "rid": rid} == body(rid=rid)
     raw = b'{ "text":"x" ,"n":1.0e0,\n "meta_info": {"id":"%s", "finish_reason":{"type":"stop"}}}'
-    done = way.complete(fetch, raw % sent["rid"].encode())
+    done = setup.complete(fetch, raw % sent["rid"].encode())
     assert done.body == raw % orjson.dumps(rid)[1:-1]
     assert json.loads(done.body)["meta_info"]["id"] == rid
 
 
 def test_client_rid_in_an_unreadable_miss() -> None:
     """A client finds its own id also in what only it can read."""
-    way = Way()
-    fetch = way.fetch(body(rid="r"))
+    setup = Setup()
+    fetch = setup.fetch(body(rid="r"))
     sent = json.loads(fetch.body or b"")["rid"].encode()
-    assert way.complete(fetch, b"<" + sent + b">").body == b"<r>"
+    assert setup.complete(fetch, b"<" + sent + b">").body == b"<r>"
 
 
 def test_client_rids() -> None:
     """Each client finds its own ids, whoever has asked for the samples."""
-    way = Way()
-    assert way.ask(body(rid="one"))[1]["meta_info"]["id"] == "one"
-    assert way.ask(body(rid="two"))[1]["meta_info"]["id"] == "two"
-    assert way.ask(body())[1]["meta_info"]["id"] not in ("one", "two")
-    kind, answer = way.ask(body(["b", "a", "c"], rid="x"))
+    setup = Setup()
+    assert setup.ask(body(rid="one"))[1]["meta_info"]["id"] == "one"
+    assert setup.ask(body(rid="two"))[1]["meta_info"]["id"] == "two"
+    assert setup.ask(body())[1]["meta_info"]["id"] not in ("one", "two")
+    kind, answer = setup.ask(body(["b", "a", "c"], rid="x"))
     assert kind is Kind.PARTIAL
     assert [a["meta_info"]["id"] for a in answer] == ["x_0", "x_1", "x_2"]
-    kind, answer = way.ask(body(["a", "c"], rid=["p", "q"]))
+    kind, answer = setup.ask(body(["a", "c"], rid=["p", "q"]))
     assert kind is Kind.HIT
     assert [(a["text"][0], a["meta_info"]["id"]) for a in answer] == [("a", "p"), ("c", "q")]
-    kind, answer = way.ask(body("a", 2, rid="y"))
+    kind, answer = setup.ask(body("a", 2, rid="y"))
     assert kind is Kind.PARTIAL
     assert "y" not in {a["meta_info"]["id"] for a in answer}
 
 
 def test_trimmed_body_keeps_what_is_unknown() -> None:
     """A call that is trimmed keeps the fields that the proxy does not know."""
-    way = Way()
+    setup = Setup()
     extra = {"bogus": {"b": 1, "a": [1.0, None, "ü"]}, "user": "u", "priority": 3}
-    way.ask(body(**extra))
-    fetch = way.fetch(body(n=3, **extra))
+    setup.ask(body(**extra))
+    fetch = setup.fetch(body(n=3, **extra))
     assert json.loads(fetch.body or b"") == body(n=2, **extra)
     assert (fetch.body or b"").index(b'"b":1') < (fetch.body or b"").index(b'"a":[1.0')
 
@@ -289,7 +289,7 @@ USAGE = {"prompt_tokens": 4, "total_tokens": 6, "completion_tokens": 2}
 @each("n", [1, 2])
 def test_odd_answers(path: str, n: int) -> None:
     """An odd answer is passed on as it is, and ends in no traceback."""
-    way = Way()
+    setup = Setup()
     whole = body(n=n, prompt="a", messages=[{"content": "a"}])
     if path != GENERATE:
         whole["n"] = n
@@ -311,9 +311,9 @@ def test_odd_answers(path: str, n: int) -> None:
             shapes.append({"choices": choices, "usage": {**USAGE, name: value}})
     for k, shape in enumerate(shapes):
         fresh = {**whole, "salt": k}
-        done = way.complete(way.fetch(fresh, path), shape)
+        done = setup.complete(setup.fetch(fresh, path), shape)
         assert (done.body, done.status) == (None, 200)
-        decision = way.receive(fresh, path)
+        decision = setup.receive(fresh, path)
         assert isinstance(decision, Fetch if done.reason else Hit)
 
 
@@ -332,54 +332,54 @@ def test_odd_answers(path: str, n: int) -> None:
 def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str) -> None:
     """Fresh samples are given, and only those that are too old are generated again, in their
     places."""
-    way = Way()
-    way.ask(body(), now=100.0)
-    way.ask(body(n=2), now=200.0)
-    assert way.texts(body(n=n), now=300.0, terms=seconds(since)) == (kind, texts)
+    setup = Setup()
+    setup.ask(body(), now=100.0)
+    setup.ask(body(n=2), now=200.0)
+    assert setup.texts(body(n=n), now=300.0, terms=seconds(since)) == (kind, texts)
     want = len(left.split())
-    assert way.texts(body(n=want)) == (Kind.HIT, left)
-    assert way.store.samples == want
+    assert setup.texts(body(n=want)) == (Kind.HIT, left)
+    assert setup.store.samples == want
 
 
 @each("asked", [body(), body(n=2), body(["a", "b"]), body(["a", "a"])], ids=str)
 def test_refresh(asked: dict[str, Any]) -> None:
     """What is refreshed is generated anew, and is the answer from then on, whatever the clock
     says."""
-    way = Way()
-    total = way.know(asked).call.total
-    _, first = way.texts(asked, now=100.0)
+    setup = Setup()
+    total = setup.know(asked).call.total
+    _, first = setup.texts(asked, now=100.0)
     for now in (100.0, 300.0, 200.0):
-        kind, again = way.texts(asked, now=now, terms=REFRESH)
+        kind, again = setup.texts(asked, now=now, terms=REFRESH)
         assert (kind, set(again.split()) & set(first.split())) == (Kind.MISS, set())
-        assert way.store.samples == total
-        assert way.texts(asked) == (Kind.HIT, again)
+        assert setup.store.samples == total
+        assert setup.texts(asked) == (Kind.HIT, again)
         first = f"{first} {again}"
 
 
 def test_refresh_with_a_seed() -> None:
     """Where a seed makes each sample a certain one, a top-up skips places that others have filled
     meanwhile, and a refresh fills them anew."""
-    way = Way()
-    way.exchange.lookup.enter("m", Epochs(), Server(), 1)
+    setup = Setup()
+    setup.exchange.lookup.enter("m", Epochs(), Server(), 1)
     asked = {"prompt": "a", "seed": 1}
-    fetches = [way.fetch(asked, COMPLETIONS, terms=terms) for terms in (PLAIN, PLAIN, REFRESH)]
+    fetches = [setup.fetch(asked, COMPLETIONS, terms=terms) for terms in (PLAIN, PLAIN, REFRESH)]
     for fetch, text in zip(fetches, ("first", "late", "new"), strict=True):
         choice = {"index": 0, "text": text, "finish_reason": "stop"}
-        assert way.complete(fetch, {"choices": [choice], "usage": USAGE}).reason is None
-        assert way.store.samples == 1
-        hit = way.find(asked, COMPLETIONS)
+        assert setup.complete(fetch, {"choices": [choice], "usage": USAGE}).reason is None
+        assert setup.store.samples == 1
+        hit = setup.find(asked, COMPLETIONS)
         assert isinstance(hit, Hit)
         assert json.loads(hit.body)["choices"][0]["text"] == text.replace("late", "first")
 
 
 def test_denied_terms() -> None:
     """A client that wants no stored answer gets none; offline, what is stored is a hit."""
-    way = Way()
-    way.ask(body())
+    setup = Setup()
+    setup.ask(body())
     terms = Terms(inf, Reason.NO_STORE, Reason.ONLY_IF_CACHED)
-    for again in (way, Way(way.store)):
+    for again in (setup, Setup(setup.store)):
         assert isinstance(again.find(body(), terms=terms), Known)
-    assert isinstance(way.find(body(), terms=Terms(denial=Reason.OFFLINE)), Hit)
+    assert isinstance(setup.find(body(), terms=Terms(denial=Reason.OFFLINE)), Hit)
 
 
 @each(
@@ -392,49 +392,49 @@ def test_denied_terms() -> None:
 )
 def test_readonly_is_not_the_first_reason(answer: Any, reason: Reason) -> None:
     """A broken answer is told as such, though nothing is to be stored anyway."""
-    way = Way()
-    fetch = way.fetch(body(), terms=Terms(refusal=Reason.READONLY))
-    assert way.complete(fetch, answer).reason is reason
+    setup = Setup()
+    fetch = setup.fetch(body(), terms=Terms(refusal=Reason.READONLY))
+    assert setup.complete(fetch, answer).reason is reason
 
 
-MEANWHILE: dict[str, tuple[Callable[[Way], object], Reason | None]] = {
-    "nothing": (lambda way: None, None),
-    "a clear": (lambda way: way.store.clear(), Reason.CLEARED),
-    "another model": (lambda way: way.enter("m2"), Reason.MODEL_CHANGED),
-    "the same model anew": (lambda way: way.enter("m"), Reason.MODEL_CHANGED),
+MEANWHILE: dict[str, tuple[Callable[[Setup], object], Reason | None]] = {
+    "nothing": (lambda setup: None, None),
+    "a clear": (lambda setup: setup.store.clear(), Reason.CLEARED),
+    "another model": (lambda setup: setup.enter("m2"), Reason.MODEL_CHANGED),
+    "the same model anew": (lambda setup: setup.enter("m"), Reason.MODEL_CHANGED),
     "a clear and another model": (
-        lambda way: (way.store.clear(), way.enter("m2")),
+        lambda setup: (setup.store.clear(), setup.enter("m2")),
         Reason.CLEARED,
     ),
     "a sample of another pool replaced": (
-        lambda way: (way.ask(body("b"), now=50.0), way.ask(body("b"), terms=REFRESH)),
+        lambda setup: (setup.ask(body("b"), now=50.0), setup.ask(body("b"), terms=REFRESH)),
         None,
     ),
 }
 
 
 @each(("change", "reason"), MEANWHILE.values(), ids=MEANWHILE)
-def test_what_happens_meanwhile(change: Callable[[Way], object], reason: Reason | None) -> None:
+def test_what_happens_meanwhile(change: Callable[[Setup], object], reason: Reason | None) -> None:
     """What was on its way when the cache was cleared, or when another model may have come, is not
     stored, whether the fetch had begun by then or was only planned."""
     for is_begun in (True, False):
-        way = Way(fingerprint="m")
-        known = way.know(body())
-        plan = way.exchange.lookup.plan(known)
+        setup = Setup(fingerprint="m")
+        known = setup.know(body())
+        plan = setup.exchange.lookup.plan(known)
         if not is_begun:
-            change(way)
-        fetch = way.exchange.fetch(known, plan)
+            change(setup)
+        fetch = setup.exchange.fetch(known, plan)
         if is_begun:
-            change(way)
+            change(setup)
         elif reason is Reason.CLEARED:
             continue  # what is planned after a clear is of after it
-        before = way.store.samples
-        assert way.complete(fetch, native("x")) == Done(200, None, reason, 1)
-        assert way.store.samples == before + (reason is None)
-        is_present = way.exchange.lookup.is_present(known)
-        assert is_present is (reason is not Reason.MODEL_CHANGED and way.model_version == 0)
-        way.enter("m")
-        assert isinstance(way.find(body()), Hit if reason is None else Known)
+        before = setup.store.samples
+        assert setup.complete(fetch, native("x")) == Done(200, None, reason, 1)
+        assert setup.store.samples == before + (reason is None)
+        is_present = setup.exchange.lookup.is_present(known)
+        assert is_present is (reason is not Reason.MODEL_CHANGED and setup.model_version == 0)
+        setup.enter("m")
+        assert isinstance(setup.find(body()), Hit if reason is None else Known)
 
 
 @each(
@@ -456,22 +456,22 @@ def test_what_happens_meanwhile(change: Callable[[Way], object], reason: Reason 
 )
 def test_weights(weights: str | None, named: list[str | None], reason: Reason | None) -> None:
     """An answer is stored only under the weights that its key stands for."""
-    way = Way()
-    way.enter("m", weights=weights)
-    done = way.complete(way.fetch(body(n=2)), versions(*named))
+    setup = Setup()
+    setup.enter("m", weights=weights)
+    done = setup.complete(setup.fetch(body(n=2)), versions(*named))
     assert done == Done(200, None, reason, 2)
-    assert way.store.samples == (0 if reason else 2)
+    assert setup.store.samples == (0 if reason else 2)
 
 
 def test_weights_of_a_part() -> None:
     """As above, of an answer that a stored sample is part of; its client gets it nevertheless."""
-    way = Way()
-    way.enter("m", weights="v1")
-    way.ask(body())
-    done = way.complete(way.fetch(body(n=2)), native("new", weight_version="v2"))
+    setup = Setup()
+    setup.enter("m", weights="v1")
+    setup.ask(body())
+    done = setup.complete(setup.fetch(body(n=2)), native("new", weight_version="v2"))
     assert done.reason is Reason.OTHER_WEIGHTS
     assert [a["text"] for a in json.loads(done.body or b"")] == ["a1", "new"]
-    assert way.store.samples == 1
+    assert setup.store.samples == 1
 
 
 @each(
@@ -494,15 +494,15 @@ def test_busy_pools(
     text: Any, n: int | None, stored: str, busy: str, sent: Any, filled: str, is_whole: bool
 ) -> None:
     """What others fetch is not fetched, and a part is told from the whole answer."""
-    way = Way()
+    setup = Setup()
     for prompt in stored:
-        way.ask(body(prompt))
+        setup.ask(body(prompt))
 
     def keys_of(prompts: str) -> set[bytes]:
         return {key_of(prompt) for prompt in prompts}
 
-    known = way.know(body(text, n))
-    fetch = way.exchange.fetch(known, way.exchange.lookup.plan(known), PLAIN, keys_of(busy))
+    known = setup.know(body(text, n))
+    fetch = setup.exchange.fetch(known, setup.exchange.lookup.plan(known), PLAIN, keys_of(busy))
     asked = body(text, n) if fetch.body is None else json.loads(fetch.body)
     assert asked["text"] == sent
     assert fetch.keys == keys_of(filled)
@@ -511,31 +511,34 @@ def test_busy_pools(
 
 def test_answer_with_what_others_fetched() -> None:
     """A batch is put together of what it and what others have fetched, each prompt with its own."""
-    way = Way()
-    known = way.know(body(["a", "b"]))
-    plan = way.exchange.lookup.plan(known)
-    other = way.fetch(body("a"))
-    fetch = way.exchange.fetch(known, plan, PLAIN, other.keys)
-    landed = way.exchange.land(fetch, 200, BytesIO(orjson.dumps([native("b1")])))
+    setup = Setup()
+    known = setup.know(body(["a", "b"]))
+    plan = setup.exchange.lookup.plan(known)
+    other = setup.fetch(body("a"))
+    fetch = setup.exchange.fetch(known, plan, PLAIN, other.keys)
+    landed = setup.exchange.land(fetch, 200, BytesIO(orjson.dumps([native("b1")])))
     assert landed.split
     new = planning.samples(landed.split.generations, 100.0, 1.0)
-    assert store(way.exchange, fetch, new) is None
+    assert store(setup.exchange, fetch, new) is None
     plan = plan.with_samples(new)
     assert list(plan.needs) == [known.keys[0]]
-    way.complete(other, native("a1"))
-    plan = way.exchange.lookup.again(plan)
+    setup.complete(other, native("a1"))
+    plan = setup.exchange.lookup.again(plan)
     assert not plan.needs
-    assert [a["text"] for a in json.loads(way.exchange.lookup.answer(known, plan))] == ["a1", "b1"]
+    assert [a["text"] for a in json.loads(setup.exchange.lookup.answer(known, plan))] == [
+        "a1",
+        "b1",
+    ]
 
 
 def test_again_keeps_to_the_terms() -> None:
     """Who wants a fresh answer, and waits for one, is not given an old one in the end."""
-    way = Way()
-    way.ask(body(), now=100.0)
-    known = way.know(body(), terms=seconds(150.0))
-    plan = way.exchange.lookup.plan(known, seconds(150.0))
-    assert way.exchange.lookup.again(plan, seconds(150.0)).needs
-    assert not way.exchange.lookup.again(plan).needs
+    setup = Setup()
+    setup.ask(body(), now=100.0)
+    known = setup.know(body(), terms=seconds(150.0))
+    plan = setup.exchange.lookup.plan(known, seconds(150.0))
+    assert setup.exchange.lookup.again(plan, seconds(150.0)).needs
+    assert not setup.exchange.lookup.again(plan).needs
 
 
 LIKE: dict[str, tuple[dict[str, Any], bool]] = {
@@ -554,34 +557,34 @@ LIKE: dict[str, tuple[dict[str, Any], bool]] = {
 @each(("fields", "is_like"), LIKE.values(), ids=LIKE)
 def test_likeness(fields: dict[str, Any], is_like: bool) -> None:
     """Only calls that have the same stream, but for usage and ids, are alike."""
-    way = Way()
+    setup = Setup()
     asked = {"prompt": "a", "stream": True}
-    one, other = (way.know(call, COMPLETIONS) for call in (asked, {**asked, **fields}))
-    assert (way.exchange.likeness(one) == way.exchange.likeness(other)) is is_like
+    one, other = (setup.know(call, COMPLETIONS) for call in (asked, {**asked, **fields}))
+    assert (setup.exchange.likeness(one) == setup.exchange.likeness(other)) is is_like
 
 
 def test_likeness_ends() -> None:
     """A clear, another model and another tenant end a likeness."""
-    way = Way()
+    setup = Setup()
     asked = body(stream=True)
-    seen = {way.exchange.likeness(way.know(asked))}
-    seen.add(way.exchange.likeness(way.know(asked, tenant=ANN)))
-    way.store.clear()
-    seen.add(way.exchange.likeness(way.know(asked)))
-    way.enter("")
-    seen.add(way.exchange.likeness(way.know(asked)))
+    seen = {setup.exchange.likeness(setup.know(asked))}
+    seen.add(setup.exchange.likeness(setup.know(asked, tenant=ANN)))
+    setup.store.clear()
+    seen.add(setup.exchange.likeness(setup.know(asked)))
+    setup.enter("")
+    seen.add(setup.exchange.likeness(setup.know(asked)))
     assert len(seen) == 4
 
 
 def test_stream_to_the_store() -> None:
     """A stream that is stored is a hit for clients of streams and of JSON."""
-    way = Way()
-    assert streamed(way, way.fetch(chats.ONE, CHAT), chats.GOOD) == (None, 1)
-    hit = way.receive(chats.ONE, CHAT)
+    setup = Setup()
+    assert streamed(setup, setup.fetch(chats.ONE, CHAT), chats.GOOD) == (None, 1)
+    hit = setup.receive(chats.ONE, CHAT)
     assert isinstance(hit, Hit)
     assert hit.is_stream
     assert hit.longest == hit.saved.tokens > 0
-    whole = way.receive({**chats.ONE, "stream": False}, CHAT)
+    whole = setup.receive({**chats.ONE, "stream": False}, CHAT)
     assert isinstance(whole, Hit)
     assert not whole.is_stream
     assert hit.outcome.key == whole.outcome.key
@@ -589,40 +592,40 @@ def test_stream_to_the_store() -> None:
 
 def test_stream_that_is_not_stored() -> None:
     """What is not to be stored is not, if it comes as a stream, either."""
-    way = Way()
-    way.enter("m", weights="v1")
-    assert streamed(way, way.fetch(chats.ONE, CHAT), chats.GOOD[:-2]) == (Reason.UNFINISHED, 0)
-    fetch = way.fetch(chats.ONE, CHAT, terms=Terms(refusal=Reason.READONLY))
-    assert streamed(way, fetch, chats.GOOD) == (Reason.READONLY, 0)
+    setup = Setup()
+    setup.enter("m", weights="v1")
+    assert streamed(setup, setup.fetch(chats.ONE, CHAT), chats.GOOD[:-2]) == (Reason.UNFINISHED, 0)
+    fetch = setup.fetch(chats.ONE, CHAT, terms=Terms(refusal=Reason.READONLY))
+    assert streamed(setup, fetch, chats.GOOD) == (Reason.READONLY, 0)
     for name, reason in {"v1": None, "v2": Reason.OTHER_WEIGHTS}.items():
         events = natives.stream([("s", 1)])
         for event in events:
             event["meta_info"]["weight_version"] = name
-        found = streamed(way, way.fetch({**natives.ONE, "text": name}), events)
+        found = streamed(setup, setup.fetch({**natives.ONE, "text": name}), events)
         assert found[0] is reason
-    fetch = way.fetch(chats.ONE, CHAT)
-    way.enter("m", weights="v1")
-    assert streamed(way, fetch, chats.GOOD)[0] is Reason.MODEL_CHANGED
-    assert way.store.samples == 1
+    fetch = setup.fetch(chats.ONE, CHAT)
+    setup.enter("m", weights="v1")
+    assert streamed(setup, fetch, chats.GOOD)[0] is Reason.MODEL_CHANGED
+    assert setup.store.samples == 1
 
 
 def test_document_instead_of_a_stream() -> None:
     """JSON is passed on to a stream's client as it is, but for the ids."""
-    way = Way()
-    whole = way.exchange.land(way.fetch(chats.ONE, CHAT), 200, BytesIO(b"{}"))
+    setup = Setup()
+    whole = setup.exchange.land(setup.fetch(chats.ONE, CHAT), 200, BytesIO(b"{}"))
     assert whole == Landed(200, b"{}", refusal=Reason.UNREADABLE)
 
 
 def test_many_rids() -> None:
     """To put each client's id into an answer took time that grew with the square of their number:
     here, minutes."""
-    way, count = Way(), policy.MAX_SAMPLES
+    setup, count = Setup(), policy.MAX_SAMPLES
     rids = [f"mine-{i}" for i in range(count)]
-    fetch = way.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
+    fetch = setup.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
     sent = fetch.sent.body["rid"]
     native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
     answer = [{**native, "meta_info": {**native["meta_info"], "id": rid}} for rid in sent]
-    done = way.complete(fetch, answer)
+    done = setup.complete(fetch, answer)
     assert done.body
     assert [native["meta_info"]["id"] for native in orjson.loads(done.body)] == rids
 
@@ -646,11 +649,11 @@ def told(k: int) -> dict[str, Any]:
 def test_a_large_answer_that_tells_more() -> None:
     """It comes to the same as a small one, whose client does not see what only we have asked for;
     it is read and written a choice at a time, and only once in memory."""
-    way = Way()
-    way.enter("m")
+    setup = Setup()
+    setup.enter("m")
     for path, count in itertools.product(TELLS, (2, 3)):  # the latter is one too many
         body, asked = TELLS[path]
-        fetch = way.fetch(body, path)
+        fetch = setup.fetch(body, path)
         assert fetch.body is not None
         assert orjson.loads(fetch.body)[asked] is True
         usage = {"prompt_tokens": 2 if path == COMPLETIONS else 1, "completion_tokens": 4}
@@ -660,7 +663,7 @@ def test_a_large_answer_that_tells_more() -> None:
             choices = [told(k) for k in range(count)]
             answer = BytesIO(orjson.dumps({"choices": choices, "usage": usage, "id": large}))
             pauses = itertools.count()
-            found.append(way.exchange.land(fetch, 200, answer, partial(next, pauses)))
+            found.append(setup.exchange.land(fetch, 200, answer, partial(next, pauses)))
             assert answer.closed
         small, large_one = (
             (orjson.loads(one.body), one.refusal, one.split and len(one.split.generations))

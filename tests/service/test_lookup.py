@@ -25,7 +25,7 @@ from tests.service.exchanging import (
     FIELDS,
     GENERATE,
     ODD,
-    Way,
+    Setup,
     body,
     key_of,
     native,
@@ -37,32 +37,32 @@ from tests.tables import each
 
 def test_what_is_found_is_not_counted() -> None:
     """A look-up counts nothing: who asks is looked at afterwards."""
-    way = Way()
-    way.ask(body(), now=100.0)
+    setup = Setup()
+    setup.ask(body(), now=100.0)
     raw = json.dumps(body()).encode()
-    for store_way in (way, Way(way.store)):  # from memory, and by the name of the bytes
-        hit = store_way.find(raw, now=105.0)
+    for again in (setup, Setup(setup.store)):  # from memory, and by the name of the bytes
+        hit = again.find(raw, now=105.0)
         assert isinstance(hit, Hit)
         assert (hit.outcome.kind, hit.outcome.age, hit.saved) == (Kind.HIT, 5, Saved(1, 3, 2.0))
-    assert isinstance(way.find(body(n=3)), Known)
-    assert way.exchange.lookup.find("POST", GENERATE, b"{", 100.0) is Reason.INVALID_JSON
-    assert not any(way.counts.values())
+    assert isinstance(setup.find(body(n=3)), Known)
+    assert setup.exchange.lookup.find("POST", GENERATE, b"{", 100.0) is Reason.INVALID_JSON
+    assert not any(setup.counts.values())
 
 
 def test_large_answers_are_hits_every_time() -> None:
     """An answer that is too large to be kept ready is the same each time, until it is cleared."""
-    way = Way()
+    setup = Setup()
     texts = [str(k) * (1 << 20) for k in range(6)]
     request = body(n=6)
-    way.complete(way.fetch(request), [native(text) for text in texts])
+    setup.complete(setup.fetch(request), [native(text) for text in texts])
     for _ in range(2):
-        known, lookup = way.know(request), way.exchange.lookup
+        known, lookup = setup.know(request), setup.exchange.lookup
         plan = lookup.plan(known)
         assert not plan.needs
         hit = lookup.hit(known, plan, 100.0)
         assert [a["text"] for a in orjson.loads(hit.body)] == texts
-    way.store.clear()
-    assert way.exchange.lookup.plan(known).needs
+    setup.store.clear()
+    assert setup.exchange.lookup.plan(known).needs
 
 
 class ByMethod(type(generate.DIALECT)):
@@ -75,40 +75,40 @@ class ByMethod(type(generate.DIALECT)):
 
 def test_methods_of_one_path() -> None:
     """Two APIs that share a path have answers of their own."""
-    way = Way()
-    way.exchange.lookup.dialects = registry([ByMethod("POST"), ByMethod("PUT")])
-    way.complete(way.fetch(body(), "/x"), native("x"))
-    assert isinstance(way.receive(body(), "/x"), Hit)
-    assert isinstance(way.receive(body(), "/x", method="PUT"), Fetch)
+    setup = Setup()
+    setup.exchange.lookup.dialects = registry([ByMethod("POST"), ByMethod("PUT")])
+    setup.complete(setup.fetch(body(), "/x"), native("x"))
+    assert isinstance(setup.receive(body(), "/x"), Hit)
+    assert isinstance(setup.receive(body(), "/x", method="PUT"), Fetch)
 
 
 def test_other_requests() -> None:
     """A call that differs in its body, its API or its model is another one."""
-    way = Way(fingerprint="m")
+    setup = Setup(fingerprint="m")
     asked = {**body(), "prompt": "a", "messages": [{"role": "user", "content": "a"}]}
-    way.complete(way.fetch(asked), native("x"))
-    assert isinstance(way.receive(asked), Hit)
-    assert isinstance(way.receive(asked, method="PUT"), Hit)
+    setup.complete(setup.fetch(asked), native("x"))
+    assert isinstance(setup.receive(asked), Hit)
+    assert isinstance(setup.receive(asked, method="PUT"), Hit)
     for other in ({"text": "b"}, {"seed": 1}, {"sampling_params": {"temperature": 0.5}}):
-        assert isinstance(way.receive({**asked, **other}), Fetch)
+        assert isinstance(setup.receive({**asked, **other}), Fetch)
     for path in (COMPLETIONS, CHAT):
-        assert isinstance(way.receive(asked, path), Fetch)
-    assert isinstance(Way(way.store, "other").receive(asked), Fetch)
-    assert isinstance(Way(way.store, "m").receive(asked), Hit)
+        assert isinstance(setup.receive(asked, path), Fetch)
+    assert isinstance(Setup(setup.store, "other").receive(asked), Fetch)
+    assert isinstance(Setup(setup.store, "m").receive(asked), Hit)
 
 
 def test_age() -> None:
     """The age of an answer is that of its oldest sample, whenever it is asked for; by a clock that
     was set back it is 0."""
-    way = Way()
-    way.ask(body(), now=100.0)
-    for again in (way, Way(way.store)):
+    setup = Setup()
+    setup.ask(body(), now=100.0)
+    for again in (setup, Setup(setup.store)):
         for now, age in ((100.0, 0), (100.9, 0), (161.0, 61), (50.0, 0), (130.0, 30)):
             hit = again.find(body(), now=now)
             assert isinstance(hit, Hit)
             assert hit.outcome.age == age, now
-    way.ask(body(n=2), now=50.0)
-    hit = way.find(body(n=2), now=400.0)
+    setup.ask(body(n=2), now=50.0)
+    hit = setup.find(body(n=2), now=400.0)
     assert isinstance(hit, Hit)
     assert hit.outcome.age == 350
 
@@ -134,44 +134,44 @@ BYPASSED = [
 @each(("path", "raw", "reason"), BYPASSED)
 def test_bypass(path: str, raw: bytes, reason: Reason | None) -> None:
     """What is not understood is not looked up, as often as it comes; it is told and counted why."""
-    way = Way()
-    way.ask({"text": "a"})
-    before = way.counts
+    setup = Setup()
+    setup.ask({"text": "a"})
+    before = setup.counts
     for _ in range(2):
-        found = way.receive(raw, path)
+        found = setup.receive(raw, path)
         assert isinstance(found, Bypass)
         assert found.outcome.kind is Kind.BYPASS
         assert reason in (None, found.outcome.reason)
-    assert way.counts == {**before, "bypasses": {str(found.outcome.reason): 2}}
+    assert setup.counts == {**before, "bypasses": {str(found.outcome.reason): 2}}
 
 
 @each("path", [GENERATE, COMPLETIONS, CHAT])
 @each("field", FIELDS)
 def test_odd_values(path: str, field: str) -> None:
     """A mistake in a call is left to upstream's explanation, and ends in no traceback."""
-    way = Way()
+    setup = Setup()
     for text, value in itertools.product(("a", ["a", "b"]), ODD):
         whole = {"text": text, "prompt": text, "messages": [{"content": "a"}], field: value}
-        decision = way.receive(whole, path)
+        decision = setup.receive(whole, path)
         assert isinstance(decision, Fetch | Bypass)
 
 
 def test_the_very_bytes_of_a_plain_call() -> None:
     """Bytes that came before are not read again after a restart, and answer no other call."""
     store = MemoryPools()
-    Way(store).ask(body())
+    Setup(store).ask(body())
     raw = json.dumps(body()).encode()
-    again = Way(store)
+    again = Setup(store)
     hit = again.find(raw, now=107.0)
     assert isinstance(hit, Hit)
     assert json.loads(hit.body)["text"] == "a1"
     assert (hit.outcome.age, hit.saved.tokens) == (7, 3)
     # The same bytes mean something else to another API, and to another model.
     assert not isinstance(again.find(raw, CHAT), Hit)
-    assert not isinstance(Way(store, "other").find(raw), Hit)
+    assert not isinstance(Setup(store, "other").find(raw), Hit)
     # They are too old for who wants a younger answer.
     assert isinstance(again.find(raw, terms=seconds(100.0)), Hit)
-    assert isinstance(Way(store).find(raw, terms=seconds(101.0)), Known)
+    assert isinstance(Setup(store).find(raw, terms=seconds(101.0)), Known)
     store.clear()
     assert not isinstance(again.find(raw), Hit)
 
@@ -180,32 +180,32 @@ def test_the_very_bytes_of_a_plain_call() -> None:
 def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
     """A call for more than one sample, for an array or with a rid gets no lone answer."""
     store = MemoryPools()
-    _, first = Way(store).ask(asked)
-    assert Way(store).ask(asked) == (Kind.HIT, first)
+    _, first = Setup(store).ask(asked)
+    assert Setup(store).ask(asked) == (Kind.HIT, first)
 
 
 @each("asked", [body(), body(n=2), body(["a", "b"])])
 def test_tenants(asked: dict[str, Any]) -> None:
     """Clients that are to be apart have answers of their own, under the model's prefix."""
     store = MemoryPools()
-    way = Way(store, "m")
-    way.ask(asked, tenant=ANN)
-    for again in (way, Way(store, "m")):  # from memory, and by name or key
+    setup = Setup(store, "m")
+    setup.ask(asked, tenant=ANN)
+    for again in (setup, Setup(store, "m")):  # from memory, and by name or key
         for tenant in (BOB, b""):
             known = again.find(asked, tenant=tenant)
             assert isinstance(known, Known)
             assert {key[: keys.PREFIX] for key in known.keys} == {keys.prefix("m")}
-    for again in (way, Way(store, "m")):
+    for again in (setup, Setup(store, "m")):
         assert isinstance(again.find(asked, tenant=ANN), Hit)
 
 
 def test_many_tenants() -> None:
     """Credentials that came once do not fill the memory, and cost nobody an answer."""
-    way = Way()
-    way.ask(body(), tenant=ANN)
+    setup = Setup()
+    setup.ask(body(), tenant=ANN)
     for number in range(2 * TENANTS):
-        way.find(body(), tenant=b"%032d" % number)
-    assert isinstance(way.find(body(), tenant=ANN), Hit)
+        setup.find(body(), tenant=b"%032d" % number)
+    assert isinstance(setup.find(body(), tenant=ANN), Hit)
 
 
 # Models
@@ -214,31 +214,31 @@ def test_many_tenants() -> None:
 def test_enter() -> None:
     """A model that is gone answers no more, from memory or by name, and has its answers again when
     it is back."""
-    way = Way(fingerprint="m1")
-    way.ask(body())
-    way.ask(body(n=2))
+    setup = Setup(fingerprint="m1")
+    setup.ask(body())
+    setup.ask(body(n=2))
     for asked in (body(), body(n=2)):
-        assert isinstance(way.find(asked), Hit)
-    way.enter("m2")
+        assert isinstance(setup.find(asked), Hit)
+    setup.enter("m2")
     for asked in (body(), body(n=2)):
-        assert isinstance(way.find(asked), Known)
-    assert way.texts(body()) == (Kind.MISS, "a3")
-    way.enter("m1")
-    assert way.texts(body(n=2)) == (Kind.HIT, "a1 a2")
-    way.enter("m2")
-    assert way.texts(body()) == (Kind.HIT, "a3")
+        assert isinstance(setup.find(asked), Known)
+    assert setup.texts(body()) == (Kind.MISS, "a3")
+    setup.enter("m1")
+    assert setup.texts(body(n=2)) == (Kind.HIT, "a1 a2")
+    setup.enter("m2")
+    assert setup.texts(body()) == (Kind.HIT, "a3")
 
 
 @each("name", CALLS)
 def test_adapters(name: str) -> None:
     """An adapter that was loaded anew does not answer as the former one; nothing else changes."""
     path, asked = CALLS[name]
-    way, epochs, found = Way(fingerprint="m"), Epochs(), [()]
+    setup, epochs, found = Setup(fingerprint="m"), Epochs(), [()]
     for raised in ("", "b", "a"):
         if raised:
             epochs.raise_adapter(raised)
-            way.enter("m", epochs)
-        found.append(way.know(asked, path).keys)
+            setup.enter("m", epochs)
+        found.append(setup.know(asked, path).keys)
         assert all(key.startswith(keys.prefix("m")) for key in found[-1])
     _, before, between, after = found
     assert (before != between) is ("b" in name.split(":"))
@@ -247,11 +247,11 @@ def test_adapters(name: str) -> None:
 
 def test_adapters_by_name() -> None:
     """The name of bytes that came before knows that their adapter is another."""
-    way, epochs = Way(), Epochs()
+    setup, epochs = Setup(), Epochs()
     for call in (body(lora_path="a"), body()):
-        way.ask(call)
+        setup.ask(call)
     epochs.raise_adapter("a")
-    for again in (way, Way(way.store)):
+    for again in (setup, Setup(setup.store)):
         again.enter("", epochs)
         assert isinstance(again.find(body(lora_path="a")), Known)
         assert isinstance(again.find(body()), Hit)
@@ -272,13 +272,13 @@ def test_adapters_by_name() -> None:
 def test_key_of_an_outcome(asked: dict[str, Any], has_key: bool) -> None:
     """A hit tells the key under which its answer is in the journal, where it has one."""
     store = MemoryPools()
-    way = Way(store, "m")
-    way.ask({**asked, "stream": False})
-    for same in (way, way, Way(store, "m")):  # assembled, from memory, and by name
+    setup = Setup(store, "m")
+    setup.ask({**asked, "stream": False})
+    for same in (setup, setup, Setup(store, "m")):  # assembled, from memory, and by name
         hit = same.find(asked)
         assert isinstance(hit, Hit)
         assert hit.outcome.key == (key_of("a", "m") if has_key else b"")
-    assert way.know({**asked, "x": 1}).key[:8] == (keys.prefix("m") if has_key else b"")
+    assert setup.know({**asked, "x": 1}).key[:8] == (keys.prefix("m") if has_key else b"")
 
 
 NUMBERS = b"[" + b",".join([b"0.5"] * 1_000_000) + b"]"
@@ -295,23 +295,23 @@ TOO_LARGE = {
 
 def test_large_hit() -> None:
     """What many samples are put together of is left to who answers, beside the event loop."""
-    way, count = Way(), policy.LARGE_SAMPLES
+    setup, count = Setup(), policy.LARGE_SAMPLES
     call = {"text": ["a"] * count, "sampling_params": {"n": 1}}
     native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
-    fetch = way.fetch(call)
-    way.complete(fetch, [native] * count)
-    known = way.know(call)
-    plan = way.exchange.lookup.plan(known)
+    fetch = setup.fetch(call)
+    setup.complete(fetch, [native] * count)
+    known = setup.know(call)
+    plan = setup.exchange.lookup.plan(known)
     assert not plan.needs
-    assert len(orjson.loads(way.exchange.lookup.hit(known, plan, 100.0).body)) == count
+    assert len(orjson.loads(setup.exchange.lookup.hit(known, plan, 100.0).body)) == count
     fewer = {**call, "text": ["a"] * (count - 1)}
-    assert isinstance(way.find(fewer), Hit)
+    assert isinstance(setup.find(fewer), Hit)
 
 
 def test_large_samples() -> None:
     """What many bytes are put together of is left to who answers, each time; what is one sample as
     it is stored is at hand at once."""
-    way = Way()
+    setup = Setup()
     native = {
         "text": "b" * LARGE_BYTES,
         "output_ids": [1],
@@ -319,19 +319,19 @@ def test_large_samples() -> None:
     }
     for n, is_large in ((1, False), (2, True)):
         call = {"text": f"{n}", "sampling_params": {"n": n}}
-        way.complete(way.fetch(call), [native] * n if n > 1 else native)
-        assert isinstance(way.find(call), Known if is_large else Hit), n
+        setup.complete(setup.fetch(call), [native] * n if n > 1 else native)
+        assert isinstance(setup.find(call), Known if is_large else Hit), n
 
 
 @each(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_too_large(path: str, raw: bytes) -> None:
     """A call is not looked up that takes long to read, to name or to split."""
-    found = Way().find(raw, path)
+    found = Setup().find(raw, path)
     assert isinstance(found, Bypass)
     assert found.outcome.reason is Reason.TOO_LARGE
 
 
 def test_key_where_no_model_is_known() -> None:
     """No key is shown of which nobody knows whose it is."""
-    assert Way(MemoryPools(), "").know(body()).key == b""
-    assert Way(MemoryPools(), "m").know(body()).key == key_of("a", "m")
+    assert Setup(MemoryPools(), "").know(body()).key == b""
+    assert Setup(MemoryPools(), "m").know(body()).key == key_of("a", "m")

@@ -30,7 +30,7 @@ from tests.tables import each
 Events = list[dict[str, Any]]
 
 
-class Way:
+class ToppedUp:
     """A call that is topped up: `stored` holds streams of one choice each, by prompt."""
 
     def __init__(
@@ -109,21 +109,21 @@ PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
 def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any]) -> None:
     """A client whose answer is upstream's alone gets upstream's bytes, however these were cut."""
     data = b": ping\n\n" + b"".join(worded(event) for event in events) + sse.DONE + b"data: be"
-    way = Way(dialect, body)
-    found = way.relay.feed(data)
+    case = ToppedUp(dialect, body)
+    found = case.relay.feed(data)
     assert b"".join(event.data for event in found) + b"data: be" == data
-    assert way.relay.is_done
-    single = Way(dialect, body)
+    assert case.relay.is_done
+    single = ToppedUp(dialect, body)
     pieces = [single.relay.feed(data[i : i + 1]) for i in range(len(data))]
     assert [event for piece in pieces for event in piece] == found
-    assert single.relay.reason == way.relay.reason
+    assert single.relay.reason == case.relay.reason
 
 
 def test_a_stream_that_does_not_end() -> None:
     """A stream of any length is passed on, and what is too long is not stored."""
-    way = Way(chat.DIALECT, CHAT)
+    case = ToppedUp(chat.DIALECT, CHAT)
     size = sum(len(worded(event)) for event in NEW)
-    relay = Relay(chat.DIALECT, way.plan, way.sent, longest=3 * size)
+    relay = Relay(chat.DIALECT, case.plan, case.sent, longest=3 * size)
     data = b"".join(worded(event) for event in NEW)
     given = [event for _ in range(10) for event in relay.feed(data)]
     given += relay.feed(sse.DONE)
@@ -132,7 +132,7 @@ def test_a_stream_that_does_not_end() -> None:
     with pytest.raises(Refused) as refused:
         relay.split()
     assert refused.value.reason is not None
-    short = Relay(chat.DIALECT, way.plan, way.sent, longest=size)
+    short = Relay(chat.DIALECT, case.plan, case.sent, longest=size)
     short.feed(data + sse.DONE)
     assert short.reason is Reason.TOO_LARGE
 
@@ -140,25 +140,25 @@ def test_a_stream_that_does_not_end() -> None:
 def test_an_event_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """An event that does not end is passed on in pieces, and not kept."""
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
-    way = Way(chat.DIALECT, CHAT)
+    case = ToppedUp(chat.DIALECT, CHAT)
     piece = b"data: " + b"x" * 500
-    given = [event for _ in range(9) for event in way.relay.feed(piece)]
+    given = [event for _ in range(9) for event in case.relay.feed(piece)]
     assert b"".join(event.data for event in given) == piece * 9
     assert {event.part for event in given} == {Part.OTHER}
-    assert way.relay.is_in_pieces
-    found = way.relay.feed(b"\n\n" + sse.DONE)
+    assert case.relay.is_in_pieces
+    found = case.relay.feed(b"\n\n" + sse.DONE)
     assert b"".join(event.data for event in found) == b"\n\n" + sse.DONE
-    assert way.relay.is_done
+    assert case.relay.is_done
     with pytest.raises(Refused) as refused:
-        way.relay.split()
+        case.relay.split()
     assert refused.value.reason is Reason.UNREADABLE
 
 
 def test_topped_up() -> None:
     """Stored choices come first, and end with those of upstream, each under its own number."""
-    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
-    assert (way.sent.n, way.plan.have) == (2, 1)
-    found = way.feed(NEW)
+    case = ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    assert (case.sent.n, case.plan.have) == (2, 1)
+    found = case.feed(NEW)
     assert choices(found) == [0, 0, 1, 1, 2, 2, 2, 0, 2, 1, None]
     assert [event.part for event in found] == [*[Part.DELTA] * 7, *[Part.FINISH] * 3, Part.USAGE]
     assert found[2].choice == 1
@@ -170,20 +170,20 @@ def test_topped_up() -> None:
     assert [value["id"] for value in values[2:7]] == ["id0", "id0", "id1", "id1", "id1"]
     assert [value["id"] for value in values[8:10]] == ["id1", "id0"]
     assert values[-1]["usage"] == chats.counts(9)
-    assert not way.relay.is_done
-    assert way.relay.feed(sse.DONE) == [Event(sse.DONE, Part.OTHER)]
-    assert way.relay.is_done
-    split = way.relay.split()
+    assert not case.relay.is_done
+    assert case.relay.feed(sse.DONE) == [Event(sse.DONE, Part.OTHER)]
+    assert case.relay.is_done
+    split = case.relay.split()
     assert [sample.tokens for sample in split.generations] == [1, 3]
     assert [orjson.loads(sample.answer)["id"] for sample in split.generations] == ["id0", "id1"]
 
 
 def test_stored_choices_come_at_once() -> None:
     """A client does not wait for upstream to get what is stored."""
-    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
-    assert choices(way.relay.feed(b"")) == [0, 0]
-    assert way.relay.feed(b"") == []
-    (event,) = way.feed(NEW[:1])
+    case = ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    assert choices(case.relay.feed(b"")) == [0, 0]
+    assert case.relay.feed(b"") == []
+    (event,) = case.feed(NEW[:1])
     assert event.data == worded(chats.role(1)).replace(b"id1", b"id0")
 
 
@@ -195,11 +195,11 @@ THIRD = [*texts.stream(["b1"]), texts.usage(5, 4)]
 
 def test_ragged_batch() -> None:
     """Each prompt gets its own words, and its tokens are counted once."""
-    way = Way(completions.DIALECT, WHOLE, {"a": [FIRST], "b": [SECOND, THIRD]})
-    assert way.plan.shortfalls == (1, 0, 2)
-    assert way.sent.order == (0, 2, 2)
+    case = ToppedUp(completions.DIALECT, WHOLE, {"a": [FIRST], "b": [SECOND, THIRD]})
+    assert case.plan.shortfalls == (1, 0, 2)
+    assert case.sent.order == (0, 2, 2)
     fetched = [texts.stream([f"x{k}"], index=k, counts=[8 << k]) for k in range(3)]
-    found = way.feed([*texts.mixed(fetched, 3), texts.usage(9, 56)])
+    found = case.feed([*texts.mixed(fetched, 3), texts.usage(9, 56)])
     by_choice: dict[Any, str] = {}
     for index, event in zip(choices(found), found, strict=True):
         said = parsed(event.data)["choices"]
@@ -210,79 +210,79 @@ def test_ragged_batch() -> None:
         "prompt_tokens": 3 + 5 + 3, "total_tokens": 11 + 63, "completion_tokens": 63,
         "reasoning_tokens": 0,
     }  # fmt: skip
-    assert [sample.item for sample in way.relay.split().generations] == [0, 2, 2]
+    assert [sample.item for sample in case.relay.split().generations] == [0, 2, 2]
 
 
 def test_generate_is_topped_up() -> None:
     """A lone sample has no index, and is one of many for the client."""
     stored = {"a": [natives.stream([("s", 1), ("st", 2)])]}
-    way = Way(generate.DIALECT, natives.TWO, stored)
-    assert (way.sent.n, way.plan.have) == (1, 1)
-    found = way.feed(natives.stream(natives.PLAIN))
+    case = ToppedUp(generate.DIALECT, natives.TWO, stored)
+    assert (case.sent.n, case.plan.have) == (1, 1)
+    found = case.feed(natives.stream(natives.PLAIN))
     assert [parsed(event.data)["index"] for event in found] == [0, 0, 1, 1, 1]
     assert [event.part for event in found] == [Part.DELTA] * 2 + [Part.STATE] * 3
     assert [event.choice for event in found[2:]] == [1, 1, 1]
     last = natives.stream(natives.PLAIN)[-1]
     assert found[-1].data == worded({**last, "index": 1})
-    (sample,) = way.relay.split().generations
+    (sample,) = case.relay.split().generations
     assert "index" not in orjson.loads(sample.answer)
-    assert way.relay.feed(sse.DONE)[-1].data == sse.DONE
+    assert case.relay.feed(sse.DONE)[-1].data == sse.DONE
 
 
 def test_generate_batch_is_topped_up() -> None:
     """As above, of a batch with prompts that come twice."""
     body = {"text": ["a", "b", "a"], "stream": True}
-    way = Way(generate.DIALECT, body, {"a": [natives.stream([("s", 1)])]})
-    assert way.sent.order == (1, 2)
+    case = ToppedUp(generate.DIALECT, body, {"a": [natives.stream([("s", 1)])]})
+    assert case.sent.order == (1, 2)
     new = [natives.stream([("x", 1)], index=k) for k in range(2)]
-    found = way.feed([event for events in new for event in events])
+    found = case.feed([event for events in new for event in events])
     assert [(parsed(e.data)["index"], parsed(e.data)["text"]) for e in found] == [
         (0, "s"), (1, "x"), (2, "x"),
     ]  # fmt: skip
 
 
-UPSTREAMS: dict[str, tuple[Callable[[], Way], list[Any]]] = {
-    "chat": (lambda: Way(chat.DIALECT, {**CHAT, "n": 3}, STORED), NEW),
+UPSTREAMS: dict[str, tuple[Callable[[], ToppedUp], list[Any]]] = {
+    "chat": (lambda: ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED), NEW),
     "completions": (
-        lambda: Way(completions.DIALECT, texts.TWO, {"a": [FIRST]}),
+        lambda: ToppedUp(completions.DIALECT, texts.TWO, {"a": [FIRST]}),
         [*texts.stream(["a", "𝄞"]), texts.usage(3, 2)],
     ),
     "generate": (
-        lambda: Way(generate.DIALECT, natives.TWO, {"a": [natives.stream([("s", 1)])]}),
+        lambda: ToppedUp(generate.DIALECT, natives.TWO, {"a": [natives.stream([("s", 1)])]}),
         natives.stream(natives.PLAIN),
     ),
 }
 
 
 @each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
-def test_byte_by_byte(make: Callable[[], Way], events: list[Any]) -> None:
+def test_byte_by_byte(make: Callable[[], ToppedUp], events: list[Any]) -> None:
     """What a client gets does not depend on how TCP has cut it."""
     data = b"".join(worded(event) for event in events) + sse.DONE
-    way = make()
-    found = way.relay.feed(data)
+    case = make()
+    found = case.relay.feed(data)
     again = make()
     pieces = [again.relay.feed(data[i : i + 1]) for i in range(len(data))]
     assert [event for piece in pieces for event in piece] == found
-    assert again.relay.split() == way.relay.split()
+    assert again.relay.split() == case.relay.split()
 
 
 @each("end", range(1, 12))
 def test_what_remains(end: int) -> None:
     """What upstream said before it hung up reaches the client, once."""
-    way = Way(completions.DIALECT, texts.ONE)
+    case = ToppedUp(completions.DIALECT, texts.ONE)
     data = sse.event(b"1")
-    found = way.relay.feed(data * 2 + data[:end])
-    rest = way.relay.remains()
+    found = case.relay.feed(data * 2 + data[:end])
+    rest = case.relay.remains()
     assert b"".join(event.data for event in [*found, *rest]) == data * 2 + data[:end]
     assert [event.part for event in rest] == ([] if end >= len(data) else [Part.OTHER])
 
 
 def test_nothing_remains() -> None:
     """Behind the last event nothing is sent."""
-    way = Way(completions.DIALECT, texts.ONE)
-    assert way.relay.remains() == []
-    way.feed(texts.GOOD)
-    assert way.relay.remains() == []
+    case = ToppedUp(completions.DIALECT, texts.ONE)
+    assert case.relay.remains() == []
+    case.feed(texts.GOOD)
+    assert case.relay.remains() == []
 
 
 ODD: dict[str, tuple[bytes, bool]] = {
@@ -313,16 +313,16 @@ ODD: dict[str, tuple[bytes, bool]] = {
 @each("place", range(len(NEW) + 1))
 def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
     """An odd event is passed on, and what it breaks is not stored."""
-    way, plain = (Way(chat.DIALECT, {**CHAT, "n": 3}, STORED) for _ in range(2))
-    before = way.feed(NEW[:place])
-    (passed,) = way.relay.feed(odd)
+    case, plain = (ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED) for _ in range(2))
+    before = case.feed(NEW[:place])
+    (passed,) = case.relay.feed(odd)
     assert passed.data == odd
-    behind = way.feed(NEW[place:])
+    behind = case.feed(NEW[place:])
     if harmless:
-        assert way.relay.split()
+        assert case.relay.split()
     else:
         with pytest.raises(Refused) as caught:
-            way.relay.split()
+            case.relay.split()
         assert caught.value.reason is Reason.UNREADABLE
     # The client's stream goes on in the right numbers.
     found, wanted = [*before, *behind], plain.feed(NEW)
@@ -334,29 +334,29 @@ def test_odd_events(place: int, odd: bytes, harmless: bool) -> None:
 @each("surprise", [{"x": 1}, {"hidden_states": [1.0]}, {"logprobs": []}, {"matched_stop": None}])
 def test_unknown_member(surprise: dict[str, Any]) -> None:
     """What is not understood, and so not stored, is an answer nevertheless: in the right place."""
-    way = Way(chat.DIALECT, {**CHAT, "n": 2}, STORED)
+    case = ToppedUp(chat.DIALECT, {**CHAT, "n": 2}, STORED)
     events = copy.deepcopy(without(NEW, 1))
     events[1]["choices"][0].update(surprise)
-    found = way.feed(events)
+    found = case.feed(events)
     assert choices(found) == [0, 0, 1, 1, 0, 1, None]
     said = parsed(found[3].data)["choices"][0]
     assert {name: said[name] for name in surprise} == surprise
-    plain = way.relay.reason is None
+    plain = case.relay.reason is None
     assert plain is (surprise == {"matched_stop": None})
 
 
 @each("place", range(4))
 def test_errors_pass(place: int) -> None:
     """A client sees why its answer ends."""
-    way = Way(chat.DIALECT, {**CHAT, "n": 3}, STORED)
-    found = [*way.feed(NEW[:place]), *way.feed([chats.ERROR]), *way.relay.feed(sse.DONE)]
+    case = ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED)
+    found = [*case.feed(NEW[:place]), *case.feed([chats.ERROR]), *case.relay.feed(sse.DONE)]
     (error,) = [event for event in found if event.part is Part.ERROR]
     assert error.data == worded(chats.ERROR)
     assert found[-1] == Event(sse.DONE, Part.OTHER)
     assert choices(found[-2:-1]) == [0]
     assert found[-2].part is Part.FINISH
     with pytest.raises(Refused) as caught:
-        way.relay.split()
+        case.relay.split()
     assert caught.value.reason is Reason.ERROR
 
 
@@ -374,31 +374,31 @@ def test_usage_of_what_is_not_kept(body: dict[str, Any], events: list[Any]) -> N
     row = {"token": "t", "logprob": -1.0, "bytes": None, "top_logprobs": []}
     rows = [row] * 5 if "logprobs" in body else None
     stored = [chats.role(), chats.says("stored", rows=rows), chats.ends("length"), chats.usage(5)]
-    way = Way(chat.DIALECT, body, {"": [stored]})
-    end = way.feed(events)[-1]
+    case = ToppedUp(chat.DIALECT, body, {"": [stored]})
+    end = case.feed(events)[-1]
     assert end.part is Part.USAGE
     assert parsed(end.data)["usage"] == chats.counts(5 + 4)
     with contextlib.suppress(Refused):
-        assert way.relay.split().refusal
+        assert case.relay.split().refusal
 
 
 @each("seed", range(6))
 @each(("make", "events"), UPSTREAMS.values(), ids=UPSTREAMS)
-def test_whatever_comes(make: Callable[[], Way], events: list[Any], seed: int) -> None:
+def test_whatever_comes(make: Callable[[], ToppedUp], events: list[Any], seed: int) -> None:
     """An odd upstream ends no stream in a traceback, and what it says is not lost."""
     rng = random.Random(seed)
     bodies = [{"rid": "mine"}, {"stream_options": {"include_usage": True}}]
     for _ in range(40):
-        way = make()
+        case = make()
         data = bytearray(b"".join(worded(event) for event in mutated(events, rng)) + sse.DONE)
         for _ in range(rng.randrange(3)):
             at = rng.randrange(len(data))
             data[at : at + rng.randrange(3)] = bytes(rng.choices(b'\n\r:{}[]"0\xff,', k=2))
-        found = way.relay.feed(bytes(data))
+        found = case.relay.feed(bytes(data))
         with contextlib.suppress(Refused):
-            way.relay.split()
-        body = dict(way.call.body) | rng.choice(bodies)
-        shown = View(way.dialect, way.dialect.read(body)).show(found)
+            case.relay.split()
+        body = dict(case.call.body) | rng.choice(bodies)
+        shown = View(case.dialect, case.dialect.read(body)).show(found)
         hidden = sum(event.part is Part.USAGE for event in found)
         assert len(found) - hidden <= len(shown) <= len(found)
 
@@ -408,9 +408,9 @@ def test_noise(seed: int) -> None:
     """As above, of bytes that are no stream at all."""
     rng = random.Random(seed)
     for _ in range(100):
-        way = Way(completions.DIALECT, texts.ONE)
+        case = ToppedUp(completions.DIALECT, texts.ONE)
         data = b"".join(rng.choices([b"\n", b"data: ", b"{", b"}", b"[]", b"\xff", b"1"], k=30))
-        found = way.relay.feed(data)
+        found = case.relay.feed(data)
         assert data.startswith(b"".join(event.data for event in found))
 
 
@@ -427,10 +427,10 @@ def test_noise(seed: int) -> None:
 def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | None) -> None:
     """SGLang's own benchmark breaks on a chunk of usage that it has not asked for."""
     body = {**texts.ONE, "stream_options": options, "rid": rid}
-    way = Way(completions.DIALECT, body)
+    case = ToppedUp(completions.DIALECT, body)
     events = [*texts.stream(["a", "b"]), texts.usage(3, 2)]
-    found = [*way.feed(events), *way.relay.feed(sse.DONE)]
-    shown = View(completions.DIALECT, way.call).show(found)
+    found = [*case.feed(events), *case.relay.feed(sse.DONE)]
+    shown = View(completions.DIALECT, case.call).show(found)
     if rid:
         for event in events:
             event["id"] = rid
@@ -439,10 +439,10 @@ def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | No
 
 def test_usage_of_what_is_not_recorded() -> None:
     """As above, of a stream that is not understood."""
-    way = Way(completions.DIALECT, texts.ONE)
-    found = way.feed([{"x": 1}, *texts.stream(["a", "b"]), texts.usage(3, 2)])
-    assert way.relay.reason
-    assert len(View(completions.DIALECT, way.call).show(found)) == 3
+    case = ToppedUp(completions.DIALECT, texts.ONE)
+    found = case.feed([{"x": 1}, *texts.stream(["a", "b"]), texts.usage(3, 2)])
+    assert case.relay.reason
+    assert len(View(completions.DIALECT, case.call).show(found)) == 3
 
 
 @each(
@@ -470,9 +470,9 @@ def test_client_rids(
     dialect: Dialect, body: dict[str, Any], events: list[Any], ids: list[str]
 ) -> None:
     """A client finds its own ids in each event."""
-    way = Way(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})
-    assert way.sent.body["rid"] in ("minted0", ["minted0", "minted1"])
-    shown = View(dialect, way.call).show([*way.feed(events), *way.relay.feed(sse.DONE)])
+    case = ToppedUp(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})
+    assert case.sent.body["rid"] in ("minted0", ["minted0", "minted1"])
+    shown = View(dialect, case.call).show([*case.feed(events), *case.relay.feed(sse.DONE)])
     assert shown.pop() == sse.DONE
     found = [parsed(event) for event in shown]
     told = [value["meta_info"]["id"] if "meta_info" in value else value["id"] for value in found]
@@ -485,6 +485,6 @@ def test_client_rids(
 @each("event", [*(data for data, _ in ODD.values()), worded(chats.ERROR)])
 def test_view_of_odd_events(event: bytes) -> None:
     """A client with an id of its own sees what has no place for it as it is."""
-    way = Way(chat.DIALECT, {**CHAT, "rid": "mine"})
-    (shown,) = View(chat.DIALECT, way.call).show(way.relay.feed(event))
+    case = ToppedUp(chat.DIALECT, {**CHAT, "rid": "mine"})
+    (shown,) = View(chat.DIALECT, case.call).show(case.relay.feed(event))
     assert shown == event or parsed(shown)["id"] == "mine"
