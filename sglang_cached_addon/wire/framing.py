@@ -75,13 +75,14 @@ class Requests:
             del buffer[:2]
             self._blank += 2
         end = buffer.find(b"\r\n\r\n", self._searched)
-        if max(end, len(buffer) if end < 0 else 0) + self._blank > MAX_HEAD:
+        size = len(buffer) if end < 0 else end
+        if size + self._blank > MAX_HEAD:
             raise FramingError(431, f"a request head of more than {MAX_HEAD} bytes")
         # Refused as soon as it is seen: a head with such a line may have no end to wait for.
-        if _BARE.search(buffer, self._searched, len(buffer) if end < 0 else end):
+        if _BARE.search(buffer, self._searched, size):
             raise FramingError(400, "lines must end with CRLF")
         if end < 0:
-            self._searched = max(len(buffer) - 3, 0)
+            self._searched = max(size - 3, 0)
             return b""
         raw = bytes(buffer[: end + 4])
         del buffer[: end + 4]
