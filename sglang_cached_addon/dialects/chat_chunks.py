@@ -6,6 +6,7 @@ The steps of a sample's `deltas` are as in `chat_stream`. Checked against SGLang
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import orjson
@@ -78,36 +79,19 @@ class _Writer:
         self._stored = stored
         self._choice = stored.choice
         message = member(stored.choice, "message", dict)
-        self._content = member(message, "content", str)
-        self._reasoning = member(message, "reasoning_content", str)
+        content = StringIO(member(message, "content", str))
+        reasoning = StringIO(member(message, "reasoning_content", str))
+        self._texts = {Step.CONTENT: content, Step.PARSED: content, Step.REASONING: reasoning}
+        """By kind of step: the text of which it is the next part."""
         self._rows = member(member(stored.choice, "logprobs", dict), "content", list)
         head = stored.head(KIND, created)
         self._begin = b'data: %b,"choices":[{"index":%d,"delta":' % (head, stored.index)
 
     def deltas(self, steps: list[_ReadStep]) -> list[bytes]:
-        begin = self._begin
-        said = [begin + _ROLE]
-        content = thought = row = 0
+        said = [self._begin + _ROLE]
         counts = self._counts(steps)
+        row = 0
         for k, step in enumerate(steps):
-            if step.kind is Step.CONTENT:
-                text = self._content[content : content + step.value]
-                delta = b'{"reasoning_content":null,"content":%b}' % orjson.dumps(text)
-                content += step.value
-            elif step.kind is Step.REASONING:
-                text = self._reasoning[thought : thought + step.value]
-                delta = b'{"reasoning_content":%b}' % orjson.dumps(text)
-                thought += step.value
-            elif step.kind is Step.PARSED:
-                text = self._content[content : content + step.value]
-                delta = b'{"role":null,"content":%b,"reasoning_content":null}' % orjson.dumps(text)
-                content += step.value
-            elif step.kind is Step.TOOL_CALLS:
-                delta = _CALLS % orjson.dumps(step.value)
-            elif step.kind is Step.OTHER:
-                delta = orjson.dumps(step.value)
-            else:
-                delta = b'{"reasoning_content":null}'
             logprobs = b"null"
             if step.rows is not None:
                 logprobs = orjson.dumps({"content": self._rows[row : row + step.rows]})
@@ -117,8 +101,16 @@ class _Writer:
                 end = b'],"usage":%b}\n\n' % self._stored.usage_so_far(counts[k])
             elif step.kind in (Step.PARSED, Step.TOOL_CALLS):
                 end = b'],"usage":null}\n\n'
-            said.append(begin + delta + b',"logprobs":' + logprobs + _GOES_ON + end)
+            delta = self._delta(step)
+            said.append(self._begin + delta + b',"logprobs":' + logprobs + _GOES_ON + end)
         return said
+
+    def _delta(self, step: _ReadStep) -> bytes:
+        """What a step adds to the message."""
+        if step.kind is Step.NOTHING:
+            return b'{"reasoning_content":null}'
+        text = self._texts.get(step.kind)
+        return _DELTAS[step.kind] % orjson.dumps(text.read(step.value) if text else step.value)
 
     def _counts(self, steps: list[_ReadStep]) -> list[int] | None:
         """The tokens so far at each step, where the client wants them."""
@@ -144,6 +136,12 @@ _ROLE = (
     b'{"reasoning_content":null,"role":"assistant","content":""},"logprobs":null,'
     b'"finish_reason":null,"matched_stop":null}]}\n\n'
 )
-_CALLS = b'{"role":null,"content":null,"reasoning_content":null,"tool_calls":%b}'
+_DELTAS = {
+    Step.CONTENT: b'{"reasoning_content":null,"content":%b}',
+    Step.PARSED: b'{"role":null,"content":%b,"reasoning_content":null}',
+    Step.REASONING: b'{"reasoning_content":%b}',
+    Step.TOOL_CALLS: b'{"role":null,"content":null,"reasoning_content":null,"tool_calls":%b}',
+    Step.OTHER: b"%b",
+}
 _GOES_ON = b',"finish_reason":null,"matched_stop":null}'
 _END = b"]}\n\n"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Call, Generation, UpstreamCall
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
 from tests.dialects import streams
@@ -21,12 +20,6 @@ ONE = {"text": "a", "stream": True}
 TWO = {"text": "a", "stream": True, "sampling_params": {"n": 2}}
 BATCH = {"text": ["a", "b"], "stream": True, "sampling_params": {"n": 2}}
 LENGTH = {"type": "length", "length": 9}
-
-
-def call_and_fill(body: dict[str, Any]) -> tuple[Call, UpstreamCall]:
-    call = DIALECT.read(body)
-    numbers = itertools.count()
-    return call, DIALECT.trim(call, [call.n] * len(call.items), lambda: f"minted{next(numbers)}")
 
 
 def record(body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
