@@ -18,6 +18,7 @@ import orjson
 from benchmarks import machine, packages, plot, report
 from benchmarks.bench import Bench, Sizes
 from benchmarks.bounds import bounds
+from benchmarks.measuring import Measuring
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -58,17 +59,16 @@ def main() -> int:
     wrk, nginx = packages.find("wrk", "wrk"), packages.find("nginx", "nginx-light")
     facts = machine.facts(wrk, nginx, options.rounds, options.seconds)
     with tempfile.TemporaryDirectory(prefix="sglang-cached-bench-") as work:
-        bench = Bench(
-            wrk_path=wrk,
-            nginx_path=nginx,
-            seconds=options.seconds,
-            sizes=sizes,
-            is_wanted=lambda name: any(fnmatch(name, pattern) for pattern in patterns),
-            work=Path(work),
+        measuring = Measuring(
+            wrk,
+            options.seconds,
+            lambda name: any(fnmatch(name, pattern) for pattern in patterns),
+            Path(work),
         )
+        bench = Bench(measuring, sizes, nginx_path=nginx, work=Path(work))
         for turn in range(options.rounds):
             bench.round(turn)
-    results = bench.results
+    results = measuring.results
     if not results.rows and not results.failures:
         print(f"no row is called {options.rows}", file=sys.stderr)
         return 1
