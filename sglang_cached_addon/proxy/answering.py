@@ -45,7 +45,7 @@ def status_of(answer: Hit | Reply | Streamed) -> int:
 
 
 def lead_here(value: bytes, upstream: str) -> bytes:
-    """The value of a field that leads somewhere."""
+    """The URL in a field, where what leads to upstream leads through the proxy."""
     url = value.decode("utf-8", "surrogateescape")
     return location.through_proxy(url, upstream).encode("utf-8", "surrogateescape")
 

@@ -23,11 +23,11 @@ from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.findings import Bypass
 
 HEAD_SECONDS = 30.0
-"""What a request head may take that has begun."""
+"""How many seconds a request head may take, from its first byte on."""
 
 
 class Progress(IntEnum):
-    """How far a connection has come; the lower ones are missed less."""
+    """How far a connection has come. Where room must be made, the lower ones are hung up first."""
 
     HEAD = 0
     """There is no whole head of a first request, or of the next one that has begun."""
@@ -46,7 +46,7 @@ class HeadTimer:
 
     def __init__(self, is_late: Callable[[], object]) -> None:
         self.since: float | None = None
-        """When the present head began."""
+        """When the present head began, in Unix seconds; None where there is none."""
         self._is_late = is_late
         self._timer: asyncio.TimerHandle | None = None
 
@@ -57,7 +57,7 @@ class HeadTimer:
             self._timer = asyncio.get_running_loop().call_later(HEAD_SECONDS, self._is_late)
 
     def end(self) -> None:
-        """It is there, or nobody wants it any more."""
+        """The head is complete, or nobody wants it any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = self.since = None
@@ -70,14 +70,14 @@ class Stage(Protocol):
 
     @property
     def progress(self) -> Progress | None:
-        """Of what is in its hands; None if nothing is."""
+        """How far a request has come that this stage has in its hands; None if it has none."""
 
 
 class Door(Stage, Protocol):
-    """The last of these, before mitmproxy."""
+    """The last stage before mitmproxy."""
 
     seen: int
-    """Bytes that have come to it."""
+    """How many bytes have come to it."""
 
     @property
     def is_idle(self) -> bool:
@@ -86,14 +86,14 @@ class Door(Stage, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A request that the lane has given on, since it is not looked up."""
+    """A request that the lane has given on to mitmproxy, since it is not looked up."""
 
     ask: Ask
     bypass: Bypass
 
 
 class ClientConnection:
-    """That of one client."""
+    """The connection of one client."""
 
     def __init__(self, handler: ConnectionHandler, writer: asyncio.StreamWriter) -> None:
         self.handler = handler
@@ -132,7 +132,7 @@ class ClientConnection:
 
     @property
     def since(self) -> float:
-        """When its present head began, if it is at one; else when it was last heard of."""
+        """When its present head began, if it is at one; else when its client was last heard of."""
         if self.progress is not Progress.HEAD:
             return self._watchdog.last_activity
         begun = [stage.head.since for stage in self.stages if stage.head.since is not None]
@@ -144,8 +144,8 @@ class ClientConnection:
         return self.transport.get_write_buffer_size()
 
     async def watch(self) -> None:
-        """Returns when it has been idle for too long. Each byte begins that time anew; who waits
-        for an answer, and takes what there is of it, waits as long as it takes."""
+        """Returns when the client has been idle for too long. Each byte begins that time anew; a
+        client that takes what there is of its answer may wait for the rest as long as it takes."""
         watchdog = self._watchdog
         while True:
             left = watchdog.last_activity + watchdog.timeout - time.time()
@@ -168,7 +168,7 @@ class ClientConnection:
 
 
 class Connections:
-    """Those of all clients."""
+    """The connections of all clients."""
 
     def __init__(self) -> None:
         self._open: dict[Client, ClientConnection] = {}
@@ -180,7 +180,7 @@ class Connections:
 
     @property
     def busy(self) -> int:
-        """How many have a request on its way, or one that is not answered in full."""
+        """How many connections have a request on its way, or one that is not answered in full."""
         busy = (Progress.BODY, Progress.ANSWER)
         return sum(connection.progress in busy for connection in self._open.values())
 
@@ -188,7 +188,7 @@ class Connections:
         return self._open.get(client)
 
     def add(self, handler: ConnectionHandler) -> ClientConnection | None:
-        """One that was just made; None where nothing can be told of it."""
+        """Notes a connection that was just made; None where nothing can be known of it."""
         connection = open_connection(handler)
         if connection:
             self._open[handler.client] = connection
@@ -218,7 +218,7 @@ class Connections:
 
 
 def open_connection(handler: ConnectionHandler) -> ClientConnection | None:
-    """One that is watched from now on; None if it cannot be, or is not one of TCP."""
+    """A connection that is watched from now on; None if it cannot be, or is not one of TCP."""
     if not has(InsidePart.WATCHDOG, InsidePart.LAYERS):
         return None
     writer = inside.end_of(handler).writer

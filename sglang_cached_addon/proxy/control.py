@@ -24,7 +24,8 @@ from sglang_cached_addon.upstream import Update
 def change(
     desk: Desk, live: Live, kind: Change, adapter: str | None, *, is_whole: bool = False
 ) -> Awaitable[None] | None:
-    """A request that may change the model is to be passed on; `is_whole`: all of it is here."""
+    """Announces a request that may change the model, and is to be passed on; `is_whole`: all of it
+    is here."""
     if desk.parts is None:
         return None
     live.update = desk.parts.upstream.change(kind, adapter)

@@ -23,11 +23,11 @@ PASSED_ON = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
 
 
 class Desk:
-    """Where calls are handed in."""
+    """Takes the calls of both transports to the open cache."""
 
     def __init__(self) -> None:
         self.settings: Settings | None = None
-        """As they are now; None before mitmproxy has told them."""
+        """The settings of now; None before mitmproxy has told them."""
         self.parts: Parts | None = None
         """The cache, while it is open."""
         self.failure: str | None = None
@@ -35,7 +35,7 @@ class Desk:
 
     @property
     def upstream_url(self) -> str:
-        """As scheme://host:port; for people where it is not known."""
+        """Upstream as scheme://host:port; in words for people where it is not known."""
         return self.parts.upstream.url if self.parts else "the upstream"
 
     @property
@@ -45,7 +45,7 @@ class Desk:
 
     @property
     def is_offline(self) -> bool:
-        """Upstream is never asked."""
+        """Whether upstream is never asked."""
         return self.settings is not None and self.settings.mode is Mode.OFFLINE
 
     @property

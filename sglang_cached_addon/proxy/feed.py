@@ -40,11 +40,11 @@ class FeedAnswer:
     """A streamed answer of ours."""
 
     response: http.Response
-    """Its head."""
+    """The head of the answer."""
     pieces: AsyncIterator[list[bytes]]
-    """Raises `Cut` where they break off."""
+    """The events of its body. Raises `Cut` where they break off."""
     ended: Callable[[bool], object]
-    """Is told, once, whether all were given."""
+    """Called once, with whether all of them were given."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Pump:
         self._task = asyncio.get_running_loop().create_task(self._run(feed))
 
     def stop(self) -> None:
-        """The client does not want it any more."""
+        """Ends a stream that its client does not want any more."""
         if self._task:
             self._task.cancel()
 

@@ -25,11 +25,11 @@ class Live:
     """A request under way."""
 
     started: float
-    """Monotonic, in seconds."""
+    """When it came: monotonic, in seconds."""
     outcome: Outcome | None = None
-    """None until it is decided."""
+    """What has become of it; None until that is decided."""
     ask: Ask | None = None
-    """If it is for samples."""
+    """The call that was made of it, if it is for samples."""
     waiting: asyncio.Task[Any] | None = None
     """The task that waits for the answer, which is of no use without the client."""
     streamed: Streamed | None = None
@@ -37,13 +37,13 @@ class Live:
     feed: FeedAnswer | None = None
     """The answer, if it is given piece by piece."""
     update: Update | None = None
-    """What it is as a request that changes the model, if it is one."""
+    """The change of the model that it asks for, if it asks for one."""
     aborted: Callable[[bool], None] | None = None
     """To be called when upstream has agreed to an abort."""
 
 
 class Flows:
-    """Those of all clients."""
+    """The flows under way of all clients."""
 
     def __init__(self) -> None:
         self._of: dict[Client, dict[http.HTTPFlow, Live]] = {}
@@ -64,7 +64,7 @@ class Flows:
         return self._of.get(flow.client_conn, {}).pop(flow, None)
 
     def left(self, client: Client) -> dict[http.HTTPFlow, Live]:
-        """Those of a client that is gone, which are over."""
+        """The flows of a client that is gone, which are over."""
         return self._of.pop(client, {})
 
 

@@ -26,7 +26,7 @@ from sglang_cached_addon.wire.framing import Phase
 from sglang_cached_addon.wire.heads import FramingError, RequestHead
 
 MAX_HELD = 256 * 1024
-"""Bytes that are taken from a client while its answer is waited for."""
+"""How many bytes are taken from a client while its answer is waited for."""
 
 MAX_UNREAD = 64 * 1024
 """Bytes of answers that wait for a client before its next request is looked at."""
@@ -71,7 +71,7 @@ class FramingLayer(layer.Layer):
         """`bound`: bytes that the body behind a head may have."""
         super().__init__(context)
         self.seen = 0
-        """Bytes that have come to it."""
+        """How many bytes have come to it."""
         self._connection = connection
         self._requests = framing.Requests(bound)
         self.head = HeadTimer(lambda: self._start(self._tell(HeadIsLate())))

@@ -33,9 +33,9 @@ class Front:
         self._desk = desk
         self._flows = flows
         self._clients: WeakSet[Client] = WeakSet()
-        """Those behind a `Gateway`, which alone can be answered piece by piece."""
+        """The clients behind a `Gateway`, which alone can be answered piece by piece."""
         self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
-        """What requests to our own routes were sent to."""
+        """The hosts that requests to our own routes were sent to."""
 
     def enter(self, client: Client) -> None:
         """A client is behind a `Gateway`."""
@@ -51,11 +51,11 @@ class Front:
             self._hosts[request] = request.headers.get("host", "")
 
     def host_of(self, request: http.Request) -> str:
-        """What a request to one of our own routes was sent to."""
+        """The host that a request to one of our own routes was sent to."""
         return self._hosts.get(request, "")
 
     def longest(self, head: heads.RequestHead) -> float:
-        """Bytes that a request's body may have: as many as there are, if it can be passed on."""
+        """How many bytes a request's body may have: any number, if it can be passed on."""
         if routes.find(head.target) or head.target in ABORTS:
             return policy.MAX_NAMES
         if self._desk.is_offline or directives.parse(by_name(head.fields)).only_if_cached:

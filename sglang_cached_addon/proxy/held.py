@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Held(bytearray):
-    """These bytes. Between two calls they begin with a request."""
+    """The bytes themselves. Where the lane waits for more, they begin with a request."""
 
     wanted = 0
-    """Bytes of that request, as far as its head is known."""
+    """How many bytes that request has; 0 until its head is complete."""
 
     def keep(self, data: bytes | bytearray, at: int) -> None:
         """Holds what is behind a place of the data, which may be what is held already."""
@@ -25,5 +25,5 @@ class Held(bytearray):
 
 
 def part(data: bytes | bytearray, begin: int, end: int) -> bytes:
-    """A copy, and not a copy of a copy."""
+    """What lies between two places of the data, copied once."""
     return data[begin:end] if type(data) is bytes else bytes(memoryview(data)[begin:end])

@@ -41,7 +41,7 @@ class FlowHooks:
 
     def __init__(self, desk: Desk, connections: Connections) -> None:
         self.flows = Flows()
-        """Those that are not answered in full."""
+        """The flows that are not answered in full."""
         self.front = Front(desk, self.flows)
         self._desk = desk
         self._dialects = dialects.installed()
@@ -144,7 +144,7 @@ class FlowHooks:
     # What the hooks do
 
     def _end(self, flow: http.HTTPFlow, status: int | None) -> Live | None:
-        """A flow is over; `status` is that of its whole answer."""
+        """Ends a flow; `status` is that of its whole answer, None where there is none."""
         if live := self.flows.end(flow):
             self._close(flow, live, status)
         return live

@@ -61,7 +61,7 @@ class Lane(asyncio.BufferedProtocol):
         self._state = State.READY
         self._held = Held()
         self._task: asyncio.Task[None] | None = None
-        """Waits, in `ANSWERING` and `GIVING`."""
+        """What is waited for, in `ANSWERING` and `GIVING`."""
 
     @property
     def progress(self) -> Progress | None:
@@ -179,7 +179,7 @@ class Lane(asyncio.BufferedProtocol):
             self._be_ready()
 
     def _give_back(self, handed: Handed, raw: bytes) -> None:
-        """Gives a request on that was waited for, and what came behind it."""
+        """Gives mitmproxy a request that the service has looked at, and what came behind it."""
         self._state, self._task = State.READY, None
         self._transport.resume_reading()
         self._connection.handed = handed
@@ -190,7 +190,7 @@ class Lane(asyncio.BufferedProtocol):
         self._transport.close()
 
     def _is_late(self) -> None:
-        """A head has taken too long."""
+        """Refuses a head that has taken too long."""
         self._transport.write(refusal(408, "the request head took too long"))
         self._hang_up()
 
@@ -215,7 +215,7 @@ class Lane(asyncio.BufferedProtocol):
             self._give(self._held.release())
 
     def _leave(self) -> None:
-        """The client is gone, and wants no answer."""
+        """Lets go of what a client has asked for that is gone, and wants no answer."""
         if self._task:
             # When it has begun, so that what it waits for has an end.
             asyncio.get_running_loop().call_soon(self._task.cancel)

@@ -13,7 +13,7 @@ from sglang_cached_addon.proxy.connections import ClientConnection
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 
 _TURN = 64 * 1024
-"""Bytes of a large request that mitmproxy is given at once."""
+"""How many bytes of a large request mitmproxy is given at once."""
 
 
 class NextProtocol:
@@ -22,7 +22,7 @@ class NextProtocol:
     def __init__(
         self, connection: ClientConnection, protocol: asyncio.Protocol, given: int
     ) -> None:
-        """`given`: bytes that mitmproxy has been given before."""
+        """`given`: how many bytes mitmproxy has been given before."""
         self.protocol = protocol
         self._connection = connection
         self._given = given
@@ -55,7 +55,7 @@ class NextProtocol:
 
 
 def behind(connection: ClientConnection) -> NextProtocol | None:
-    """What reads a connection that has just been made; None where it cannot be known how far."""
+    """What reads a connection that was just made; None where it cannot be known how far it has."""
     stream = inside.end_of(connection.handler).reader
     protocol = connection.transport.get_protocol()
     if not (

@@ -19,17 +19,17 @@ ABORTS = ("/abort_request", PAUSE)
 
 
 def is_abort(request: http.Request) -> bool:
-    """Whether it may end calls under way."""
+    """Whether a request may end calls under way."""
     return request.path in ABORTS and request.method == "POST"
 
 
 def is_short(request: http.Request) -> bool:
-    """Whether a body is known beforehand to be one that can be kept."""
+    """Whether a body is known beforehand to be short enough to be kept."""
     return "transfer-encoding" not in request.headers and length(request) <= policy.MAX_NAMES
 
 
 def length(request: http.Request) -> int:
-    """Bytes of a body, as its head says; 0 where that says nothing."""
+    """How many bytes a body has, as its head says; 0 where that says nothing."""
     said = request.headers.get("content-length", "0")
     return int(said) if said.isdigit() and len(said) < 20 else 0
 

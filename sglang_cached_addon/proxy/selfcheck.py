@@ -39,12 +39,12 @@ class InsidePart(Enum):
 
 @cache
 def faults() -> dict[InsidePart, str]:
-    """What is not as expected, by part."""
+    """What is not as expected, by the part that it concerns."""
     return {part: fault for part in InsidePart if (fault := _fault(part))}
 
 
 def has(*parts: InsidePart) -> bool:
-    """Whether these are as expected."""
+    """Whether these parts are as expected."""
     return not faults().keys() & set(parts)
 
 
@@ -88,7 +88,7 @@ class _Trial(HttpLayer):
 
 
 class _NoOptions(Options):
-    """Has none set, whichever there are."""
+    """Options of which none is set, whichever mitmproxy asks for."""
 
     def __getattr__(self, name: str) -> None:
         return None

@@ -21,10 +21,10 @@ from sglang_cached_addon.wire import http1
 logger = logging.getLogger("sglang_cached_addon")
 
 LARGE = 1 << 20
-"""Bytes of a body that is not written in one go: to copy it would hold up others."""
+"""A body with more bytes is not written in one go: to copy it would hold up others."""
 
 _SLICE = 64 << 10
-"""Bytes that are written at once of a large body."""
+"""How many bytes of a large body are written at once."""
 
 
 Received = Answer | Coroutine[Any, Any, Answer]
@@ -42,12 +42,12 @@ class Writer:
     ) -> None:
         """`is_alive` is called whenever the client has taken something."""
         self.is_full = False
-        """The client does not read as fast as it is answered."""
+        """Whether the client reads more slowly than it is answered."""
         self._transport = transport
         self._desk = desk
         self._is_alive = is_alive
         self._room: asyncio.Future[None] | None = None
-        """Done when it is not full any more; None while nobody waits for that."""
+        """Done when the client has room again; None before anybody has waited for that."""
 
     def pause(self) -> None:
         self.is_full = True
