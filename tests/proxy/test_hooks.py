@@ -131,10 +131,10 @@ def test_a_client_that_leaves(
                 tasks.append(asyncio.ensure_future(waits))
             await until(lambda: simulator.waiting == 2)
             addon.client_disconnected(flows[0].client_conn)
-            await tasks[0]
+            await until(tasks[0].done)
             await until(lambda: simulator.aborted == 1)
             simulator.release()
-            await tasks[1]
+            await until(tasks[1].done)
             addon.addons[0].response(flows[1])
             await until(lambda: not addon.active)
         return [flow.response.status_code for flow in flows if flow.response]
