@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from sglang_cached_addon.core.routing import KeyHeaders
@@ -61,3 +63,9 @@ def test_no_name(name: str) -> None:
     """What is not a name of a header is refused."""
     with pytest.raises(ValueError, match="is no name of a header"):
         KeyHeaders([name])
+
+
+def test_digests_do_not_change() -> None:
+    """Equal headers have one digest for ever, as it is part of keys."""
+    digest = KeyHeaders().digest({b"x-portkey-config": b"c", b"x-model": b"m", b"host": b"h"})
+    assert digest == hashlib.sha256(b"headers7:x-model1:m16:x-portkey-config1:c").digest()

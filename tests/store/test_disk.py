@@ -286,6 +286,23 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
 
 
+def test_samples_of_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are several lines, of which the first has the call and the name of the body. What there
+    is no room for is nowhere, and those before it stay."""
+    big = sample(b'{"x":"' + b"y" * 9000 + b'"}', 2.0)
+    with opened(tmp_path) as store:
+        new = [sample(b'{"x":1}', 1.0), sample(b'{"x":2}', 2.0)]
+        assert store.append(Addition(A, "chat", b'{"q":1}', new, b"r" * 16))
+        monkeypatch.setattr("sglang_cached_addon.store.journal.queue.MAX_PENDING", 5000)
+        some = [sample(b'{"x":3}', 1.0), big]
+        assert not store.append(Addition(B, "chat", b'{"q":2}', some))
+        assert list(store.memory.get(A)) == new
+        assert list(store.memory.get(B)) == some[:1]
+    written = records(tmp_path)
+    assert [record.get("call") for record in written] == [{"q": 1}, None, {"q": 2}]
+    assert ["raw" in record for record in written] == [True, False, False]
+
+
 def test_one_order(tmp_path: Path) -> None:
     """In memory, on the disk and after a restart a pool has one order."""
     numbers = random.Random(5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -122,3 +122,39 @@ def test_full(server: RedisServer) -> None:
         assert not box.is_full
 
     running(server, work)
+
+
+class Slow:
+    """A server that answers when it is let."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def send(self, commands: Sequence[Any], size: int = 0) -> list[int]:
+        self.asked.set()
+        await self.answers.wait()
+        return [1] * len(commands)
+
+
+def test_dropped_on_its_way() -> None:
+    """A write that is dropped while it is under way is told its answer, and others go on."""
+
+    async def main() -> None:
+        server, told = Slow(), []
+        box = Outbox(server, print)  # type: ignore[arg-type]
+        box.open()
+        sending = asyncio.create_task(box.run())
+        box.queue(push("a", done=told.append))
+        await server.asked.wait()
+        box.drop(lambda write: True)
+        last = asyncio.get_running_loop().create_future()
+        box.queue(push("b", done=last.set_result))
+        server.answers.set()
+        async with asyncio.timeout(10):
+            await last
+        assert (told, len(box), box.bytes, box.waits(b"k")) == ([1], 0, 0, False)
+        sending.cancel()
+
+    asyncio.run(main())
