@@ -83,13 +83,13 @@ class Connection(asyncio.BufferedProtocol):
         self.is_fresh = True
         """It has not carried a whole exchange yet."""
         self.greeting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        """As `Response.greeting`."""
+        """What `Response.greeting` says."""
         self.former: Any = None
         """What the greeting before the present one gave; None before the second."""
         self._responses = Responses()
         self._idle_since = 0.0
         self._error: Exception | None = None
-        """What has ended the connection, if not one of both sides in good order."""
+        """What has ended the connection, if neither side has closed it in good order."""
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when something has come that was not looked at, be it the end."""
         self._is_paused = False
@@ -137,7 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         """Sends a request with this method, and gives its response, whose head has come. Hangs up
         if there is none. Raises `Broken`."""
         try:
-            if self._responses.held:
+            if self._responses.held and not self.is_fresh:
                 raise Broken("it has sent what nobody has asked for")
             self._responses.expect(method)
             # The system takes as much at once as it can. The rest goes while the answer is waited
