@@ -21,6 +21,19 @@ from tests.upstream.scripted import (
 )
 
 
+@staged(keys={"a", "b"}, isolates=True)
+async def test_tenants(stage: Stage) -> None:
+    """With a cache for each credential, nobody gets what another has asked, nor waits for it."""
+    first, one = await stage.lead("x", key="a")
+    second, two = await stage.lead("x", key="b")
+    same = stage.generate("x", key="a")
+    await stage.waiting(1)
+    stage.generated(one)
+    stage.generated(two)
+    assert await briefs(first, second, same) == ["miss 200", "miss 200", "collapsed 200"]
+    assert (await first).body == (await same).body != (await second).body
+
+
 @staged()
 async def test_heads_that_forbid_a_hit(stage: Stage) -> None:
     """What the header fields of a call say counts, whatever its body has got before."""
