@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # UVFLAGS chooses other releases of what is needed, as --resolution lowest-direct does.
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(UVFLAGS)
 PYTEST = $(BIN)/python -m pytest -q
@@ -42,14 +43,13 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[openai]'
+	$(PIP) --editable '.[openai]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet uv
+	$(PIP) uv
 	$(INSTALL) --editable . --group lint
 	touch $@ $(VENV)/.demo
 
