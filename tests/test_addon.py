@@ -104,7 +104,7 @@ def test_needs_one_upstream(
 def test_a_client_that_left_is_forgotten(
     addon: SglangCached, master: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every connection that there ever was would stay in memory."""
+    """A connection that has ended does not stay in memory."""
 
     class Connection:
         stages: tuple[Any, ...] = ()

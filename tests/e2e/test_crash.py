@@ -69,7 +69,7 @@ def count(url: str, counts: Counts) -> None:
 def test_killed_under_load(
     compacts: bool, simulator: Simulator, start_proxy: StartProxy, tmp_path: Path
 ) -> None:
-    """A crash would cost answers that were kept, or serve others in their place."""
+    """A crash costs no answer that was kept, and none is served in place of another."""
     seed = random.Random(20)
     numbers: itertools.count[int] = itertools.count()
     for crash in range(CRASHES):

@@ -269,7 +269,7 @@ def test_repeat_only_if_cached(form: dict[str, Any], behind: Proxy, asking: Aski
     "form", [pytest.param({}, id="json"), pytest.param({"stream": True}, id="stream")]
 )
 def test_repeat_of_no_cache(form: dict[str, Any], behind: Proxy, asking: Asking) -> None:
-    """Who has fetched something anew would get the former answer after that for ever."""
+    """Who has fetched something anew gets the new answer from then on."""
     old = heard(GENERATE, ask(behind, GENERATE, asking(GENERATE, **form)))
     headers = {"Cache-Control": "no-cache"}
     new = heard(GENERATE, post(behind, GENERATE, asking(GENERATE, **form), headers=headers))

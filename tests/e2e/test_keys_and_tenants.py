@@ -322,7 +322,7 @@ def test_salts(name: str, simulator: Simulator, start_proxy: StartProxy) -> None
 
 
 def test_headers_of_gateways(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Behind a gateway, a call to one model would get the answer of another."""
+    """Behind a gateway, a call to one model does not get the answer of another."""
     arguments = ("--key-header", "X-Team", "--key-header", "x-lane")
     proxy = start_proxy(simulator.url, *arguments)
     own: list[dict[str, str]] = [
@@ -356,7 +356,7 @@ def test_headers_of_gateways(simulator: Simulator, start_proxy: StartProxy) -> N
 
 
 def test_headers_that_override(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """A header that puts a field into the body would change what upstream does behind our back."""
+    """A call with a header that puts a field into the body is passed on, and not stored."""
     proxy = start_proxy(simulator.url)
     for path in BODIES:
         assert ask(proxy, path, asking(path), None).headers["X-Cache"] == "MISS"

@@ -133,8 +133,8 @@ def is_still(server: Lengthy, seconds: float = 0.5) -> bool:
 
 
 def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
-    """A client that does not read would have the proxy read all for it, at full speed; or would
-    keep waiting who comes later."""
+    """For a client that does not read the proxy does not read all of a stream; and who comes later
+    does not wait for it."""
     with lengthy(12_000, 4000) as upstream:  # 48 MB
         proxy = start_proxy(upstream.url)
         post(proxy, COMPLETIONS, {"model": "m", "prompt": "q"})
@@ -158,7 +158,7 @@ def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
 
 
 def test_no_end_behind_the_terminator(start_proxy: StartProxy) -> None:
-    """Who asks the same while a body does not end would wait for ever, and so would the client."""
+    """Neither a client nor who asks the same waits for a body to end behind its terminator."""
     with lengthy(3, 4, ends=False) as upstream:
         proxy = start_proxy(upstream.url)
         began = time.monotonic()
@@ -175,7 +175,7 @@ def test_no_end_behind_the_terminator(start_proxy: StartProxy) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_closed_behind_the_terminator(count: int, start_proxy: StartProxy) -> None:
-    """A client that hangs up when it has all would be said to have left before the end."""
+    """A client that hangs up when it has all has not left before the end."""
     with lengthy(3, 4, ends=False) as upstream:
         proxy = start_proxy(upstream.url)
         clients = [Stream(proxy.url, COMPLETIONS, asking()) for _ in range(count)]

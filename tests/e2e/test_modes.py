@@ -329,7 +329,7 @@ def test_nearest(simulator: Simulator, offline: Proxy) -> None:
 
 
 def test_nearest_for_who_comes_through_a_proxy(offline: Proxy) -> None:
-    """Everybody that an nginx on this machine lets through would see what others have asked."""
+    """Who comes through an nginx on this machine does not see what others have asked."""
     body = asking(GENERATE, "one three")
     for form in FORMS.values():
         denied = ask(offline, GENERATE, {**body, **form}, **{"X-Forwarded-For": "10.0.0.1"})

@@ -69,7 +69,7 @@ def last(method: bytes = b"GET") -> bytes:
 
 @each(("data", "status"), REFUSED.values())
 def test_refused(data: bytes, status: int, upstream: Hearing, front: Proxy) -> None:
-    """What could be read in two ways would reach somebody who reads it in the other one."""
+    """What can be read in two ways reaches nobody who could read it in the other one."""
     upstream.heard.clear()
     upstream.errors.clear()
     received = talk(front, data, last())
@@ -83,7 +83,7 @@ def test_refused(data: bytes, status: int, upstream: Hearing, front: Proxy) -> N
 
 @each("name", ["a bare LF", "leading zeros", "a long head"])
 def test_refused_behind_others(name: str, upstream: Hearing, front: Proxy) -> None:
-    """An answer would come before those to the requests before it, or not at all."""
+    """Answers come in the order of their requests."""
     upstream.heard.clear()
     data, status = REFUSED[name]
     before = head(b"GET /v1/one HTTP/1.1", b"Host: x") + head(b"GET /health HTTP/1.1", b"Host: x")
@@ -95,14 +95,14 @@ def test_refused_behind_others(name: str, upstream: Hearing, front: Proxy) -> No
 
 @each(("begins", "goes_on", "status"), ENDLESS.values())
 def test_endless(begins: bytes, goes_on: bytes, status: int, front: Proxy) -> None:
-    """Who never ends would fill the memory."""
+    """A head that never ends does not fill the memory."""
     received = talk(front, begins, *[goes_on * 256] * 1000)
     assert statuses(received) == [status]
 
 
 @each("name", HEAVY)
 def test_heavy(name: str, front: Proxy) -> None:
-    """One client's head would hold everybody up."""
+    """One client's head holds nobody else up."""
     thread = threading.Thread(target=talk, args=(front, HEAVY[name] + last()))
     began = time.monotonic()
     thread.start()
@@ -167,7 +167,7 @@ MEANT = {
 @each(("data", "body"), MEANT.values())
 @each("size", [1 << 20, 1])
 def test_meant(data: bytes, body: bytes, size: int, upstream: Hearing, front: Proxy) -> None:
-    """Upstream would see other requests than the client has sent, or the connection would end."""
+    """Upstream sees the requests that the client has sent, and the connection goes on."""
     upstream.heard.clear()
     upstream.errors.clear()
     way = data + data + last()
@@ -194,7 +194,7 @@ KNOWN = json.dumps({"text": "odd", "sampling_params": {"max_new_tokens": 4}}).en
 
 
 def test_trailers_on_known_routes(upstream: Hearing, front: Proxy) -> None:
-    """A request with trailers would get no answer, and the proxy wait for it when it ends."""
+    """A request with trailers gets an answer, and the proxy does not wait for it when it ends."""
     fields = (b"Host: x", b"Content-Type: application/json", b"Transfer-Encoding: chunked")
     data = head(b"POST /generate HTTP/1.1", *fields) + b"%x\r\n%b\r\n0\r\nA: 1\r\n\r\n" % (
         len(KNOWN),
@@ -205,7 +205,7 @@ def test_trailers_on_known_routes(upstream: Hearing, front: Proxy) -> None:
 
 @each("cut", [1, 20, 60, -1])
 def test_who_leaves_in_a_request(cut: int, upstream: Hearing, front: Proxy) -> None:
-    """Half a request would be a whole one, or be waited for."""
+    """Half a request is neither a whole one nor waited for."""
     upstream.heard.clear()
     data, _ = MEANT["chunks"]
     with connect(front) as client:

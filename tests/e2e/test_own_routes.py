@@ -140,7 +140,7 @@ def test_pages_of_other_sites(shared: Proxy) -> None:
     ["Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "Via", "x-real-ip"],
 )
 def test_behind_a_proxy_on_this_machine(header: str, shared: Proxy) -> None:
-    """Everybody that an nginx on this machine lets through could see and clear."""
+    """Who comes through an nginx on this machine can neither see nor clear."""
     assert fill(shared) == 1
     headers = {header: "127.0.0.1"}
     assert statuses(shared.url, headers) == ([200, 200], [403, 403])
@@ -152,7 +152,7 @@ def test_behind_a_proxy_on_this_machine(header: str, shared: Proxy) -> None:
 
 
 def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
-    """A probe of the proxy would fail because its upstream says nothing."""
+    """A probe of the proxy succeeds while its upstream says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxy = start_proxy(f"http://127.0.0.1:{silent.getsockname()[1]}")
         with ThreadPoolExecutor(1) as pool, closing(silent.accept()[0]):
@@ -166,7 +166,7 @@ def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
 
 @pytest.mark.parametrize("path", ["/load_lora_adapter", "/unload_lora_adapter"])
 def test_adapter_without_end(path: str, shared: Proxy) -> None:
-    """A body that names an adapter would be kept, whatever its size."""
+    """A body that names an adapter is not kept beyond a size."""
     before = shared.peak()
     body = (b" " * (1 << 20) for _ in range(60))
     answer = requests.post(f"{shared.url}{path}", data=body, timeout=60)

@@ -336,7 +336,7 @@ TARGETS = (
 
 
 def test_log_tells_no_secrets(simulator: Simulator, proxy: Proxy) -> None:
-    """A key in a query would be in the log, or a terminal be told what to do."""
+    """The log has neither the keys of a query nor what tells a terminal what to do."""
     parts = urlsplit(proxy.url)
     for method in (b"GET", b"POST"):
         for target in TARGETS:
@@ -453,7 +453,7 @@ def whole(status: str, body: str, fields: str = "") -> bytes:
 
 
 def test_redirects_lead_back(start_proxy: StartProxy) -> None:
-    """A client that follows a redirect would go past the proxy, to a host that it may not reach."""
+    """A client that follows a redirect comes back to the proxy."""
     with hearing() as upstream:
         upstream.answer = moved
         proxy = start_proxy(upstream.url)

@@ -68,8 +68,7 @@ def test_usage_of_a_list(form: str, simulator: Simulator, proxy: Proxy) -> None:
 def test_what_is_asked_for_is_not_told(
     path: str, form: str, simulator: Simulator, proxy: Proxy
 ) -> None:
-    """A client would see members that it has not asked for, the first time or later; or not those
-    that it has."""
+    """A client sees the members that it has asked for, the first time and later, and no others."""
     stream = {"stream": True} if form == "stream" else {}
     for more in ({}, {"stream_options": {"continuous_usage_stats": True}} if stream else
                  {"return_meta_info": True, "return_token_ids": True}):  # fmt: skip
@@ -112,7 +111,7 @@ def test_json_after_a_stream(path: str, simulator: Simulator, proxy: Proxy) -> N
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_usage_by_default(path: str, start_proxy: StartProxy) -> None:
-    """A server that ends its streams with their usage unasked would not any more."""
+    """A server that ends its streams with their usage unasked still does."""
     with running(Profile(stream_response_default_include_usage=True)) as upstream:
         proxy = start_proxy(upstream.url)
         for more in ({}, {"stream_options": {"include_usage": False}}):
@@ -261,8 +260,7 @@ FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_seeds(form: dict[str, Any], vllm: Other, start_proxy: StartProxy) -> None:
-    """With a seed, the second sample is that of the seed and one; a top-up would draw the first
-    one again."""
+    """With a seed, the second sample is that of seed + 1, also where the first is stored."""
     proxy = start_proxy(vllm.url)
     for n, kind in ((1, "MISS"), (3, "PARTIAL"), (3, "HIT"), (2, "HIT"), (4, "PARTIAL")):
         answer = post(proxy, CHAT, asking(CHAT, "a", n=n, seed=10, **form))
@@ -275,8 +273,7 @@ def test_seeds(form: dict[str, Any], vllm: Other, start_proxy: StartProxy) -> No
 
 
 def test_members_that_others_have(vllm: Other, start_proxy: StartProxy) -> None:
-    """What only some servers say, and when, would be lost between streams and JSON, or be told to
-    who has not asked."""
+    """What only some servers say is kept from streams to JSON, and told only to who has asked."""
     proxy = start_proxy(vllm.url)
     body = asking(CHAT, "a", n=2, seed=1)
     direct = requests.post(f"{vllm.url}{CHAT}", json=body, timeout=30).json()
@@ -295,7 +292,7 @@ def test_members_that_others_have(vllm: Other, start_proxy: StartProxy) -> None:
 
 
 def test_usage_that_is_not_told(start_proxy: StartProxy) -> None:
-    """An answer of many samples would be taken apart with numbers that are guesses."""
+    """An answer of many samples is not taken apart with numbers that are guesses."""
     with serving("somebody") as other:
         proxy = start_proxy(other.url)
         body = asking(CHAT, "a", n=2, seed=1)
@@ -315,7 +312,7 @@ def test_usage_that_is_not_told(start_proxy: StartProxy) -> None:
 def test_a_server_that_is_strict(
     form: dict[str, Any], vllm: Other, start_proxy: StartProxy
 ) -> None:
-    """A client would be refused what it has not asked for."""
+    """A client is not refused what it has not asked for."""
     vllm.is_strict = True
     proxy = start_proxy(vllm.url)
     body = asking(CHAT, "a", n=2, seed=1, **form)
@@ -328,7 +325,7 @@ def test_a_server_that_is_strict(
 
 
 def test_a_prompt_twice_with_a_seed(vllm: Other, start_proxy: StartProxy) -> None:
-    """The same sample twice would be kept as two."""
+    """The same sample twice is not kept as two."""
     proxy = start_proxy(vllm.url)
     body = asking(COMPLETIONS, ["a", "a"], seed=1)
     answer = post(proxy, COMPLETIONS, body)
