@@ -9,12 +9,11 @@ what is not known is closed. Only digests of credentials are kept here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from heapq import nlargest
 from math import inf
 from typing import NamedTuple
-
-from sglang_cached_addon.core.keys import fields_digest
 
 CREDENTIAL_FIELDS = (
     b"authorization",
@@ -72,6 +71,18 @@ def credential(
     Two spellings of one key are two credentials: each is shown to upstream for itself.
     """
     return fields_digest(credential_headers(headers, names))
+
+
+def fields_digest(fields: Collection[tuple[bytes, bytes]], begun: bytes = b"") -> bytes:
+    """32 bytes that name header fields; empty where there are none. `begun` tells what they are
+    from what other digests are of."""
+    if not fields:
+        return b""
+    sha = hashlib.sha256(begun)
+    for field in fields:
+        for part in field:
+            sha.update(b"%d:%b" % (len(part), part))
+    return sha.digest()
 
 
 def credential_headers(

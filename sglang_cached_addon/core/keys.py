@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -201,18 +201,6 @@ def canonical_each(content: dict[str, Any], per_item: Sequence[str]) -> list[byt
 def _column(name: str, values: Sequence[Any]) -> Iterator[bytes]:
     """Each value's JSON, one at a time: what orjson returns holds on to 4 KB."""
     return (write(_top(name, value)) for value in values)
-
-
-def fields_digest(fields: Collection[tuple[bytes, bytes]], begun: bytes = b"") -> bytes:
-    """32 bytes that name header fields; empty where there are none. `begun` tells what they are
-    from what other digests are of."""
-    if not fields:
-        return b""
-    sha = hashlib.sha256(begun)
-    for field in fields:
-        for part in field:
-            _add(sha, part)
-    return sha.digest()
 
 
 def prefix(fingerprint: str) -> bytes:

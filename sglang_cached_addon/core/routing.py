@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from sglang_cached_addon.core.keys import fields_digest
+from sglang_cached_addon.core.admission import fields_digest
 
 PREFIXES = (
     b"x-portkey-",

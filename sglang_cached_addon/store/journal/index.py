@@ -185,9 +185,7 @@ class Index(Totals):
         yield orjson.dumps(head) + b"\n"
         one = (key + records for key, records in items if len(records) == SIZE)
         more = (
-            key + len(records).to_bytes(4, "little") + records
-            for key, records in items
-            if len(records) != SIZE
+            key + len(held).to_bytes(4, "little") + held for key, held in items if len(held) != SIZE
         )
         for entries in (one, more):
             while piece := b"".join(islice(entries, _PIECE)):
