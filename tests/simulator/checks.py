@@ -65,12 +65,19 @@ def document(path: str, content_type: str, raw: bytes) -> Json:
 
 
 def _generate(path: str, body: Json) -> None:
+    if not isinstance(body.get("stream", False), bool):
+        text = "Input should be a valid boolean, unable to interpret input"
+        raise invalid(path, flaw("bool_parsing", ("stream",), text, body["stream"]))
     for params in as_list(body.get("sampling_params") or {}):
-        for name in params:
+        for name, value in params.items():
             if name not in _SAMPLING_FIELDS:
                 expected = ", ".join(f"`{known}`" for known in _SAMPLING_FIELDS)
                 text = f"unknown field `{name}`, expected one of {expected}"
                 raise Refusal(400, {"error": text})
+            if name == "n" and type(value) not in (int, type(None)):
+                told = {str: "string {}", float: "floating point `{}`"}.get(type(value), "`{}`")
+                given = told.format(orjson.dumps(value).decode())
+                raise Refusal(400, {"error": f"invalid type: {given}, expected i64"})
 
 
 def _openai(path: str, body: Json, needed: str, given: Json) -> None:
