@@ -142,7 +142,7 @@ class SglangCached:
 
     async def look(self) -> Health:
         """Asks upstream who it is, but waits no longer than a call would."""
-        return await self.parts.upstream.check() if self.parts else Health.UNKNOWN
+        return await self.parts.upstream.inquiry.check() if self.parts else Health.UNKNOWN
 
     def done(self) -> None:
         parts, self._desk.parts = self.parts, None

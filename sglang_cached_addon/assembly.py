@@ -82,7 +82,7 @@ class Parts:
         numbers of removed entries and samples once the disk has it."""
         index = self.store.index
         entries, samples = len(index), index.samples
-        model = None if which == "all" else keys.prefix(self.upstream.fingerprint)
+        model = None if which == "all" else keys.prefix(self.upstream.model.fingerprint)
         is_done = self.store.clear(model, others=which == "other")
         entries, samples = entries - len(index), samples - index.samples
         await asyncio.wrap_future(is_done)
@@ -115,8 +115,10 @@ def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
     def entered(upstream: Upstream) -> None:
-        server = upstream.identity.server if upstream.identity else identity.UNKNOWN
-        exchange.lookup.enter(upstream.fingerprint, upstream.epochs, server, upstream.model_version)
+        server = upstream.model.identity.server if upstream.model.identity else identity.UNKNOWN
+        exchange.lookup.enter(
+            upstream.model.fingerprint, upstream.model.epochs, server, upstream.model.version
+        )
 
     def probes(asker: Asker) -> list[bytes]:
         """The smallest calls that tell whether an asker may generate."""
@@ -139,7 +141,7 @@ def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
 
     async def find_nearest(call: Known, with_values: bool) -> str:
         """Which stored call is nearest to one that is not stored."""
-        model = keys.prefix(upstream.fingerprint)
+        model = keys.prefix(upstream.model.fingerprint)
 
         def search() -> str:
             calls = store.calls(NEAREST_CALLS, NEAREST_SECONDS)

@@ -81,7 +81,7 @@ class Reports:
         """That the proxy lives, and the upstream's state, as far as it is known."""
         url, state = None, Health.UNKNOWN
         if self.parts:
-            url, state = self.parts.upstream.url, self.parts.upstream.look(self.now)
+            url, state = self.parts.upstream.url, self.parts.upstream.inquiry.look(self.now)
         return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
 
     async def clear(self, which: str) -> dict[str, Any]:
@@ -97,13 +97,13 @@ class Reports:
 
 def _model(upstream: Upstream) -> dict[str, Any]:
     """What `/cache/info` tells of the present model."""
-    identity = upstream.identity
+    identity = upstream.model.identity
     return {
         "name": identity.model if identity else None,
-        "fingerprint": upstream.fingerprint,
+        "fingerprint": upstream.model.fingerprint,
         "weight_version": identity.weight_version if identity else None,
-        "epochs": upstream.epochs.as_json(),
-        "asks_keys": upstream.asks_keys,
+        "epochs": upstream.model.epochs.as_json(),
+        "asks_keys": upstream.gate.asks_keys,
     }
 
 
@@ -116,5 +116,5 @@ def _models(upstream: Upstream, samples: dict[str, int]) -> list[dict[str, Any]]
             "key": (key := keys.prefix(fingerprint).hex()),
             "samples": samples.get(key, 0),
         }
-        for fingerprint, name in upstream.models.items()
+        for fingerprint, name in upstream.model.names.items()
     ]

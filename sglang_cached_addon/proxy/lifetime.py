@@ -103,9 +103,9 @@ class Lifetime:
         print(f"sglang-cached {__version__}")
         print(f"  listening  {url}")
         print(f"  upstream   {upstream.url}")
-        if upstream.identity:
-            model = printable(upstream.identity.model, MAX_LINE)
-            print(f"  model      {model} ({upstream.fingerprint[:16]})")
+        if upstream.model.identity:
+            model = printable(upstream.model.identity.model, MAX_LINE)
+            print(f"  model      {model} ({upstream.model.fingerprint[:16]})")
         entries = f"{loaded.keys} entries, {loaded.samples} samples"
         print(f"  cache      {parts.place} ({entries})")
         if self._start.web:

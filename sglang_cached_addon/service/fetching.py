@@ -211,11 +211,11 @@ class Fetching:
     async def _keep(self, arrived: Arrived) -> None:
         """Stores what has come, if upstream still is the model that it was."""
         if arrived.landed.refusal is Reason.OTHER_WEIGHTS:
-            self._upstream.doubt()
+            self._upstream.inquiry.doubt()
         if arrived.landed.refusal or not arrived.samples:
             return
         version, headers = self._fetch.stamp.model_version, self._ask.credential_headers
-        reason = await self._upstream.confirm(version, headers, self.flight.greeting)
+        reason = await self._upstream.confirming.confirm(version, headers, self.flight.greeting)
         reason = reason or await self._store(arrived)
         if reason:
             self._exchange.counters.not_stored[reason] += 1

@@ -88,7 +88,7 @@ class StreamFetching(Fetching):
             version, headers = self._fetch.stamp.model_version, self._ask.credential_headers
             with suppress(TimeoutError):
                 async with asyncio.timeout(MERGE_SECONDS):
-                    await self._upstream.confirm(version, headers)
+                    await self._upstream.confirming.confirm(version, headers)
         if self._is_of_two():
             raise Broken("the model has changed, and some of the answer is the former's")
         if relay.is_in_pieces:

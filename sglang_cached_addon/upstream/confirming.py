@@ -49,7 +49,10 @@ class Confirming:
         self._asking.join(lambda: self._is_known(headers))
 
     async def confirm(
-        self, model_version: int, headers: Headers, greeting: asyncio.Future[Greeting | None] | None
+        self,
+        model_version: int,
+        headers: Headers,
+        greeting: asyncio.Future[Greeting | None] | None = None,
     ) -> Reason | None:
         """Why an answer that has come must not be stored: None once upstream, asked after it came,
         has said that it still is the model that it was in this `model_version`. `greeting` is what

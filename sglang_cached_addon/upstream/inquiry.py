@@ -87,7 +87,8 @@ class Inquiry:
             await asyncio.sleep(min(max(until_due, REST_SECONDS), TICK_SECONDS))
 
     def look(self, now: float) -> Health:
-        """As `Upstream.look`."""
+        """Whether upstream answered when it was last asked; if that is old, it is asked again, and
+        nobody waits for it."""
         if not self._is_offline and self.belief.is_old(now) and not self._asking.is_busy:
             self.poll()
         return self.health
@@ -115,7 +116,7 @@ class Inquiry:
     # For one who has to know
 
     async def check(self) -> Health:
-        """As `Upstream.check`."""
+        """Whether upstream answers when it is asked now; that is not waited for long."""
         if not self._is_offline:
             await within(FIRST_SECONDS, self.poll())
         return self.health

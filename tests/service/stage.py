@@ -82,10 +82,10 @@ class Stage:
             is_offline=kwargs.get("mode") is Mode.OFFLINE,
             probes=lambda asker: (PROBE,),
             entered=lambda upstream: self.exchange.lookup.enter(
-                upstream.fingerprint,
-                upstream.epochs,
-                upstream.identity.server if upstream.identity else UNKNOWN,
-                upstream.model_version,
+                upstream.model.fingerprint,
+                upstream.model.epochs,
+                upstream.model.identity.server if upstream.model.identity else UNKNOWN,
+                upstream.model.version,
             ),
         )
         self.service = Service(self.exchange, self.upstream, **kwargs)

@@ -260,7 +260,7 @@ async def test_no_answer(stage: Stage, what: str) -> None:
     assert stage.is_quiet
     if what == "gone":
         assert await briefs(stage.generate("a")) == ["miss 502 unreachable"]
-        assert stage.upstream.health is Health.DOWN
+        assert stage.upstream.inquiry.health is Health.DOWN
 
 
 @each("form", [{}, {"stream": True}], ids=["json", "stream"])

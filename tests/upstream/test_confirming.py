@@ -45,15 +45,15 @@ async def test_confirm(script: Script, upstream: Upstream) -> None:
     """An answer costs one question, on the connection that shows that it is the same process; all
     of them where that is another one."""
     assert await refusal(upstream) is None
-    version = upstream.model_version
-    assert await upstream.confirm(version, ()) is None
+    version = upstream.model.version
+    assert await upstream.confirming.confirm(version, ()) is None
     assert infos(script)[2:] == ["/model_info"]
     script.hang_up()
     await settled()
     asked = len(script.asked)
-    assert await upstream.confirm(version, ()) is None
+    assert await upstream.confirming.confirm(version, ()) is None
     assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
-    assert await upstream.confirm(version, ()) is None
+    assert await upstream.confirming.confirm(version, ()) is None
     assert len(script.asked) == asked + 4
 
 
@@ -65,10 +65,10 @@ async def test_confirm_for_a_key_that_may_not_know(
     """What is said to a key that may generate, and not ask for the model, is nobody else's: the
     model is known as before, and its answers are stored."""
     assert await refusal(upstream, "a") is None
-    version = upstream.model_version
+    version = upstream.model.version
     script.refused = {"b": status}
-    assert await upstream.confirm(version, credential_headers("b")) is None
-    assert (upstream.model_version, admits(upstream, "a")) == (version, True)
+    assert await upstream.confirming.confirm(version, credential_headers("b")) is None
+    assert (upstream.model.version, admits(upstream, "a")) == (version, True)
 
 
 @scripted()
@@ -77,7 +77,7 @@ async def test_confirm_many(script: Script, upstream: Upstream) -> None:
     assert await refusal(upstream) is None
     asked = len(script.asked)
     reasons = await asyncio.gather(
-        *(upstream.confirm(upstream.model_version, ()) for _ in range(99))
+        *(upstream.confirming.confirm(upstream.model.version, ()) for _ in range(99))
     )
     assert set(reasons) == {None}
     assert len(script.asked) == asked + 1
@@ -87,11 +87,11 @@ async def test_confirm_many(script: Script, upstream: Upstream) -> None:
 async def test_confirm_is_asked_after(script: Script, upstream: Upstream) -> None:
     """A word from before an answer came does not confirm it."""
     assert await refusal(upstream) is None
-    version, asked = upstream.model_version, len(script.asked)
+    version, asked = upstream.model.version, len(script.asked)
     script.may_answer.clear()
-    first = asyncio.ensure_future(upstream.confirm(version, ()))
+    first = asyncio.ensure_future(upstream.confirming.confirm(version, ()))
     await until(lambda: len(script.asked) == asked + 1)
-    second = asyncio.ensure_future(upstream.confirm(version, ()))
+    second = asyncio.ensure_future(upstream.confirming.confirm(version, ()))
     await settled()
     script.may_answer.set()
     script.may_answer.clear()  # for who waits now only
@@ -121,21 +121,21 @@ async def test_another(case: str, restart: Restart, caplog: pytest.LogCaptureFix
         entered: list[str] = []
         async with asking(
             script.url,
-            entered=lambda upstream: entered.append(upstream.fingerprint),
+            entered=lambda upstream: entered.append(upstream.model.fingerprint),
             restart=restart,
         ) as upstream:
             assert await refusal(upstream) is None
-            version, before = upstream.model_version, upstream.fingerprint
+            version, before = upstream.model.version, upstream.model.fingerprint
             script.says |= {path: (200, said) for path, said in OTHERS[case].items()}
             if "/server_info" in OTHERS[case]:
                 script.hang_up()  # as it does that has other settings
                 await settled()
-            assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-            assert upstream.model_version > version
+            assert await upstream.confirming.confirm(version, ()) is Reason.MODEL_CHANGED
+            assert upstream.model.version > version
             is_same = case == "a restart" and restart is Restart.SAME
-            assert (upstream.fingerprint == before) is is_same
-            assert entered[-2:] == [before, upstream.fingerprint]
-            assert await upstream.confirm(upstream.model_version, ()) is None
+            assert (upstream.model.fingerprint == before) is is_same
+            assert entered[-2:] == [before, upstream.model.fingerprint]
+            assert await upstream.confirming.confirm(upstream.model.version, ()) is None
             assert caplog.text.count("was restarted") == is_same
 
 
@@ -145,30 +145,30 @@ async def test_restart_behind_a_balancer(script: Script, upstream: Upstream) -> 
     there, all is asked anew."""
     assert await refusal(upstream) is None
     await changed(upstream)
-    await upstream.check()
-    version, before, says = upstream.model_version, upstream.fingerprint, script.says
+    await upstream.inquiry.check()
+    version, before, says = upstream.model.version, upstream.model.fingerprint, script.says
     script.says = dict.fromkeys(says, (502, {}))
-    await upstream.check()
+    await upstream.inquiry.check()
     script.says = {**says, "/server_info": (200, ANOTHER)}
-    assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
-    assert upstream.fingerprint != before
+    assert await upstream.confirming.confirm(version, ()) is Reason.MODEL_CHANGED
+    assert upstream.model.fingerprint != before
 
 
 @scripted(interval=1000000.0)
 async def test_watch(script: Script, upstream: Upstream, clock: Clock) -> None:
     """A model that comes and goes during a generation is noticed."""
     assert await refusal(upstream) is None
-    asked, version = len(script.asked), upstream.model_version
+    asked, version = len(script.asked), upstream.model.version
     upstream.watch(())
     await until(lambda: len(script.asked) == asked + 1)
     clock.now += 1
     script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
     upstream.watch(())
-    await until(lambda: upstream.model_version > version)
-    version = upstream.model_version
+    await until(lambda: upstream.model.version > version)
+    version = upstream.model.version
     script.says["/model_info"] = (200, INFO)
-    upstream.doubt()
-    await until(lambda: upstream.model_version > version)
+    upstream.inquiry.doubt()
+    await until(lambda: upstream.model.version > version)
 
 
 @asynccontextmanager
@@ -220,7 +220,7 @@ async def test_a_rolling_update(case: str) -> None:
         balancing(old.url, new.url) as url,
         asking(url, interval=1e6) as upstream,
     ):
-        assert await upstream.check() is Health.UP  # by the old one
+        assert await upstream.inquiry.check() is Health.UP  # by the old one
         assert infos(old) == SAID
         reasons = []
         for _ in range(2):
@@ -230,9 +230,9 @@ async def test_a_rolling_update(case: str) -> None:
                 # One more connection, to the other server.
                 other = await greeting(upstream)
             for one in (response.greeting, other):
-                reasons.append(await upstream.confirm(upstream.model_version, (), one))
+                reasons.append(await upstream.confirming.confirm(upstream.model.version, (), one))
         assert reasons == [reason, None] * 2 or reasons == [None, reason] * 2
-        assert upstream.identity
+        assert upstream.model.identity
 
 
 @bounded
@@ -246,12 +246,12 @@ async def test_weights_that_change_elsewhere() -> None:
         balancing(one.url, two.url) as url,
         asking(url, interval=1e6) as upstream,
     ):
-        assert await upstream.check() is Health.UP  # by the first
+        assert await upstream.inquiry.check() is Health.UP  # by the first
         for reason in (None, None, Reason.MODEL_CHANGED):
             if reason:
                 two.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
             said = await greeting(upstream)
-            assert await upstream.confirm(upstream.model_version, (), said) is reason
+            assert await upstream.confirming.confirm(upstream.model.version, (), said) is reason
         assert {asked.path for asked in two.asked} == {"/generate", *SAID}
 
 
@@ -266,16 +266,19 @@ async def test_a_word_of_before_a_kept_connection_was_used() -> None:
         balancing(one.url, one.url, two.url) as url,
         asking(url, interval=1e6) as upstream,
     ):
-        assert await upstream.check() is Health.UP  # by the first
+        assert await upstream.inquiry.check() is Health.UP  # by the first
         said = await greeting(upstream)
-        assert await upstream.confirm(upstream.model_version, (), said) is None
+        assert await upstream.confirming.confirm(upstream.model.version, (), said) is None
         one.asked[0].cut()
         while not infos(two):
-            assert await upstream.check() is Health.UP  # by the second
+            assert await upstream.inquiry.check() is Health.UP  # by the second
         one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
         said = await greeting(upstream)
         assert [asked.path for asked in two.asked if asked.method == "POST"] == []
-        assert await upstream.confirm(upstream.model_version, (), said) is Reason.MODEL_CHANGED
+        assert (
+            await upstream.confirming.confirm(upstream.model.version, (), said)
+            is Reason.MODEL_CHANGED
+        )
 
 
 @scripted(interval=1000000.0)
@@ -283,11 +286,11 @@ async def test_a_model_that_only_a_greeting_shows(script: Script, upstream: Upst
     """What the one process says on any connection is heard: a model that was there in between is
     noticed also where it is gone when upstream is asked otherwise."""
     assert await refusal(upstream) is None
-    version = upstream.model_version
+    version = upstream.model.version
     script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
     await (await greeting(upstream))
     script.says["/model_info"] = (200, INFO)
-    assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+    assert await upstream.confirming.confirm(version, ()) is Reason.MODEL_CHANGED
 
 
 @scripted()
@@ -300,4 +303,4 @@ async def test_a_connection_that_is_not_kept(script: Script, upstream: Upstream)
             pass
         script.hang_up()
         await settled()
-    assert await upstream.confirm(upstream.model_version, (), response.greeting) is None
+    assert await upstream.confirming.confirm(upstream.model.version, (), response.greeting) is None

@@ -45,15 +45,25 @@ async def test_state_file(tmp_path: Path) -> None:
             await changed(upstream)
             assert await refusal(upstream) is None
             await until(lambda: not file.load()["unsettled"])
-            await until(lambda: file.load()["epochs"] == upstream.epochs.as_json())
-            known = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+            await until(lambda: file.load()["epochs"] == upstream.model.epochs.as_json())
+            known = (
+                upstream.model.identity,
+                upstream.model.fingerprint,
+                upstream.model.epochs,
+                upstream.model.names,
+            )
         script.stop()
         await settled()
         async with asking(script.url, StateFile(tmp_path)) as upstream:
-            again = upstream.identity, upstream.fingerprint, upstream.epochs, upstream.models
+            again = (
+                upstream.model.identity,
+                upstream.model.fingerprint,
+                upstream.model.epochs,
+                upstream.model.names,
+            )
             assert again == known
             assert not admits(upstream)  # it is asked first
-            await until(lambda: upstream.health is Health.DOWN)
+            await until(lambda: upstream.inquiry.health is Health.DOWN)
 
 
 @bounded
@@ -64,13 +74,16 @@ async def test_state_file_of_another_url() -> None:
         assert await refusal(upstream) is None
         await changed(upstream)
         assert await refusal(upstream) is None
-        await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+        await until(lambda: kept.document["epochs"] == upstream.model.epochs.as_json())
     async with asking(dead_url(), kept) as other:
-        assert other.identity is None
-        assert (other.epochs, other.models) == (upstream.epochs, upstream.models)
+        assert other.model.identity is None
+        assert (other.model.epochs, other.model.names) == (
+            upstream.model.epochs,
+            upstream.model.names,
+        )
         assert await refusal(other) is Reason.NO_MODEL
     async with asking(dead_url(), kept, is_offline=True) as other:
-        assert other.fingerprint == upstream.fingerprint
+        assert other.model.fingerprint == upstream.model.fingerprint
 
 
 @bounded
@@ -87,7 +100,7 @@ async def test_who_was_let_in() -> None:
             script.stop()
             await settled()
             async with asking(script.url, kept) as upstream:
-                assert await upstream.check() is Health.DOWN
+                assert await upstream.inquiry.check() is Health.DOWN
                 for key in ("key", "other", None):
                     assert await refusal(upstream, key) is reason
                 assert await refusal(upstream, model="x") is Reason.UNAUTHORIZED
@@ -132,10 +145,10 @@ async def test_a_file_that_makes_no_sense(
         StateFile(tmp_path).save(document)
         before = int(time.time())
         async with asking(script.url, StateFile(tmp_path)) as upstream:
-            assert upstream.identity is None
-            assert upstream.epochs.floor >= before
+            assert upstream.model.identity is None
+            assert upstream.model.epochs.floor >= before
             assert await refusal(upstream) is None
-            assert upstream.fingerprint != Epochs().fingerprint(upstream.identity)
+            assert upstream.model.fingerprint != Epochs().fingerprint(upstream.model.identity)
             await until((tmp_path / "state.json").exists)
     assert "state.json" in caplog.text
     assert "moved to state.json.broken" in caplog.text
@@ -149,8 +162,8 @@ async def test_written_at_the_end() -> None:
         assert await refusal(upstream) is None
         await until(lambda: kept.document.get("identity"))
         script.says = {}
-        while upstream.identity:  # the first round may be one that began before
-            await upstream.check()
+        while upstream.model.identity:  # the first round may be one that began before
+            await upstream.inquiry.check()
         assert kept.document["identity"]
     assert kept.document["identity"] is None
 

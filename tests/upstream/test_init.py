@@ -64,7 +64,7 @@ async def test_keys(case: str, path: str, is_open: str) -> None:
         for key in [*order, *order]:
             reason = None if key in welcome else UNAUTHORIZED
             assert await refusal(upstream, key) is reason, key
-        assert upstream.asks_keys is (
+        assert upstream.gate.asks_keys is (
             True if is_open != "nothing" or None in probes(script) else None
         )
 
@@ -79,7 +79,7 @@ async def test_only_a_200_lets_in(status: int, key: str | None) -> None:
         for _ in range(3):
             assert await refusal(upstream, key) is UNAUTHORIZED
         assert len(probes(script)) == 1
-        assert upstream.asks_keys is (True if key is None and status in (401, 403) else None)
+        assert upstream.gate.asks_keys is (True if key is None and status in (401, 403) else None)
 
 
 @scripted(keys={"good"})
@@ -102,7 +102,7 @@ async def test_a_probe_shows_nothing_else(script: Script, upstream: Upstream) ->
 async def test_a_call_accepts_as_well(script: Script, upstream: Upstream, clock: Clock) -> None:
     """A 200 to a client's own call lets it in, for that route and model; a 403 puts it out of that,
     a 401 out of all."""
-    assert await upstream.check() is Health.UP
+    assert await upstream.inquiry.check() is Health.UP
     chat = asker("key", path="/v1/chat/completions")
     for one in (asker("key"), asker("key", "m"), chat, asker("other")):
         upstream.heard(one, credential_headers("key"), 200, clock.now)

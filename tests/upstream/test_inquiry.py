@@ -74,19 +74,19 @@ async def test_what_it_says(case: str) -> None:
     """A client is let in where upstream names its model, and answers a probe with a 200."""
     says, reason = SAYS[case]
     async with serving(says=says) as script, asking(script.url) as upstream:
-        assert upstream.health is Health.UNKNOWN
+        assert upstream.inquiry.health is Health.UNKNOWN
         assert not admits(upstream)
         assert await refusal(upstream) is reason
         assert admits(upstream) is (reason is None)
-        assert upstream.health is Health.UP
+        assert upstream.inquiry.health is Health.UP
         is_known = reason is None or case == "OpenAI's, closed"
-        assert (upstream.identity is not None) is is_known
-        assert bool(upstream.fingerprint) is is_known
-        confirmed = await upstream.confirm(upstream.model_version, ())
+        assert (upstream.model.identity is not None) is is_known
+        assert bool(upstream.model.fingerprint) is is_known
+        confirmed = await upstream.confirming.confirm(upstream.model.version, ())
         assert confirmed is (None if is_known else Reason.UNCONFIRMED)
-        if upstream.identity:
-            assert upstream.identity.model == "m"
-            assert upstream.models == {upstream.fingerprint: "m"}
+        if upstream.model.identity:
+            assert upstream.model.identity.model == "m"
+            assert upstream.model.names == {upstream.model.fingerprint: "m"}
 
 
 @bounded
@@ -102,8 +102,11 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
             async with asking(url) as upstream:
                 assert await refusal(upstream) is NO_MODEL
                 assert not admits(upstream)
-                assert await upstream.confirm(upstream.model_version, ()) is Reason.UNCONFIRMED
-                assert upstream.health is state
+                assert (
+                    await upstream.confirming.confirm(upstream.model.version, ())
+                    is Reason.UNCONFIRMED
+                )
+                assert upstream.inquiry.health is state
 
 
 @scripted()
@@ -162,14 +165,14 @@ async def test_asked_beside(script: Script, upstream: Upstream, clock: Clock) ->
     does not end that, and another model is noticed though nobody asks for anything."""
     assert await refusal(upstream) is None
     assert infos(script) == SAID
-    version = upstream.model_version
+    version = upstream.model.version
     for _ in range(3):
         asked = len(infos(script))
         clock.now += 1
         await until(lambda: len(infos(script)) >= asked + 2)  # noqa: B023
     script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
     clock.now += 1
-    await until(lambda: upstream.model_version > version)
+    await until(lambda: upstream.model.version > version)
     assert len({a.connection for a in script.asked if a.body != PROBE}) == 1
 
 
@@ -202,10 +205,10 @@ async def test_a_word_after_a_pause(
     given."""
     assert await refusal(upstream) is None
     await clock.seen_later(601)
-    version = upstream.model_version
+    version = upstream.model.version
     script.says["/model_info"] = said
     await refusal(upstream)
-    assert upstream.model_version > version
+    assert upstream.model.version > version
 
 
 @scripted(keys={"a"}, interval=0.1)
@@ -234,12 +237,12 @@ async def test_another_process(script: Script, upstream: Upstream, was_away: boo
     if was_away:
         script.stop()
         await settled()
-        assert await upstream.check() is Health.DOWN
+        assert await upstream.inquiry.check() is Health.DOWN
         await script.start()
     else:
         script.says["/server_info"] = (200, ANOTHER)
     assert admits(upstream, "a")
-    assert await upstream.check() is Health.UP
+    assert await upstream.inquiry.check() is Health.UP
     assert not admits(upstream, "a")
 
 
@@ -264,15 +267,15 @@ async def test_a_slow_one_is_not_down(
     script.may_answer.clear()
     clock.now += 400
     admits(upstream)
-    await until(lambda: upstream.health is Health.UNKNOWN)
+    await until(lambda: upstream.inquiry.health is Health.UNKNOWN)
     assert not admits(upstream, "a")
 
 
 def check(url: str, **kwargs: Any) -> Health:
     async def ask() -> Health:
         async with asyncio.timeout(SECONDS), asking(url, **kwargs) as upstream:
-            state = await upstream.check()
-            assert upstream.health is state
+            state = await upstream.inquiry.check()
+            assert upstream.inquiry.health is state
             return state
 
     return asyncio.run(ask())
@@ -284,7 +287,7 @@ async def test_any_status_is_up(status: int) -> None:
     """A server that wants a key, or has no such route, is up."""
     says = dict.fromkeys(("/model_info", "/get_model_info", "/v1/models"), (status, b""))
     async with serving(says=says) as script, asking(script.url) as upstream:
-        assert await upstream.check() is Health.UP
+        assert await upstream.inquiry.check() is Health.UP
 
 
 @each("url", ["", "http://no-such-host.invalid:30000"])
@@ -306,15 +309,15 @@ def test_not_http(data: bytes) -> None:
 @scripted()
 async def test_look(script: Script, upstream: Upstream, clock: Clock) -> None:
     """Whether it is up is told from what is known, at once, and asked for beside if that is old."""
-    assert await upstream.check() is Health.UP
+    assert await upstream.inquiry.check() is Health.UP
     asked = len(script.asked)
     upstream.seen(False)
-    assert upstream.look(clock.now + 1) is Health.DOWN
+    assert upstream.inquiry.look(clock.now + 1) is Health.DOWN
     await settled()
     assert len(script.asked) == asked
     clock.now += 6
-    assert upstream.look(clock.now) is Health.DOWN
-    await until(lambda: upstream.health is Health.UP)
+    assert upstream.inquiry.look(clock.now) is Health.DOWN
+    await until(lambda: upstream.inquiry.health is Health.UP)
     assert len(script.asked) == asked + 2
 
 
@@ -343,7 +346,7 @@ async def test_self_signed(insecure: bool, state: Health, tmp_path: Path) -> Non
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=self_signed(tmp_path))
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with asking(url, tls=tls_context(insecure=insecure)) as upstream:
-        assert await upstream.check() is state
+        assert await upstream.inquiry.check() is state
     assert len(received) == int(insecure)
     server.close()
     await settled()

@@ -31,7 +31,7 @@ from tests.upstream.scripted import (
 
 
 def names(upstream: Upstream) -> tuple[str, str]:
-    return upstream.fingerprint, upstream.epochs.adapters_token
+    return upstream.model.fingerprint, upstream.model.epochs.adapters_token
 
 
 @bounded
@@ -44,21 +44,21 @@ async def test_restart_of_one_that_was_away() -> None:
             async with asking(script.url, kept) as upstream:
                 assert await refusal(upstream) is None
                 await changed(upstream)
-                await upstream.check()
-                before, says = upstream.fingerprint, script.says
+                await upstream.inquiry.check()
+                before, says = upstream.model.fingerprint, script.says
                 script.says = {}
-                await upstream.check()
-                assert not upstream.fingerprint
+                await upstream.inquiry.check()
+                assert not upstream.model.fingerprint
                 script.says = {**says, "/server_info": (200, {**SERVER, "random_seed": 2})}
                 if not is_anew:
-                    await upstream.check()
-                    assert upstream.fingerprint
-                    assert upstream.fingerprint != before
+                    await upstream.inquiry.check()
+                    assert upstream.model.fingerprint
+                    assert upstream.model.fingerprint != before
             if is_anew:
                 async with asking(script.url, kept) as upstream:
-                    await upstream.check()
-                    assert upstream.fingerprint
-                    assert upstream.fingerprint != before
+                    await upstream.inquiry.check()
+                    assert upstream.model.fingerprint
+                    assert upstream.model.fingerprint != before
 
 
 @each("status", [200, 400, 401, 404, 500, None])
@@ -73,15 +73,15 @@ async def test_change(change: Change, adapter: str | None, status: int | None) -
     kept = Kept()
     async with serving() as script, asking(script.url, kept) as upstream:
         assert await refusal(upstream) is None
-        before, version = names(upstream), upstream.model_version
+        before, version = names(upstream), upstream.model.version
         update = upstream.change(change, adapter)
         await update.announced
         assert kept.document["unsettled"]  # before it is passed on
-        assert await upstream.confirm(version, ()) is None  # it is not there yet
+        assert await upstream.confirming.confirm(version, ()) is None  # it is not there yet
         update.sent()
         assert (names(upstream), admits(upstream)) == (before, True)
         asked = len(script.asked)
-        confirming = asyncio.ensure_future(upstream.confirm(version, ()))
+        confirming = asyncio.ensure_future(upstream.confirming.confirm(version, ()))
         await until(lambda: len(script.asked) > asked)
         await until(lambda: script.asked[-1].is_answered.is_set())
         await settled(200)
@@ -91,9 +91,9 @@ async def test_change(change: Change, adapter: str | None, status: int | None) -
         assert await confirming is (None if is_refused else Reason.MODEL_CHANGED)
         assert (names(upstream) == before) is is_refused
         assert await refusal(upstream) is None
-        assert await upstream.confirm(upstream.model_version, ()) is None
+        assert await upstream.confirming.confirm(upstream.model.version, ()) is None
         assert (names(upstream) == before) is is_refused
-        await until(lambda: kept.document["epochs"] == upstream.epochs.as_json())
+        await until(lambda: kept.document["epochs"] == upstream.model.epochs.as_json())
         await until(lambda: not kept.document["unsettled"])
 
 
@@ -108,22 +108,24 @@ def test_a_word_of_before_a_change() -> None:
             former = {}
             for name in ("b", "m"):
                 script.says["/model_info"] = (200, {**INFO, "model_path": name})
-                await upstream.check()
-                former[name] = upstream.fingerprint
+                await upstream.inquiry.check()
+                former[name] = upstream.model.fingerprint
             script.may_answer.clear()
             script.asked.clear()
             if held == "/server_info":
-                asked = asyncio.ensure_future(upstream.check())
+                asked = asyncio.ensure_future(upstream.inquiry.check())
             else:
-                asked = asyncio.ensure_future(upstream.confirm(upstream.model_version, ()))
+                asked = asyncio.ensure_future(
+                    upstream.confirming.confirm(upstream.model.version, ())
+                )
             await until(lambda: held in script.paths)
             script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
             await changed(upstream)
             script.may_answer.set()
             await asked
             await until(lambda: not kept.document["unsettled"])
-            await upstream.check()
-            assert upstream.fingerprint not in former.values()
+            await upstream.inquiry.check()
+            assert upstream.model.fingerprint not in former.values()
 
     for held in SAID:
         run(partial(test, held))
@@ -134,13 +136,13 @@ async def test_changes_that_do_not_end(script: Script, upstream: Upstream) -> No
     """A request that is held open, or whose client hangs up before upstream has it, holds up
     nobody: answers go on being stored and given."""
     assert await refusal(upstream) is None
-    version = upstream.model_version
+    version = upstream.model.version
     held = [upstream.change(Change.MODEL, None) for _ in range(3)]
     await held[0].announced
     for update in held[:2]:
         update.ended(None)
-    assert (upstream.model_version, admits(upstream)) == (version, True)
-    assert await upstream.confirm(version, ()) is None
+    assert (upstream.model.version, admits(upstream)) == (version, True)
+    assert await upstream.confirming.confirm(version, ()) is None
 
 
 @scripted()
@@ -152,10 +154,10 @@ async def test_an_update_that_takes_long(
     assert await refusal(upstream) is None
     update = upstream.change(Change.MODEL, None)
     update.sent()
-    confirmed = await upstream.confirm(upstream.model_version, ())
+    confirmed = await upstream.confirming.confirm(upstream.model.version, ())
     assert confirmed is Reason.MODEL_CHANGED
     update.ended(401)
-    assert await upstream.confirm(upstream.model_version, ()) is None
+    assert await upstream.confirming.confirm(upstream.model.version, ()) is None
 
 
 @bounded
@@ -165,12 +167,12 @@ async def test_change_of_the_unknown() -> None:
     async with serving() as script:
         async with asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
-            before = upstream.fingerprint
+            before = upstream.model.fingerprint
         kept.document["identity"] = None
         async with asking(script.url, kept) as upstream:
             await changed(upstream)
             assert await refusal(upstream) is None
-            assert upstream.fingerprint != before
+            assert upstream.model.fingerprint != before
             await until(lambda: not kept.document["unsettled"])
 
 
@@ -180,23 +182,27 @@ async def test_change_by_another_proxy() -> None:
     kept = Kept()
     async with serving() as script, asking(script.url, kept) as upstream:
         assert await refusal(upstream) is None
-        before, version, asked = upstream.fingerprint, upstream.model_version, len(script.asked)
-        assert upstream.identity
-        known = upstream.epochs.as_numbers()
+        before, version, asked = (
+            upstream.model.fingerprint,
+            upstream.model.version,
+            len(script.asked),
+        )
+        assert upstream.model.identity
+        known = upstream.model.epochs.as_numbers()
         upstream.adopt(known, {**known, "last": 7, "m:another": 7})
-        assert (upstream.fingerprint, upstream.model_version) == (before, version)
-        known = upstream.epochs.as_numbers()
-        upstream.adopt(known, {**known, "last": 8, f"m:{upstream.identity.digest}": 8})
-        assert upstream.fingerprint != before
-        assert upstream.model_version > version
+        assert (upstream.model.fingerprint, upstream.model.version) == (before, version)
+        known = upstream.model.epochs.as_numbers()
+        upstream.adopt(known, {**known, "last": 8, f"m:{upstream.model.identity.digest}": 8})
+        assert upstream.model.fingerprint != before
+        assert upstream.model.version > version
         assert not admits(upstream)  # it may have another name by now
-        assert await upstream.confirm(version, ()) is Reason.MODEL_CHANGED
+        assert await upstream.confirming.confirm(version, ()) is Reason.MODEL_CHANGED
         await until(lambda: len(script.asked) > asked)
         await until(lambda: kept.document["epochs"]["last"] == 8)
-        before = upstream.model_version
-        known = upstream.epochs.as_numbers()
+        before = upstream.model.version
+        known = upstream.model.epochs.as_numbers()
         upstream.adopt(known, {**known, "last": 9, "a:adapter": 9})
-        assert upstream.model_version > before
+        assert upstream.model.version > before
 
 
 @scripted()
@@ -206,20 +212,20 @@ async def test_a_former_model_by_another_proxy(script: Script, upstream: Upstrea
     former = {}
     for name in ("b", "m"):
         script.says["/model_info"] = (200, {**INFO, "model_path": name})
-        await upstream.check()
-        assert upstream.identity
-        former[upstream.identity.digest] = upstream.fingerprint
+        await upstream.inquiry.check()
+        assert upstream.model.identity
+        former[upstream.model.identity.digest] = upstream.model.fingerprint
     b, m = former
     script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
-    known = upstream.epochs.as_numbers()
+    known = upstream.model.epochs.as_numbers()
     upstream.adopt(known, {**known, "last": 8, f"m:{m}": 8})
-    await until(lambda: upstream.identity and upstream.identity.digest == b)
-    assert upstream.fingerprint not in former.values()
-    known = upstream.epochs.as_numbers()
+    await until(lambda: upstream.model.identity and upstream.model.identity.digest == b)
+    assert upstream.model.fingerprint not in former.values()
+    known = upstream.model.epochs.as_numbers()
     upstream.adopt(known, {**known, "last": 20, f"m:{b}": 20})
-    await upstream.check()
-    await upstream.check()
-    assert upstream.epochs.as_numbers()["last"] == 20  # that is its number everywhere
+    await upstream.inquiry.check()
+    await upstream.inquiry.check()
+    assert upstream.model.epochs.as_numbers()["last"] == 20  # that is its number everywhere
 
 
 @bounded
@@ -231,9 +237,9 @@ async def test_what_was_changed_elsewhere() -> None:
         async with serving() as script, asking(script.url, kept) as upstream:
             assert await refusal(upstream) is None
             await changed(upstream)
-            await upstream.check()
+            await upstream.inquiry.check()
             await until(lambda: kept.document["epochs"]["last"])  # noqa: B023
         async with serving() as other, asking(other.url, kept) as at_other:
             other.says["/server_info"] = (200, {**SERVER, "random_seed": seed})
             assert await refusal(at_other) is None
-            assert (at_other.fingerprint == upstream.fingerprint) is (seed == 1)
+            assert (at_other.model.fingerprint == upstream.model.fingerprint) is (seed == 1)
