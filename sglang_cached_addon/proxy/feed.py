@@ -19,17 +19,7 @@ from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler
 
-from sglang_cached_addon.proxy.inside import (
-    HttpConnection,
-    HttpEvent,
-    ReceiveHttp,
-    RequestEndOfMessage,
-    RequestProtocolError,
-    ResponseData,
-    ResponseEndOfMessage,
-    ResponseHeaders,
-    ResponseProtocolError,
-)
+from sglang_cached_addon.proxy.inside import http_base, http_events
 from sglang_cached_addon.service.stream import Cut
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -61,7 +51,7 @@ class Ended(events.ConnectionEvent):
     is_complete: bool
 
 
-class Feed(HttpConnection):
+class Feed(http_base.HttpConnection):
     """Plays the upstream of one request."""
 
     def __init__(self, context: Context, answer: FeedAnswer, handler: ConnectionHandler) -> None:
@@ -75,27 +65,31 @@ class Feed(HttpConnection):
         self.is_over = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
-        if isinstance(event, RequestProtocolError):
+        if isinstance(event, http_events.RequestProtocolError):
             self.is_over = True
             self._pump.stop()
-        elif isinstance(event, RequestEndOfMessage):
+        elif isinstance(event, http_events.RequestEndOfMessage):
             self._stream_id = event.stream_id
-            yield ReceiveHttp(ResponseHeaders(self._stream_id, self._response, end_stream=False))
+            yield http_base.ReceiveHttp(
+                http_events.ResponseHeaders(self._stream_id, self._response, end_stream=False)
+            )
             self._pump.start(self.conn)
         elif isinstance(event, MorePieces):
             for piece in event.pieces:
-                yield ReceiveHttp(ResponseData(self._stream_id, piece))
+                yield http_base.ReceiveHttp(http_events.ResponseData(self._stream_id, piece))
         elif isinstance(event, Ended):
             self.is_over = True
             if event.is_complete:
-                yield ReceiveHttp(ResponseEndOfMessage(self._stream_id))
+                yield http_base.ReceiveHttp(http_events.ResponseEndOfMessage(self._stream_id))
             else:
                 # What a client sees of a server that hangs up.
-                code = ResponseProtocolError.code
-                error = ResponseProtocolError(self._stream_id, "the stream broke off", code)
-                yield ReceiveHttp(error)
+                code = http_events.ResponseProtocolError.code
+                error = http_events.ResponseProtocolError(
+                    self._stream_id, "the stream broke off", code
+                )
+                yield http_base.ReceiveHttp(error)
         else:
-            assert isinstance(event, events.Start | HttpEvent)
+            assert isinstance(event, events.Start | http_base.HttpEvent)
             yield from ()
 
 

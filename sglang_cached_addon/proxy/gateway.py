@@ -27,16 +27,7 @@ from sglang_cached_addon.proxy.connections import ClientConnection
 from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.framing_layer import open_framing_layer
 from sglang_cached_addon.proxy.front import Front
-from sglang_cached_addon.proxy.inside import (
-    Http1Server,
-    RequestData,
-    RequestHeaders,
-    ResponseData,
-    ResponseEndOfMessage,
-    ResponseHeaders,
-    ResponseProtocolError,
-    read_with,
-)
+from sglang_cached_addon.proxy.inside import http1, http_events, read_with
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.proxy.strict_client import StrictHttp1Client
 
@@ -83,15 +74,15 @@ class Gateway(HttpLayer):
     def event_to_child(
         self, child: layer.Layer, event: events.Event
     ) -> layer.CommandGenerator[None]:
-        if isinstance(event, RequestHeaders) and isinstance(child, HttpStream):
+        if isinstance(event, http_events.RequestHeaders) and isinstance(child, HttpStream):
             self._front.note_host(event.request)
         if isinstance(child, Feed):
             yield from super().event_to_child(child, event)
             if child.is_over:
                 self.connections.pop(child.conn, None)
         elif (
-            isinstance(event, ResponseProtocolError)
-            and isinstance(child, Http1Server)
+            isinstance(event, http_events.ResponseProtocolError)
+            and isinstance(child, http1.Http1Server)
             and child.request is not None
             and child.response is None
             and _status(event) == 502
@@ -100,9 +91,9 @@ class Gateway(HttpLayer):
             response = self._front.make_error(stream.flow, event.message)
             body = b"" if child.request.method == "HEAD" else response.raw_content or b""
             for answer in (
-                ResponseHeaders(event.stream_id, response, end_stream=False),
-                ResponseData(event.stream_id, body),
-                ResponseEndOfMessage(event.stream_id),
+                http_events.ResponseHeaders(event.stream_id, response, end_stream=False),
+                http_events.ResponseData(event.stream_id, body),
+                http_events.ResponseEndOfMessage(event.stream_id),
             ):
                 yield from super().event_to_child(child, answer)
             if not child.request_done and child.request is not None:
@@ -130,7 +121,7 @@ class BoundedStream(HttpStream):
             self.request_body_buf.clear()
             self.flow.request.stream = True
             yield from self.start_request_stream()
-            yield from self.handle_event(RequestData(self.stream_id, body))
+            yield from self.handle_event(http_events.RequestData(self.stream_id, body))
         return False
 
 
@@ -167,7 +158,7 @@ def _is_plain(chosen: layer.Layer) -> bool:
     return type(chosen) in (HttpLayer, layers.ClientTLSLayer, layers.ServerTLSLayer)
 
 
-def _status(event: ResponseProtocolError) -> Any:
+def _status(event: http_events.ResponseProtocolError) -> Any:
     """mitmproxy 11 has plain numbers where 12 has codes with a status."""
     ask = getattr(event.code, "http_status_code", None)
     return ask() if ask else event.code

@@ -16,30 +16,21 @@ from mitmproxy import ctx
 from mitmproxy.addons.proxyserver import Proxyserver
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer
-from mitmproxy.proxy.layers.http import HttpLayer
-from mitmproxy.proxy.layers.http._base import HttpConnection as HttpConnection
-from mitmproxy.proxy.layers.http._base import HttpEvent as HttpEvent
-from mitmproxy.proxy.layers.http._base import ReceiveHttp as ReceiveHttp
-from mitmproxy.proxy.layers.http._events import RequestData as RequestData
-from mitmproxy.proxy.layers.http._events import RequestEndOfMessage as RequestEndOfMessage
-from mitmproxy.proxy.layers.http._events import RequestHeaders as RequestHeaders
-from mitmproxy.proxy.layers.http._events import RequestProtocolError as RequestProtocolError
-from mitmproxy.proxy.layers.http._events import ResponseData as ResponseData
-from mitmproxy.proxy.layers.http._events import ResponseEndOfMessage as ResponseEndOfMessage
-from mitmproxy.proxy.layers.http._events import ResponseHeaders as ResponseHeaders
-from mitmproxy.proxy.layers.http._events import ResponseProtocolError as ResponseProtocolError
-from mitmproxy.proxy.layers.http._http1 import Http1Client as Http1Client
-from mitmproxy.proxy.layers.http._http1 import Http1Server as Http1Server
+from mitmproxy.proxy.layers.http import HttpLayer, _base, _events, _http1
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO
 
 # mitmproxy's HTTP layer
 
+http_base = _base
+http_events = _events
+http1 = _http1
 
-def http1_server(http: HttpLayer, client: Client) -> Http1Server | None:
+
+def http1_server(http: HttpLayer, client: Client) -> http1.Http1Server | None:
     """What reads the requests of an HTTP/1 client; None for another kind of client."""
     server = http.connections.get(client)
-    return server if isinstance(server, Http1Server) else None
+    return server if isinstance(server, http1.Http1Server) else None
 
 
 def is_idle(http: HttpLayer, client: Client) -> bool:
@@ -59,9 +50,9 @@ def is_pipe(http: HttpLayer, client: Client) -> bool:
     return server is None or server.state == server.passthrough
 
 
-def read_with(client: layer.Layer, reader: type[Http1Client]) -> None:
+def read_with(client: layer.Layer, reader: type[http1.Http1Client]) -> None:
     """Lets a class of ours read what upstream answers on a connection that has just been made."""
-    if type(client) is Http1Client:
+    if type(client) is http1.Http1Client:
         client.__class__ = reader
         client.state = client.read_headers
 

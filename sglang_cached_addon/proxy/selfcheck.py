@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, Registe
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO, TimeoutWatchdog
 
-from sglang_cached_addon.proxy.inside import Http1Client, RequestHeaders, is_idle, unread
+from sglang_cached_addon.proxy.inside import http1, http_events, is_idle, unread
 
 
 class InsidePart(Enum):
@@ -67,7 +67,7 @@ class _Trial(HttpLayer):
     def event_to_child(
         self, child: layer.Layer, event: events.Event
     ) -> layer.CommandGenerator[None]:
-        if isinstance(event, RequestHeaders) and isinstance(child, HttpStream):
+        if isinstance(event, http_events.RequestHeaders) and isinstance(child, HttpStream):
             self.called.append("event_to_child")
         yield from super().event_to_child(child, event)
 
@@ -124,11 +124,11 @@ def _check_layers() -> bool:
 def _check_answers() -> bool:
     reader = _tried()[0].reader
     return (
-        type(reader) is Http1Client
+        type(reader) is http1.Http1Client
         and reader.state == reader.read_headers
         and all(callable(getattr(reader, name)) for name in ("read_headers", "read_body"))
         and {"request", "stream_id"} <= set(dir(reader))
-        and "body_reader" in _annotations(Http1Client)
+        and "body_reader" in _annotations(http1.Http1Client)
         and hasattr(reader.buf, "maybe_extract_lines")
     )
 

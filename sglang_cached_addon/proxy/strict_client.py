@@ -11,12 +11,7 @@ import re
 
 from mitmproxy.proxy import commands, events, layer
 
-from sglang_cached_addon.proxy.inside import (
-    ChunkedReader,
-    Http1Client,
-    ReceiveHttp,
-    ResponseProtocolError,
-)
+from sglang_cached_addon.proxy.inside import ChunkedReader, http1, http_base, http_events
 from sglang_cached_addon.wire.heads import MAX_FIELDS, MAX_HEAD, FramingError
 from sglang_cached_addon.wire.strict import StrictReader
 
@@ -26,7 +21,7 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 _INTERIM = re.compile(rb"HTTP/1\.[01] 1(?!01)[0-9][0-9][ \r\n]")
 
 
-class StrictHttp1Client(Http1Client):
+class StrictHttp1Client(http1.Http1Client):
     """Takes the place of an `Http1Client`."""
 
     def read_headers(self, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
@@ -36,9 +31,11 @@ class StrictHttp1Client(Http1Client):
             except FramingError as e:
                 yield commands.CloseConnection(self.conn)
                 assert self.stream_id is not None
-                code = ResponseProtocolError.code
+                code = http_events.ResponseProtocolError.code
                 error = f"Cannot parse HTTP response: {e}"
-                yield ReceiveHttp(ResponseProtocolError(self.stream_id, error, code))
+                yield http_base.ReceiveHttp(
+                    http_events.ResponseProtocolError(self.stream_id, error, code)
+                )
                 return
             if not is_whole:
                 return

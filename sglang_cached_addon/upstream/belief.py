@@ -48,7 +48,7 @@ class Belief:
         """Until when calls wait for upstream's word after a pause."""
         self._called_at = -inf
         """When the last call came."""
-        self._ask_at = -inf
+        self.ask_at = -inf
         """When upstream is to be asked again."""
 
     def trust(self, now: float) -> Trust:
@@ -64,7 +64,7 @@ class Belief:
     def wake(self, now: float) -> None:
         """Upstream is asked again after a pause, if there was one."""
         if self.is_old(now):
-            self._ask_at = now
+            self.ask_at = now
             self._waking_until = now + WAKE_SECONDS
 
     def patience(self, now: float) -> float:
@@ -84,14 +84,9 @@ class Belief:
         was then, however late it answers."""
         return asked_at < self._doubted_at
 
-    @property
-    def ask_at(self) -> float:
-        """When upstream is to be asked next."""
-        return self._ask_at
-
     def asking(self, now: float) -> None:
         """Upstream is being asked."""
-        self._ask_at = now + self._interval * EARLY
+        self.ask_at = now + self._interval * EARLY
 
     # What came of it
 
@@ -99,24 +94,24 @@ class Belief:
         """Upstream has named its model."""
         self._is_known, self._lapses_at, self._waking_until = True, inf, -inf
         self._said_at = max(self._said_at, asked_at)
-        self._ask_at = asked_at + self._interval * EARLY
+        self.ask_at = asked_at + self._interval * EARLY
 
     def silent(self, now: float) -> None:
         """Upstream is silent, or slow, or has trouble: what it said before goes on to count."""
-        self._ask_at = now + RETRY_SECONDS
+        self.ask_at = now + RETRY_SECONDS
 
     def refused(self, now: float) -> None:
         """Upstream does not tell a credential that it told before: its last word counts as long as
         any, and no longer."""
         self._lapses_at = min(self._lapses_at, max(now, self._said_at + self._interval))
-        self._ask_at = now + RETRY_SECONDS
+        self.ask_at = now + RETRY_SECONDS
 
     def doubted(self, now: float) -> None:
         """Something showed that upstream is another one by now."""
         self._lapses_at = self._doubted_at = now
-        self._ask_at = now
+        self.ask_at = now
 
     def nameless(self, now: float) -> None:
         """Upstream has said something else than its name."""
         self._is_known = False
-        self._ask_at = now + RETRY_SECONDS
+        self.ask_at = now + RETRY_SECONDS

@@ -81,17 +81,9 @@ class Updates:
         """`ended` is told what came of each."""
         self._ended = ended
         self._under_way: set[Update] = set()
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-
-    @property
-    def is_changing(self) -> bool:
-        """Whether the model may be changing right now."""
-        return not self._quiet.is_set()
-
-    async def quiet(self) -> None:
-        """Returns when the model is not changing."""
-        await self._quiet.wait()
+        self.quiet = asyncio.Event()
+        """Set as long as the model is not changing."""
+        self.quiet.set()
 
     def begin(self, change: Change, adapter: str | None, announced: asyncio.Future[None]) -> Update:
         """One more request is under way."""
@@ -102,9 +94,9 @@ class Updates:
     def note(self) -> None:
         """A request has come to another phase."""
         if any(update.phase is UpdatePhase.SENT for update in self._under_way):
-            self._quiet.clear()
+            self.quiet.clear()
         else:
-            self._quiet.set()
+            self.quiet.set()
 
     def end(self, update: Update, what: Ending) -> None:
         self._under_way.discard(update)

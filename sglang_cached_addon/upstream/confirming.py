@@ -62,8 +62,8 @@ class Confirming:
             return Reason.MODEL_CHANGED
         is_known = await self._asking.join(lambda: self._is_known(headers))
         greeted = await asyncio.shield(greeting) if greeting else None
-        await within(PATIENCE_SECONDS, self._updates.quiet())
-        if model_version != model.version or self._updates.is_changing:
+        await within(PATIENCE_SECONDS, self._updates.quiet.wait())
+        if model_version != model.version or not self._updates.quiet.is_set():
             return Reason.MODEL_CHANGED
         if greeted and not self.is_lasting(greeted):
             theirs, ours = greeted.said.identity, model.identity

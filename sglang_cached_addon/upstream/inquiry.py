@@ -36,14 +36,8 @@ class Health(StrEnum):
     DOWN = "down"
 
 
-_HEALTH = {
-    Verdict.KNOWN: Health.UP,
-    Verdict.REFUSED: Health.UP,
-    Verdict.NAMELESS: Health.UP,
-    Verdict.TROUBLED: Health.UP,
-    Verdict.SLOW: Health.UNKNOWN,
-    Verdict.DOWN: Health.DOWN,
-}
+_HEALTH = {Verdict.SLOW: Health.UNKNOWN, Verdict.DOWN: Health.DOWN}
+"""What a verdict says of upstream's health: with every other one, it answers."""
 
 
 class Inquiry:
@@ -156,7 +150,7 @@ class Inquiry:
     def take(self, said: Said, headers: Headers) -> None:
         """Learns from what upstream has said, or from its silence."""
         now = time.monotonic()
-        self.health = _HEALTH[said.verdict]
+        self.health = _HEALTH.get(said.verdict, Health.UP)
         match said.verdict:
             case Verdict.KNOWN:
                 self.credential_headers = headers

@@ -93,7 +93,7 @@ class Model:
         is_new = self._settle(found)
         if before != found or is_new:
             self.enter()
-            self.remember()
+            self._writer.remember()
         return is_restarted
 
     def _settle(self, found: Identity) -> bool:
@@ -106,7 +106,7 @@ class Model:
         if is_new:
             self.epochs.raise_model(found.digest)
         else:
-            self.remember()
+            self._writer.remember()
         return is_new
 
     def _restarted(self, found: Identity) -> None:
@@ -133,13 +133,13 @@ class Model:
         """A request that may change the model begins. Done when that is on disk: after a process
         that is killed meanwhile, nobody knows what came of it."""
         self._coming += 1
-        return self.remember()
+        return self._writer.remember()
 
     def without_effect(self) -> None:
         """Such a request has ended, and changed nothing."""
         self._coming -= 1
         if not self._coming:
-            self.remember()
+            self._writer.remember()
 
     def changed(self, update: Update) -> bool:
         """Such a request was carried out, or may have been. Returns whether the model may have
@@ -151,7 +151,7 @@ class Model:
         else:
             self._change()
         self.enter()
-        self.remember()
+        self._writer.remember()
         return not is_adapter
 
     def _change(self) -> None:
@@ -173,13 +173,13 @@ class Model:
         is_another = (before, adapters) != (self.fingerprint, self.epochs.adapters_token)
         if is_another:
             self.enter()
-        self.remember()
+        self._writer.remember()
         return is_another
 
     def opened(self, askers: frozenset[Asker]) -> None:
         """Upstream lets everybody ask this, and nothing else as far as it is known."""
         self.open = askers
-        self.remember()
+        self._writer.remember()
 
     def enter(self) -> None:
         """The model is, or may be, another one from now on."""
@@ -191,10 +191,6 @@ class Model:
         self._entered()
 
     # What outlives the process
-
-    def remember(self) -> asyncio.Future[None]:
-        """Writes down what is known; done when the disk has it, or refuses it."""
-        return self._writer.remember()
 
     def _facts(self) -> Facts:
         is_unsettled = self._unsettled is not None or self._coming > 0

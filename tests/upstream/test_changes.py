@@ -51,19 +51,19 @@ async def test_when_the_model_may_be_changing() -> None:
     updates, one, endings = await begin()
     other = updates.begin(Change.ADAPTER, "a", one.announced)
     held = updates.begin(Change.MODEL, None, one.announced)
-    assert not updates.is_changing
-    await updates.quiet()
+    assert updates.quiet.is_set()
+    await updates.quiet.wait()
     one.sent()
     other.sent()
-    quiet = asyncio.ensure_future(updates.quiet())
+    quiet = asyncio.ensure_future(updates.quiet.wait())
     one.ended(401)
     await settled()
-    assert updates.is_changing
+    assert not updates.quiet.is_set()
     assert not quiet.done()
     other.ended(200)
     await quiet
-    assert not updates.is_changing
+    assert updates.quiet.is_set()
     held.ended(None)
     assert endings == [NOTHING, DONE, NOTHING]
     held.sent()
-    assert not updates.is_changing
+    assert updates.quiet.is_set()
