@@ -53,124 +53,72 @@ def test_a_model_of_colons() -> None:
 X, Y, Z = (Identity(letter * 32, letter, None, "") for letter in "xyz")
 
 
-def test_nothing_has_changed() -> None:
-    """Before any change, all models have epoch 0."""
+def test_changes_of_models() -> None:
+    """A fingerprint is of digest and epoch alone; a changed model has a new one, others keep
+    theirs, and a change of an unknown model is one of all."""
     epochs = Epochs()
-    assert epochs.of(X.digest) == 0
-    assert epochs.adapters_token == epochs.adapter_epochs(["a"]) == ""
+    assert (epochs.of(X.digest), epochs.adapters_token) == (0, "")
     assert re.fullmatch("[0-9a-f]{32}", epochs.fingerprint(X))
-    assert len({X.digest, epochs.fingerprint(X), epochs.fingerprint(Y)}) == 3
-    assert epochs.fingerprint(X) == Epochs().fingerprint(X)
-
-
-def test_a_fingerprint_is_of_digest_and_epoch() -> None:
-    """A fingerprint depends on digest and epoch only."""
-    epochs = Epochs()
     same = Identity(X.digest, "other", "v", "another process")
-    assert epochs.fingerprint(X) == epochs.fingerprint(same)
-
-
-def test_a_changed_model_is_another_one() -> None:
-    """A changed model has a new fingerprint; other models keep theirs."""
-    epochs = Epochs()
-    seen = {epochs.fingerprint(X)}
-    others = epochs.fingerprint(Y)
+    assert epochs.fingerprint(same) == epochs.fingerprint(X) == Epochs().fingerprint(X) != X.digest
+    others, seen = epochs.fingerprint(Y), {epochs.fingerprint(X), epochs.fingerprint(Y)}
     for _ in range(3):
         epochs.raise_model(X.digest)
         seen.add(epochs.fingerprint(X))
-    assert len(seen) == 4
     assert epochs.fingerprint(Y) == others
     assert (epochs.of(X.digest), epochs.of(Y.digest), epochs.last) == (3, 0, 3)
-
-
-def test_a_change_of_an_unknown_model_is_one_of_all() -> None:
-    """A change of an unknown model is a change of all models."""
-    epochs = Epochs()
-    epochs.raise_model(X.digest)
-    before = {epochs.fingerprint(who) for who in (X, Y, Z)}
     epochs.raise_model(None)
-    assert not before & {epochs.fingerprint(who) for who in (X, Y, Z)}
+    seen |= {epochs.fingerprint(who) for who in (X, Y, Z)}
+    assert len(seen) == 5 + 3
     epochs.raise_model(X.digest)
-    assert (epochs.of(X.digest), epochs.of(Y.digest)) == (3, 2)
+    assert (epochs.of(X.digest), epochs.of(Y.digest)) == (5, 4)
     assert epochs.models.keys() == {X.digest}
 
 
-def test_adapters_are_apart_from_models() -> None:
-    """A change of an adapter leaves the models alone."""
+def test_changes_of_adapters() -> None:
+    """A change of an adapter leaves models and other adapters alone; the order and number of names
+    do not matter."""
     epochs = Epochs()
-    before = epochs.fingerprint(X)
-    epochs.raise_adapter("a")
-    first, all_first = epochs.adapter_epochs({"a", "b"}), epochs.adapters_token
-    epochs.raise_adapter("a")
-    assert epochs.fingerprint(X) == before
-    assert first and first != epochs.adapter_epochs({"a", "b"})
-    assert all_first and all_first != epochs.adapters_token
-    assert epochs.adapter_epochs({"b"}) == ""
-    assert epochs.adapter_epochs([]) == ""
-
-
-def test_adapter_epochs_are_a_set() -> None:
-    """The order and number of names do not matter."""
-    epochs = Epochs()
-    for name in ("b", "a", 'a","b'):
+    before, tokens = epochs.fingerprint(X), set[str]()
+    for name in ("b", "a", 'a","b', "a"):
         epochs.raise_adapter(name)
+        assert epochs.adapters_token == epochs.adapter_epochs(epochs.adapters)
+        tokens |= {epochs.adapters_token, epochs.adapter_epochs([name])}
+    assert epochs.fingerprint(X) == before
+    assert len(tokens) == 1 + 3 * 2  # the first one is all
+    assert epochs.adapter_epochs({"c"}) == epochs.adapter_epochs([]) == ""
     assert epochs.adapter_epochs(["a", "b"]) == epochs.adapter_epochs(["b", "a", "b", "c"])
     assert epochs.adapter_epochs(["a", "b"]) != epochs.adapter_epochs(['a","b'])
-    assert epochs.adapters_token == epochs.adapter_epochs(epochs.adapters)
 
 
 @each(
-    ("changed", "after", "are_new", "are_kept"),
+    ("changed", "after", "are_new"),
     [
-        ([], X, [], [X, Y, Z]),
-        ([X], X, [X], [Y, Z]),
+        ([], X, []),
+        ([X], X, [X]),
         # Y was never changed, so what is stored of it was given by the weights that it has.
-        ([X], Y, [], [X, Y, Z]),
-        ([Y], Y, [Y], [X, Z]),
-        ([X, Y], Y, [Y], [X, Z]),
+        ([X], Y, []),
+        ([Y], Y, [Y]),
+        ([X, Y], Y, [Y]),
+        ([None], X, [X]),
     ],
 )
-def test_restarts(
-    changed: list[Identity],
-    after: Identity,
-    are_new: list[Identity],
-    are_kept: list[Identity],
-) -> None:
-    """After a restart, what was never changed keeps its epoch, and all else has a new one."""
-    epochs = Epochs()
-    for who in changed:
-        epochs.raise_model(who.digest)
-    former = {who: epochs.fingerprint(who) for who in (X, Y, Z)}
-    epochs.restarted(after)
-    assert [who for who in (X, Y, Z) if epochs.fingerprint(who) != former[who]] == are_new
-    assert [who for who in (X, Y, Z) if epochs.fingerprint(who) == former[who]] == are_kept
-
-
-def test_a_restart_after_a_change_of_all() -> None:
-    """A restart after a change of all models gives a new epoch."""
-    epochs = Epochs()
-    epochs.raise_model(None)
-    before = epochs.fingerprint(X)
-    epochs.restarted(X)
-    assert epochs.fingerprint(X) != before
-
-
-def test_a_restart_forgets_no_adapter() -> None:
-    """A restart gives each changed adapter a new epoch."""
-    epochs = Epochs()
-    epochs.raise_adapter("a")
-    before = epochs.adapter_epochs("a"), epochs.adapters_token, epochs.fingerprint(X)
-    epochs.restarted(X)
-    assert epochs.adapter_epochs("a") not in ("", before[0])
-    assert epochs.adapters_token != before[1]
-    assert epochs.fingerprint(X) == before[2]
-
-
-def test_a_restart_of_what_never_changed_is_nothing() -> None:
-    """A restart changes nothing where nothing was changed before."""
-    epochs = Epochs()
-    epochs.restarted(Y)
-    assert epochs == Epochs()
+def test_restarts(changed: list[Identity | None], after: Identity, are_new: list[Identity]) -> None:
+    """After a restart, what was never changed keeps its epoch; each model, and each adapter, that
+    was has a new one."""
+    for has_adapter in (False, True):
+        epochs = Epochs()
+        for who in changed:
+            epochs.raise_model(who and who.digest)
+        if has_adapter:
+            epochs.raise_adapter("a")
+        models, adapters = [epochs.fingerprint(who) for who in (X, Y, Z)], epochs.adapters_token
+        last = epochs.last
+        epochs.restarted(after)
+        found = zip((X, Y, Z), models, strict=True)
+        assert [who for who, former in found if epochs.fingerprint(who) != former] == are_new
+        assert (epochs.adapters_token != adapters) is has_adapter
+        assert (epochs.last > last) is bool(are_new or has_adapter)
 
 
 def full() -> Epochs:
@@ -224,22 +172,16 @@ def test_merge(mine: dict[str, int], theirs: dict[str, int], merged: dict[str, i
 
 @each("epochs", [Epochs(), full()], ids=["empty", "full"])
 def test_epochs_are_kept(epochs: Epochs) -> None:
-    """Epochs are the same after they were written and read."""
-    again = Epochs.from_json(orjson.loads(orjson.dumps(epochs.as_json())))
-    assert again == epochs
-    for who in (X, Y, Z):
-        assert again.fingerprint(who) == epochs.fingerprint(who)
-    assert again.adapters_token == epochs.adapters_token
-
-
-def test_what_was_kept_does_not_follow() -> None:
-    """What was given to be written does not change later."""
-    epochs = full()
+    """Epochs are the same after they were written and read; what was written does not change."""
     kept = epochs.as_json()
-    again = Epochs.from_json(kept)
-    again.raise_adapter("b")
-    epochs.raise_model("b")
-    assert kept == full().as_json()
+    again = Epochs.from_json(orjson.loads(orjson.dumps(kept)))
+    assert again == epochs == Epochs.from_json({**kept, "of a later version": 1})
+    assert again.adapters_token == epochs.adapters_token
+    before, read = repr(kept), Epochs.from_json(kept)
+    for one in (read, epochs):
+        one.raise_adapter("b")
+        one.raise_model("b")
+    assert repr(kept) == before
 
 
 GOOD: dict[str, Any] = {"last": 3, "floor": 1, "models": {"x": 2}, "adapters": {"a": 3}}
@@ -260,8 +202,3 @@ def test_broken_epochs_are_refused(value: Any) -> None:
     """Epochs that make no sense are refused, with a reason."""
     with pytest.raises(ValueError, match=r"^epochs: "):
         Epochs.from_json(value)
-
-
-def test_epochs_of_a_later_version() -> None:
-    """Unknown members of a later version are left out."""
-    assert Epochs.from_json({**GOOD, "new": 1}) == Epochs(3, 1, {"x": 2}, {"a": 3})

@@ -67,26 +67,17 @@ def test_cache_status_is_a_structured_field() -> None:
         (Outcome(Kind.MISS, 0, 3), "sglang-cached; fwd=miss; stored"),
         (Outcome(Kind.MISS, 0, 3, is_open=True), "sglang-cached; fwd=miss"),
         (Outcome(Kind.COLLAPSED, 0, 3), "sglang-cached; fwd=miss; collapsed"),
-        (
-            Outcome(Kind.MISS, 0, 1, Reason.ABORT),
-            "sglang-cached; fwd=miss; detail=abort",
-        ),
+        (Outcome(Kind.MISS, 0, 1, Reason.ABORT), "sglang-cached; fwd=miss; detail=abort"),
         (
             Outcome(Kind.MISS, 0, 1, Reason.STATUS, 400),
             "sglang-cached; fwd=miss; fwd-status=400; detail=status",
         ),
-        (
-            Outcome(Kind.PARTIAL, 1, 3),
-            'sglang-cached; fwd=partial; stored; detail="1 of 3 stored"',
-        ),
+        (Outcome(Kind.PARTIAL, 1, 3), 'sglang-cached; fwd=partial; stored; detail="1 of 3 stored"'),
         (
             Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503),
             'sglang-cached; fwd=partial; fwd-status=503; detail="1 of 3 stored, status"',
         ),
-        (
-            Outcome(Kind.BYPASS, reason=Reason.STREAM),
-            "sglang-cached; fwd=bypass; detail=stream",
-        ),
+        (Outcome(Kind.BYPASS, reason=Reason.STREAM), "sglang-cached; fwd=bypass; detail=stream"),
         (Outcome(Kind.HIT, 1, 1, key=KEY), f"sglang-cached; hit; key={SHOWN}"),
         (Outcome(Kind.MISS, 0, 1, key=KEY), f"sglang-cached; fwd=miss; stored; key={SHOWN}"),
         (
@@ -102,10 +93,7 @@ def test_cache_status_is_a_structured_field() -> None:
             Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
             f"sglang-cached; key={SHOWN}; detail=only-if-cached",
         ),
-        (
-            Outcome(Kind.MISS, 0, 3, Reason.OFFLINE, 504),
-            "sglang-cached; detail=offline",
-        ),
+        (Outcome(Kind.MISS, 0, 3, Reason.OFFLINE, 504), "sglang-cached; detail=offline"),
         (
             Outcome(Kind.BYPASS, reason=Reason.HTTP_1_0),
             "sglang-cached; fwd=bypass; detail=http-1.0",
@@ -117,19 +105,15 @@ def test_cache_status(outcome: Outcome, value: str) -> None:
     assert outcome.cache_status == value
 
 
-@each("key", [b"", KEY, b"\xff" * 32, b"\0" * 32])
-def test_hit_status(key: bytes) -> None:
-    """The status of a hit is the same in the lane and elsewhere."""
-    assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
-
-
-@each("kind", Kind)
-def test_headers(kind: Kind) -> None:
-    """Only a hit has an `Age`."""
-    headers = dict(Outcome(kind, 1, 2, age=7).headers())
-    assert headers["X-Cache"] == kind.name
-    assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
-    assert parameters(headers["Cache-Status"])
+def test_headers() -> None:
+    """Only a hit has an `Age`; its status is the same in the lane and elsewhere."""
+    for kind in Kind:
+        headers = dict(Outcome(kind, 1, 2, age=7).headers())
+        assert headers["X-Cache"] == kind.name
+        assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
+        assert parameters(headers["Cache-Status"])
+    for key in (b"", KEY, b"\xff" * 32, b"\0" * 32):
+        assert hit_status(key).decode() == Outcome(Kind.HIT, 1, 1, key=key).cache_status
 
 
 @each(
@@ -171,27 +155,10 @@ def test_saved(samples: list[Sample], saved: Saved) -> None:
     assert Saved.of(iter(samples)) == saved
 
 
-def test_counters_at_the_start() -> None:
-    """A new process has counted nothing."""
-    assert Counters().as_json() == {
-        "hits": 0,
-        "misses": 0,
-        "partial_hits": 0,
-        "collapsed": 0,
-        "hit_rate": 0.0,
-        "denied": 0,
-        "bypasses": {},
-        "not_stored": {},
-        "samples_from_cache": 0,
-        "samples_from_upstream": 0,
-        "tokens_saved": 0,
-        "upstream_seconds_saved": 0.0,
-    }
-
-
 def test_counters() -> None:
-    """Hits, misses, partial hits and bypasses are summed up."""
+    """Hits, misses, partial hits and bypasses are summed up, from nothing, as plain JSON."""
     counters = Counters()
+    assert not any(counters.as_json().values())
     counters.samples_from_upstream += 3
     counters.add(Outcome(Kind.MISS, 0, 3))
     counters.hit(Saved.of([sample(2.0, 5), sample(2.0, 6), sample(0.5, 7)]))
@@ -205,7 +172,7 @@ def test_counters() -> None:
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.BEAM))
-    assert counters.as_json() == {
+    assert json.loads(json.dumps(counters.as_json())) == {
         "hits": 2,
         "misses": 5,
         "partial_hits": 1,
@@ -219,16 +186,6 @@ def test_counters() -> None:
         "tokens_saved": 18 + 11 + 4,
         "upstream_seconds_saved": 2.0 + 9.0,
     }
-
-
-def test_counters_are_json() -> None:
-    """The counters are plain JSON."""
-    counters = Counters()
-    for reason in Reason:
-        counters.add(Outcome(Kind.BYPASS, reason=reason))
-    assert json.loads(json.dumps(counters.as_json()))["bypasses"] == dict.fromkeys(
-        sorted(Reason), 1
-    )
 
 
 @each(

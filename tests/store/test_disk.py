@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -53,50 +52,34 @@ def records_of(path: Path) -> list[bytes]:
 
 
 def test_reopened(tmp_path: Path) -> None:
-    """After a restart all is there, in its order and with its sums."""
+    """After a restart all is there: pools in their order, also where samples were replaced, sums,
+    and the names of bodies. The file has what was asked once for each key."""
+    raw = b"r" * 16
     with opened(tmp_path) as store:
         assert store.loaded == Loaded()
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}'), sample(b'{"x":2}')]))
-        store.append(Addition(B, "generate", b'{"q":2}', [sample(b'{"x":3}')]))
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":4}')]))
+        store.append(
+            Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0), sample(b'{"x":2}', 2.0)], raw)
+        )
+        store.append(Addition(B, "generate", b'{"q":2}', [sample(b'{"x":3}', 1.0)]))
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0))
+        assert (store.generation, store.clears) == (1, 0)
+        for at in (4.0, 5.0):
+            store.append(Addition(B, "generate", b'{"q":2}', [sample(b'{"x":5}', at)], since=inf))
         before = list(pool(store, A)), list(pool(store, B))
+        assert [s.answer for s in before[0]] == [b'{"x":4}', b'{"x":2}']
+    for _ in range(2):
+        with opened(tmp_path) as store:
+            assert store.loaded == Loaded(keys=2, samples=3)
+            assert store.index.by_dialect == {"chat": 2, "generate": 1}
+            assert len(store.memory) == 0
+            assert (list(pool(store, A)), list(pool(store, B))) == before
+            assert store.memory.bytes == 3 * len(b'{"x":1}')
+            assert (store.find(raw), store.find(b"s" * 16)) == (A, None)
     with opened(tmp_path) as store:
-        assert store.loaded == Loaded(keys=2, samples=4)
-        assert store.index.by_dialect == {"chat": 3, "generate": 1}
-        assert len(store.memory) == 0
-        assert (list(pool(store, A)), list(pool(store, B))) == before
-        assert store.memory.bytes == 4 * len(b'{"x":1}')
-
-
-def test_call_once(tmp_path: Path) -> None:
-    """The file has what was asked once for each key."""
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
-        store.append(Addition(B, "chat", b'{"q":2}', [sample(b"{}")]))
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}")]))
-    assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None, {"q": 2}, None]
-
-
-def test_clear(tmp_path: Path) -> None:
-    """A clear removes all for good, and what was asked is written again after it. A folder that is
-    missing is made."""
-    folder = tmp_path / "one" / "two"
-    with opened(folder) as store:
-        assert store.journal.path == folder / "cache.jsonl"
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')]))
-        done = store.clear()
-        assert len(pool(store, A)) == 0
-        assert done.result(10) is None
-        assert store.journal.path.stat().st_size == 0
-    with opened(folder) as store:
-        assert store.loaded == Loaded()
-        assert len(pool(store, A)) == 0
-        store.clear()
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')]))
-    (record,) = records(folder)
-    assert (record["call"], record["answers"]) == ({"q": 1}, [{"x": 2}])
+        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", 6.0)]))
+        assert [call for _, _, call in store.calls(9, 9)] == [b'{"q":1}', b'{"q":2}']
+    calls = [record["call"] for record in records(tmp_path) if "call" in record]
+    assert calls == [{"q": 1}, {"q": 2}]
 
 
 @each(
@@ -127,50 +110,7 @@ def test_unusable_folder(block: str, folder: str, tmp_path: Path) -> None:
         assert store.loaded.keys == 0
 
 
-def test_names_of_bodies_survive(tmp_path: Path) -> None:
-    """Pools are found by the names of bodies after a restart, too."""
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b"{}", [sample(b"{}")], b"r" * 16))
-        store.append(Addition(B, "chat", b"{}", [sample(b"{}")]))
-    with opened(tmp_path) as again:
-        assert again.find(b"r" * 16) == A
-        assert again.find(b"s" * 16) is None
-        again.clear().result(10)
-        assert again.find(b"r" * 16) is None
-
-
 # Samples that are replaced
-
-
-def test_since_survives(tmp_path: Path) -> None:
-    """Samples that took the places of old ones have them after a restart, too."""
-    raw = b"r" * 16
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}', 1.0)], raw))
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}', 2.0)]))
-        store.append(Addition(B, "chat", b'{"q":2}', [sample(b'{"x":3}', 1.0)]))
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":4}', 3.0)], since=2.0))
-        assert (store.generation, store.clears) == (1, 0)
-        before = list(pool(store, A))
-        assert [s.answer for s in before] == [b'{"x":4}', b'{"x":2}']
-    for _ in range(2):
-        with opened(tmp_path) as store:
-            assert list(pool(store, A)) == before
-            assert store.find(raw) == A
-            assert store.loaded == Loaded(keys=2, samples=3)
-
-
-def test_call_stays_when_all_is_replaced(tmp_path: Path) -> None:
-    """What was asked stays in the file, once, when all samples are replaced."""
-    with opened(tmp_path) as store:
-        for at in (1.0, 2.0, 3.0):
-            store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", at)], since=inf))
-        assert len(pool(store, A)) == 1
-        store.clear(B[:8]).result(10)
-        store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", 4.0)], since=inf))
-    assert [record.get("call") for record in records(tmp_path)] == [{"q": 1}, None]
-    with opened(tmp_path) as store:
-        assert list(store.calls(9, 9)) == [(A, "chat", b'{"q":1}')]
 
 
 # Models
@@ -189,8 +129,9 @@ def key(model: bytes, n: int) -> bytes:
 )  # fmt: skip
 def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path: Path) -> None:
     """Just what belongs to a model is removed, or all but that, for good."""
-    folder = tmp_path / f"{model!r} {others}"
+    folder = tmp_path / f"{model!r} {others}" / "which is made"
     with opened(folder) as store:
+        store.state.save({"a": 1})
         for n in range(3):
             for one in (b"x", b"y", b"z"):
                 asked = b'{"q":%d}' % n
@@ -205,6 +146,7 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
         store.append(Addition(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")]))
         store.append(Addition(key(b"x", 0), "chat", b'{"q":0}', [sample(b"{}")]))
     with opened(folder) as store:
+        assert store.state.load() == {"a": 1}, "it outlives a clear"
         came_back = (b"x" * 8).hex()
         expected[came_back] = expected.get(came_back, 0) + 2
         assert store.index.by_model() == expected
@@ -214,32 +156,6 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
         # What was asked is there once for each key, of those that came back, too.
         asked_of = [found for found, _, _ in store.calls(99, 9)]
         assert len(asked_of) == len(set(asked_of)) == len(store.index)
-
-
-def test_failed_clear_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clear that the disk refuses is told to have failed."""
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with opened(tmp_path) as store:
-        store.append(Addition(A, "chat", b"{}", [sample(b"{}")]))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", fail)
-            with pytest.raises(StoreError, match=r"cannot clear .*cache\.jsonl: No space left"):
-                store.clear(A[:8]).result(10)
-        assert len(pool(store, A)) == 0
-
-
-def test_state(tmp_path: Path) -> None:
-    """What is known of the upstream lies beside the journal, and outlives a clear."""
-    with opened(tmp_path) as store:
-        assert store.state.load() == {}
-        store.state.save({"a": 1})
-        store.clear().result(10)
-    with opened(tmp_path) as store:
-        assert store.state.load() == {"a": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.jsonl", "cache.lock", "state.json"]
 
 
 def test_compacts_by_itself(tmp_path: Path) -> None:
@@ -420,23 +336,6 @@ def test_what_waits_for_the_disk_stays(tmp_path: Path) -> None:
     with limited(tmp_path, memory=1) as store:
         fill(store, *range(100))
         assert there(store, 100) == list(range(100))
-
-
-def test_more_of_what_is_not_in_memory(tmp_path: Path) -> None:
-    """What is added to a pool that is not in memory comes behind it."""
-    with limited(tmp_path, memory=1) as store:
-        fill(store, 1)
-        settle(store)
-        fill(store, 2)
-        assert key_of(1) not in store.memory
-        store.append(Addition(key_of(1), "chat", b"{}", [sample(b'{"x":"more"}', time.time())]))
-        answers = [body(1), b'{"x":"more"}']
-        assert [s.answer for s in pool(store, key_of(1))] == answers
-    with limited(tmp_path) as store:
-        assert [s.answer for s in pool(store, key_of(1))] == answers
-        assert [record["call"] for record in records(tmp_path) if "call" in record] == [
-            {"q": 1}, {"q": 2},
-        ]  # fmt: skip
 
 
 @each("memory", [1, 10**9])

@@ -22,14 +22,3 @@ def test_expiry_without_a_folder() -> None:
     assert store.generation > generation
     assert store.is_expired(now - 101)
     assert not MemoryStore().is_expired(now - 101)
-
-
-def test_clear() -> None:
-    """What belongs to a model goes, or all else, or all; it is done at once."""
-    for model, others, left in ((A[:8], False, [B]), (A[:8], True, [A]), (None, False, [])):
-        store = MemoryStore()
-        for key in (A, B):
-            store.append(Addition(key, "chat", b"", [Sample(b"{}", 1.0, 0.5, 3)]))
-        assert store.clear(model, others=others).result(0) is None
-        assert list(store.index) == left
-        assert store.index.samples == len(left)

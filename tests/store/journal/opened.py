@@ -191,7 +191,6 @@ class Held:
                 assert self._go.wait(10)
             return real(handle)
 
-        patch.setattr("sglang_cached_addon.store.journal.writer.LOOK_SECONDS", 0.01)
         patch.setattr(os, "fstat", wait)
         # It looks whether the file is still there.
         assert entered.wait(10)

@@ -29,7 +29,6 @@ from tests.store.journal.opened import (
     numbers,
     of_a,
     opened,
-    pool,
     read,
     write,
 )
@@ -67,26 +66,6 @@ def test_clear_of_a_part_destroys_nothing_that_it_cannot_read(tmp_path: Path) ->
     assert path.read_bytes() == newer + b"\n"
     aside = (tmp_path / "cache.jsonl.broken").read_bytes()
     assert aside == b"".join(one + b"\n" for one in (*unknown, *unknown))
-
-
-def test_clear_of_a_part_of_nothing(tmp_path: Path) -> None:
-    """A clear of an empty journal comes to its end."""
-    with opened(tmp_path) as journal:
-        journal.journal.clear(of_a).result(10)
-        journal.append(line(A, b"{}"))
-    assert read(tmp_path) == [line(A, b"{}")]
-
-
-def test_replaced_survives_a_clear_of_others(tmp_path: Path) -> None:
-    """What was replaced in a pool stays replaced when others are cleared."""
-    with opened(tmp_path) as journal:
-        journal.append(line(A, b'{"x":1}'))
-        journal.append(line(B, b'{"x":1}', b'{"x":3}'), b'{"q":1}')
-        journal.append(line(B, b'{"x":2}'), slot=0)
-        journal.journal.clear(of_a).result(10)
-    with opened(tmp_path) as journal:
-        assert pool(journal, B) == [2, 3]
-        assert [call for _, _, call in calls_of(journal.journal.path, 9, 9)] == [b'{"q":1}']
 
 
 def test_pending_lines_keep_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,7 @@ from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.verify import examine
 from tests.conftest import until
-from tests.store.journal.opened import (
-    A,
-    fail,
-    line,
-    numbers,
-)
+from tests.store.journal.opened import A, fail, line, numbers
 
 
 def test_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

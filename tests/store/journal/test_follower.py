@@ -17,7 +17,7 @@ from tests.store.test_disk import body, fill, key_of, opened, pool, settle
 
 
 @pytest.fixture(autouse=True)
-def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def follows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(follower, "LOOK_SECONDS", 0.01)
 
 

@@ -15,15 +15,7 @@ import pytest
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal import Journal
 from tests.conftest import until
-from tests.store.journal.opened import (
-    A,
-    B,
-    C,
-    line,
-    opened,
-    pool,
-    read,
-)
+from tests.store.journal.opened import A, B, C, line, opened, pool, read
 
 HOLDER = """
 import signal, sys
@@ -93,12 +85,6 @@ def test_second_opener_in_process(tmp_path: Path) -> None:
 # What others do to the file
 
 
-@pytest.fixture
-def looking(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is looked often whether the file is where it was."""
-    monkeypatch.setattr("sglang_cached_addon.store.journal.writer.LOOK_SECONDS", 0.01)
-
-
 def rotate(path: Path) -> None:
     path.rename(path.with_name("cache.jsonl.1"))
 
@@ -117,7 +103,6 @@ def take_folder(path: Path) -> None:
     path.parent.rename(path.parent.with_name("elsewhere"))
 
 
-@pytest.mark.usefixtures("looking")
 @pytest.mark.parametrize(
     "do", [rotate, rotate_and_create, rotate_and_remove, Path.unlink, take_folder]
 )
@@ -155,7 +140,6 @@ def test_a_file_that_is_taken_away(
         assert said in record.getMessage() or do is take_folder
 
 
-@pytest.mark.usefixtures("looking")
 def test_another_file_in_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that was put in the place of the journal is renamed, and the journal is back."""
     path = tmp_path / "cache.jsonl"

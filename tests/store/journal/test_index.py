@@ -33,55 +33,6 @@ def facts(index: Index) -> tuple[int, int, int, dict[str, int]]:
     return len(index), index.samples, index.bytes, dict(index.by_dialect)
 
 
-def test_places() -> None:
-    """A pool has the samples of all its lines, in the order of their slots."""
-    index = Index()
-    index.add(head(A, samples=2), Place(0, 100))
-    index.add(head(B, dialect="generate"), Place(100, 50))
-    index.add(head(A, 3.0, slot=2), Place(150, 10))
-    assert index.extents(A) == [
-        Extent(Place(0, 100), 1.0, 0, 0, 2),
-        Extent(Place(150, 10), 3.0, 0, 2, 1),
-    ]
-    assert index.extents(C) == []
-    assert (A in index, C in index) == (True, False)
-    assert (index.count(A), index.end(A), index.weight(A)) == (3, 3, 110)
-    assert (index.count(C), index.end(C), index.weight(C)) == (0, 0, 0)
-    assert facts(index) == (2, 4, 160, {"chat": 3, "generate": 1})
-    assert index.by_model() == {(b"a" * 8).hex(): 3, (b"b" * 8).hex(): 1}
-
-
-REPLACED = [
-    (0, 5, "nnnnn", 10), (0, 9, "nnnnnnnnn", 10), (0, 1, "n1234", 110), (4, 1, "0123n", 110),
-    (1, 3, "0nnn4", 110), (3, 4, "012nnnn", 110), (5, 2, "01234nn", 110), (8, 2, "01234nn", 110),
-]  # fmt: skip
-
-
-def test_replaced() -> None:
-    """A line takes its slots, and the sums are those of the samples that are left."""
-    for slot, samples, pool, size in REPLACED:
-        replaced(slot, samples, pool, size)
-
-
-def replaced(slot: int, samples: int, pool: str, size: int) -> None:
-    index = Index()
-    index.add(head(A, 1.0, 5, raw=RAW), Place(0, 100))
-    index.add(head(A, 2.0, samples, slot=slot), Place(100, 10))
-    seen = ""
-    for extent in index.extents(A):
-        line = "01234" if extent.place.offset == 0 else "n" * samples
-        seen += line[extent.skip : extent.skip + extent.samples]
-    assert seen == pool
-    slots = [extent.slot for extent in index.extents(A)]
-    assert slots == sorted(slots)
-    assert facts(index) == (1, len(pool), size, {"chat": len(pool)})
-    assert (index.count(A), index.weight(A)) == (len(pool), size)
-    assert index.find(RAW) == A, "the name of a body is that of the key"
-    index.add(head(A, 0.0, 0), Place(130, 10))
-    assert facts(index) == (0, 0, 0, {})
-    assert index.find(RAW) is None
-
-
 def test_against_a_list() -> None:
     """Whatever the order of events, the index says what a plain list of slots says."""
     numbers = random.Random(3)
@@ -107,9 +58,15 @@ def test_against_a_list() -> None:
             for i in range(extent.samples)
         }
         assert seen == model
-        assert index.samples == len(model)
-        lines = {extent.place for extent in index.extents(A)}
-        assert index.bytes == sum(place.length for place in lines)
+        weight = sum(place.length for place in set(places(index, A)))
+        assert facts(index) == (
+            bool(model),
+            len(model),
+            weight,
+            {"chat": len(model)} if model else {},
+        )
+        assert (index.count(A), index.weight(A)) == (len(model), weight)
+        assert index.end(A) == max(model, default=-1) + 1
 
 
 def test_waiting() -> None:
@@ -166,6 +123,8 @@ def test_forgetting() -> None:
     index.expire(A, 1.5, 9.0)
     index.expire(C, 1.0, -9.0)  # a clock that was set back
     index.remove(C)
+    assert (C in index, index.extents(C), index.count(C), index.end(C)) == (False, [], 0, 0)
+    assert index.by_model() == {(b"b" * 8).hex(): 3}
     assert facts(index) == (1, 3, 10, {"chat": 3})
     assert [index.find(key[:15] + b"%d" % n) for n, key in enumerate((A, A, B, C))] == [
         None, None, B, None,

@@ -6,19 +6,7 @@ import json
 import zlib
 from pathlib import Path
 
-from sglang_cached_addon.store import Loaded
-from sglang_cached_addon.store.journal.reader import calls_of
-from tests.conftest import until
-from tests.store.journal.opened import (
-    A,
-    B,
-    C,
-    Opened,
-    line,
-    opened,
-    pool,
-    read,
-)
+from tests.store.journal.opened import A, B, line, opened, read
 
 ANSWERS = [
     b"{}", b'{"text":"plain"}', '{"text":"é ü 漢字 😀 \u2028"}'.encode(),
@@ -40,17 +28,6 @@ def test_round_trip(tmp_path: Path) -> None:
             wanted += lines
     assert read(tmp_path) == wanted
     assert (tmp_path / "cache.jsonl").read_bytes().count(b"\n") == len(wanted)
-
-
-def test_order(tmp_path: Path) -> None:
-    """The order of the lines, and so of a pool, is the same after a restart."""
-    wanted = [line(key, b'{"x":%d}' % n) for n in range(200) for key in (A, B, C)]
-    with opened(tmp_path) as journal:
-        for one in wanted:
-            journal.append(one)
-    with opened(tmp_path) as journal:
-        assert journal.lines == wanted
-        assert journal.loaded == Loaded(keys=3, samples=600)
 
 
 def test_lines_describe_themselves(tmp_path: Path) -> None:
@@ -75,48 +52,3 @@ def test_lines_describe_themselves(tmp_path: Path) -> None:
     }
     assert "call" not in second
     assert second["slot"] == 2
-
-
-def test_replaced_survives(tmp_path: Path) -> None:
-    """A sample that took the slot of another one has it after a restart, too."""
-    with opened(tmp_path) as journal:
-        journal.append(line(A, *(b'{"x":%d}' % n for n in range(5))), b'{"q":1}')
-        journal.append(line(A, b'{"x":10}'), slot=0)
-        journal.append(line(A, b'{"x":13}', b'{"x":14}', b'{"x":15}'), slot=3)
-        wanted = [10, 1, 2, 13, 14, 15]
-        assert pool(journal, A) == wanted, "while it waits"
-        journal.settle()
-        assert pool(journal, A) == wanted
-        journal.journal.compact().result(10)
-        assert pool(journal, A) == wanted
-    with opened(tmp_path) as journal:
-        assert pool(journal, A) == wanted
-        assert [call for _, _, call in calls_of(journal.journal.path, 9, 9)] == [b'{"q":1}']
-        journal.append(line(A), slot=0)
-        assert pool(journal, A) == []
-        journal.append(line(A, b'{"x":7}'))
-    with opened(tmp_path) as journal:
-        assert pool(journal, A) == [7]
-
-
-def test_written_while_open(tmp_path: Path) -> None:
-    """A line is in the file soon after it was added, though the journal is open."""
-    path = tmp_path / "cache.jsonl"
-    with opened(tmp_path) as journal:
-        journal.append(line(A, b'{"x":1}'))
-        until(lambda: b'"answers":[{"x":1}],"sum":' in path.read_bytes())
-        until(lambda: journal.journal.pending == 0)
-        journal.append(line(A, b'{"x":2}'))
-        until(lambda: b'"answers":[{"x":2}],"sum":' in path.read_bytes())
-
-
-def test_close_writes_everything(tmp_path: Path) -> None:
-    """All that was added is in the file after an orderly end."""
-    wanted = [line(A, b'{"x":%d}' % n) for n in range(1000)]
-    journal = Opened(tmp_path)
-    for one in wanted:
-        journal.append(one)
-    journal.journal.close()
-    journal.journal.close()
-    assert journal.journal.pending == 0
-    assert read(tmp_path) == wanted

@@ -31,7 +31,9 @@ def test_cut_anywhere(tmp_path: Path) -> None:
     lines = [line(A, '{"x":"é"}'.encode()), line(B, b'{"x":2}', b"{}")]
     data = write(tmp_path / "whole", *lines)
     added = line(C, b'{"x":"new"}')
-    for end in range(len(data) + 1):
+    ends = [end for end, byte in enumerate(data) if byte == 10]
+    near = {end + by for end in ends for by in (-1, 0, 1)}
+    for end in sorted({*range(0, len(data), 11), *near}):
         folder = tmp_path / str(end)
         folder.mkdir()
         path = folder / "cache.jsonl"
@@ -136,7 +138,7 @@ def test_flipped_anywhere(tmp_path: Path) -> None:
     data = write(tmp_path, *wanted)
     path = tmp_path / "cache.jsonl"
     ends = [place for place, byte in enumerate(data) if byte == 10]
-    for place in range(len(data)):
+    for place in sorted({*range(0, len(data), 4), *ends}):
         mask = (0x01, 0x04, 0x20, 0x80, 0xFF)[place % 5]
         flipped = bytearray(data)
         flipped[place] ^= mask

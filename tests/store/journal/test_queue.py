@@ -7,19 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sglang_cached_addon.store.journal import queue
 from sglang_cached_addon.store.journal.extents import Head
-from sglang_cached_addon.store.journal.queue import BATCH, MAX_PENDING, Queue
+from sglang_cached_addon.store.journal.queue import BATCH, Queue
 from sglang_cached_addon.store.journal.reader import FileReader
-from tests.store.journal.opened import (
-    A,
-    B,
-    C,
-    Held,
-    line,
-    opened,
-    read,
-    write,
-)
+from tests.store.journal.opened import A, B, C, Held, line, opened, read, write
+
+MAX_PENDING = 1 << 20
 
 
 def test_bounded(
@@ -27,6 +21,7 @@ def test_bounded(
 ) -> None:
     """Lines beyond the limit are not kept, in memory or on disk, which the log says once; the
     others keep their order."""
+    monkeypatch.setattr(queue, "MAX_PENDING", MAX_PENDING)
     write(tmp_path, line(A, b"{}"))
     big = b'{"x":%d,"y":"' + b"y" * (MAX_PENDING // 8) + b'"}'
     with opened(tmp_path) as journal:
@@ -47,6 +42,7 @@ def test_bounded(
 
 def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cleared does not wait any more."""
+    monkeypatch.setattr(queue, "MAX_PENDING", MAX_PENDING)
     write(tmp_path, line(A, b"{}"))
     big = b'{"x":"' + b"x" * (MAX_PENDING // 2) + b'"}'
     with opened(tmp_path) as journal:
@@ -63,7 +59,7 @@ def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller waits for room while the disk has much to take, and for nothing once it is
     closed."""
-    monkeypatch.setattr("sglang_cached_addon.store.journal.queue.ROOM", 1000)
+    monkeypatch.setattr(queue, "ROOM", 1000)
     big = line(A, b'{"x":"' + b"x" * 1000 + b'"}')
     with opened(tmp_path) as journal:
         assert journal.journal.room() is None
@@ -83,22 +79,22 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
     removes a pool does, and so do those of others."""
     path = tmp_path / "cache.jsonl"
     path.touch()
-    queue = Queue(path, FileReader(path))
+    waiting = Queue(path, FileReader(path))
     for key, samples in ((A, 1), (B, 1), (C, 0)):
-        assert queue.add(Head(key, b"", 0, "chat", 1.0, samples), b"line")
-    assert [line.head.key for line in queue.take()] == [A, B, C]
-    assert (queue.count, queue.size) == (3, 12)
-    queue.index.clear(lambda key: key == A)
-    queue.refused(OSError(28, "No space left on device"))
-    assert queue.add(Head(A, b"", 0, "chat", 2.0, 1), b"newer")
-    taken = queue.take()
+        assert waiting.add(Head(key, b"", 0, "chat", 1.0, samples), b"line")
+    assert [line.head.key for line in waiting.take()] == [A, B, C]
+    assert (waiting.count, waiting.size) == (3, 12)
+    waiting.index.clear(lambda key: key == A)
+    waiting.refused(OSError(28, "No space left on device"))
+    assert waiting.add(Head(A, b"", 0, "chat", 2.0, 1), b"newer")
+    taken = waiting.take()
     assert [line.head.key for line in taken] == [B, C, A]
-    assert [line for _, line, _ in queue.find(A)] == [b"newer"]
-    queue.drop(lambda line: line.head.key == C)
-    assert (queue.count, queue.size) == (2, 9)
-    assert not queue.written(taken, 100)
-    queue.settle()
-    assert (queue.count, queue.size, queue.index.extents(B)[0].place.offset) == (0, 0, 100)
+    assert [line for _, line, _ in waiting.find(A)] == [b"newer"]
+    waiting.drop(lambda line: line.head.key == C)
+    assert (waiting.count, waiting.size) == (2, 9)
+    assert not waiting.written(taken, 100)
+    waiting.settle()
+    assert (waiting.count, waiting.size, waiting.index.extents(B)[0].place.offset) == (0, 0, 100)
 
 
 def test_batches(tmp_path: Path) -> None:
@@ -106,23 +102,23 @@ def test_batches(tmp_path: Path) -> None:
     the writer at work, but not while the disk refuses."""
     path = tmp_path / "cache.jsonl"
     path.touch()
-    queue = Queue(path, FileReader(path))
+    waiting = Queue(path, FileReader(path))
     data = b"x" * (BATCH // 2)
     for n in range(5):
-        assert queue.add(Head(A, b"", n, "chat", float(n), 1), data)
+        assert waiting.add(Head(A, b"", n, "chat", float(n), 1), data)
     taken = []
     for count, is_behind in ((2, True), (2, False), (1, False)):
-        lines = queue.take()
+        lines = waiting.take()
         taken += [line.head.slot for line in lines]
-        assert not queue.written(lines, 0)
-        queue.settle()
-        assert (len(lines), queue.is_behind) == (count, is_behind)
+        assert not waiting.written(lines, 0)
+        waiting.settle()
+        assert (len(lines), waiting.is_behind) == (count, is_behind)
     assert taken == [0, 1, 2, 3, 4]
-    assert (queue.count, queue.size) == (0, 0)
+    assert (waiting.count, waiting.size) == (0, 0)
     for n in range(5):
-        assert queue.add(Head(B, b"", n, "chat", float(n), 1), data)
-    assert queue.is_behind
-    queue.take()
-    queue.refused(OSError(28, "No space left on device"))
-    assert not queue.is_behind
-    assert [line.head.slot for line in queue.take()] == [0, 1]
+        assert waiting.add(Head(B, b"", n, "chat", float(n), 1), data)
+    assert waiting.is_behind
+    waiting.take()
+    waiting.refused(OSError(28, "No space left on device"))
+    assert not waiting.is_behind
+    assert [line.head.slot for line in waiting.take()] == [0, 1]

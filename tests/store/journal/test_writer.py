@@ -12,16 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import until
-from tests.store.journal.opened import (
-    A,
-    B,
-    line,
-    numbers,
-    opened,
-    pool,
-    read,
-    write,
-)
+from tests.store.journal.opened import A, B, line, numbers, opened, pool, read, write
 
 
 def test_clear(tmp_path: Path) -> None:
@@ -239,11 +230,8 @@ def test_refused_clear_of_a_part_while_disk_is_full(tmp_path: Path) -> None:
 # A file that somebody cuts
 
 
-def test_a_file_that_is_cut(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Of a file that somebody cuts, only what came later is found, and the log says so."""
-    monkeypatch.setattr("sglang_cached_addon.store.journal.writer.LOOK_SECONDS", 0.01)
     for is_idle in (True, False):
         caplog.clear()
         folder = tmp_path / f"{is_idle}"
