@@ -11,15 +11,7 @@ from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.wire import sse
 from tests.dialects import test_generate_stream as natives
 from tests.dialects.streams import parsed, worded
-from tests.service.exchanging import (
-    CHAT,
-    CHATTING,
-    COMPLETIONS,
-    GENERATE,
-    Setup,
-    body,
-    finishes,
-)
+from tests.service.exchanging import CHAT, CHATTING, COMPLETIONS, GENERATE, Setup, body, finishes
 from tests.tables import each
 
 
@@ -42,7 +34,7 @@ ABORTED: dict[str, tuple[str, dict[str, Any]]] = {
 @each(("path", "asked"), ABORTED.values(), ids=ABORTED)
 def test_aborted(path: str, asked: dict[str, Any]) -> None:
     """A call that is aborted while it waits is answered in its API's own shape: ended by an abort,
-    without a token."""
+    without a token. A stream says so for each choice, and ends."""
     setup = Setup()
     known = setup.know(asked, path)
     answer = json.loads(_answer(setup, known))
@@ -51,18 +43,9 @@ def test_aborted(path: str, asked: dict[str, Any]) -> None:
         assert answer.get("id", answer.get("meta_info", {}).get("id")) == "mine"
     done = setup.complete(setup.fetch({**asked, "rid": None}, path), answer)
     assert done.reason is Reason.ABORT
-
-
-@each(("path", "asked"), ABORTED.values(), ids=ABORTED)
-def test_aborted_stream(path: str, asked: dict[str, Any]) -> None:
-    """A stream that is aborted before its first event says for each choice how it ended, and
-    ends."""
-    setup = Setup()
-    known = setup.know({**asked, "stream": True}, path)
-    raw = _answer(setup, known)
+    raw = _answer(setup, setup.know({**asked, "stream": True}, path))
     events = sse.Splitter().feed(raw)
-    assert b"".join(events) == raw
-    assert events[-1] == sse.DONE
+    assert (b"".join(events), events[-1]) == (raw, sse.DONE)
     ended = [reason for event in events[:-1] for reason in finishes(parsed(event)) if reason]
     assert ended == ["abort"] * known.call.total
 

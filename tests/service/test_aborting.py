@@ -4,10 +4,7 @@ gives."""
 from __future__ import annotations
 
 from sglang_cached_addon.core.policy import Reason
-from tests.service.stage import (
-    Stage,
-    staged,
-)
+from tests.service.stage import Stage, staged
 from tests.tables import each
 from tests.upstream.scripted import settled
 

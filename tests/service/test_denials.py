@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.service.findings import Known
-from tests.service.stage import (
-    GENERATE,
-    Far,
-    Stage,
-    staged,
-)
+from tests.service.stage import GENERATE, Far, Stage, staged
 from tests.tables import each
-from tests.upstream.scripted import (
-    bounded,
-    serving,
-)
+from tests.upstream.scripted import bounded, serving
 
 
 @each("is_local", [True, False])

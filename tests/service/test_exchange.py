@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
-from functools import partial
 from io import BytesIO
 from math import inf
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
-from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.findings import Fetch, Hit, Known, Landed
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_generate_stream as natives
@@ -35,7 +31,6 @@ from tests.service.exchanging import (
     key_of,
     native,
     seconds,
-    store,
     streamed,
     versions,
 )
@@ -165,16 +160,6 @@ def test_miss_is_untouched() -> None:
     raw = b'{ "text":"x", "meta_info": {"finish_reason": {"type":"stop"}} }'
     done = setup.complete(fetch, raw)
     assert done == Done(200, None, None, 1)
-
-
-def test_equal_requests_in_flight() -> None:
-    """Samples of two equal calls at the same time are both kept, in the order in which they
-    came."""
-    setup = Setup()
-    first, second = setup.fetch(body()), setup.fetch(body())
-    setup.complete(second, native("second"))
-    setup.complete(first, native("first"))
-    assert setup.texts(body(n=2)) == (Kind.HIT, "second first")
 
 
 @each("status", [201, 204, 400, 401, 404, 500, 503])
@@ -341,21 +326,6 @@ def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str)
     assert setup.store.samples == want
 
 
-@each("asked", [body(), body(n=2), body(["a", "b"]), body(["a", "a"])], ids=str)
-def test_refresh(asked: dict[str, Any]) -> None:
-    """What is refreshed is generated anew, and is the answer from then on, whatever the clock
-    says."""
-    setup = Setup()
-    total = setup.know(asked).call.total
-    _, first = setup.texts(asked, now=100.0)
-    for now in (100.0, 300.0, 200.0):
-        kind, again = setup.texts(asked, now=now, terms=REFRESH)
-        assert (kind, set(again.split()) & set(first.split())) == (Kind.MISS, set())
-        assert setup.store.samples == total
-        assert setup.texts(asked) == (Kind.HIT, again)
-        first = f"{first} {again}"
-
-
 def test_refresh_with_a_seed() -> None:
     """Where a seed makes each sample a certain one, a top-up skips places that others have filled
     meanwhile, and a refresh fills them anew."""
@@ -463,17 +433,6 @@ def test_weights(weights: str | None, named: list[str | None], reason: Reason | 
     assert setup.store.samples == (0 if reason else 2)
 
 
-def test_weights_of_a_part() -> None:
-    """As above, of an answer that a stored sample is part of; its client gets it nevertheless."""
-    setup = Setup()
-    setup.enter("m", weights="v1")
-    setup.ask(body())
-    done = setup.complete(setup.fetch(body(n=2)), native("new", weight_version="v2"))
-    assert done.reason is Reason.OTHER_WEIGHTS
-    assert [a["text"] for a in json.loads(done.body or b"")] == ["a1", "new"]
-    assert setup.store.samples == 1
-
-
 @each(
     ("text", "n", "stored", "busy", "sent", "filled", "is_whole"),
     [
@@ -507,28 +466,6 @@ def test_busy_pools(
     assert asked["text"] == sent
     assert fetch.keys == keys_of(filled)
     assert fetch.is_whole is is_whole
-
-
-def test_answer_with_what_others_fetched() -> None:
-    """A batch is put together of what it and what others have fetched, each prompt with its own."""
-    setup = Setup()
-    known = setup.know(body(["a", "b"]))
-    plan = setup.exchange.lookup.plan(known)
-    other = setup.fetch(body("a"))
-    fetch = setup.exchange.fetch(known, plan, PLAIN, other.keys)
-    landed = setup.exchange.land(fetch, 200, BytesIO(orjson.dumps([native("b1")])))
-    assert landed.split
-    new = planning.samples(landed.split.generations, 100.0, 1.0)
-    assert store(setup.exchange, fetch, new) is None
-    plan = plan.with_samples(new)
-    assert list(plan.needs) == [known.keys[0]]
-    setup.complete(other, native("a1"))
-    plan = setup.exchange.lookup.again(plan)
-    assert not plan.needs
-    assert [a["text"] for a in json.loads(setup.exchange.lookup.answer(known, plan))] == [
-        "a1",
-        "b1",
-    ]
 
 
 def test_again_keeps_to_the_terms() -> None:
@@ -614,62 +551,3 @@ def test_document_instead_of_a_stream() -> None:
     setup = Setup()
     whole = setup.exchange.land(setup.fetch(chats.ONE, CHAT), 200, BytesIO(b"{}"))
     assert whole == Landed(200, b"{}", refusal=Reason.UNREADABLE)
-
-
-def test_many_rids() -> None:
-    """To put each client's id into an answer took time that grew with the square of their number:
-    here, minutes."""
-    setup, count = Setup(), policy.MAX_SAMPLES
-    rids = [f"mine-{i}" for i in range(count)]
-    fetch = setup.fetch({"text": ["a"] * count, "rid": rids, "sampling_params": {"n": 1}})
-    sent = fetch.sent.body["rid"]
-    native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
-    answer = [{**native, "meta_info": {**native["meta_info"], "id": rid}} for rid in sent]
-    done = setup.complete(fetch, answer)
-    assert done.body
-    assert [native["meta_info"]["id"] for native in orjson.loads(done.body)] == rids
-
-
-TELLS = {
-    COMPLETIONS: ({"model": "m", "prompt": ["a", "b"], "max_tokens": 8}, "return_token_ids"),
-    CHAT: ({"model": "m", "messages": [{"role": "user", "content": "a"}], "n": 2},
-           "return_meta_info"),
-}  # fmt: skip
-
-
-def told(k: int) -> dict[str, Any]:
-    """A choice that also has what its client has not asked for."""
-    message = {"role": "assistant", "content": f"{k}"}
-    more = {"token_ids": [1, 2], "prompt_token_ids": [3], "meta_info": {"completion_tokens": 2}}
-    logprobs = {"tokens": ["a", "b"], "content": [{"token": "a"}, {"token": "b"}]}
-    said = {"text": f"{k}", "message": message, "logprobs": logprobs, "finish_reason": "stop"}
-    return {"index": k, **said, **more}
-
-
-def test_a_large_answer_that_tells_more() -> None:
-    """It comes to the same as a small one, whose client does not see what only we have asked for;
-    it is read and written a choice at a time, and only once in memory."""
-    setup = Setup()
-    setup.enter("m")
-    for path, count in itertools.product(TELLS, (2, 3)):  # the latter is one too many
-        body, asked = TELLS[path]
-        fetch = setup.fetch(body, path)
-        assert fetch.body is not None
-        assert orjson.loads(fetch.body)[asked] is True
-        usage = {"prompt_tokens": 2 if path == COMPLETIONS else 1, "completion_tokens": 4}
-        filler = "x" * slices.LARGE
-        found = []
-        for large in ("", filler):
-            choices = [told(k) for k in range(count)]
-            answer = BytesIO(orjson.dumps({"choices": choices, "usage": usage, "id": large}))
-            pauses = itertools.count()
-            found.append(setup.exchange.land(fetch, 200, answer, partial(next, pauses)))
-            assert answer.closed
-        small, large_one = (
-            (orjson.loads(one.body), one.refusal, one.split and len(one.split.generations))
-            for one in found
-        )
-        assert large_one == ({**small[0], "id": filler}, *small[1:]), (path, count)
-        assert small[1] is (None if count == 2 else Reason.UNREADABLE), (path, count)
-        assert not {*fetch.sent.added} & {n for c in small[0]["choices"] for n in c}, path
-        assert next(pauses) == 2 * count, path  # as it is read, and as it is written

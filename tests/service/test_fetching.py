@@ -14,13 +14,7 @@ from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
 from sglang_cached_addon.store.memory import MemoryPools
-from tests.service.stage import (
-    Stage,
-    briefs,
-    changed,
-    staged,
-    standing,
-)
+from tests.service.stage import Stage, briefs, changed, staged, standing
 from tests.tables import each
 from tests.upstream.scripted import INFO, bounded, settled, until
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sglang_cached_addon.service.findings import (
-    error_body,
-    model_of,
-)
+from sglang_cached_addon.service.findings import error_body, model_of
 
 
 def test_error_body() -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sglang_cached_addon.core.cache import Addition, Sample
-from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.stream import Stream
 from tests.tables import each
@@ -63,30 +62,6 @@ class Tower:
 FlightCase = Callable[[Tower], Awaitable[None]]
 
 
-async def order(tower: Tower) -> None:
-    """Who needs most goes first, and has what all others need; of equals, who came first."""
-    flight = tower.begin("a")
-    for name, need in {"one": 1, "three": 3, "two": 2, "three too": 3, "one too": 1}.items():
-        tower.wait(name, a=need)
-    await settled()
-    assert tower.log == []
-    tower.flights.end(flight)
-    await settled()
-    assert tower.log == ["three", "three too", "two", "one", "one too"]
-
-
-async def failed(tower: Tower) -> None:
-    """Who has waited learns what has become of it."""
-    flight = tower.begin("a")
-    tower.wait("one", a=1)
-    tower.wait("two", a=1)
-    await settled()
-    flight.refusal = Reason.CUT
-    tower.flights.end(flight)
-    await settled()
-    assert tower.log == ["one cut", "two cut"]
-
-
 async def first_of_many(tower: Tower) -> None:
     """One who waits for several pools goes on when the first is there."""
     first, second = tower.begin("ab"), tower.begin("c")
@@ -112,19 +87,6 @@ async def two_pools_of_one(tower: Tower) -> None:
     tower.flights.end(flight)
     await settled()
     assert tower.log == ["both"]
-
-
-async def other_pools(tower: Tower) -> None:
-    """The end of one flight wakes nobody who waits for another."""
-    first, second = tower.begin("a"), tower.begin("b")
-    tower.wait("b", b=1)
-    await settled()
-    tower.flights.end(first)
-    await settled()
-    assert tower.log == []
-    tower.flights.end(second)
-    await settled()
-    assert tower.log == ["b"]
 
 
 async def alone(tower: Tower) -> None:
@@ -291,32 +253,6 @@ async def leaving_when_woken(tower: Tower) -> None:
     assert gone.cancelled()
 
 
-async def next_flight(tower: Tower) -> None:
-    """Who goes first fetches for the others, who wait again: of many, one at a time is upstream."""
-    needs = {"a": 2, "b": 3, "c": 1}
-    left = 0
-    begun: list[str] = []
-
-    async def ask(name: str, need: int) -> None:
-        nonlocal left
-        while left < need:
-            if tower.flights.busy([b"k"]):
-                await tower.flights.wait({b"k": need})
-                continue
-            begun.append(name)
-            flight = tower.begin("k")
-            await settled()
-            left = need
-            tower.flights.end(flight)
-
-    flight = tower.begin("k")
-    asks = [asyncio.ensure_future(ask(name, need)) for name, need in needs.items()]
-    await settled()
-    tower.flights.end(flight)
-    await asyncio.gather(*asks)
-    assert begun == ["b"]
-
-
 async def crowd(tower: Tower) -> None:
     """A thousand who wait are all woken, in their order, also where some of them have left."""
     flight = tower.begin("a")
@@ -350,10 +286,9 @@ async def same_keys(tower: Tower) -> None:
 
 
 FLIGHTS = [
-    order, failed, first_of_many, two_pools_of_one, other_pools, alone, busy, landed,
-    settled_in_parts, what_counts, unanswered_alone, unwanted,
-    unwanted_when_landed, never_wanted, leaving, leaving_when_woken, next_flight, crowd,
-    same_keys,
+    first_of_many, two_pools_of_one, alone, busy, landed, settled_in_parts, what_counts,
+    unanswered_alone, unwanted, unwanted_when_landed, never_wanted, leaving, leaving_when_woken,
+    crowd, same_keys,
 ]  # fmt: skip
 
 

@@ -7,18 +7,9 @@ import json
 
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.service.asking import Ask
-from tests.service.stage import (
-    DONE,
-    GENERATE,
-    Stage,
-    briefs,
-    changed,
-    staged,
-)
+from tests.service.stage import DONE, GENERATE, Stage, briefs, changed, staged
 from tests.tables import each
-from tests.upstream.scripted import (
-    settled,
-)
+from tests.upstream.scripted import settled
 
 
 @staged(keys={"a", "b"}, isolates=True)

@@ -49,22 +49,6 @@ def test_what_is_found_is_not_counted() -> None:
     assert not any(setup.counts.values())
 
 
-def test_large_answers_are_hits_every_time() -> None:
-    """An answer that is too large to be kept ready is the same each time, until it is cleared."""
-    setup = Setup()
-    texts = [str(k) * (1 << 20) for k in range(6)]
-    request = body(n=6)
-    setup.complete(setup.fetch(request), [native(text) for text in texts])
-    for _ in range(2):
-        known, lookup = setup.know(request), setup.exchange.lookup
-        plan = lookup.plan(known)
-        assert not plan.needs
-        hit = lookup.hit(known, plan, 100.0)
-        assert [a["text"] for a in orjson.loads(hit.body)] == texts
-    setup.store.clear()
-    assert setup.exchange.lookup.plan(known).needs
-
-
 class ByMethod(type(generate.DIALECT)):
     """A third party's dialect that answers for one method alone."""
 

@@ -9,24 +9,9 @@ from collections.abc import Callable
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Health
-from tests.service.stage import (
-    GENERATE,
-    Far,
-    Lent,
-    Stage,
-    briefs,
-    staged,
-    standing,
-)
+from tests.service.stage import GENERATE, Far, Lent, Stage, briefs, staged, standing
 from tests.tables import each
-from tests.upstream.scripted import (
-    Asked,
-    asker,
-    bounded,
-    credential_headers,
-    settled,
-    until,
-)
+from tests.upstream.scripted import Asked, asker, bounded, credential_headers, settled, until
 
 
 @each("sizes", [(2, 4, 3, 2), (1, 5, 5, 1), (3, 1, 2, 3), (2, 3, 7, 4)])
@@ -93,16 +78,18 @@ async def test_prefix_of_a_batch(stage: Stage) -> None:
 
 
 @staged()
-async def test_late(stage: Stage) -> None:
-    """Who comes after the answer, and before it is stored, gets it at once."""
+async def test_before_it_is_stored(stage: Stage) -> None:
+    """Neither who waits for a fetch, nor who comes after its answer, waits until upstream says that
+    it is the same model, and the samples are stored."""
     first, asked = await stage.lead("a")
-    await settled()
+    forms = ({}, {"stream": True})
+    others = [stage.generate("a", **form) for form in forms]
+    await stage.waiting(2)
     stage.script.may_answer.clear()
     stage.generated(asked)
-    assert (await first).brief == "miss 200"
-    assert stage.stored == 0
+    assert await briefs(first, *others) == ["miss 200", *["collapsed 200"] * 2]
     looking = asyncio.ensure_future(stage.settled())
-    for form in ({}, {"stream": True}):
+    for form in forms:
         assert await briefs(stage.generate("a", **form)) == ["hit 200"]
     assert stage.stored == 0
     assert not looking.done()
@@ -110,22 +97,7 @@ async def test_late(stage: Stage) -> None:
     await looking
     await until(lambda: stage.stored == 1)
     assert await briefs(stage.generate("a")) == ["hit 200"]
-    assert stage.counters.collapsed == 0
     assert stage.is_quiet
-
-
-@each("form", [{}, {"stream": True}], ids=["json", "stream"])
-@staged()
-async def test_before_it_is_stored(stage: Stage, form: dict[str, bool]) -> None:
-    """Who waits for a fetch does not wait until upstream says that it is the same model."""
-    first, asked = await stage.lead("a")
-    others = [stage.generate("a", **form) for _ in range(3)]
-    await stage.waiting(3)
-    stage.script.may_answer.clear()
-    stage.generated(asked)
-    assert await briefs(first, *others) == ["miss 200", *["collapsed 200"] * 3]
-    assert stage.stored == 0
-    stage.script.may_answer.set()
 
 
 @each("case", ["--no-collapse", "max-age"])

@@ -229,18 +229,6 @@ def test_generate_is_topped_up() -> None:
     assert case.relay.feed(sse.DONE)[-1].data == sse.DONE
 
 
-def test_generate_batch_is_topped_up() -> None:
-    """As above, of a batch with prompts that come twice."""
-    body = {"text": ["a", "b", "a"], "stream": True}
-    case = ToppedUp(generate.DIALECT, body, {"a": [natives.stream([("s", 1)])]})
-    assert case.sent.order == (1, 2)
-    new = [natives.stream([("x", 1)], index=k) for k in range(2)]
-    found = case.feed([event for events in new for event in events])
-    assert [(parsed(e.data)["index"], parsed(e.data)["text"]) for e in found] == [
-        (0, "s"), (1, "x"), (2, "x"),
-    ]  # fmt: skip
-
-
 UPSTREAMS: dict[str, tuple[Callable[[], ToppedUp], list[Any]]] = {
     "chat": (lambda: ToppedUp(chat.DIALECT, {**CHAT, "n": 3}, STORED), NEW),
     "completions": (
@@ -270,19 +258,12 @@ def test_byte_by_byte(make: Callable[[], ToppedUp], events: list[Any]) -> None:
 def test_what_remains(end: int) -> None:
     """What upstream said before it hung up reaches the client, once."""
     case = ToppedUp(completions.DIALECT, texts.ONE)
+    assert case.relay.remains() == []
     data = sse.event(b"1")
     found = case.relay.feed(data * 2 + data[:end])
     rest = case.relay.remains()
     assert b"".join(event.data for event in [*found, *rest]) == data * 2 + data[:end]
     assert [event.part for event in rest] == ([] if end >= len(data) else [Part.OTHER])
-
-
-def test_nothing_remains() -> None:
-    """Behind the last event nothing is sent."""
-    case = ToppedUp(completions.DIALECT, texts.ONE)
-    assert case.relay.remains() == []
-    case.feed(texts.GOOD)
-    assert case.relay.remains() == []
 
 
 ODD: dict[str, tuple[bytes, bool]] = {
@@ -403,17 +384,6 @@ def test_whatever_comes(make: Callable[[], ToppedUp], events: list[Any], seed: i
         assert len(found) - hidden <= len(shown) <= len(found)
 
 
-@each("seed", range(4))
-def test_noise(seed: int) -> None:
-    """As above, of bytes that are no stream at all."""
-    rng = random.Random(seed)
-    for _ in range(100):
-        case = ToppedUp(completions.DIALECT, texts.ONE)
-        data = b"".join(rng.choices([b"\n", b"data: ", b"{", b"}", b"[]", b"\xff", b"1"], k=30))
-        found = case.relay.feed(data)
-        assert data.startswith(b"".join(event.data for event in found))
-
-
 @each(
     ("options", "wants"),
     [
@@ -435,14 +405,6 @@ def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | No
         for event in events:
             event["id"] = rid
     assert shown == [worded(event) for event in (events if wants else events[:2])] + [sse.DONE]
-
-
-def test_usage_of_what_is_not_recorded() -> None:
-    """As above, of a stream that is not understood."""
-    case = ToppedUp(completions.DIALECT, texts.ONE)
-    found = case.feed([{"x": 1}, *texts.stream(["a", "b"]), texts.usage(3, 2)])
-    assert case.relay.reason
-    assert len(View(completions.DIALECT, case.call).show(found)) == 3
 
 
 @each(

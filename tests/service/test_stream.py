@@ -59,15 +59,6 @@ async def late(stream: Stream) -> None:
     assert await reading == "ab|cd"
 
 
-async def after_the_end(stream: Stream) -> None:
-    stream.open()
-    stream.publish([delta("a")])
-    reader = stream.reader()
-    stream.end(complete=True)
-    assert await stream.opened()
-    assert await text(reader) == "a"
-
-
 async def superseded(stream: Stream) -> None:
     """Of events that have all so far, the newest is enough for who comes late, for each choice; who
     is there sees each, however late it looks."""
@@ -170,13 +161,6 @@ async def over(stream: Stream) -> None:
     assert await other == "a|b"
 
 
-async def over_before(stream: Stream) -> None:
-    """As above, of one to whom more was to be shown."""
-    stream.open()
-    stream.publish([delta("a")])
-    assert await text(stream.reader(), lambda: True) == ""
-
-
 async def twice(stream: Stream) -> None:
     """The first end is the one that counts."""
     stream.open()
@@ -187,8 +171,8 @@ async def twice(stream: Stream) -> None:
 
 
 CASES = [
-    early, late, after_the_end, superseded, behind, superseded_without_end, gone_reader, cut,
-    refused, cancelled, over, over_before, twice,
+    early, late, superseded, behind, superseded_without_end, gone_reader, cut,
+    refused, cancelled, over, twice,
 ]  # fmt: skip
 
 

@@ -19,10 +19,7 @@ from tests.service.stage import (
     staged,
 )
 from tests.tables import each
-from tests.upstream.scripted import (
-    settled,
-    until,
-)
+from tests.upstream.scripted import settled, until
 
 
 @each("form", ["stream", "json"])

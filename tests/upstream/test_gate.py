@@ -22,7 +22,6 @@ from tests.upstream.scripted import (
     dead_url,
     serving,
     settled,
-    until,
 )
 
 __all__ = ["clock"]
@@ -75,18 +74,6 @@ async def test_not_again_at_once(clock: Clock) -> None:
     async with gate(dead_url()) as made:
         await made.tries(asker("key"), credential_headers("key"))
         assert not made.admission.admits(asker("key"), clock.now, is_down=True)
-
-
-@bounded
-async def test_a_call_does_not_wait_for_long() -> None:
-    """A probe that takes long goes on beside, and counts when it is there."""
-    async with serving() as script, gate(script.url) as made:
-        script.may_probe.clear()
-        await made.tries(asker("key"), credential_headers("key"), 0.05)
-        assert not made.admission.admits(asker("key"), 0.0)
-        script.may_probe.set()
-        await until(lambda: made.admission.admits(asker("key"), 0.0))
-        assert len(script.asked) == 1
 
 
 @each("key", [None, "key"])

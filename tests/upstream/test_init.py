@@ -90,12 +90,7 @@ async def test_a_probe_shows_nothing_else(script: Script, upstream: Upstream) ->
     upstream.heard(asker(None), (), 200, time.monotonic())
     assert await refusal(upstream) is UNAUTHORIZED
     (bare,) = [a for a in script.asked if a.body == PROBE and "authorization" not in a.headers]
-    assert bare.headers.keys() == {
-        "host",
-        "content-type",
-        "content-length",
-        "accept-encoding",
-    }
+    assert bare.headers.keys() == {"host", "content-type", "content-length", "accept-encoding"}
 
 
 @scripted(probed=500)

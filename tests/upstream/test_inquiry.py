@@ -64,6 +64,7 @@ SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Any]] = {
     "403": ({"/model_info": (403, {})}, UNAUTHORIZED),
     "500": ({"/model_info": (BROKEN, {})}, NO_MODEL),
     "503": ({"/model_info": (503, {})}, NO_MODEL),
+    "busy": ({"/model_info": (429, {})}, NO_MODEL),
     "elsewhere": ({"/model_info": (307, {})}, NO_MODEL),
 }
 

@@ -62,10 +62,7 @@ async def test_restart_of_one_that_was_away() -> None:
 
 
 @each("status", [200, 400, 401, 404, 500, None])
-@each(
-    ("change", "adapter"),
-    [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")],
-)
+@each(("change", "adapter"), [(Change.MODEL, None), (Change.ADAPTER, None), (Change.ADAPTER, "x")])
 @bounded
 async def test_change(change: Change, adapter: str | None, status: int | None) -> None:
     """What upstream has carried out, or may have, begins anew; what it refused changes nothing.

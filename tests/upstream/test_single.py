@@ -32,47 +32,6 @@ async def test_work_that_ends_at_once(is_eager: bool) -> None:
 
 
 @bounded
-async def test_work_under_way_is_shared() -> None:
-    """All who come while it is under way get what comes of it, whoever of them leaves."""
-    may_end, begun = asyncio.Event(), []
-
-    async def work() -> int:
-        begun.append(len(begun))
-        await may_end.wait()
-        return begun[-1]
-
-    one: Single[int] = Single()
-    waiting = [asyncio.ensure_future(one.join(work)) for _ in range(5)]
-    await settled()
-    assert one.is_busy
-    waiting[0].cancel()
-    may_end.set()
-    assert await asyncio.gather(*waiting[1:]) == [0] * 4
-    assert begun == [0]
-
-
-@bounded
-async def test_the_next_is_shared() -> None:
-    """Those who come while a piece is under way get what comes of the next one, not of this."""
-    may_end, begun = asyncio.Event(), []
-
-    async def work() -> int:
-        begun.append(len(begun))
-        await may_end.wait()
-        return len(begun)
-
-    following: Following[int] = Following()
-    first = following.join(work)
-    await settled()
-    later = [following.join(work) for _ in range(5)]
-    later[0].cancel()
-    may_end.set()
-    assert await first == 1
-    assert await asyncio.gather(*later[1:]) == [2] * 4
-    assert begun == [0, 1]
-
-
-@bounded
 async def test_a_pause_between() -> None:
     """Pieces do not begin faster than they may."""
     loop, begun = asyncio.get_running_loop(), []
