@@ -12,11 +12,8 @@ from mitmproxy.net.http.status_codes import RESPONSES
 from sglang_cached_addon.core.call_head import Fields
 from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.findings import Hit
-from sglang_cached_addon.wire import http1, location
-
-_JSON = ((b"Content-Type", b"application/json"),)
-_EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
+from sglang_cached_addon.service.findings import EVENTS, JSON, Hit
+from sglang_cached_addon.wire import location
 
 
 def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -> Fields:
@@ -24,33 +21,31 @@ def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -
     is the number of bytes of the body; None: it is sent in chunks. What leads to `upstream`, which
     is scheme://host:port, leads through the proxy."""
     if isinstance(answer, Hit):
-        fields = list(_EVENTS if answer.is_stream else _JSON)
+        fields = list(EVENTS if answer.is_stream else JSON)
     else:
         fields = list(answer.headers)
     if size is None:
         fields = [field for field in fields if field[0].lower() != b"content-length"]
         if not any(name.lower() == b"content-type" for name, _ in fields):
-            fields += _EVENTS
+            fields += EVENTS
         _set(fields, b"Transfer-Encoding", b"chunked")
     else:
         _set(fields, b"content-length", b"%d" % size)
-    for at, (name, value) in enumerate(fields):
-        if name.lower() in _LEADING:
-            fields[at] = (name, lead_here(value, upstream))
-    return mark(fields, answer.outcome)
+    return mark(lead_here(fields, upstream), answer.outcome)
 
 
 def status_of(answer: Hit | Reply | Streamed) -> int:
     return answer.status if isinstance(answer, Reply) else 200
 
 
-def lead_here(value: bytes, upstream: str) -> bytes:
-    """The URL in a field, where what leads to upstream leads through the proxy."""
-    url = value.decode("utf-8", "surrogateescape")
-    return location.through_proxy(url, upstream).encode("utf-8", "surrogateescape")
-
-
-_LEADING = frozenset(name.lower().encode() for name in location.FIELDS)
+def lead_here(fields: Iterable[tuple[bytes, bytes]], upstream: str) -> Fields:
+    """Header fields of which those that lead to upstream lead through the proxy."""
+    return tuple(
+        (name, location.through_proxy(value.decode("latin-1"), upstream).encode("latin-1"))
+        if name.lower() in location.FIELDS
+        else (name, value)
+        for name, value in fields
+    )
 
 
 def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:

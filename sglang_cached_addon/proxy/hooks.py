@@ -115,13 +115,13 @@ class FlowHooks:
             parts.upstream.seen(True)
             if live.ask:
                 parts.service.heard(live.ask, status)
-        responses.lead_here(flow.response, self._desk.upstream_url)
+        fields = answering.lead_here(flow.response.headers.fields, self._desk.upstream_url)
         flow.response.stream = flow.response.stream or True
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
             note(flow, live.outcome)
-            fields = answering.mark(flow.response.headers.fields, live.outcome)
-            flow.response.headers = http.Headers(fields)
+            fields = answering.mark(fields, live.outcome)
+        flow.response.headers = http.Headers(fields)
 
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.response:

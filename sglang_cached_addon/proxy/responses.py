@@ -7,7 +7,6 @@ from mitmproxy import http
 from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.service.findings import Hit, error_body
-from sglang_cached_addon.wire import location
 
 
 def answered(
@@ -29,10 +28,3 @@ def denied(path: str) -> http.Response:
     why = "--mode offline, or only-if-cached"
     text = f"sglang-cached: {path} would have to go upstream, and must not ({why})"
     return json(504, error_body(504, "GatewayTimeout", text))
-
-
-def lead_here(response: http.Response, upstream: str) -> None:
-    """What leads to upstream leads through the proxy."""
-    for name in location.FIELDS:
-        if value := response.headers.get(name):
-            response.headers[name] = location.through_proxy(value, upstream)

@@ -22,18 +22,15 @@ from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
-from sglang_cached_addon.service.findings import JSON, Hit, Known
+from sglang_cached_addon.service.findings import EVENTS, JSON, Hit, Known
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
-from sglang_cached_addon.wire import http1
 
 ATTEMPTS = 3
 """How often a call is pursued before it is passed on, as the model changes again and again."""
-
-_EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
 
 
 class Service:
@@ -167,4 +164,4 @@ class Service:
         samples = ask.partial.samples if ask.partial else ()
         plan, rid = self._exchange.lookup.plan(known), self._exchange.mint()
         body = aborted.answer(known, plan, rid, time.time(), samples)
-        return Reply(200, _EVENTS if known.call.stream else JSON, body, outcome)
+        return Reply(200, EVENTS if known.call.stream else JSON, body, outcome)

@@ -16,9 +16,13 @@ from sglang_cached_addon.core.outcome import Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.wire import http1
 
 JSON = ((b"Content-Type", b"application/json"),)
 """The header fields of an answer in JSON that is ours."""
+
+EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
+"""The header fields of a stream that is ours."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from urllib.parse import SplitResult, urlsplit
 
-FIELDS = ("Location", "Content-Location")
-"""Header fields that have such a URL (RFC 9110 §10.2.2, §8.7)."""
+FIELDS = (b"location", b"content-location")
+"""The lower-case names of header fields that have such a URL (RFC 9110 §10.2.2, §8.7)."""
 
 _PORTS = {"http": 80, "https": 443}
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
-from sglang_cached_addon.proxy.answering import fields_of, head, mark
+from sglang_cached_addon.proxy.answering import fields_of, head, lead_here, mark
 from sglang_cached_addon.service.asking import Reply, Streamed
 from sglang_cached_addon.service.findings import Hit
 
@@ -58,6 +58,8 @@ def test_what_leads_to_upstream() -> None:
     ):
         fields = fields_of(reply((b"location", value)), URL, 0)
         assert fields[0] == (b"location", wanted)
+    both = ((b"Location", URL.encode() + b"/a"), (b"Content-Location", b"http://b/"))
+    assert lead_here(both, URL) == ((b"Location", b"/a"), both[1])
 
 
 def test_caches_behind() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from mitmproxy import http
-
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
 from sglang_cached_addon.proxy import responses
 from sglang_cached_addon.service.asking import Reply
@@ -22,13 +20,3 @@ def test_answered() -> None:
     response = responses.answered(HIT, URL)
     assert response.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in response.headers
-
-
-def test_what_leads_to_upstream() -> None:
-    """It leads through the proxy, and what leads elsewhere stays."""
-    response = http.Response.make(
-        307, b"", {"Location": f"{URL}/a", "Content-Location": "http://b/"}
-    )
-    responses.lead_here(response, URL)
-    assert response.headers["Location"] == "/a"
-    assert response.headers["Content-Location"] == "http://b/"
