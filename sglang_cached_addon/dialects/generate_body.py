@@ -34,12 +34,12 @@ _PER_ITEM = (
 # ... but in these only with n=1: SGLang refuses the list otherwise.
 _PER_ITEM_N1 = frozenset(_PER_ITEM[_PER_ITEM.index("return_logprob") :])
 
+MEDIA = ("image_data", "video_data", "audio_data")
+
 # A lone prompt with n=1 and any other form read these differently, so samples of one form
 # must not serve the other.
 FORM_DEPENDENT = (
-    "image_data",
-    "video_data",
-    "audio_data",
+    *MEDIA,
     "mm_hashes",
     "mm_content_hashes",
     "modalities",
@@ -55,7 +55,6 @@ FORM_DEPENDENT = (
     "multi_item_delimiter_indices",
     "token_indices_to_pool",
 )
-MEDIA = ("image_data", "video_data", "audio_data")
 
 
 def batch_size(body: dict[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ and in the same style. Checked against SGLang 0.5.23 (tokenizer_manager.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -158,57 +158,45 @@ def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
     style, *steps = orjson.loads(sample.deltas) if sample.deltas else [{}]
     if not steps:
         return [judging.dump({**native, **tail})]
-    first = {name: value for name, value in meta.items() if name == _FIRST_ONLY}
     last_meta = {name: value for name, value in meta.items() if name != _FIRST_ONLY}
-    is_incremental = bool(style.get("incremental"))
-    writer = _EventWriter(native, last_meta, style.get("last", _LAST_ONLY), is_incremental)
-    found = [writer.event(step, first if k == 0 else {}, tail) for k, step in enumerate(steps)]
-    return [*found, writer.last(last_meta, tail)]
-
-
-class _EventWriter:
-    """Writes the events of a sample."""
-
-    def __init__(
-        self,
-        native: dict[str, Any],
-        meta: dict[str, Any],
-        last_only: Sequence[str],
-        incremental: bool,
-    ) -> None:
-        self._native = native
-        self._meta = {name: value for name, value in meta.items() if name not in last_only}
-        self._lists = [name for name in _BY_TOKEN if isinstance(self._meta.get(name), list)]
-        self._incremental = incremental
-        self._text: str = native.get("text", "")
-        self._said = 0
-        self._given = 0
-        """How many characters and tokens earlier events had, where events have only what is new."""
-
-    def event(self, step: list[Any], first: dict[str, Any], tail: dict[str, Any]) -> bytes:
-        characters, tokens, *more = step
+    last_only = style.get("last", _LAST_ONLY)
+    shared = {name: value for name, value in last_meta.items() if name not in last_only}
+    lists = [name for name in _BY_TOKEN if isinstance(shared.get(name), list)]
+    text: str = native.get("text", "")
+    found: list[bytes] = []
+    # How many characters and tokens earlier events had, where events have only what is new.
+    said = given = 0
+    for characters, tokens, *more in steps:
         ids = more[0] if more else tokens
-        text = characters if isinstance(characters, str) else self._text[self._said : characters]
-        meta = {**self._meta, "finish_reason": None, "completion_tokens": tokens}
+        told = {**shared, "finish_reason": None, "completion_tokens": tokens}
         if len(more) > 1:
-            meta["reasoning_tokens"] = more[1]
-        for name in self._lists:
-            meta[name] = meta[name][self._given : ids]
-        if "output_token_logprobs_length" in meta:
-            meta["output_token_logprobs_length"] = tokens
-        value = {**self._native, "output_ids": self._native["output_ids"][self._given : ids]}
-        if "text" in value:
-            value["text"] = text
-        if self._incremental:
-            self._said, self._given = characters, ids
-        return judging.dump({**value, "meta_info": {**meta, **first}, **tail})
+            told["reasoning_tokens"] = more[1]
+        if "output_token_logprobs_length" in told:
+            told["output_token_logprobs_length"] = tokens
+        if not found and _FIRST_ONLY in meta:
+            told[_FIRST_ONLY] = meta[_FIRST_ONLY]
+        news = characters if isinstance(characters, str) else text[said:characters]
+        found.append(_event(native, told, lists, slice(given, ids), news, tail))
+        if style.get("incremental"):
+            said, given = characters, ids
+    return [*found, _event(native, last_meta, lists, slice(given, None), text[said:], tail)]
 
-    def last(self, meta: dict[str, Any], tail: dict[str, Any]) -> bytes:
-        value = {**self._native, "output_ids": self._native["output_ids"][self._given :]}
-        if "text" in value:
-            value["text"] = self._text[self._said :]
-        rows = {name: meta[name][self._given :] for name in self._lists}
-        return judging.dump({**value, "meta_info": {**meta, **rows}, **tail})
+
+def _event(
+    native: dict[str, Any],
+    meta: dict[str, Any],
+    lists: list[str],
+    tokens: slice,
+    text: str,
+    tail: dict[str, Any],
+) -> bytes:
+    """The data of an event that has these tokens of a sample, and of its `lists` by token, and this
+    text."""
+    rows = {name: meta[name][tokens] for name in lists}
+    value = {**native, "output_ids": native["output_ids"][tokens]}
+    if "text" in value:
+        value["text"] = text
+    return judging.dump({**value, "meta_info": {**meta, **rows}, **tail})
 
 
 class Recorder:

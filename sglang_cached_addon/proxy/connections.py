@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from mitmproxy.connection import Client
-from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
+from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
@@ -96,8 +96,10 @@ class ClientConnection:
     """The connection of one client."""
 
     def __init__(self, handler: ConnectionHandler, writer: asyncio.StreamWriter) -> None:
+        assert isinstance(writer.transport, asyncio.Transport)
         self.handler = handler
         self.writer = writer
+        self.transport = writer.transport
         self.lane: Stage | None = None
         """Where bytes come first, if there is one."""
         self.door: Door | None = None
@@ -107,17 +109,12 @@ class ClientConnection:
         self.calls = 0
         """How many requests that mitmproxy has read from it are not answered in full."""
         self._made = time.time()
+        self._watchdog = handler.timeout_watchdog
 
     def take_handed(self) -> Handed | None:
         """The request that mitmproxy has just read, if the lane has handed it on."""
         handed, self.handed = self.handed, None
         return handed
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        transport = self.writer.transport
-        assert isinstance(transport, asyncio.Transport)
-        return transport
 
     @property
     def stages(self) -> list[Stage]:
@@ -161,10 +158,6 @@ class ClientConnection:
         # In HTTP/2, whose frames are a pipe here, only mitmproxy knows what is asked.
         is_asked = progress is Progress.ANSWER or (progress is Progress.PIPE and self.calls > 0)
         return is_asked and not self.unread
-
-    @property
-    def _watchdog(self) -> TimeoutWatchdog:
-        return self.handler.timeout_watchdog
 
 
 class Connections:

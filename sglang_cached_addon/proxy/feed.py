@@ -2,8 +2,8 @@
 
 mitmproxy streams what a server sends, and sends what an addon answers in one piece. A `Feed`
 stands in `HttpLayer` where the connection to a server would, so that everything else (hooks,
-the client that leaves, the one that reads slowly) is as with a server. `Pump` hands it the
-events, from the event loop.
+the client that leaves, the one that reads slowly) is as with a server. A task of its own hands it
+the events.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from mitmproxy import http
-from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.connection import ConnectionState, Server
 from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.server import ConnectionHandler
@@ -59,21 +59,25 @@ class Feed(http_base.HttpConnection):
         server = Server(address=None)
         server.state = ConnectionState.OPEN
         super().__init__(context, server)
-        self._response = answer.response
-        self._pump = Pump(handler, answer)
+        self._answer = answer
+        self._handler = handler
+        self._pumping: asyncio.Task[None] | None = None
         self._stream_id = 0
         self.is_over = False
 
     def _handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         if isinstance(event, http_events.RequestProtocolError):
             self.is_over = True
-            self._pump.stop()
+            if self._pumping:
+                self._pumping.cancel()
         elif isinstance(event, http_events.RequestEndOfMessage):
             self._stream_id = event.stream_id
             yield http_base.ReceiveHttp(
-                http_events.ResponseHeaders(self._stream_id, self._response, end_stream=False)
+                http_events.ResponseHeaders(
+                    self._stream_id, self._answer.response, end_stream=False
+                )
             )
-            self._pump.start(self.conn)
+            self._pumping = asyncio.get_running_loop().create_task(self._pump())
         elif isinstance(event, MorePieces):
             for piece in event.pieces:
                 yield http_base.ReceiveHttp(http_events.ResponseData(self._stream_id, piece))
@@ -92,28 +96,12 @@ class Feed(http_base.HttpConnection):
             assert isinstance(event, events.Start | http_base.HttpEvent)
             yield from ()
 
-
-class Pump:
-    """Gives a feed its pieces, as they come and as the client takes them."""
-
-    def __init__(self, handler: ConnectionHandler, answer: FeedAnswer) -> None:
-        self._handler = handler
-        self._answer = answer
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self, feed: Connection) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(feed))
-
-    def stop(self) -> None:
-        """Ends a stream that its client does not want any more."""
-        if self._task:
-            self._task.cancel()
-
-    async def _run(self, feed: Connection) -> None:
+    async def _pump(self) -> None:
+        """Gives the pieces as they come, and as the client takes them."""
         is_complete = False
         try:
             async for pieces in self._answer.pieces:
-                await self._handler.server_event(MorePieces(feed, pieces))
+                await self._handler.server_event(MorePieces(self.conn, pieces))
                 await self._handler.drain_writers()
             is_complete = True
         except Cut:
@@ -122,4 +110,4 @@ class Pump:
             logger.exception("sglang-cached: a stream broke off")
         finally:
             self._answer.ended(is_complete)
-        await self._handler.server_event(Ended(feed, is_complete))
+        await self._handler.server_event(Ended(self.conn, is_complete))

@@ -1,4 +1,4 @@
-"""A feed in upstream's place, as mitmproxy's layers see it, and the pump behind it."""
+"""A feed in upstream's place, as mitmproxy's layers see it, and what it is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STREAM = 7
 
 
 class Handler:
-    """What a pump needs of mitmproxy's connection handler."""
+    """What a feed needs of mitmproxy's connection handler."""
 
     def __init__(self) -> None:
         self.feed: Feed | None = None
