@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.chat import DIALECT
-from tests.dialects.bodies import item, minter, refusal
+from tests.dialects.bodies import refusal
 from tests.tables import each
 
 PICTURE = "data:image/png;base64,AAAA"
@@ -19,41 +18,6 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 def saying(content: Any) -> dict[str, Any]:
     return chat(messages=[{"role": "user", "content": content}])
-
-
-@each(
-    "messages",
-    [
-        [[{"role": "user", "content": "a"}], [{"content": "a", "role": "user"}]],
-        [
-            [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
-            [{"role": "user", "content": "b"}, {"role": "user", "content": "a"}],
-            [{"role": "user", "content": "ab"}],
-        ],
-        [[{"role": "user", "content": "a"}], [{"role": "user", "content": "a", "name": "x"}]],
-        [
-            [{"role": "assistant", "content": None}],
-            [{"role": "assistant", "content": ""}],
-            [{"role": "assistant"}],
-        ],
-        [
-            [{"role": "user", "content": "a"}],
-            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
-        ],
-        [
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PICTURE}}]}],
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image_url", "image_url": {"url": PICTURE + "A"}}],
-                }
-            ],
-        ],
-    ],
-)
-def test_different_conversations(messages: list[list[dict[str, Any]]]) -> None:
-    """Different conversations have different keys."""
-    assert len({item(DIALECT, chat(messages=each)) for each in messages}) == len(messages)
 
 
 @each(
@@ -105,23 +69,6 @@ def test_media_in_any_message(place: int) -> None:
     messages = [{"role": "user", "content": "a"} for _ in range(3)]
     messages[place] = part("image_url", {"url": "http://example.com/a.png"})["messages"][0]
     assert refusal(DIALECT, chat(messages=messages)) is Reason.MEDIA
-
-
-@each(
-    ("body", "short", "wanted"),
-    [
-        (chat(), 1, chat()),
-        (chat(n=3), 3, chat(n=3)),
-        (chat(n=3), 2, chat(n=2)),
-        (chat(n=3, bogus={"x": [1]}), 1, chat(n=1, bogus={"x": [1]})),
-    ],
-)
-def test_trim(body: dict[str, Any], short: int, wanted: dict[str, Any]) -> None:
-    """An upstream call asks for what is short, and for nothing else."""
-    before = copy.deepcopy(body)
-    sent = DIALECT.trim(DIALECT.read(body), (short,), minter())
-    assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, (0,), short, {})
-    assert body == before
 
 
 def answer(*contents: str, finish: str = "stop") -> dict[str, Any]:

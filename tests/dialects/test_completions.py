@@ -40,12 +40,6 @@ def answer(texts: str, prompt_tokens: int = 1) -> dict[str, Any]:
     }
 
 
-@each("prompts", [["1", [1]], [[1, 2], [12], [2, 1]], ["a", "a ", "A", ""], ["[1]", [1]]])
-def test_different_prompts(prompts: list[Any]) -> None:
-    """Different prompts have different keys."""
-    assert len({item(DIALECT, one(prompt=prompt)) for prompt in prompts}) == len(prompts)
-
-
 @each(
     ("body", "n", "size", "batched", "rids"),
     [
@@ -142,31 +136,6 @@ def test_trim(
     assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, order, n, {})
     assert body == before
     assert DIALECT.read(sent.body).items == tuple(call.items[i] for i in order)
-
-
-@each(
-    ("body", "shortfalls", "texts", "items"),
-    [
-        (one(), (1,), "x", [0]),
-        (one(n=3), (2,), "xy", [0, 0]),
-        (batch(), (0, 0, 1), "x", [2]),
-        (batch(n=2), (2, 0, 2), "wxyz", [0, 0, 2, 2]),
-        (batch(n=2), (1, 0, 2), "xyz", [0, 2, 2]),
-        (one(prompt=[[1, 2], [3]]), (1, 1), "xy", [0, 1]),
-        (one(prompt=[1, 2, 3]), (1,), "x", [0]),
-    ],
-)
-def test_split(
-    body: dict[str, Any], shortfalls: tuple[int, ...], texts: str, items: list[int]
-) -> None:
-    """Each choice of an answer is a sample of its own prompt."""
-    call = DIALECT.read(body)
-    sent = DIALECT.trim(call, shortfalls, minter())
-    result = DIALECT.split(call, sent, answer(texts, 3))
-    is_shared = sent.body["prompt"] in (["a", "c"], ["a", "c", "c"])
-    assert result.refusal is (Reason.SHARED_USAGE if is_shared else None)
-    assert [g.item for g in result.generations] == items
-    assert "".join(json.loads(g.answer)["choices"][0]["text"] for g in result.generations) == texts
 
 
 def test_prompt_tokens_by_length() -> None:

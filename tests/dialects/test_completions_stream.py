@@ -127,25 +127,6 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-@each(("body", "events"), STREAMS.values(), ids=STREAMS)
-def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """The JSON answer from a stream has all that SGLang's has."""
-    (sample,) = record(body, events)
-    answer = orjson.loads(sample.answer)
-    (choice,) = answer["choices"]
-    chunks = [event["choices"][0] for event in events[:-1]]
-    assert choice["text"] == "".join(chunk["text"] for chunk in chunks)
-    assert choice["matched_stop"] == chunks[-1]["matched_stop"]
-    scored = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
-    if scored:
-        joined = {name: [v for s in scored for v in s[name]] for name in scored[0]}
-        assert choice["logprobs"] == joined
-    else:
-        assert choice["logprobs"] is None
-    assert answer["usage"]["completion_tokens"] == events[-1]["usage"]["completion_tokens"]
-    assert sample.tokens == events[-1]["usage"]["completion_tokens"]
-
-
 FOUR = [
     stream(["a", "b"], index=0),
     stream(["𝄞"], index=1),

@@ -38,25 +38,6 @@ def native(text: str = "x", finish: Any = "stop", **meta: Any) -> dict[str, Any]
     }
 
 
-@each(
-    "bodies",
-    [
-        [{"text": "1"}, {"input_ids": [1]}, {"input_embeds": [[1]]}],
-        [{"text": "a"}, {"text": "a", "input_ids": [1]}, {"text": "b", "input_ids": [1]}],
-        [{"input_ids": [1, 2]}, {"input_ids": [12]}, {"input_ids": [2, 1]}],
-        [{"input_embeds": [[1]]}, {"input_embeds": [[1.0]]}],
-        [
-            {"text": "a"},
-            {"text": "a", "sampling_params": None},
-            {"text": "a", "sampling_params": {}},
-        ],
-    ],
-)
-def test_different_prompts(bodies: list[dict[str, Any]]) -> None:
-    """Different prompts have different keys."""
-    assert len({item(DIALECT, body) for body in bodies}) == len(bodies)
-
-
 def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
     """A prompt of a batch has the key that it has alone."""
     lists = {
@@ -214,16 +195,6 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     result = split(batch(), (1, 1, 1), answer)
     assert result.refusal is refusal
     assert len(result.generations) == 3
-
-
-@each(
-    ("names", "versions"),
-    [([], set()), (["a"], {"a"}), (["a", "a"], {"a"}), (["a", "b"], {"a", "b"})],
-)
-def test_versions(names: list[str], versions: set[str]) -> None:
-    """The weights that an answer names are told."""
-    answer = [*(native(weight_version=name) for name in names), native(), native(), native()][:3]
-    assert split(batch(), (1, 1, 1), answer).versions == versions
 
 
 def test_error_beside_an_answer() -> None:

@@ -6,14 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
 import pytest
 
 from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.generate import DIALECT
 from tests.dialects import streams
-from tests.dialects.streams import but, mixed, parsed, worded
+from tests.dialects.streams import but, mixed, worded
 from tests.tables import each
 
 ONE = {"text": "a", "stream": True}
@@ -129,25 +128,6 @@ STREAMS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@each("events", STREAMS.values(), ids=STREAMS)
-def test_json_of_a_stream(events: list[dict[str, Any]]) -> None:
-    """The JSON answer from a stream has all that SGLang's has."""
-    (sample,) = record(ONE, events)
-    end = events[-1]
-    tokens = end["meta_info"]["completion_tokens"]
-    answer = orjson.loads(sample.answer)
-    assert sample.tokens == tokens
-    assert answer["output_ids"] == [100 + i for i in range(tokens)]
-    assert answer.keys() == end.keys()
-    meta = answer["meta_info"]
-    assert list(meta)[-2:] == ["e2e_latency", "response_sent_to_client_ts"]
-    assert meta["finish_reason"] == end["meta_info"]["finish_reason"]
-    if "output_token_logprobs" in meta:
-        assert meta["output_token_logprobs"] == [row(i) for i in range(tokens)]
-        assert meta["output_top_logprobs"] == [[row(i), row(i + 50)] for i in range(tokens)]
-        assert meta["output_token_logprobs_length"] == tokens
-
-
 def test_texts_of_both_styles_are_one() -> None:
     """A sample is the same in either style of streams."""
     samples = [record(ONE, stream(PLAIN, scored=True, incremental=i))[0] for i in (False, True)]
@@ -174,24 +154,6 @@ def test_batch(seed: int) -> None:
     (alone,) = replay(ONE, samples[:1])
     assert alone == [worded(event) for event in stream(PLAIN, index=None) if not (
         event["meta_info"].update(id="id0"))]  # fmt: skip
-
-
-@each("name", STREAMS)
-def test_client_rids(name: str) -> None:
-    """Each event has the client's own id."""
-    (sample,) = record(ONE, STREAMS[name])
-    for body, index in (({**ONE, "rid": "mine"}, None), ({**BATCH, "rid": "x"}, 0)):
-        if index is not None:
-            body = {**body, "sampling_params": {}}
-        samples = [sample] * len(DIALECT.read(body).items)
-        for k, events in enumerate(replay(body, samples)):
-            rid = "mine" if index is None else f"x_{k}"
-            assert {parsed(event)["meta_info"]["id"] for event in events} == {rid}
-            wanted = copy.deepcopy(STREAMS[name])
-            for event in wanted:
-                event["meta_info"]["id"] = rid
-                event.update({} if index is None else {"index": k})
-            assert events == [worded(event) for event in wanted]
 
 
 def changed(events: list[dict[str, Any]], place: int, **meta: Any) -> list[dict[str, Any]]:

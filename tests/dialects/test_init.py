@@ -21,50 +21,18 @@ from tests.tables import each
 OURS = (chat.DIALECT, completions.DIALECT, generate.DIALECT)
 
 
-@each(
-    ("method", "path", "name"),
-    [
-        ("POST", "/generate", "sglang-generate"),
-        ("PUT", "/generate", "sglang-generate"),
-        ("POST", "/v1/completions", "openai-completion"),
-        ("POST", "/v1/chat/completions", "openai-chat"),
-    ],
-)
-def test_installed(method: str, path: str, name: str) -> None:
-    """Each documented route has its dialect."""
-    assert installed()[method, path].name == name
+def test_installed() -> None:
+    """Each documented route has its dialect, and no other route has one."""
+    assert {route: dialect.name for route, dialect in installed().items()} == {
+        ("POST", "/generate"): "sglang-generate",
+        ("PUT", "/generate"): "sglang-generate",
+        ("POST", "/v1/completions"): "openai-completion",
+        ("POST", "/v1/chat/completions"): "openai-chat",
+    }
 
 
-@each(
-    "route",
-    [
-        ("GET", "/generate"), ("PUT", "/v1/completions"), ("POST", "/v1/completions/"),
-        ("POST", "/generate?x=1"), ("POST", "/v1/responses"), ("POST", "/v1/embeddings"),
-    ],
-)  # fmt: skip
-def test_other_routes(route: tuple[str, str]) -> None:
-    """Other routes have no dialect."""
-    assert route not in installed()
-
-
-def test_names_are_unique() -> None:
-    """Each dialect has a name of its own."""
-    assert len({dialect.name for dialect in OURS}) == len(OURS)
-
-
-@each("dialect", OURS, ids=lambda dialect: dialect.name)
-def test_conflict(dialect) -> None:
-    """Two dialects for one route are refused."""
-
-    class Rival(type(dialect)):
-        name = "rival"
-
-    with pytest.raises(ValueError, match=f"{dialect.routes[0][1]}.*{dialect.name} and rival"):
-        registry([dialect, Rival()])
-
-
-def test_third_party() -> None:
-    """A dialect of a third party is found like ours."""
+def test_registry() -> None:
+    """A dialect of a third party is found like ours; two for one route are refused."""
 
     class Other(type(chat.DIALECT)):
         name = "other"
@@ -73,11 +41,13 @@ def test_third_party() -> None:
     routes = registry([*OURS, Other()])
     assert routes["POST", "/other"].name == "other"
     assert len(routes) == 5
+    for dialect in OURS:
 
+        class Rival(type(dialect)):
+            name = "rival"
 
-def test_empty() -> None:
-    """No dialects make an empty registry."""
-    assert registry([]) == {}
+        with pytest.raises(ValueError, match=f"{dialect.routes[0][1]}.*{dialect.name} and rival"):
+            registry([dialect, Rival()])
 
 
 ABORTS: dict[str, tuple[Dialect, dict[str, Any]]] = {
@@ -123,7 +93,7 @@ def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
 
 @each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
 def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
-    """As above, of a stream."""
+    """As above, of a stream; it has the client's own id, the time and the model."""
     call = dialect.read(body)
     samples = aborted(dialect, call)
     script = dialect.script(call, samples)
@@ -133,31 +103,19 @@ def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
     numbers = itertools.count()
     sent = dialect.trim(call, [call.n] * len(call.items), lambda: f"x{next(numbers)}")
     recorder = dialect.record(call, sent)
-    parts = [recorder.add(parsed(event))[0] for event in [*events, *([usage] if usage else [])]]
+    said = [parsed(event) for event in events]
+    assert {event.get("id") or event["meta_info"]["id"] for event in said} == (
+        set(call.rids) or {"minted"}
+    )
+    if dialect is not generate.DIALECT:
+        times = {(event["created"], event["model"]) for event in said}
+        assert times == {(1234, body.get("model", "default"))}
+    parts = [recorder.add(event)[0] for event in [*said, *([parsed(usage)] if usage else [])]]
     assert Part.ERROR not in parts
     split = recorder.split()
     assert split.refusal is Reason.ABORT
     assert len(split.generations) == call.total
     assert sum(generation.tokens for generation in split.generations) == 0
-
-
-@each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
-def test_ids_of_the_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
-    """The answer to an aborted call has the client's own id."""
-    call = dialect.read(body)
-    script = dialect.script(call, aborted(dialect, call))
-    events = [parsed(event) for event in [*script.in_turn(), *script.finishes]]
-    found = {event["meta_info"]["id"] if "meta_info" in event else event["id"] for event in events}
-    assert found == (set(call.rids) or {"minted"})
-
-
-def test_time_and_model_of_the_aborted() -> None:
-    """The answer to an aborted call has the time and the model."""
-    for dialect, body in ABORTS.values():
-        answer = orjson.loads(dialect.aborted(dialect.read(body), "minted", 1234.5))
-        if dialect is not generate.DIALECT:
-            assert (answer["created"], answer["model"]) == (1234, body.get("model", "default"))
-            assert answer["usage"]["total_tokens"] == 0
 
 
 @each("index", [None, 0, 1])

@@ -7,12 +7,11 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Generation, Split
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import completions
-from sglang_cached_addon.dialects.openai import choices
-from sglang_cached_addon.dialects.openai.recording import CHOICE, Recorder, refuse_unknown
+from sglang_cached_addon.dialects.openai.recording import CHOICE, refuse_unknown
 from sglang_cached_addon.wire import sse
 from tests.dialects.test_completions_stream import stream, usage
 from tests.tables import each
@@ -37,41 +36,6 @@ def test_unknown(choice: dict[str, Any], is_end: bool, refused: bool) -> None:
         refuse_unknown(choice, frozenset(CHOICE), is_end=is_end)
 
 
-class ScriptedChoice:
-    """Chunks that say no more than how many rows and tokens they have."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.tokens: int | None = None
-        self.is_finished = False
-
-    def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
-        self.rows += choice.get("rows", 0)
-        self.tokens = tokens
-        self.is_finished = "end" in choice
-        return self.is_finished
-
-    def choice(self) -> dict[str, Any]:
-        return {"index": 0, "said": self.tokens}
-
-    def steps(self) -> list[Any]:
-        return [self.rows]
-
-
-Asked = tuple[Any, choices.StreamFacts]
-
-
-def recorder(count: int = 2, **options: Any) -> tuple[Recorder, list[Asked]]:
-    """A recorder, and what it will ask to be taken apart."""
-    asked: list[Asked] = []
-
-    def split(answer: Any, told: choices.StreamFacts) -> Split:
-        asked.append((answer, told))
-        return Split(tuple(Generation(0, b"", 0) for _ in answer["choices"]))
-
-    return Recorder([ScriptedChoice() for _ in range(count)], "json", split, **options), asked
-
-
 def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
     told = None if tokens is None else {"completion_tokens": tokens}
     head = {"id": rid or f"id{index}", "object": "chunk", "created": 7}
@@ -79,22 +43,6 @@ def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[
 
 
 END = {"id": "id9", "object": "chunk", "choices": [], "usage": {"completion_tokens": 5}}
-
-
-def test_envelope() -> None:
-    """The JSON answer from a stream has JSON's own members."""
-    made, asked = recorder(server=Server(SGLANG))
-    for event in (chunk(1), chunk(0, end=1), chunk(1, end=1), END):
-        made.add(event)
-    split = made.split()
-    ((answer, told),) = asked
-    assert list(answer) == ["id", "object", "created", "choices", "usage", "metadata"]
-    assert answer["object"] == "json"
-    assert answer["metadata"] is None
-    assert answer["usage"] == {"completion_tokens": 5}
-    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
-    assert told.ids == ["id0", "id1"]
-    assert [sample.deltas for sample in split.generations] == [b"[0]", b"[0]"]
 
 
 @each(
@@ -169,15 +117,6 @@ def test_members_of_json() -> None:
     (deltas,) = completions.DIALECT.script(call, [[Generation(0, orjson.dumps(answer), 1)]]).deltas
     (said,) = [orjson.loads(sse.data(event) or b"") for event in deltas]
     assert list(said) == ["id", "object", "created", "model", "choices", "usage", *NEWS]
-
-
-def test_own_ids() -> None:
-    """A finish has the id of its own choice."""
-    made, _ = recorder()
-    made.add(chunk(0))
-    finish = chunk(0, rid="id1", end=1)
-    made.add(finish)
-    assert finish["id"] == "id0"
 
 
 @each(

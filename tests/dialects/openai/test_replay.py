@@ -9,25 +9,12 @@ import orjson
 from sglang_cached_addon.core.call import Call, Generation, StreamOptions
 from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.openai import replay
-from sglang_cached_addon.dialects.openai.replay import StoredChoice, member
+from sglang_cached_addon.dialects.openai.replay import StoredChoice
 from sglang_cached_addon.wire import sse
 from tests.dialects import test_chat_stream as chats
 from tests.dialects.streams import by_choice, worded
-from tests.dialects.test_completions_stream import scores, stream, usage
+from tests.dialects.test_completions_stream import scores, stream
 from tests.tables import each
-
-
-@each(
-    ("value", "kind", "found"),
-    [
-        ({"x": "y"}, str, "y"), ({"x": 1}, str, ""), ({"x": None}, list, []),
-        ({"x": {"y": 1}}, dict, {"y": 1}), ({}, int, 0), (None, dict, {}), ([], str, ""),
-        ("x", str, ""),
-    ],
-)  # fmt: skip
-def test_member(value: Any, kind: type, found: Any) -> None:
-    """A member of another type counts as missing."""
-    assert member(value, "x", kind) == found
 
 
 def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
@@ -43,14 +30,6 @@ def stored_choice(**members: Any) -> StoredChoice:
     return StoredChoice(call, Generation(0, orjson.dumps(answer), 0), 2, None)
 
 
-def test_head() -> None:
-    """Chunks have the members of each event, and not those of the whole answer."""
-    found = stored_choice(sglext={"x": 1}, service_tier="y").head("chunk", 8)
-    assert orjson.loads(found + b"}") == {
-        "id": "up", "object": "chunk", "created": 8, "model": "m", "service_tier": "y",
-    }  # fmt: skip
-
-
 @each(
     ("lengths", "known", "found"),
     [
@@ -62,23 +41,6 @@ def test_head() -> None:
 def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
     """Tokens so far rise to those of the whole."""
     assert stored_choice().counts(lengths, known) == found
-
-
-def test_usage_so_far() -> None:
-    """The usage so far has SGLang's members."""
-    wanted = {
-        "prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2,
-        "prompt_tokens_details": None, "reasoning_tokens": 0, "completion_tokens_details": None,
-    }  # fmt: skip
-    assert stored_choice().usage_so_far(2) == orjson.dumps(wanted)
-    thinking = stored_choice(
-        usage={"prompt_tokens": 3, "completion_tokens": 9, "reasoning_tokens": 5}
-    )
-    for tokens, thoughts in ((2, 2), (7, 5)):
-        found = orjson.loads(thinking.usage_so_far(tokens))
-        assert found["reasoning_tokens"] == thoughts
-        assert found["completion_tokens_details"] == {"reasoning_tokens": thoughts}
-    assert orjson.loads(stored_choice(usage="x").usage_so_far(1))["prompt_tokens"] == 0
 
 
 def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Generation:
@@ -132,16 +94,6 @@ def test_renumber() -> None:
     assert event["created"] == 9
     wanted = {**stream(["a"], index=5, logprobs=[scores(0, 1)])[0], "created": 9, "id": "id1"}
     assert worded(event) == worded(wanted)
-
-
-def test_rename() -> None:
-    """Each event has the client's own id."""
-    event = stream(["a"], index=1)[0]
-    replay.rename(event, ["x", "y"])
-    assert event["id"] == "y"
-    end = usage(1, 1)
-    replay.rename(end, ["x", "y"])
-    assert end["id"] == "x"
 
 
 def test_without_usage() -> None:
