@@ -1,7 +1,7 @@
 """The stand-in upstream of the tests: the package's, which can be told what to do.
 
 Faults, aborts, pauses, updates of the weights, adapters, keys, aliases and other processes behind
-the same port can be played, and what SGLang refuses is refused in its words.
+the same port can be played, and what SGLang refuses is refused.
 """
 
 from tests.simulator import control

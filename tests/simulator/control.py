@@ -24,7 +24,7 @@ def _given(handler: Handler, *names: str) -> Json:
     body = handler.document()
     absent = [name for name in names if name not in body]
     if absent:
-        raise missing(handler.request.path, body, *absent)
+        raise missing(*absent)
     return body
 
 
@@ -72,7 +72,7 @@ async def update_from_disk(handler: Handler) -> None:
     body = handler.document()
     path = body.get("model_path")
     if not isinstance(path, str):
-        raise missing(handler.request.path, body, "model_path")
+        raise missing("model_path")
     text = "Succeeded to update model weights."
     message = _update(handler, "", text, body, model=path, served_model_name="")
     _told(handler, message, num_paused_requests=0)

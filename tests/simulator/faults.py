@@ -75,7 +75,7 @@ async def sample(handler: Handler) -> None:
         if engine.profile.stream_response_default_include_usage:
             options = body.get("stream_options") or {}
             body = {**body, "stream_options": {**options, "include_usage": True}}
-        checks.SCHEMA[path](path, body)
+        checks.SCHEMA[path](body)
         ask = APIS[path].read(body)
         if fault is Fault.ERROR_EVENT and not ask.stream:
             raise checks.busy()

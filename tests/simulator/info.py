@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 from sglang_cached_addon.simulator import info as small
-from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json
+from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH
 from sglang_cached_addon.simulator.words import token_ids
 from tests.simulator.checks import missing
 from tests.simulator.handler import Handler
-
-_EMBEDDING: Json = {
-    **dict.fromkeys(("family", "task", "execution", "attention"), "none"),
-    "pooling": "model_defined",
-    "normalize": False,
-    "postprocessor": "none",
-    "tokenizer_special_tokens": "model_default",
-    "supports_dimensions": False,
-    "supports_token_embeddings": False,
-    "supports_multimodal": False,
-    "requires_embedding_flag": False,
-    "auto_enable_embedding": False,
-    "bcg_eligibility": "disabled",
-    "safe_disable_kv_cache": False,
-    "safe_disable_radix_cache": False,
-    "safe_disable_chunked_prefill": False,
-    "enabled": False,
-    "matryoshka_dimensions": [],
-    "bcg": {
-        "prefill_backend": "disabled",
-        "enabled": False,
-        "capture_token_budget": 4096,
-        "capture_batch_sizes": [4, 8, 16],
-    },
-    "cache": {
-        "kv_cache_disabled": False,
-        "radix_cache_disabled": False,
-        "chunked_prefill_disabled": False,
-    },
-}
 
 
 async def tokenize(handler: Handler) -> None:
     body = handler.document()
     if not isinstance(body.get("prompt"), str):
-        raise missing(handler.request.path, body, "prompt")
+        raise missing("prompt")
     ids = token_ids(body["prompt"])
     handler.reply({"tokens": ids, "count": len(ids), "max_model_len": CONTEXT_LENGTH})
 
@@ -59,8 +29,7 @@ async def models(handler: Handler) -> None:
 async def model_info(handler: Handler) -> None:
     await handler.rest(handler.engine.profile.info_delay)
     loaded = handler.engine.loaded
-    about = {**small.about_model(loaded.profile), "tokenizer_path": loaded.launched.model}
-    handler.reply({**about, "embedding": _EMBEDDING})
+    handler.reply({**small.about_model(loaded.profile), "tokenizer_path": loaded.launched.model})
 
 
 async def server_info(handler: Handler) -> None:
