@@ -21,24 +21,13 @@ SECRETS = {
 UNRELATED = {
     **SECRETS,
     "launch_command": "python -m sglang.launch_server --api-key sk-plain-secret",
-    "random_seed": 42,
-    "startup_time": {"total": 12.5},
-    "internal_states": [{"last_gen_throughput": 1.5}],
-    "max_total_num_tokens": 81234,
-    "max_req_input_len": 81228,
-    "weight_version": "default",
-    "host": "127.0.0.1",
-    "port": 30000,
-    "nccl_port": 31000,
-    "dist_init_addr": None,
-    "log_level": "info",
-    "log_requests": False,
-    "enable_metrics": False,
-    "enable_lora": True,
+    "random_seed": 42, "startup_time": {"total": 12.5}, "kv_events": None,
+    "internal_states": [{"last_gen_throughput": 1.5}], "weight_version": "default",
+    "max_total_num_tokens": 81234, "max_req_input_len": 81228, "host": "127.0.0.1", "port": 30000,
+    "nccl_port": 31000, "dist_init_addr": None, "log_level": "info", "log_requests": False,
+    "enable_metrics": False, "enable_lora": True, "max_loaded_loras": 4,
     "lora_paths": [{"lora_name": "a", "lora_path": "/a"}],
-    "max_loaded_loras": 4,
-    "kv_events": None,
-}
+}  # fmt: skip
 SERVER = {**dict.fromkeys(SERVER_KEYS, "x"), "speculative_algorithm": None, **UNRELATED}
 
 

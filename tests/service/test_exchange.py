@@ -410,20 +410,13 @@ def test_what_happens_meanwhile(change: Callable[[Setup], object], reason: Reaso
 @each(
     ("weights", "named", "reason"),
     [
-        ("v1", ["v1", "v1"], None),
-        ("v1", ["v1", None], None),
-        ("v1", [None, None], None),
-        ("v1", ["v2", "v2"], Reason.OTHER_WEIGHTS),
-        ("v1", ["v2", None], Reason.OTHER_WEIGHTS),
-        ("v1", ["v1", "v2"], Reason.MIXED_WEIGHTS),
-        ("v1", ["v2", "v3"], Reason.MIXED_WEIGHTS),
-        (None, ["v1", "v1"], None),
-        (None, ["v1", None], None),
-        (None, ["v1", "v2"], Reason.MIXED_WEIGHTS),
-        ("", ["", ""], None),
-        ("", ["v1", "v1"], Reason.OTHER_WEIGHTS),
+        ("v1", ["v1", "v1"], None), ("v1", ["v1", None], None), ("v1", [None, None], None),
+        (None, ["v1", "v1"], None), (None, ["v1", None], None), ("", ["", ""], None),
+        ("v1", ["v2", "v2"], Reason.OTHER_WEIGHTS), ("v1", ["v2", None], Reason.OTHER_WEIGHTS),
+        ("", ["v1", "v1"], Reason.OTHER_WEIGHTS), ("v1", ["v1", "v2"], Reason.MIXED_WEIGHTS),
+        ("v1", ["v2", "v3"], Reason.MIXED_WEIGHTS), (None, ["v1", "v2"], Reason.MIXED_WEIGHTS),
     ],
-)
+)  # fmt: skip
 def test_weights(weights: str | None, named: list[str | None], reason: Reason | None) -> None:
     """An answer is stored only under the weights that its key stands for."""
     setup = Setup()

@@ -12,7 +12,6 @@ import pytest
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.store.journal.reader import calls_of
-from tests.conftest import until
 from tests.store.journal.opened import (
     BROKEN,
     A,
@@ -125,24 +124,6 @@ def test_clears_of_parts_under_load(tmp_path: Path) -> None:
         for done in clears:
             assert done.result(10) is None
     assert numbers(tmp_path) == wanted
-
-
-def test_clear_of_others_beside_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is found when the clear of others is done."""
-    write(tmp_path, line(A, b'{"x":1}'), line(B, b'{"x":2}'))
-    with opened(tmp_path) as journal:
-        held = Held(monkeypatch)
-        done = [journal.journal.clear(lambda key: key == A)]
-        journal.append(line(C, b'{"x":3}'))
-        journal.append(line(B, b'{"x":4}'))
-        done.append(journal.journal.clear(lambda key: key == C))
-        held.release()
-        for one in done:
-            one.result(10)
-        until(lambda: journal.journal.read(B, waits=True))
-        assert list(journal.journal.index) == [B]
-        found = journal.journal.read(B, waits=True)
-        assert [sample.answer for sample in found or ()] == [b'{"x":2}', b'{"x":4}']
 
 
 def test_compact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

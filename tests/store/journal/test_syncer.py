@@ -44,22 +44,6 @@ def handles(tmp_path: Path) -> Iterator[list[int]]:
         os.close(file)
 
 
-def test_several(disk: Disk, handles: list[int], tmp_path: Path) -> None:
-    """Writes that come together are synced together, and later ones later."""
-    a, _ = handles
-    one = Syncer(tmp_path)
-    for _ in range(3):
-        os.write(a, b"x")
-        one.note(a)
-    until(lambda: bool(disk.synced))
-    os.write(a, b"x")
-    one.note(a)
-    until(lambda: len(disk.synced) == 2)
-    one.close()
-    ino = os.fstat(a).st_ino
-    assert disk.synced == [(ino, 3), (ino, 4)]
-
-
 def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
     """Of two files, the one that was noted last is synced."""
     a, b = handles
@@ -69,18 +53,6 @@ def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
     until(lambda: bool(disk.synced))
     one.close()
     assert disk.synced == [(os.fstat(b).st_ino, 0)]
-
-
-def test_failure(
-    disk: Disk, handles: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A sync that fails is tried until it works, and is logged once."""
-    disk.failures = 3
-    one = Syncer(tmp_path)
-    one.note(handles[0])
-    until(lambda: len(disk.synced) == 4)
-    one.close()
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_close(handles: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,22 @@ from tests.store.journal.opened import A, B, line, numbers, opened, pool, read, 
 
 
 def test_clear(tmp_path: Path) -> None:
-    """What was cleared is gone, in the file as well; what comes later stays. A clear just before
-    the end is done."""
-    wanted = [line(A, b'{"x":2}'), line(B, b'{"x":3}')]
+    """What was cleared is gone, in the file as well, which is cut, so that whoever follows it has
+    the same file; what comes later stays. A clear just before the end is done."""
+    write(tmp_path, line(A, b'{"x":0}'))
+    (tmp_path / "cache.jsonl.new").write_bytes(b"left by a crash")
+    path, wanted = tmp_path / "cache.jsonl", [line(A, b'{"x":2}'), line(B, b'{"x":3}')]
+    before = path.stat().st_ino
     with opened(tmp_path) as journal:
+        assert journal.lines
+        for _ in range(2):
+            journal.journal.clear().result(10)
+            assert (path.stat().st_ino, path.stat().st_size) == (before, 0)
         journal.append(line(A, b'{"x":1}'))
         done = journal.journal.clear()
         journal.append(wanted[0])
         assert done.result(10) is None
-        assert b'{"x":1}' not in (tmp_path / "cache.jsonl").read_bytes()
+        assert b'{"x":1}' not in path.read_bytes()
         journal.append(wanted[1])
     assert read(tmp_path) == wanted
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache.jsonl", "cache.lock"]
@@ -32,22 +39,6 @@ def test_clear(tmp_path: Path) -> None:
         done = journal.journal.clear()
     assert done.done()
     assert read(tmp_path) == []
-
-
-def test_clear_of_what_is_on_disk(tmp_path: Path) -> None:
-    """A clear removes the lines of earlier processes, and cuts the file, so that whoever follows it
-    has the same file."""
-    write(tmp_path, line(A, b'{"x":1}'))
-    (tmp_path / "cache.jsonl.new").write_bytes(b"left by a crash")
-    path = tmp_path / "cache.jsonl"
-    with opened(tmp_path) as journal:
-        assert journal.lines
-        before = path.stat().st_ino
-        for _ in range(2):
-            journal.journal.clear().result(10)
-            assert (path.stat().st_ino, path.stat().st_size) == (before, 0)
-        journal.append(line(B, b"{}"))
-    assert read(tmp_path) == [line(B, b"{}")]
 
 
 def test_clears_and_appends_in_turn(tmp_path: Path) -> None:

@@ -5,34 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sglang_cached_addon.core.cache import Brought
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
+from tests.store.redis.proxies import KEY, OTHER, Proxy, sharing, until
 
 pytestmark = needs_redis
-
-
-def test_pools_grow_together(server: RedisServer) -> None:
-    async def work(one: Proxy, two: Proxy) -> None:
-        brought = await one.bring(2)
-        assert brought.lease
-        one.append("a", "b")
-        brought.lease.release()
-        await one.written()
-        assert not (await two.bring(1)).lease
-        assert two.texts() == "a"
-        assert not (await two.bring(2)).lease
-        assert two.texts() == "ab"
-        brought = await two.bring(3)
-        assert brought.lease
-        two.append("c")
-        brought.lease.release()
-        await two.written()
-        assert await one.bring(3, claims=False) == Brought()
-        assert one.texts() == "abc"
-        assert lists(server) == {"0": "abc"}
-
-    sharing(server, work)
 
 
 def test_all_or_nothing(server: RedisServer) -> None:

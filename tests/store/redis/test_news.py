@@ -143,14 +143,3 @@ def test_epochs_only_rise() -> None:
         assert knows.epochs.of("model") == knows.epochs.last > (1 << 20) + 7
 
     asyncio.run(main())
-
-
-def test_epochs_while_the_server_is_away(server: RedisServer) -> None:
-    async def work(one: Proxy, two: Proxy) -> None:
-        server.stop()
-        one.knows.epochs.raise_model("model")
-        await asyncio.to_thread(one.store.publish)
-        server.start()
-        await until(lambda: two.knows.epochs.of("model") == one.knows.epochs.of("model"))
-
-    sharing(server, work)

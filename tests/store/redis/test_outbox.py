@@ -103,27 +103,6 @@ def test_room(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     running(server, work)
 
 
-def test_full(server: RedisServer) -> None:
-    """With a full server, writes that take room wait, and the others go out."""
-
-    async def work(box: Outbox, lost: list[str]) -> None:
-        await box.ask("SET", "gone", "x")
-        await box.ask("CONFIG", "SET", "maxmemory", 1)
-        box.open()
-        box.queue(push("a"))
-        box.tell(("DEL", "gone"))
-        assert await box.ask("EXISTS", "gone") == 0
-        assert (box.is_full, len(box), lost) == (True, 1, [])
-        await box.ask("CONFIG", "SET", "maxmemory", 0)
-        async with asyncio.timeout(3):
-            while len(box):
-                await asyncio.sleep(0.01)
-        assert await box.ask("LRANGE", "list", 0, -1) == [b"a"]
-        assert not box.is_full
-
-    running(server, work)
-
-
 class Slow:
     """A server that answers when it is let."""
 

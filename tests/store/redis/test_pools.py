@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from math import inf
 
 import pytest
 
@@ -55,25 +54,6 @@ def test_a_list_that_vanishes(server: RedisServer) -> None:
     sharing(server, work)
 
 
-def test_another_list(server: RedisServer) -> None:
-    """Where the server has another list, that replaces what is at hand."""
-
-    async def work(one: Proxy, two: Proxy) -> None:
-        one.append("a", "b")
-        await one.written()
-        with server.client() as client:
-            client.flushall()
-        two.append("c", "d", "e")
-        await two.written()
-        generation = one.store.generation
-        while len(one.texts()) < 3:
-            await one.bring(3, claims=False)
-        assert one.texts() == "cde"
-        assert one.store.generation > generation
-
-    sharing(server, work)
-
-
 def test_cleared_while_it_is_brought(server: RedisServer) -> None:
     """What is read of a list while somebody clears it is not taken."""
 
@@ -117,28 +97,6 @@ def test_what_cannot_be_read(server: RedisServer, caplog: pytest.LogCaptureFixtu
         two.append("y", since=5.0, at=6.0)
         await two.written()
         assert lists(server)["0"] == two.texts() == "yx"
-
-    sharing(server, work)
-
-
-def test_older_samples_are_dropped(server: RedisServer) -> None:
-    async def work(one: Proxy, two: Proxy) -> None:
-        one.append("a", at=1.0)
-        one.append("b", at=2.0)
-        await one.written()
-        while len(two.texts()) < 2:
-            await two.bring(2, claims=False)
-        one.append("c", at=3.0, since=2.0)
-        await until(lambda: two.texts() != "ab")
-        assert two.texts() == "cb"
-        assert lists(server) == {"0": "cb"}
-        two.append("d", "e", at=9e9, since=inf)  # a clock that runs ahead
-        await until(lambda: one.texts() != "cb")
-        assert one.texts() == two.texts() == "de"
-        one.append("f", at=4.0, since=3.5)
-        await until(lambda: two.texts() != "de")
-        assert lists(server) == {"0": "fe"}
-        assert one.texts() == two.texts() == "fe"
 
     sharing(server, work)
 
