@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -14,7 +13,6 @@ from sglang_cached_addon.core.keys import (
     canonical_each,
     keeps_to_the_rule,
     parse,
-    prefix,
     write,
     write_by_the_rule,
     written,
@@ -284,15 +282,6 @@ def test_argument_is_left_alone() -> None:
     assert json.dumps(body) == before
 
 
-def test_digest_is_what_the_journal_has() -> None:
-    """A key is the model's 8 bytes, and 24 of the SHA-256 of its framed parts."""
-    parts = [str(FORMAT_VERSION).encode(), "f\u00fc".encode(), b"openai-chat", b"", b"{}"]
-    framed = b"".join(b"%d:%s" % (len(part), part) for part in parts)
-    model = hashlib.sha256("f\u00fc".encode()).digest()[:8]
-    expected = model + hashlib.sha256(framed).digest()[:24]
-    assert Digester("f\u00fc", "openai-chat").key(b"{}") == expected
-
-
 # Fingerprint, dialect, tenant, content, epochs of the adapters.
 Named = tuple[str, str, bytes, bytes, str]
 PARTS: list[Named] = [
@@ -332,16 +321,6 @@ def test_a_digester_can_be_used_again() -> None:
     first = digester.key(b"a"), digester.key(b"a", "x"), digester.raw(b"a")
     digester.key(b"b", "y"), digester.raw(b"b")
     assert (digester.key(b"a"), digester.key(b"a", "x"), digester.raw(b"a")) == first
-
-
-def test_keys_begin_with_their_model() -> None:
-    """A clear of one model takes all of its keys, and no other's."""
-    for fingerprint in ("", "f", "f\u00fc", "0" * 64):
-        assert prefix(fingerprint) == hashlib.sha256(fingerprint.encode()).digest()[:8]
-        for tenant, content, adapters in [(b"", b"", ""), (b"t", b"{}", ""), (b"", b"{}", "a")]:
-            key = Digester(fingerprint, "chat", tenant).key(content, adapters)
-            assert key.startswith(prefix(fingerprint)), fingerprint
-            assert not key.startswith(prefix(f"{fingerprint}x")), fingerprint
 
 
 def test_canonical_each() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Sample
-from sglang_cached_addon.core.call import Call, Generation
-from sglang_cached_addon.core.planning import PIECE, Plan, additions, plan, recorded
+from sglang_cached_addon.core.call import Call
+from sglang_cached_addon.core.planning import PIECE, Plan, additions, plan
 from sglang_cached_addon.store.memory import MemoryPools
 from tests.tables import each
 
@@ -160,14 +160,6 @@ def test_again() -> None:
     assert letters(made.again([], store).stored) == ["1", "xy", ""]
 
 
-def test_again_of_a_repeated_prompt() -> None:
-    """Planned again, two equal prompts still get two samples."""
-    store = store_of({"a": "1"})
-    made = plan_of("aba", 1, store)
-    store.append(Addition(b"a", "d", b"", [sample("2"), sample("3")]))
-    assert letters(made.again(made.needs, store).stored) == ["1", "", "2"]
-
-
 def test_additions() -> None:
     """A large answer is stored in pieces, of which none replaces an earlier one."""
     store = store_of({"a": "123456", "b": "1"})
@@ -207,12 +199,3 @@ def test_the_future_does_not_count() -> None:
     assert letters(plan_of("a", 2, store, NOW - 60).stored) == ["2"]
     store.append(Addition(b"a", "d", b"", [sample("3", NOW)], since=NOW - 60))
     assert letters([store.get(b"a")]) == ["32"]
-
-
-def test_recorded() -> None:
-    """A whole answer has the stored samples of each item, and then the new ones."""
-    made = plan_of("ab", 2, store_of({"a": "1"}))
-    new = [Generation(0, b"x", 1), Generation(1, b"y", 2), Generation(1, b"z", 3)]
-    whole = [[r.answer.decode() for r in pool] for pool in recorded(made, new)]
-    assert whole == [["1", "x"], ["y", "z"]]
-    assert [len(pool) for pool in recorded(made)] == [1, 0]

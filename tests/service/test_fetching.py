@@ -23,9 +23,7 @@ from tests.upstream.scripted import INFO, bounded, settled, until
     ("said", "reason"),
     [
         ((200, {**INFO, "weight_version": "2"}), Reason.MODEL_CHANGED),
-        ((200, {**INFO, "model_path": "x", "served_model_name": "x"}), Reason.MODEL_CHANGED),
         ((500, {}), Reason.UNCONFIRMED),
-        ((401, {}), Reason.UNCONFIRMED),
         ((200, b"?"), Reason.MODEL_CHANGED),
     ],
 )
@@ -41,17 +39,6 @@ async def test_another_model(stage: Stage, said: tuple[int, Any], reason: Reason
     await until(lambda: stage.counters.not_stored)
     assert stage.stored == 0
     assert stage.counters.not_stored == {reason: 1}
-
-
-@staged()
-async def test_cleared(stage: Stage) -> None:
-    """What was on its way when somebody cleared the cache does not come back."""
-    leader, asked = await stage.lead("a")
-    stage.store.clear()
-    stage.generated(asked)
-    assert (await leader).brief == "miss 200"
-    await stage.settled()
-    assert (stage.stored, stage.counters.not_stored) == (0, {Reason.CLEARED: 1})
 
 
 @staged()

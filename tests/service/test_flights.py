@@ -89,17 +89,6 @@ async def two_pools_of_one(tower: Tower) -> None:
     assert tower.log == ["both"]
 
 
-async def alone(tower: Tower) -> None:
-    """A flight that is for one client alone is under way, and waited for by nobody."""
-    flight = tower.begin("a", alone=True)
-    assert len(tower.flights) == 1
-    assert tower.flights.busy([b"a"]) == set()
-    other = tower.begin("a")
-    tower.flights.end(flight)
-    assert tower.flights.busy([b"a"]) == {b"a"}
-    tower.flights.end(other)
-
-
 async def busy(tower: Tower) -> None:
     """Only those of the pools that were asked for, and that are being filled, are busy."""
     first, second = tower.begin("ab"), tower.begin("c")
@@ -169,18 +158,6 @@ async def what_counts(tower: Tower) -> None:
     assert tower.brought(b"a", 2, is_first=True) == "ni"
     for flight in (old, new, instead):
         tower.flights.end(flight)
-
-
-async def unanswered_alone(tower: Tower) -> None:
-    """The end of what was for one client alone, and brought nothing, wakes nobody."""
-    alone, shared = tower.begin("a", alone=True), tower.begin("a")
-    tower.wait("one", a=1)
-    await settled()
-    assert (alone.clients, shared.clients) == (0, 1)
-    tower.flights.end(alone)
-    await settled()
-    assert tower.log == []
-    tower.flights.end(shared)
 
 
 async def unwanted(tower: Tower) -> None:
@@ -286,8 +263,8 @@ async def same_keys(tower: Tower) -> None:
 
 
 FLIGHTS = [
-    first_of_many, two_pools_of_one, alone, busy, landed, settled_in_parts, what_counts,
-    unanswered_alone, unwanted, unwanted_when_landed, never_wanted, leaving, leaving_when_woken,
+    first_of_many, two_pools_of_one, busy, landed, settled_in_parts, what_counts,
+    unwanted, unwanted_when_landed, never_wanted, leaving, leaving_when_woken,
     crowd, same_keys,
 ]  # fmt: skip
 

@@ -62,22 +62,6 @@ async def test_batches(stage: Stage) -> None:
 
 
 @staged()
-async def test_prefix_of_a_batch(stage: Stage) -> None:
-    """No sample that is fetched at the same time is twice in one answer."""
-    alone, one = await stage.lead("a")
-    batch = stage.generate(["a", "a", "x"])
-    two = await stage.asked()
-    assert two.json["text"] == ["x"]
-    stage.generated(one)
-    stage.generated(two)
-    three = await stage.asked()
-    stage.generated(three)
-    texts = (await batch).texts
-    assert texts[0] == (await alone).texts[0]
-    assert len(set(texts)) == 3
-
-
-@staged()
 async def test_before_it_is_stored(stage: Stage) -> None:
     """Neither who waits for a fetch, nor who comes after its answer, waits until upstream says that
     it is the same model, and the samples are stored."""

@@ -32,33 +32,6 @@ async def text(reader: Reader, is_over: Callable[[], bool] = bool) -> str:
 Case = Callable[[Stream], Awaitable[None]]
 
 
-async def early(stream: Stream) -> None:
-    """One who is there before upstream gets each event as it comes."""
-    reading = asyncio.ensure_future(text(stream.reader()))
-    opened = asyncio.ensure_future(stream.opened())
-    await settled()
-    assert not opened.done()
-    stream.open()
-    assert await opened
-    for word in "abc":
-        stream.publish([delta(word)])
-        await settled()
-    stream.end(complete=True)
-    assert await reading == "a|b|c"
-
-
-async def late(stream: Stream) -> None:
-    """One who comes late gets what there is at once."""
-    stream.open()
-    stream.publish([delta("a"), delta("b")])
-    assert await stream.opened()
-    reading = asyncio.ensure_future(text(stream.reader()))
-    await settled()
-    stream.publish([delta("c"), delta("d")])
-    stream.end(complete=True)
-    assert await reading == "ab|cd"
-
-
 async def superseded(stream: Stream) -> None:
     """Of events that have all so far, the newest is enough for who comes late, for each choice; who
     is there sees each, however late it looks."""
@@ -171,7 +144,7 @@ async def twice(stream: Stream) -> None:
 
 
 CASES = [
-    early, late, superseded, behind, superseded_without_end, gone_reader, cut,
+    superseded, behind, superseded_without_end, gone_reader, cut,
     refused, cancelled, over, twice,
 ]  # fmt: skip
 

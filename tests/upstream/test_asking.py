@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client, Headers, WholeResponse
 from tests.tables import each
@@ -19,7 +17,6 @@ from tests.upstream.scripted import (
     Script,
     bounded,
     credential_headers,
-    dead_url,
     serving,
     settled,
     until,
@@ -65,17 +62,6 @@ async def test_verdicts(case: str) -> None:
 
 
 @bounded
-async def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is there and says nothing is slow; one that is not there is down."""
-    async with questions(dead_url()) as asked:
-        assert (await asked.round(())).verdict is DOWN
-    monkeypatch.setattr("sglang_cached_addon.upstream.asking.PATIENCE_SECONDS", 0.1)
-    async with serving() as script, questions(script.url) as asked:
-        script.may_answer.clear()
-        assert (await asked.round(())).verdict is SLOW
-
-
-@bounded
 async def test_once_more() -> None:
     """One question will do on the connection on which upstream has named itself; all are asked
     where it says something else, or on another connection, and after `forget`."""
@@ -98,15 +84,6 @@ async def test_once_more() -> None:
         asked.forget()
         assert await asks(script, asked) == all_of_it
         assert {a.headers["authorization"] for a in script.asked} == {"key"}
-
-
-@bounded
-async def test_one_at_a_time() -> None:
-    """Questions have one connection, so that it shows which process has answered."""
-    async with serving() as script, questions(script.url) as asked:
-        said = await asyncio.gather(*(asked.round(()) for _ in range(5)))
-        assert {one.verdict for one in said} == {KNOWN}
-        assert script.connections == 1
 
 
 @bounded

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.upstream import Health, Upstream
+from sglang_cached_addon.upstream import Upstream
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
@@ -19,7 +18,6 @@ from tests.upstream.scripted import (
     asking,
     bounded,
     clock,
-    credential_headers,
     dead_url,
     probes,
     refusal,
@@ -91,27 +89,6 @@ async def test_a_probe_shows_nothing_else(script: Script, upstream: Upstream) ->
     assert await refusal(upstream) is UNAUTHORIZED
     (bare,) = [a for a in script.asked if a.body == PROBE and "authorization" not in a.headers]
     assert bare.headers.keys() == {"host", "content-type", "content-length", "accept-encoding"}
-
-
-@scripted(probed=500)
-async def test_a_call_accepts_as_well(script: Script, upstream: Upstream, clock: Clock) -> None:
-    """A 200 to a client's own call lets it in, for that route and model; a 403 puts it out of that,
-    a 401 out of all."""
-    assert await upstream.inquiry.check() is Health.UP
-    chat = asker("key", path="/v1/chat/completions")
-    for one in (asker("key"), asker("key", "m"), chat, asker("other")):
-        upstream.heard(one, credential_headers("key"), 200, clock.now)
-
-    def lets_in(*askers: Asker) -> list[bool]:
-        return [upstream.admits(one, clock.now) for one in askers]
-
-    assert lets_in(asker("key"), asker("key", "m"), chat) == [True] * 3
-    assert lets_in(asker("key", "x"), asker("third"), asker(None)) == [False] * 3
-    upstream.heard(asker("key", "m"), credential_headers("key"), 403, clock.now)
-    assert lets_in(asker("key"), asker("key", "m"), chat) == [True, False, True]
-    upstream.heard(chat, credential_headers("key"), 401, clock.now)
-    assert lets_in(asker("key"), asker("key", "m"), chat) == [False] * 3
-    assert lets_in(asker("other")) == [True]
 
 
 @scripted(keys={"a", "b"}, interval=0.1)
