@@ -95,9 +95,8 @@ def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[s
     if rid is None:
         return ()
     if isinstance(rid, list):
-        if not batched or len(rid) != size or not all(isinstance(r, str) for r in rid):
-            raise Refused(Reason.MALFORMED)
-        if len(set(rid)) != size:
+        is_one_each = batched and len(rid) == size and all(isinstance(r, str) for r in rid)
+        if not is_one_each or len(set(rid)) != size:
             raise Refused(Reason.MALFORMED)
         rids = tuple(rid)
     elif isinstance(rid, str):

@@ -167,11 +167,6 @@ class Connections:
         self._open: dict[Client, ClientConnection] = {}
 
     @property
-    def all(self) -> list[ClientConnection]:
-        """In the order in which they were made."""
-        return list(self._open.values())
-
-    @property
     def busy(self) -> int:
         """How many connections have a request on its way, or one that is not answered in full."""
         busy = (Progress.BODY, Progress.ANSWER)

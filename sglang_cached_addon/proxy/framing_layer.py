@@ -68,7 +68,8 @@ class FramingLayer(layer.Layer):
     def __init__(
         self, context: Context, connection: ClientConnection, bound: Callable[[RequestHead], float]
     ) -> None:
-        """`bound`: bytes that the body behind a head may have."""
+        """Notes itself as the door of the connection. `bound`: bytes that the body behind a head
+        may have."""
         super().__init__(context)
         self.seen = 0
         """How many bytes have come to it."""
@@ -79,6 +80,9 @@ class FramingLayer(layer.Layer):
         self._taking: asyncio.Task[None] | None = None
         """Waits until the client has taken what it was sent."""
         self._tasks: set[asyncio.Task[None]] = set()
+        connection.door = self
+        if context.client.tls:
+            connection.lane = None  # it understands nothing of what goes through it
 
     @property
     def progress(self) -> Progress | None:
@@ -95,10 +99,6 @@ class FramingLayer(layer.Layer):
         return self.progress is Progress.IDLE and inside.is_idle(
             self.child_layer, self.context.client
         )
-
-    @property
-    def _is_http1(self) -> bool:
-        return inside.http1_server(self.child_layer, self.context.client) is not None
 
     def handle_event(self, event: events.Event) -> layer.CommandGenerator[None]:
         try:
@@ -124,7 +124,8 @@ class FramingLayer(layer.Layer):
         return self.handle_event(event)
 
     def _receive(self, data: bytes) -> layer.CommandGenerator[None]:
-        if self._state is Treatment.CHECKED and not self._is_http1:
+        is_http1 = inside.http1_server(self.child_layer, self.context.client) is not None
+        if self._state is Treatment.CHECKED and not is_http1:
             self._state = Treatment.PASSED  # HTTP/2, which has frames
         if self._state is Treatment.CHECKED:
             data = self._requests.receive(data)
@@ -204,16 +205,6 @@ class FramingLayer(layer.Layer):
     async def _linger(self) -> None:
         await asyncio.sleep(LINGER_SECONDS)
         await self._tell(LingeringIsOver())
-
-
-def open_framing_layer(
-    context: Context, connection: ClientConnection, bound: Callable[[RequestHead], float]
-) -> FramingLayer:
-    """Puts a layer before mitmproxy's HTTP layer, and notes it as the connection's door."""
-    connection.door = found = FramingLayer(context, connection, bound)
-    if context.client.tls:
-        connection.lane = None  # it understands nothing of what goes through it
-    return found
 
 
 _PHRASES = {

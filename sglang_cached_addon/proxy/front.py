@@ -32,27 +32,19 @@ class Front:
     def __init__(self, desk: Desk, flows: Flows) -> None:
         self._desk = desk
         self._flows = flows
-        self._clients: WeakSet[Client] = WeakSet()
+        self.clients: WeakSet[Client] = WeakSet()
         """The clients behind a `Gateway`, which alone can be answered piece by piece."""
-        self._hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
+        self.hosts: WeakKeyDictionary[http.Request, str] = WeakKeyDictionary()
         """The hosts that requests to our own routes were sent to."""
-
-    def enter(self, client: Client) -> None:
-        """A client is behind a `Gateway`."""
-        self._clients.add(client)
 
     def is_chunkable(self, flow: http.HTTPFlow) -> bool:
         """Whether a flow can be answered piece by piece: HTTP/1.0 knows no chunks."""
-        return flow.client_conn in self._clients and flow.request.http_version == "HTTP/1.1"
+        return flow.client_conn in self.clients and flow.request.http_version == "HTTP/1.1"
 
     def note_host(self, request: http.Request) -> None:
         """A request is as the client sent it: mitmproxy is about to put upstream's name into it."""
         if routes.find(request.path):
-            self._hosts[request] = request.headers.get("host", "")
-
-    def host_of(self, request: http.Request) -> str:
-        """The host that a request to one of our own routes was sent to."""
-        return self._hosts.get(request, "")
+            self.hosts[request] = request.headers.get("host", "")
 
     def longest(self, head: heads.RequestHead) -> float:
         """How many bytes a request's body may have: any number, if it can be passed on."""

@@ -25,7 +25,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from sglang_cached_addon.core.policy import MAX_BODY
 from sglang_cached_addon.proxy.connections import ClientConnection
 from sglang_cached_addon.proxy.feed import Feed
-from sglang_cached_addon.proxy.framing_layer import open_framing_layer
+from sglang_cached_addon.proxy.framing_layer import FramingLayer
 from sglang_cached_addon.proxy.front import Front
 from sglang_cached_addon.proxy.inside import http1, http_events, read_with
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
@@ -41,7 +41,7 @@ class Gateway(HttpLayer):
     def __init__(self, context: Context, front: Front) -> None:
         super().__init__(context, HTTPMode.transparent)
         self._front = front
-        front.enter(context.client)
+        front.clients.add(context.client)
 
     def get_connection(
         self, event: GetHttpConnection, *, reuse: bool = True
@@ -148,7 +148,7 @@ def reverse_proxy(
     if data[:1] == _HANDSHAKE:
         stack /= layers.ClientTLSLayer(context)
     if connection:
-        stack /= open_framing_layer(context, connection, front.longest)
+        stack /= FramingLayer(context, connection, front.longest)
     stack /= Gateway(context, front)
     return stack[0]
 

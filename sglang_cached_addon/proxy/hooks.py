@@ -224,7 +224,7 @@ class FlowHooks:
         request = flow.request
         _, _, query = request.path.partition("?")
         token = self._desk.settings.admin_token if self._desk.settings else ""
-        asking = caller(flow, self.front.host_of(request))
+        asking = caller(flow, self.front.hosts.get(request, ""))
         reports = self._desk.reports
         reply = await routes.answer(route, request.method, query, asking, token, reports)
         flow.response = responses.json(reply.status, reply.body, reply.headers)

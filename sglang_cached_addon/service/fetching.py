@@ -141,7 +141,7 @@ class Fetching:
         """What upstream answers; None where it is of no use, as what is there is of another
         model."""
         ask, fetch, upstream = self._ask, self._fetch, self._upstream
-        upstream.watch(ask.credential_headers)
+        upstream.confirming.watch(ask.credential_headers)
         self._began_at = time.monotonic()
         body = ask.body if fetch.body is None else fetch.body
         async with upstream.client.open(

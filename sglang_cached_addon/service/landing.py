@@ -45,12 +45,9 @@ def take(
     largest = LARGEST if is_whole else inf
     try:
         if is_large and not sent.added:
-            return slices.split(dialect, call, sent, raw, largest=largest, pause=pause), raw
-        answer = (
-            slices.read(raw, sent.added, largest=largest, pause=pause)
-            if is_large
-            else slices.parse(raw)
-        )
+            return slices.split(dialect, call, sent, raw, largest, pause), raw
+        bounds = largest, pause
+        answer = slices.read(raw, sent.added, *bounds) if is_large else slices.parse(raw)
     except Refused as refused:
         if sent.added and refused.reason is Reason.LARGE_SAMPLE:
             raw = _without_added(sent, raw, pause)

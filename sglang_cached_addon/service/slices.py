@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 import orjson
@@ -46,29 +45,17 @@ class Odd(Exception):
 
 
 def split(
-    dialect: Dialect,
-    call: Call,
-    sent: UpstreamCall,
-    body: bytes,
-    *,
-    largest: float = inf,
-    pause: Pause = lambda: None,
+    dialect: Dialect, call: Call, sent: UpstreamCall, body: bytes, largest: float, pause: Pause
 ) -> Split:
     """As `Dialect.split`, of a large body that was not read yet. Raises `Refused`, also where a
     sample has more values than `largest`."""
     if body.startswith(b"[") and (call.batched or sent.n > 1):
         with suppress(Odd):
             return _split_list(dialect, call, sent, Samples(body, largest, pause))
-    return dialect.split(call, sent, read(body, sent.added, largest=largest, pause=pause))
+    return dialect.split(call, sent, read(body, sent.added, largest, pause))
 
 
-def read(
-    body: bytes,
-    unseen: Collection[str] = (),
-    *,
-    largest: float = inf,
-    pause: Pause = lambda: None,
-) -> Any:
+def read(body: bytes, unseen: Collection[str], largest: float, pause: Pause) -> Any:
     """A large answer to be split, and to be written again: parsed, but where it has choices, these
     are light. Nobody sees their `unseen` members. Raises `Refused`, as `split` does."""
     try:

@@ -53,7 +53,6 @@ class Upstream:
     ) -> None:
         """`entered` and `salt` are as `Model` has them, `probes` as `Gate`."""
         self.url = url
-        self._is_offline = is_offline
         self._updates = Updates(self._updated)
         self.model = Model(
             url,
@@ -94,7 +93,7 @@ class Upstream:
     def admits(self, asker: Asker, now: float) -> bool:
         """Whether an asker can be given what is stored; nothing is waited for. `now` is monotonic,
         in seconds."""
-        if self._is_offline:
+        if self.inquiry.is_offline:
             return True
         self.inquiry.keep(now)
         return self.inquiry.belief.trust(now) is Trust.BELIEVED and self._accepts(asker, now)
@@ -126,11 +125,6 @@ class Upstream:
         """Notes the status of upstream's answer to a client's call; `headers` as `Gate` has it."""
         self.seen(True)
         self.gate.heard(asker, headers, status, now)
-
-    def watch(self, credential_headers: Headers) -> None:
-        """A fetch begins: as `Confirming.watch`."""
-        if not self._is_offline:
-            self.confirming.watch(credential_headers)
 
     # Requests that change the model
 

@@ -34,11 +34,6 @@ class Ending(Enum):
 _REFUSALS = frozenset({*range(300, 400), *range(401, 500), 501, 505})
 
 
-def ending(status: int | None) -> Ending:
-    """What the status of upstream's answer says; None: there was no answer."""
-    return Ending.WITHOUT_EFFECT if status in _REFUSALS else Ending.CARRIED_OUT
-
-
 class Update:
     """One request that changes the model, if it is carried out."""
 
@@ -71,7 +66,8 @@ class Update:
         is_success = status is not None and 200 <= status < 300
         may_be = is_success or (self.phase is UpdatePhase.SENT and has_reached)
         self.phase = UpdatePhase.ENDED
-        self._updates.end(self, ending(status) if may_be else Ending.WITHOUT_EFFECT)
+        is_done = may_be and status not in _REFUSALS
+        self._updates.end(self, Ending.CARRIED_OUT if is_done else Ending.WITHOUT_EFFECT)
 
 
 class Updates:

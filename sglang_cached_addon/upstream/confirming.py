@@ -46,7 +46,8 @@ class Confirming:
     def watch(self, headers: Headers) -> None:
         """A fetch begins: upstream is asked who it is meanwhile, so that no model comes and goes
         unseen while the fetch is under way."""
-        self._asking.join(lambda: self._is_known(headers))
+        if not self._inquiry.is_offline:
+            self._asking.join(lambda: self._is_known(headers))
 
     async def confirm(
         self,

@@ -54,7 +54,7 @@ class Inquiry:
         """The credential with which upstream last named its model; it is in memory only."""
         self._model = model
         self._gate = gate
-        self._is_offline = is_offline
+        self.is_offline = is_offline
         self._was_down = False
         """Whether upstream could not be reached: another process may answer when it is back."""
         self._failure, self._failure_until = Verdict.NAMELESS, float("-inf")
@@ -83,14 +83,14 @@ class Inquiry:
     def look(self, now: float) -> Health:
         """Whether upstream answered when it was last asked; if that is old, it is asked again, and
         nobody waits for it."""
-        if not self._is_offline and self.belief.is_old(now) and not self._asking.is_busy:
+        if not self.is_offline and self.belief.is_old(now) and not self._asking.is_busy:
             self.poll()
         return self.health
 
     def doubt(self) -> None:
         """Something showed that upstream may be another one."""
         self.questions.forget()
-        if not self._is_offline:
+        if not self.is_offline:
             self.poll()
 
     def poll(self) -> asyncio.Future[Said]:
@@ -111,7 +111,7 @@ class Inquiry:
 
     async def check(self) -> Health:
         """Whether upstream answers when it is asked now; that is not waited for long."""
-        if not self._is_offline:
+        if not self.is_offline:
             await within(FIRST_SECONDS, self.poll())
         return self.health
 

@@ -61,7 +61,8 @@ class Response:
         """What the greeting of the server on this connection gave, once that is known; None if it
         could not be greeted."""
         self.status = head.status
-        self.headers = end_to_end(head.fields)
+        dropped = HOP_BY_HOP | named_in_connection(head.fields)
+        self.headers = tuple([field for field in head.fields if field[0].lower() not in dropped])
 
     def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Broken`."""
@@ -226,12 +227,6 @@ def named_in_connection(headers: Headers) -> set[bytes]:
     """The lower-case names of fields that `Connection` says are of the connection."""
     values = [value for name, value in headers if name.lower() == b"connection"]
     return {name.strip().lower() for value in values for name in value.split(b",")}
-
-
-def end_to_end(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
-    """The fields that are not of the connection."""
-    dropped = HOP_BY_HOP | named_in_connection(headers)
-    return tuple((n, v) for n, v in headers if n.lower() not in dropped)
 
 
 def what_failed(error: OSError) -> str:

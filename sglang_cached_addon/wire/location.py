@@ -19,11 +19,8 @@ def through_proxy(value: str, upstream: str) -> str:
     """A URL of upstream as a path; every other one as it is. `upstream` is scheme://host:port."""
     scheme, _, _ = upstream.partition(":")
     try:
-        url, ours = (
-            urlsplit(f"{scheme}:{value}" if value[:2] == "//" else value),
-            urlsplit(upstream),
-        )
-        if not url.netloc or "@" in url.netloc or _origin(url) != _origin(ours):
+        url = urlsplit(f"{scheme}:{value}" if value[:2] == "//" else value)
+        if not url.netloc or "@" in url.netloc or _origin(url) != _origin(urlsplit(upstream)):
             return value
     except ValueError:
         return value

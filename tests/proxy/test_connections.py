@@ -212,11 +212,13 @@ async def clients_of(
     connections: Connections, count: int, opened: Callable[[ClientConnection], object] = bool
 ) -> AsyncIterator[list[Client]]:
     """Clients of a server that notes their connections, and shows each to `opened`."""
+    made: list[ClientConnection] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         mode = ProxyMode.parse("reverse:http://x")
         connection = connections.add(SimpleConnectionHandler(reader, writer, Options(), mode, {}))
         assert connection
+        made.append(connection)
         opened(connection)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
@@ -225,10 +227,10 @@ async def clients_of(
         for _ in range(count):
             address = server.sockets[0].getsockname()[:2]
             clients.append(await asyncio.open_connection(*address))
-            while len(connections.all) < len(clients):
+            while len(made) < len(clients):
                 await asyncio.sleep(0)
         yield clients
-    for connection in connections.all:
+    for connection in made:
         connection.transport.abort()
     for _, writer in clients:
         writer.close()
@@ -251,16 +253,17 @@ def test_who_goes_first() -> None:
 
     async def run() -> list[int]:
         connections, order = Connections(), []
-        async with clients_of(connections, len(stages)) as clients:
-            opened = connections.all
+        opened: list[ClientConnection] = []
+        async with clients_of(connections, len(stages), opened.append) as clients:
             for connection, stage in zip(opened, stages, strict=True):
                 connection.door = stage
             opened[5].handler.timeout_watchdog.register_activity()
             opened[3].handler.timeout_watchdog.last_activity -= 5
             while connections.hang_up(1):
-                (gone,) = (c for c in connections.all if c.transport.is_closing())
-                order.append(opened.index(gone))
-                connections.remove(gone.handler.client)
+                gone = [k for k, c in enumerate(opened) if c.transport.is_closing()]
+                order += set(gone).difference(order)
+                assert len(order) == len(gone)
+                connections.remove(opened[order[-1]].handler.client)
                 assert await clients[order[-1]][0].read() == b""
         return order
 

@@ -22,7 +22,7 @@ def test_who_is_answered_in_pieces() -> None:
     """Chunks are for clients of HTTP/1.1 whose layers can send them."""
     front, flow = Front(Desk(), Flows()), tflow.tflow()
     assert not front.is_chunkable(flow)
-    front.enter(flow.client_conn)
+    front.clients.add(flow.client_conn)
     for version, can in (("HTTP/1.1", True), ("HTTP/1.0", False), ("HTTP/2.0", False)):
         flow.request.http_version = version
         assert front.is_chunkable(flow) is can

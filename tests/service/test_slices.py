@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import count
+from math import inf
 from typing import Any
 
 import orjson
@@ -80,7 +81,11 @@ DIALECTS = dialects.installed()
 
 
 def both_ways(
-    asked: str, body: bytes, server: Server = UNKNOWN, **more: Any
+    asked: str,
+    body: bytes,
+    server: Server = UNKNOWN,
+    largest: float = inf,
+    pause: slices.Pause = bool,
 ) -> tuple[Split | Reason, Split | Reason]:
     """What comes of an answer that is read whole, and of one that is read in slices."""
     dialect = DIALECTS["POST", asked.split(" ")[0]]
@@ -90,7 +95,7 @@ def both_ways(
     found: list[Split | Reason] = []
     for way in (
         lambda: dialect.split(call, sent, orjson.loads(body)),
-        lambda: slices.split(dialect, call, sent, body, **more),
+        lambda: slices.split(dialect, call, sent, body, largest, pause),
     ):
         try:
             found.append(way())

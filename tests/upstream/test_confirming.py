@@ -142,11 +142,11 @@ async def test_watch(script: Script, upstream: Upstream, clock: Clock) -> None:
     """A model that comes and goes during a generation is noticed."""
     assert await refusal(upstream) is None
     asked, version = len(script.asked), upstream.model.version
-    upstream.watch(())
+    upstream.confirming.watch(())
     await until(lambda: len(script.asked) == asked + 1)
     clock.now += 1
     script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
-    upstream.watch(())
+    upstream.confirming.watch(())
     await until(lambda: upstream.model.version > version)
     version = upstream.model.version
     script.says["/model_info"] = (200, INFO)

@@ -72,10 +72,8 @@ def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: b
     one's own. Gives whether the client has not asked for the latter."""
     if not call.stream:
         return False
-    options = body["stream_options"] = {
-        **(body.get("stream_options") or {}),
-        "include_usage": True,
-    }
+    options = {**(body.get("stream_options") or {}), "include_usage": True}
+    body["stream_options"] = options
     counts = not is_one and server.engine in (SGLANG, VLLM) and not call.stream.continuous_usage
     if counts:
         options["continuous_usage_stats"] = True
