@@ -7,12 +7,11 @@ Says `begun` in a line, and at the end how often it was done.
 from __future__ import annotations
 
 import argparse
-import http.client
 import itertools
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,8 +19,13 @@ from pathlib import Path
 
 import orjson
 
+from benchmarks import client
+from benchmarks.client import NO_HEADERS
+
 KEY = "benchmark"
 """Which an upstream that asks for a key wants; the measured client shows it to every one."""
+
+NO_CACHE = {"Cache-Control": "no-cache"}
 
 WAIT = 30.0
 """Seconds within which an attack that is under way has to end."""
@@ -57,25 +61,13 @@ class Target:
             connection.recv(65536)
         return 1
 
-    def post(self, call: object, path: str = "/generate", **headers: str) -> int:
+    def post(self, call: object, headers: Mapping[str, str] = NO_HEADERS) -> int:
         """The status of an answer, which is read to its end."""
-        return _post(self.port, path, call, headers)
+        body = call if isinstance(call, bytes) else orjson.dumps(call)
+        return client.ask(self.port, "POST", "/generate", body, headers).status
 
     def mood(self, info_seconds: float) -> None:
-        _post(self.upstream, "/mood", {"info_seconds": info_seconds}, {})
-
-
-def _post(port: int, path: str, call: object, headers: dict[str, str]) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
-    try:
-        body = call if isinstance(call, bytes) else orjson.dumps(call)
-        connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
-        response = connection.getresponse()
-        while response.read(1 << 20):
-            pass
-        return response.status
-    finally:
-        connection.close()
+        client.ask(self.upstream, "POST", "/mood", orjson.dumps({"info_seconds": info_seconds}))
 
 
 def asked(text: object, n: int = 1, **more: object) -> dict[str, object]:
@@ -114,39 +106,29 @@ def held(count: int, data: bytes) -> Callable[[Target], int]:
     return hold
 
 
-def prompts(count: int) -> Callable[[Target], int]:
-    def ask(target: Target) -> int:
-        turns = target.turns()
-        return sum(must(target.post(asked([f"{i} {j}" for j in range(count)]))) for i in turns)
-
-    return ask
+def calls(call: Callable[[int], object], status: int = 200) -> Callable[[Target], int]:
+    """Calls that are made of numbers, one after the other, and the status that all of them get."""
+    return lambda target: sum(must(target.post(call(i)), status) for i in target.turns())
 
 
-def embeddings(size: int) -> Callable[[Target], int]:
+def prompts(count: int) -> Callable[[int], object]:
+    return lambda i: asked([f"{i} {j}" for j in range(count)])
+
+
+def answers(samples: int) -> Callable[[int], object]:
+    """Calls for so many samples of 20 KB."""
+    return lambda i: asked(f"{i}", samples, answer_bytes=20_000)
+
+
+def embeddings(size: int) -> Callable[[int], object]:
     """`input_embeds` in so many bytes, rows of 1,024 numbers as models give them."""
     row = b"[" + b",".join([b"0.0156250009313226"] * 1024) + b"]"
     start = b'{"sampling_params":{"max_new_tokens":8},"input_embeds":['
     body = start + b",".join([row] * (size // len(row))) + b"]"
-
-    def send(target: Target) -> int:
-        # A member that nobody knows makes it another call.
-        turns = target.turns()
-        return sum(must(target.post(body + b',"custom":%d}' % i)) for i in turns)
-
-    return send
+    return lambda i: body + b',"custom":%d}' % i  # a member that nobody knows: another call
 
 
-def answers(samples: int) -> Callable[[Target], int]:
-    """Answers of so many samples of 20 KB."""
-
-    def fetch(target: Target) -> int:
-        turns = target.turns()
-        return sum(must(target.post(asked(f"{i}", samples, answer_bytes=20_000))) for i in turns)
-
-    return fetch
-
-
-def model_late(seconds: float, **headers: str) -> Callable[[Target], int]:
+def model_late(seconds: float, headers: Mapping[str, str] = NO_HEADERS) -> Callable[[Target], int]:
     """New calls while upstream takes so long to say which model it serves; with `no-cache`, the
     same one over and over."""
 
@@ -154,7 +136,7 @@ def model_late(seconds: float, **headers: str) -> Callable[[Target], int]:
         target.mood(seconds)
         done = 0
         for i in target.turns():
-            done += must(target.post(asked("again" if headers else f"{i}"), **headers))
+            done += must(target.post(asked("again" if headers else f"{i}"), headers))
             time.sleep(0.01)
         target.mood(0)
         return done
@@ -163,10 +145,8 @@ def model_late(seconds: float, **headers: str) -> Callable[[Target], int]:
 
 
 def keyless(target: Target) -> int:
-    def ask() -> int:
-        return sum(must(target.post(asked(f"{i}")), 401) for i in target.turns())
-
-    return at_once(16, ask)
+    ask = calls(lambda i: asked(f"{i}"), 401)
+    return at_once(16, lambda: ask(target))
 
 
 def failures(target: Target) -> int:
@@ -228,21 +208,19 @@ class Attack:
     """Of a journal that was written ahead, three times over."""
 
 
-NO_CACHE = {"Cache-Control": "no-cache"}
-
 ATTACKS = (
     Attack("heads with 60 KB of blanks", head(b"X-Blanks: a" + b" " * 60_000 + b"b\r\n")),
     Attack("heads with 200,000 fields", head(b"".join(b"X-%d: a\r\n" % i for i in range(200_000)))),
     Attack("300 half heads", held(300, b"POST /generate HTTP/1.1\r\nHost: stub\r\nX-Half: ")),
-    Attack("10,000 prompts", prompts(10_000)),
-    Attack("100,000 prompts", prompts(100_000)),
-    Attack("9 MB of embeddings", embeddings(9_000_000)),
-    Attack("64 MB of embeddings", embeddings(64_000_000)),
-    Attack("answers of 11 MB", answers(540)),
-    Attack("answers of 85 MB", answers(4_150)),
+    Attack("10,000 prompts", calls(prompts(10_000))),
+    Attack("100,000 prompts", calls(prompts(100_000))),
+    Attack("9 MB of embeddings", calls(embeddings(9_000_000))),
+    Attack("64 MB of embeddings", calls(embeddings(64_000_000))),
+    Attack("answers of 11 MB", calls(answers(540))),
+    Attack("answers of 85 MB", calls(answers(4_150))),
     Attack("model told after 1 s", model_late(1)),
     Attack("model not told", model_late(3600)),
-    Attack("no-cache, model after 1 s", model_late(1, **NO_CACHE)),
+    Attack("no-cache, model after 1 s", model_late(1, NO_CACHE)),
     Attack("16 keyless clients", keyless, key=KEY),
     Attack("12 equal calls that fail", failures),
     Attack("compaction", compaction, entries=100_000),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -15,6 +16,7 @@ from benchmarks import stub
 from benchmarks.calls import Call
 
 TIMEOUT = 60.0
+NO_HEADERS: Mapping[str, str] = {}
 STORE_SECONDS = 1.0
 """How long a cache may take from an answer to the first hit of it."""
 
@@ -32,17 +34,24 @@ class Answer:
 
 
 def get(port: int, path: str) -> Answer:
-    return _ask(port, "GET", path, None)
+    return ask(port, "GET", path)
 
 
 def post(port: int, call: Call, number: int) -> Answer:
-    return _ask(port, "POST", call.path, call.body(number))
+    return ask(port, "POST", call.path, call.body(number))
 
 
-def _ask(port: int, method: str, path: str, body: bytes | None) -> Answer:
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> Answer:
+    """Sends one request on a connection of its own; raises OSError for what is no answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
-        connection.request(method, path, body, {"Content-Type": "application/json"})
+        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
         return Answer(response.status, response.getheader("X-Cache"), response.read())
     except http.client.HTTPException as e:
