@@ -27,8 +27,8 @@ from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.store import DiskStore, Limits, machine_memory
 from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
-from sglang_cached_addon.store.transient import MemoryStore
 from sglang_cached_addon.upstream import Upstream
 
 NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0

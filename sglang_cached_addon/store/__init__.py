@@ -1,7 +1,7 @@
 """Where samples live: in memory, in the journal of a folder, and on a server that proxies share.
 
-Every kind of store is a `contract.OpenStore`: `disk`, `transient` (memory alone), and `redis` on
-top of one of these. Knows nothing of HTTP, dialects or mitmproxy.
+Every kind of store is a `contract.OpenStore`: `disk`, `memory` (which ends with the process), and
+`redis` on top of one of these. Knows nothing of HTTP, dialects or mitmproxy.
 """
 
 from __future__ import annotations

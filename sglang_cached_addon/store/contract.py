@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.journal.follower import Follower
     from sglang_cached_addon.store.journal.index import Index
     from sglang_cached_addon.store.journal.loading import Loaded
-    from sglang_cached_addon.store.memory import MemoryPools
+    from sglang_cached_addon.store.memory import MemoryStore
 
 
 class Holder(Protocol):
@@ -37,7 +37,7 @@ class Holder(Protocol):
 class OpenStore(Store, Protocol):
     """A store that a proxy has opened."""
 
-    memory: MemoryPools
+    memory: MemoryStore
     """The pools that are in memory."""
     journal: Journal | Follower | None
     """The journal of its folder; None without a folder."""
@@ -51,7 +51,7 @@ class OpenStore(Store, Protocol):
     """As `Epochs.salt`: above 0 where others give epochs, too."""
 
     @property
-    def index(self) -> Index | MemoryPools:
+    def index(self) -> Index | MemoryStore:
         """All that is stored here, and its sums."""
 
     @property

@@ -23,7 +23,7 @@ from sglang_cached_addon.store.journal.follower import Follower
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.limits import NO_LIMITS, Limits, Sweep
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.state import StateFile
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class DiskStore(OpenStore):
         self.journal: Journal | Follower = (
             Follower(folder) if is_follower else Journal(folder, fsync)
         )
-        self.memory = MemoryPools(limits.memory, evicted=self.journal.touch)
+        self.memory = MemoryStore(limits.memory, evicted=self.journal.touch)
         self._sweep = Sweep()
         self._removals = 0
         """Rises when samples are removed that are not in memory."""
@@ -131,7 +131,7 @@ class DiskStore(OpenStore):
 
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
         for key in self.journal.news():  # the pool has grown behind our back
-            self.memory.discard(key)
+            self.memory.remove(key)
         far = [key for key in needs if key not in self.memory and key in self.index]
         return self._bring(far) if far else None
 
@@ -158,7 +158,7 @@ class DiskStore(OpenStore):
         key, samples = addition.key, addition.samples
         is_new = key not in self.index
         is_at_hand = is_new or key in self.memory
-        have = len(self.memory.peek(key))
+        have = len(self.memory.get(key))
         places, own = placing.places(self.index, addition, have, self.now)
         content, raw = addition.content if is_new else b"", addition.raw
         kept = 0
@@ -178,7 +178,7 @@ class DiskStore(OpenStore):
         return kept == len(samples)
 
     def remove(self, key: bytes) -> None:
-        self.memory.discard(key)
+        self.memory.remove(key)
         self.journal.remove(key)
         self._removals += 1
 
@@ -203,7 +203,7 @@ class DiskStore(OpenStore):
         hot = (key for key in self.memory if key in index)
         victims = self._limits.victims(chain(cold, hot), entries, size, index.weight, most)
         for key in victims:
-            self.memory.discard(key)
+            self.memory.remove(key)
             remove(key)
         self._removals += 1
 

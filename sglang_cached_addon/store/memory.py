@@ -1,6 +1,7 @@
 """Pools in memory, up to a limit of bytes; those that were not used for the longest time go first.
 
-No I/O. Not safe for threads: it belongs to the event loop.
+By itself it is the store of a proxy that has no folder, and ends with the process. No I/O. Not safe
+for threads: it belongs to the event loop.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
+from typing import Any
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
+from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
@@ -41,9 +45,25 @@ class _Pool(list[Sample]):
             self.newest = max(self.newest, sample.stored_at)
 
 
-class MemoryPools(Totals):
-    """Pools by key: a `cache.Store` for itself. `bytes` are those of the answers, and of the
-    boundaries of their events."""
+class Nowhere:
+    """A `Document` that nobody keeps."""
+
+    is_rejected = False
+
+    def load(self) -> dict[str, Any]:
+        return {}
+
+    def reject(self, why: str) -> None:
+        pass
+
+    def save(self, document: dict[str, Any]) -> None:
+        pass
+
+
+class MemoryStore(Totals, OpenStore):
+    """Pools by key. `bytes` are those of the answers, and of the boundaries of their events."""
+
+    journal = None
 
     generation = 0
     """Rises when samples are removed, but not when they only had to make room."""
@@ -53,13 +73,15 @@ class MemoryPools(Totals):
     def __init__(
         self,
         limit: float = inf,
+        ttl: float = inf,
         *,
         evicted: Callable[[bytes], object] = lambda key: None,
     ) -> None:
-        """`limit` is in bytes; `evicted` is told the key of each pool that has to make room."""
+        """`limit` is in bytes; `ttl` is how long a sample is kept, in seconds; `evicted` is told
+        the key of each pool that has to make room, and then is to be had from elsewhere."""
         super().__init__()
-        self._limit = limit
-        self._evicted = evicted
+        self.memory, self.state, self.loaded = self, Nowhere(), Loaded()
+        self._limit, self._ttl, self._evicted = limit, ttl, evicted
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
@@ -75,22 +97,21 @@ class MemoryPools(Totals):
         return iter(self._pools)
 
     @property
-    def now(self) -> float:
-        return inf  # it knows no clock: nothing is of the future
+    def index(self) -> MemoryStore:
+        return self
 
-    def is_expired(self, stored_at: float) -> bool:
-        return False
+    @property
+    def ttl(self) -> float:
+        return self._ttl
 
     def get(self, key: bytes) -> Sequence[Sample]:
+        if self._ttl < inf:
+            self.expire(key, (now := self.now) - self._ttl, now)
         pool = self._pools.get(key)
         if pool is None:
             return ()
         self._pools.move_to_end(key)
         return pool
-
-    def peek(self, key: bytes) -> Sequence[Sample]:
-        """As `get`, but does not count as a use."""
-        return self._pools.get(key, ())
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
@@ -159,8 +180,7 @@ class MemoryPools(Totals):
             self._forget(key)
         return True
 
-    def discard(self, key: bytes) -> None:
-        """Removes the samples of a key."""
+    def remove(self, key: bytes) -> None:
         if key in self._pools:
             self._forget(key)
             self.generation += 1

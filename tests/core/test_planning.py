@@ -9,13 +9,13 @@ from math import inf
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.planning import PIECE, Plan, additions, plan
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from tests.tables import each
 
 NOW = 1000.0
 
 
-class Store(MemoryPools):
+class Store(MemoryStore):
     @property
     def now(self) -> float:
         return NOW

@@ -21,7 +21,7 @@ from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.wire import sse
 from tests.dialects.streams import worded
 
@@ -50,9 +50,9 @@ class Done:
 class Setup:
     """A client, the exchange, and an upstream that answers `/generate` as SGLang does."""
 
-    def __init__(self, store: MemoryPools | None = None, fingerprint: str = "") -> None:
+    def __init__(self, store: MemoryStore | None = None, fingerprint: str = "") -> None:
         numbers = itertools.count(1)
-        self.store = MemoryPools() if store is None else store
+        self.store = MemoryStore() if store is None else store
         self.exchange = Exchange(
             registry([generate.DIALECT, completions.DIALECT, chat.DIALECT]),
             self.store,

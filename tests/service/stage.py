@@ -21,7 +21,7 @@ from sglang_cached_addon.service.asking import Ask, Reply, Streamed
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.service.stream import Cut
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.upstream import Upstream
 from tests.upstream.scripted import (
     PROBE,
@@ -69,7 +69,7 @@ class Stage:
     """A service, and what is before and behind it."""
 
     def __init__(
-        self, script: Script, store: Any = MemoryPools, kept: Kept | None = None, **kwargs: Any
+        self, script: Script, store: Any = MemoryStore, kept: Kept | None = None, **kwargs: Any
     ) -> None:
         ids = itertools.count(1)
         self.script = script
@@ -299,7 +299,7 @@ class Lent:
         self.released += 1
 
 
-class Far(MemoryPools):
+class Far(MemoryStore):
     """A store that says what the test says when something is to be brought."""
 
     def __init__(self) -> None:

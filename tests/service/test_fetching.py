@@ -13,7 +13,7 @@ from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import fetching
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from tests.service.stage import Stage, briefs, changed, staged, standing
 from tests.tables import each
 from tests.upstream.scripted import INFO, bounded, settled, until
@@ -90,7 +90,7 @@ async def test_an_answer_without_end(stage: Stage, monkeypatch: pytest.MonkeyPat
     await until(lambda: asked.is_left)
 
 
-class Slow(MemoryPools):
+class Slow(MemoryStore):
     """A store that takes long for each addition, and wants what comes next to wait for a turn."""
 
     def __init__(self) -> None:

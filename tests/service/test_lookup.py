@@ -15,7 +15,7 @@ from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import generate, registry
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
 from sglang_cached_addon.service.lookup import LARGE_BYTES, TENANTS
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from tests.service.exchanging import (
     ANN,
     BOB,
@@ -142,7 +142,7 @@ def test_odd_values(path: str, field: str) -> None:
 
 def test_the_very_bytes_of_a_plain_call() -> None:
     """Bytes that came before are not read again after a restart, and answer no other call."""
-    store = MemoryPools()
+    store = MemoryStore()
     Setup(store).ask(body())
     raw = json.dumps(body()).encode()
     again = Setup(store)
@@ -163,7 +163,7 @@ def test_the_very_bytes_of_a_plain_call() -> None:
 @each("asked", [body(n=2), body(["a"]), body(rid="r"), body(n=2, rid="r")])
 def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
     """A call for more than one sample, for an array or with a rid gets no lone answer."""
-    store = MemoryPools()
+    store = MemoryStore()
     _, first = Setup(store).ask(asked)
     assert Setup(store).ask(asked) == (Kind.HIT, first)
 
@@ -171,7 +171,7 @@ def test_only_a_plain_call_has_a_name(asked: dict[str, Any]) -> None:
 @each("asked", [body(), body(n=2), body(["a", "b"])])
 def test_tenants(asked: dict[str, Any]) -> None:
     """Clients that are to be apart have answers of their own, under the model's prefix."""
-    store = MemoryPools()
+    store = MemoryStore()
     setup = Setup(store, "m")
     setup.ask(asked, tenant=ANN)
     for again in (setup, Setup(store, "m")):  # from memory, and by name or key
@@ -255,7 +255,7 @@ def test_adapters_by_name() -> None:
 )
 def test_key_of_an_outcome(asked: dict[str, Any], has_key: bool) -> None:
     """A hit tells the key under which its answer is in the journal, where it has one."""
-    store = MemoryPools()
+    store = MemoryStore()
     setup = Setup(store, "m")
     setup.ask({**asked, "stream": False})
     for same in (setup, setup, Setup(store, "m")):  # assembled, from memory, and by name
@@ -317,5 +317,5 @@ def test_too_large(path: str, raw: bytes) -> None:
 
 def test_key_where_no_model_is_known() -> None:
     """No key is shown of which nobody knows whose it is."""
-    assert Setup(MemoryPools(), "").know(body()).key == b""
-    assert Setup(MemoryPools(), "m").know(body()).key == key_of("a", "m")
+    assert Setup(MemoryStore(), "").know(body()).key == b""
+    assert Setup(MemoryStore(), "m").know(body()).key == key_of("a", "m")

@@ -19,7 +19,7 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service.relay import Event, Relay, View
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.wire import sse
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
@@ -38,7 +38,7 @@ class ToppedUp:
     ) -> None:
         self.dialect = dialect
         self.call = dialect.read(body)
-        store = MemoryPools()
+        store = MemoryStore()
         field = "text" if dialect is generate.DIALECT else "prompt"
         for prompt, streams in (stored or {}).items():
             alone = {name: v for name, v in body.items() if name not in ("n", "rid")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from sglang_cached_addon.core.epochs import Epochs
-from sglang_cached_addon.store.transient import MemoryStore
+from sglang_cached_addon.store.memory import MemoryStore
 
 
 class Nobody:

@@ -10,8 +10,8 @@ from typing import Any
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import DiskStore
 from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
-from sglang_cached_addon.store.transient import MemoryStore
 from tests.store.redis.proxies import KEY, OTHER, said
 
 

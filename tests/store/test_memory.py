@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import time
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Sample, slots
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from tests.tables import each
 
 A, B = b"a" * 32, b"b" * 32
@@ -17,7 +18,7 @@ def sample(answer: bytes, at: float = 1.5, deltas: bytes = b"") -> Sample:
     return Sample(answer, at, 0.25, 3, deltas)
 
 
-def answers(memory: MemoryPools, key: bytes = A) -> list[bytes]:
+def answers(memory: MemoryStore, key: bytes = A) -> list[bytes]:
     return [s.answer for s in memory.get(key)]
 
 
@@ -37,7 +38,7 @@ def answers(memory: MemoryPools, key: bytes = A) -> list[bytes]:
 )
 def test_since(since: float, pool: list[bytes]) -> None:
     """New samples take the places of those that do not count, and come behind the others."""
-    memory = MemoryPools()
+    memory = MemoryStore()
     memory.append(Addition(A, "chat", b"", [sample(b"%d" % n, float(n)) for n in (1, 2, 3)]))
     memory.append(Addition(B, "chat", b"", [sample(b"other", 0.0)]))
     memory.append(
@@ -53,7 +54,7 @@ def test_since(since: float, pool: list[bytes]) -> None:
 
 def test_expiry() -> None:
     """Samples that are too old, or of the future, go, wherever they stand."""
-    memory = MemoryPools()
+    memory = MemoryStore()
     times = (9.0, 1.0, 10.0, 99.0)
     memory.append(Addition(A, "chat", b"", [sample(b"%d" % at, at) for at in times]))
     assert not memory.expire(A, 1.0, 99.0)
@@ -69,7 +70,7 @@ def test_expiry() -> None:
 def test_a_pool_that_grows_is_not_what_makes_room() -> None:
     """A pool that grows does not make room for itself, and others go as a whole."""
     gone: list[bytes] = []
-    memory = MemoryPools(limit=2000, evicted=gone.append)
+    memory = MemoryStore(limit=2000, evicted=gone.append)
     memory.append(Addition(A, "chat", b"", [sample(b"1")]))
     memory.append(Addition(B, "chat", b"", [sample(b"x" * 800)]))
     memory.append(Addition(A, "chat", b"", [sample(b"2" * 900)]))
@@ -85,7 +86,7 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
 
 def test_against_lists() -> None:
     """Whatever happens in whatever order, pools, names and counts are those of plain lists."""
-    rng, memory = random.Random(0), MemoryPools()
+    rng, memory = random.Random(0), MemoryStore()
     keys = [model * 8 + b"%024d" % n for model in (b"x", b"y") for n in range(4)]
     lists: dict[bytes, list[Sample]] = {key: [] for key in keys}
     names: dict[bytes, bytes] = {}
@@ -122,9 +123,23 @@ def test_against_lists() -> None:
 
 def test_one_key_of_two_dialects() -> None:
     """Counts are never below nothing."""
-    memory = MemoryPools()
+    memory = MemoryStore()
     memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)]))
     memory.append(Addition(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.by_dialect == {"chat": 1}
     memory.clear(b"")
     assert (memory.by_dialect, len(memory.get(A))) == ({}, 0)
+
+
+def test_expiry_without_a_folder() -> None:
+    """Samples that are too old are not given, though there is no folder."""
+    now = time.time()
+    store = MemoryStore(ttl=100.0)
+    store.append(
+        Addition(b"a" * 32, "chat", b"", [Sample(b"{}", at, 0.5, 3) for at in (now - 200, now)])
+    )
+    generation = store.generation
+    assert [sample.stored_at for sample in store.get(b"a" * 32)] == [now]
+    assert store.generation > generation
+    assert store.is_expired(now - 101)
+    assert not MemoryStore().is_expired(now - 101)

@@ -23,7 +23,7 @@ from sglang_cached_addon.core.cache import Addition, Brought, Document
 from sglang_cached_addon.core.epochs import SPAN
 from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.memory import MemoryPools
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis.bringing import Bringing
 from sglang_cached_addon.store.redis.clears import concerns, kind_of, meaning
 from sglang_cached_addon.store.redis.document import Heard, SharedDocument
@@ -56,7 +56,7 @@ class SharedStore:
     # What is at hand
 
     @property
-    def index(self) -> Index | MemoryPools:
+    def index(self) -> Index | MemoryStore:
         return self._local.index
 
     @property

@@ -11,8 +11,8 @@ import orjson
 from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore, element
-from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer
 
 KEY, OTHER = b"m" * 8 + b"1" * 24, b"o" * 8 + b"2" * 24

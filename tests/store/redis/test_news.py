@@ -9,12 +9,12 @@ import pytest
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.redis.news import News
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CONTROL
 from sglang_cached_addon.store.redis.server import SharedServer
-from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer, needs_redis
 from tests.store.redis.proxies import KEY, OTHER, Knows, Proxy, lists, sharing, until
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from sglang_cached_addon.core.cache import Brought
+from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import pools
-from sglang_cached_addon.store.transient import MemoryStore
 from tests.redis import RedisServer, needs_redis
 from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
 
