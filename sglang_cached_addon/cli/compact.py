@@ -6,6 +6,8 @@ Exit codes: 0, 1 if it could not be done, 2 if there is no such cache.
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import click
 
 from sglang_cached_addon.cli.verify import cache_path_option, journal_of, told_errors
@@ -20,11 +22,8 @@ def compact(cache_path: str) -> None:
     path = journal_of(cache_path)
     with told_errors(path):
         before = path.stat().st_size
-        journal = Journal(path.parent)
-        try:
+        with closing(Journal(path.parent)) as journal:
             journal.load()
             journal.compact().result()
-        finally:
-            journal.close()
         after = path.stat().st_size
     click.echo(f"{path}: {before} bytes before, {after} bytes after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import click
@@ -82,13 +82,10 @@ def verify(cache_path: str, repair: bool) -> None:
             f"{found.torn} torn bytes"
         )
         if repair:
-            journal = Journal(path.parent)
-            try:
+            with closing(Journal(path.parent)) as journal:
                 if not is_well:
                     journal.load()
                     journal.compact().result()
                     click.echo(f"what could not be read is in {path}.broken or {path.name}.torn")
-            finally:
-                journal.close()
             is_well = True
     sys.exit(0 if is_well else 1)

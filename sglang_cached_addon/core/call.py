@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.identity import UNKNOWN, VLLM, Server
 from sglang_cached_addon.core.policy import Reason
 
@@ -103,14 +104,8 @@ class Generation:
     where the sample did not come as a stream."""
 
 
-class Recorded(Protocol):
-    """A sample, stored or new, as far as a dialect sees it."""
-
-    @property
-    def answer(self) -> bytes: ...
-
-    @property
-    def deltas(self) -> bytes: ...
+Recorded = Sample | Generation
+"""A sample, stored or new: a dialect sees its answer and its deltas."""
 
 
 class Part(Enum):

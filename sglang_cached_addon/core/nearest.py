@@ -31,12 +31,7 @@ class Difference:
     stored: Any
 
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-ABSENT = _Absent()
+ABSENT = orjson.Fragment("nothing")
 
 
 def sentence(
@@ -101,7 +96,5 @@ def _told(difference: Difference, with_values: bool) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is ABSENT:
-        return repr(value)
     text = orjson.dumps(value).decode()
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."

@@ -5,17 +5,9 @@ from __future__ import annotations
 import random
 import re
 
+from sglang_cached_addon.simulator import words
 from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json, Profile
 from sglang_cached_addon.simulator.sample import Ask, Run
-from sglang_cached_addon.simulator.words import (
-    EOS_ID,
-    FIRST_ID,
-    WORDS,
-    arguments,
-    as_list,
-    speak,
-    token_ids,
-)
 
 _LIMIT = 128
 """Tokens of a sample, where /generate is not told."""
@@ -35,10 +27,12 @@ def draw(ask: Ask, index: int, rid: str, profile: Profile, number: int, content:
     key = f"{profile.seed}|{profile.model}|{prompt!r}{content}"
     dice = random.Random(key if greedy(params) else f"{key}|{number}")
     limit = params.get("max_new_tokens")
-    room = min(_LIMIT if limit is None else limit, CONTEXT_LENGTH - len(token_ids(prompt)))
-    places = dice.choices(range(len(WORDS)), k=max(0, room))
-    tokens, text, reason = speak(places, as_list(params.get("stop")), "" if ask.chat else " ")
-    ids = [FIRST_ID + place for place in places[: len(tokens)]]
+    room = min(_LIMIT if limit is None else limit, CONTEXT_LENGTH - len(words.token_ids(prompt)))
+    places = dice.choices(range(len(words.WORDS)), k=max(0, room))
+    tokens, text, reason = words.speak(
+        places, words.as_list(params.get("stop")), "" if ask.chat else " "
+    )
+    ids = [words.FIRST_ID + place for place in places[: len(tokens)]]
     run = Run(index, rid, prompt, tokens, ids, text, reason, profile.weight_version)
     if ask.thinks:
         run.thinking = (len(run.ids) + 1) // 2
@@ -56,7 +50,7 @@ def _call(body: Json, run: Run, dice: random.Random) -> None:
     if fitting and (choice == "required" or named):
         tool = dice.choice(fitting)
         run.tool, run.thinking = tool["name"], 0
-        run.text = arguments(tool.get("parameters") or {}, dice)
+        run.text = words.arguments(tool.get("parameters") or {}, dice)
         run.tokens = re.findall(r"\S+\s*", run.text)
-        run.ids = [FIRST_ID + dice.randrange(len(WORDS)) for _ in run.tokens]
-        run.reason = {"type": "stop", "matched": EOS_ID}
+        run.ids = [words.FIRST_ID + dice.randrange(len(words.WORDS)) for _ in run.tokens]
+        run.reason = {"type": "stop", "matched": words.EOS_ID}

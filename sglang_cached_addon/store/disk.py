@@ -84,14 +84,14 @@ class DiskStore(OpenStore):
 
     @property
     def generation(self) -> int:
-        if self.journal.resets != self._resets:
-            self._forget_memory()
+        self._heed_resets()
         return self.memory.generation + self._removals
 
-    def _forget_memory(self) -> None:
-        """The journal was cut or replaced: what was read of it may be no more."""
-        self._resets = self.journal.resets
-        self.memory.clear()
+    def _heed_resets(self) -> None:
+        """Where the journal was cut or replaced, what was read of it may be no more."""
+        if self.journal.resets != self._resets:
+            self._resets = self.journal.resets
+            self.memory.clear()
 
     @property
     def clears(self) -> int:
@@ -104,8 +104,7 @@ class DiskStore(OpenStore):
     # Reading
 
     def get(self, key: bytes) -> Sequence[Sample]:
-        if self.journal.resets != self._resets:
-            self._forget_memory()
+        self._heed_resets()
         if self._limits.ttl < inf:
             self._expire(key)
         pool = self.memory.get(key)
@@ -153,8 +152,7 @@ class DiskStore(OpenStore):
     def append(self, addition: Addition) -> bool:
         # All lines of a key stay or go together, so its first one keeps what was asked: a line of
         # which nothing counts any more hands it on when it goes.
-        if self.journal.resets != self._resets:
-            self._forget_memory()
+        self._heed_resets()
         key, samples = addition.key, addition.samples
         is_new = key not in self.index
         is_at_hand = is_new or key in self.memory
@@ -208,7 +206,6 @@ class DiskStore(OpenStore):
         self._removals += 1
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
-        self._sweep.begin_anew()
         if model is None:
             self.memory.clear()
             return self.journal.clear()

@@ -80,10 +80,6 @@ class Sweep:
         few, self._keys = self._keys[-SWEEP:], self._keys[:-SWEEP]
         return few
 
-    def begin_anew(self) -> None:
-        """Forgets the keys that come next."""
-        self._keys.clear()
-
 
 def machine_memory() -> float:
     """The bytes that this process may count on: the machine's, or its container's."""

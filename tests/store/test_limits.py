@@ -45,9 +45,6 @@ def test_sweep() -> None:
             assert len(few) <= SWEEP
             met += few
         assert sorted(met) == sorted(index)
-    sweep.next(index)
-    sweep.begin_anew()
-    assert sweep.next([]) == []
 
 
 def test_machine_memory() -> None:

@@ -52,6 +52,7 @@ class Journal:
             self._guard.close()
             name = e.filename or self.path
             raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
+        self.room, self.has_room = self._queue.room, self._queue.has_room
         self._kept = KeptIndex(folder)
         self._compaction = Compaction(self._file, self._queue, self._guard, self._kept)
         self._writer = JournalWriter(
@@ -129,14 +130,6 @@ class Journal:
         at = line.samples[0].stored_at if line.samples else 0.0
         head = Head(line.key, line.raw, slot, line.dialect, at, len(line.samples))
         return self._queue.add(head, encode(line, slot))
-
-    def room(self) -> Future[None] | None:
-        """As `Queue.room`."""
-        return self._queue.room()
-
-    def has_room(self, size: int) -> bool:
-        """As `Queue.has_room`."""
-        return self._queue.has_room(size)
 
     def touch(self, key: bytes) -> None:
         """Notes that a key was used just now."""

@@ -15,24 +15,8 @@ from itertools import islice
 import orjson
 
 from sglang_cached_addon.core.cache import counts
-from sglang_cached_addon.store.journal.extents import (
-    NO_NAME,
-    RECORD,
-    SIZE,
-    Extent,
-    Head,
-    Place,
-    Record,
-    end_of,
-    extent_of,
-    moved,
-    pack,
-    positions,
-    unpack,
-    weight_of,
-    with_extent,
-    with_offset,
-)
+from sglang_cached_addon.store.journal import extents as packed
+from sglang_cached_addon.store.journal.extents import NO_NAME, RECORD, SIZE, Extent, Head, Place
 from sglang_cached_addon.store.totals import Totals
 
 _ENTRY = struct.Struct(f"32s{SIZE}s")
@@ -71,30 +55,30 @@ class Index(Totals):
 
     def extents(self, key: bytes) -> list[Extent]:
         """The extents of a pool, in its order."""
-        return [extent_of(record) for record in unpack(self._entries.get(key, b""))]
+        return [packed.extent_of(record) for record in packed.unpack(self._entries.get(key, b""))]
 
     def extents_of(self, key: bytes, place: Place) -> list[Extent]:
         """The extents of a pool that are of one line."""
         records = self._entries.get(key, b"")
-        found = positions(records, place.offset)
-        return [extent_of(RECORD.unpack_from(records, at)) for at in found]
+        found = packed.positions(records, place.offset)
+        return [packed.extent_of(RECORD.unpack_from(records, at)) for at in found]
 
     def count(self, key: bytes) -> int:
         """The number of samples of a key."""
-        return sum(record[5] for record in unpack(self._entries.get(key, b"")))
+        return sum(record[5] for record in packed.unpack(self._entries.get(key, b"")))
 
     def end(self, key: bytes) -> int:
         """The slot behind the last sample of a key."""
         records = self._entries.get(key)
-        return end_of(records) if records else 0
+        return packed.end_of(records) if records else 0
 
     def weight(self, key: bytes) -> int:
         """The bytes of a key's lines."""
-        return weight_of(self._entries.get(key, b""))
+        return packed.weight_of(self._entries.get(key, b""))
 
     def is_within(self, key: bytes, since: float, now: float) -> bool:
         """Whether all samples of a key count: see `cache.counts`."""
-        return all(counts(r[2], since, now) for r in unpack(self._entries.get(key, b"")))
+        return all(counts(r[2], since, now) for r in packed.unpack(self._entries.get(key, b"")))
 
     # Changes
 
@@ -107,12 +91,12 @@ class Index(Totals):
         offset, length = place
         records = self._entries.pop(key, b"")
         new = (offset, length, at, 0, slot, count, self._number(dialect), raw or NO_NAME)
-        if not records or end_of(records) <= slot:
+        if not records or packed.end_of(records) <= slot:
             self.tally(key, dialect, count, length)
             records += RECORD.pack(*new)
         else:
             self._forget(key, records)
-            records = with_extent(records, new)
+            records = packed.with_extent(records, new)
             self._note(key, records)
         if raw:
             self._names[raw] = key
@@ -121,13 +105,13 @@ class Index(Totals):
     def put(self, key: bytes, waiting: Place, offset: int) -> None:
         """Notes that a line that waited is in the file, at `offset`, if it still counts."""
         if records := self._entries.get(key, b""):
-            self._entries[key] = with_offset(records, waiting.offset, offset)
+            self._entries[key] = packed.with_offset(records, waiting.offset, offset)
 
     def move(self, key: bytes, offset: int, slot: int, count: int, place: Place) -> None:
         """Notes that `count` samples of the line at `offset`, from `slot` on, are the whole of
         another line now."""
         if before := self._entries.get(key, b""):
-            after, is_weighed = moved(before, offset, slot, count, place)
+            after, is_weighed = packed.moved(before, offset, slot, count, place)
             if is_weighed:
                 self._weigh(key, before, -1)
                 self._weigh(key, after, 1)
@@ -146,9 +130,9 @@ class Index(Totals):
         if records := self._entries.pop(key, None):
             self._forget(key, records)
 
-    def _drop(self, key: bytes, is_dropped: Callable[[Record], bool]) -> None:
+    def _drop(self, key: bytes, is_dropped: Callable[[packed.Record], bool]) -> None:
         records = self._entries.get(key, b"")
-        kept = pack(record for record in unpack(records) if not is_dropped(record))
+        kept = packed.pack(record for record in packed.unpack(records) if not is_dropped(record))
         if len(kept) == len(records):
             return
         self._forget(key, records)
@@ -209,7 +193,7 @@ class Index(Totals):
         self._names = {records[-16:]: key for key, records in self._entries.items()}
         for key, records in self._entries.items():
             if len(records) != SIZE:
-                self._names |= {record[7]: key for record in unpack(records)}
+                self._names |= {record[7]: key for record in packed.unpack(records)}
         self._names.pop(NO_NAME, None)
         self._dialects = [str(name) for name in head["dialects"]]
         self.take_json(head)
@@ -219,18 +203,18 @@ class Index(Totals):
 
     def _forget(self, key: bytes, records: bytes) -> None:
         self._weigh(key, records, -1)
-        for record in unpack(records):
+        for record in packed.unpack(records):
             self._names.pop(record[7], None)
 
     def _note(self, key: bytes, records: bytes) -> None:
         self._weigh(key, records, 1)
-        self._names |= {record[7]: key for record in unpack(records) if record[7] != NO_NAME}
+        self._names |= {record[7]: key for record in packed.unpack(records) if record[7] != NO_NAME}
 
     def _weigh(self, key: bytes, records: bytes, sign: int) -> None:
         """Adds the extents of a key to the counts, or takes them away; a line's bytes once, however
         many extents are of it."""
         lines: set[int] = set()
-        for offset, length, _, _, _, count, number, _ in unpack(records):
+        for offset, length, _, _, _, count, number, _ in packed.unpack(records):
             size = 0 if offset in lines else sign * length
             self.tally(key, self._dialects[number], sign * count, size)
             lines.add(offset)

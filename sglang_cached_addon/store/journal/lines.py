@@ -128,18 +128,13 @@ def samples_of(line: bytes, key: bytes) -> list[Sample]:
     return parsed.samples
 
 
-def key_of(line: bytes) -> bytes | None:
-    """The key of a line; None for one that is broken, or of another version."""
-    try:
-        return scan(line).key
-    except (OtherVersion, *BROKEN):
-        return None
-
-
 def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
     """The key, dialect and canonical call of a line; None if it has none, or is broken."""
-    key = key_of(line) if b'"call":' in line else None
-    if key is None:
+    if b'"call":' not in line:
+        return None
+    try:
+        key = scan(line).key
+    except (OtherVersion, *BROKEN):
         return None
     record = orjson.loads(line)
     dialect, call = record.get("dialect"), record.get("call")

@@ -19,17 +19,9 @@ from typing import IO
 
 from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.store.files import private, sync_folder
+from sglang_cached_addon.store.journal import lines
 from sglang_cached_addon.store.journal.extents import FILE, Extent, Place
 from sglang_cached_addon.store.journal.file import JournalFile
-from sglang_cached_addon.store.journal.lines import (
-    BROKEN,
-    OLD_VERSIONS,
-    OtherVersion,
-    call_of,
-    encode,
-    parse,
-    scan,
-)
 from sglang_cached_addon.store.journal.queue import SLICE, Queue
 
 LITTLE = 1 << 20
@@ -184,15 +176,15 @@ class Rewriting:
     def _kept(self, line: bytes) -> Iterator[_Part]:
         """What is to be in the copy of a line."""
         try:
-            head = scan(line)
-        except OtherVersion as e:
-            if e.version in OLD_VERSIONS:
+            head = lines.scan(line)
+        except lines.OtherVersion as e:
+            if e.version in lines.OLD_VERSIONS:
                 self._set_aside(f"v{e.version}", line)
             else:
                 self.others += len(line)
                 yield b"", 0, 0, line
             return
-        except BROKEN:
+        except lines.BROKEN:
             self._set_aside("broken", line)
             return
         if self._offset < self._start:
@@ -201,7 +193,7 @@ class Rewriting:
         else:
             extents = [Extent(Place(0, 0), head.at, 0, head.slot, head.samples)]
         if not extents:
-            if call := call_of(line):
+            if call := lines.call_of(line):
                 self._orphans[head.key] = call[2]
             return
         content = self._orphans.pop(head.key, b"") if head.samples else b""
@@ -235,11 +227,11 @@ class Rewriting:
 def _rewritten(line: bytes, extents: Iterable[Extent], content: bytes) -> Iterator[_Part]:
     """One line for each extent that is left of a line. The first one has the call: the line's own,
     or `content`."""
-    call = call_of(line)
+    call = lines.call_of(line)
     content = call[2] if call else content
-    key, dialect, samples, raw, _ = parse(line)
+    key, dialect, samples, raw, _ = lines.parse(line)
     for extent in extents:
         some = samples[extent.skip : extent.skip + extent.samples]
-        kept = encode(Addition(key, dialect, content, some, raw), extent.slot)
+        kept = lines.encode(Addition(key, dialect, content, some, raw), extent.slot)
         yield key, extent.slot, extent.samples, kept
         content, raw = b"", b""

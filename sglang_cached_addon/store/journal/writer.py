@@ -12,13 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sglang_cached_addon.store.journal.compaction import (
-    Compaction,
-    Purpose,
-    Wish,
-    cannot,
-    tell,
-)
+from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish, cannot, tell
 from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.kept import KeptIndex

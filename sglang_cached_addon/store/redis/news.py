@@ -12,20 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from sglang_cached_addon.store.contract import Holder
+from sglang_cached_addon.store.redis import protocol
 from sglang_cached_addon.store.redis.clears import Clears
 from sglang_cached_addon.store.redis.document import Heard
 from sglang_cached_addon.store.redis.outbox import Outbox
-from sglang_cached_addon.store.redis.protocol import (
-    CONTROL,
-    LISTS,
-    REPLACED,
-    Result,
-    entries,
-    numbers,
-    pool_of,
-    publish_change,
-    raise_numbers,
-)
+from sglang_cached_addon.store.redis.protocol import CONTROL, REPLACED, Result
 from sglang_cached_addon.store.redis.server import Away, ask_once
 
 KEPT_REPLACED = 100_000
@@ -72,7 +63,7 @@ class News:
     async def sync(self, holder: Holder) -> None:
         """Sees what others have changed, and tells what the server does not know; raises `Away`."""
         async with self._telling:
-            control = numbers(await self._do("ZRANGE", CONTROL, 0, -1, "WITHSCORES"))
+            control = protocol.numbers(await self._do("ZRANGE", CONTROL, 0, -1, "WITHSCORES"))
             for kind in self.clears.take(_part(control, _CLEAR)):
                 if self._is_current:
                     self._cleared(kind)
@@ -80,7 +71,7 @@ class News:
             self._is_current = True
             mine = {f"{_CLEAR}{kind}": number for kind, number in self.clears.numbers.items()}
             if lost := {name: n for name, n in mine.items() if n > control.get(name, 0)}:
-                await self._do(*raise_numbers(lost))
+                await self._do(*protocol.raise_numbers(lost))
             await self._tell_clears()
             self._note(Heard(dict(self.clears.numbers), self._position))
         self._epochs = _part(control, _EPOCH)
@@ -106,10 +97,10 @@ class News:
         while self.untold:
             kind = self.untold[0]
             # Above all that is known, though the server may have lost it.
-            await self._do(*raise_numbers({_LAST: self.clears.last}))
+            await self._do(*protocol.raise_numbers({_LAST: self.clears.last}))
             number = int(float(await self._do("ZINCRBY", CONTROL, 1, _LAST)))
-            await self._do(*raise_numbers({f"{_CLEAR}{kind}": number}))
-            self._outbox.tell(publish_change())
+            await self._do(*protocol.raise_numbers({f"{_CLEAR}{kind}": number}))
+            self._outbox.tell(protocol.publish_change())
             self.untold.pop(0)
             self.clears.take({kind: number})
             self._note(Heard(dict(self.clears.numbers), self._position))
@@ -120,14 +111,14 @@ class News:
         cursor: object = None
         with suppress(Away):
             while cursor != 0:
-                found = await self._do("SCAN", cursor or 0, "MATCH", LISTS, "COUNT", STEP)
+                found = await self._do("SCAN", cursor or 0, "MATCH", protocol.LISTS, "COUNT", STEP)
                 cursor, names = int(str(found[0])), found[1]
                 if gone := [name for name in names if self._is_gone(name)]:
                     await self._do("UNLINK", *gone)
 
     def _is_gone(self, name: bytes) -> bool:
         try:
-            key, number = pool_of(name)
+            key, number = protocol.pool_of(name)
         except ValueError:
             return False
         return number < self.clears.of(key)
@@ -138,15 +129,15 @@ class News:
         """Tells of a pool whose samples were replaced. The order is that of the writes."""
         limit = ("MAXLEN", "~", KEPT_REPLACED)
         self._outbox.tell(("XADD", REPLACED, *limit, "*", "key", key))
-        self._outbox.tell(publish_change())
+        self._outbox.tell(protocol.publish_change())
 
     async def _read_replaced(self) -> None:
         if not self._position:  # nothing is at hand that was replaced before
-            last = entries(await self._do("XREVRANGE", REPLACED, "+", "-", "COUNT", 1))
+            last = protocol.entries(await self._do("XREVRANGE", REPLACED, "+", "-", "COUNT", 1))
             self._position = last[0][0] if last else "0-0"
         while True:
             start = f"({self._position}"
-            found = entries(await self._do("XRANGE", REPLACED, start, "+", "COUNT", STEP))
+            found = protocol.entries(await self._do("XRANGE", REPLACED, start, "+", "COUNT", STEP))
             if found:
                 await asyncio.gather(*(self._replaced(key) for key in {key for _, key in found}))
                 self._position = found[-1][0]
@@ -159,15 +150,17 @@ class News:
         """Raises the server's epochs to ours; raises `Away`."""
         mine = holder.epochs.as_numbers()
         if new := {name: n for name, n in mine.items() if n > self._epochs.get(name, 0)}:
-            await self._do(*raise_numbers({f"{_EPOCH}{name}": n for name, n in new.items()}))
-            self._outbox.tell(publish_change())
+            await self._do(
+                *protocol.raise_numbers({f"{_EPOCH}{name}": n for name, n in new.items()})
+            )
+            self._outbox.tell(protocol.publish_change())
             self._epochs |= new
 
 
 def read_epochs(url: str) -> dict[str, int]:
     """The epochs that a server knows, in bounded time, from any thread; none if it is away."""
     answer = ask_once(url, "ZRANGE", CONTROL, 0, -1, "WITHSCORES")
-    return _part(numbers(answer), _EPOCH) if answer else {}
+    return _part(protocol.numbers(answer), _EPOCH) if answer else {}
 
 
 def _part(control: Mapping[str, int], prefix: str) -> dict[str, int]:

@@ -7,9 +7,8 @@ where there is a URL to open. Nothing here is tried twice: the caller knows when
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -160,16 +159,9 @@ def ask_once(url: str, *command: object) -> Result:
         finally:
             await server.close()
 
-    # In a thread of its own, as a loop may run in this one.
-    answer: Future[Result] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(asyncio.run(ask()))
-        except BaseException as e:
-            answer.set_exception(e)
-
-    threading.Thread(target=work, daemon=True).start()
+    thread = ThreadPoolExecutor(1)  # of its own, as a loop may run in this one
+    answer = thread.submit(asyncio.run, ask())
+    thread.shutdown(wait=False)
     try:
         found = answer.result(3 * SECONDS)
     except (Away, TimeoutError):

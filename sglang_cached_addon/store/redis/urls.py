@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster")
 
@@ -74,24 +74,17 @@ def _cluster(url: str, seconds: float) -> Connect:
 
 
 def _sentinel(url: str, more: dict[str, Any]) -> Connect:
+    from redis.asyncio.connection import parse_url
     from redis.asyncio.sentinel import Sentinel
 
     parts = urlsplit(url)
-    credentials, _, hosts = parts.netloc.rpartition("@")
+    credentials, separator, hosts = parts.netloc.rpartition("@")
     service, _, database = parts.path.strip("/").partition("/")
     if not (hosts and service) or parts.query or not (database or "0").isdigit():
         raise _Wrong("must be like redis+sentinel://HOST:26379,HOST:26379/MASTER/0")
-    sentinels = []
-    for one in hosts.split(","):
-        address = urlsplit(f"//{one}")
-        sentinels.append((address.hostname or "localhost", address.port or 26379))
-    user, _, password = (unquote(part) for part in credentials.partition(":"))
-    options = {
-        **more,
-        "db": int(database or 0),
-        "username": user or None,
-        "password": password or None,
-    }
+    addresses = [urlsplit(f"//{one}") for one in hosts.split(",")]
+    sentinels = [(one.hostname or "localhost", one.port or 26379) for one in addresses]
+    options = {**parse_url(f"redis://{credentials}{separator}/{database}"), **more}
 
     def connect() -> Any:
         found = Sentinel(sentinels, sentinel_kwargs=more)  # type: ignore[no-untyped-call]

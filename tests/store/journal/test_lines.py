@@ -16,7 +16,6 @@ from sglang_cached_addon.store.journal.lines import (
     call_of,
     encode,
     is_sealed,
-    key_of,
     parse,
     samples_of,
     scan,
@@ -60,7 +59,6 @@ def all_ways(name: str, parts: tuple[Any, ...]) -> None:
     assert scan(line) == Head(KEY, raw, slot, dialect, at, len(samples))
     assert samples_of(line, KEY) == samples
     assert parse(line) == (KEY, dialect, samples, raw, slot)
-    assert key_of(line) == KEY
     assert call_of(line) == ((KEY, dialect, content) if content else None), name
     with pytest.raises(ValueError, match="another key"):
         samples_of(line, b"o" * 32)
@@ -72,7 +70,7 @@ def test_damage() -> None:
         line = encode(Addition(KEY, *parts[:4]), *(parts[4:] or (0,)))
         for place in range(len(line)):
             broken = line[:place] + bytes([line[place] ^ 4]) + line[place + 1 :]
-            assert key_of(broken) is None
+            assert call_of(broken) is None
             with pytest.raises(BROKEN):
                 scan(broken)
             with pytest.raises(BROKEN):
@@ -93,7 +91,7 @@ def test_other_versions() -> None:
         for read in READS:
             with pytest.raises(OtherVersion):
                 read(line)
-        assert key_of(line) is None
+        assert call_of(line) is None
 
 
 def test_odd_slots() -> None:
