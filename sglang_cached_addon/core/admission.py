@@ -105,8 +105,6 @@ class _Acceptance:
 class Admission:
     """The askers that are answered from the store without asking upstream first."""
 
-    __slots__ = ("_accepted", "_by_credential", "_limit", "_renewing")
-
     def __init__(self, limit: int = MAX_ASKERS) -> None:
         self._limit = limit
         self._accepted: dict[Asker, _Acceptance] = {}

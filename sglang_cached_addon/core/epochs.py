@@ -7,7 +7,7 @@ the change passes through the proxy; a fingerprint names a model together with i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -143,12 +143,9 @@ class Epochs:
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {
-            "last": self.last,
-            "floor": self.floor,
-            "models": dict(self.models),
-            "adapters": dict(self.adapters),
-        }
+        members = asdict(self)
+        del members["salt"]
+        return members
 
     @classmethod
     def from_json(cls, value: Any) -> Epochs:

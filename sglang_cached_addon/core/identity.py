@@ -160,7 +160,8 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
         # Of the first as sent, which is the base model; its adapters follow.
         model = entries[0]["id"]
         said = {"models": sorted(entries, key=_id)}
-        engine = _engine(entries)
+        owner = entries[0].get("owned_by")
+        engine = owner if owner in (SGLANG, VLLM) else ""
     else:
         return None
     try:
@@ -177,12 +178,6 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No
         # server says that. Not raised: an error's text may tell of the document.
         return None
-
-
-def _engine(entries: list[dict[str, Any]]) -> str:
-    """The program that a server names as the owner of its models."""
-    owner = entries[0].get("owned_by")
-    return owner if owner in (SGLANG, VLLM) else ""
 
 
 def _member(document: Any, name: str) -> Any:
@@ -220,8 +215,8 @@ def _id(entry: dict[str, Any]) -> str:
 
 
 def _incarnation(server: Any) -> str:
-    known = server if isinstance(server, dict) else {}
-    process = {name: known[name] for name in _PROCESS_KEYS if known.get(name) is not None}
+    said = ((name, _member(server, name)) for name in _PROCESS_KEYS)
+    process = {name: value for name, value in said if value is not None}
     return _digest(process) if process else ""
 
 

@@ -42,28 +42,23 @@ class Handler(RequestHandler):
             self.job.leave()
 
     async def serve(self) -> None:
-        path, method = self.request.path, self.request.method or ""
+        path = self.request.path
         if not self.permitted():
             self.unauthorized()
-        elif path in self.routes:
-            methods, endpoint = self.routes[path]
-            await self._serve(endpoint if method in methods else None, methods)
-        else:
+        elif path not in self.routes:
             self.reply({"detail": "Not Found"}, 404)
-
-    get = head = post = delete = patch = put = options = serve
-
-    async def _serve(self, endpoint: Endpoint | None, methods: tuple[str, ...]) -> None:
-        if endpoint is None:
+        elif self.request.method not in (methods := self.routes[path][0]):
             self.set_header("Allow", ", ".join(methods))
             self.reply({"detail": "Method Not Allowed"}, 405)
-            return
-        try:
-            await endpoint(self)
-        except Refusal as refusal:
-            self.refuse(refusal)
-        except Left:
-            self.detach().close()
+        else:
+            try:
+                await self.routes[path][1](self)
+            except Refusal as refusal:
+                self.refuse(refusal)
+            except Left:
+                self.detach().close()
+
+    get = head = post = delete = patch = put = options = serve
 
     def permitted(self) -> bool:
         if self.request.method == "OPTIONS" or self.request.path.startswith(_OPEN):

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-
 import orjson
 
 from sglang_cached_addon.simulator.profile import Json
@@ -37,10 +35,7 @@ def openai_error(status: int, message: str, kind: str) -> Refusal:
     return Refusal(status, body)
 
 
-def error_event(path: str, message: str) -> bytes:
-    """An error told in a stream: of the request in /generate, else of the server."""
-    if path == "/generate":
-        error = {"message": message, "type": "invalid_request_error", "code": 400}
-        return orjson.dumps({"error": {**error, "retryable": False}})
-    body = openai_error(503, message, "SERVICE_UNAVAILABLE").body
-    return json.dumps({"error": body}).encode()  # with spaces, as SGLang has it
+def error_event(message: str) -> bytes:
+    """An error that is told in a stream of /generate."""
+    error = {"message": message, "type": "invalid_request_error", "code": 400}
+    return orjson.dumps({"error": {**error, "retryable": False}})

@@ -8,7 +8,7 @@ import orjson
 from tornado.iostream import StreamClosedError
 
 from sglang_cached_addon.simulator import chat, completions, generate
-from sglang_cached_addon.simulator.handler import JSON, Handler
+from sglang_cached_addon.simulator.handler import Handler
 from sglang_cached_addon.simulator.jobs import Job, Left
 from sglang_cached_addon.simulator.refusals import Flaw, Refusal, error_event, openai_error
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
@@ -49,15 +49,7 @@ async def refuse(handler: Handler, stream: bool, wrong: ValueError) -> None:
         raise openai_error(400, str(wrong), getattr(wrong, "kind", "BadRequest"))
     if not stream:
         raise Refusal(400, {"error": {"message": str(wrong)}})
-    await one(handler, True, error_event(generate.PATH, str(wrong)))
-
-
-async def one(handler: Handler, stream: bool, body: bytes) -> None:
-    """Answer 200 with one body, or with a stream of one event."""
-    if not stream:
-        handler.reply(body, kind=JSON)
-        return
-    await handler.emit(body)
+    await handler.emit(error_event(str(wrong)))
     await handler.emit(b"[DONE]")
 
 
@@ -68,7 +60,6 @@ async def deliver(handler: Handler, api: Api, ask: Ask, job: Job) -> None:
         await (_stream if ask.stream else _collect)(handler, api, ask, job)
     except (Left, StreamClosedError):
         job.leave()
-        handler.engine.close(job, sent=False)
         handler.detach().close()
     finally:
         handler.engine.close(job, sent=False)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from tornado.httpserver import HTTPServer
@@ -96,26 +95,24 @@ S = TypeVar("S", bound=Simulator)
 @contextlib.contextmanager
 def running(simulator: S, port: int = 0) -> Iterator[S]:
     """A simulator in a thread of its own: ready on entry, all closed and joined on exit."""
-    ready: concurrent.futures.Future[Callable[[], object]] = concurrent.futures.Future()
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+    loop = runner.get_loop()
 
-    async def live() -> None:
-        try:
-            await simulator.start(port=port)
-        except OSError as error:
-            ready.set_exception(error)
-            return
-        ended, loop = asyncio.Event(), asyncio.get_running_loop()
-        ready.set_result(lambda: loop.call_soon_threadsafe(ended.set))
-        await ended.wait()
-        await simulator.stop()
+    def live() -> None:
+        with runner:
+            loop.run_forever()
 
-    thread = threading.Thread(target=asyncio.run, args=(live(),), name="sglang-simulator")
+    def wait(work: Coroutine[Any, Any, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    thread = threading.Thread(target=live, name="sglang-simulator")
     thread.start()
     try:
-        end = ready.result()
+        wait(simulator.start(port=port))
         try:
             yield simulator
         finally:
-            end()
+            wait(simulator.stop())
     finally:
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()

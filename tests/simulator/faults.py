@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from sglang_cached_addon.simulator import generate, sampling
+from sglang_cached_addon.simulator.handler import JSON
 from sglang_cached_addon.simulator.jobs import Left
 from sglang_cached_addon.simulator.profile import Json
-from sglang_cached_addon.simulator.refusals import error_event
+from sglang_cached_addon.simulator.refusals import error_event, openai_error
 from sglang_cached_addon.simulator.sample import Ask
 from tests.simulator import checks
 from tests.simulator.handler import Handler
@@ -80,7 +82,11 @@ async def sample(handler: Handler) -> None:
         if fault is Fault.ERROR_EVENT and not ask.stream:
             raise checks.busy()
         if fault in _BODIES:
-            await sampling.one(handler, ask.stream, _BODIES[fault])
+            if ask.stream:
+                await handler.emit(_BODIES[fault])
+                await handler.emit(b"[DONE]")
+            else:
+                handler.reply(_BODIES[fault], kind=JSON)
             return
         await handler.rest(None)
         job = engine.spoil(ask, fault)
@@ -99,6 +105,10 @@ def _fail(handler: Handler, job: Job) -> None:
         raise Left
 
     async def tell() -> None:
-        await handler.emit(error_event(handler.request.path, "Request running timeout reached."))
+        message = "Request running timeout reached."
+        body = openai_error(503, message, "SERVICE_UNAVAILABLE").body
+        server_event = json.dumps({"error": body}).encode()  # with spaces, as SGLang has it
+        is_native = handler.request.path == generate.PATH
+        await handler.emit(error_event(message) if is_native else server_event)
 
     job.fail = {Fault.CUT: cut, Fault.ERROR_EVENT: tell}.get(job.fault)

@@ -46,9 +46,6 @@ class Follower:
         self._skipped = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._open()
-
-    def _open(self) -> None:
         try:
             self._reader = FileReader(self.path)
         except OSError as e:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import orjson
@@ -19,6 +19,7 @@ from sglang_cached_addon.store.journal.extents import FILES
 from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN
+from sglang_cached_addon.store.journal.queue import Queue
 
 INDEX_VERSION = 3
 
@@ -26,21 +27,6 @@ INDEX_BYTES = 64 << 20
 """The index of a smaller file is not kept: reading the file takes no time, and finds damage."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An index, and which part of the file it is of."""
-
-    index: Index
-    lines: int
-    """The number of lines at the beginning of the file that it is of."""
-    bytes: int
-    """The bytes of those lines."""
-    others: int
-    """The bytes of those that are of later format versions."""
-    number: int
-    """The number that the file has in the index."""
 
 
 class KeptIndex:
@@ -51,37 +37,36 @@ class KeptIndex:
         self._bytes = 0
         """The bytes of the journal that the index file is of."""
 
-    def load(self, journal: Path) -> Kept | None:
-        """The index that was kept of this journal; None if there is none that is of use."""
+    def load(self, file: JournalFile, queue: Queue) -> tuple[int, int]:
+        """Takes over the index that was kept of this journal. Returns of how many lines, and bytes,
+        at the beginning of the file that is: none where no index is of use."""
         try:
-            with open(self._path, "rb") as file:
-                head, data = orjson.loads(file.readline()), file.read()
+            with open(self._path, "rb") as kept:
+                head, data = orjson.loads(kept.readline()), kept.read()
             lines, size, number = int(head["lines"]), int(head["bytes"]), int(head["number"])
             if head["v"] != INDEX_VERSION or head["sum"] != zlib.crc32(data):
                 raise ValueError("damaged, or of another version")
-            if not 0 <= number < FILES or head["tail"] != _tail(journal, size):
+            if not 0 <= number < FILES or head["tail"] != _tail(file.path, size):
                 raise ValueError("not of this file")
-            kept = Kept(Index.load(data), lines, size, int(head["others"]), number)
+            index, others = Index.load(data), int(head["others"])
         except FileNotFoundError:
-            return None
+            return 0, 0
         except (OSError, AttributeError, *BROKEN) as e:
             logger.info("%s: %s; made anew", self._path, e)
-            return None
-        self._bytes = size
-        return kept
+            return 0, 0
+        queue.index, file.others, self._bytes = index, others, size
+        queue.readers.renumber(number)
+        return lines, size
 
     def keep(self, index: Index, file: JournalFile, number: int) -> None:
         """Writes the index, if the journal is large and has grown. No line may wait."""
         if file.size < INDEX_BYTES or file.size == self._bytes:
             return
-        pieces, checksum = [], 0
-        for piece in index.dump():
-            pieces.append(piece)
-            checksum = zlib.crc32(piece, checksum)
+        pieces = list(index.dump())
         aside = self._path.with_suffix(".index.new")
         head = {
             "v": INDEX_VERSION,
-            "sum": checksum,
+            "sum": reduce(lambda checksum, piece: zlib.crc32(piece, checksum), pieces, 0),
             "lines": file.lines,
             "bytes": file.size,
             "number": number,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import zlib
 from binascii import unhexlify
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
@@ -92,10 +92,7 @@ def scan(line: bytes) -> Head:
     found = _HEAD.match(line)
     # As `is_sealed`, in place: a start does this a million times.
     if found is None or line[-19:] != b',"sum":"%08x"}\n' % zlib.crc32(line[:-19]):
-        parsed = parse(line)
-        stored_at = parsed.samples[0].stored_at if parsed.samples else 0.0
-        count = len(parsed.samples)
-        return Head(parsed.key, parsed.raw, parsed.slot, parsed.dialect, stored_at, count)
+        return parse(line)[0]
     key, raw, slot, dialect, at, _, tokens = found.groups()
     return Head(
         unhexlify(key),
@@ -122,10 +119,10 @@ def samples_of(line: bytes, key: bytes) -> list[Sample]:
             if answer[:1] != b"{":
                 raise TypeError("answers are not a list of objects")
             return [Sample(answer, float(at), float(seconds), int(tokens))]
-    parsed = parse(line)
-    if parsed.key != key:
+    head, samples = parse(line)
+    if head.key != key:
         raise ValueError("another key")
-    return parsed.samples
+    return samples
 
 
 def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
@@ -158,19 +155,9 @@ def is_foreign(line: bytes) -> bool:
     return isinstance(record, dict) and bool(record) and "v" not in record and "sum" not in record
 
 
-class Parsed(NamedTuple):
-    """All that a line says, but for its call."""
-
-    key: bytes
-    dialect: str
-    samples: list[Sample]
-    raw: bytes
-    slot: int
-
-
-def parse(line: bytes) -> Parsed:
-    """All of a line. Raises `OtherVersion`, or ValueError, KeyError or TypeError for a broken
-    one."""
+def parse(line: bytes) -> tuple[Head, list[Sample]]:
+    """All that a line says, but for its call. Raises `OtherVersion`, or ValueError, KeyError or
+    TypeError for a broken one."""
     sealed = is_sealed(line)
     record = orjson.loads(line)
     version = record["v"]
@@ -208,4 +195,4 @@ def parse(line: bytes) -> Parsed:
     raw = bytes.fromhex(record.get("raw", ""))
     if len(raw) not in (0, 16):
         raise ValueError("raw is not 16 bytes")
-    return Parsed(key, dialect, samples, raw, slot)
+    return Head(key, raw, slot, dialect, at, len(samples)), samples

@@ -51,17 +51,14 @@ class Loaded:
 
 
 def load(
-    file: JournalFile, queue: Queue, kept_index: KeptIndex, progress: Callable[[float], object]
+    file: JournalFile, queue: Queue, kept: KeptIndex, progress: Callable[[float], object]
 ) -> Loaded:
     """Reads the file into the index; raises OSError where the disk fails."""
     if _set_original_aside(file):
         queue.readers = FileReaders(FileReader(file.path))
     torn = _set_torn_line_aside(file)
-    skipped = old = before = offset = 0
-    if kept := kept_index.load(file.path):
-        before, offset, file.others = kept.lines, kept.bytes, kept.others
-        queue.index = kept.index
-        queue.readers.renumber(kept.number)
+    skipped = old = 0
+    before, offset = kept.load(file, queue)
     index, first, number = queue.index, queue.readers.newest * FILE, before
     with open(file.path, "rb", buffering=1 << 20) as lines:
         lines.seek(offset)

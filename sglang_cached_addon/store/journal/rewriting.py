@@ -229,9 +229,10 @@ def _rewritten(line: bytes, extents: Iterable[Extent], content: bytes) -> Iterat
     or `content`."""
     call = lines.call_of(line)
     content = call[2] if call else content
-    key, dialect, samples, raw, _ = lines.parse(line)
+    head, samples = lines.parse(line)
+    raw = head.raw
     for extent in extents:
         some = samples[extent.skip : extent.skip + extent.samples]
-        kept = lines.encode(Addition(key, dialect, content, some, raw), extent.slot)
-        yield key, extent.slot, extent.samples, kept
+        kept = lines.encode(Addition(head.key, head.dialect, content, some, raw), extent.slot)
+        yield head.key, extent.slot, extent.samples, kept
         content, raw = b"", b""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sglang_cached_addon.store.journal.extents import Place
 from sglang_cached_addon.store.journal.index import Index
-from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, parse, scan
+from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, parse
 
 
 @dataclass(slots=True)
@@ -41,8 +41,7 @@ def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
                 break
             place, offset = Place(offset, len(line)), offset + len(line)
             try:
-                parse(line)
-                index.add(scan(line), place)
+                index.add(parse(line)[0], place)
             except OtherVersion:
                 found.others += 1
             except BROKEN as e:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import Command, lease_of, release
@@ -84,9 +83,7 @@ class Leases:
         freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waits[freed] = frozenset(keys)
         try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await freed
+            await asyncio.wait((freed,), timeout=LOOK_SECONDS)
         finally:
             del self._waits[freed]
 

@@ -38,9 +38,9 @@ class Opened:
             raise
         for raw in self.journal.path.read_bytes().splitlines(keepends=True):
             with suppress(OtherVersion, ValueError, KeyError, TypeError):
-                key, dialect, samples, _, slot = parse(raw)
-                self.lines.append((key, dialect, tuple(samples)))
-                self.slots.append(slot)
+                head, samples = parse(raw)
+                self.lines.append((head.key, head.dialect, tuple(samples)))
+                self.slots.append(head.slot)
 
     def append(self, line: Line, content: bytes = b"", *, slot: int | None = None) -> bool:
         """Behind what is there, if nothing else is said."""

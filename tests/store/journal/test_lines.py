@@ -56,9 +56,10 @@ def all_ways(name: str, parts: tuple[Any, ...]) -> None:
     assert is_sealed(line)
     json.loads(line)
     at = samples[0].stored_at if samples else 0.0
-    assert scan(line) == Head(KEY, raw, slot, dialect, at, len(samples))
+    head = Head(KEY, raw, slot, dialect, at, len(samples))
+    assert scan(line) == head
     assert samples_of(line, KEY) == samples
-    assert parse(line) == (KEY, dialect, samples, raw, slot)
+    assert parse(line) == (head, samples)
     assert call_of(line) == ((KEY, dialect, content) if content else None), name
     with pytest.raises(ValueError, match="another key"):
         samples_of(line, b"o" * 32)
