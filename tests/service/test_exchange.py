@@ -19,7 +19,6 @@ from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_generate_stream as natives
 from tests.service.exchanging import (
     ANN,
-    BOB,
     CHAT,
     COMPLETIONS,
     GENERATE,
@@ -43,7 +42,6 @@ READ = {"terms": Terms(refusal=Reason.READONLY)}
 LORA = body(["x", "y"], lora_path=["a", "b"])
 
 SCENES: dict[str, list[tuple[dict[str, Any], str] | tuple[dict[str, Any], str, Options]]] = {
-    "an equal call is a hit": [(body(), "miss a1"), (body(), "hit a1")],
     "a larger n asks for the rest, a smaller one for nothing": [
         (body(n=1), "miss a1 of a"),
         (body(n=3), "partial a1 a2 a3 of a, n=2"),
@@ -119,11 +117,6 @@ SCENES: dict[str, list[tuple[dict[str, Any], str] | tuple[dict[str, Any], str, O
     "a cleared cache asks again": [
         (body(), "miss a1"), (body(), "hit a1"), (body(), "miss a2", {"clear": True}),
         (body(), "hit a2"),
-    ],
-    "what is remembered of a body is one tenant's": [
-        (body(n=2), f"{kind} a{k} a{k + 1}", {"tenant": tenant})
-        for kind in ("miss", "hit")
-        for k, tenant in ((1, ANN), (3, BOB), (5, b""))
     ],
 }  # fmt: skip
 

@@ -331,13 +331,6 @@ def test_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [s.answer for s in store.memory.get(key_of(1))] == [b'{"x":"new"}']
 
 
-def test_what_waits_for_the_disk_stays(tmp_path: Path) -> None:
-    """What waits for the disk is found, though memory has no room."""
-    with limited(tmp_path, memory=1) as store:
-        fill(store, *range(100))
-        assert there(store, 100) == list(range(100))
-
-
 @each("memory", [1, 10**9])
 def test_least_recently_used_first(memory: int, tmp_path: Path) -> None:
     """What was used last stays, for good."""

@@ -40,6 +40,23 @@ from tests.upstream.scripted import (
 __all__ = ["clock"]
 
 
+@scripted()
+async def test_confirm(script: Script, upstream: Upstream) -> None:
+    """An answer costs one question, on the connection that shows that it is the same process; all
+    of them where that is another one."""
+    assert await refusal(upstream) is None
+    version = upstream.model.version
+    assert await upstream.confirming.confirm(version, ()) is None
+    assert infos(script)[2:] == ["/model_info"]
+    script.hang_up()
+    await settled()
+    asked = len(script.asked)
+    assert await upstream.confirming.confirm(version, ()) is None
+    assert script.paths[asked:] == ["/model_info", "/model_info", "/server_info"]
+    assert await upstream.confirming.confirm(version, ()) is None
+    assert len(script.asked) == asked + 4
+
+
 @each("status", [400, 403, 404])
 @scripted(keys={"a"}, interval=1000000.0)
 async def test_confirm_for_a_key_that_may_not_know(

@@ -16,7 +16,7 @@ from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.store.state import StateFile
-from sglang_cached_addon.upstream import Health
+from sglang_cached_addon.upstream import Health, Upstream
 from sglang_cached_addon.upstream.facts import Facts, FactsWriter
 from tests.tables import each
 from tests.upstream.scripted import (
@@ -34,6 +34,12 @@ from tests.upstream.scripted import (
 )
 
 
+def said(upstream: Upstream) -> tuple[Any, ...]:
+    """What is known of it."""
+    model = upstream.model
+    return model.identity, model.fingerprint, model.epochs, model.names
+
+
 @bounded
 async def test_state_file(tmp_path: Path) -> None:
     """After a restart all is known that was known before, also while upstream is not there."""
@@ -46,22 +52,11 @@ async def test_state_file(tmp_path: Path) -> None:
             assert await refusal(upstream) is None
             await until(lambda: not file.load()["unsettled"])
             await until(lambda: file.load()["epochs"] == upstream.model.epochs.as_json())
-            known = (
-                upstream.model.identity,
-                upstream.model.fingerprint,
-                upstream.model.epochs,
-                upstream.model.names,
-            )
+            known = said(upstream)
         script.stop()
         await settled()
         async with asking(script.url, StateFile(tmp_path)) as upstream:
-            again = (
-                upstream.model.identity,
-                upstream.model.fingerprint,
-                upstream.model.epochs,
-                upstream.model.names,
-            )
-            assert again == known
+            assert said(upstream) == known
             assert not admits(upstream)  # it is asked first
             await until(lambda: upstream.inquiry.health is Health.DOWN)
 
@@ -77,10 +72,7 @@ async def test_state_file_of_another_url() -> None:
         await until(lambda: kept.document["epochs"] == upstream.model.epochs.as_json())
     async with asking(dead_url(), kept) as other:
         assert other.model.identity is None
-        assert (other.model.epochs, other.model.names) == (
-            upstream.model.epochs,
-            upstream.model.names,
-        )
+        assert said(other)[2:] == said(upstream)[2:]
         assert await refusal(other) is Reason.NO_MODEL
     async with asking(dead_url(), kept, is_offline=True) as other:
         assert other.model.fingerprint == upstream.model.fingerprint

@@ -112,9 +112,8 @@ def test_a_word_of_before_a_change() -> None:
             if held == "/server_info":
                 asked = asyncio.ensure_future(upstream.inquiry.check())
             else:
-                asked = asyncio.ensure_future(
-                    upstream.confirming.confirm(upstream.model.version, ())
-                )
+                confirming = upstream.confirming.confirm(upstream.model.version, ())
+                asked = asyncio.ensure_future(confirming)
             await until(lambda: held in script.paths)
             script.says["/model_info"] = (200, {**INFO, "model_path": "b"})
             await changed(upstream)
@@ -179,19 +178,16 @@ async def test_change_by_another_proxy() -> None:
     kept = Kept()
     async with serving() as script, asking(script.url, kept) as upstream:
         assert await refusal(upstream) is None
-        before, version, asked = (
-            upstream.model.fingerprint,
-            upstream.model.version,
-            len(script.asked),
-        )
-        assert upstream.model.identity
-        known = upstream.model.epochs.as_numbers()
+        model, asked = upstream.model, len(script.asked)
+        before, version = model.fingerprint, model.version
+        assert model.identity
+        known = model.epochs.as_numbers()
         upstream.adopt(known, {**known, "last": 7, "m:another": 7})
-        assert (upstream.model.fingerprint, upstream.model.version) == (before, version)
-        known = upstream.model.epochs.as_numbers()
-        upstream.adopt(known, {**known, "last": 8, f"m:{upstream.model.identity.digest}": 8})
-        assert upstream.model.fingerprint != before
-        assert upstream.model.version > version
+        assert (model.fingerprint, model.version) == (before, version)
+        known = model.epochs.as_numbers()
+        upstream.adopt(known, {**known, "last": 8, f"m:{model.identity.digest}": 8})
+        assert model.fingerprint != before
+        assert model.version > version
         assert not admits(upstream)  # it may have another name by now
         assert await upstream.confirming.confirm(version, ()) is Reason.MODEL_CHANGED
         await until(lambda: len(script.asked) > asked)
