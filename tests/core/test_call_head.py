@@ -66,20 +66,9 @@ def test_by_name() -> None:
     assert by_name(fields) == {b"a": b"1, 3", b"b": b"2"}
 
 
-RELAYED = {
-    b"forwarded": True,
-    b"x-forwarded-for": True,
-    b"x-forwarded-host": True,
-    b"x-real-ip": True,
-    b"via": True,
-    b"cf-connecting-ip": True,
-    b"x-forwarded": False,
-    b"host": False,
-    b"authorization": False,
-}
-
-
 def test_is_relayed() -> None:
     """Whoever is behind a proxy on this machine is not taken for somebody on it."""
-    for name, found in RELAYED.items():
-        assert is_relayed([b"accept", name]) is found, name
+    relayed = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"via")
+    for name in (*relayed, b"cf-connecting-ip"):
+        assert is_relayed([b"accept", name]), name
+    assert not is_relayed([b"accept", b"x-forwarded", b"host", b"authorization"])

@@ -60,49 +60,44 @@ def test_cache_status_is_a_structured_field() -> None:
             assert str(outcome.reason) in (found["detail"] or "")
 
 
+HIT, MISS, PARTIAL, COLLAPSED, BYPASS = (
+    Kind.HIT, Kind.MISS, Kind.PARTIAL, Kind.COLLAPSED, Kind.BYPASS,
+)  # fmt: skip
+
+
 @each(
-    ("outcome", "value"),
+    ("value", "outcome"),
     [
-        (Outcome(Kind.HIT, 3, 3, age=5), "sglang-cached; hit"),
-        (Outcome(Kind.MISS, 0, 3), "sglang-cached; fwd=miss; stored"),
-        (Outcome(Kind.MISS, 0, 3, is_open=True), "sglang-cached; fwd=miss"),
-        (Outcome(Kind.COLLAPSED, 0, 3), "sglang-cached; fwd=miss; collapsed"),
-        (Outcome(Kind.MISS, 0, 1, Reason.ABORT), "sglang-cached; fwd=miss; detail=abort"),
+        ("hit", Outcome(HIT, 3, 3, age=5)),
+        ("fwd=miss; stored", Outcome(MISS, 0, 3)),
+        ("fwd=miss", Outcome(MISS, 0, 3, is_open=True)),
+        ("fwd=miss; collapsed", Outcome(COLLAPSED, 0, 3)),
+        ("fwd=miss; detail=abort", Outcome(MISS, 0, 1, Reason.ABORT)),
+        ("fwd=miss; fwd-status=400; detail=status", Outcome(MISS, 0, 1, Reason.STATUS, 400)),
+        ('fwd=partial; stored; detail="1 of 3 stored"', Outcome(PARTIAL, 1, 3)),
         (
-            Outcome(Kind.MISS, 0, 1, Reason.STATUS, 400),
-            "sglang-cached; fwd=miss; fwd-status=400; detail=status",
+            'fwd=partial; fwd-status=503; detail="1 of 3 stored, status"',
+            Outcome(PARTIAL, 1, 3, Reason.STATUS, 503),
         ),
-        (Outcome(Kind.PARTIAL, 1, 3), 'sglang-cached; fwd=partial; stored; detail="1 of 3 stored"'),
+        ("fwd=bypass; detail=stream", Outcome(BYPASS, reason=Reason.STREAM)),
+        (f"hit; key={SHOWN}", Outcome(HIT, 1, 1, key=KEY)),
+        (f"fwd=miss; stored; key={SHOWN}", Outcome(MISS, 0, 1, key=KEY)),
+        (f"fwd=miss; collapsed; key={SHOWN}", Outcome(COLLAPSED, 0, 1, key=KEY)),
         (
-            Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503),
-            'sglang-cached; fwd=partial; fwd-status=503; detail="1 of 3 stored, status"',
-        ),
-        (Outcome(Kind.BYPASS, reason=Reason.STREAM), "sglang-cached; fwd=bypass; detail=stream"),
-        (Outcome(Kind.HIT, 1, 1, key=KEY), f"sglang-cached; hit; key={SHOWN}"),
-        (Outcome(Kind.MISS, 0, 1, key=KEY), f"sglang-cached; fwd=miss; stored; key={SHOWN}"),
-        (
-            Outcome(Kind.COLLAPSED, 0, 1, key=KEY),
-            f"sglang-cached; fwd=miss; collapsed; key={SHOWN}",
+            f'fwd=partial; fwd-status=503; key={SHOWN}; detail="1 of 3 stored, status"',
+            Outcome(PARTIAL, 1, 3, Reason.STATUS, 503, key=KEY),
         ),
         (
-            Outcome(Kind.PARTIAL, 1, 3, Reason.STATUS, 503, key=KEY),
-            f"sglang-cached; fwd=partial; fwd-status=503; key={SHOWN}; "
-            'detail="1 of 3 stored, status"',
+            f"key={SHOWN}; detail=only-if-cached",
+            Outcome(MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
         ),
-        (
-            Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
-            f"sglang-cached; key={SHOWN}; detail=only-if-cached",
-        ),
-        (Outcome(Kind.MISS, 0, 3, Reason.OFFLINE, 504), "sglang-cached; detail=offline"),
-        (
-            Outcome(Kind.BYPASS, reason=Reason.HTTP_1_0),
-            "sglang-cached; fwd=bypass; detail=http-1.0",
-        ),
+        ("detail=offline", Outcome(MISS, 0, 3, Reason.OFFLINE, 504)),
+        ("fwd=bypass; detail=http-1.0", Outcome(BYPASS, reason=Reason.HTTP_1_0)),
     ],
 )
-def test_cache_status(outcome: Outcome, value: str) -> None:
-    """Each outcome has its headers."""
-    assert outcome.cache_status == value
+def test_cache_status(value: str, outcome: Outcome) -> None:
+    """Each outcome has its header."""
+    assert outcome.cache_status == f"sglang-cached; {value}"
 
 
 def test_headers() -> None:
@@ -117,25 +112,19 @@ def test_headers() -> None:
 
 
 @each(
-    ("outcome", "line"),
+    ("line", "outcome"),
     [
-        (Outcome(Kind.HIT, 2, 2), "[Cache hit] /generate 2/2 1.5 ms"),
-        (Outcome(Kind.MISS, 0, 1), "[Cache miss] /generate 0/1 1.5 ms"),
-        (Outcome(Kind.PARTIAL, 1, 3), "[Cache partial] /generate 1/3 1.5 ms"),
-        (
-            Outcome(Kind.MISS, 0, 1, Reason.STATUS, 400),
-            "[Cache miss] /generate 0/1 1.5 ms (status)",
-        ),
-        (Outcome(Kind.BYPASS, reason=Reason.STREAM), "[Cache bypass] /generate 1.5 ms (stream)"),
-        (
-            Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504, key=KEY),
-            "[Cache miss] /generate 0/1 1.5 ms (offline)",
-        ),
+        ("hit] /generate 2/2 1.5 ms", Outcome(HIT, 2, 2)),
+        ("miss] /generate 0/1 1.5 ms", Outcome(MISS, 0, 1)),
+        ("partial] /generate 1/3 1.5 ms", Outcome(PARTIAL, 1, 3)),
+        ("miss] /generate 0/1 1.5 ms (status)", Outcome(MISS, 0, 1, Reason.STATUS, 400)),
+        ("bypass] /generate 1.5 ms (stream)", Outcome(BYPASS, reason=Reason.STREAM)),
+        ("miss] /generate 0/1 1.5 ms (offline)", Outcome(MISS, 0, 1, Reason.OFFLINE, 504, key=KEY)),
     ],
 )
-def test_line(outcome: Outcome, line: str) -> None:
+def test_line(line: str, outcome: Outcome) -> None:
     """The line of the log says what happened."""
-    assert outcome.line("/generate", 0.0015) == line
+    assert outcome.line("/generate", 0.0015) == f"[Cache {line}"
 
 
 def sample(seconds: float, tokens: int) -> Sample:

@@ -225,14 +225,6 @@ def test_client_rid_in_a_miss(rid: str) -> None:
     assert json.loads(done.body)["meta_info"]["id"] == rid
 
 
-def test_client_rid_in_an_unreadable_miss() -> None:
-    """A client finds its own id also in what only it can read."""
-    setup = Setup()
-    fetch = setup.fetch(body(rid="r"))
-    sent = json.loads(fetch.body or b"")["rid"].encode()
-    assert setup.complete(fetch, b"<" + sent + b">").body == b"<r>"
-
-
 def test_client_rids() -> None:
     """Each client finds its own ids, whoever has asked for the samples."""
     setup = Setup()

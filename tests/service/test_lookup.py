@@ -241,21 +241,10 @@ def test_adapters_by_name() -> None:
         assert isinstance(again.find(body()), Hit)
 
 
-@each(
-    ("asked", "has_key"),
-    [
-        (body(), True),
-        (body(n=3), True),
-        (body(["a"]), True),
-        (body(rid="r"), True),
-        (body(stream=True), True),
-        (body(["a", "b"]), False),
-    ],
-    ids=str,
-)
-def test_key_of_an_outcome(asked: dict[str, Any], has_key: bool) -> None:
+@each("asked", [body(), body(n=3), body(["a"]), body(rid="r"), body(stream=True), body(["a", "b"])])
+def test_key_of_an_outcome(asked: dict[str, Any]) -> None:
     """A hit tells the key under which its answer is in the journal, where it has one."""
-    store = MemoryStore()
+    store, has_key = MemoryStore(), asked["text"] != ["a", "b"]
     setup = Setup(store, "m")
     setup.ask({**asked, "stream": False})
     for same in (setup, setup, Setup(store, "m")):  # assembled, from memory, and by name
@@ -277,34 +266,25 @@ TOO_LARGE = {
 }
 
 
-def test_large_hit() -> None:
-    """What many samples are put together of is left to who answers, beside the event loop."""
-    setup, count = Setup(), policy.LARGE_SAMPLES
-    call = {"text": ["a"] * count, "sampling_params": {"n": 1}}
-    native = {"text": "b", "output_ids": [1], "meta_info": {"finish_reason": {"type": "stop"}}}
-    fetch = setup.fetch(call)
-    setup.complete(fetch, [native] * count)
-    known = setup.know(call)
-    plan = setup.exchange.lookup.plan(known)
-    assert not plan.needs
-    assert len(orjson.loads(setup.exchange.lookup.hit(known, plan, 100.0).body)) == count
-    fewer = {**call, "text": ["a"] * (count - 1)}
-    assert isinstance(setup.find(fewer), Hit)
-
-
-def test_large_samples() -> None:
-    """What many bytes are put together of is left to who answers, each time; what is one sample as
-    it is stored is at hand at once."""
-    setup = Setup()
-    native = {
-        "text": "b" * LARGE_BYTES,
-        "output_ids": [1],
-        "meta_info": {"finish_reason": {"type": "stop"}},
-    }
-    for n, is_large in ((1, False), (2, True)):
-        call = {"text": f"{n}", "sampling_params": {"n": n}}
-        setup.complete(setup.fetch(call), [native] * n if n > 1 else native)
-        assert isinstance(setup.find(call), Known if is_large else Hit), n
+def test_large_hits() -> None:
+    """What many samples, or many bytes, are put together of is left to who answers, beside the
+    event loop, each time; what is one sample as it is stored is at hand at once."""
+    setup, many = Setup(), policy.LARGE_SAMPLES
+    for count, text, is_large in ((many, "b", True), (1, "b" * LARGE_BYTES, False),
+                                  (2, "b" * LARGE_BYTES, True)):  # fmt: skip
+        call = body(f"{count}", count) if len(text) > 1 else body([text] * count)
+        setup.complete(setup.fetch(call), [native(text)] * count if count > 1 else native(text))
+        found = setup.find(call)
+        if is_large:
+            known = setup.know(call)
+            plan = setup.exchange.lookup.plan(known)
+            assert not plan.needs
+            found = setup.exchange.lookup.hit(known, plan, 100.0)
+            assert isinstance(setup.find(call), Known)
+        assert isinstance(found, Hit)
+        said = orjson.loads(found.body)
+        assert [one["text"] for one in (said if count > 1 else [said])] == [text] * count
+    assert isinstance(setup.find(body(["b"] * (many - 1))), Hit)
 
 
 @each(("path", "raw"), TOO_LARGE.values(), ids=TOO_LARGE)

@@ -62,15 +62,3 @@ async def test_steps(stage: Stage) -> None:
     # An abort is waited for before anything is asked for.
     one.ask.abort = asyncio.get_running_loop().create_future()
     assert one.decide() == steps.Hold(one.ask.abort)
-
-
-@staged()
-async def test_parts_that_are_misunderstood(stage: Stage) -> None:
-    """Where upstream does not understand calls for a part, the client's own call is passed on."""
-    both = pursuit(stage, GENERATE, LIST)
-    for now in (float("inf"),) * 2:
-        both.means.partial_calls.failed(both.known.dialect.name, now)
-    flight = Flight([both.known.keys[0]])
-    stage.service.flights.begin(flight, alone=False)
-    assert both.decide() == steps.PassOn(Reason.UNREADABLE)
-    stage.service.flights.end(flight)

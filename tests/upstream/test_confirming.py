@@ -275,10 +275,8 @@ async def test_a_word_of_before_a_kept_connection_was_used() -> None:
         one.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
         said = await greeting(upstream)
         assert [asked.path for asked in two.asked if asked.method == "POST"] == []
-        assert (
-            await upstream.confirming.confirm(upstream.model.version, (), said)
-            is Reason.MODEL_CHANGED
-        )
+        reason = await upstream.confirming.confirm(upstream.model.version, (), said)
+        assert reason is Reason.MODEL_CHANGED
 
 
 @scripted(interval=1000000.0)

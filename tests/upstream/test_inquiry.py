@@ -103,10 +103,8 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
             async with asking(url) as upstream:
                 assert await refusal(upstream) is NO_MODEL
                 assert not admits(upstream)
-                assert (
-                    await upstream.confirming.confirm(upstream.model.version, ())
-                    is Reason.UNCONFIRMED
-                )
+                confirmed = await upstream.confirming.confirm(upstream.model.version, ())
+                assert confirmed is Reason.UNCONFIRMED
                 assert upstream.inquiry.health is state
 
 
@@ -320,6 +318,9 @@ async def test_look(script: Script, upstream: Upstream, clock: Clock) -> None:
     assert upstream.inquiry.look(clock.now) is Health.DOWN
     await until(lambda: upstream.inquiry.health is Health.UP)
     assert len(script.asked) == asked + 2
+    upstream.seen(False)
+    upstream.heard(asker(), (), 500, clock.now)
+    assert upstream.inquiry.health is Health.UP
 
 
 def test_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
