@@ -90,31 +90,24 @@ class Reply:
     outcome: Outcome
 
 
+@dataclass(slots=True, eq=False)
 class Streamed:
     """An answer that comes in pieces."""
 
-    def __init__(
-        self,
-        headers: Fields,
-        pieces: AsyncIterator[list[bytes]],
-        outcome: Outcome,
-        end: Callable[[bool], Outcome],
-        exits: ExitStack,
-    ) -> None:
-        """`end` gives the outcome in the end; it is told whether all pieces were taken."""
-        self.headers = headers
-        """The header fields of upstream's answer; none where the stream of another call is read."""
-        self.pieces = pieces
-        """The events as they come, some at a time. Raises `Cut` where the stream breaks off."""
-        self.outcome = outcome
-        """The outcome, as far as it is known."""
-        self.exits = exits
-        """What is to be released at the end."""
-        self._end: Callable[[bool], Outcome] | None = end
+    headers: Fields
+    """The header fields of upstream's answer; none where the stream of another call is read."""
+    pieces: AsyncIterator[list[bytes]]
+    """The events as they come, some at a time. Raises `Cut` where the stream breaks off."""
+    outcome: Outcome
+    """The outcome, as far as it is known."""
+    end: Callable[[bool], Outcome] | None
+    """Gives the outcome in the end; it is told whether all pieces were taken. None once it was."""
+    exits: ExitStack
+    """What is to be released at the end."""
 
     def close(self, is_complete: bool = False) -> None:
         """The client has all of it, or wants no more. May be called again, to no effect."""
-        end, self._end = self._end, None
+        end, self.end = self.end, None
         if end:
             self.exits.close()
             self.outcome = end(is_complete)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cached_addon.core.cache import Addition, Sample
@@ -18,44 +19,37 @@ from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.stream import Stream
 
 
+@dataclass(slots=True, eq=False)
 class Flight:
     """One call to upstream."""
 
-    def __init__(
-        self,
-        keys: Collection[bytes],
-        identity: Hashable = None,
-        *,
-        stamp: Hashable = None,
-        credential: bytes = b"",
-        stream: Stream | None = None,
-        is_addition: bool = True,
-    ) -> None:
-        """`keys` name the pools that it fills; calls of one `identity` have one answer. What it
-        brings counts while `stamp` does, and is an addition to what is stored or replaces it."""
-        self.keys = keys
-        self.identity = identity
-        self.stamp = stamp
-        self.credential = credential
-        """The credential of the client that began it."""
-        self.stream = stream
-        """The events of a streamed fetch."""
-        self.is_addition = is_addition
-        self.task: asyncio.Task[None] | None = None
-        self.greeting: asyncio.Future[Any] | None = None
-        """What upstream says of itself on the connection that its answer comes on."""
-        self.is_flying = True
-        """Upstream has not answered, or not in full."""
-        self.clients = 0
-        """How many clients want what it brings."""
-        self.brings: Mapping[bytes, Sequence[Sample]] = {}
-        """The samples of each pool, once it has landed."""
-        self.unstored: dict[bytes, Sequence[Sample]] = {}
-        """Those of these samples that are not in the store yet."""
-        self.refusal: Reason | None = None
-        """Why what it brings is not stored, as far as it is known."""
-        self.answer: Any = None
-        """What upstream answered, as an `Arrived`, which this module does not know."""
+    keys: Collection[bytes]
+    """The names of the pools that it fills."""
+    identity: Hashable = None
+    """Calls of one identity have one answer."""
+    stamp: Hashable = None
+    """What it brings counts while this does."""
+    credential: bytes = b""
+    """The credential of the client that began it."""
+    stream: Stream | None = None
+    """The events of a streamed fetch."""
+    is_addition: bool = True
+    """What it brings is an addition to what is stored, and does not replace that."""
+    task: asyncio.Task[None] | None = None
+    greeting: asyncio.Future[Any] | None = None
+    """What upstream says of itself on the connection that its answer comes on."""
+    is_flying: bool = True
+    """Upstream has not answered, or not in full."""
+    clients: int = 0
+    """How many clients want what it brings."""
+    brings: Mapping[bytes, Sequence[Sample]] = field(default_factory=dict)
+    """The samples of each pool, once it has landed."""
+    unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
+    """Those of these samples that are not in the store yet."""
+    refusal: Reason | None = None
+    """Why what it brings is not stored, as far as it is known."""
+    answer: Any = None
+    """What upstream answered, as an `Arrived`, which this module does not know."""
 
 
 class _Waiter:

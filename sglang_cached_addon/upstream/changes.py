@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 from sglang_cached_addon.core.updates import Change
@@ -34,29 +35,24 @@ class Ending(Enum):
 _REFUSALS = frozenset({*range(300, 400), *range(401, 500), 501, 505})
 
 
+@dataclass(slots=True, eq=False)
 class Update:
     """One request that changes the model, if it is carried out."""
 
-    def __init__(
-        self,
-        updates: Updates,
-        change: Change,
-        adapter: str | None,
-        announced: asyncio.Future[None],
-    ) -> None:
-        """`adapter` is the one that it names, where only that is changed."""
-        self.change = change
-        self.adapter = adapter
-        self.phase = UpdatePhase.COMING
-        self.announced = announced
-        """Done when the disk knows of the request. Only then may upstream get it."""
-        self._updates = updates
+    updates: Updates
+    """All that are under way."""
+    change: Change
+    adapter: str | None
+    """The one that it names, where only that is changed."""
+    announced: asyncio.Future[None]
+    """Done when the disk knows of the request. Only then may upstream get it."""
+    phase: UpdatePhase = UpdatePhase.COMING
 
     def sent(self) -> None:
         """Upstream gets the last of it."""
         if self.phase is UpdatePhase.COMING:
             self.phase = UpdatePhase.SENT
-            self._updates.note()
+            self.updates.note()
 
     def ended(self, status: int | None, *, has_reached: bool = True) -> None:
         """Upstream has answered with this status, or will not (None). `has_reached`: there was a
@@ -67,7 +63,7 @@ class Update:
         may_be = is_success or (self.phase is UpdatePhase.SENT and has_reached)
         self.phase = UpdatePhase.ENDED
         is_done = may_be and status not in _REFUSALS
-        self._updates.end(self, Ending.CARRIED_OUT if is_done else Ending.WITHOUT_EFFECT)
+        self.updates.end(self, Ending.CARRIED_OUT if is_done else Ending.WITHOUT_EFFECT)
 
 
 class Updates:

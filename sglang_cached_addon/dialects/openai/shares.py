@@ -8,6 +8,7 @@ do for the answer as a whole, and for nothing that is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sglang_cached_addon.dialects import judging
@@ -58,28 +59,21 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
     return parts
 
 
+@dataclass
 class _Sharer:
     """Shares out the members of one usage."""
 
-    def __init__(
-        self,
-        choices: Sequence[dict[str, Any]],
-        prompts: Sequence[Any],
-        n: int,
-        told: Sequence[dict[str, Any] | None],
-        limit: Any,
-    ) -> None:
-        self.is_exact = True
-        self._choices = choices
-        self._prompts = prompts
-        self._n = n
-        self._told = told
-        self._limit = limit
+    choices: Sequence[dict[str, Any]]
+    prompts: Sequence[Any]
+    n: int
+    told: Sequence[dict[str, Any] | None]
+    limit: Any
+    is_exact: bool = True
 
     def share(self, name: str, value: Any) -> list[Any]:
         """Each choice's part of a member."""
         if name == "total_tokens":
-            return [value] * len(self._choices)  # to be counted again
+            return [value] * len(self.choices)  # to be counted again
         if name == "prompt_tokens" and type(value) is int:
             return self._spread(self._of_prompts(value))
         if name.startswith("prompt_tokens"):
@@ -90,37 +84,37 @@ class _Sharer:
             columns = {inner: self._of_choices(inner, part) for inner, part in value.items()}
             parts = [
                 {inner: column[k] for inner, column in columns.items()}
-                for k in range(len(self._choices))
+                for k in range(len(self.choices))
             ]
             # SGLang says null where there is nothing to tell.
             return [part if _has_any(part) else None for part in parts]
-        return [value] * len(self._choices)
+        return [value] * len(self.choices)
 
     def _spread(self, parts: Sequence[Any]) -> list[Any]:
         """For each choice, what is given for its prompt."""
-        return [parts[k // self._n] for k in range(len(self._choices))]
+        return [parts[k // self.n] for k in range(len(self.choices))]
 
     def _of_prompts(self, total: int) -> list[int]:
-        if len(self._prompts) == 1:
+        if len(self.prompts) == 1:
             return [total]
-        firsts = self._choices[:: self._n]
+        firsts = self.choices[:: self.n]
         for counts in (
             [_count(choice.get("prompt_token_ids")) for choice in firsts],
-            [_count(prompt) for prompt in self._prompts],
-            [_number(usage, "prompt_tokens") for usage in self._told[:: self._n]],
+            [_count(prompt) for prompt in self.prompts],
+            [_number(usage, "prompt_tokens") for usage in self.told[:: self.n]],
         ):
             if counts and _sum(counts) == total:
                 return [int(count or 0) for count in counts]
-        count = len(self._prompts)
-        if self._prompts.count(self._prompts[0]) == count and total % count == 0:
+        count = len(self.prompts)
+        if self.prompts.count(self.prompts[0]) == count and total % count == 0:
             return [total // count] * count
         self.is_exact = False
-        return apportion(total, [len(prompt) for prompt in self._prompts])
+        return apportion(total, [len(prompt) for prompt in self.prompts])
 
     def _of_details(self, value: Any) -> list[Any]:
         """Each prompt's part of `prompt_tokens_details`. How much of a prompt the server had cached
         depends on that moment and not on the prompt, so that any share of it will do."""
-        count = len(self._prompts)
+        count = len(self.prompts)
         if count == 1 or not isinstance(value, dict):
             return [value] * count
         columns = {}
@@ -128,12 +122,12 @@ class _Sharer:
             columns[name] = [part] * count
             if type(part) is int:
                 self.is_exact = self.is_exact and (part == 0 or name == "cached_tokens")
-                columns[name] = apportion(part, [len(prompt) for prompt in self._prompts])
+                columns[name] = apportion(part, [len(prompt) for prompt in self.prompts])
         return [{name: parts[i] for name, parts in columns.items()} for i in range(count)]
 
     def _of_choices(self, name: str, value: Any) -> list[Any]:
         """Each choice's part of what was generated."""
-        count = len(self._choices)
+        count = len(self.choices)
         if type(value) is not int:
             return [value] * count
         if value == 0:
@@ -141,16 +135,16 @@ class _Sharer:
         known = [self._known(k, name) for k in range(count)]
         if _sum(known) == value:
             return known
-        is_limited = name == "completion_tokens" and type(self._limit) is int
-        if is_limited and value == self._limit * count:
-            return [self._limit] * count
+        is_limited = name == "completion_tokens" and type(self.limit) is int
+        if is_limited and value == self.limit * count:
+            return [self.limit] * count
         self.is_exact = False
-        return apportion(value, [_length(choice, name) for choice in self._choices])
+        return apportion(value, [_length(choice, name) for choice in self.choices])
 
     def _known(self, k: int, name: str) -> Any:
         """The number that a choice itself tells."""
-        choice = self._choices[k]
-        told = self._told[k] if self._told else None
+        choice = self.choices[k]
+        told = self.told[k] if self.told else None
         for members in (choice.get("meta_info"), told, _details(told)):
             if isinstance(members, dict) and type(members.get(name)) is int:
                 return members[name]
