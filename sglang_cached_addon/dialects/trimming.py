@@ -52,6 +52,4 @@ def mint_rids(
 def take(body: dict[str, Any], per_item: Iterable[str], order: Sequence[int]) -> None:
     """Keeps, in each per-item list of a body, the values of the items in `order`."""
     for name in per_item:
-        values = body.get(name)
-        if isinstance(values, list):
-            body[name] = [values[i] for i in order]
+        body[name] = [body[name][i] for i in order]

@@ -14,6 +14,7 @@ from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.version import MITMPROXY
 
 from sglang_cached_addon.proxy.start import Start
+from sglang_cached_addon.wire.location import PORTS
 
 
 class StartError(Exception):
@@ -50,7 +51,7 @@ def normal_url(url: str) -> str:
             f"--sglang-url {url}: leave off what follows the port; clients send the path"
         )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    port = {"http": 80, "https": 443}[parts.scheme] if port is None else port
+    port = PORTS[parts.scheme] if port is None else port
     normal = f"{parts.scheme}://{host}:{port}"
     try:
         ProxyMode.parse(f"reverse:{normal}")

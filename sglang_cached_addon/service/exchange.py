@@ -142,10 +142,6 @@ class Exchange:
             places[item] += 1
         return found
 
-    def relay(self, fetch: Fetch) -> Relay:
-        """The relay that makes the events of the whole answer of upstream's bytes."""
-        return Relay(fetch.known.dialect, fetch.plan, fetch.sent)
-
     def likeness(self, known: Known) -> Hashable:
         """A value that is equal for calls that have the same stream, but for the usage at its end,
         and ids."""

@@ -46,8 +46,9 @@ class StreamFetching(Fetching):
             return None
         self.stream.open()
         self._tell(Arrived(response.headers, is_stream=True))
-        relay, stream, pieces = self._exchange.relay(self._fetch), self.stream, response.pieces()
-        is_topped_up = self._fetch.plan.have > 0
+        fetch, stream, pieces = self._fetch, self.stream, response.pieces()
+        relay = Relay(fetch.known.dialect, fetch.plan, fetch.sent)
+        is_topped_up = fetch.plan.have > 0
         arrived: Arrived | None = None
         size = 0
         try:
@@ -60,7 +61,7 @@ class StreamFetching(Fetching):
                     landed = await self._read_stream(relay, size)
                     # Who has the last word and repeats the call finds it here.
                     arrived = self._land(Arrived(response.headers, landed))
-                    stream.tokens = planning.tokens(self._fetch.plan, arrived.samples)
+                    stream.tokens = planning.tokens(fetch.plan, arrived.samples)
                 stream.publish(events, is_last=relay.is_done)
                 if arrived:
                     break

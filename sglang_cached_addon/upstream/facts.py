@@ -123,26 +123,23 @@ class FactsWriter:
         return self._writing.join(self._write)
 
     async def _write(self) -> None:
-        await asyncio.to_thread(self._save_unless_closed, self._facts().as_json())
+        await asyncio.to_thread(self._save, self._facts().as_json())
 
-    def _save_unless_closed(self, facts: dict[str, Any]) -> None:
+    def _save(self, facts: dict[str, Any], *, is_last: bool = False) -> None:
         with self._saving:
-            if not self._is_closed:
-                self._save(facts)
-
-    def _save(self, facts: dict[str, Any]) -> None:
-        try:
-            self._document.save(facts)
-            self._saved = facts
-        except OSError as e:
-            logger.warning("sglang-cached: %s", e)
+            if self._is_closed:
+                return
+            self._is_closed = is_last
+            try:
+                self._document.save(facts)
+                self._saved = facts
+            except OSError as e:
+                logger.warning("sglang-cached: %s", e)
 
     def close(self) -> None:
         """Writes what is not yet."""
         is_written = not self._writing.is_busy
         self._writing.cancel()
         facts = self._facts().as_json()
-        with self._saving:
-            self._is_closed = True
-            if not is_written or (self._saved is not None and facts != self._saved):
-                self._save(facts)
+        if not is_written or self._saved not in (None, facts):
+            self._save(facts, is_last=True)

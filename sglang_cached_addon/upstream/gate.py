@@ -165,8 +165,8 @@ class Gate:
             self._has_hinted = True
             logger.info(
                 "sglang-cached: the server refuses calls without a credential. If clients show "
-                "theirs in another header than %s, name it with --credential-header.",
-                "Authorization or X-Api-Key",
+                "theirs in another header than Authorization or X-Api-Key, name it with "
+                "--credential-header."
             )
 
     def forget_all(self) -> None:

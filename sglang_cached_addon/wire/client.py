@@ -27,6 +27,7 @@ from sglang_cached_addon.wire.connection import (
     what_failed,
 )
 from sglang_cached_addon.wire.heads import FIELD
+from sglang_cached_addon.wire.location import PORTS
 
 __all__ = [
     "Ask",
@@ -53,8 +54,6 @@ MAX_IDLE = 256
 _NOT_PASSED_ON = HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
 
 _TARGET = re.compile(r"[\x21-\x7e]+")
-
-_PORTS = {"http": 80, "https": 443}
 
 
 class Unreachable(Exception):
@@ -89,9 +88,9 @@ class Client:
         and behind later ones unless what the server has said `is_lasting`."""
         parts = urlsplit(url)
         self._host = parts.hostname or ""
-        self._port = parts.port or _PORTS[parts.scheme]
+        self._port = parts.port or PORTS[parts.scheme]
         host = f"[{self._host}]" if ":" in self._host else self._host
-        is_default = self._port == _PORTS[parts.scheme]
+        is_default = self._port == PORTS[parts.scheme]
         self.authority = (host if is_default else f"{host}:{self._port}").encode()
         is_https = parts.scheme == "https"
         self._ssl = (tls or ssl.create_default_context()) if is_https else None

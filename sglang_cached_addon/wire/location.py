@@ -12,7 +12,8 @@ from urllib.parse import SplitResult, urlsplit
 FIELDS = (b"location", b"content-location")
 """The lower-case names of header fields that have such a URL (RFC 9110 §10.2.2, §8.7)."""
 
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}
+"""The ports of URLs that name none."""
 
 
 def through_proxy(value: str, upstream: str) -> str:
@@ -33,4 +34,4 @@ def through_proxy(value: str, upstream: str) -> str:
 
 
 def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
-    return url.scheme, url.hostname, url.port or _PORTS.get(url.scheme)
+    return url.scheme, url.hostname, url.port or PORTS.get(url.scheme)

@@ -21,6 +21,7 @@ from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
+from sglang_cached_addon.service.relay import Relay
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.wire import sse
 from tests.dialects.streams import worded
@@ -229,7 +230,7 @@ def finishes(answer: Any) -> list[Any]:
 
 def streamed(setup: Setup, fetch: Fetch, events: Sequence[Any]) -> tuple[Reason | None, int]:
     """Sends a stream all the way to the store: why it is not there, and how many samples it had."""
-    relay = setup.exchange.relay(fetch)
+    relay = Relay(fetch.known.dialect, fetch.plan, fetch.sent)
     relay.feed(b"".join(worded(event) for event in events) + sse.DONE)
     landed = setup.exchange.land_stream(fetch, relay)
     assert (landed.status, landed.body) == (200, b"")

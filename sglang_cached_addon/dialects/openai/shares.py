@@ -87,7 +87,9 @@ class _Sharer:
                 for k in range(len(self.choices))
             ]
             # SGLang says null where there is nothing to tell.
-            return [part if _has_any(part) else None for part in parts]
+            return [
+                part if not part or any(v != 0 for v in part.values()) else None for part in parts
+            ]
         return [value] * len(self.choices)
 
     def _spread(self, parts: Sequence[Any]) -> list[Any]:
@@ -144,8 +146,8 @@ class _Sharer:
     def _known(self, k: int, name: str) -> Any:
         """The number that a choice itself tells."""
         choice = self.choices[k]
-        told = self.told[k] if self.told else None
-        for members in (choice.get("meta_info"), told, _details(told)):
+        told = (self.told[k] if self.told else None) or {}
+        for members in (choice.get("meta_info"), told, told.get("completion_tokens_details")):
             if isinstance(members, dict) and type(members.get(name)) is int:
                 return members[name]
         if name != "completion_tokens":
@@ -169,14 +171,6 @@ def _sum(counts: Sequence[int | None]) -> int | None:
     """The sum of the counts, if all are known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
-
-
-def _has_any(part: dict[str, Any]) -> bool:
-    return any(value != 0 for value in part.values()) or not part
-
-
-def _details(usage: dict[str, Any] | None) -> Any:
-    return usage.get("completion_tokens_details") if usage else None
 
 
 def _rows(choice: dict[str, Any]) -> Any:
