@@ -85,22 +85,6 @@ def test_folder_cannot_change_while_open(addon: SglangCached, master: Any, tmp_p
         master.configure(addon, sglang_cache_path=str(tmp_path / "other"))
 
 
-@pytest.mark.parametrize("mode", [["regular"], [URL, "reverse:http://127.0.0.1:8@9999"]])
-def test_needs_one_upstream(
-    mode: list[str], addon: SglangCached, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Without exactly one upstream there is no cache, and it says why."""
-
-    async def run() -> None:
-        with taddons.context(Proxyserver(), addon, loadcore=False) as tctx:
-            tctx.configure(addon, mode=mode, sglang_cache_path=str(tmp_path))
-            addon.running()
-
-    asyncio.run(run())
-    assert "exactly one upstream" in caplog.text
-    assert addon.parts is None
-
-
 def test_a_client_that_left_is_forgotten(
     addon: SglangCached, master: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,6 @@ from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.store import DiskStore
 from tests.tables import each
 
-JSON_HEAD = {b"content-type": b"application/json"}
-
 WRK_OUTPUT = """\
 Running 1s test @ http://127.0.0.1:18733/generate
   1 threads and 1 connections

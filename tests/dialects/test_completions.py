@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from typing import Any
 
@@ -93,49 +92,6 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
 def test_refusals(body: dict[str, Any], reason: Reason) -> None:
     """A call that is not understood in full is refused, with its reason."""
     assert refusal(DIALECT, body) is reason
-
-
-@each(
-    ("body", "shortfalls", "wanted", "order", "n"),
-    [
-        (one(n=5), (5,), one(n=5), (0,), 5),
-        (one(n=5, bogus=[1]), (2,), one(n=2, bogus=[1]), (0,), 2),
-        (one(n=2), (1,), one(n=1), (0,), 1),
-        (batch(), (0, 1, 0), batch(prompt=["b"]), (1,), 1),
-        (batch(n=2), (2, 0, 2), batch(prompt=["a", "c"], n=2), (0, 2), 2),
-        (batch(n=3), (2, 0, 1), batch(prompt=["a", "a", "c"], n=1), (0, 0, 2), 1),
-        (
-            batch(n=2, lora_path=["x", "y", "z"], extra_key="k", stop=["1", "2", "3"], bogus={}),
-            (0, 1, 2),
-            batch(
-                prompt=["b", "c", "c"],
-                n=1,
-                lora_path=["y", "z", "z"],
-                extra_key="k",
-                stop=["1", "2", "3"],
-                bogus={},
-            ),
-            (1, 2, 2),
-            1,
-        ),
-        (one(prompt=[[1, 2], [3]]), (0, 1), one(prompt=[[3]]), (1,), 1),
-        (one(prompt=[1, 2], n=2), (1,), one(prompt=[1, 2], n=1), (0,), 1),
-    ],
-)
-def test_trim(
-    body: dict[str, Any],
-    shortfalls: tuple[int, ...],
-    wanted: dict[str, Any],
-    order: tuple[int, ...],
-    n: int,
-) -> None:
-    """An upstream call asks for the samples that are short, and for no others."""
-    before = copy.deepcopy(body)
-    call = DIALECT.read(body)
-    sent = DIALECT.trim(call, shortfalls, minter())
-    assert (sent.body, sent.order, sent.n, sent.rids) == (wanted, order, n, {})
-    assert body == before
-    assert DIALECT.read(sent.body).items == tuple(call.items[i] for i in order)
 
 
 def test_prompt_tokens_by_length() -> None:

@@ -197,11 +197,6 @@ def test_what_may_be_stored(bad: dict[str, Any], refusal: Reason | None, place: 
     assert len(result.generations) == 3
 
 
-def test_error_beside_an_answer() -> None:
-    """An error beside an answer keeps it from being stored."""
-    assert split(one(), (1,), {**native(), "error": {"message": "x"}}).refusal is Reason.ERROR
-
-
 @each("tokens", [None, "3", 1.5, []])
 def test_unknown_tokens(tokens: Any) -> None:
     """A sample whose tokens are not told counts as none."""

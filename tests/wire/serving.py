@@ -99,3 +99,16 @@ def saying(*answers: bytes, received: list[bytes] | None = None) -> Serve:
             await writer.drain()
 
     return serve
+
+
+def until_gone(left: asyncio.Event, *answers: bytes, hangs_up: bool = False) -> Serve:
+    """As `saying`, but stays until the client hangs up, and notes it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await saying(*answers)(reader, writer)
+        if hangs_up:
+            writer.write_eof()
+        await until_left(reader)
+        left.set()
+
+    return serve

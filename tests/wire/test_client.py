@@ -12,7 +12,7 @@ import pytest
 
 from sglang_cached_addon.wire.client import Ask, Broken, Client, Greet, Unreachable, WholeResponse
 from tests.tables import each
-from tests.wire.serving import ASKED, against, request, saying, until_left
+from tests.wire.serving import ASKED, against, request, saying, until_gone
 from tests.wire.test_responses import OK, REFUSED, WHOLE
 
 
@@ -45,12 +45,6 @@ def test_hung_up_in_the_meantime() -> None:
     its answer."""
     left = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await saying(OK)(reader, writer)
-        writer.write_eof()
-        await until_left(reader)
-        left.set()
-
     async def case(client: Client) -> None:
         first = await client.ask(*ASKED)
         await left.wait()
@@ -58,7 +52,7 @@ def test_hung_up_in_the_meantime() -> None:
         assert (first.body, second.body) == (b"ok", b"ok")
         assert first.connection != second.connection
 
-    against(serve, case)
+    against(until_gone(left, OK, hangs_up=True), case)
 
 
 def test_hung_up_on_the_request() -> None:
@@ -119,18 +113,12 @@ def test_idle_for_too_long() -> None:
     """A connection is not used when upstream may be about to close it, and is closed here."""
     left = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-        writer.write(OK)
-        await until_left(reader)
-        left.set()
-
     async def case(client: Client) -> None:
         first = await client.ask(*ASKED)
         await left.wait()
         assert (await client.ask(*ASKED)).connection != first.connection
 
-    against(serve, case, idle_seconds=0.0)
+    against(until_gone(left, OK), case, idle_seconds=0.0)
 
 
 def test_unreachable() -> None:
@@ -172,11 +160,6 @@ def test_greeting_that_fails(case: str) -> None:
     greet, answer, said = GREETINGS[case]
     left = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await saying(OK, answer)(reader, writer)
-        await until_left(reader)
-        left.set()
-
     async def check(client: Client) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, found: None)
         async with client.open(*ASKED) as response:
@@ -185,7 +168,7 @@ def test_greeting_that_fails(case: str) -> None:
         await left.wait()
         assert (await client.ask(*ASKED)).connection != first.connection
 
-    against(serve, check, greet=greet)
+    against(until_gone(left, OK, answer), check, greet=greet)
 
 
 def test_fields() -> None:
@@ -289,15 +272,10 @@ def test_close() -> None:
     """What is given back after the end is closed."""
     left = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await saying(OK)(reader, writer)
-        await until_left(reader)
-        left.set()
-
     async def case(client: Client) -> None:
         async with client.open(*ASKED) as response:
             client.close()
             assert b"".join([piece async for piece in response.pieces()]) == b"ok"
         await left.wait()
 
-    against(serve, case)
+    against(until_gone(left, OK), case)

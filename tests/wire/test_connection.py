@@ -11,7 +11,7 @@ import pytest
 from sglang_cached_addon.wire.client import Ask, Broken, Client
 from sglang_cached_addon.wire.connection import MAX_HELD
 from tests.tables import each
-from tests.wire.serving import ASKED, against, arrived, request, saying, until_left
+from tests.wire.serving import ASKED, against, arrived, request, saying, until_gone, until_left
 from tests.wire.test_responses import OK
 
 STRAY = OK.replace(b"ok", b"no")
@@ -121,18 +121,12 @@ def test_left_unread() -> None:
     """Who leaves a body unread has the connection closed."""
     left = asyncio.Event()
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await request(reader)
-        writer.write(OK)
-        await until_left(reader)
-        left.set()
-
     async def case(client: Client) -> None:
         async with client.open(*ASKED) as response:
             assert response.status == 200
         await left.wait()
 
-    against(serve, case)
+    against(until_gone(left, OK), case)
 
 
 def test_pieces_as_they_come() -> None:
@@ -221,13 +215,7 @@ def test_slow_reader() -> None:
 def test_end_of_a_slow_reader() -> None:
     """The end of a connection is noticed after a body that was not taken for a while."""
     left, size = asyncio.Event(), MAX_HELD + 1024
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
-        await saying(answer + b"x" * size)(reader, writer)
-        writer.write_eof()
-        await until_left(reader)
-        left.set()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size
 
     async def case(client: Client) -> None:
         async with client.open(*ASKED) as response:
@@ -236,7 +224,7 @@ def test_end_of_a_slow_reader() -> None:
             assert len((await response.whole()).body) == size
         await left.wait()
 
-    against(serve, case)
+    against(until_gone(left, answer, hangs_up=True), case)
 
 
 @each("head", [b"", b"HTTP/1.1 200 OK\r\n\r\nsome"], ids=["at once", "later"])

@@ -7,7 +7,6 @@ import time
 
 from sglang_cached_addon.wire import sse
 from sglang_cached_addon.wire.sse import Splitter
-from tests.conftest import corpus
 from tests.tables import each
 
 ONE = b'data: {"a":1}\n\n'
@@ -145,18 +144,6 @@ def test_inverse(said: bytes) -> None:
     assert sse.data(sse.event(said)) == said
     assert split([sse.event(said)]) == ([sse.event(said)], b"")
     assert sse.event(sse.DONE_DATA) == sse.DONE
-
-
-@each("pair", [p for p in corpus() if "-stream" in p["name"]], ids=lambda pair: pair["name"])
-def test_recordings(pair: dict[str, object]) -> None:
-    """SGLang's own streams: one line of data an event, and the last is what it has to be."""
-    response = pair["response"]
-    assert isinstance(response, dict)
-    body = response["body"].encode()
-    events, rest = split([body])
-    assert rest == b""
-    assert events[-1] == sse.DONE
-    assert b"".join(sse.event(sse.data(event) or b"") for event in events) == body
 
 
 def test_a_large_event_in_many_pieces() -> None:

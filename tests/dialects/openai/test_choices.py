@@ -48,12 +48,6 @@ def test_answers_that_are_not_what_was_asked_for() -> None:
         assert split_refusal(value) is Reason.ERROR
 
 
-def test_error_beside_choices() -> None:
-    """An error beside an answer keeps it from being stored."""
-    value = answer({}, {}, error={"message": "worker died", "code": 500})
-    assert choices.split(FILL2, value, [None]).refusal is Reason.ERROR
-
-
 @each(
     ("value", "refusal"),
     [
@@ -74,29 +68,6 @@ def test_what_may_be_stored(value: dict[str, Any], refusal: Reason | None) -> No
     split = choices.split(FILL2, value, [None])
     assert split.refusal is refusal
     assert len(split.generations) == 2
-
-
-@each(
-    ("value", "versions"),
-    [
-        (answer({}, {}), set()),
-        (answer({}, {}, metadata=None), set()),
-        (answer({}, {}, metadata={"weight_version": "a"}), {"a"}),
-        (answer({}, {"meta_info": {"weight_version": "a"}}), {"a"}),
-        (
-            answer({"meta_info": {"weight_version": "a"}}, {"meta_info": {"weight_version": "b"}}),
-            {"a", "b"},
-        ),
-        (
-            answer({}, {"meta_info": {"weight_version": "b"}}, metadata={"weight_version": "a"}),
-            {"a", "b"},
-        ),
-        (answer({"meta_info": None}, {"meta_info": []}, metadata="a"), set()),
-    ],
-)
-def test_versions(value: dict[str, Any], versions: set[str]) -> None:
-    """The weights that an answer names are told."""
-    assert choices.split(FILL2, value, [None]).versions == versions
 
 
 def test_choices_out_of_order() -> None:
@@ -142,25 +113,12 @@ def test_sample_is_an_answer_for_one() -> None:
     assert first.tokens + second.tokens == 6
 
 
-@each("usage", [None, {}, {"completion_tokens": None}, {"completion_tokens": "6"}])
-def test_unknown_tokens(usage: Any) -> None:
-    """A sample whose tokens are not told counts as none."""
-    split = choices.split(FILL2, answer({}, {}, usage=usage), [None])
-    assert [g.tokens for g in split.generations] == [0, 0]
-
-
 def call_of(items: int, n: int, rids: tuple[str, ...] = ()) -> Call:
     return Call({}, tuple(b"%d" % i for i in range(items)), n, items > 1, rids)
 
 
 def dumped(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
-
-
-def test_one_sample_is_given_as_it_is() -> None:
-    """One sample is given as it is stored."""
-    stored = b'{"choices":[{"index":0}], "odd" : 1}'
-    assert choices.write(call_of(1, 1), [[stored]]) == stored
 
 
 def test_identity_is_the_first_ones() -> None:
