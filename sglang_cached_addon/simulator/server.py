@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Collection, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from sglang_cached_addon.simulator import info
@@ -44,22 +45,18 @@ class Simulator(Engine):
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> int:
         """Listen; the port (0: any free one). Raises OSError when it is taken."""
-        place = bind(host, port)
-        bound: int = place.getsockname()[1]
-        self.listen(place)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        places = bind_sockets(port, host, family, _BACKLOG)
+        bound: int = places[0].getsockname()[1]
+        self.listen(places)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{bound}"
         return bound
 
-    def listen(self, place: socket.socket) -> None:
-        """Serve at a bound socket."""
-        try:
-            place.listen(_BACKLOG)
-        except OSError:
-            place.close()
-            raise
+    def listen(self, places: Collection[socket.socket]) -> None:
+        """Serve at sockets that listen."""
         application = Application(self.rules(), log_function=lambda handler: None)
         self._server = HTTPServer(application)
-        self._server.add_socket(place)
+        self._server.add_sockets(places)
 
     async def stop(self) -> None:
         """Close the listener and all connections; no sample runs on."""
@@ -72,21 +69,6 @@ class Simulator(Engine):
         await server.close_all_connections()
         while self.jobs:
             await asyncio.sleep(0)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that has a port but does not listen: who connects to it is refused."""
-    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if place.family == socket.AF_INET6:
-            place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        place.bind((host, port))
-    except OSError:
-        place.close()
-        raise
-    place.setblocking(False)
-    return place
 
 
 S = TypeVar("S", bound=Simulator)

@@ -54,10 +54,10 @@ class Nowhere:
         return {}
 
     def reject(self, why: str) -> None:
-        pass
+        """Nothing was loaded."""
 
     def save(self, document: dict[str, Any]) -> None:
-        pass
+        """Nothing is kept."""
 
 
 class MemoryStore(Totals, OpenStore):

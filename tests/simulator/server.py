@@ -31,6 +31,19 @@ _ROUTES: Routes = {
 }
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has a port but does not listen: who connects to it is refused."""
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError:
+        place.close()
+        raise
+    place.setblocking(False)
+    return place
+
+
 class Simulator(Engine, small.Simulator):
     """The server: an engine behind HTTP, at `url` once started."""
 
@@ -68,15 +81,16 @@ class Simulator(Engine, small.Simulator):
             handler.drop()
         await super().stop()
         with contextlib.suppress(OSError):  # taken in this instant: `up` will say so
-            self._place = small.bind(*self._address)
+            self._place = bind(*self._address)
         while self._sockets or self.resting:
             await asyncio.sleep(0)
 
     async def _begin(self, profile: Profile) -> None:
         await self._end()
         self.boot(profile)
-        place, self._place = self._place or small.bind(*self._address), None
-        self.listen(place)
+        place, self._place = self._place or bind(*self._address), None
+        place.listen()
+        self.listen([place])
 
     def down(self) -> None:
         """As if the process were gone: connections are dropped, new ones refused.
