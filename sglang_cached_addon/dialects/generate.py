@@ -115,23 +115,17 @@ class Generate:
             refusal = (
                 refusal or error or judging.finish_refusal(kind) or judging.weights_refusal(meta)
             )
-            tokens = meta.get("completion_tokens")
-            generations.append(
-                Generation(
-                    sent.order[i // sent.n],
-                    judging.dump(native),
-                    tokens if isinstance(tokens, int) else 0,
-                )
-            )
+            count = meta.get("completion_tokens")
+            tokens = count if isinstance(count, int) else 0
+            generations.append(Generation(sent.order[i // sent.n], judging.dump(native), tokens))
         metas = [native["meta_info"] for native in natives]
         return Split(tuple(generations), refusal, judging.weight_versions(metas))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         natives = [sample for pool in samples for sample in pool]
         if call.rids:
-            natives = [
-                _renamed(native, rid) for native, rid in zip(natives, call.rids, strict=True)
-            ]
+            pairs = zip(natives, call.rids, strict=True)
+            natives = [_renamed(native, rid) for native, rid in pairs]
         if call.batched or call.n > 1:
             return b"[" + b",".join(natives) + b"]"
         return natives[0]

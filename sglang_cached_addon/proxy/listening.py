@@ -104,12 +104,9 @@ class Listening:
 
     async def _begin(self, client: socket.socket) -> None:
         reader = asyncio.StreamReader(loop=self._loop)
-
-        def protocol() -> asyncio.StreamReaderProtocol:
-            return asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
-
+        protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
         try:
-            await self._loop.connect_accepted_socket(protocol, client)
+            await self._loop.connect_accepted_socket(lambda: protocol, client)
         except OSError:  # who was there has left
             client.close()
 

@@ -27,7 +27,8 @@ from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
-from sglang_cached_addon.wire.client import Broken, Response, Unreachable
+from sglang_cached_addon.wire.client import Unreachable
+from sglang_cached_addon.wire.connection import Broken, Response
 
 logger = logging.getLogger("sglang_cached_addon")
 

@@ -22,7 +22,7 @@ from sglang_cached_addon.service.findings import Fetch, Landed
 from sglang_cached_addon.service.merging import MERGE_SECONDS
 from sglang_cached_addon.service.relay import Relay
 from sglang_cached_addon.service.stream import Stream
-from sglang_cached_addon.wire.client import Broken, Response
+from sglang_cached_addon.wire.connection import Broken, Response
 
 GRACE_SECONDS = 1.0
 """How long the body of a stream may go on behind its terminator."""

@@ -26,7 +26,8 @@ from sglang_cached_addon.upstream.gate import Gate, Probes
 from sglang_cached_addon.upstream.inquiry import FIRST_SECONDS, Health, Inquiry
 from sglang_cached_addon.upstream.model import Model
 from sglang_cached_addon.upstream.single import within
-from sglang_cached_addon.wire.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.wire.client import Client, Unreachable
+from sglang_cached_addon.wire.connection import Broken, Headers
 
 __all__ = ["Health", "Update", "Upstream"]
 

@@ -19,7 +19,8 @@ import orjson
 
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.identity import Identity
-from sglang_cached_addon.wire.client import Ask, Broken, Client, Headers, Unreachable, WholeResponse
+from sglang_cached_addon.wire.client import Ask, Client, Unreachable
+from sglang_cached_addon.wire.connection import Broken, Headers, WholeResponse
 
 # Routes that say who answers, in the order in which they are tried. The second is what older
 # versions have, the third what anything that speaks OpenAI's API has.

@@ -17,7 +17,8 @@ from sglang_cached_addon.upstream.changes import Updates
 from sglang_cached_addon.upstream.inquiry import Inquiry
 from sglang_cached_addon.upstream.model import Model
 from sglang_cached_addon.upstream.single import Following, within
-from sglang_cached_addon.wire.client import Ask, Headers
+from sglang_cached_addon.wire.client import Ask
+from sglang_cached_addon.wire.connection import Headers
 
 BREATH_SECONDS = 0.005
 """At least so long between two questions that answers wait for: those that come in between share

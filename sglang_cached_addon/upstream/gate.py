@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from sglang_cached_addon.core.admission import Admission, Asker
 from sglang_cached_addon.upstream.asking import REFUSALS
 from sglang_cached_addon.upstream.single import Single, within
-from sglang_cached_addon.wire.client import Broken, Client, Headers, Unreachable
+from sglang_cached_addon.wire.client import Client, Unreachable
+from sglang_cached_addon.wire.connection import Broken, Headers
 
 logger = logging.getLogger("sglang_cached_addon")
 

@@ -16,7 +16,7 @@ from sglang_cached_addon.upstream.belief import RETRY_SECONDS, Belief
 from sglang_cached_addon.upstream.gate import Gate
 from sglang_cached_addon.upstream.model import Model
 from sglang_cached_addon.upstream.single import Single, within
-from sglang_cached_addon.wire.client import Headers
+from sglang_cached_addon.wire.connection import Headers
 
 FIRST_SECONDS = 2.0
 """How long a call waits for upstream to say who it is, where it never has."""

@@ -29,17 +29,6 @@ from sglang_cached_addon.wire.connection import (
 from sglang_cached_addon.wire.heads import FIELD
 from sglang_cached_addon.wire.location import PORTS
 
-__all__ = [
-    "Ask",
-    "Broken",
-    "Client",
-    "Greet",
-    "Headers",
-    "Response",
-    "Unreachable",
-    "WholeResponse",
-]
-
 CONNECT_SECONDS = 10.0
 """How many seconds it may take to connect."""
 

@@ -37,7 +37,7 @@ from sglang_cached_addon.upstream import (
     single,
 )
 from sglang_cached_addon.upstream import asking as asking_module
-from sglang_cached_addon.wire.client import Headers
+from sglang_cached_addon.wire.connection import Headers
 
 Test = Callable[..., None]
 AsyncTest = Callable[..., Coroutine[Any, Any, None]]

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sglang_cached_addon.upstream.asking import Questions, Verdict
-from sglang_cached_addon.wire.client import Client, Headers, WholeResponse
+from sglang_cached_addon.wire.client import Client
+from sglang_cached_addon.wire.connection import Headers, WholeResponse
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,

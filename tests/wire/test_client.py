@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.wire.client import Ask, Broken, Client, Greet, Unreachable, WholeResponse
+from sglang_cached_addon.wire.client import Ask, Client, Greet, Unreachable
+from sglang_cached_addon.wire.connection import Broken, WholeResponse
 from tests.tables import each
 from tests.wire.serving import ASKED, against, request, saying, until_gone
 from tests.wire.test_responses import OK, REFUSED, WHOLE

@@ -8,8 +8,8 @@ import struct
 
 import pytest
 
-from sglang_cached_addon.wire.client import Ask, Broken, Client
-from sglang_cached_addon.wire.connection import MAX_HELD
+from sglang_cached_addon.wire.client import Ask, Client
+from sglang_cached_addon.wire.connection import MAX_HELD, Broken
 from tests.tables import each
 from tests.wire.serving import ASKED, against, arrived, request, saying, until_gone, until_left
 from tests.wire.test_responses import OK

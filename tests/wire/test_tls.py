@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.wire.client import Broken, Client, Unreachable
+from sglang_cached_addon.wire.client import Client, Unreachable
+from sglang_cached_addon.wire.connection import Broken
 from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
 from tests.wire.serving import ASKED, against, saying
