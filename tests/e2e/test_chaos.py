@@ -22,12 +22,10 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.calls import CHAT, COMPLETIONS, DONE, GENERATE, greedy, post
 from tests.e2e.test_collapse import is_idle
-from tests.e2e.test_proxy import post
-from tests.e2e.test_streams import DONE
 from tests.simulator import Fault, Profile, Simulator, running
 
-GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "4"))
 SEEDS = [int(os.environ["CHAOS_SEED"])] if "CHAOS_SEED" in os.environ else [1]
 CLIENTS = 24
@@ -60,7 +58,7 @@ class Chaos:
     def says(self, path: str, prompt: str, model: str) -> str:
         """What a model says to a prompt."""
         if (path, prompt, model) not in self._says:
-            body = asking(path, prompt)
+            body = greedy(path, prompt)
             self._says[path, prompt, model] = self.upstream.says(path, body, model=model)
         return self._says[path, prompt, model]
 
@@ -130,7 +128,7 @@ class Chaos:
         is_list = path != CHAT and dice.random() < 0.3
         prompts = dice.choices(PROMPTS, k=dice.choice([1, 2, 3]) if is_list else 1)
         n = dice.choice([1, 1, 1, 2, 3])
-        body = asking(path, prompts if is_list else prompts[0], n)
+        body = greedy(path, prompts if is_list else prompts[0], n)
         if dice.random() < 0.5:
             body["stream"] = True
         if n == 1 and dice.random() < 0.4:
@@ -178,17 +176,6 @@ class Chaos:
             if all(self.says(path, said[i], model) == text for i, text in whole.items()):
                 return ""
         return "not what one model says"
-
-
-def asking(path: str, text: Any, n: int = 1) -> dict[str, Any]:
-    """A call whose answer is known: greedy."""
-    if path == GENERATE:
-        params = {"temperature": 0, "max_new_tokens": 6, "n": n}
-        return {"text": text, "sampling_params": params}
-    body: dict[str, Any] = {"model": "m", "temperature": 0, "max_tokens": 6, "n": n}
-    if path == CHAT:
-        return {**body, "messages": [{"role": "user", "content": text}]}
-    return {**body, "prompt": text}
 
 
 def told(path: str, data: bytes, is_stream: bool) -> dict[int, tuple[str, str | None]]:
@@ -244,7 +231,7 @@ def test_chaos(seed: int, start_proxy: StartProxy) -> None:
     whatever was answered wrong."""
     with running(Profile(tokens_per_second=300)) as upstream:
         proxy = start_proxy(upstream.url, "--poll-seconds", "0.5")
-        post(proxy, GENERATE, asking(GENERATE, "warm"))
+        post(proxy, GENERATE, greedy(GENERATE, "warm"))
         before = descriptors(proxy)
         chaos = Chaos(upstream, proxy, seed)
         asyncio.run(chaos.run(SECONDS))
@@ -259,7 +246,7 @@ def test_chaos(seed: int, start_proxy: StartProxy) -> None:
         numbers = itertools.count()
 
         def is_swept() -> bool:
-            post(proxy, GENERATE, asking(GENERATE, f"sweep {next(numbers)}"))
+            post(proxy, GENERATE, greedy(GENERATE, f"sweep {next(numbers)}"))
             return descriptors(proxy) <= before + 3
 
         until(is_swept, 20)
@@ -268,7 +255,7 @@ def test_chaos(seed: int, start_proxy: StartProxy) -> None:
         for path in (GENERATE, COMPLETIONS, CHAT):
             for prompt in PROMPTS:
                 for _ in range(2):
-                    answer = post(proxy, path, asking(path, prompt))
+                    answer = post(proxy, path, greedy(path, prompt))
                     assert told(path, answer.content, False)[0][0] == chaos.says(
                         path, prompt, model
                     )

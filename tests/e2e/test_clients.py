@@ -171,6 +171,8 @@ def test_clients_share(path: str, front: Proxy) -> None:
 
 
 TURNS = {
+    "json": ["json 1 MISS", "json 3 PARTIAL", "json 5 PARTIAL", "json 5 HIT", "json 2 HIT",
+             "json 4 HIT"],
     "streams": ["stream 1 MISS", "stream 2 PARTIAL", "stream 2 HIT", "stream 4 PARTIAL",
                 "stream 1 HIT", "stream 3 HIT"],
     "mixed": ["json 1 MISS", "stream 2 PARTIAL", "json 3 PARTIAL", "stream 4 PARTIAL",
@@ -184,6 +186,7 @@ def test_more_samples(turns: str, path: str, front: Proxy) -> None:
     """A pool grows and keeps its order, streamed or not; token counts are the sums."""
     text = prompt()
     seen: list[Any] = []
+    counts: set[int] = set()
     for turn in TURNS[turns]:
         how, number, kind = turn.split()
         n = int(number)
@@ -199,8 +202,10 @@ def test_more_samples(turns: str, path: str, front: Proxy) -> None:
         if usage := heard.usage:
             assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
             assert usage["completion_tokens"] >= n
+            counts.add(usage["prompt_tokens"])
         else:
             assert path == GENERATE
+    assert len(counts) == (path != GENERATE)
 
 
 _ids = itertools.count(200)

@@ -13,16 +13,14 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, until
-from tests.e2e.test_proxy import BODIES, PARAMS, post
+from tests.e2e.calls import GENERATE, PARAMS, post
 from tests.simulator import Profile, Simulator, is_probe, running
 
-GENERATE, COMPLETIONS, CHAT = BODIES
 INFO = {"model_path": "m", "weight_version": "1"}
 SERVER = {"random_seed": 1, "version": "0.5.23"}
 
@@ -325,8 +323,7 @@ UPDATE = b"POST /update_weights_from_disk HTTP/1.1\r\nHost: h\r\nContent-Type: a
 
 
 def send(proxy: Proxy, data: bytes) -> socket.socket:
-    parts = urlsplit(proxy.url)
-    client = socket.create_connection((parts.hostname, parts.port or 80), timeout=30)
+    client = proxy.connect(30)
     client.sendall(data)
     return client
 

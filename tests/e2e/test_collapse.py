@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 import resource
 import socket
@@ -13,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -22,18 +21,26 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, corpus, until
+from tests.e2e.calls import (
+    CHAT,
+    COMPLETIONS,
+    DONE,
+    FORMS,
+    GENERATE,
+    Stream,
+    asking,
+    events,
+    forms,
+    heard,
+    paths,
+    post,
+    sampled,
+)
 from tests.e2e.conftest import StartFront
-from tests.e2e.test_proxy import BODIES, post, sampled
-from tests.e2e.test_streams import DONE, Stream, json_texts, sampling, texts
 from tests.replayer import replaying
 from tests.simulator import Fault, Profile, Simulator, running
 
-GENERATE, COMPLETIONS, CHAT = BODIES
-FORMS = {"json": {}, "stream": {"stream": True}}
 CLIENTS = 1000
-
-forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-paths = pytest.mark.parametrize("path", BODIES)
 
 
 # What the tests share: one upstream, and one proxy a lane; each test has prompts of its own.
@@ -77,27 +84,6 @@ def proxy(shared: Proxy) -> Proxy:
 def text(request: pytest.FixtureRequest) -> str:
     """A prompt that no other test has."""
     return request.node.name
-
-
-def asking(path: str, text: Any, n: int = 1, tokens: int = 8, **more: Any) -> dict[str, Any]:
-    """A call for n samples of one prompt, or of each of a list."""
-    body = {**sampling(path, n, tokens), **more}
-    if path == CHAT:
-        return {**body, "messages": [{"role": "user", "content": text}]}
-    return {**body, "text" if path == GENERATE else "prompt": text}
-
-
-def heard(path: str, answer: requests.Response) -> dict[int, str]:
-    """What each choice of an answer says, in whichever form it came."""
-    if answer.headers["content-type"] == "application/json":
-        return json_texts(path, answer.json())
-    return texts(path, events(answer))
-
-
-def events(answer: requests.Response) -> list[bytes]:
-    *found, end = answer.content.split(b"\n\n")
-    assert end == b""
-    return [event + b"\n\n" for event in found]
 
 
 def finish(answer: requests.Response) -> str:
@@ -347,7 +333,7 @@ def test_leader_leaves(
     """What is generated for others, too, goes on when the first who wanted it leaves."""
     body, aborted = asking(path, text, **form), simulator.aborted
     simulator.faults.append(Fault.HOLD)
-    with closing(Stream(proxy.url, path, body)):
+    with closing(Stream(proxy, path, body)):
         until(lambda: simulator.waiting == 1)
         answers = [crowd.ask(path, body) for _ in range(3)]
         waiting(proxy, 3)
@@ -365,7 +351,7 @@ def test_follower_leaves(
     """One who leaves neither takes others along nor is waited for."""
     body = asking(CHAT, text, **form)
     answers = [crowd.lead(simulator, CHAT, body)]
-    with closing(Stream(proxy.url, CHAT, body)):
+    with closing(Stream(proxy, CHAT, body)):
         answers.append(crowd.ask(CHAT, body))
         waiting(proxy, 2)
     waiting(proxy, 1)
@@ -379,9 +365,9 @@ def test_all_leave(form: Any, simulator: Simulator, proxy: Proxy, text: str) -> 
     """When all have left, upstream is told to stop."""
     body, aborted = asking(CHAT, text, **form), simulator.aborted
     simulator.faults.append(Fault.HOLD)
-    with closing(Stream(proxy.url, CHAT, body)):
+    with closing(Stream(proxy, CHAT, body)):
         until(lambda: simulator.waiting == 1)
-        with closing(Stream(proxy.url, CHAT, body)):
+        with closing(Stream(proxy, CHAT, body)):
             waiting(proxy, 1)
     until(lambda: simulator.aborted == aborted + 1)
     until(lambda: is_idle(proxy.stats()))
@@ -487,7 +473,7 @@ def test_leader_that_does_not_read(
     """A client on a slow line does not set the pace for others who want the same."""
     body = asking(GENERATE, text, tokens=1200, stream=True)
     simulator.faults.append(Fault.HOLD)
-    with closing(Stream(proxy.url, GENERATE, body)) as leader:
+    with closing(Stream(proxy, GENERATE, body)) as leader:
         leader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         until(lambda: simulator.waiting == 1)
         follower = crowd.ask(GENERATE, body)
@@ -587,13 +573,15 @@ def test_abort_of_one(
 @pytest.mark.parametrize("who", ["leader", "follower"])
 @paths
 def test_abort_half_way(who: str, path: str, simulator: Simulator, proxy: Proxy, text: str) -> None:
-    """A stream that is shared and has begun is left by an abort."""
+    """A stream that is shared and has begun is left by an abort, which tells what there was as
+    upstream does: with text, counts and logprobs."""
     names = ["leader", "follower"]
-    calls = [asking(path, text, tokens=40, rid=f"{text} {n}", stream=True) for n in names]
+    more = {"stream": True, **({"return_logprob": True} if path == GENERATE else {})}
+    calls = [asking(path, text, tokens=40, rid=f"{text} {n}", **more) for n in names]
     simulator.faults.append(Fault.PAUSE)
-    with closing(Stream(proxy.url, path, calls[0])) as leader:
+    with closing(Stream(proxy, path, calls[0])) as leader:
         until(lambda: simulator.waiting == 1)
-        with closing(Stream(proxy.url, path, calls[1])) as follower:
+        with closing(Stream(proxy, path, calls[1])) as follower:
             clients = dict(zip(names, (leader, follower), strict=True))
             chunks = {name: client.begin().chunks() for name, client in clients.items()}
             for some in chunks.values():
@@ -605,9 +593,16 @@ def test_abort_half_way(who: str, path: str, simulator: Simulator, proxy: Proxy,
             assert simulator.waiting == 1
             simulator.release()
             (other,) = set(names) - {who}
-            *_, last, done = chunks[other]
+            *_, whole, done = chunks[other]
             assert done == DONE
-            assert b'"abort"' not in last
+            assert b'"abort"' not in whole
+    if path == GENERATE:
+        told, meta = json.loads(last[6:]), json.loads(last[6:])["meta_info"]
+        assert meta["finish_reason"]["type"] == "abort"
+        assert 0 < meta["completion_tokens"] == len(meta["output_token_logprobs"])
+        assert len(told["output_ids"]) == meta["completion_tokens"] < 40
+        assert told["text"]
+        assert json.loads(whole[6:])["text"].startswith(told["text"])
 
 
 @forms
@@ -689,50 +684,6 @@ def test_abort_by_the_beginning_of_an_id(
     assert finish(answers[3].result()) == f"length of {rids[3]}"
 
 
-@pytest.mark.parametrize("rid", ["a", "b"])
-def test_abort_tells_what_there_was(
-    rid: str, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
-    """One of two who read a stream is told of an abort as upstream does: with text, counts and
-    logprobs."""
-    calls = {
-        name: asking(GENERATE, text, tokens=40, rid=f"{text} {name}", stream=True,
-                     return_logprob=True)
-        for name in "ab"
-    }  # fmt: skip
-    simulator.faults.append(Fault.PAUSE)
-    with closing(Stream(proxy.url, GENERATE, calls["a"])) as a:
-        until(lambda: simulator.waiting == 1)
-        with closing(Stream(proxy.url, GENERATE, calls["b"])) as b:
-            chunks = {"a": a.begin().chunks(), "b": b.begin().chunks()}
-            for some in chunks.values():
-                next(some)
-            assert abort(proxy, f"{text} {rid}") == 200
-            *_, last, done = chunks[rid]
-            simulator.release()
-            *_, whole, _ = chunks["b" if rid == "a" else "a"]
-    assert done == DONE
-    said, all_said = json.loads(last[6:]), json.loads(whole[6:])
-    meta = said["meta_info"]
-    assert meta["finish_reason"]["type"] == "abort"
-    assert 0 < meta["completion_tokens"] == len(meta["output_token_logprobs"])
-    assert len(said["output_ids"]) == meta["completion_tokens"] < 40
-    assert said["text"]
-    assert all_said["text"].startswith(said["text"])
-
-
-def test_ids_of_their_own(simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str) -> None:
-    """A follower sees its own id."""
-    calls = [asking(GENERATE, text, rid=f"{text} {i}", **FORMS[form])
-             for i, form in enumerate(("json", "stream", "json", "stream"))]  # fmt: skip
-    answers = [crowd.lead(simulator, GENERATE, calls[0])]
-    answers += [crowd.ask(GENERATE, call) for call in calls[1:]]
-    waiting(proxy, 3)
-    simulator.release()
-    for i, answer in enumerate(answers):
-        assert finish(answer.result()) == f"length of {text} {i}"
-
-
 # Opting out
 
 
@@ -800,91 +751,3 @@ def test_idle_connections(start_proxy: StartProxy) -> None:
             assert (answer.status_code, answer.headers["X-Cache"]) == (200, "MISS"), answer.headers
         assert len(upstream.received) == 4
         until(lambda: proxy.stats()["total_responses"] == 4)
-
-
-# All at once
-
-
-@dataclass
-class Plan:
-    """What a client is going to do."""
-
-    text: str
-    form: dict[str, Any]
-    begins: float
-    stays: float | None
-    """None: to the end."""
-
-
-SEEDS = (1, 2)
-
-
-@pytest.mark.one_way
-@pytest.mark.parametrize("seed", SEEDS)
-def test_chaos(seed: int, files: None, start_proxy: StartProxy) -> None:
-    """200 clients want 20 things; some leave, and upstream fails now and then: what is generated
-    twice, lost, or waited for in vain, shows."""
-    dice = random.Random(seed)
-    plans = [
-        Plan(
-            f"key {i % 20}", dice.choice([*FORMS.values()]), dice.uniform(0, 0.5),
-            dice.uniform(0, 0.3) if dice.random() < 0.3 else None,
-        )
-        for i in range(200)
-    ]  # fmt: skip
-    faults: list[Any] = [Fault.ERROR_503, Fault.CUT, None, None, None]
-
-    async def ask(session: aiohttp.ClientSession, url: str, plan: Plan) -> tuple[str, str]:
-        await asyncio.sleep(plan.begins)
-        body = asking(CHAT, plan.text, **plan.form)
-        try:
-            async with asyncio.timeout(plan.stays), session.post(url + CHAT, json=body) as answer:
-                data = await answer.read()
-        except TimeoutError:
-            return "left", ""
-        except aiohttp.ClientPayloadError:
-            return "cut", ""
-        if answer.status != 200:
-            return str(answer.status), ""
-        if not plan.form:
-            return "whole", json.loads(data)["choices"][0]["message"]["content"]
-        *parts, done, end = data.split(b"\n\n")
-        assert (done, end) == (DONE.strip(), b"")
-        choices = [choice for part in parts for choice in json.loads(part[6:])["choices"]]
-        return "whole", "".join(choice["delta"].get("content") or "" for choice in choices)
-
-    async def run(url: str) -> list[tuple[str, str]]:
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)
-        ) as session:
-            return await asyncio.gather(*(ask(session, url, plan) for plan in plans))
-
-    with running(Profile(tokens_per_second=100)) as upstream:
-        proxy = start_proxy(upstream.url)
-        upstream.faults.extend(dice.choices(faults, k=60))
-        planned = Counter(upstream.faults)
-        ends = asyncio.run(run(proxy.url))
-        spent = planned - Counter(upstream.faults)
-        upstream.faults.clear()
-        until(lambda: is_idle(proxy.stats()))
-        until(lambda: upstream.running == 0)
-        count = Counter(end for end, _ in ends)
-        # A failure of upstream is everybody's who waited for it.
-        assert spent[Fault.ERROR_503] or not count["503"]
-        assert spent[Fault.CUT] or not count["502"]
-        assert set(count) <= {"whole", "left", "cut", "502", "503"}
-        assert count["whole"] > 50
-        # Nobody got anything but the one sample that there is of his key, and it is kept.
-        said: dict[str, set[str]] = {}
-        for plan, (end, text) in zip(plans, ends, strict=True):
-            if end == "whole":
-                said.setdefault(plan.text, set()).add(text)
-        stats = proxy.stats()
-        assert stats["num_keys"] == stats["total_responses"] >= len(said)
-        # What upstream had just finished when the last who wanted it left is lost.
-        assert 0 <= upstream.samples - stats["total_responses"] <= count["left"]
-        for key, texts_said in said.items():
-            answer = post(proxy, CHAT, asking(CHAT, key))
-            assert answer.headers["X-Cache"] == "HIT"
-            assert texts_said == {heard(CHAT, answer)[0]}
-        assert is_idle(proxy.stats())

@@ -14,19 +14,28 @@ import pytest
 import requests
 
 from sglang_cached_addon.store.journal.lines import seal
-from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e import calls
+from tests.e2e.calls import (
+    BODIES,
+    CHAT,
+    FORMS,
+    GENERATE,
+    forms,
+    heard,
+    paths,
+    post,
+    sampled,
+    status_of,
+)
 from tests.e2e.conftest import StartFront
-from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
-from tests.e2e.test_streams import json_texts, sampling, texts
+from tests.e2e.test_proxy import BYPASSES
 from tests.simulator import Fault, Profile, Simulator, running
+from tests.tables import each
 
-GENERATE, COMPLETIONS, CHAT = BODIES
-FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
 INFO_SECONDS = 0.3
 
 fields = pytest.mark.parametrize("field", ["Cache-Control", "X-Cache-Control"])
-forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-paths = pytest.mark.parametrize("path", BODIES)
 
 
 # What the tests share: one upstream, and one proxy a lane; each test has prompts of its own.
@@ -57,17 +66,7 @@ Asking = Callable[..., dict[str, Any]]
 @pytest.fixture
 def asking(request: pytest.FixtureRequest) -> Asking:
     """Calls whose prompt no other test has."""
-    text = request.node.name
-
-    def body(path: str, n: int = 1, **more: Any) -> dict[str, Any]:
-        content = {
-            GENERATE: {"text": text},
-            COMPLETIONS: {"prompt": text},
-            CHAT: {"messages": [{"role": "user", "content": text}]},
-        }
-        return {**sampling(path, n), **content[path], **more}
-
-    return body
+    return lambda path, n=1, **more: calls.asking(path, request.node.name, n, **more)
 
 
 @pytest.fixture
@@ -98,24 +97,12 @@ def ask(
     return answer
 
 
-def heard(path: str, answer: requests.Response) -> dict[int, str]:
-    """What each choice says, in whichever form."""
-    assert answer.status_code == 200
-    if "json" in answer.headers["content-type"]:
-        return json_texts(path, answer.json())
-    return texts(path, [event + b"\n\n" for event in answer.content.split(b"\n\n")[:-1]])
-
-
-def status_of(answer: requests.Response) -> tuple[str, str]:
-    return answer.headers["X-Cache"], cache_status(answer.headers)
-
-
 @fields
 @forms
 @paths
 def test_no_store(
     path: str,
-    form: dict[str, Any],
+    form: Any,
     field: str,
     simulator: Simulator,
     proxy: Proxy,
@@ -143,32 +130,35 @@ def test_no_store(
 @paths
 def test_no_cache(
     path: str,
-    form: dict[str, Any],
+    form: Any,
     field: str,
     simulator: Simulator,
     proxy: Proxy,
     asking: Asking,
     counted: Any,
 ) -> None:
-    """What is stored is fetched anew, and the new answer takes its place."""
-    body = asking(path, **form)
-    old = heard(path, ask(proxy, path, body))
-    fetched = ask(proxy, path, body, "no-cache", field)
-    assert fetched.headers["X-Cache"] == "MISS"
-    new = heard(path, fetched)
-    assert new != old
-    for other in FORMS.values():
-        hit = ask(proxy, path, asking(path, **other))
-        assert (hit.headers["X-Cache"], heard(path, hit)) == ("HIT", new)
+    """What is stored is fetched anew, and the new answer takes its place; an age of 0, and one that
+    is no number, is as if nothing were stored."""
+    values = ("no-cache", "max-age=0", "max-age=nonsense", "max-age=-1", "max-age")
+    old = heard(path, ask(proxy, path, asking(path, **form)))
+    for value in values:
+        fetched = ask(proxy, path, asking(path, **form), value, field)
+        assert fetched.headers["X-Cache"] == "MISS", value
+        new = heard(path, fetched)
+        assert new != old
+        for other in FORMS.values():
+            hit = ask(proxy, path, asking(path, **other))
+            assert (hit.headers["X-Cache"], heard(path, hit)) == ("HIT", new)
+        old = new
     assert counted("total_responses") == {"total_responses": 1}
-    assert len(sampled(simulator)) == 2
+    assert len(sampled(simulator)) == 1 + len(values)
 
 
 @pytest.mark.one_way
 @forms
 @paths
 def test_no_cache_of_several(
-    path: str, form: dict[str, Any], simulator: Simulator, proxy: Proxy, asking: Asking
+    path: str, form: Any, simulator: Simulator, proxy: Proxy, asking: Asking
 ) -> None:
     """All samples of a call are fetched anew, in the places of as many former ones; the others
     stay."""
@@ -186,7 +176,7 @@ def test_no_cache_of_several(
 @pytest.mark.one_way
 @forms
 def test_no_cache_outlives_a_restart(
-    form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy, asking: Asking
+    form: Any, simulator: Simulator, start_proxy: StartProxy, asking: Asking
 ) -> None:
     """What was replaced does not come back from the disk."""
     first = start_proxy(simulator.url)
@@ -211,23 +201,6 @@ def test_what_cannot_be_had_anew(
     assert heard(GENERATE, ask(proxy, GENERATE, asking(GENERATE), "only-if-cached")) == old
 
 
-@pytest.mark.one_way
-@forms
-def test_no_cache_does_not_join(
-    form: dict[str, Any], simulator: Simulator, proxy: Proxy, asking: Asking
-) -> None:
-    """Who wants a new answer does not get one that was asked for before."""
-    simulator.faults.append(Fault.HOLD)
-    with ThreadPoolExecutor(1) as pool:
-        held = pool.submit(post, proxy, CHAT, asking(CHAT, **form))
-        until(lambda: simulator.waiting == 1)
-        fetched = post(proxy, CHAT, asking(CHAT, **form), headers={"Cache-Control": "no-cache"})
-        assert fetched.headers["X-Cache"] == "MISS"
-        simulator.release()
-        assert heard(CHAT, held.result()) != heard(CHAT, fetched)
-    assert len(sampled(simulator)) == 2
-
-
 # Repeats at once
 
 
@@ -244,31 +217,26 @@ def behind(thoughtful: Simulator, start_front: StartFront) -> Proxy:
 
 
 @forms
-def test_repeat(form: dict[str, Any], thoughtful: Simulator, behind: Proxy, asking: Asking) -> None:
-    """A client that has its answer and repeats the call does not pay twice."""
+@each(("first", "then"), [("", ""), ("", "only-if-cached"), ("max-age=60", "max-age=60")])
+def test_repeat(
+    first: str, then: str, form: Any, thoughtful: Simulator, behind: Proxy, asking: Asking
+) -> None:
+    """A client that has its answer and repeats the call at once does not pay twice."""
     thoughtful.received.clear()
-    first = heard(GENERATE, post(behind, GENERATE, asking(GENERATE, **form)))
-    again = post(behind, GENERATE, asking(GENERATE, **form))
-    assert (again.headers["X-Cache"], heard(GENERATE, again)) == ("HIT", first)
+    body = asking(GENERATE, cache_salt=f"{first} {then}", **form)
+    said, again = (
+        post(behind, GENERATE, body, headers={"Cache-Control": value} if value else {})
+        for value in (first, then)
+    )
+    assert (again.headers["X-Cache"], heard(GENERATE, again)) == ("HIT", heard(GENERATE, said))
     assert len(sampled(thoughtful)) == 1
-
-
-@pytest.mark.one_way
-@forms
-def test_repeat_only_if_cached(form: dict[str, Any], behind: Proxy, asking: Asking) -> None:
-    """What a client has got is there for it."""
-    first = heard(GENERATE, post(behind, GENERATE, asking(GENERATE, **form)))
-    headers = {"Cache-Control": "only-if-cached"}
-    again = post(behind, GENERATE, asking(GENERATE, **form), headers=headers)
-    assert again.status_code == 200
-    assert heard(GENERATE, again) == first
 
 
 @pytest.mark.one_way
 @pytest.mark.parametrize(
     "form", [pytest.param({}, id="json"), pytest.param({"stream": True}, id="stream")]
 )
-def test_repeat_of_no_cache(form: dict[str, Any], behind: Proxy, asking: Asking) -> None:
+def test_repeat_of_no_cache(form: Any, behind: Proxy, asking: Asking) -> None:
     """Who has fetched something anew gets the new answer from then on."""
     old = heard(GENERATE, ask(behind, GENERATE, asking(GENERATE, **form)))
     headers = {"Cache-Control": "no-cache"}
@@ -276,20 +244,6 @@ def test_repeat_of_no_cache(form: dict[str, Any], behind: Proxy, asking: Asking)
     # What is stored is given until it is replaced, which waits for upstream's word on its model.
     until(lambda: heard(GENERATE, post(behind, GENERATE, asking(GENERATE, **form))) == new)
     assert new != old
-
-
-@pytest.mark.one_way
-@forms
-def test_repeat_of_max_age(
-    form: dict[str, Any], thoughtful: Simulator, behind: Proxy, asking: Asking
-) -> None:
-    """A client that always sends a max-age hits like any other."""
-    thoughtful.received.clear()
-    headers = {"Cache-Control": "max-age=60"}
-    first = heard(GENERATE, post(behind, GENERATE, asking(GENERATE, **form), headers=headers))
-    again = post(behind, GENERATE, asking(GENERATE, **form), headers=headers)
-    assert (again.headers["X-Cache"], heard(GENERATE, again)) == ("HIT", first)
-    assert len(sampled(thoughtful)) == 1
 
 
 # Age
@@ -310,7 +264,7 @@ def aged(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> Proxy
 
 
 @forms
-def test_max_age(form: dict[str, Any], aged: Proxy, asking: Asking) -> None:
+def test_max_age(form: Any, aged: Proxy, asking: Asking) -> None:
     """An answer that is too old for a client is fetched anew, and then is there for all."""
     for path in BODIES:
         field = "x-cACHE-control" if path == CHAT else "Cache-Control"
@@ -333,7 +287,7 @@ def test_max_age(form: dict[str, Any], aged: Proxy, asking: Asking) -> None:
 
 @pytest.mark.one_way
 @forms
-def test_age_of_several(form: dict[str, Any], aged: Proxy, asking: Asking) -> None:
+def test_age_of_several(form: Any, aged: Proxy, asking: Asking) -> None:
     """Age is that of the oldest sample; to who wants young ones, only those count."""
     for path in BODIES:
         old = heard(path, ask(aged, path, asking(path, 2, **form)))
@@ -363,20 +317,6 @@ def test_age_of_a_repeat(simulator: Simulator, aged: Proxy, asking: Asking) -> N
     assert int(whole.headers["Age"]) >= 100
 
 
-@pytest.mark.one_way
-@pytest.mark.parametrize("value", ["max-age=0", "max-age=nonsense", "max-age=-1", "max-age"])
-@forms
-def test_max_age_that_nothing_meets(
-    form: dict[str, Any], value: str, simulator: Simulator, proxy: Proxy, asking: Asking
-) -> None:
-    """0, and what is no number, is as if nothing were stored."""
-    old = heard(GENERATE, ask(proxy, GENERATE, asking(GENERATE, **form)))
-    fetched = ask(proxy, GENERATE, asking(GENERATE, **form), value)
-    assert fetched.headers["X-Cache"] == "MISS"
-    again = ask(proxy, GENERATE, asking(GENERATE, **form))
-    assert heard(GENERATE, again) == heard(GENERATE, fetched) != old
-
-
 # only-if-cached
 
 
@@ -385,7 +325,7 @@ def test_max_age_that_nothing_meets(
 @paths
 def test_only_if_cached(
     path: str,
-    form: dict[str, Any],
+    form: Any,
     field: str,
     simulator: Simulator,
     proxy: Proxy,
@@ -511,7 +451,7 @@ def test_key(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> N
 @forms
 @paths
 def test_cache_status(
-    path: str, form: dict[str, Any], simulator: Simulator, proxy: Proxy, asking: Asking
+    path: str, form: Any, simulator: Simulator, proxy: Proxy, asking: Asking
 ) -> None:
     """RFC 9211 tells tools what became of each request."""
     stored = "" if form else "; stored"  # of a stream it is not known yet

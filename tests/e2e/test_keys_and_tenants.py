@@ -12,26 +12,24 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, cache_status, until
-from tests.e2e.test_proxy import BODIES, post, sampled
-from tests.e2e.test_streams import json_texts, sampling, texts
+from tests.e2e.calls import (
+    BODIES,
+    CALLS,
+    CHAT,
+    FORMS,
+    GENERATE,
+    asking,
+    heard,
+    post,
+    sampled,
+    status_of,
+)
 from tests.simulator import Fault, Profile, Simulator, running
 
-GENERATE, COMPLETIONS, CHAT = BODIES
-FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
-CALLS = [(path, form) for path in BODIES for form in FORMS.values()]
 ONE, TWO, ADMIN = "sk-one-secret", "sk-two-secret", "sk-admin-secret"
 BYPASS = ("BYPASS", "sglang-cached; fwd=bypass; fwd-status=401; detail=unauthorized")
 
 logging.getLogger("tornado.access").disabled = True
-
-
-def asking(path: str, text: str = "one two", n: int = 1, **more: Any) -> dict[str, Any]:
-    content: dict[str, dict[str, Any]] = {
-        GENERATE: {"text": text},
-        COMPLETIONS: {"prompt": text},
-        CHAT: {"messages": [{"role": "user", "content": text}]},
-    }
-    return {**sampling(path, n), **content[path], **more}
 
 
 def bearer(key: str | None) -> dict[str, str]:
@@ -43,17 +41,6 @@ def ask(proxy: Proxy, path: str, body: Any, key: str | None, **headers: str) -> 
     answer = post(proxy, path, body, headers={**bearer(key), **headers})
     proxy.stats()
     return answer
-
-
-def heard(path: str, answer: requests.Response) -> dict[int, str]:
-    assert answer.status_code == 200
-    if "json" in answer.headers["content-type"]:
-        return json_texts(path, answer.json())
-    return texts(path, [event + b"\n\n" for event in answer.content.split(b"\n\n")[:-1]])
-
-
-def status_of(answer: requests.Response) -> tuple[str, str]:
-    return answer.headers["X-Cache"], cache_status(answer.headers)
 
 
 def probes(simulator: Simulator) -> list[str]:
@@ -140,20 +127,6 @@ def test_many_strangers(locked: Simulator, behind: Proxy) -> None:
         assert answer.status_code == (200 if key in (ONE, TWO) else 401)
         if answer.status_code == 200:
             assert (answer.headers["X-Cache"], heard(CHAT, answer)) == ("HIT", stored)
-
-
-def test_nobody_joins_without_a_key(locked: Simulator, behind: Proxy) -> None:
-    """Who is not accepted does not get the answer that another is waiting for."""
-    ask(behind, CHAT, asking(CHAT, "before"), ONE)
-    for form in FORMS.values():
-        locked.faults.append(Fault.HOLD)
-        with ThreadPoolExecutor(1) as pool:
-            held = pool.submit(ask, behind, CHAT, asking(CHAT, str(form), **form), ONE)
-            until(lambda: locked.waiting == 1)
-            refused = ask(behind, CHAT, asking(CHAT, str(form), **form), "sk-wrong")
-            locked.release()
-            assert held.result().status_code == 200
-        assert (refused.status_code, status_of(refused)) == (401, BYPASS)
 
 
 def test_a_key_that_is_withdrawn(locked: Simulator, behind: Proxy) -> None:

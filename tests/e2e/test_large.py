@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy
-from tests.e2e.test_proxy import post
+from tests.e2e.calls import post
 from tests.replayer import INFO, replaying
 from tests.simulator import Simulator
 

@@ -18,15 +18,12 @@ import requests
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import encode
 from tests.conftest import COMMAND, Proxy, StartProxy, until
+from tests.e2e.calls import BODIES, FORMS, GENERATE, ask, asking, forms, heard, post
 from tests.e2e.test_large import hitting
-from tests.e2e.test_modes import BODIES, FORMS, ask, asking, heard
-from tests.e2e.test_proxy import post
 from tests.replayer import replaying
 from tests.simulator import Simulator
 
 pytestmark = pytest.mark.one_way
-
-GENERATE, *_ = BODIES
 
 
 def kinds(proxy: Proxy, *texts: str, **more: Any) -> str:
@@ -83,8 +80,8 @@ def test_least_recently_used(simulator: Simulator, start_proxy: StartProxy) -> N
     assert kinds(proxy, "b", "d", "c") == "HHH"
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_expiry(form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy) -> None:
+@forms
+def test_expiry(form: Any, simulator: Simulator, start_proxy: StartProxy) -> None:
     """An answer that is too old is not given, even where its like was given before."""
     proxy = start_proxy(simulator.url, "--ttl", "1.5s")
     assert kinds(proxy, "a", "a", n=2, **form) == "MH"

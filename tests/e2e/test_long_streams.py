@@ -15,12 +15,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartProxy, until
+from tests.e2e.calls import COMPLETIONS, DONE, Stream, post
 from tests.e2e.test_chaos import resident
-from tests.e2e.test_proxy import post
-from tests.e2e.test_streams import DONE, Stream
 from tests.replayer import INFO
 
-COMPLETIONS = "/v1/completions"
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 
 HEAD = {"id": "i", "object": "text_completion", "created": 1, "model": "m"}
@@ -139,7 +137,7 @@ def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
         proxy = start_proxy(upstream.url)
         post(proxy, COMPLETIONS, {"model": "m", "prompt": "q"})
         before = resident(proxy)
-        with closing(Stream(proxy.url, COMPLETIONS, asking())) as stuck:
+        with closing(Stream(proxy, COMPLETIONS, asking())) as stuck:
             stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stuck.begin()
             until(lambda: is_still(upstream), 20)
@@ -178,7 +176,7 @@ def test_closed_behind_the_terminator(count: int, start_proxy: StartProxy) -> No
     """A client that hangs up when it has all has not left before the end."""
     with lengthy(3, 4, ends=False) as upstream:
         proxy = start_proxy(upstream.url)
-        clients = [Stream(proxy.url, COMPLETIONS, asking()) for _ in range(count)]
+        clients = [Stream(proxy, COMPLETIONS, asking()) for _ in range(count)]
         for client in clients:
             for chunk in client.begin().chunks():
                 if chunk == DONE:

@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,42 +13,34 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, until
-from tests.e2e.test_proxy import BODIES, post, sampled
-from tests.e2e.test_streams import Stream, json_texts, texts
+from tests.e2e import calls
+from tests.e2e.calls import (
+    BODIES,
+    CALLS,
+    CHAT,
+    COMPLETIONS,
+    FORMS,
+    GENERATE,
+    Stream,
+    forms,
+    greedy,
+    post,
+    raw,
+    sampled,
+)
 from tests.simulator import Fault, Profile, Simulator, running
 
 pytestmark = pytest.mark.one_way
 
-GENERATE, COMPLETIONS, CHAT = BODIES
-FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
-CALLS = [(path, form) for path in BODIES for form in FORMS.values()]
 CACHED = {"Cache-Control": "only-if-cached"}
 POLL = ("--poll-seconds", "0.1")
 NEVER = ("--poll-seconds", "86400")
 GONE = {"model-changed", "other-weights", "unconfirmed"}
-
-forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-
-
-def greedy(path: str, text: str = "one two", **more: Any) -> dict[str, Any]:
-    """A call whose answer is a function of model and prompt."""
-    content: dict[str, dict[str, Any]] = {
-        GENERATE: {
-            "text": text, "sampling_params": {"temperature": 0, "max_new_tokens": 8}
-        },
-        COMPLETIONS: {"prompt": text, "temperature": 0, "max_tokens": 8},
-        CHAT: {
-            "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8
-        },
-    }  # fmt: skip
-    named = {} if path == GENERATE else {"model": "simulated"}
-    return {**named, **content[path], **more}
 
 
 def ask(proxy: Proxy, path: str, body: Any, headers: Any = None) -> requests.Response:
@@ -61,10 +52,7 @@ def ask(proxy: Proxy, path: str, body: Any, headers: Any = None) -> requests.Res
 
 def heard(path: str, answer: requests.Response) -> str:
     """What the first choice says."""
-    assert answer.status_code == 200, answer.text
-    if "json" in answer.headers["content-type"]:
-        return json_texts(path, answer.json())[0]
-    return texts(path, [event + b"\n\n" for event in answer.content.split(b"\n\n")[:-1]])[0]
+    return calls.heard(path, answer)[0]
 
 
 def cached(proxy: Proxy, path: str, body: Any) -> str | None:
@@ -216,7 +204,7 @@ def test_hits_cost_no_questions(simulator: Simulator, start_proxy: StartProxy) -
 
 @forms
 def test_swap_that_an_answer_shows(
-    form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy
+    form: Any, simulator: Simulator, start_proxy: StartProxy
 ) -> None:
     """Without a poll, the first answer of the new model ends the former one's hits."""
     proxy = start_proxy(simulator.url, *NEVER)
@@ -260,7 +248,7 @@ def test_other_weights(simulator: Simulator, start_proxy: StartProxy) -> None:
 @pytest.mark.parametrize("fault", [Fault.HOLD, Fault.PAUSE])
 @forms
 def test_swap_during_a_call(
-    form: dict[str, Any], fault: Fault, simulator: Simulator, start_proxy: StartProxy
+    form: Any, fault: Fault, simulator: Simulator, start_proxy: StartProxy
 ) -> None:
     """An answer of the former model is given to who asked, and stored under neither."""
     proxy = start_proxy(simulator.url, *NEVER)
@@ -462,9 +450,7 @@ def test_a_change_that_fails(simulator: Simulator, start_proxy: StartProxy) -> N
 
 
 @forms
-def test_change_during_a_call(
-    form: dict[str, Any], simulator: Simulator, start_proxy: StartProxy
-) -> None:
+def test_change_during_a_call(form: Any, simulator: Simulator, start_proxy: StartProxy) -> None:
     """What was in flight when the weights changed is of nobody knows which."""
     proxy = start_proxy(simulator.url, *NEVER)
     for path in BODIES:
@@ -486,20 +472,16 @@ def test_call_during_a_change(simulator: Simulator, start_proxy: StartProxy) -> 
     out, nothing is served of before."""
     proxy = start_proxy(simulator.url, *NEVER)
     fill(proxy, simulator)
-    parts = urlsplit(proxy.url)
-    body = json.dumps(UPDATES[1][1]).encode()
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as client:
-        client.sendall(
-            b"POST /update_weights_from_tensor HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-        )
+    data = raw(*UPDATES[1])
+    with proxy.connect(30) as client:
+        client.sendall(data[:-1])
         for path, form in CALLS:
             answer = ask(proxy, path, greedy(path, **form))
             assert answer.headers["X-Cache"] == "HIT"
             assert heard(path, answer) == simulator.says(path, greedy(path))
         fill(proxy, simulator, "a new text")
-        client.sendall(body)
-        assert b" 200 " in b"".join(iter(lambda: client.recv(65536), b"")).split(b"\r\n")[0]
+        client.sendall(data[-1:])
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert proxy.stats()["not_stored"] == {}
     for path in BODIES:
         assert cached(proxy, path, greedy(path)) is None
@@ -510,12 +492,8 @@ def test_killed_during_a_change(simulator: Simulator, start_proxy: StartProxy) -
     """Nobody knows what became of an update that was on its way when the proxy died."""
     proxy = start_proxy(simulator.url, *NEVER)
     fill(proxy, simulator)
-    parts = urlsplit(proxy.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as client:
-        client.sendall(
-            b"POST /update_weights_from_tensor HTTP/1.1\r\nHost: h\r\n"
-            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-        )
+    with proxy.connect(30) as client:
+        client.sendall(raw(*UPDATES[1])[:-1])
         # Written down before the request is passed on: until then nothing has changed.
         state = Path(proxy.stats()["cache_file"]).with_name("state.json")
         until(lambda: json.loads(state.read_bytes())["unsettled"])
@@ -736,14 +714,12 @@ def test_adapters(adapted: Simulator, start_proxy: StartProxy) -> None:
 
 
 @forms
-def test_adapter_during_a_call(
-    form: dict[str, Any], adapted: Simulator, start_proxy: StartProxy
-) -> None:
+def test_adapter_during_a_call(form: Any, adapted: Simulator, start_proxy: StartProxy) -> None:
     """A call with an adapter that is bound anew meanwhile is not stored."""
     proxy = start_proxy(adapted.url, *NEVER)
     body = by_path(GENERATE, "a", **form)
     adapted.faults.append(Fault.HOLD)
-    with closing(Stream(proxy.url, GENERATE, body)) as client:
+    with closing(Stream(proxy, GENERATE, body)) as client:
         until(lambda: adapted.waiting == 1)
         assert post(proxy, "/unload_lora_adapter", {"lora_name": "a"}).status_code == 200
         again = {"lora_name": "a", "lora_path": "/another"}

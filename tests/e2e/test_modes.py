@@ -4,54 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.calls import (
+    BODIES,
+    CALLS,
+    CHAT,
+    COMPLETIONS,
+    FORMS,
+    GENERATE,
+    ask,
+    asking,
+    heard,
+    post,
+    sampled,
+    status_of,
+)
 from tests.e2e.conftest import StartFront
-from tests.e2e.test_proxy import BODIES, BYPASSES, post, sampled
-from tests.e2e.test_streams import DONE, json_texts, sampling, texts
+from tests.e2e.test_proxy import BYPASSES
 from tests.simulator import Fault, Profile, Simulator, running
 
 pytestmark = pytest.mark.one_way
-
-GENERATE, COMPLETIONS, CHAT = BODIES
-FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
-CALLS = [(path, form) for path in BODIES for form in FORMS.values()]
-
-
-def asking(path: str, text: str = "one two", n: int = 1, **more: Any) -> dict[str, Any]:
-    content: dict[str, dict[str, Any]] = {
-        GENERATE: {"text": text},
-        COMPLETIONS: {"prompt": text},
-        CHAT: {"messages": [{"role": "user", "content": text}]},
-    }
-    return {**sampling(path, n), **content[path], **more}
-
-
-def ask(proxy: Proxy, path: str, body: Any, **headers: str) -> requests.Response:
-    """The whole answer to a call, when it is stored."""
-    answer = post(proxy, path, body, headers=headers)
-    proxy.stats()
-    return answer
-
-
-def heard(path: str, answer: requests.Response) -> dict[int, str]:
-    assert answer.status_code == 200
-    if "json" in answer.headers["content-type"]:
-        return json_texts(path, answer.json())
-    return texts(path, [event + b"\n\n" for event in answer.content.split(b"\n\n")[:-1]])
-
-
-def status_of(answer: requests.Response) -> tuple[str, str]:
-    return answer.headers["X-Cache"], cache_status(answer.headers)
 
 
 Filled = dict[str, dict[int, str]]
@@ -210,12 +190,14 @@ def test_offline(filled: Filled, simulator: Simulator, offline: Proxy) -> None:
         assert status_of(hit) == ("HIT", "sglang-cached; hit")
         assert heard(path, hit) == filled[path]
         for body in (asking(path, "new", **form), asking(path, n=3, **form)):
-            for headers in ({}, {"Cache-Control": "no-cache"}, {"Cache-Control": "max-age=9"}):
-                denied = ask(offline, path, body, **headers)
+            for value in ("", "no-cache", "max-age=9"):
+                denied = ask(offline, path, body, **({"Cache-Control": value} if value else {}))
                 assert denied.status_code == 504
                 assert status_of(denied) == ("MISS", "sglang-cached; detail=offline")
                 assert denied.json()["error"]["code"] == 504
-        assert ask(offline, path, asking(path), **{"Cache-Control": "no-cache"}).status_code == 504
+        for value in ("no-cache", "no-store"):
+            denied = ask(offline, path, asking(path, **form), **{"Cache-Control": value})
+            assert denied.status_code == 504
     stats = offline.stats()
     assert (stats["hits"], stats["denied"], stats["misses"]) == (6, 42, 42)
     assert (stats["not_stored"], stats["total_responses"]) == ({}, 6)
@@ -243,20 +225,14 @@ def test_offline_other_routes(simulator: Simulator, offline: Proxy) -> None:
         assert "--mode offline" in answer.json()["error"]["message"]
     head = requests.head(f"{offline.url}/v1/models", timeout=30)
     assert head.status_code == 504
+    upgrade = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }  # fmt: skip
+    socket = requests.get(f"{offline.url}/v1/realtime", headers=upgrade, timeout=30)
+    assert socket.status_code == 504
     assert simulator.received == []
     assert ask(offline, GENERATE, asking(GENERATE)).headers["X-Cache"] == "HIT"
-
-
-def test_offline_websocket(simulator: Simulator, offline: Proxy) -> None:
-    """Nor is a connection of another kind passed through."""
-    parts = urlsplit(offline.url)
-    with socket.create_connection((parts.hostname, parts.port), timeout=30) as client:
-        client.sendall(
-            b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-        )
-        assert client.recv(65536).startswith(b"HTTP/1.1 504 ")
-    assert simulator.received == []
 
 
 def test_offline_what_is_not_understood(simulator: Simulator, offline: Proxy) -> None:
@@ -268,14 +244,6 @@ def test_offline_what_is_not_understood(simulator: Simulator, offline: Proxy) ->
         url = offline.url + case.get("path", GENERATE)
         found[reason] = requests.post(url, data=body, headers=headers, timeout=30).status_code
     assert found == dict.fromkeys(BYPASSES, 504)
-    assert simulator.received == []
-
-
-def test_offline_no_store(simulator: Simulator, offline: Proxy) -> None:
-    """A client that wants nothing of the store gets nothing."""
-    for form in FORMS.values():
-        denied = ask(offline, GENERATE, asking(GENERATE, **form), **{"Cache-Control": "no-store"})
-        assert denied.status_code == 504
     assert simulator.received == []
 
 
@@ -355,17 +323,6 @@ def test_nearest_of_several(simulator: Simulator, start_proxy: StartProxy) -> No
     message = ask(proxy, CHAT, asking(CHAT, "The dog ran.")).json()["error"]["message"]
     assert keys["The dog sat."][:32] in message
     assert 'messages[0].content (asked "The dog ran.", stored "The dog sat.")' in message
-
-
-def test_modes_of_one_cache(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """What is recorded in one form is replayed offline in the other, end and all."""
-    proxy = start_proxy(simulator.url)
-    stored = heard(CHAT, ask(proxy, CHAT, asking(CHAT)))
-    assert proxy.stop() == 0
-    offline = start_proxy(simulator.url, "--mode", "offline")
-    answer = ask(offline, CHAT, asking(CHAT, stream=True))
-    assert answer.content.endswith(DONE)
-    assert heard(CHAT, answer) == stored
 
 
 def test_unknown_mode(simulator: Simulator, start_proxy: StartProxy) -> None:

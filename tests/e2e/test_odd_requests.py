@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.conftest import Proxy
+from tests.conftest import Proxy, read_all
 from tests.e2e.conftest import StartFront
 from tests.hearing import Hearing, hearing
 from tests.tables import each
@@ -34,16 +34,9 @@ def front(upstream: Hearing, start_way: StartFront) -> Proxy:
     return start_way(upstream.url)
 
 
-def connect(front: Proxy, seconds: float = 20) -> socket.socket:
-    host, port = front.url.removeprefix("http://").split(":")
-    client = socket.create_connection((host, int(port)), timeout=seconds)
-    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return client
-
-
 def talk(front: Proxy, *pieces: bytes) -> bytes:
     """Sends pieces; all that comes back until the proxy hangs up."""
-    with connect(front) as client:
+    with front.connect() as client:
 
         def send() -> None:
             try:
@@ -54,7 +47,7 @@ def talk(front: Proxy, *pieces: bytes) -> bytes:
 
         sender = threading.Thread(target=send)
         sender.start()
-        received = b"".join(iter(lambda: client.recv(1 << 20), b""))
+        received = read_all(client)
         sender.join()
     return received
 
@@ -208,10 +201,10 @@ def test_who_leaves_in_a_request(cut: int, upstream: Hearing, front: Proxy) -> N
     """Half a request is neither a whole one nor waited for."""
     upstream.heard.clear()
     data, _ = MEANT["chunks"]
-    with connect(front) as client:
+    with front.connect() as client:
         client.sendall(data[:cut])
         client.shutdown(socket.SHUT_WR)
-        assert b"".join(iter(lambda: client.recv(1 << 20), b"")) in (b"", b"HTTP/1.1 200 OK\r\n")
+        assert read_all(client) in (b"", b"HTTP/1.1 200 OK\r\n")
     assert not upstream.asked(ROUTE)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 from tornado.ioloop import IOLoop
@@ -14,30 +12,10 @@ from tornado.websocket import websocket_connect
 
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from tests.conftest import Proxy, StartProxy, cache_status, corpus, until
+from tests.e2e.calls import BODIES, CALLS, PARAMS, ask, asking, post, sampled
 from tests.hearing import Heard, hearing
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.tables import each
-
-PARAMS = {"temperature": 0.9, "max_new_tokens": 8}
-BODIES: dict[str, dict[str, Any]] = {
-    "/generate": {"text": "one two", "sampling_params": PARAMS},
-    "/v1/completions": {"model": "m", "prompt": "one two", "max_tokens": 8},
-    "/v1/chat/completions": {
-        "model": "m",
-        "messages": [{"role": "user", "content": "one two"}],
-        "max_tokens": 8,
-    },
-}
-
-
-def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response:
-    return requests.post(proxy.url + path, json=body, **{"timeout": 30, **kwargs})
-
-
-def sampled(simulator: Simulator) -> list[dict[str, Any]]:
-    """The bodies of the sampling requests that upstream has seen."""
-    return [json.loads(r.body) for r in simulator.received if r.path in BODIES]
-
 
 FAULTS = {
     Fault.ERROR_503: (503, "status"),
@@ -145,23 +123,6 @@ def test_what_goes_upstream(simulator: Simulator, proxy: Proxy) -> None:
     assert plain in [received.body for received in simulator.received]
 
 
-def test_abort_is_translated(simulator: Simulator, proxy: Proxy) -> None:
-    """/abort_request with a client's rid ends that client's call, and only that."""
-    bodies = [{"text": f"held {i}", "rid": f"rid-{i}", "sampling_params": PARAMS} for i in (0, 1)]
-    simulator.faults.extend([Fault.HOLD, Fault.HOLD])
-    with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(post, proxy, "/generate", body) for body in bodies]
-        until(lambda: simulator.running == 2)
-        aborted = post(proxy, "/abort_request", {"rid": "rid-1"})
-        assert aborted.status_code == 200
-        answer = answers[1].result()
-        assert answer.json()["meta_info"]["finish_reason"]["type"] == "abort"
-        assert answer.json()["meta_info"]["id"] == "rid-1"
-        assert not answers[0].done()
-        simulator.release()
-        assert answers[0].result().json()["meta_info"]["finish_reason"]["type"] == "length"
-
-
 def test_abort_of_a_shared_rid(simulator: Simulator, proxy: Proxy) -> None:
     """Two calls under one rid are both ended by an abort of it."""
     bodies = [{"text": f"held {i}", "rid": "twin", "sampling_params": PARAMS} for i in (0, 1)]
@@ -172,22 +133,6 @@ def test_abort_of_a_shared_rid(simulator: Simulator, proxy: Proxy) -> None:
         post(proxy, "/abort_request", {"rid": "twin"})
         kinds = {a.result().json()["meta_info"]["finish_reason"]["type"] for a in answers}
     assert kinds == {"abort"}
-
-
-def test_client_that_leaves(simulator: Simulator, proxy: Proxy) -> None:
-    """A client that goes away frees the GPU, and leaves nothing behind in the proxy."""
-    simulator.faults.append(Fault.HOLD)
-    body = json.dumps(BODIES["/generate"]).encode()
-    host, port = proxy.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(
-            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        until(lambda: simulator.running == 1)
-    until(lambda: simulator.running == 0)
-    until(lambda: proxy.stats()["misses"] == 1)
-    assert post(proxy, "/generate", BODIES["/generate"]).headers["X-Cache"] == "MISS"
 
 
 def test_upstream_comes_and_goes(simulator: Simulator, start_proxy: StartProxy) -> None:
@@ -216,15 +161,16 @@ def test_upstream_comes_and_goes(simulator: Simulator, start_proxy: StartProxy) 
 
 
 def test_restart(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The same request hits after a restart, with the same bytes; Age goes on."""
+    """The same request hits after a restart, with the same bytes, of streams, too."""
     first = start_proxy(simulator.url)
-    answers = {path: post(first, path, body).content for path, body in BODIES.items()}
+    calls = [(path, asking(path, f"{form}", **form)) for path, form in CALLS]
+    answers = [ask(first, path, body).content for path, body in calls]
     assert first.stop() == 0
     second = start_proxy(simulator.url)
-    assert "(3 entries, 3 samples)" in second.banner
-    for path, body in BODIES.items():
+    assert "(6 entries, 6 samples)" in second.banner
+    for (path, body), content in zip(calls, answers, strict=True):
         answer = post(second, path, body)
-        assert (answer.headers["X-Cache"], answer.content) == ("HIT", answers[path])
+        assert (answer.headers["X-Cache"], answer.content) == ("HIT", content)
 
 
 def test_journal_is_readable(simulator: Simulator, proxy: Proxy) -> None:
@@ -337,10 +283,9 @@ TARGETS = (
 
 def test_log_tells_no_secrets(simulator: Simulator, proxy: Proxy) -> None:
     """The log has neither the keys of a query nor what tells a terminal what to do."""
-    parts = urlsplit(proxy.url)
     for method in (b"GET", b"POST"):
         for target in TARGETS:
-            with socket.create_connection((parts.hostname, parts.port), 30) as client:
+            with proxy.connect(30) as client:
                 client.sendall(
                     method + b" " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
                     b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -390,27 +335,6 @@ def test_bypass(reason: str, simulator: Simulator, proxy: Proxy) -> None:
         assert cache_status(answer.headers) == said
     assert [r.body for r in simulator.received if r.method == "POST"] == [body, body]
     assert proxy.stats()["bypasses"] == {**before, reason: 2}
-
-
-def test_stream_arrives_as_it_comes(start_proxy: StartProxy) -> None:
-    """The first event of a slow stream is there long before the last."""
-    with running(Profile(tokens_per_second=20.0)) as upstream:
-        proxy = start_proxy(upstream.url)
-        body = {**BODIES["/generate"], "stream": True}
-        with post(proxy, "/generate", body, stream=True) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith(b"data: ")
-            assert upstream.running == 1
-            rest = [line for line in lines if line]
-        assert rest[-1] == b"data: [DONE]"
-
-
-def test_one_event_per_chunk(simulator: Simulator, proxy: Proxy) -> None:
-    """HTTP chunks of a relayed stream are whole events: some clients parse chunks."""
-    with post(proxy, "/generate", {**BODIES["/generate"], "stream": True}, stream=True) as answer:
-        chunks = list(answer.raw.read_chunked())
-    assert all(chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") for chunk in chunks)
-    assert all(chunk.count(b"\n\n") == 1 for chunk in chunks)
 
 
 def test_large_upload(simulator: Simulator, proxy: Proxy) -> None:

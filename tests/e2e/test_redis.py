@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -26,7 +24,7 @@ import requests
 from sglang_cached_addon.store.redis import element
 from tests.certificates import certificate
 from tests.conftest import Proxy, until
-from tests.e2e.test_proxy import PARAMS, sampled
+from tests.e2e.calls import PARAMS, raw, sampled
 from tests.redis import RedisServer, free_port, needs_redis, running_redis
 from tests.simulator import Fault, Profile, Simulator, running
 
@@ -379,14 +377,9 @@ def test_leaders_that_are_dead_and_slow(
 def test_a_client_that_leaves_frees_them(simulator: Simulator, trio: list[Proxy]) -> None:
     """Where a client leaves, the call of another proxy goes on at once."""
     simulator.faults.append(Fault.HOLD)
-    body = json.dumps(asking("one")).encode()
-    head = (
-        "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-    )
-    port = int(trio[0].url.rpartition(":")[2])
     with ThreadPoolExecutor(1) as pool:
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"%b%d\r\n\r\n%b" % (head.encode(), len(body), body))
+        with trio[0].connect() as client:
+            client.sendall(raw("/generate", asking("one")))
             until(lambda: simulator.waiting == 1)
             waiting = pool.submit(ask, trio[1], "one")
             until(lambda: shared(trio[1])["waiting"] == 1)

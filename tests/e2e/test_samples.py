@@ -14,12 +14,11 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, cache_status
-from tests.e2e.test_proxy import post, sampled
+from tests.e2e.calls import CHAT, COMPLETIONS, forms, post, sampled
 from tests.simulator import Profile, Simulator, is_probe, running
 
 pytestmark = pytest.mark.one_way
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 PROMPTS = ["import os", "one two three four five", "a longer one, of very many words, or so"]
 
 
@@ -255,11 +254,8 @@ def heard(answer: requests.Response) -> list[str]:
     return [said[index] for index in sorted(said)]
 
 
-FORMS: dict[str, dict[str, Any]] = {"json": {}, "stream": {"stream": True}}
-
-
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_seeds(form: dict[str, Any], vllm: Other, start_proxy: StartProxy) -> None:
+@forms
+def test_seeds(form: Any, vllm: Other, start_proxy: StartProxy) -> None:
     """With a seed, the second sample is that of seed + 1, also where the first is stored."""
     proxy = start_proxy(vllm.url)
     for n, kind in ((1, "MISS"), (3, "PARTIAL"), (3, "HIT"), (2, "HIT"), (4, "PARTIAL")):
@@ -308,10 +304,8 @@ def test_usage_that_is_not_told(start_proxy: StartProxy) -> None:
         assert kinds == ["MISS", "HIT"]
 
 
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_a_server_that_is_strict(
-    form: dict[str, Any], vllm: Other, start_proxy: StartProxy
-) -> None:
+@forms
+def test_a_server_that_is_strict(form: Any, vllm: Other, start_proxy: StartProxy) -> None:
     """A client is not refused what it has not asked for."""
     vllm.is_strict = True
     proxy = start_proxy(vllm.url)

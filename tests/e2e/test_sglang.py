@@ -84,42 +84,6 @@ def test_repeat_hits(path: str, post: Post) -> None:
     assert second.headers["content-type"] == first.headers["content-type"]
 
 
-@each("path", API)
-def test_more_samples(path: str, post: Post) -> None:
-    """After n=1, n=3 fetches two, n=5 two more, and n=2 nothing; the pool keeps its order."""
-    text = prompt()
-    seen: list[str] = []
-    for n, kind, stored in (
-        (1, "MISS", None),
-        (3, "PARTIAL", "1 of 3"),
-        (5, "PARTIAL", "3 of 5"),
-        (5, "HIT", None),
-        (2, "HIT", None),
-        (4, "HIT", None),
-    ):
-        answer = post(path, with_n(path, text, n))
-        assert answer.status_code == 200
-        assert answer.headers["X-Cache"] == kind
-        if stored:
-            assert f'detail="{stored} stored"' in answer.headers["Cache-Status"]
-        got = texts(path, answer.json())
-        assert len(got) == n
-        assert got[: len(seen)] == seen[:n]
-        seen = max(seen, got, key=len)
-
-
-@each("path", ["/v1/completions", "/v1/chat/completions"])
-def test_usage_of_an_assembled_answer(path: str, post: Post) -> None:
-    """Prompt tokens count once per prompt and completion tokens are summed, as SGLang has it."""
-    text = prompt()
-    one = post(path, with_n(path, text, 1)).json()["usage"]
-    three = post(path, with_n(path, text, 3)).json()["usage"]
-    assert three["prompt_tokens"] == one["prompt_tokens"]
-    assert three["completion_tokens"] > one["completion_tokens"]
-    assert three["total_tokens"] == three["prompt_tokens"] + three["completion_tokens"]
-    assert three.keys() == one.keys()
-
-
 def test_shapes_of_generate(post: Post) -> None:
     """n=1 is an object; n>1 and every list are arrays, from upstream and from the cache."""
     text = prompt()
@@ -320,29 +284,6 @@ def events(answer: requests.Response) -> list[bytes]:
     return found[:-1]
 
 
-@each("path", API)
-def test_stream(path: str, post: Post) -> None:
-    """A stream comes again byte for byte, answers JSON calls, and is topped up."""
-    text = prompt()
-    body = with_n(path, text, 1)
-    first = post(path, {**body, "stream": True})
-    again = post(path, {**body, "stream": True})
-    assert (first.headers["X-Cache"], again.headers["X-Cache"]) == ("MISS", "HIT")
-    assert cache_status(first.headers) == "sglang-cached; fwd=miss"
-    assert len(events(first)) > 2
-    assert again.content == first.content
-    answer = post(path, body)
-    assert answer.headers["X-Cache"] == "HIT"
-    more = post(path, {**with_n(path, text, 3), "stream": True})
-    assert more.headers["X-Cache"] == "PARTIAL"
-    whole = post(path, with_n(path, text, 3))
-    assert whole.headers["X-Cache"] == "HIT"
-    assert texts(path, whole.json())[0] == texts(path, answer.json())[0]
-    replay = post(path, {**with_n(path, text, 3), "stream": True})
-    assert replay.headers["X-Cache"] == "HIT"
-    assert sorted(events(replay)) == sorted(events(more))
-
-
 @each("path", ["/v1/completions", "/v1/chat/completions"])
 @each("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
 def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_url: str) -> None:
@@ -449,21 +390,6 @@ def test_openai_client(front: Proxy) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="any", messages=messages, n=0)
     assert client.models.list().data
-
-
-def test_openai_client_streams(front: Proxy) -> None:
-    """The official client's streams are relayed."""
-    client = openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0)
-    stream = client.chat.completions.create(
-        model="any",
-        messages=[{"role": "user", "content": prompt()}],
-        max_tokens=8,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    chunks = list(stream)
-    assert chunks[-1].usage
-    assert any(choice.finish_reason for chunk in chunks for choice in chunk.choices)
 
 
 def test_curl(front: Proxy) -> None:

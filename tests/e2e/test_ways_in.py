@@ -13,9 +13,8 @@ import pytest
 import requests
 
 from tests.conftest import Mitmproxy, Proxy, cache_status, until
+from tests.e2e.calls import BODIES, DONE, Stream, post, sampled, sampling, stream, texts
 from tests.e2e.conftest import WAYS, StartFront
-from tests.e2e.test_proxy import BODIES, post, sampled
-from tests.e2e.test_streams import DONE, Stream, sampling, stream, texts
 from tests.simulator import Profile, Simulator, running
 
 
@@ -73,7 +72,7 @@ def test_stream(path: str, upstream: Simulator, front: Proxy) -> None:
 def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:
     """The first words of a stream are there before the last are made."""
     body = {**sampling("/generate", tokens=30), "stream": True}
-    with closing(Stream(front.url, "/generate", body)) as client:
+    with closing(Stream(front, "/generate", body)) as client:
         chunks = client.begin().chunks()
         assert next(chunks).startswith(b"data: {")
         assert upstream.running == 1

@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, until
-from tests.e2e.test_proxy import BODIES
+from tests.e2e.calls import BODIES
 from tests.simulator import Fault, Simulator
 from tests.tables import each
 
