@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# uv makes the environments where it is there, and is installed in one where it is not.
+UV ?= $(shell command -v uv 2>/dev/null)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # UVFLAGS chooses other releases of what is needed, as --resolution lowest-direct does.
-INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python $(UVFLAGS)
+INSTALL = $(or $(UV),$(BIN)/uv) pip install --quiet --python $(BIN)/python $(UVFLAGS)
 PYTEST = $(BIN)/python -m pytest -q
 # Hundreds of processes start here: what each of them imports is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -42,20 +44,24 @@ clean:
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	$(PYTHON) -m venv $(VENV)
+	$(if $(UV),$(UV) venv --quiet --python $(PYTHON),$(PYTHON) -m venv) $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
-	$(PIP) --editable '.[openai]'
+	$(if $(UV),$(INSTALL),$(PIP)) --editable '.[openai]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(PIP) uv
+	$(if $(UV),,$(PIP) uv)
 	$(INSTALL) --editable . --group lint
 	touch $@ $(VENV)/.demo
 
-# What tests start is the wheel, built from the sdist; it is built anew when a source changes.
-$(VENV)/.wheel: $(VENV)/.dev $(SOURCES)
-	rm -rf $(VENV)/dist
-	$(BIN)/pyproject-build --no-isolation --outdir $(VENV)/dist . >$(VENV)/build.log 2>&1 || { cat $(VENV)/build.log; exit 1; }
-	$(INSTALL) --no-deps --reinstall $(VENV)/dist/*.whl
+# What tests start is the wheel, built from the sdist: once for all environments, and anew when a
+# source changes.
+dist/.wheel: $(SOURCES) | $(VENV)/.dev
+	rm -rf dist && mkdir dist
+	$(BIN)/pyproject-build --no-isolation --outdir dist . >dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.dev dist/.wheel
+	$(INSTALL) --no-deps --reinstall dist/*.whl
 	touch $@

@@ -75,6 +75,10 @@ class Proxy:
                 self.process = starter().start(command, cwd, environment, **ways)
         self.banner = ""
         self.url = ""
+        self.session = requests.Session()
+        """A client that keeps its connections: a new one costs more than most calls do."""
+        self.session.trust_env = False
+        self.session.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=50))
 
     def wait_until_ready(self) -> None:
         """Returns when the banner is complete; fails with what the process said."""
@@ -104,28 +108,39 @@ class Proxy:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return client
 
+    def memory(self, name: str = "VmRSS") -> int:
+        """Bytes of memory that the process has."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition(f"{name}:")[2].split()[0]) << 10
+
     def peak(self) -> int:
         """Bytes of memory that the process has had at most."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        match = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert match
-        return int(match[1]) * 1024
+        return self.memory("VmHWM")
+
+    def info(self) -> dict[str, Any]:
+        """How it is set up, and what it knows of upstream."""
+        answer = self.session.get(f"{self.url}/cache/info", timeout=30)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found
 
     def stats(self) -> dict[str, Any]:
         """What it tells of itself, once what it has answered is stored or will not be; or, where
         upstream does not let it be either, what it tells meanwhile."""
         deadline = time.monotonic() + SETTLE_SECONDS
-        while True:
-            found: dict[str, Any] = requests.get(f"{self.url}/cache/stats", timeout=10).json()
+        for pause in pauses():
+            found: dict[str, Any] = self.session.get(f"{self.url}/cache/stats", timeout=10).json()
             if not found.get("unconfirmed") or time.monotonic() > deadline:
-                return found
-            time.sleep(0.002)
+                break
+            time.sleep(pause)
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and waits; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(40)
+        self.session.close()
         if self.process.stdout:
             self.process.stdout.close()
         return code
@@ -211,10 +226,21 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
 def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Waits for what another thread or process is about to do; not for longer than that."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    for pause in pauses():
+        if found := condition():
+            break
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
+        time.sleep(pause)
     return found
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between looks: at first short ones, and never so short that looking is all that the
+    processor does."""
+    pause = 0.002
+    while True:
+        yield pause
+        pause = min(pause * 1.3, 0.02)
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -1,17 +1,60 @@
-"""An upstream that takes requests strictly as h11 reads them, and notes each one."""
+"""Upstreams of the tests: what they have in common; one that takes requests strictly as h11 reads
+them, and notes each one; and one that says the same bytes to everybody."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
 from socketserver import BaseRequestHandler, BaseServer, StreamRequestHandler, ThreadingTCPServer
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h11
 
 Server = TypeVar("Server", bound=BaseServer)
+
+
+class Upstream(ThreadingTCPServer):
+    """A thread for each connection."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, handler: type[BaseRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Answering(BaseHTTPRequestHandler):
+    """What an upstream that answers in JSON needs for each connection."""
+
+    protocol_version = "HTTP/1.1"
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def reply(self, status: int, said: Any, kind: str = "application/json") -> None:
+        """Answers with a document, or with bytes."""
+        data = said if isinstance(said, bytes) else json.dumps(said, separators=(",", ":")).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def handle(self) -> None:
+        with suppress(OSError):  # a client that left is none of our business
+            super().handle()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 @dataclass
@@ -32,22 +75,15 @@ class Heard:
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 
 
-class Hearing(ThreadingTCPServer):
+class Hearing(Upstream):
     """Answers everything with the same bytes, or with what `answer` makes of a request."""
 
-    daemon_threads = True
-    allow_reuse_address = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.heard: list[Heard] = []
         self.errors: list[str] = []
         """What was no HTTP."""
         self.answer: Callable[[Heard], bytes] = lambda heard: OK
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def asked(self, target: str) -> list[Heard]:
         return [heard for heard in self.heard if heard.target == target]
@@ -94,20 +130,15 @@ class _Handler(StreamRequestHandler):
                 return
 
 
-class Saying(ThreadingTCPServer):
+class Saying(Upstream):
     """Answers every connection with the same bytes, whatever they are, and hangs up."""
 
-    daemon_threads = True
     data = b""
     then = b""
     """What is said behind it, again and again."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Speaker)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        super().__init__(_Speaker)
 
 
 class _Speaker(BaseRequestHandler):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
-from tests.hearing import serving
+from tests.hearing import Answering, Upstream, serving
 from tests.simulator import is_probe
 
 # Written by the server itself.
@@ -25,23 +24,16 @@ INFO: dict[str, Any] = {
 }
 
 
-class Replayer(ThreadingHTTPServer):
+class Replayer(Upstream):
     """Serves one recorded pair at a time."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.pair: dict[str, Any] = {"response": {"status": 404, "headers": [], "body": ""}}
         self.received: list[bytes] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     server: Replayer
 
     def _answer(self) -> None:
@@ -79,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _read(self) -> bytes:
         """The body of a request, all of it."""
         if "chunked" not in self.headers.get("transfer-encoding", "").lower():
-            return self.rfile.read(int(self.headers.get("content-length", 0)))
+            return self.body()
         body = b""
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             body += self.rfile.read(size)
@@ -87,13 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
         while self.rfile.readline().strip():  # trailers
             pass
         return body
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # a client that left is none of our business
-            super().handle()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 def _under_rid(pair: dict[str, Any], body: bytes) -> str:

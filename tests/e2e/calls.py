@@ -34,7 +34,7 @@ paths = pytest.mark.parametrize("path", BODIES)
 
 
 def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response:
-    return requests.post(proxy.url + path, json=body, **{"timeout": 30, **kwargs})
+    return proxy.session.post(proxy.url + path, json=body, **{"timeout": 30, **kwargs})
 
 
 def ask(proxy: Proxy, path: str, body: Any, **headers: str) -> requests.Response:

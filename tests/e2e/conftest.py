@@ -14,7 +14,7 @@ import pytest
 
 from sglang_cached_addon.proxy.checks import has_token
 from tests.conftest import Mitmproxy, Proxy, StartProxy
-from tests.simulator import Profile, running
+from tests.simulator import Profile, Simulator, running
 
 EVERY_WAY = bool(os.environ.get("EVERY_WAY"))
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
@@ -106,6 +106,48 @@ def starting(way: StartProxy, folders: pytest.TempPathFactory) -> Iterator[Start
     assert codes == [0] * len(codes)
     for proxy in started:
         assert "Traceback" not in proxy.log, proxy.log
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Simulator]:
+    """A simulator for all tests of a module."""
+    with running(Profile()) as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="module")
+def shared(upstream: Simulator, start_front: StartFront) -> Proxy:
+    """A proxy in front of that."""
+    return start_front(upstream.url)
+
+
+def is_shared(request: pytest.FixtureRequest) -> bool:
+    return request.node.get_closest_marker("shared") is not None
+
+
+@pytest.fixture
+def simulator(request: pytest.FixtureRequest) -> Iterator[Simulator]:
+    """An upstream of the test's own, or, where the tests of a module are `shared`, the one that
+    they have in common, which has heard nothing."""
+    if not is_shared(request):
+        with running(Profile()) as alone:
+            yield alone
+        return
+    upstream: Simulator = request.getfixturevalue("upstream")
+    upstream.received.clear()
+    yield upstream
+    upstream.faults.clear()
+    upstream.release()
+
+
+@pytest.fixture
+def proxy(request: pytest.FixtureRequest, lane: list[str], simulator: Simulator) -> Proxy:
+    """A proxy in front of the simulator."""
+    if is_shared(request):
+        found: Proxy = request.getfixturevalue("shared")
+        return found
+    start: StartProxy = request.getfixturevalue("start_proxy")
+    return start(simulator.url)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import random
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -217,14 +216,6 @@ def descriptors(proxy: Proxy) -> int:
     return len(list(Path(f"/proc/{proxy.process.pid}/fd").iterdir()))
 
 
-def resident(proxy: Proxy) -> int:
-    """Bytes of memory."""
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+)", status)
-    assert found
-    return int(found[1]) << 10
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chaos(seed: int, start_proxy: StartProxy) -> None:
     """Whatever is left behind when all have gone: a flight, a waiter, a stream, a connection; and
@@ -250,7 +241,7 @@ def test_chaos(seed: int, start_proxy: StartProxy) -> None:
             return descriptors(proxy) <= before + 3
 
         until(is_swept, 20)
-        size = resident(proxy)
+        size = proxy.memory()
         model = requests.get(f"{upstream.url}/model_info", timeout=10).json()["model_path"]
         for path in (GENERATE, COMPLETIONS, CHAT):
             for prompt in PROMPTS:

@@ -159,17 +159,6 @@ def test_usage_is_told_when_asked(path: str, first: bool, front: Proxy) -> None:
     assert all(count == counts[0] for count in counts)
 
 
-@each("path", V1)
-def test_clients_share(path: str, front: Proxy) -> None:
-    """One client's stream is another's hit."""
-    body = asked(path, "n2-usage")
-    heard = [client(front.url, path, body) for client in (openai_sync, curl, openai_async)]
-    assert [one.cache for one in heard] == ["MISS", "HIT", "HIT"]
-    for one in heard[1:]:
-        assert (one.choices, one.usage) == (heard[0].choices, heard[0].usage)
-        assert one.deltas == heard[0].deltas
-
-
 TURNS = {
     "json": ["json 1 MISS", "json 3 PARTIAL", "json 5 PARTIAL", "json 5 HIT", "json 2 HIT",
              "json 4 HIT"],

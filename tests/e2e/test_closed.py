@@ -9,8 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ import requests
 
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import GENERATE, PARAMS, post
+from tests.hearing import Answering, Upstream, serving
 from tests.simulator import Profile, Simulator, is_probe, running
+from tests.tables import each
 
 INFO = {"model_path": "m", "weight_version": "1"}
 SERVER = {"random_seed": 1, "version": "0.5.23"}
@@ -28,77 +29,48 @@ Says = Callable[[str, Mapping[str, str], bytes], int]
 """The status for a path, the header fields and a body."""
 
 
-class Upstream(ThreadingHTTPServer):
+class Guarded(Upstream):
     """A server that answers as it is told to."""
 
-    daemon_threads = True
-    request_queue_size = 128
-
     def __init__(self, says: Says) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.says = says
         self.may_inform = threading.Event()
         self.may_inform.set()
         self.generated = 0
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Upstream
+class _Handler(Answering):
+    server: Guarded
 
     def do_GET(self) -> None:
         self.server.may_inform.wait(60)
         documents = {"/model_info": INFO, "/server_info": SERVER}
         status = self.server.says(self.path, self.headers, b"")
         known = self.path in documents
-        self._answer(status if known else 404, documents.get(self.path, {}) if known else {})
+        self.reply(status if known else 404, documents.get(self.path, {}) if known else {})
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self.body()
         status = self.server.says(self.path, self.headers, body)
         if status != 200:
-            self._answer(status, {"error": "no"})
+            self.reply(status, {"error": "no"})
         elif is_probe(body):
-            self._answer(200, [])
+            self.reply(200, [])
         else:
             self.server.generated += 1
             meta = {
                 "id": "x", "finish_reason": {"type": "stop"}, "prompt_tokens": 1,
                 "completion_tokens": 1, "weight_version": "1",
             }  # fmt: skip
-            self._answer(200, {"text": "said", "output_ids": [1], "meta_info": meta})
-
-    def _answer(self, status: int, said: Any) -> None:
-        data = json.dumps(said).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # a client that left is none of our business
-            super().handle()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+            self.reply(200, {"text": "said", "output_ids": [1], "meta_info": meta})
 
 
 @contextmanager
-def serving(says: Says) -> Iterator[Upstream]:
-    with Upstream(says) as upstream:
-        thread = threading.Thread(target=upstream.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield upstream
-        finally:
-            upstream.may_inform.set()
-            upstream.shutdown()
-            thread.join()
+def guarded(says: Says) -> Iterator[Guarded]:
+    with serving(Guarded(says)) as upstream:
+        yield upstream
+        upstream.may_inform.set()
 
 
 def call(
@@ -121,7 +93,7 @@ def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
     def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
         return 200 if path != GENERATE or headers.get("Authorization") == "Bearer k" else 401
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         key = {"Authorization": "Bearer k"}
         assert [call(proxy, headers=key), call(proxy)] == ["200 MISS", "401 BYPASS"]
@@ -138,7 +110,7 @@ def test_odd_answers_open_nothing(status: int, start_proxy: StartProxy) -> None:
     def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
         return 200 if path != GENERATE or headers.get("Authorization") else status
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         assert call(proxy, headers={"Authorization": "Bearer k"}) == "200 MISS"
         stored(proxy, 1)
@@ -152,7 +124,7 @@ def test_another_header(start_proxy: StartProxy) -> None:
     def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
         return 200 if path != GENERATE or headers.get("X-Odd") == "k" else 401
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         owner = {"X-Odd": "k"}
         assert [call(proxy, headers=owner) for _ in range(2)] == ["200 BYPASS"] * 2
@@ -184,7 +156,7 @@ def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
         model = json.loads(body).get("model", "")
         return 200 if model in may else 403
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         both, one = {"Authorization": "Bearer all"}, {"Authorization": "Bearer a"}
         for model in "ab":
@@ -214,7 +186,7 @@ def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
         chosen = headers.get(name, "none")
         return 200 if path != GENERATE or chosen in may[headers.get("Authorization", "")] else 403
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url, "--key-header", "X-Team", "--poll-seconds", "0.1")
         for count, chosen in enumerate("abc"):
             assert call(proxy, headers={name: chosen, "Authorization": "Bearer all"}) == "200 MISS"
@@ -236,7 +208,7 @@ def test_a_header_for_the_proxy_alone(start_proxy: StartProxy) -> None:
     def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
         return 200
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         chosen = {"X-Model-Id": "large"}
         named = {**chosen, "Connection": "keep-alive, X-Model-Id"}
@@ -255,7 +227,7 @@ def test_what_was_not_read_lets_nobody_in(start_proxy: StartProxy) -> None:
         is_named = path == GENERATE and json.loads(body).get("model") == "a"
         return 200 if path != GENERATE or is_owner or is_named else 403
 
-    with serving(says) as upstream:
+    with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
         owner, other = {"Authorization": "Bearer all"}, {"Authorization": "Bearer a"}
         assert call(proxy, headers=owner) == "200 MISS"
@@ -286,21 +258,22 @@ def test_a_crowd_without_keys(start_proxy: StartProxy) -> None:
         assert proxy.stop(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("is_silent", [False, True], ids=["slow", "silent"])
-def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy) -> None:
+@each("is_silent", [False, True])
+def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy, tmp_path: Path) -> None:
     """While upstream is slow to say who it is, or silent, what is stored is given, and the proxy's
     own routes answer: nothing of that waits for upstream."""
 
     def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
         return 200
 
-    with serving(says) as upstream:
-        proxy = start_proxy(upstream.url, "--poll-seconds", "0.1")
+    with guarded(says) as upstream:
+        folder = tmp_path / str(is_silent)
+        proxy = start_proxy(upstream.url, "--poll-seconds", "0.1", cache=folder)
         assert call(proxy) == "200 MISS"
         stored(proxy, 1)
         assert call(proxy) == "200 HIT"
         upstream.may_inform.clear()
-        end, longest, count = time.monotonic() + 3, 0.0, 0
+        end, longest, count = time.monotonic() + 1.5, 0.0, 0
         while time.monotonic() < end:
             began = time.monotonic()
             assert call(proxy) == "200 HIT"
@@ -387,15 +360,11 @@ def test_restart(restart: str, kind: str, simulator: Simulator, start_proxy: Sta
     proxy = start_proxy(simulator.url, "--restart", restart, "--poll-seconds", "0.1")
     assert call(proxy) == "200 MISS"
     stored(proxy, 1)
-    before = info(proxy)["model"]["epochs"]
+    before = proxy.info()["model"]["epochs"]
     simulator.restart()
     if restart == "same":
         until(lambda: "was restarted" in proxy.log)
     else:
-        until(lambda: info(proxy)["model"]["epochs"] != before)
+        until(lambda: proxy.info()["model"]["epochs"] != before)
     assert call(proxy) == f"200 {kind}"
     assert proxy.log.count("was restarted") == (restart == "same")
-
-
-def info(proxy: Proxy) -> dict[str, Any]:
-    return requests.get(f"{proxy.url}/cache/info", timeout=10).json()

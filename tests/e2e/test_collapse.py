@@ -40,10 +40,10 @@ from tests.e2e.conftest import StartFront
 from tests.replayer import replaying
 from tests.simulator import Fault, Profile, Simulator, running
 
+# Each test has prompts of its own.
+pytestmark = pytest.mark.shared
+
 CLIENTS = 1000
-
-
-# What the tests share: one upstream, and one proxy a lane; each test has prompts of its own.
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +57,8 @@ def files() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
-    with running(Profile()) as simulator:
-        yield simulator
-
-
-@pytest.fixture(scope="module")
 def shared(files: None, upstream: Simulator, start_front: StartFront) -> Proxy:
     return start_front(upstream.url)
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.received.clear()
-    yield upstream
-    upstream.faults.clear()
-    upstream.release()
-
-
-@pytest.fixture
-def proxy(shared: Proxy) -> Proxy:
-    return shared
 
 
 @pytest.fixture
@@ -165,23 +146,27 @@ def crowd(proxy: Proxy) -> Iterator[Crowd]:
 def test_identical(
     path: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
 ) -> None:
-    """Equal calls at the same time are one call for upstream."""
+    """Equal calls at the same time, as streams and in JSON, are one generation, and one answer."""
     body = asking(path, text, **form)
+    bodies = [asking(path, text, **other) for other in FORMS.values()]
     before = proxy.stats()
-    answers = [crowd.lead(simulator, path, body), *(crowd.ask(path, body) for _ in range(4))]
+    answers = [crowd.lead(simulator, path, body), *(crowd.ask(path, one) for one in bodies * 2)]
     waiting(proxy, 4)
     simulator.release()
     assert kinds(answers) == {"MISS": 1, "COLLAPSED": 4}
-    if path == GENERATE and form:
-        # Each event has all of the text: who is behind gets the newest.
-        assert len({b"".join(events(answer.result())[-2:]) for answer in answers}) == 1
-    else:
-        assert len({answer.result().content for answer in answers}) == 1
+    found = [answer.result() for answer in answers]
+    assert len({str(heard(path, answer)) for answer in found}) == 1
+    assert (
+        len({answer.content for answer in found if "json" in answer.headers["content-type"]}) == 1
+    )
+    # Each event of `/generate` has all of the text: who is behind gets the newest.
+    streams = [events(answer) for answer in found if "json" not in answer.headers["content-type"]]
+    assert len({b"".join(one[-2:] if path == GENERATE else one) for one in streams}) == 1
     assert len(sampled(simulator)) == 1
     status = answers[1].result().headers["Cache-Status"]
-    found = re.fullmatch(r'sglang-cached; fwd=miss; collapsed; key="([0-9a-f]{32})"', status)
-    assert found
-    assert f'key="{found[1]}"' in answers[0].result().headers["Cache-Status"]
+    named = re.fullmatch(r'sglang-cached; fwd=miss; collapsed; key="([0-9a-f]{32})"', status)
+    assert named
+    assert f'key="{named[1]}"' in answers[0].result().headers["Cache-Status"]
     after = proxy.stats()
     assert is_idle(after)
     assert risen(before, after) == {
@@ -189,23 +174,6 @@ def test_identical(
         "samples_from_cache": 4, "samples_from_upstream": 1, "tokens_saved": 32,
     }  # fmt: skip
     assert post(proxy, path, body).headers["X-Cache"] == "HIT"
-
-
-@paths
-@pytest.mark.parametrize("first", FORMS)
-def test_both_forms(
-    path: str, first: str, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
-    """A stream and a JSON call of one pool are one generation, and one answer."""
-    second = next(form for form in FORMS if form != first)
-    answers = [crowd.lead(simulator, path, asking(path, text, **FORMS[first]))]
-    answers += [crowd.ask(path, asking(path, text, **FORMS[second])) for _ in range(3)]
-    waiting(proxy, 3)
-    simulator.release()
-    assert kinds(answers) == {"MISS": 1, "COLLAPSED": 3}
-    said = [heard(path, answer.result()) for answer in answers]
-    assert said == [said[0]] * 4
-    assert len(sampled(simulator)) == 1
 
 
 @pytest.mark.one_way

@@ -29,35 +29,16 @@ from tests.e2e.calls import (
     status_of,
 )
 from tests.e2e.conftest import StartFront
-from tests.e2e.test_proxy import BYPASSES
+from tests.e2e.test_proxy import BYPASSES, bypassed
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.tables import each
+
+# Each test has prompts of its own.
+pytestmark = pytest.mark.shared
 
 INFO_SECONDS = 0.3
 
 fields = pytest.mark.parametrize("field", ["Cache-Control", "X-Cache-Control"])
-
-
-# What the tests share: one upstream, and one proxy a lane; each test has prompts of its own.
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Simulator]:
-    with running(Profile()) as simulator:
-        yield simulator
-
-
-@pytest.fixture(scope="module")
-def proxy(upstream: Simulator, start_front: StartFront) -> Proxy:
-    return start_front(upstream.url)
-
-
-@pytest.fixture
-def simulator(upstream: Simulator) -> Iterator[Simulator]:
-    upstream.received.clear()
-    yield upstream
-    upstream.faults.clear()
-    upstream.release()
 
 
 Asking = Callable[..., dict[str, Any]]
@@ -171,21 +152,6 @@ def test_no_cache_of_several(
         again = ask(proxy, path, asking(path, n, **form))
         assert again.headers["X-Cache"] == "HIT"
         assert heard(path, again) == {k: v for k, v in {**old, **new}.items() if k < n}
-
-
-@pytest.mark.one_way
-@forms
-def test_no_cache_outlives_a_restart(
-    form: Any, simulator: Simulator, start_proxy: StartProxy, asking: Asking
-) -> None:
-    """What was replaced does not come back from the disk."""
-    first = start_proxy(simulator.url)
-    ask(first, GENERATE, asking(GENERATE, 2))
-    new = heard(GENERATE, ask(first, GENERATE, asking(GENERATE, **form), "no-cache"))
-    assert first.stop() == 0
-    second = start_proxy(simulator.url)
-    assert second.stats()["total_responses"] == 2
-    assert heard(GENERATE, ask(second, GENERATE, asking(GENERATE), "only-if-cached")) == new
 
 
 @pytest.mark.one_way
@@ -368,13 +334,8 @@ def test_only_if_cached_while_it_is_fetched(
 
 def test_only_if_cached_and_not_understood(simulator: Simulator, proxy: Proxy) -> None:
     """Who wants nothing from upstream gets nothing from there, whatever the call."""
-    found = {}
-    for reason, case in BYPASSES.items():
-        body = json.dumps({**BODIES[GENERATE], **case.get("body", {})}).encode()
-        headers = {"Content-Type": "application/json", "Cache-Control": "only-if-cached"}
-        headers |= case.get("headers", {})
-        url = proxy.url + case.get("path", GENERATE)
-        found[reason] = requests.post(url, data=body, headers=headers, timeout=30).status_code
+    rule = {"Cache-Control": "only-if-cached"}
+    found = {reason: bypassed(proxy, reason, **rule).status_code for reason in BYPASSES}
     assert found == dict.fromkeys(BYPASSES, 504)
     assert not [r for r in simulator.received if r.method == "POST"]
 

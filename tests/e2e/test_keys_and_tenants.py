@@ -116,19 +116,6 @@ def test_one_question(locked: Simulator, behind: Proxy) -> None:
     assert shown.count(f"Bearer {TWO}") == 1
 
 
-@pytest.mark.one_way
-def test_many_strangers(locked: Simulator, behind: Proxy) -> None:
-    """Of many at the same time, each gets what is due to it."""
-    stored = heard(CHAT, ask(behind, CHAT, asking(CHAT), ONE))
-    keys = [ONE, TWO, "sk-wrong", None] * 8
-    with ThreadPoolExecutor(len(keys)) as pool:
-        answers = list(pool.map(lambda key: ask(behind, CHAT, asking(CHAT), key), keys))
-    for key, answer in zip(keys, answers, strict=True):
-        assert answer.status_code == (200 if key in (ONE, TWO) else 401)
-        if answer.status_code == 200:
-            assert (answer.headers["X-Cache"], heard(CHAT, answer)) == ("HIT", stored)
-
-
 def test_a_key_that_is_withdrawn(locked: Simulator, behind: Proxy) -> None:
     """When upstream says 401 to a key, its hits are over, too; the other's are not."""
     for key in (ONE, TWO):

@@ -98,12 +98,6 @@ def large_answers(path: str) -> tuple[object, object]:
     return {**named, "choices": [choice]}, {**named, "choices": choices, "usage": usage}
 
 
-def memory(proxy: Proxy, name: str) -> int:
-    """Bytes of memory that the proxy has (`VmRSS`), or has had at most (`VmHWM`)."""
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    return int(status.partition(f"{name}:")[2].split()[0]) << 10
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="of Linux alone")
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
 def test_memory_while_an_answer_lands(
@@ -127,9 +121,9 @@ def test_memory_while_an_answer_lands(
         proxy = start_proxy(upstream.url)
         assert post(proxy, path, {**asked, "temperature": 0}).headers["X-Cache"] == "MISS"
         upstream.pair = large
-        before = memory(proxy, "VmRSS")
+        before = proxy.memory()
         n = {"sampling_params": {"n": 16}} if path == "/generate" else {"n": 16, "logprobs": 1}
         answer = post(proxy, path, {**asked, **n})
         assert "stored" in answer.headers["Cache-Status"]
         size = len(answer.content)
-        assert (memory(proxy, "VmHWM") - before) / size < 3.6
+        assert (proxy.peak() - before) / size < 3.6

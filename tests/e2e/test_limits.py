@@ -55,7 +55,7 @@ def test_more_than_memory_holds(simulator: Simulator, start_proxy: StartProxy) -
     generated = simulator.samples
     assert generated == 8 * len(BODIES) * 3
     assert again == first
-    info = requests.get(f"{proxy.url}/cache/info", timeout=20).json()
+    info = proxy.info()
     assert info["memory_bytes"] < 8_000 < info["file_bytes"]
     assert info["total_responses"] == generated
     assert proxy.stop() == 0

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, closing, suppress
 from typing import Any
 
 import pytest
 
 from tests.conftest import StartProxy, until
 from tests.e2e.calls import COMPLETIONS, DONE, Stream, post
-from tests.e2e.test_chaos import resident
+from tests.hearing import Answering, Upstream, serving
 from tests.replayer import INFO
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
@@ -29,46 +26,32 @@ WHOLE = {
 }
 
 
-class Lengthy(ThreadingHTTPServer):
+class Lengthy(Upstream):
     """Sends so many events of a size, and the terminator, and ends; or does not."""
 
-    daemon_threads = True
-
-    def __init__(self, count: int, size: int, *, ends: bool, terminates: bool) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(
+        self, count: int, size: int, *, ends: bool = True, terminates: bool = True
+    ) -> None:
+        super().__init__(_Handler)
         self.count, self.text, self.ends = count, "x" * size, ends
         self.terminates = terminates
         self.sent = self.calls = self.left = 0
-        self.is_over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     server: Lengthy
 
     def do_GET(self) -> None:
         recorded = INFO.get(self.path, {"response": {"status": 404, "body": ""}})["response"]
-        self._whole(recorded["status"], recorded["body"].encode())
-
-    def _whole(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(recorded["status"], recorded["body"].encode())
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
         try:
-            is_stream = json.loads(body).get("stream", False)
+            is_stream = json.loads(self.body()).get("stream", False)
         except ValueError:
             is_stream = False
         if not is_stream:
-            self._whole(200, json.dumps(WHOLE).encode())
+            self.reply(200, WHOLE)
             return
         self.server.calls += 1
         self.send_response(200)
@@ -97,26 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
         self.server.sent += len(data)
 
-    def handle(self) -> None:
-        with suppress(OSError):
-            super().handle()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def lengthy(
-    count: int, size: int, *, ends: bool = True, terminates: bool = True
-) -> Iterator[Lengthy]:
-    with Lengthy(count, size, ends=ends, terminates=terminates) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def lengthy(count: int, size: int, **ways: bool) -> AbstractContextManager[Lengthy]:
+    return serving(Lengthy(count, size, **ways))
 
 
 def asking(**more: Any) -> dict[str, Any]:
@@ -136,13 +102,13 @@ def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
     with lengthy(12_000, 4000) as upstream:  # 48 MB
         proxy = start_proxy(upstream.url)
         post(proxy, COMPLETIONS, {"model": "m", "prompt": "q"})
-        before = resident(proxy)
+        before = proxy.memory()
         with closing(Stream(proxy, COMPLETIONS, asking())) as stuck:
             stuck.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             stuck.begin()
             until(lambda: is_still(upstream), 20)
             assert upstream.sent < 24 << 20
-            assert resident(proxy) - before < 40 << 20
+            assert proxy.memory() - before < 40 << 20
             with ThreadPoolExecutor() as pool:
                 late = pool.submit(post, proxy, COMPLETIONS, asking())
                 until(lambda: proxy.stats()["followers"] == 1)

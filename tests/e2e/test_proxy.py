@@ -12,9 +12,9 @@ from tornado.websocket import websocket_connect
 
 from sglang_cached_addon.core.keys import FORMAT_VERSION
 from tests.conftest import Proxy, StartProxy, cache_status, corpus, until
-from tests.e2e.calls import BODIES, CALLS, PARAMS, ask, asking, post, sampled
+from tests.e2e.calls import BODIES, CALLS, GENERATE, PARAMS, ask, asking, post, sampled
 from tests.hearing import Heard, hearing
-from tests.simulator import Fault, Profile, Simulator, running
+from tests.simulator import Fault, Simulator
 from tests.tables import each
 
 FAULTS = {
@@ -135,31 +135,6 @@ def test_abort_of_a_shared_rid(simulator: Simulator, proxy: Proxy) -> None:
     assert kinds == {"abort"}
 
 
-def test_upstream_comes_and_goes(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Without upstream, hits go on and a miss is told what to do, on a connection that lives."""
-    with running(Profile()) as upstream:
-        proxy = start_proxy(upstream.url)
-        port = int(upstream.url.rsplit(":", 1)[1])
-        post(proxy, "/generate", BODIES["/generate"])
-        assert proxy.stats()["total_responses"] == 1  # what is not confirmed is not stored
-    with requests.Session() as session:
-        for body, status, kind in (
-            (BODIES["/generate"], 200, "HIT"),
-            ({"text": "new", "sampling_params": PARAMS}, 502, "MISS"),
-            (BODIES["/generate"], 200, "HIT"),
-        ):
-            answer = session.post(f"{proxy.url}/generate", json=body, timeout=30)
-            assert (answer.status_code, answer.headers["X-Cache"]) == (status, kind)
-            if status == 502:
-                assert upstream.url in answer.json()["error"]["message"]
-                assert cache_status(answer.headers).endswith("fwd-status=502; detail=unreachable")
-                assert answer.headers.get("connection", "keep-alive") != "close"
-        assert session.get(f"{proxy.url}/model_info", timeout=30).status_code == 502
-        assert session.get(f"{proxy.url}/health", timeout=30).json()["upstream"]["state"] == "down"
-    with running(Profile(), port=port):
-        assert post(proxy, "/generate", {"text": "new", "sampling_params": PARAMS}).ok
-
-
 def test_restart(simulator: Simulator, start_proxy: StartProxy) -> None:
     """The same request hits after a restart, with the same bytes, of streams, too."""
     first = start_proxy(simulator.url)
@@ -218,7 +193,7 @@ def test_info(simulator: Simulator, proxy: Proxy) -> None:
     """/cache/info tells how the proxy is set up, beside the counts of /cache/stats."""
     post(proxy, "/generate", BODIES["/generate"])
     stats = proxy.stats()
-    info = requests.get(f"{proxy.url}/cache/info", timeout=30).json()
+    info = proxy.info()
     assert {name: info[name] for name in stats if name != "pending_writes"} == {
         name: value for name, value in stats.items() if name != "pending_writes"
     }
@@ -229,7 +204,7 @@ def test_info(simulator: Simulator, proxy: Proxy) -> None:
     }  # fmt: skip
     assert info["version"]
     assert info["settings"]["quiet"] is False
-    until(lambda: requests.get(f"{proxy.url}/cache/info", timeout=30).json()["file_bytes"])
+    until(lambda: proxy.info()["file_bytes"])
 
 
 def test_health(simulator: Simulator, proxy: Proxy) -> None:
@@ -303,7 +278,7 @@ def test_quiet(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert proxy.log == ""
 
 
-BYPASSES = {
+BYPASSES: dict[str, dict[str, Any]] = {
     "content-type": {"headers": {"Content-Type": "text/plain"}},
     "encoded": {"headers": {"Content-Encoding": "gzip"}},
     "cross-origin": {"headers": {"Origin": "http://example.com"}},
@@ -318,21 +293,27 @@ BYPASSES = {
 }
 
 
+def bypassed(proxy: Proxy, reason: str, **more: str) -> requests.Response:
+    """The answer to a call that is passed on for that reason."""
+    case = BYPASSES[reason]
+    body = {**BODIES[GENERATE], **case.get("body", {})}
+    return post(
+        proxy, case.get("path", GENERATE), body, headers={**case.get("headers", {}), **more}
+    )
+
+
 @each("reason", BYPASSES)
 def test_bypass(reason: str, simulator: Simulator, proxy: Proxy) -> None:
     """What is not understood in full goes upstream untouched, each time, with its reason."""
-    case: dict[str, Any] = BYPASSES[reason]
     before = proxy.stats()["bypasses"]
     simulator.received.clear()
-    body = json.dumps({**BODIES["/generate"], **case.get("body", {})}).encode()
-    headers = {"Content-Type": "application/json", **case.get("headers", {})}
     for _ in range(2):
-        url = proxy.url + case.get("path", "/generate")
-        answer = requests.post(url, data=body, headers=headers, timeout=30)
+        answer = bypassed(proxy, reason)
         assert answer.headers["X-Cache"] == "BYPASS"
         status = "" if answer.status_code == 200 else f" fwd-status={answer.status_code};"
         said = f"sglang-cached; fwd=bypass;{status} detail={reason}"
         assert cache_status(answer.headers) == said
+    body = answer.request.body
     assert [r.body for r in simulator.received if r.method == "POST"] == [body, body]
     assert proxy.stats()["bypasses"] == {**before, reason: 2}
 

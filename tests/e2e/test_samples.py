@@ -4,10 +4,7 @@ upstream would have drawn them, and all that was told."""
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ import requests
 
 from tests.conftest import Proxy, StartProxy, cache_status
 from tests.e2e.calls import CHAT, COMPLETIONS, forms, post, sampled
+from tests.hearing import Answering, Upstream, serving
 from tests.simulator import Profile, Simulator, is_probe, running
 
 pytestmark = pytest.mark.one_way
@@ -125,7 +123,7 @@ def test_usage_by_default(path: str, start_proxy: StartProxy) -> None:
 # Other servers
 
 
-class Other(ThreadingHTTPServer):
+class Other(Upstream):
     """A server that is not SGLang: its samples are functions of the seed, as those of vLLM are."""
 
     def __init__(self, owner: str) -> None:
@@ -133,15 +131,10 @@ class Other(ThreadingHTTPServer):
         self.is_strict = False
         """It refuses what it does not know."""
         self.bodies: list[dict[str, Any]] = []
-        super().__init__(("127.0.0.1", 0), OtherHandler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+        super().__init__(OtherHandler)
 
 
-class OtherHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class OtherHandler(Answering):
     server: Other
 
     def do_GET(self) -> None:
@@ -149,10 +142,10 @@ class OtherHandler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         entry = {"id": "m", "object": "model", "owned_by": self.server.owner}
-        self.reply({"object": "list", "data": [entry]})
+        self.reply(200, {"object": "list", "data": [entry]})
 
     def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["content-length"]))
+        data = self.body()
         try:
             body = json.loads(data)
             prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
@@ -185,7 +178,7 @@ class OtherHandler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": 5, "completion_tokens": completion,
                  "total_tokens": 5 + completion}  # fmt: skip
         head = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m"}
-        self.reply({**head, "choices": choices, "usage": usage, "prompt_token_ids": None})
+        self.reply(200, {**head, "choices": choices, "usage": usage, "prompt_token_ids": None})
 
     def stream(self, texts: list[str]) -> None:
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -205,40 +198,12 @@ class OtherHandler(BaseHTTPRequestHandler):
         said.append({**head, "choices": [], "usage": usage, "citations": ["x"]})
         data = b"".join(b"data: %b\n\n" % json.dumps(e, separators=(",", ":")).encode()
                         for e in said) + b"data: [DONE]\n\n"  # fmt: skip
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def reply(self, value: Any) -> None:
-        data = json.dumps(value, separators=(",", ":")).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(owner: str) -> Iterator[Other]:
-    server = Other(owner)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+        self.reply(200, data, "text/event-stream")
 
 
 @pytest.fixture
 def vllm() -> Iterator[Other]:
-    with serving("vllm") as server:
+    with serving(Other("vllm")) as server:
         yield server
 
 
@@ -289,7 +254,7 @@ def test_members_that_others_have(vllm: Other, start_proxy: StartProxy) -> None:
 
 def test_usage_that_is_not_told(start_proxy: StartProxy) -> None:
     """An answer of many samples is not taken apart with numbers that are guesses."""
-    with serving("somebody") as other:
+    with serving(Other("somebody")) as other:
         proxy = start_proxy(other.url)
         body = asking(CHAT, "a", n=2, seed=1)
         direct = requests.post(f"{other.url}{CHAT}", json=body, timeout=30)

@@ -98,22 +98,6 @@ def test_shapes_of_generate(post: Post) -> None:
 
 
 @each("path", ["/generate", "/v1/completions"])
-def test_batch_with_known_items(path: str, post: Post) -> None:
-    """Of a list, only the unknown prompts are generated, and the order is the list's."""
-    make = API[path]
-    a, b, c = prompt("a"), prompt("b"), prompt("c")
-    known_a = texts(path, post(path, make(a)).json())
-    known_c = texts(path, post(path, make([c])).json())
-    answer = post(path, make([a, b, c]))
-    assert answer.headers["X-Cache"] == "PARTIAL"
-    got = texts(path, answer.json())
-    assert [got[0], got[2]] == known_a + known_c
-    again = post(path, make([c, b, a]))
-    assert again.headers["X-Cache"] == "HIT"
-    assert texts(path, again.json()) == got[::-1]
-
-
-@each("path", ["/generate", "/v1/completions"])
 def test_ragged_batch(path: str, post: Post) -> None:
     """Items that are short of different numbers of samples are filled, prompt-major."""
     a, b = prompt("a"), prompt("b")

@@ -146,18 +146,14 @@ def test_another_model(server: Server, start_proxy: StartProxy) -> None:
     first = ask(proxy, body)
     assert first.headers["X-Cache"] == "MISS"
     assert proxy.stats()["total_responses"] == 1
-    names = [info(proxy)["model"]["name"]]
+    names = [proxy.info()["model"]["name"]]
     for name, kind in (("other", "MISS"), ("", "HIT"), ("other", "HIT")):
         server.stop()
         server.start(**({"served_model_name": name} if name else {}))
         wanted = name or names[0]
         # Each request has the proxy look who is there, at the latest after the poll interval.
-        until(lambda w=wanted: ask(proxy, generate("x")).ok and info(proxy)["model"]["name"] == w)
+        until(lambda w=wanted: ask(proxy, generate("x")).ok and proxy.info()["model"]["name"] == w)
         answer = ask(proxy, body)
         assert answer.headers["X-Cache"] == kind
         assert (answer.content == first.content) == (name == "")
         assert proxy.stats()["fetches_in_flight"] == 0
-
-
-def info(proxy: Proxy) -> Any:
-    return requests.get(f"{proxy.url}/cache/info", timeout=10).json()

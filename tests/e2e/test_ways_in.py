@@ -124,6 +124,12 @@ def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
                 assert front.url not in answer.text
                 assert answer.json()["error"]["message"]
                 assert "close" not in answer.headers.get("connection", "")
+                if body:
+                    assert upstream.url in answer.json()["error"]["message"]
+                    told = cache_status(answer.headers)
+                    assert told.endswith("fwd-status=502; detail=unreachable")
+        health = requests.get(f"{front.url}/health", timeout=30).json()
+        assert health["upstream"]["state"] == "down"
         hit = post(front, path, sampling(path))
         assert (hit.status_code, hit.headers["X-Cache"]) == (200, "HIT")
         assert hit.json()["choices"] == stored["choices"]
