@@ -18,7 +18,8 @@ import aiohttp
 import openai
 import requests
 
-GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+from tests.e2e.calls import CHAT, COMPLETIONS, GENERATE
+
 DONE = "data: [DONE]"
 SECONDS = 60
 

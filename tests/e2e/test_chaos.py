@@ -181,20 +181,15 @@ def told(path: str, data: bytes, is_stream: bool) -> dict[int, tuple[str, str | 
     """What each choice says, and how it has ended."""
     if not is_stream or data[:1] in b"[{":
         answer = json.loads(data)
-        if path == GENERATE:
-            natives = answer if isinstance(answer, list) else [answer]
-            return {i: (x["text"], ended(x)) for i, x in enumerate(natives)}
-        return {
-            c["index"]: (c["text"] if path == COMPLETIONS else c["message"]["content"],
-                         c["finish_reason"])
-            for c in answer["choices"]
-        }  # fmt: skip
-    *events, done, end = data.split(b"\n\n")
-    if (done + b"\n\n", end) != (DONE, b""):
-        raise ValueError
+        values = answer if isinstance(answer, list) else [answer]
+        values = [{"index": i, **value} for i, value in enumerate(values)]
+    else:
+        *events, done, end = data.split(b"\n\n")
+        if (done + b"\n\n", end) != (DONE, b""):
+            raise ValueError
+        values = [json.loads(event[6:]) for event in events]
     found: dict[int, tuple[str, str | None]] = {}
-    for event in events:
-        value = json.loads(event[6:])
+    for value in values:
         if "error" in value:
             raise ValueError(value)
         if path == GENERATE:
@@ -202,8 +197,9 @@ def told(path: str, data: bytes, is_stream: bool) -> dict[int, tuple[str, str | 
             continue
         for choice in value["choices"]:
             text, reason = found.get(choice["index"], ("", None))
-            delta = choice["text"] if path == COMPLETIONS else choice["delta"].get("content")
-            found[choice["index"]] = text + (delta or ""), choice["finish_reason"] or reason
+            message = choice.get("delta") or choice.get("message") or {}
+            more = choice["text"] if path == COMPLETIONS else message.get("content")
+            found[choice["index"]] = text + (more or ""), choice["finish_reason"] or reason
     return found
 
 

@@ -10,10 +10,8 @@ import itertools
 from typing import Any
 
 from tests.conftest import Proxy
+from tests.e2e.calls import BODIES, CHAT, COMPLETIONS, GENERATE, PARAMS, asking
 from tests.e2e.clients import (
-    CHAT,
-    COMPLETIONS,
-    GENERATE,
     Client,
     Json,
     bench,
@@ -27,11 +25,11 @@ from tests.e2e.clients import (
     runtime_stream,
     whole,
 )
-from tests.e2e.test_sglang import API, completion, prompt
+from tests.e2e.test_sglang import prompt
 from tests.tables import each
 
+ALL = [*BODIES]
 V1 = [COMPLETIONS, CHAT]
-ALL = [GENERATE, *V1]
 
 USAGE: Json = {"stream_options": {"include_usage": True}}
 WEATHER = {
@@ -61,7 +59,7 @@ PLAIN: dict[str, Client] = {GENERATE: curl, COMPLETIONS: openai_sync, CHAT: open
 
 def asked(path: str, ask: str) -> Json:
     """A new body; "logprobs" goes by a name of its own on each route."""
-    return API[path](prompt(), **(LOGPROBS[path] if ask == "logprobs" else ASKS[ask]))
+    return asking(path, prompt(), **(LOGPROBS[path] if ask == "logprobs" else ASKS[ask]))
 
 
 def with_usage(path: str, body: Json) -> Json:
@@ -179,7 +177,7 @@ def test_more_samples(turns: str, path: str, front: Proxy) -> None:
     for turn in TURNS[turns]:
         how, number, kind = turn.split()
         n = int(number)
-        body = API[path](text, n=n)
+        body = asking(path, text, n)
         if how == "stream":
             heard = PLAIN[path](front.url, path, with_usage(path, body))
         else:
@@ -212,9 +210,8 @@ def test_batches(path: str, front: Proxy, upstream_url: str) -> None:
 
     def ask(url: str, prompts: list[list[int]]) -> Any:
         if path == COMPLETIONS:
-            return openai_sync(url, path, completion(prompts, **USAGE))
-        params = {"temperature": 0.9, "max_new_tokens": 8}
-        return one_batch(url, path, {"input_ids": prompts, "sampling_params": params})
+            return openai_sync(url, path, asking(path, prompts, **USAGE))
+        return one_batch(url, path, {"input_ids": prompts, "sampling_params": PARAMS})
 
     direct = ask(upstream_url, [a, b])
     assert (len(direct.choices), direct.cache) == (2, None)

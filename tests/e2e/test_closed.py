@@ -25,8 +25,8 @@ from tests.tables import each
 INFO = {"model_path": "m", "weight_version": "1"}
 SERVER = {"random_seed": 1, "version": "0.5.23"}
 
-Says = Callable[[str, Mapping[str, str], bytes], int]
-"""The status for a path, the header fields and a body."""
+Says = Callable[[Mapping[str, str], Any], int]
+"""The status of a call with these header fields and this body; probes are calls, too."""
 
 
 class Guarded(Upstream):
@@ -46,13 +46,11 @@ class _Handler(Answering):
     def do_GET(self) -> None:
         self.server.may_inform.wait(60)
         documents = {"/model_info": INFO, "/server_info": SERVER}
-        status = self.server.says(self.path, self.headers, b"")
-        known = self.path in documents
-        self.reply(status if known else 404, documents.get(self.path, {}) if known else {})
+        self.reply(200 if self.path in documents else 404, documents.get(self.path, {}))
 
     def do_POST(self) -> None:
         body = self.body()
-        status = self.server.says(self.path, self.headers, body)
+        status = self.server.says(self.headers, json.loads(body)) if self.path == GENERATE else 200
         if status != 200:
             self.reply(status, {"error": "no"})
         elif is_probe(body):
@@ -64,6 +62,11 @@ class _Handler(Answering):
                 "completion_tokens": 1, "weight_version": "1",
             }  # fmt: skip
             self.reply(200, {"text": "said", "output_ids": [1], "meta_info": meta})
+
+
+def only(name: str, value: str, status: int = 401) -> Says:
+    """Calls with this header field are answered; others have that status."""
+    return lambda fields, _: 200 if fields.get(name) == value else status
 
 
 @contextmanager
@@ -89,11 +92,7 @@ def stored(proxy: Proxy, count: int) -> None:
 @pytest.mark.one_way
 def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
     """A server that tells anybody its model, and lets only some generate, is not open."""
-
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        return 200 if path != GENERATE or headers.get("Authorization") == "Bearer k" else 401
-
-    with guarded(says) as upstream:
+    with guarded(only("Authorization", "Bearer k")) as upstream:
         proxy = start_proxy(upstream.url)
         key = {"Authorization": "Bearer k"}
         assert [call(proxy, headers=key), call(proxy)] == ["200 MISS", "401 BYPASS"]
@@ -106,11 +105,7 @@ def test_what_it_tells_of_itself_is_no_key(start_proxy: StartProxy) -> None:
 @pytest.mark.parametrize("status", [400, 404, 422, 429, 503])
 def test_odd_answers_open_nothing(status: int, start_proxy: StartProxy) -> None:
     """Whatever a server says to a client without a key that is not a 200, it gets no hit."""
-
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        return 200 if path != GENERATE or headers.get("Authorization") else status
-
-    with guarded(says) as upstream:
+    with guarded(only("Authorization", "Bearer k", status)) as upstream:
         proxy = start_proxy(upstream.url)
         assert call(proxy, headers={"Authorization": "Bearer k"}) == "200 MISS"
         stored(proxy, 1)
@@ -120,11 +115,7 @@ def test_odd_answers_open_nothing(status: int, start_proxy: StartProxy) -> None:
 def test_another_header(start_proxy: StartProxy) -> None:
     """A key in a header that is not known as one admits nobody, not even its owner, unless it is
     named; then it is a key like any other."""
-
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        return 200 if path != GENERATE or headers.get("X-Odd") == "k" else 401
-
-    with guarded(says) as upstream:
+    with guarded(only("X-Odd", "k")) as upstream:
         proxy = start_proxy(upstream.url)
         owner = {"X-Odd": "k"}
         assert [call(proxy, headers=owner) for _ in range(2)] == ["200 BYPASS"] * 2
@@ -147,14 +138,10 @@ def test_another_header(start_proxy: StartProxy) -> None:
 def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
     """A key that may ask one model gets no hits of another."""
 
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        if path != GENERATE:
-            return 200
-        may = {"Bearer all": ("a", "b"), "Bearer a": ("a",)}.get(
-            headers.get("Authorization", ""), ()
-        )
-        model = json.loads(body).get("model", "")
-        return 200 if model in may else 403
+    may = {"Bearer all": ["a", "b"], "Bearer a": ["a"]}
+
+    def says(fields: Mapping[str, str], body: Any) -> int:
+        return 200 if body.get("model") in may.get(fields.get("Authorization", ""), []) else 403
 
     with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
@@ -182,9 +169,8 @@ def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
     another, where a header chooses between them; where it is let in, it gets its hits."""
     may = {"Bearer all": "abc", "Bearer a": "a", "": "c"}
 
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        chosen = headers.get(name, "none")
-        return 200 if path != GENERATE or chosen in may[headers.get("Authorization", "")] else 403
+    def says(fields: Mapping[str, str], body: Any) -> int:
+        return 200 if fields.get(name, "none") in may[fields.get("Authorization", "")] else 403
 
     with guarded(says) as upstream:
         proxy = start_proxy(upstream.url, "--key-header", "X-Team", "--poll-seconds", "0.1")
@@ -205,10 +191,7 @@ def test_a_header_for_the_proxy_alone(start_proxy: StartProxy) -> None:
     """A header that `Connection` names does not reach upstream: what it answers without it is not
     stored as an answer with it."""
 
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        return 200
-
-    with guarded(says) as upstream:
+    with guarded(lambda *_: 200) as upstream:
         proxy = start_proxy(upstream.url)
         chosen = {"X-Model-Id": "large"}
         named = {**chosen, "Connection": "keep-alive, X-Model-Id"}
@@ -222,10 +205,9 @@ def test_what_was_not_read_lets_nobody_in(start_proxy: StartProxy) -> None:
     """A call that is passed on unread may have named any model: that it was answered says nothing
     of who may ask without naming one."""
 
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        is_owner = headers.get("Authorization") == "Bearer all"
-        is_named = path == GENERATE and json.loads(body).get("model") == "a"
-        return 200 if path != GENERATE or is_owner or is_named else 403
+    def says(fields: Mapping[str, str], body: Any) -> int:
+        is_owner = fields.get("Authorization") == "Bearer all"
+        return 200 if is_owner or body.get("model") == "a" else 403
 
     with guarded(says) as upstream:
         proxy = start_proxy(upstream.url)
@@ -263,10 +245,7 @@ def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy, tmp_path: Pa
     """While upstream is slow to say who it is, or silent, what is stored is given, and the proxy's
     own routes answer: nothing of that waits for upstream."""
 
-    def says(path: str, headers: Mapping[str, str], body: bytes) -> int:
-        return 200
-
-    with guarded(says) as upstream:
+    with guarded(lambda *_: 200) as upstream:
         folder = tmp_path / str(is_silent)
         proxy = start_proxy(upstream.url, "--poll-seconds", "0.1", cache=folder)
         assert call(proxy) == "200 MISS"

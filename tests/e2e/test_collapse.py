@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import aiohttp
 import pytest
 import requests
 
-from tests.conftest import Proxy, StartProxy, corpus, until
+from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import (
     CHAT,
     COMPLETIONS,
@@ -37,7 +36,6 @@ from tests.e2e.calls import (
     sampled,
 )
 from tests.e2e.conftest import StartFront
-from tests.replayer import replaying
 from tests.simulator import Fault, Profile, Simulator, running
 
 # Each test has prompts of its own.
@@ -114,27 +112,27 @@ def risen(before: dict[str, Any], after: dict[str, Any]) -> dict[str, int]:
 class Crowd(ThreadPoolExecutor):
     """Clients of a proxy, each in a thread of its own."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, upstream: Simulator, text: str = "") -> None:
         super().__init__(32)
-        self.proxy = proxy
+        self.proxy, self.upstream = proxy, upstream
+        self.text = text
+        """A prompt that no other test has."""
 
     def ask(self, path: str, body: Any, **kwargs: Any) -> Future[requests.Response]:
         return self.submit(post, self.proxy, path, body, **kwargs)
 
-    def lead(
-        self, simulator: Simulator, path: str, body: Any, **kwargs: Any
-    ) -> Future[requests.Response]:
+    def lead(self, path: str, body: Any, **kwargs: Any) -> Future[requests.Response]:
         """One whose call upstream holds back."""
-        others = simulator.waiting
-        simulator.faults.append(Fault.HOLD)
+        others = self.upstream.waiting
+        self.upstream.faults.append(Fault.HOLD)
         answer = self.ask(path, body, **kwargs)
-        until(lambda: simulator.waiting == others + 1)
+        until(lambda: self.upstream.waiting == others + 1)
         return answer
 
 
 @pytest.fixture
-def crowd(proxy: Proxy) -> Iterator[Crowd]:
-    with Crowd(proxy) as pool:
+def crowd(proxy: Proxy, simulator: Simulator, text: str) -> Iterator[Crowd]:
+    with Crowd(proxy, simulator, text) as pool:
         yield pool
 
 
@@ -143,46 +141,41 @@ def crowd(proxy: Proxy) -> Iterator[Crowd]:
 
 @paths
 @forms
-def test_identical(
-    path: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_identical(path: str, form: Any, crowd: Crowd) -> None:
     """Equal calls at the same time, as streams and in JSON, are one generation, and one answer."""
-    body = asking(path, text, **form)
-    bodies = [asking(path, text, **other) for other in FORMS.values()]
-    before = proxy.stats()
-    answers = [crowd.lead(simulator, path, body), *(crowd.ask(path, one) for one in bodies * 2)]
-    waiting(proxy, 4)
-    simulator.release()
+    body = asking(path, crowd.text, **form)
+    bodies = [asking(path, crowd.text, **other) for other in FORMS.values()]
+    before = crowd.proxy.stats()
+    answers = [crowd.lead(path, body), *(crowd.ask(path, one) for one in bodies * 2)]
+    waiting(crowd.proxy, 4)
+    crowd.upstream.release()
     assert kinds(answers) == {"MISS": 1, "COLLAPSED": 4}
     found = [answer.result() for answer in answers]
     assert len({str(heard(path, answer)) for answer in found}) == 1
-    assert (
-        len({answer.content for answer in found if "json" in answer.headers["content-type"]}) == 1
-    )
     # Each event of `/generate` has all of the text: who is behind gets the newest.
-    streams = [events(answer) for answer in found if "json" not in answer.headers["content-type"]]
-    assert len({b"".join(one[-2:] if path == GENERATE else one) for one in streams}) == 1
-    assert len(sampled(simulator)) == 1
+    last = slice(-2 if path == GENERATE else None, None)
+    assert len({b"".join(events(a)[last]) if DONE in a.content else a.content for a in found}) == 2
+    assert len(sampled(crowd.upstream)) == 1
     status = answers[1].result().headers["Cache-Status"]
     named = re.fullmatch(r'sglang-cached; fwd=miss; collapsed; key="([0-9a-f]{32})"', status)
     assert named
     assert f'key="{named[1]}"' in answers[0].result().headers["Cache-Status"]
-    after = proxy.stats()
+    after = crowd.proxy.stats()
     assert is_idle(after)
     assert risen(before, after) == {
         "num_keys": 1, "total_responses": 1, "misses": 1, "hits": 4, "collapsed": 4,
         "samples_from_cache": 4, "samples_from_upstream": 1, "tokens_saved": 32,
     }  # fmt: skip
-    assert post(proxy, path, body).headers["X-Cache"] == "HIT"
+    assert post(crowd.proxy, path, body).headers["X-Cache"] == "HIT"
 
 
 @pytest.mark.one_way
 def test_as_long_as_it_takes(simulator: Simulator, start_proxy: StartProxy, text: str) -> None:
     """Who waits goes on waiting, longer than upstream is believed in without a question."""
     proxy = start_proxy(simulator.url, "--poll-seconds", "0.1")
-    with Crowd(proxy) as crowd:
+    with Crowd(proxy, simulator) as crowd:
         body = asking(GENERATE, text)
-        answers = [crowd.lead(simulator, GENERATE, body), crowd.ask(GENERATE, body)]
+        answers = [crowd.lead(GENERATE, body), crowd.ask(GENERATE, body)]
         waiting(proxy, 1)
         asked = len(simulator.received)
         # Others keep the upstream being asked who it is.
@@ -199,21 +192,19 @@ def test_as_long_as_it_takes(simulator: Simulator, start_proxy: StartProxy, text
 @pytest.mark.one_way
 @paths
 @forms
-def test_most_first(
-    path: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_most_first(path: str, form: Any, crowd: Crowd) -> None:
     """Calls that lack 1, 2, 4 and 3 samples of one pool share what is generated."""
-    stored = heard(path, post(proxy, path, asking(path, text)))[0]
+    stored = heard(path, post(crowd.proxy, path, asking(path, crowd.text)))[0]
     sizes = [2, 1 + 1, 4, 3]
-    leader = crowd.lead(simulator, path, asking(path, text, sizes[0], **form))
-    answers = [crowd.ask(path, asking(path, text, n, **form)) for n in sizes[1:]]
-    waiting(proxy, 3)
-    simulator.faults.append(Fault.HOLD)
-    simulator.release()
+    leader = crowd.lead(path, asking(path, crowd.text, sizes[0], **form))
+    answers = [crowd.ask(path, asking(path, crowd.text, n, **form)) for n in sizes[1:]]
+    waiting(crowd.proxy, 3)
+    crowd.upstream.faults.append(Fault.HOLD)
+    crowd.upstream.release()
     assert leader.result().headers["X-Cache"] == "PARTIAL"
-    waiting(proxy, 1)  # the last but one is answered, or reads along
-    until(lambda: simulator.waiting == 1)
-    simulator.release()
+    waiting(crowd.proxy, 1)  # the last but one is answered, or reads along
+    until(lambda: crowd.upstream.waiting == 1)
+    crowd.upstream.release()
     found = [heard(path, answer.result()) for answer in [leader, *answers]]
     assert [len(one) for one in found] == sizes
     whole = found[2]
@@ -222,38 +213,36 @@ def test_most_first(
     # As if they had come one after the other: each has the first of the same samples.
     for one in found:
         assert one == {k: whole[k] for k in one}
-    asked = [b.get("n") or b["sampling_params"]["n"] for b in sampled(simulator)]
+    asked = [b.get("n") or b["sampling_params"]["n"] for b in sampled(crowd.upstream)]
     assert asked == [1, 1, 2]
-    assert simulator.running == 0
+    assert crowd.upstream.running == 0
 
 
 @pytest.mark.one_way
 @pytest.mark.parametrize("path", [GENERATE, COMPLETIONS])
 @forms
-def test_item_of_a_batch(
-    path: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_item_of_a_batch(path: str, form: Any, crowd: Crowd) -> None:
     """A batch takes what is on its way for a call, and a call what is on its way for a batch."""
-    alone = crowd.lead(simulator, path, asking(path, f"{text} a"))
-    batch = crowd.ask(path, asking(path, [f"{text} a", f"{text} b"], **form))
-    waiting(proxy, 1)
+    alone = crowd.lead(path, asking(path, f"{crowd.text} a"))
+    batch = crowd.ask(path, asking(path, [f"{crowd.text} a", f"{crowd.text} b"], **form))
+    waiting(crowd.proxy, 1)
     if not form:
         # What nobody else fetches is fetched at once.
-        until(lambda: len(sampled(simulator)) == 2)
-    simulator.release()
+        until(lambda: len(sampled(crowd.upstream)) == 2)
+    crowd.upstream.release()
     said = heard(path, batch.result())
     assert said[0] == heard(path, alone.result())[0]
-    assert len(sampled(simulator)) == 2
+    assert len(sampled(crowd.upstream)) == 2
     name = "text" if path == GENERATE else "prompt"
-    assert sampled(simulator)[1][name] in ([f"{text} b"], f"{text} b")
+    assert sampled(crowd.upstream)[1][name] in ([f"{crowd.text} b"], f"{crowd.text} b")
     # The other way round.
-    batch = crowd.lead(simulator, path, asking(path, [f"{text} c", f"{text} d"], **form))
-    alone = crowd.ask(path, asking(path, f"{text} d"))
-    waiting(proxy, 1)
-    simulator.release()
+    batch = crowd.lead(path, asking(path, [f"{crowd.text} c", f"{crowd.text} d"], **form))
+    alone = crowd.ask(path, asking(path, f"{crowd.text} d"))
+    waiting(crowd.proxy, 1)
+    crowd.upstream.release()
     assert alone.result().headers["X-Cache"] == "COLLAPSED"
     assert heard(path, alone.result())[0] == heard(path, batch.result())[1]
-    assert len(sampled(simulator)) == 3
+    assert len(sampled(crowd.upstream)) == 3
 
 
 @pytest.mark.one_way
@@ -295,37 +284,33 @@ def test_a_thousand(form: Any, simulator: Simulator, proxy: Proxy, text: str) ->
 
 @forms
 @pytest.mark.parametrize("path", [GENERATE, CHAT])
-def test_leader_leaves(
-    path: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_leader_leaves(path: str, form: Any, crowd: Crowd) -> None:
     """What is generated for others, too, goes on when the first who wanted it leaves."""
-    body, aborted = asking(path, text, **form), simulator.aborted
-    simulator.faults.append(Fault.HOLD)
-    with closing(Stream(proxy, path, body)):
-        until(lambda: simulator.waiting == 1)
+    body, aborted = asking(path, crowd.text, **form), crowd.upstream.aborted
+    crowd.upstream.faults.append(Fault.HOLD)
+    with closing(Stream(crowd.proxy, path, body)):
+        until(lambda: crowd.upstream.waiting == 1)
         answers = [crowd.ask(path, body) for _ in range(3)]
-        waiting(proxy, 3)
-    waiting(proxy, 2)
-    simulator.release()
+        waiting(crowd.proxy, 3)
+    waiting(crowd.proxy, 2)
+    crowd.upstream.release()
     assert kinds(answers) == {"COLLAPSED": 3}
-    assert (len(sampled(simulator)), simulator.aborted) == (1, aborted)
-    assert post(proxy, path, body).headers["X-Cache"] == "HIT"
+    assert (len(sampled(crowd.upstream)), crowd.upstream.aborted) == (1, aborted)
+    assert post(crowd.proxy, path, body).headers["X-Cache"] == "HIT"
 
 
 @forms
-def test_follower_leaves(
-    form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_follower_leaves(form: Any, crowd: Crowd) -> None:
     """One who leaves neither takes others along nor is waited for."""
-    body = asking(CHAT, text, **form)
-    answers = [crowd.lead(simulator, CHAT, body)]
-    with closing(Stream(proxy, CHAT, body)):
+    body = asking(CHAT, crowd.text, **form)
+    answers = [crowd.lead(CHAT, body)]
+    with closing(Stream(crowd.proxy, CHAT, body)):
         answers.append(crowd.ask(CHAT, body))
-        waiting(proxy, 2)
-    waiting(proxy, 1)
-    simulator.release()
+        waiting(crowd.proxy, 2)
+    waiting(crowd.proxy, 1)
+    crowd.upstream.release()
     assert kinds(answers) == {"MISS": 1, "COLLAPSED": 1}
-    assert is_idle(proxy.stats())
+    assert is_idle(crowd.proxy.stats())
 
 
 @forms
@@ -354,7 +339,7 @@ def test_failures(fault: Fault, form: Any, start_proxy: StartProxy, text: str) -
     with running(Profile()) as upstream:
         proxy = start_proxy(upstream.url)
         upstream.faults.extend([fault] * 24)
-        with Crowd(proxy) as crowd, paused(upstream):
+        with Crowd(proxy, upstream) as crowd, paused(upstream):
             answers = [crowd.ask(GENERATE, body) for _ in range(12)]
             if fault is not Fault.ERROR_503:  # which upstream says at once
                 waiting(proxy, 11)
@@ -379,8 +364,8 @@ def test_upstream_goes(form: Any, start_proxy: StartProxy, text: str) -> None:
     body = asking(CHAT, text, **form)
     with running(Profile()) as upstream:
         proxy = start_proxy(upstream.url)
-        crowd = Crowd(proxy)
-        answers = [crowd.lead(upstream, CHAT, body), *(crowd.ask(CHAT, body) for _ in range(5))]
+        crowd = Crowd(proxy, upstream)
+        answers = [crowd.lead(CHAT, body), *(crowd.ask(CHAT, body) for _ in range(5))]
         waiting(proxy, 5)
     with crowd:
         for answer in answers:
@@ -399,7 +384,7 @@ def test_never_stored(form: Any, fault: Fault, start_proxy: StartProxy, text: st
     with running(Profile()) as upstream:
         proxy = start_proxy(upstream.url)
         upstream.faults += [fault, *[Fault.HOLD] * 5]
-        with Crowd(proxy) as crowd:
+        with Crowd(proxy, upstream) as crowd:
             with paused(upstream):
                 leader = crowd.ask(GENERATE, body)
                 until(lambda: upstream.parked)
@@ -421,9 +406,9 @@ def test_refusals_are_personal(form: Any, start_proxy: StartProxy, text: str) ->
     good, bad = ({"headers": {"Authorization": f"Bearer {key}"}} for key in ("good", "bad"))
     with running(Profile(api_key="good")) as upstream:
         proxy = start_proxy(upstream.url)
-        with Crowd(proxy) as crowd:
+        with Crowd(proxy, upstream) as crowd:
             assert crowd.ask(CHAT, body, **bad).result().status_code == 401
-            answers = [crowd.lead(upstream, CHAT, body, **good), crowd.ask(CHAT, body, **good)]
+            answers = [crowd.lead(CHAT, body, **good), crowd.ask(CHAT, body, **good)]
             waiting(proxy, 1)
             refused = [crowd.ask(CHAT, body, **who) for who in (bad, bad, {})]
             for answer in refused:
@@ -435,25 +420,23 @@ def test_refusals_are_personal(form: Any, start_proxy: StartProxy, text: str) ->
             assert crowd.ask(CHAT, body, **bad).result().status_code == 401
 
 
-def test_leader_that_does_not_read(
-    simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_leader_that_does_not_read(crowd: Crowd) -> None:
     """A client on a slow line does not set the pace for others who want the same."""
-    body = asking(GENERATE, text, tokens=1200, stream=True)
-    simulator.faults.append(Fault.HOLD)
-    with closing(Stream(proxy, GENERATE, body)) as leader:
+    body = asking(GENERATE, crowd.text, tokens=1200, stream=True)
+    crowd.upstream.faults.append(Fault.HOLD)
+    with closing(Stream(crowd.proxy, GENERATE, body)) as leader:
         leader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        until(lambda: simulator.waiting == 1)
+        until(lambda: crowd.upstream.waiting == 1)
         follower = crowd.ask(GENERATE, body)
-        waiting(proxy, 1)
-        simulator.release()
+        waiting(crowd.proxy, 1)
+        crowd.upstream.release()
         assert follower.result().headers["X-Cache"] == "COLLAPSED"
         leader.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         chunks = leader.begin().rest()
         # It was behind: what had been superseded by the time it read was left out.
         assert len(chunks) < 1200
         assert chunks[-2:] == events(follower.result())[-2:]
-    assert len(sampled(simulator)) == 1
+    assert len(sampled(crowd.upstream)) == 1
 
 
 @pytest.mark.one_way
@@ -467,8 +450,8 @@ def test_slow_word(form: Any, start_proxy: StartProxy, text: str) -> None:
         post(proxy, CHAT, other)
         until(lambda: proxy.stats()["total_responses"] == 1)
         body = asking(CHAT, text, **form)
-        with Crowd(proxy) as crowd:
-            answers = [crowd.lead(upstream, CHAT, body)]
+        with Crowd(proxy, upstream) as crowd:
+            answers = [crowd.lead(CHAT, body)]
             answers += [crowd.ask(CHAT, body) for _ in range(3)]
             waiting(proxy, 3)
             upstream.profile = replace(upstream.profile, info_delay=8.0)
@@ -499,43 +482,41 @@ def aborts(simulator: Simulator) -> list[str]:
 
 
 @forms
-def test_abort_alone(
-    form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_abort_alone(form: Any, crowd: Crowd) -> None:
     """A client ends its own call, and upstream stops generating it."""
-    aborted = simulator.aborted
-    answer = crowd.lead(simulator, GENERATE, asking(GENERATE, text, rid=text, **form))
-    assert abort(proxy, text) == 200
-    assert finish(answer.result()) == f"abort of {text}"
-    assert simulator.aborted == aborted + 1
-    assert aborts(simulator) == [sampled(simulator)[0]["rid"]]
-    assert aborts(simulator) != [text]
-    assert is_idle(proxy.stats())
+    aborted = crowd.upstream.aborted
+    answer = crowd.lead(GENERATE, asking(GENERATE, crowd.text, rid=crowd.text, **form))
+    assert abort(crowd.proxy, crowd.text) == 200
+    assert finish(answer.result()) == f"abort of {crowd.text}"
+    assert crowd.upstream.aborted == aborted + 1
+    assert aborts(crowd.upstream) == [sampled(crowd.upstream)[0]["rid"]]
+    assert aborts(crowd.upstream) != [crowd.text]
+    assert is_idle(crowd.proxy.stats())
 
 
 @pytest.mark.one_way
 @forms
 @pytest.mark.parametrize("who", ["leader", "follower"])
-def test_abort_of_one(
-    who: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_abort_of_one(who: str, form: Any, crowd: Crowd) -> None:
     """One who aborts a call ends it, and not for others."""
-    aborted = simulator.aborted
-    calls = {name: asking(GENERATE, text, rid=f"{text} {name}", **form) for name in "ab"}
-    answers = {"a": crowd.lead(simulator, GENERATE, calls["a"])}
+    aborted = crowd.upstream.aborted
+    calls = {
+        name: asking(GENERATE, crowd.text, rid=f"{crowd.text} {name}", **form) for name in "ab"
+    }
+    answers = {"a": crowd.lead(GENERATE, calls["a"])}
     answers["b"] = crowd.ask(GENERATE, calls["b"])
-    waiting(proxy, 1)
+    waiting(crowd.proxy, 1)
     name, other = ("a", "b") if who == "leader" else ("b", "a")
-    assert abort(proxy, f"{text} {name}") == 200
-    assert finish(answers[name].result()) == f"abort of {text} {name}"
+    assert abort(crowd.proxy, f"{crowd.text} {name}") == 200
+    assert finish(answers[name].result()) == f"abort of {crowd.text} {name}"
     assert answers[name].result().headers["X-Cache"] == "MISS"
     assert "detail=abort" in answers[name].result().headers["Cache-Status"]
-    assert simulator.waiting == 1
-    assert not {f"{text} a", f"{text} b"} & set(aborts(simulator))
-    simulator.release()
-    assert finish(answers[other].result()) == f"length of {text} {other}"
-    assert simulator.aborted == aborted
-    assert is_idle(proxy.stats())
+    assert crowd.upstream.waiting == 1
+    assert not {f"{crowd.text} a", f"{crowd.text} b"} & set(aborts(crowd.upstream))
+    crowd.upstream.release()
+    assert finish(answers[other].result()) == f"length of {crowd.text} {other}"
+    assert crowd.upstream.aborted == aborted
+    assert is_idle(crowd.proxy.stats())
 
 
 @pytest.mark.parametrize("who", ["leader", "follower"])
@@ -578,9 +559,9 @@ def test_abort_that_is_refused(form: Any, start_proxy: StartProxy, text: str) ->
     """Somebody without the key does not end others' calls."""
     with running(Profile(admin_api_key="admin")) as upstream:
         proxy = start_proxy(upstream.url)
-        with Crowd(proxy) as crowd:
+        with Crowd(proxy, upstream) as crowd:
             calls = [asking(GENERATE, text, rid=name, **form) for name in "ab"]
-            answers = [crowd.lead(upstream, GENERATE, calls[0]), crowd.ask(GENERATE, calls[1])]
+            answers = [crowd.lead(GENERATE, calls[0]), crowd.ask(GENERATE, calls[1])]
             waiting(proxy, 1)
             assert [abort(proxy, name) for name in "ab"] == [401, 401]
             assert (proxy.stats()["followers"], upstream.waiting) == (1, 1)
@@ -596,59 +577,55 @@ def test_abort_that_is_refused(form: Any, start_proxy: StartProxy, text: str) ->
 
 @pytest.mark.one_way
 @forms
-def test_abort_all(form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str) -> None:
+def test_abort_all(form: Any, crowd: Crowd) -> None:
     """Who waits for what was aborted is told so, and nothing is generated again."""
-    calls = [asking(GENERATE, text, rid=f"{text} {i}", **form) for i in range(4)]
-    alone = asking(GENERATE, f"{text} alone", rid=f"{text} alone", **form)
-    answers = [crowd.lead(simulator, GENERATE, calls[0])]
+    calls = [asking(GENERATE, crowd.text, rid=f"{crowd.text} {i}", **form) for i in range(4)]
+    alone = asking(GENERATE, f"{crowd.text} alone", rid=f"{crowd.text} alone", **form)
+    answers = [crowd.lead(GENERATE, calls[0])]
     answers += [crowd.ask(GENERATE, call) for call in calls[1:]]
-    answers += [crowd.lead(simulator, GENERATE, alone)]
-    waiting(proxy, 3)
-    asked = post(proxy, "/abort_request", {"abort_all": True})
+    answers += [crowd.lead(GENERATE, alone)]
+    waiting(crowd.proxy, 3)
+    asked = post(crowd.proxy, "/abort_request", {"abort_all": True})
     assert asked.status_code == 200
     assert {finish(answer.result())[:6] for answer in answers} == {"abort "}
-    assert len(sampled(simulator)) == 2
-    assert is_idle(proxy.stats())
+    assert len(sampled(crowd.upstream)) == 2
+    assert is_idle(crowd.proxy.stats())
 
 
 @forms
-def test_pause_that_aborts(
-    form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_pause_that_aborts(form: Any, crowd: Crowd) -> None:
     """Who waits for what a pause has aborted does not wait for the end of the pause."""
-    calls = [asking(GENERATE, text, rid=f"{text} {i}", **form) for i in range(3)]
-    answers = [crowd.lead(simulator, GENERATE, calls[0])]
+    calls = [asking(GENERATE, crowd.text, rid=f"{crowd.text} {i}", **form) for i in range(3)]
+    answers = [crowd.lead(GENERATE, calls[0])]
     answers += [crowd.ask(GENERATE, call) for call in calls[1:]]
-    waiting(proxy, 2)
+    waiting(crowd.proxy, 2)
     try:
-        assert post(proxy, "/pause_generation", {"mode": "retract"}).status_code == 200
-        assert (proxy.stats()["followers"], simulator.waiting) == (2, 1)
-        assert post(proxy, "/pause_generation", {}).status_code == 200
+        assert post(crowd.proxy, "/pause_generation", {"mode": "retract"}).status_code == 200
+        assert (crowd.proxy.stats()["followers"], crowd.upstream.waiting) == (2, 1)
+        assert post(crowd.proxy, "/pause_generation", {}).status_code == 200
         assert [finish(answer.result()) for answer in answers] == [
-            f"abort of {text} {i}" for i in range(3)
+            f"abort of {crowd.text} {i}" for i in range(3)
         ]
-        assert len(sampled(simulator)) == 1
-        assert is_idle(proxy.stats())
+        assert len(sampled(crowd.upstream)) == 1
+        assert is_idle(crowd.proxy.stats())
     finally:
-        post(proxy, "/continue_generation", {})
+        post(crowd.proxy, "/continue_generation", {})
 
 
 @pytest.mark.one_way
-def test_abort_by_the_beginning_of_an_id(
-    simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_abort_by_the_beginning_of_an_id(crowd: Crowd) -> None:
     """An abort of one id is one of all that begin with it, as in SGLang's scheduler."""
-    rids = [f"{text} {tail}" for tail in ("1", "10", "1_0", "2")]
+    rids = [f"{crowd.text} {tail}" for tail in ("1", "10", "1_0", "2")]
     answers = [
-        crowd.lead(simulator, GENERATE, asking(GENERATE, f"{text} {rid}", rid=rid)) for rid in rids
+        crowd.lead(GENERATE, asking(GENERATE, f"{crowd.text} {rid}", rid=rid)) for rid in rids
     ]
-    assert abort(proxy, f"{text} ") == 200
-    assert simulator.waiting == 4
-    assert abort(proxy, rids[0]) == 200
+    assert abort(crowd.proxy, f"{crowd.text} ") == 200
+    assert crowd.upstream.waiting == 4
+    assert abort(crowd.proxy, rids[0]) == 200
     for rid, answer in zip(rids[:3], answers, strict=False):
         assert finish(answer.result()) == f"abort of {rid}"
-    assert simulator.waiting == 1
-    simulator.release()
+    assert crowd.upstream.waiting == 1
+    crowd.upstream.release()
     assert finish(answers[3].result()) == f"length of {rids[3]}"
 
 
@@ -660,18 +637,16 @@ def test_abort_by_the_beginning_of_an_id(
 @pytest.mark.parametrize(
     ("value", "kind"), [("no-store", "BYPASS"), ("no-cache", "MISS"), ("max-age=5", "MISS")]
 )
-def test_own_way(
-    value: str, kind: str, form: Any, simulator: Simulator, proxy: Proxy, crowd: Crowd, text: str
-) -> None:
+def test_own_way(value: str, kind: str, form: Any, crowd: Crowd) -> None:
     """A client that wants a generation of its own gets one."""
-    body = asking(CHAT, text, **form)
-    answers = [crowd.lead(simulator, CHAT, body)]
-    answers.append(crowd.lead(simulator, CHAT, body, headers={"Cache-Control": value}))
-    assert proxy.stats()["followers"] == 0
-    simulator.release()
+    body = asking(CHAT, crowd.text, **form)
+    answers = [crowd.lead(CHAT, body)]
+    answers.append(crowd.lead(CHAT, body, headers={"Cache-Control": value}))
+    assert crowd.proxy.stats()["followers"] == 0
+    crowd.upstream.release()
     assert [answer.result().headers["X-Cache"] for answer in answers] == ["MISS", kind]
     assert len({answer.result().content for answer in answers}) == 2
-    assert len(sampled(simulator)) == 2
+    assert len(sampled(crowd.upstream)) == 2
 
 
 @pytest.mark.one_way
@@ -679,9 +654,9 @@ def test_own_way(
 def test_no_collapse(form: Any, simulator: Simulator, start_proxy: StartProxy, text: str) -> None:
     """With --no-collapse each call has a sample of its own."""
     proxy = start_proxy(simulator.url, "--no-collapse")
-    with Crowd(proxy) as crowd:
+    with Crowd(proxy, simulator) as crowd:
         body = asking(CHAT, text, **form)
-        answers = [crowd.lead(simulator, CHAT, body) for _ in range(3)]
+        answers = [crowd.lead(CHAT, body) for _ in range(3)]
         assert proxy.stats()["followers"] == 0
         simulator.release()
         assert kinds(answers) == {"MISS": 3}
@@ -689,33 +664,3 @@ def test_no_collapse(form: Any, simulator: Simulator, start_proxy: StartProxy, t
         stats = proxy.stats()
         assert (stats["num_keys"], stats["total_responses"], stats["collapsed"]) == (1, 3, 0)
         assert post(proxy, CHAT, asking(CHAT, text, 3)).headers["X-Cache"] == "HIT"
-
-
-# Connections of their own
-
-
-@pytest.mark.one_way
-def test_idle_connections(start_proxy: StartProxy) -> None:
-    """An upstream that hangs up on idle connections costs no requests."""
-    (pair,) = corpus("generate-n1")
-    with replaying() as upstream:
-        handler: Any = upstream.RequestHandlerClass
-
-        class Forgetful(handler):
-            """Says nothing to the second request of a connection."""
-
-            asked = 0
-
-            def parse_request(self) -> bool:
-                self.asked += 1
-                self.close_connection = self.asked > 1
-                return not self.close_connection and BaseHTTPRequestHandler.parse_request(self)
-
-        upstream.RequestHandlerClass = Forgetful
-        upstream.pair = pair
-        proxy = start_proxy(upstream.url)
-        for i in range(4):
-            answer = post(proxy, GENERATE, asking(GENERATE, f"number {i}"))
-            assert (answer.status_code, answer.headers["X-Cache"]) == (200, "MISS"), answer.headers
-        assert len(upstream.received) == 4
-        until(lambda: proxy.stats()["total_responses"] == 4)

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import requests
 
+from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.store.journal.lines import seal
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e import calls
@@ -407,6 +408,10 @@ def test_key(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> N
     assert proxy.stop() == 0
     lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
     assert lines[0]["key"].startswith(key)
+    # A person with jq finds question and answers on one line.
+    assert lines[0]["v"] == FORMAT_VERSION
+    assert lines[0]["call"] == asking(GENERATE)
+    assert lines[0]["answers"][0]["meta_info"]["completion_tokens"] == 8
 
 
 @forms
@@ -425,14 +430,3 @@ def test_cache_status(
     partial = ask(proxy, path, asking(path, 3, **form))
     detail = '; detail="1 of 3 stored"'
     assert status_of(partial) == ("PARTIAL", f"sglang-cached; fwd=partial{stored}{detail}")
-    simulator.faults.append(Fault.HOLD)
-    body = asking(path, temperature=0.5, sampling_params={"temperature": 0.5}, **form)
-    with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(post, proxy, path, body) for _ in range(2)]
-        until(lambda: simulator.waiting and proxy.stats()["followers"] == 1)
-        simulator.release()
-        found = sorted(status_of(answer.result()) for answer in answers)
-    assert found == [
-        ("COLLAPSED", "sglang-cached; fwd=miss; collapsed"),
-        ("MISS", f"sglang-cached; fwd=miss{stored}"),
-    ]

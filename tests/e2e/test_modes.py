@@ -17,7 +17,6 @@ from tests.e2e.calls import (
     BODIES,
     CALLS,
     CHAT,
-    COMPLETIONS,
     FORMS,
     GENERATE,
     ask,
@@ -282,25 +281,6 @@ def test_nearest_for_who_comes_through_a_proxy(offline: Proxy) -> None:
         message = denied.json()["error"]["message"]
         assert "nearest" in message
         assert "one two" not in message
-
-
-def test_nearest_of_several(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """The one with the fewest differences, of the same API, of which the texts agree longest."""
-    first = start_proxy(simulator.url)
-    for text in ("The cat sat.", "The dog sat.", "A cat"):
-        ask(first, CHAT, asking(CHAT, text))
-        ask(first, COMPLETIONS, asking(COMPLETIONS, "The dog ran."))
-    path = Path(first.stats()["cache_file"])
-    assert first.stop() == 0
-    keys = {}
-    for line in path.read_bytes().splitlines():
-        record = json.loads(line)
-        if "messages" in record["call"]:
-            keys[record["call"]["messages"][0]["content"]] = record["key"]
-    proxy = start_proxy(simulator.url, "--mode", "offline")
-    message = ask(proxy, CHAT, asking(CHAT, "The dog ran.")).json()["error"]["message"]
-    assert keys["The dog sat."][:32] in message
-    assert 'messages[0].content (asked "The dog ran.", stored "The dog sat.")' in message
 
 
 def test_unknown_mode(simulator: Simulator, start_proxy: StartProxy) -> None:

@@ -95,18 +95,6 @@ def shape(answer: requests.Response) -> Any:
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-def test_json_after_a_stream(path: str, simulator: Simulator, proxy: Proxy) -> None:
-    """JSON from a stream said nothing of the weights that it was of."""
-    body = asking(path, "metadata")
-    assert post(proxy, path, {**body, "stream": True}).headers["X-Cache"] == "MISS"
-    direct = requests.post(simulator.url + path, json=body, timeout=30).json()
-    hit = post(proxy, path, body)
-    assert hit.headers["X-Cache"] == "HIT"
-    assert bare(hit.json()) == bare(direct)
-    assert list(hit.json()) == list(direct)
-
-
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_usage_by_default(path: str, start_proxy: StartProxy) -> None:
     """A server that ends its streams with their usage unasked still does."""
     with running(Profile(stream_response_default_include_usage=True)) as upstream:

@@ -12,6 +12,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import isclose
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, cache_status
+from tests.e2e.calls import BODIES, asking, greedy, json_texts
 from tests.tables import each
 
 Post = Callable[..., requests.Response]
@@ -40,40 +42,20 @@ def post(front: Proxy) -> Post:
     return send
 
 
-def generate(text: Any, n: int | None = None, **fields: Any) -> dict[str, Any]:
-    params: dict[str, Any] = {"temperature": 0.9, "max_new_tokens": 8}
-    return {"text": text, "sampling_params": params | ({"n": n} if n else {}), **fields}
-
-
-def chat(text: str, **fields: Any) -> dict[str, Any]:
-    messages = [{"role": "user", "content": text}]
-    return {"model": "any", "messages": messages, "max_tokens": 8, "temperature": 0.9, **fields}
-
-
-def completion(text: Any, **fields: Any) -> dict[str, Any]:
-    return {"model": "any", "prompt": text, "max_tokens": 8, "temperature": 0.9, **fields}
-
-
-API = {"/generate": generate, "/v1/completions": completion, "/v1/chat/completions": chat}
-
-
-def with_n(path: str, text: str, n: int) -> dict[str, Any]:
-    return generate(text, n) if path == "/generate" else API[path](text, n=n)
-
-
 def texts(path: str, answer: Any) -> list[str]:
     """The generated texts of an answer, in order."""
-    if path == "/generate":
-        return [native["text"] for native in (answer if isinstance(answer, list) else [answer])]
-    choices = answer["choices"]
-    assert [choice["index"] for choice in choices] == list(range(len(choices)))
-    return [c["text"] if "text" in c else c["message"]["content"] for c in choices]
+    found = json_texts(path, answer)
+    assert list(found) == list(range(len(found)))
+    return list(found.values())
 
 
-@each("path", API)
+generate, completion, chat = (partial(asking, path) for path in BODIES)
+
+
+@each("path", BODIES)
 def test_repeat_hits(path: str, post: Post) -> None:
     """The second of two equal requests is answered from the cache, byte for byte."""
-    body = API[path](prompt())
+    body = asking(path, prompt())
     first, second = post(path, body), post(path, body)
     assert first.headers["X-Cache"] == "MISS"
     assert cache_status(first.headers) == "sglang-cached; fwd=miss; stored"
@@ -102,8 +84,8 @@ def test_ragged_batch(path: str, post: Post) -> None:
     """Items that are short of different numbers of samples are filled, prompt-major."""
     a, b = prompt("a"), prompt("b")
     batch = [a, b]
-    first = texts(path, post(path, with_n(path, a, 2)).json())
-    body = generate(batch, 3) if path == "/generate" else completion(batch, n=3)
+    first = texts(path, post(path, asking(path, a, 2)).json())
+    body = asking(path, batch, 3)
     answer = post(path, body)
     assert answer.headers["Cache-Status"].endswith('detail="2 of 6 stored"')
     got = texts(path, answer.json())
@@ -272,7 +254,7 @@ def events(answer: requests.Response) -> list[bytes]:
 @each("options", [{"include_usage": True}, {"continuous_usage_stats": True}])
 def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_url: str) -> None:
     """Usage comes where it is asked for, as upstream words it, and JSON has the same."""
-    body = {**API[path](prompt(), temperature=0), "stream": True, "stream_options": options}
+    body = {**greedy(path, prompt()), "stream": True, "stream_options": options}
     direct = requests.post(upstream_url + path, json=body, timeout=60)
     first, again = post(path, body), post(path, body)
     assert (first.headers["X-Cache"], again.headers["X-Cache"]) == ("MISS", "HIT")
@@ -288,7 +270,7 @@ def test_stream_usage(path: str, options: dict[str, bool], post: Post, upstream_
         assert post(path, plain).json()["usage"].items() >= told[-1].items()
 
 
-@each("path", API)
+@each("path", BODIES)
 def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
     """A greedy answer is the same from upstream, and from a stream of it that was stored: in all
     that two calls to upstream itself agree in."""
@@ -298,7 +280,7 @@ def test_json_of_a_stream(path: str, post: Post, upstream_url: str) -> None:
     if "chat" in path:
         options = {"logprobs": True, "top_logprobs": 2}
     for _ in range(20):
-        body = json.loads(json.dumps(API[path](prompt())).replace("0.9", "0.0")) | options
+        body = greedy(path, prompt(), **options)
         direct, second = (
             requests.post(upstream_url + path, json=body, timeout=60).json() for _ in "12"
         )

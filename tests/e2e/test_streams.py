@@ -8,7 +8,6 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-import requests
 
 from tests.conftest import Proxy, StartProxy, cache_status, read_all, until
 from tests.e2e.calls import (
@@ -40,48 +39,6 @@ def test_replay_is_the_recording(path: str, simulator: Simulator, proxy: Proxy) 
     assert replayed == recorded
     assert len(recorded) > 8
     assert len(sampled(simulator)) == 1
-
-
-FAULTS = {
-    Fault.ABORT: "abort",
-    Fault.ERROR_BODY: "error",
-    Fault.ERROR_EVENT: "error",
-    Fault.TOO_FEW: "unfinished",
-}
-
-
-@each("path", BODIES)
-@each("fault", FAULTS, ids=str)
-def test_never_stored(path: str, fault: Fault, simulator: Simulator, proxy: Proxy) -> None:
-    """A stream that went wrong reaches the client as it is, says so, and is not kept."""
-    post(proxy, "/cache/clear", None)
-    reason, before, told = FAULTS[fault], proxy.stats()["not_stored"], proxy.log.count("(")
-    body = {**sampling(path, 2), "stream": True}
-    simulator.faults += [fault, fault]
-    direct = requests.post(simulator.url + path, json=body, timeout=30).text
-    headers, chunks = stream(proxy, path, sampling(path, 2))
-    assert headers["x-cache"] == "MISS"
-    assert len(chunks) == direct.count("data: ")
-    until(lambda: proxy.log.count("(") > told)
-    assert f"({reason})" in proxy.log.splitlines()[-1]
-    stats = proxy.stats()
-    assert stats["total_responses"] == 0
-    assert stats["not_stored"] == {**before, reason: before.get(reason, 0) + 1}
-    assert stream(proxy, path, sampling(path, 2))[0]["x-cache"] == "MISS"
-
-
-@each("path", BODIES)
-def test_upstream_cuts(path: str, simulator: Simulator, proxy: Proxy) -> None:
-    """When upstream hangs up, the client sees just that, and nothing is stored."""
-    post(proxy, "/cache/clear", None)
-    cuts = proxy.log.count("(cut)")
-    simulator.faults.append(Fault.CUT)
-    body = {**sampling(path), "stream": True}
-    with closing(Stream(proxy, path, body)) as client, pytest.raises(ConnectionError):
-        client.begin().rest()
-    until(lambda: proxy.log.count("(cut)") > cuts)
-    assert proxy.stats()["total_responses"] == 0
-    assert stream(proxy, path, sampling(path))[0]["x-cache"] == "MISS"
 
 
 @pytest.fixture
