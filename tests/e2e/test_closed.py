@@ -134,56 +134,37 @@ def test_another_header(start_proxy: StartProxy) -> None:
             assert call(proxy, headers=headers) == kind
 
 
-@pytest.mark.one_way
-def test_a_key_for_one_model(start_proxy: StartProxy) -> None:
-    """A key that may ask one model gets no hits of another."""
-
-    may = {"Bearer all": ["a", "b"], "Bearer a": ["a"]}
-
-    def says(fields: Mapping[str, str], body: Any) -> int:
-        return 200 if body.get("model") in may.get(fields.get("Authorization", ""), []) else 403
-
-    with guarded(says) as upstream:
-        proxy = start_proxy(upstream.url)
-        both, one = {"Authorization": "Bearer all"}, {"Authorization": "Bearer a"}
-        for model in "ab":
-            post(proxy, GENERATE, {"text": "x", "model": model}, headers=both)
-        until(lambda: proxy.stats()["total_responses"] == 2)
-        assert call(proxy, headers=one, model="b") in ("403 BYPASS", "403 MISS")
-        for model, status in (("a", 200), ("b", 403), ("a", 200), ("b", 403)):
-            answer = post(proxy, GENERATE, {"text": "x", "model": model}, headers=one)
-            assert (answer.status_code, answer.headers["X-Cache"] == "HIT") == (
-                status,
-                status == 200,
-            )
-
-
-ROUTED = ("X-Model-Id", "X-Team")
-"""A header by which gateways are known to choose, and one that is named."""
+ROUTED = ("model", "X-Model-Id", "X-Team")
+"""The field of the body, a header by which gateways are known to choose, and one that is named."""
 
 
 @pytest.mark.one_way
 @pytest.mark.parametrize("name", ROUTED)
 def test_a_key_for_one_destination(name: str, start_proxy: StartProxy) -> None:
     """A key, or a client without one, that a gateway lets ask for one destination gets no hits of
-    another, where a header chooses between them; where it is let in, it gets its hits."""
+    another, where a header or the model chooses; where it is let in, it gets its hits."""
     may = {"Bearer all": "abc", "Bearer a": "a", "": "c"}
 
     def says(fields: Mapping[str, str], body: Any) -> int:
-        return 200 if fields.get(name, "none") in may[fields.get("Authorization", "")] else 403
+        chosen = body.get(name) if name == "model" else fields.get(name)
+        return 200 if (chosen or "none") in may[fields.get("Authorization", "")] else 403
+
+    def asked(proxy: Proxy, chosen: str, key: str) -> str:
+        shown = {"Authorization": key} if key else {}
+        if name == "model":
+            return call(proxy, headers=shown, model=chosen)
+        return call(proxy, headers={name: chosen, **shown})
 
     with guarded(says) as upstream:
         proxy = start_proxy(upstream.url, "--key-header", "X-Team", "--poll-seconds", "0.1")
         for count, chosen in enumerate("abc"):
-            assert call(proxy, headers={name: chosen, "Authorization": "Bearer all"}) == "200 MISS"
+            assert asked(proxy, chosen, "Bearer all") == "200 MISS"
             stored(proxy, count + 1)
         for _ in range(2):
             for key, chosen in (("Bearer a", "a"), ("Bearer all", "b"), ("", "c")):
-                shown = {"Authorization": key} if key else {}
-                assert call(proxy, headers={name: chosen, **shown}) == "200 HIT"
+                assert asked(proxy, chosen, key) == "200 HIT"
             for key, chosen in (("Bearer a", "b"), ("", "a")):
-                shown = {"Authorization": key} if key else {}
-                assert call(proxy, headers={name: chosen, **shown}) == "403 BYPASS"
+                assert asked(proxy, chosen, key) == "403 BYPASS"
         assert upstream.generated == 3
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -356,22 +355,6 @@ def test_openai_client(front: Proxy) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="any", messages=messages, n=0)
     assert client.models.list().data
-
-
-def test_curl(front: Proxy) -> None:
-    """curl works unchanged, with PUT too."""
-    body = json.dumps(generate(prompt()))
-
-    def curl(method: str) -> str:
-        return subprocess.run(
-            ["curl", "-sS", "-i", "-X", method, f"{front.url}/generate",
-             "-H", "Content-Type: application/json", "-d", body],
-            check=True, capture_output=True, text=True, timeout=60,
-        ).stdout  # fmt: skip
-
-    assert "X-Cache: MISS" in curl("POST")
-    assert "X-Cache: HIT" in curl("PUT")
-    assert "X-Cache: HIT" in curl("POST")
 
 
 def test_counts(front: Proxy, post: Post) -> None:
