@@ -410,7 +410,7 @@ def test_key(simulator: Simulator, start_proxy: StartProxy, asking: Asking) -> N
     assert lines[0]["key"].startswith(key)
     # A person with jq finds question and answers on one line.
     assert lines[0]["v"] == FORMAT_VERSION
-    assert lines[0]["call"] == asking(GENERATE)
+    assert lines[0]["call"] == {**asking(GENERATE), "sampling_params": calls.PARAMS}
     assert lines[0]["answers"][0]["meta_info"]["completion_tokens"] == 8
 
 

@@ -73,15 +73,26 @@ def fill(proxy: Proxy, simulator: Simulator, text: str = "one two") -> None:
         assert cached(proxy, path, greedy(path, text, **FORMS[other])) == simulator.says(path, body)
 
 
+def look(proxy: Proxy) -> dict[str, Any]:
+    """What upstream is taken for, when there is traffic."""
+    post(proxy, GENERATE, greedy(GENERATE, "never stored"), headers=CACHED)
+    found: dict[str, Any] = proxy.info()["model"]
+    return found
+
+
 def noticed(proxy: Proxy, before: str) -> str:
     """The fingerprint, when there is traffic and it is no longer this one."""
+    until(lambda: look(proxy)["fingerprint"] != before)
+    return str(look(proxy)["fingerprint"])
 
-    def look() -> str | None:
-        post(proxy, GENERATE, greedy(GENERATE, "never stored"), headers=CACHED)
-        found: str = proxy.info()["model"]["fingerprint"]
-        return found if found != before else None
 
-    return until(look)
+def settled(proxy: Proxy, simulator: Simulator, before: str) -> str:
+    """As `noticed`, once all that upstream tells of itself was asked for since then: a change may
+    come between two questions."""
+    noticed(proxy, before)
+    count = asked(simulator, "/model_info")
+    until(lambda: look(proxy) and asked(simulator, "/model_info") > count + 2)
+    return str(look(proxy)["fingerprint"])
 
 
 def asked(simulator: Simulator, *paths: str) -> int:
@@ -112,14 +123,14 @@ def test_each_model_has_its_own(simulator: Simulator, start_proxy: StartProxy) -
     seen = {first}
     for changes in CHANGES:
         simulator.become(**changes)
-        there = noticed(proxy, first)
+        there = settled(proxy, simulator, first)
         assert there not in seen, changes
         seen.add(there)
         assert cached(proxy, GENERATE, greedy(GENERATE)) is None
         body = greedy(GENERATE)
         assert heard(GENERATE, ask(proxy, GENERATE, body)) == simulator.says(GENERATE, body)
         simulator.profile = plain
-        assert noticed(proxy, there) == first
+        assert settled(proxy, simulator, there) == first
         assert cached(proxy, GENERATE, greedy(GENERATE)) == usual
     assert proxy.stats()["total_responses"] == len(BODIES) + len(CHANGES)
     models = proxy.info()["models"]
@@ -365,8 +376,7 @@ def test_swaps_under_load(seed: int, start_proxy: StartProxy) -> None:
             stored[known["name"]] += known["samples"]
         for model in MODELS:
             upstream.become(model=model)
-            if proxy.info()["model"]["name"] != model:
-                noticed(proxy, proxy.info()["model"]["fingerprint"])
+            until(lambda model=model: look(proxy)["name"] == model)
             hits = 0
             with requests.Session() as session:
                 for path, body in done:
