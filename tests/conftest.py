@@ -137,10 +137,10 @@ class Proxy:
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal and waits; the exit code."""
+        self.session.close()  # mitmproxy logs a traceback for a client that is still there
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(40)
-        self.session.close()
         if self.process.stdout:
             self.process.stdout.close()
         return code
