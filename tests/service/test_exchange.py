@@ -287,30 +287,6 @@ def test_odd_answers(path: str, n: int) -> None:
         assert isinstance(decision, Fetch if done.reason else Hit)
 
 
-@each(
-    ("since", "n", "kind", "texts", "left"),
-    [
-        (50.0, 1, Kind.HIT, "a1", "a1 a2"),
-        (100.0, 2, Kind.HIT, "a1 a2", "a1 a2"),
-        (150.0, 1, Kind.HIT, "a2", "a1 a2"),  # nothing is written, so nothing is dropped
-        (150.0, 2, Kind.PARTIAL, "a2 a3", "a3 a2"),
-        (150.0, 3, Kind.PARTIAL, "a2 a3 a4", "a3 a2 a4"),
-        (250.0, 1, Kind.MISS, "a3", "a3 a2"),
-        (250.0, 2, Kind.MISS, "a3 a4", "a3 a4"),
-    ],
-)
-def test_partly_too_old(since: float, n: int, kind: Kind, texts: str, left: str) -> None:
-    """Fresh samples are given, and only those that are too old are generated again, in their
-    places."""
-    setup = Setup()
-    setup.ask(body(), now=100.0)
-    setup.ask(body(n=2), now=200.0)
-    assert setup.texts(body(n=n), now=300.0, terms=seconds(since)) == (kind, texts)
-    want = len(left.split())
-    assert setup.texts(body(n=want)) == (Kind.HIT, left)
-    assert setup.store.samples == want
-
-
 def test_refresh_with_a_seed() -> None:
     """Where a seed makes each sample a certain one, a top-up skips places that others have filled
     meanwhile, and a refresh fills them anew."""

@@ -12,7 +12,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import DiskStore
-from sglang_cached_addon.store.files import is_taken, lock, replace
+from sglang_cached_addon.store.files import is_taken, lock
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -99,10 +99,3 @@ def test_lock(tmp_path: Path) -> None:
     assert is_taken(tmp_path)
     os.close(held)
     assert not is_taken(tmp_path)
-
-
-def test_replace(tmp_path: Path) -> None:
-    path = tmp_path / "one"
-    replace(path, b"1")
-    replace(path, b"2")
-    assert (path.read_bytes(), [p.name for p in tmp_path.iterdir()]) == (b"2", ["one"])

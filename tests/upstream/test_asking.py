@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client
 from sglang_cached_addon.wire.connection import Headers, WholeResponse
-from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
-    MODELS,
-    SERVER,
     Script,
     bounded,
     credential_headers,
@@ -34,32 +30,6 @@ async def questions(url: str) -> AsyncIterator[Questions]:
     finally:
         asked.close()
         await settled()
-
-
-SAYS: dict[str, tuple[dict[str, tuple[int, Any]], Verdict]] = {
-    "SGLang": ({"/model_info": (200, INFO), "/server_info": (200, SERVER)}, KNOWN),
-    "SGLang of old": ({"/get_model_info": (200, INFO)}, KNOWN),
-    "anything else": ({"/v1/models": (200, MODELS)}, KNOWN),
-    "nothing": ({}, NAMELESS),
-    "no model": ({"/v1/models": (200, {"data": []})}, NAMELESS),
-    "another place": ({"/model_info": (302, {})}, NAMELESS),
-    "a refusal": ({"/model_info": (401, {})}, REFUSED),
-    "a server that is busy": ({"/model_info": (429, {})}, TROUBLED),
-    "a server that starts": ({"/model_info": (503, {})}, TROUBLED),
-    "half of it": ({"/model_info": (200, INFO), "/server_info": (500, {})}, TROUBLED),
-}
-
-
-@each("case", SAYS)
-@bounded
-async def test_verdicts(case: str) -> None:
-    """Only a name is a name; trouble is no sign of another model, and a page that is not there
-    is."""
-    says, verdict = SAYS[case]
-    async with serving(says=says) as script, questions(script.url) as asked:
-        for said in (await asked.round(()), await asked.again(())):
-            assert said.verdict is verdict
-            assert (said.identity is not None) is (verdict is KNOWN)
 
 
 @bounded

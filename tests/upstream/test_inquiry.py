@@ -34,7 +34,6 @@ from tests.upstream.scripted import (
     infos,
     probes,
     refusal,
-    saying,
     scripted,
     serving,
     settled,
@@ -270,16 +269,6 @@ async def test_a_slow_one_is_not_down(
     assert not admits(upstream, "a")
 
 
-def check(url: str, **kwargs: Any) -> Health:
-    async def ask() -> Health:
-        async with asyncio.timeout(SECONDS), asking(url, **kwargs) as upstream:
-            state = await upstream.inquiry.check()
-            assert upstream.inquiry.health is state
-            return state
-
-    return asyncio.run(ask())
-
-
 @each("status", [200, 204, 301, 307, 401, 404, 500, 503])
 @bounded
 async def test_any_status_is_up(status: int) -> None:
@@ -289,20 +278,34 @@ async def test_any_status_is_up(status: int) -> None:
         assert await upstream.inquiry.check() is Health.UP
 
 
-@each("url", ["", "http://no-such-host.invalid:30000"])
-def test_down(url: str) -> None:
-    """A server that is not there is down, and does not fail the start."""
-    assert check(url or dead_url()) is Health.DOWN
+NO_HTTP = [
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"HTTP/1.1 what\r\n\r\n",
+    b"\0" * 70000,
+    b"HTTP/1.1 200 X\r\nC",
+]
 
 
-@each(
-    "data",
-    [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 what\r\n\r\n", b"\0" * 70000, b"HTTP/1.1 200 X\r\nC"],
-)
-def test_not_http(data: bytes) -> None:
-    """A wrong port (of SSH, say) is an upstream that is down."""
-    with saying(data) as url:
-        assert check(url) is Health.DOWN
+@bounded
+async def test_down() -> None:
+    """A server that is not there, or a wrong port (of SSH, say), is an upstream that is down, and
+    does not fail the start."""
+    said = iter(NO_HTTP)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(next(said))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    wrong = [f"http://127.0.0.1:{port}"] * len(NO_HTTP)
+    for url in (dead_url(), "http://no-such-host.invalid:30000", *wrong):
+        async with asking(url) as upstream:
+            assert await upstream.inquiry.check() is upstream.inquiry.health is Health.DOWN
+    assert not [*said]
+    server.close()
 
 
 @scripted()

@@ -133,33 +133,6 @@ def test_forgetting() -> None:
     assert facts(index) == (0, 0, 0, {})
 
 
-def test_order() -> None:
-    """What was used last comes last."""
-    index = Index()
-    for key in (A, B, C):
-        index.add(head(key), Place(0, 1))
-    index.touch(A)
-    index.touch(b"?" * 32)
-    assert list(index) == [B, C, A]
-    index.add(head(B), Place(0, 1))
-    assert list(index) == [C, A, B]
-
-
-def test_clear() -> None:
-    """Just the entries go whose keys are to go, with their names and sums."""
-    cases: list[tuple[str | None, str]] = [(None, ""), ("a", "bc"), ("bc", "a")]
-    for which, left in cases:
-        index = Index()
-        for key in (A, B, C):
-            index.add(head(key, raw=key[:16]), Place(0, 1))
-        index.clear(None if which is None else lambda key, which=which: chr(key[0]) in which)
-        assert "".join(chr(key[0]) for key in index) == left
-        assert [index.find(key[:16]) for key in (A, B, C)] == [
-            key if chr(key[0]) in left else None for key in (A, B, C)
-        ]
-        assert index.samples == index.bytes == len(left)
-
-
 def test_kept() -> None:
     """An index that was dumped and loaded is the same: entries, names and sums."""
     numbers = random.Random(1)
