@@ -32,6 +32,12 @@ STORIES: dict[str, tuple[bool, Steps, dict[float, Trust]]] = {
     "it refuses, and then says so": (
         False, [("confirmed", 0.0), ("refused", 3.0), ("confirmed", 4.0)], {1e6: BELIEVED},
     ),
+    "something shows that it is another one": (
+        False, [("confirmed", 0.0), ("doubted", 3.0)], {2.9: BELIEVED, 3.0: UNKNOWN, 1e6: UNKNOWN},
+    ),
+    "it says who it is by now": (
+        False, [("confirmed", 0.0), ("doubted", 3.0), ("confirmed", 3.1)], {3.1: BELIEVED},
+    ),
     "it says something else": (False, [("confirmed", 0.0), ("nameless", 3.0)], {3.0: UNKNOWN}),
     "it says something else after a pause": (
         True, [("wake", 0.0), ("nameless", 0.1)], {0.1: UNKNOWN},
