@@ -260,6 +260,15 @@ def heated(body: Json, heat: float, n: int) -> Json:
     return {**body, "sampling_params": inner} if "text" in body else inner
 
 
+def test_rid(shared: Simulator) -> None:
+    """A client's id is kept, and numbered where there is a list of prompts."""
+    for path, body, found in (
+        ("/v1/completions", {"prompt": ["a"], "rid": "x"}, "x_0"),
+        ("/v1/chat/completions", {**CHAT, "rid": "x"}, "x"),
+    ):
+        assert post(shared, path, body).json()["id"] == found, path
+
+
 @each("path", ROUTES)
 def test_content(path: str) -> None:
     """Greedy is a function of seed, model and prompt; hot samples differ; runs repeat."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.core.policy import MAX_SAMPLES, Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate, installed
 from sglang_cached_addon.dialects.base import NULL, Dialect
 from tests.conftest import corpus
@@ -129,6 +129,12 @@ def test_refusals() -> None:
             assert refusal(dialect, with_n(body, n)) is Reason.MALFORMED, (dialect.name, n)
         for fields, reason in REFUSED:
             assert refusal(dialect, {**body, **fields}) is reason, (dialect.name, fields)
+
+
+def test_too_many() -> None:
+    """A list of more prompts than may be named in time is refused."""
+    for dialect, name in ((completions.DIALECT, "prompt"), (generate.DIALECT, "text")):
+        assert refusal(dialect, {name: ["a"] * (MAX_SAMPLES + 1)}) is Reason.TOO_LARGE
 
 
 RIDS: list[tuple[Dialect, dict[str, Any], tuple[int, ...], Any, dict[str, str]]] = [

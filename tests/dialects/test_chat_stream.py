@@ -183,44 +183,6 @@ STREAMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
-@each(("body", "events"), STREAMS.values(), ids=STREAMS)
-def test_json_of_a_stream(body: dict[str, Any], events: list[dict[str, Any]]) -> None:
-    """The JSON answer from a stream has all that SGLang's has."""
-    (sample,) = record(body, events)
-    answer = orjson.loads(sample.answer)
-    (choice,) = answer["choices"]
-    message = choice["message"]
-    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
-    assert message["content"] == "".join(delta.get("content") or "" for delta in deltas)
-    thoughts = [d["reasoning_content"] for d in deltas if d["reasoning_content"]]
-    assert message["reasoning_content"] == ("".join(thoughts) if thoughts else None)
-    assert list(choice) == ["index", "message", "logprobs", "finish_reason", "matched_stop"]
-    end = events[-2]["choices"][0]
-    natural = end["finish_reason"] != "tool_calls"
-    assert choice["finish_reason"] == end["finish_reason"]
-    assert choice["matched_stop"] == (end["matched_stop"] if natural else None)
-    scored = [event["choices"][0]["logprobs"] for event in events[:-1]]
-    rows = [row for each in scored if each for row in each["content"]]
-    assert choice["logprobs"] == ({"content": rows} if any(scored) else None)
-    assert answer["usage"] == events[-1]["usage"]
-    assert list(answer["usage"]) == list(events[-1]["usage"])
-    assert sample.tokens == events[-1]["usage"]["completion_tokens"]
-
-
-def test_json_of_tool_calls() -> None:
-    """Tool calls that come in pieces are whole in JSON."""
-    (sample,) = record(*STREAMS["tool calls"])
-    message = orjson.loads(sample.answer)["choices"][0]["message"]
-    assert list(message) == ["role", "content", "reasoning_content", "tool_calls"]
-    assert message["content"] == "I'll add"
-    assert message["tool_calls"] == [
-        {"id": "call_0", "index": 0, "type": "function",
-         "function": {"name": "add", "arguments": '{"a": 1}'}},
-        {"id": "call_1", "index": 1, "type": "function",
-         "function": {"name": "sub", "arguments": "{}"}},
-    ]  # fmt: skip
-
-
 def answer(message: dict[str, Any], **choice: Any) -> dict[str, Any]:
     """A JSON answer of SGLang's."""
     return {

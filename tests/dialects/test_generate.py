@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
@@ -124,31 +123,6 @@ def test_trim(
 def split(body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any):
     call = DIALECT.read(body)
     return DIALECT.split(call, DIALECT.trim(call, shortfalls, minter()), answer)
-
-
-@each(
-    ("body", "shortfalls", "answer", "items"),
-    [
-        (one(), (1,), native("0"), [0]),
-        (with_n(one(), 2), (2,), [native("0"), native("1")], [0, 0]),
-        (with_n(one(), 2), (1,), native("0"), [0]),
-        ({"text": ["a"]}, (1,), [native("0")], [0]),
-        (batch(), (0, 0, 1), [native("0")], [2]),
-        (with_n(batch(), 2), (2, 0, 2), [native(str(k)) for k in range(4)], [0, 0, 2, 2]),
-        (with_n(batch(), 2), (1, 0, 2), [native(str(k)) for k in range(3)], [0, 2, 2]),
-    ],
-)
-def test_split(
-    body: dict[str, Any], shortfalls: tuple[int, ...], answer: Any, items: list[int]
-) -> None:
-    """Each choice of an answer is a sample of its own prompt."""
-    result = split(body, shortfalls, answer)
-    assert result.refusal is None
-    assert [g.item for g in result.generations] == items
-    assert [json.loads(g.answer)["text"] for g in result.generations] == [
-        str(k) for k in range(len(items))
-    ]
-    assert [g.tokens for g in result.generations] == [2] * len(items)
 
 
 UNLIKE: list[tuple[dict[str, Any], list[Any], list[Any]]] = [

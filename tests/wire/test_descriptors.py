@@ -13,8 +13,6 @@ import pytest
 from sglang_cached_addon.wire import descriptors
 from tests.tables import each
 
-Fd = int
-
 
 @pytest.fixture
 def limited() -> Iterator[int]:

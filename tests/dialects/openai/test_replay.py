@@ -6,41 +6,13 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Generation, StreamOptions
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.openai import replay
-from sglang_cached_addon.dialects.openai.replay import StoredChoice
 from sglang_cached_addon.wire import sse
 from tests.dialects import test_chat_stream as chats
 from tests.dialects.streams import by_choice, worded
 from tests.dialects.test_completions_stream import scores, stream
-from tests.tables import each
-
-
-def chunk(index: int, tokens: Any = None, rid: str = "", **choice: Any) -> dict[str, Any]:
-    told = None if tokens is None else {"completion_tokens": tokens}
-    head = {"id": rid or f"id{index}", "object": "chunk", "created": 7}
-    return {**head, "choices": [{"index": index, **choice}], "usage": told}
-
-
-def stored_choice(**members: Any) -> StoredChoice:
-    answer = {"id": "up", "object": "json", "created": 7, "model": "m", "choices": [{"index": 0}]}
-    answer |= {"usage": {"prompt_tokens": 3, "completion_tokens": 9}, "metadata": {}, **members}
-    call = Call({}, (b"",), 1, False, (), StreamOptions(False, True))
-    return StoredChoice(call, Generation(0, orjson.dumps(answer), 0), 2, None)
-
-
-@each(
-    ("lengths", "known", "found"),
-    [
-        ([], [], []), ([1], [None], [9]), ([1, 1, 1], [None] * 3, [3, 6, 9]),
-        ([0, 10], [None] * 2, [1, 9]), ([1, 7], [2, 9], [2, 9]),
-        ([1] * 10, [None] * 10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
-    ],
-)  # fmt: skip
-def test_counts(lengths: list[int], known: list[Any], found: list[int]) -> None:
-    """Tokens so far rise to those of the whole."""
-    assert stored_choice().counts(lengths, known) == found
 
 
 def sample_of(tokens: int, prompt: int = 3, created: int = 7, **more: Any) -> Generation:
