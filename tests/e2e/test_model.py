@@ -368,6 +368,7 @@ def test_swaps_under_load(seed: int, start_proxy: StartProxy) -> None:
                 over.set()
             for one in clients:
                 one.result()
+        until(lambda: not proxy.stats()["fetches_in_flight"])  # what has come is stored, or not
         not_stored = proxy.stats()["not_stored"]
         assert set(not_stored) <= GONE
         assert not_stored
