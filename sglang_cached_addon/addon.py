@@ -182,6 +182,9 @@ class SglangCached:
         await descriptors.for_upstream()
 
     def server_connect_error(self, data: server_hooks.ServerConnectionHookData) -> None:
+        # With it, mitmproxy would answer each later request of this client with 502, for as long as
+        # its connection lives.
+        data.server.error = None
         if self.parts:
             self.parts.upstream.seen(False)
 

@@ -107,7 +107,7 @@ def test_a_rule_of_the_client(front: Proxy, upstream: Simulator) -> None:
 
 def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
     """While upstream is down, a miss is answered with an error in JSON, on a connection that lives,
-    and what is stored is given."""
+    and what is stored is given. When it is back, it is so for that connection, too."""
     path = "/v1/chat/completions"
     stored = post(front, path, sampling(path)).json()
     assert post(front, path, sampling(path)).headers["X-Cache"] == "HIT"
@@ -115,19 +115,18 @@ def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
     until(lambda: front.stats()["total_responses"])
     upstream.down()
     try:
-        with requests.Session() as session:
-            for route, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
-                method = "POST" if body else "GET"
-                answer = session.request(method, front.url + route, json=body, timeout=30)
-                assert answer.status_code == 502
-                assert answer.headers["content-type"] == "application/json"
-                assert front.url not in answer.text
-                assert answer.json()["error"]["message"]
-                assert "close" not in answer.headers.get("connection", "")
-                if body:
-                    assert upstream.url in answer.json()["error"]["message"]
-                    told = cache_status(answer.headers)
-                    assert told.endswith("fwd-status=502; detail=unreachable")
+        for route, body in (("/v1/models", None), ("/generate", BODIES["/generate"])) * 2:
+            method = "POST" if body else "GET"
+            answer = front.session.request(method, front.url + route, json=body, timeout=30)
+            assert answer.status_code == 502
+            assert answer.headers["content-type"] == "application/json"
+            assert front.url not in answer.text
+            assert answer.json()["error"]["message"]
+            assert "close" not in answer.headers.get("connection", "")
+            if body:
+                assert upstream.url in answer.json()["error"]["message"]
+                told = cache_status(answer.headers)
+                assert told.endswith("fwd-status=502; detail=unreachable")
         health = requests.get(f"{front.url}/health", timeout=30).json()
         assert health["upstream"]["state"] == "down"
         hit = post(front, path, sampling(path))
@@ -135,6 +134,7 @@ def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
         assert hit.json()["choices"] == stored["choices"]
     finally:
         upstream.up()
+    assert front.session.get(f"{front.url}/v1/models", timeout=30).status_code == 200
 
 
 @pytest.mark.parametrize("place", ["0", "len(chain)"], ids=["first", "last"])
