@@ -111,6 +111,7 @@ def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
     path = "/v1/chat/completions"
     stored = post(front, path, sampling(path)).json()
     assert post(front, path, sampling(path)).headers["X-Cache"] == "HIT"
+    post(front, "/generate", {**sampling("/generate"), "text": "who may ask"})
     # Given before it is stored, which only upstream's word on its model makes it.
     until(lambda: front.stats()["total_responses"])
     upstream.down()
