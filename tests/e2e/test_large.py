@@ -20,7 +20,7 @@ from tests.simulator import Simulator
 pytestmark = pytest.mark.one_way
 
 JSON = {"Content-Type": "application/json"}
-REFUSED = b'"sampling_params":{"bogus":1}'
+REFUSED = b'"sampling_params":{"top_p":2}'
 """What upstream refuses before it generates anything."""
 
 
