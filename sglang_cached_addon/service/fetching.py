@@ -217,8 +217,10 @@ class Fetching:
             return
         version, headers = self._fetch.stamp.model_version, self._ask.credential_headers
         reason = await self._upstream.confirming.confirm(version, headers, self.flight.greeting)
+        reason = reason or await self._flights.turn(self.flight)
         reason = reason or await self._store(arrived)
         if reason:
+            self.flight.refusal = reason
             self._exchange.counters.not_stored[reason] += 1
             logger.info("sglang-cached: an answer was not stored (%s)", reason)
 

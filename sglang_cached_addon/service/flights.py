@@ -142,6 +142,19 @@ class Flights:
             self._landed.setdefault(key, []).append(flight)
         self._let_go(flight)
 
+    async def turn(self, flight: Flight) -> Reason | None:
+        """Waits for those that have landed before it in the same pools, so that what is stored has
+        the order in which it was at hand. Where one of them is not stored, neither is what came
+        behind it: why."""
+        earlier = [
+            before
+            for key in flight.brings
+            for before in self._landed[key][: self._landed[key].index(flight)]
+        ]
+        if tasks := {before.task for before in earlier if before.task}:
+            await asyncio.wait(tasks)
+        return next((before.refusal for before in earlier if before.refusal), None)
+
     def end(self, flight: Flight) -> None:
         """A flight is over, whatever it has brought."""
         self._flights.discard(flight)

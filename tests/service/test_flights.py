@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from sglang_cached_addon.core.cache import Addition, Sample
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.stream import Stream
 from tests.tables import each
@@ -145,6 +146,25 @@ async def settled_in_parts(tower: Tower) -> None:
     assert tower.brought(b"b") == ""
 
 
+async def in_order(tower: Tower) -> None:
+    """What has landed first is stored first; behind what is not stored, nothing is."""
+    first, second, other = tower.begin("ab"), tower.begin("ab", alone=True), tower.begin("c")
+    tower.land(first, a="x", b="y")
+    tower.land(second, a="z")
+    tower.land(other, c="w")
+    assert await tower.flights.turn(first) is None
+    assert await tower.flights.turn(other) is None
+    turn = asyncio.ensure_future(tower.flights.turn(second))
+    await settled()
+    assert not turn.done()
+    first.refusal = Reason.UNCONFIRMED
+    assert first.task
+    first.task.cancel()
+    assert await turn is Reason.UNCONFIRMED
+    for flight in (first, second, other):
+        tower.flights.end(flight)
+
+
 async def what_counts(tower: Tower) -> None:
     """What was brought for another model does not count, and what is to replace samples is no
     addition to them."""
@@ -263,7 +283,7 @@ async def same_keys(tower: Tower) -> None:
 
 
 FLIGHTS = [
-    first_of_many, two_pools_of_one, busy, landed, settled_in_parts, what_counts,
+    first_of_many, two_pools_of_one, busy, landed, settled_in_parts, in_order, what_counts,
     unwanted, unwanted_when_landed, never_wanted, leaving, leaving_when_woken,
     crowd, same_keys,
 ]  # fmt: skip
