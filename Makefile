@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
 
 test: $(VENV)/.wheel
-	$(PYTEST) -n 2 --dist worksteal $(ARGS)
+	$(PYTEST) -n 3 --dist worksteal $(ARGS)
 
 # Line and branch coverage, that of the processes which tests start included.
 cover: $(VENV)/.wheel

@@ -589,6 +589,8 @@ def test_sentinel(simulator: Simulator, started: Started) -> None:
             server.stop()
             assert ask(pair[0], "meanwhile")
             until(lambda: sentinel.sentinel_get_master_addr_by_name("main")[1] == replica.port, 30)
+        # Each has found the former master gone, and the next one.
+        until(lambda: all(" is back" in proxy.log for proxy in pair), 30)
         until_state("up", pair)
         late = sum(proxy.log.count("no answer within") for proxy in pair)
         found = [ask(pair[1 - i % 2], f"prompt {i}") for i in range(10)]
