@@ -220,7 +220,7 @@ class Fetching:
         reason = reason or await self._flights.turn(self.flight)
         reason = reason or await self._store(arrived)
         if reason:
-            self.flight.refusal = reason
+            self.flight.dropped = reason
             self._exchange.counters.not_stored[reason] += 1
             logger.info("sglang-cached: an answer was not stored (%s)", reason)
 

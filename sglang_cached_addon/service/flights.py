@@ -47,7 +47,9 @@ class Flight:
     unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
     """Those of these samples that are not in the store yet."""
     refusal: Reason | None = None
-    """Why what it brings is not stored, as far as it is known."""
+    """Why what it brings is not stored, as far as its answer says."""
+    dropped: Reason | None = None
+    """Why what it has brought was not stored in the end."""
     answer: Any = None
     """What upstream answered, as an `Arrived`, which this module does not know."""
 
@@ -153,7 +155,7 @@ class Flights:
         ]
         if tasks := {before.task for before in earlier if before.task}:
             await asyncio.wait(tasks)
-        return next((before.refusal for before in earlier if before.refusal), None)
+        return next((before.dropped for before in earlier if before.dropped), None)
 
     def end(self, flight: Flight) -> None:
         """A flight is over, whatever it has brought."""

@@ -157,7 +157,7 @@ async def in_order(tower: Tower) -> None:
     turn = asyncio.ensure_future(tower.flights.turn(second))
     await settled()
     assert not turn.done()
-    first.refusal = Reason.UNCONFIRMED
+    first.dropped = Reason.UNCONFIRMED
     assert first.task
     first.task.cancel()
     assert await turn is Reason.UNCONFIRMED
