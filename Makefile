@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# uv makes the environments where it is there, and is installed in one where it is not.
-UV ?= $(shell command -v uv 2>/dev/null)
+# uv makes the environments where it is there, on the path or in another environment, and is
+# installed in one where it is not.
+UV ?= $(or $(shell command -v uv 2>/dev/null),$(abspath $(firstword $(wildcard .venv*/bin/uv))))
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # UVFLAGS chooses other releases of what is needed, as --resolution lowest-direct does.
 INSTALL = $(or $(UV),$(BIN)/uv) pip install --quiet --python $(BIN)/python $(UVFLAGS)
