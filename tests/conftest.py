@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import functools
+import gc
 import json
 import os
 import re
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 import requests
+from mitmproxy.version import VERSION
+from packaging.version import Version
 
 import sglang_cached_addon
 from tests.simulator import Profile, Simulator, running
@@ -38,11 +41,22 @@ START_SECONDS = 90.0
 
 SETTLE_SECONDS = 2.0
 
+HAS_TOKEN = Version(VERSION) >= Version("11.1.2")
+"""Whether this mitmweb wants a token; where it does not, `--web` is refused."""
+
+gc.disable()  # until the tests are found: a sixth of the time that finding them takes
+
 
 @functools.cache
 def starter() -> Starter:
     """The one that starts the proxies of this test process."""
     return Starter()
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: nobody need look through it again."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,9 +14,8 @@ from tempfile import mkdtemp
 import pytest
 import requests
 
-from sglang_cached_addon.proxy.checks import has_token
 from tests.certificates import self_signed
-from tests.conftest import COMMAND, Proxy, StartProxy, corpus, end, starter, until
+from tests.conftest import COMMAND, HAS_TOKEN, Proxy, StartProxy, corpus, end, starter, until
 from tests.proxy.test_lifetime import free_port, line_of
 from tests.replayer import replaying
 from tests.simulator import Simulator
@@ -24,7 +23,6 @@ from tests.tables import each
 from tests.upstream.scripted import dead_url
 
 TOKEN = "token-of-the-admin"
-HAS_TOKEN = has_token()
 NO_TOKEN = ["--web", "read requests", "mitmproxy 11.1.2 or newer", "Python 3.12 or newer"]
 """What is said where mitmweb would be open to every user of the machine."""
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}

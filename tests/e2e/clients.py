@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import openai
 import requests
 
 from tests.e2e.calls import CHAT, COMPLETIONS, GENERATE
@@ -136,11 +135,14 @@ def _create(client: Any, path: str, body: Json) -> Any:
     return api.with_raw_response.create(**known, stream=True, extra_body=extra or None)
 
 
+# The package takes more than a second to import, and one worker of several needs it.
 # Nothing here speaks TLS, and reading the certificates of all the world takes 50 ms a client.
 _OPENAI: Json = {"api_key": "none", "max_retries": 0, "timeout": SECONDS}
 
 
 def openai_sync(url: str, path: str, body: Json) -> Heard:
+    import openai
+
     with openai.OpenAI(
         base_url=f"{url}/v1", http_client=openai.DefaultHttpxClient(verify=False), **_OPENAI
     ) as client:
@@ -150,6 +152,8 @@ def openai_sync(url: str, path: str, body: Json) -> Heard:
 
 
 def openai_async(url: str, path: str, body: Json) -> Heard:
+    import openai
+
     async def ask() -> Heard:
         async with openai.AsyncOpenAI(
             base_url=f"{url}/v1",

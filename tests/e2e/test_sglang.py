@@ -15,7 +15,6 @@ from functools import partial
 from math import isclose
 from typing import Any
 
-import openai
 import pytest
 import requests
 
@@ -335,6 +334,8 @@ def test_other_routes_are_untouched(front: Proxy, upstream_url: str) -> None:
 
 def test_openai_client(front: Proxy) -> None:
     """The official client works unchanged: chat, n, completions, lists, errors, models."""
+    import openai  # takes more than a second, which not each worker need spend
+
     client = openai.OpenAI(base_url=f"{front.url}/v1", api_key="none", max_retries=0)
     text = prompt()
     messages: Any = [{"role": "user", "content": text}]

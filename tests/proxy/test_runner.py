@@ -9,9 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from sglang_cached_addon.proxy.checks import has_token
 from tests.certificates import self_signed
-from tests.conftest import START_SECONDS, Mitmproxy, StartProxy, corpus, end, until
+from tests.conftest import HAS_TOKEN, START_SECONDS, Mitmproxy, StartProxy, corpus, end, until
 from tests.proxy.test_lifetime import free_port, line_of, post
 from tests.replayer import replaying
 from tests.simulator import Simulator
@@ -65,7 +64,7 @@ def test_broken_script(simulator: Simulator, start_proxy: StartProxy, tmp_path: 
 
 
 @pytest.mark.skipif(
-    not has_token(), reason="this mitmweb asks nobody for a token, so `--web` is refused"
+    not HAS_TOKEN, reason="this mitmweb asks nobody for a token, so `--web` is refused"
 )
 def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
     """`--web` caches, and shows flows at the URL that it prints, to nobody else; `web_port` is what
