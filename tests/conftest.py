@@ -72,12 +72,13 @@ class Proxy:
         self, arguments: list[str], cwd: Path, *, executed: bool = False, **ways: Any
     ) -> None:
         """It is forked for, if not `executed`; `ways` are those of `Starter.start`, or of
-        `subprocess.Popen`."""
+        `subprocess.Popen`, and `env` is what its environment has besides."""
         self._begin([str(COMMAND), "start", *arguments], cwd, executed, ways)
 
     def _begin(self, command: list[str], cwd: Path, executed: bool, ways: dict[str, Any]) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
         environment["PYTHONUNBUFFERED"] = "1"
+        environment |= ways.pop("env", {})
         self._stderr = cwd / "stderr"
         with open(self._stderr, "ab") as stderr:
             self.process: subprocess.Popen[bytes] | Started
@@ -172,10 +173,12 @@ def end(proxy: Proxy) -> None:
 class Mitmproxy(Proxy):
     """mitmdump or mitmweb, with the addon: their banner is what they log."""
 
-    def __init__(self, program: str, arguments: list[str], cwd: Path) -> None:
+    def __init__(
+        self, program: str, arguments: list[str], cwd: Path, *, executed: bool = False
+    ) -> None:
         command = [str(COMMAND.parent / program), "-s", str(ADDON), *arguments]
         with open(cwd / "stderr", "ab") as log:
-            self._begin(command, cwd, True, {"stdout": log})
+            self._begin(command, cwd, executed, {"stdout": log.fileno()})
 
     def wait_until_ready(self) -> None:
         def is_ready() -> bool:

@@ -1,4 +1,5 @@
-"""`sglang-cached` processes that are forked from one which has imported everything.
+"""Processes of `sglang-cached`, mitmdump and mitmweb that are forked from one which has imported
+everything.
 
 Four fifths of a start are imports, and hundreds of tests start a proxy. Such a process is like one
 that a shell starts: it has its own environment, folder, limits, output and exit code, runs the
@@ -182,6 +183,8 @@ if __name__ == "__main__":
 
     del sys.path[0]  # what is imported is what is installed
 
+    from mitmproxy.tools.main import mitmdump, mitmweb
+
     import sglang_cached_addon.cli
     import sglang_cached_addon.dialects
     import sglang_cached_addon.proxy.runner
@@ -196,8 +199,13 @@ if __name__ == "__main__":
             resource.setrlimit(limit, values)
         sys.argv = about["argv"]
         exec(about["first"], {})
+        programs = {
+            "sglang-cached": sglang_cached_addon.cli.main,
+            "mitmdump": mitmdump,
+            "mitmweb": mitmweb,
+        }
         try:
-            sglang_cached_addon.cli.main()
+            sys.exit(programs[Path(sys.argv[0]).name]())
         except SystemExit as end:
             _leave(end.code or 0)
             raise

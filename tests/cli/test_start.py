@@ -90,8 +90,7 @@ def test_environment(tmp_path: Path) -> None:
             **{name: value for name, (value, _, _) in SHOWN.items()},
         }
         variables = {f"SGLANG_CACHED_{name}": value for name, value in environment.items()}
-        variables["PYTHONUNBUFFERED"] = "1"
-        proxy = Proxy([], tmp_path, executed=True, env=os.environ | variables)
+        proxy = Proxy([], tmp_path, executed=True, env=variables)
         stack.callback(end, proxy)
         proxy.wait_until_ready()
         answers = []

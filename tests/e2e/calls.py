@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -37,10 +37,13 @@ def post(proxy: Proxy, path: str, body: Any, **kwargs: Any) -> requests.Response
     return proxy.session.post(proxy.url + path, json=body, **{"timeout": 30, **kwargs})
 
 
-def ask(proxy: Proxy, path: str, body: Any, **headers: str) -> requests.Response:
-    """The whole answer to a call, when it is stored."""
+def ask(
+    proxy: Proxy, path: str, body: Any, headers: Mapping[str, str] | None = None
+) -> requests.Response:
+    """The whole answer to a call, when what upstream gave for it is stored."""
     answer = post(proxy, path, body, headers=headers)
-    proxy.stats()
+    if answer.status_code == 200 and answer.headers["X-Cache"] != "HIT":
+        proxy.stats()
     return answer
 
 

@@ -19,10 +19,10 @@ EVERY_WAY = bool(os.environ.get("EVERY_WAY"))
 LANES = {"lane": [], "hooks": ["--set", "sglang_express=false"]}
 
 
-def command(url: str, folder: Path, *arguments: str, executed: bool = False) -> Proxy:
-    """`sglang-cached start`; `executed` as a shell does it, not forked for."""
+def command(url: str, folder: Path, *arguments: str) -> Proxy:
+    """`sglang-cached start`."""
     place = ["--port", "0", "--host", "127.0.0.1", "--cache-path", str(folder / "cache")]
-    return Proxy(["--sglang-url", url, *place, *arguments], folder, executed=executed)
+    return Proxy(["--sglang-url", url, *place, *arguments], folder)
 
 
 def mitmproxy(program: str, url: str, folder: Path, *arguments: str) -> Proxy:
@@ -40,10 +40,10 @@ def mitmproxy(program: str, url: str, folder: Path, *arguments: str) -> Proxy:
 WEB = ("--set", "web_port=0", "--set", "web_open_browser=false")
 
 WAYS: dict[str, Callable[..., Proxy]] = {
-    "lane": lambda url, folder, *a: command(url, folder, *a, executed=True),
-    "hooks": lambda url, folder, *a: command(url, folder, *LANES["hooks"], *a, executed=True),
+    "lane": command,
+    "hooks": lambda url, folder, *a: command(url, folder, *LANES["hooks"], *a),
     "web": lambda url, folder, *a: command(
-        url, folder, "--web", *WEB, "--set", f"confdir={folder}", *a, executed=True
+        url, folder, "--web", *WEB, "--set", f"confdir={folder}", *a
     ),
     "mitmdump": partial(mitmproxy, "mitmdump"),
     "mitmweb": lambda url, folder, *a: mitmproxy("mitmweb", url, folder, *WEB, *a),

@@ -38,8 +38,15 @@ from tests.tables import each
 pytestmark = pytest.mark.shared
 
 INFO_SECONDS = 0.3
+FIELDS = ["Cache-Control", "X-Cache-Control"]
 
-fields = pytest.mark.parametrize("field", ["Cache-Control", "X-Cache-Control"])
+CASES = [
+    pytest.param(path, FORMS[form], field, id=f"{path}-{form}-{field}")
+    for path in BODIES
+    for form, field in zip(FORMS, FIELDS if path != GENERATE else FIELDS[::-1], strict=True)
+]
+cases = pytest.mark.parametrize(("path", "form", "field"), CASES)
+"""Each API in both forms, and each form with both fields."""
 
 
 Asking = Callable[..., dict[str, Any]]
@@ -73,15 +80,11 @@ def _minus(now: Any, before: Any) -> Any:
 def ask(
     proxy: Proxy, path: str, body: Any, value: str = "", field: str = "Cache-Control"
 ) -> requests.Response:
-    """The whole answer to a call with these directives, when it is stored."""
-    answer = post(proxy, path, body, headers={field: value} if value else {})
-    proxy.stats()
-    return answer
+    """The answer to a call with these directives."""
+    return calls.ask(proxy, path, body, {field: value} if value else {})
 
 
-@fields
-@forms
-@paths
+@cases
 def test_no_store(
     path: str,
     form: Any,
@@ -107,9 +110,7 @@ def test_no_store(
     assert len(sampled(simulator)) == 3
 
 
-@fields
-@forms
-@paths
+@cases
 def test_no_cache(
     path: str,
     form: Any,
@@ -287,9 +288,7 @@ def test_age_of_a_repeat(simulator: Simulator, aged: Proxy, asking: Asking) -> N
 # only-if-cached
 
 
-@fields
-@forms
-@paths
+@cases
 def test_only_if_cached(
     path: str,
     form: Any,
@@ -378,7 +377,7 @@ UNKNOWN = [
 ]
 
 
-@fields
+@pytest.mark.parametrize("field", FIELDS)
 def test_unknown(field: str, simulator: Simulator, proxy: Proxy, asking: Asking) -> None:
     """What is no directive of ours changes nothing."""
     for i, value in enumerate(UNKNOWN):

@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, StartProxy, cache_status, until
+from tests.e2e import calls
 from tests.e2e.calls import (
     BODIES,
     CALLS,
@@ -37,10 +38,7 @@ def bearer(key: str | None) -> dict[str, str]:
 
 
 def ask(proxy: Proxy, path: str, body: Any, key: str | None, **headers: str) -> requests.Response:
-    """The whole answer to a call, when it is stored."""
-    answer = post(proxy, path, body, headers={**bearer(key), **headers})
-    proxy.stats()
-    return answer
+    return calls.ask(proxy, path, body, {**bearer(key), **headers})
 
 
 def probes(simulator: Simulator) -> list[str]:

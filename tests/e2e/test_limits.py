@@ -7,7 +7,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import requests
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.journal.lines import encode
-from tests.conftest import COMMAND, Proxy, StartProxy, until
+from tests.conftest import COMMAND, Proxy, StartProxy, starter, until
 from tests.e2e.calls import BODIES, FORMS, GENERATE, ask, asking, forms, heard, post
 from tests.e2e.test_large import hitting
 from tests.replayer import replaying
@@ -35,9 +34,8 @@ def kinds(proxy: Proxy, *texts: str, **more: Any) -> str:
 
 def kind(proxy: Proxy, text: str, **more: Any) -> str:
     """As `kinds`, for one who looks again and again and wants nothing fetched."""
-    answer = ask(
-        proxy, GENERATE, asking(GENERATE, text, **more), **{"Cache-Control": "only-if-cached"}
-    )
+    cached = {"Cache-Control": "only-if-cached"}
+    answer = ask(proxy, GENERATE, asking(GENERATE, text, **more), cached)
     return answer.headers["X-Cache"][0]
 
 
@@ -184,14 +182,16 @@ def test_progress(is_terminal: bool, simulator: Simulator, tmp_path: Path) -> No
     (tmp_path / "cache.jsonl").write_bytes(b"".join(lines))
     reader, writer = os.openpty() if is_terminal else os.pipe()
     arguments = ["--sglang-url", simulator.url, "--port", "0", "--cache-path", str(tmp_path)]
-    with subprocess.Popen(
-        [str(COMMAND), "start", *arguments], stdout=subprocess.PIPE, stderr=writer
-    ) as process:
-        os.close(writer)
-        assert process.stdout
+    process = starter().start(
+        [str(COMMAND), "start", *arguments], tmp_path, dict(os.environ), stderr=writer
+    )
+    os.close(writer)
+    assert process.stdout
+    with process.stdout:
         banner = iter(process.stdout.readline, b"")
         assert any(b"45000 entries" in line for line in banner)
         process.terminate()
+        assert process.wait(40) == 0
     said = b""
     with suppress(OSError):  # where a terminal has come to its end
         while data := os.read(reader, 65536):
@@ -289,10 +289,10 @@ def test_ended_with_a_full_disk(simulator: Simulator, start_proxy: StartProxy) -
 def test_a_large_answer(start_proxy: StartProxy) -> None:
     """All of an answer is kept that is larger than what may wait for the disk, and others' hits do
     not wait for it."""
-    numbers = [[-0.123456789, n, None] for n in range(3000)]
+    numbers = [[-0.123456789, n, None] for n in range(300)]
     meta: dict[str, Any] = {"id": "i", "finish_reason": {"type": "stop"}, "prompt_tokens": 1}
     meta |= {"completion_tokens": 9, "output_token_logprobs": numbers}
-    sample = json.dumps({"text": "", "meta_info": meta})
+    sample = json.dumps({"text": "", "thought": "x" * 60_000, "meta_info": meta})
     count = (66 << 20) // len(sample)
     large = [sample.replace('""', f'"{n}"', 1) for n in range(count)]
     answer = {"status": 200, "headers": [["Content-Type", "application/json"]], "body": sample}

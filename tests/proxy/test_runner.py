@@ -125,7 +125,7 @@ def test_mitmdump_without_an_upstream(tmp_path: Path) -> None:
     options = {"confdir": tmp_path, "sglang_cache_path": tmp_path / "cache",
                "listen_port": 0, "listen_host": "127.0.0.1"}  # fmt: skip
     sets = [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
-    proxy = Mitmproxy("mitmdump", ["--mode", "regular", *sets], tmp_path)
+    proxy = Mitmproxy("mitmdump", ["--mode", "regular", *sets], tmp_path, executed=True)
     words = "needs exactly one upstream: --mode reverse:http://HOST:PORT"
     until(lambda: proxy.process.poll() is not None or words in proxy.log, START_SECONDS)
     end(proxy)
