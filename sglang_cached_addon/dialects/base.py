@@ -23,11 +23,16 @@ object: of text, or of booleans). Another value stays in the key, so that upstre
 class Recorder(Protocol):
     """Makes samples of a streamed answer while it comes."""
 
-    def add(self, event: Any) -> tuple[Part, int]:
+    def add(self, event: Any, said: bytes = b"") -> tuple[Part, int]:
         """Takes the parsed data of the next event; gives what it is, and the choice that it is of.
+        `said` is the same data in bytes, where `repeats` is asked about the event behind it.
 
         Raises `Refused` for one that is not understood; after that it only tells what events
         are."""
+
+    def repeats(self, said: bytes) -> bool:
+        """Takes the data of the next event if that is known, without being parsed, to be a delta
+        of the only choice. Gives whether it was; if not, `add` is to be called."""
 
     def split(self) -> Split:
         """The samples of a stream that has ended; raises `Refused` if they are not whole."""

@@ -45,6 +45,7 @@ class ChoiceRecorder:
 
     def __init__(self) -> None:
         self.is_finished = False
+        self.is_text = False
         self.rows = 0
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -67,7 +68,15 @@ class ChoiceRecorder:
         self._take(delta, is_end, rows, tokens)
         if is_end:
             self._finish(choice)
+        self.is_text = not is_end and [type(step) for step in self._steps[before:]] == [int]
         return self.is_finished and len(self._steps) == before
+
+    def say(self, text: str) -> None:
+        self._content.append(text)
+        self._steps.append(len(text))
+
+    def text(self, choice: Any) -> Any:
+        return choice["delta"]["content"]
 
     def _take(
         self, delta: dict[str, Any], is_end: bool, rows: int | None, tokens: int | None

@@ -27,6 +27,7 @@ class ChoiceRecorder:
 
     def __init__(self) -> None:
         self.is_finished = False
+        self.is_text = False
         self.rows = 0
         self._text: list[str] = []
         self._logprobs: dict[str, list[Any]] | None = None
@@ -45,9 +46,17 @@ class ChoiceRecorder:
         self._steps.append(step if len(step) > 1 else len(text))
         self.is_finished = choice.get("finish_reason") is not None
         refuse_unknown(choice, _KNOWN, is_end=self.is_finished)
+        self.is_text = not self.is_finished and len(step) == 1
         if self.is_finished:
             self._end = {n: v for n, v in choice.items() if n not in ("index", "text")}
         return False
+
+    def say(self, text: str) -> None:
+        self._text.append(text)
+        self._steps.append(len(text))
+
+    def text(self, choice: Any) -> Any:
+        return choice["text"]
 
     def _take_rows(self, logprobs: Any) -> int | None:
         if logprobs is None:

@@ -209,7 +209,10 @@ class Recorder:
         self._split = split
         self._is_error = False
 
-    def add(self, event: Any) -> tuple[Part, int]:
+    def repeats(self, said: bytes) -> bool:
+        return False  # each event has other counts
+
+    def add(self, event: Any, said: bytes = b"") -> tuple[Part, int]:
         if not isinstance(event, dict):
             raise Refused(Reason.UNREADABLE)
         if judging.is_error(event):

@@ -51,6 +51,8 @@ class Relay:
         """How many bytes of the stream the present recorder has seen."""
         self._splitter = sse.Splitter()
         self._sent = sent
+        self._is_plain = not (plan.have or sent.counts or sent.skip)
+        """Whether upstream's events are the client's as they are."""
         self._choices = _choices(plan, sent)
         self._finishes: list[Event] | None = None
         """The last events of the stored choices, until they are sent; None before it has begun."""
@@ -104,13 +106,16 @@ class Relay:
             self.is_done = True
             events += [*self._take_finishes(), Event(event, Part.OTHER)]
             return
+        if self._is_plain and self._recorder.repeats(said):
+            events.append(Event(event, Part.DELTA))
+            return
         try:
             value = orjson.loads(said)
         except ValueError:
             self.reason = self.reason or Reason.UNREADABLE
             events.append(Event(event, Part.OTHER))
             return
-        part, choice = self._record(value)
+        part, choice = self._record(value, said)
         if part in _OF_ONE and self._sent.is_skipped(choice):
             return
         if part is Part.DELTA and self._sent.counts:
@@ -122,10 +127,10 @@ class Relay:
             event, choice = self._rewrite(event, value, part, choice)
         events.append(Event(event, part, choice))
 
-    def _record(self, value: Any) -> tuple[Part, int]:
+    def _record(self, value: Any, said: bytes) -> tuple[Part, int]:
         """What an event is, also where there is nothing to be recorded any more."""
         try:
-            return self._recorder.add(value)
+            return self._recorder.add(value, said if self._is_plain else b"")
         except Refused as refused:
             self.reason = self.reason or refused.reason
             return Part.OTHER, 0

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import orjson
 
 from sglang_cached_addon.core.call import Part, Split, with_deltas
 from sglang_cached_addon.core.identity import UNKNOWN, Server
@@ -34,10 +36,18 @@ class ChoiceRecorder(Protocol):
     """How many tokens have come with their log-probabilities."""
     is_finished: bool
     """The choice has told why it ended."""
+    is_text: bool
+    """The last chunk had a text, and nothing else that is kept of it."""
 
     def add(self, choice: dict[str, Any], tokens: int | None) -> bool:
         """Takes a chunk's choice, and how many tokens it has so far where that is told. Gives
         whether the chunk does nothing but finish the choice. Raises `Refused`."""
+
+    def say(self, text: str) -> None:
+        """Takes a chunk that differs from the last one, which `is_text`, in its text alone."""
+
+    def text(self, choice: Any) -> Any:
+        """The text of such a chunk's choice."""
 
     def choice(self) -> dict[str, Any]:
         """The choice that a call without `stream` would have got."""
@@ -54,6 +64,25 @@ def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> 
     for name, value in choice.items():
         if name not in known and value is not None and (not is_end or type(value) in (list, dict)):
             raise Refused(Reason.UNREADABLE)
+
+
+class Frame(NamedTuple):
+    """The data of a chunk before and behind its text. What has them, too, and just a string
+    between them, is the same chunk with another text."""
+
+    before: bytes
+    behind: bytes
+
+    def text(self, said: bytes) -> str:
+        """The text of such a chunk; empty where it is empty, or another chunk."""
+        before, behind = self
+        if not (said.startswith(before) and said.endswith(behind)):
+            return ""
+        try:
+            text = orjson.loads(said[len(before) : -len(behind)])
+        except ValueError:
+            return ""
+        return text if type(text) is str else ""
 
 
 class Recorder:
@@ -85,8 +114,17 @@ class Recorder:
         self._ids = [""] * len(recorders)
         self._usage: dict[str, Any] | None = None
         self._is_error = False
+        self._frame: Frame | None = None
+        """The frame of the event before, if it was a text of the only choice."""
 
-    def add(self, event: Any) -> tuple[Part, int]:
+    def repeats(self, said: bytes) -> bool:
+        text = self._frame.text(said) if self._frame else ""
+        if text:
+            self._recorders[0].say(text)
+        return bool(text)
+
+    def add(self, event: Any, said: bytes = b"") -> tuple[Part, int]:
+        self._frame = None
         if not isinstance(event, dict):
             raise Refused(Reason.UNREADABLE)
         if judging.is_error(event):
@@ -117,7 +155,20 @@ class Recorder:
         if is_finish:
             # SGLang's has the id of whichever choice spoke last.
             event["id"] = self._ids[index]
+        elif said and self._recorders[index].is_text and len(self._recorders) == 1:
+            self._frame = self._framed(said, choices[0])
         return (Part.FINISH if is_finish else Part.DELTA), index
+
+    def _framed(self, said: bytes, choice: dict[str, Any]) -> Frame | None:
+        """The frame of a chunk's text; None where that is empty, or written in another way."""
+        recorder = self._recorders[0]
+        before, found, behind = said.partition(orjson.dumps(recorder.text(choice)))
+        try:  # it is the text, and not another string, if another text can be put in its place
+            like = orjson.loads(before + b'""' + behind)
+            is_text = found != b'""' and recorder.text(like["choices"][0]) == ""
+        except (ValueError, LookupError):
+            return None
+        return Frame(before, behind) if is_text else None
 
     def _news(self, event: dict[str, Any]) -> dict[str, Any]:
         """The members of an event that the first one did not have, or had with another value."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pytest
 
-from sglang_cached_addon.core.call import Generation
+from sglang_cached_addon.core.call import Generation, Part
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import completions
+from sglang_cached_addon.dialects import chat, completions
+from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.openai.recording import CHOICE, refuse_unknown
 from sglang_cached_addon.wire import sse
+from tests.dialects import test_chat_stream as chats
+from tests.dialects.streams import mutated, places, told
 from tests.dialects.test_completions_stream import stream, usage
 from tests.tables import each
 
@@ -141,3 +146,105 @@ def test_tokens_of_choices(counts: tuple[Any, Any], exact: list[int] | None) -> 
     split = made.split()
     assert split.refusal is (None if exact else Reason.SHARED_USAGE)
     assert [sample.tokens for sample in split.generations] == exact or not exact
+
+
+WORDS = [" sea", "a", "b", '\u00e9\n"', "m", "id0", "content", "text", "index", "null", ""]
+"""Texts, of which some are elsewhere in a chunk, too, as a name or a value."""
+
+
+def spoken(dialect: Dialect, words: Sequence[str]) -> list[dict[str, Any]]:
+    """A stream of these texts."""
+    if dialect is completions.DIALECT:
+        return [*stream(words), usage(3, len(words))]
+    says = [chats.says(word) for word in words]
+    return [chats.role(), *says, chats.ends("length"), chats.usage(len(words))]
+
+
+def recorded(
+    dialect: Dialect, events: Sequence[bytes], *, n: int = 1, is_quick: bool = True
+) -> tuple[list[Any], Any, int]:
+    """What each event is, what all come to, and how many were not parsed."""
+    call = dialect.read({**(chats.ONE if dialect is chat.DIALECT else ONE), "n": n})
+    recorder = dialect.record(call, dialect.trim(call, [n], lambda: "x", Server(SGLANG)))
+    parts: list[Any] = []
+    count = 0
+    for event in events:
+        if is_quick and recorder.repeats(event):
+            parts.append((Part.DELTA, 0))
+            count += 1
+            continue
+        try:
+            parts.append(recorder.add(orjson.loads(event), event if is_quick else b""))
+        except (Refused, orjson.JSONDecodeError) as e:
+            parts.append(repr(e))
+    try:
+        return parts, recorder.split(), count
+    except Refused as e:
+        return parts, e.reason, count
+
+
+ONE = {"prompt": "a", "stream": True}
+OPENAI = (chat.DIALECT, completions.DIALECT)
+
+
+@each(("dialect", "n", "quick"), [(d, n, q) for d in OPENAI for n, q in ((1, 3), (2, 0))])
+def test_texts(dialect: Dialect, n: int, quick: int) -> None:
+    """A chunk that differs from the one before in its text alone is not parsed, unless it may be of
+    another choice."""
+    words = ["a", " sea", "\u00e9", "\n", "", "b"]
+    *_, count = recorded(dialect, [orjson.dumps(e) for e in spoken(dialect, words)], n=n)
+    assert count == quick
+
+
+SAME: list[dict[str, Any]] = [
+    {"finish_reason": "stop"},
+    {"logprobs": {"content": [{"token": "a"}]}},
+    {"logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}},
+]
+"""Members of a choice that are to be kept of each chunk, also where they are the same in all."""
+
+
+def spoiled(event: dict[str, Any], rng: random.Random) -> bytes:
+    """A chunk's data, written in some way, and perhaps with a byte changed or doubled."""
+    data = orjson.dumps(event)
+    at = rng.randrange(len(data))
+    marks = [b" ", b'"', b",", b":", b"}", b"\\", b"0", b"\xff", b'","content":"', b'","text":"b']
+    kind = rng.randrange(12)
+    if kind == 0:
+        return data[:at] + rng.choice(marks) + data[at:]
+    if kind == 1:
+        return data[:at] + data[at + 1 :]
+    if kind == 2:
+        return data.replace(b'":', b'" : ')
+    if kind == 3:
+        return data.replace(b'"', rng.choice(marks) + b'"', 1 + rng.randrange(9))
+    return data
+
+
+@each("seed", range(8))
+@each("dialect", OPENAI)
+def test_what_is_not_parsed(dialect: Dialect, seed: int) -> None:
+    """Whatever comes, a stream is recorded as if each chunk had been parsed."""
+    rng = random.Random(seed)
+    quick = 0
+    for _ in range(120):
+        events = spoken(dialect, rng.choices(WORDS, k=12))
+        if rng.random() < 0.2:
+            events = told(events[:-1]) + events[-1:]
+        same, members = rng.choice(SAME), rng.random() < 0.5
+        for event in events[1:-2]:
+            if members:
+                event["choices"][0].update(same)
+            elif rng.random() < 0.2:
+                event["usage"] = {"completion_tokens": 1}
+            if rng.random() < 0.1:
+                holder, key = rng.choice(list(places(event)))
+                holder[key] = rng.choice(WORDS)
+        if rng.random() < 0.5:
+            events = mutated(events, rng)
+        data = [spoiled(event, rng) for event in events]
+        for n in (1, 2):
+            *found, count = recorded(dialect, data, n=n)
+            assert found == list(recorded(dialect, data, n=n, is_quick=False)[:2])
+            quick += count
+    assert quick > 20
