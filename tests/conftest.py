@@ -257,7 +257,7 @@ def pauses() -> Iterator[float]:
     pause = 0.002
     while True:
         yield pause
-        pause = min(pause * 1.3, 0.02)
+        pause = min(pause * 1.3, 0.05)
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -73,10 +74,16 @@ OWN = {"self", "cls"}
 """What private attributes may be taken of."""
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse((PACKAGE / path).read_text())
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,10 +118,9 @@ def test_what_is_private_is_used_in_one_place() -> None:
     for path in MODULES:
         if path.as_posix() in ("proxy/inside.py", "proxy/selfcheck.py"):
             continue
-        tree = ast.parse((PACKAGE / path).read_text())
         private = {
             n.attr
-            for n in ast.walk(tree)
+            for n in ast.walk(parsed(path))
             if isinstance(n, ast.Attribute)
             and n.attr[0] == "_"
             and n.attr[-1] != "_"
@@ -152,7 +158,7 @@ def test_imports_point_one_way() -> None:
 def test_each_module_has_its_tests() -> None:
     """`x/y.py` is tested by `x/test_y.py`: a reader finds them without searching."""
     for path in MODULES:
-        is_empty = len(ast.parse((PACKAGE / path).read_text()).body) == 1
+        is_empty = len(parsed(path).body) == 1
         if is_empty or path.name == "__main__.py" or path == Path("__init__.py"):
             continue
         if path.parts[0] == "simulator":
@@ -164,4 +170,4 @@ def test_each_module_has_its_tests() -> None:
 def test_each_module_states_its_contract() -> None:
     """Every file opens with what it is for."""
     for path in MODULES:
-        assert ast.get_docstring(ast.parse((PACKAGE / path).read_text())), path
+        assert ast.get_docstring(parsed(path)), path

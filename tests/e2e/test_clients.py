@@ -68,7 +68,7 @@ def with_usage(path: str, body: Json) -> Json:
 
 TABLE: list[tuple[Client, list[str], str]] = [
     (openai_sync, V1, "one n2 usage n2-usage logprobs"),
-    (openai_async, V1, "one n2 usage n2-usage logprobs"),
+    (openai_async, V1, "n2-usage logprobs"),
     (openai_sync, [CHAT], "tools tools-n2"),
     (openai_async, [CHAT], "tools"),
     (runtime_stream, [GENERATE], "one logprobs"),

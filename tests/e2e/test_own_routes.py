@@ -143,6 +143,7 @@ def test_strangers_on_this_machine(headers: dict[str, str], shared: Proxy) -> No
             assert b"cache.jsonl" not in body
 
 
+@pytest.mark.one_way
 def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
     """A probe of the proxy succeeds while its upstream says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -189,7 +189,7 @@ def calls(keys: int, each: int) -> list[tuple[str, int]]:
 def test_each_sample_is_generated_once(simulator: Simulator, trio: list[Proxy]) -> None:
     """Of what three proxies are asked in parallel, each sample is generated once, and all have the
     same."""
-    todo = calls(80, 4)
+    todo = calls(60, 4)
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = list(pool.map(lambda i: ask(trio[i % 3], *todo[i]), range(len(todo))))
     most: Counter[str] = Counter()
@@ -220,7 +220,7 @@ def test_a_proxy_dies_and_redis_restarts(
     was under way at the dead proxy; where Redis comes back empty, what only others had, too."""
     mortal = started.proxy(server.url)
     asked = [mortal, *trio[1:]]
-    todo = calls(100, 3)
+    todo = calls(60, 3)
     spans: list[tuple[float, float]] = [(0.0, 0.0)] * len(todo)
     dead = threading.Event()
     logs = [len(proxy.log) for proxy in trio]
