@@ -127,7 +127,7 @@ def test_bodies_have_one_length() -> None:
 
 
 def test_journal_is_loaded(tmp_path: Path) -> None:
-    """The lines that are written ahead are what the proxy itself would find."""
+    """The proxy finds its answers in the lines that are written ahead."""
     entries.write_journal(tmp_path, calls.SMALL, 25)
     store = DiskStore(tmp_path)
     try:

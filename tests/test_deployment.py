@@ -368,7 +368,8 @@ def test_volumes_exist(name: str) -> None:
 
 @each("name", PODS)
 def test_no_service_links(name: str) -> None:
-    """`SGLANG_CACHED_PORT=tcp://...` would be ours to understand, and `SGLANG_PORT` SGLang's."""
+    """Kubernetes sets no `SGLANG_CACHED_PORT=tcp://...`, which is an option of ours, and no
+    `SGLANG_PORT`, which is one of SGLang's."""
     assert PODS[name]["enableServiceLinks"] is False
 
 

@@ -12,7 +12,7 @@ from sglang_cached_addon.store.journal.lines import encode
 
 
 def test_compact(tmp_path: Path) -> None:
-    """Nobody could have the room back without starting a proxy."""
+    """The room of what is no more is had back without a proxy."""
     path = tmp_path / "cache.jsonl"
     old = encode(Addition(b"a" * 32, "chat", b'{"q":1}', [Sample(b'{"x":1}', 1.0, 0.5, 3)]))
     new = [Sample(b'{"x":2}', 2.0, 0.5, 3)]

@@ -108,7 +108,7 @@ def test_media() -> None:
 
 
 def test_too_many() -> None:
-    """So many samples are asked for that to name their prompts would take too long."""
+    """A call for more samples than may be asked for at once is refused as too large."""
     for size, n in ((MAX_SAMPLES, 1), (1, MAX_SAMPLES), (2, MAX_SAMPLES // 2)):
         reading.refuse_too_many(size, n)
         with pytest.raises(Refused) as refused:

@@ -193,7 +193,7 @@ def test_other_servers(info: str, start_proxy: StartProxy) -> None:
 
 @pytest.mark.one_way
 def test_an_open_upstream(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Without keys nothing is asked that would not be asked anyway: a hit is no request."""
+    """Without keys upstream is asked no more than with them: a hit is no request."""
     proxy = start_proxy(simulator.url, "--poll-seconds", "3600")
     ask(proxy, GENERATE, asking(GENERATE), None)
     assert set(probes(simulator)) == {"/model_info", "/server_info"}
@@ -248,7 +248,7 @@ def test_isolated(simulator: Simulator, start_proxy: StartProxy) -> None:
 
 @pytest.mark.one_way
 def test_isolated_at_the_same_time(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Nor do they share a fetch that is under way."""
+    """Clients that are kept apart do not share a fetch that is under way."""
     proxy = start_proxy(simulator.url, "--isolate-by-credential")
     for form in FORMS.values():
         simulator.faults += [Fault.HOLD, Fault.HOLD]

@@ -155,7 +155,7 @@ def test_other_servers(source: str, start_proxy: StartProxy) -> None:
 
 
 def test_no_model(start_proxy: StartProxy) -> None:
-    """An upstream that tells nothing is used, but nothing is stored: whose would it be?"""
+    """An upstream that does not tell which model it has is used, but nothing is stored."""
     with running(Profile(info="none")) as upstream:
         proxy = start_proxy(upstream.url)
         for path, form in CALLS:
@@ -169,7 +169,7 @@ def test_no_model(start_proxy: StartProxy) -> None:
 
 
 def test_hit_of_the_former_model(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """For no longer than the poll interval."""
+    """A hit of the former model is given for no longer than the poll interval."""
     poll = 0.5
     proxy = start_proxy(simulator.url, "--poll-seconds", str(poll))
     body = greedy(GENERATE)

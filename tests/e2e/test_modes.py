@@ -218,7 +218,7 @@ def test_offline_other_routes(simulator: Simulator, offline: Proxy) -> None:
 
 
 def test_offline_what_is_not_understood(simulator: Simulator, offline: Proxy) -> None:
-    """What would be passed on untouched is not passed on."""
+    """Offline, a call that is not understood is not passed on."""
     found = {reason: bypassed(offline, reason).status_code for reason in BYPASSES}
     assert found == dict.fromkeys(BYPASSES, 504)
     assert simulator.received == []

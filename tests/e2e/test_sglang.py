@@ -125,7 +125,7 @@ def test_rids(post: Post) -> None:
 
 
 def test_same_rid_in_flight(post: Post) -> None:
-    """Two calls in flight may share a rid, which SGLang alone would refuse."""
+    """Two calls in flight may share a rid, though SGLang alone refuses the second."""
     bodies = [generate(prompt(), rid="shared") for _ in range(4)]
     for body in bodies:
         body["sampling_params"]["max_new_tokens"] = 64

@@ -111,7 +111,8 @@ def answers(asked: str) -> dict[str, Any]:
 
 
 def test_as_if_read_whole() -> None:
-    """A large answer comes to what it would if it was read whole, be it to nothing."""
+    """A large answer that is read in slices comes to the same as one that is read whole, be it to
+    nothing."""
     for asked in ASKED:
         for name, answer in answers(asked).items():
             for body in (orjson.dumps(answer), json.dumps(answer).encode()):
@@ -120,7 +121,7 @@ def test_as_if_read_whole() -> None:
 
 
 def test_damage() -> None:
-    """A torn or changed answer comes to what it would if it was read whole."""
+    """A torn or changed answer comes to the same in slices and whole."""
     for asked in ASKED:
         good = orjson.dumps(answers(asked)["whole"])
         for place in range(0, len(good), 7):
@@ -144,7 +145,7 @@ def test_is_read_in_slices() -> None:
 
 
 def test_a_sample_that_is_too_large() -> None:
-    """What would hold others up is not read."""
+    """A sample that is too large to be read at once is not read, by a reason of its own."""
     for asked, answer in (
         (GENERATE, LISTS["whole"]),
         (f"{GENERATE} one", native(0)),

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 class Syncer:
     """Syncs one file, which another one may replace."""
 
-    def __init__(self, path: Path) -> None:
-        """The path is for messages."""
-        self._path = path
+    def __init__(self, path: Path, seconds: float = SYNC_SECONDS) -> None:
+        """The path is for messages; a write waits so many seconds for others."""
+        self._path, self._seconds = path, seconds
         self._changed = threading.Condition()
         self._handle: int | None = None
         """A duplicate of the file's descriptor; None if there is nothing to be synced."""
@@ -45,7 +45,7 @@ class Syncer:
         with self._changed:
             before, self._handle = self._handle, copy
             if before is None:
-                self._due = time.monotonic() + SYNC_SECONDS
+                self._due = time.monotonic() + self._seconds
                 self._changed.notify()
         if before is not None:
             os.close(before)

@@ -96,7 +96,7 @@ def test_half_a_line(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:
-    """A follower writes nothing, and refuses what would."""
+    """A follower writes nothing, and refuses to clear."""
     with opened(tmp_path) as owner:
         fill(owner, 1)
     before = contents(tmp_path)

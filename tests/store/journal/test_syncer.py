@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store.journal import syncer
 from sglang_cached_addon.store.journal.syncer import Syncer
 from tests.conftest import until
 
@@ -31,7 +30,6 @@ class Disk:
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
     monkeypatch.setattr(os, "fsync", disk.fsync)
-    monkeypatch.setattr(syncer, "SYNC_SECONDS", 0.05)
     return disk
 
 
@@ -47,7 +45,7 @@ def handles(tmp_path: Path) -> Iterator[list[int]]:
 def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
     """Of two files, the one that was noted last is synced."""
     a, b = handles
-    one = Syncer(tmp_path)
+    one = Syncer(tmp_path, 0.05)
     one.note(a)
     one.note(b)
     until(lambda: bool(disk.synced))
@@ -55,12 +53,11 @@ def test_replaced(disk: Disk, handles: list[int], tmp_path: Path) -> None:
     assert disk.synced == [(os.fstat(b).st_ino, 0)]
 
 
-def test_close(handles: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close(handles: list[int], tmp_path: Path) -> None:
     """A syncer ends at once, and leaves no file or thread."""
-    monkeypatch.setattr(syncer, "SYNC_SECONDS", 600)
     before = len(list(Path("/proc/self/fd").iterdir()))
     threads = threading.active_count()
-    one = Syncer(tmp_path)
+    one = Syncer(tmp_path, 600)
     for handle in (*handles, *handles):
         one.note(handle)
     one.close()
