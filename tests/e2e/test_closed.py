@@ -233,7 +233,7 @@ def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy, tmp_path: Pa
         stored(proxy, 1)
         assert call(proxy) == "200 HIT"
         upstream.may_inform.clear()
-        end, longest, count = time.monotonic() + 0.8, 0.0, 0
+        end, longest, count = time.monotonic() + 0.6, 0.0, 0
         while time.monotonic() < end:
             began = time.monotonic()
             assert call(proxy) == "200 HIT"

@@ -24,9 +24,9 @@ from tests.simulator import Simulator
 
 pytestmark = pytest.mark.one_way
 
-CRASHES = int(os.environ.get("CRASHES", "3"))
+CRASHES = int(os.environ.get("CRASHES", "2"))
 THREADS = 4
-LOOKED_AT = 300
+LOOKED_AT = 100
 """How many answers are asked for again after a crash, chosen by chance."""
 
 SAFE_SECONDS = float(os.environ.get("SAFE_SECONDS", "0.3"))

@@ -295,8 +295,8 @@ def test_headers_of_gateways(simulator: Simulator, start_proxy: StartProxy) -> N
     for path, form in CALLS:
         said, body = [], asking(path, f"{path} {form}", **form)
         for headers in own:
-            answers = [ask(proxy, path, body, None, **headers) for _ in "123"]
-            assert [a.headers["X-Cache"] for a in answers] == ["MISS", "HIT", "HIT"], headers
+            answers = [ask(proxy, path, body, None, **headers) for _ in "12"]
+            assert [a.headers["X-Cache"] for a in answers] == ["MISS", "HIT"], headers
             said.append(heard(path, answers[1])[0])
         assert len(set(said)) == len(own)
         # What is of one request, or in another spelling of its name, changes nothing.

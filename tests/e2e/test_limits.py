@@ -45,13 +45,13 @@ def test_more_than_memory_holds(simulator: Simulator, start_proxy: StartProxy) -
     proxy = start_proxy(simulator.url, *options)
     calls = [
         (path, asking(path, f"call {i}", n, **form))
-        for i in range(8) for path in BODIES for form in FORMS.values() for n in (1, 3)
+        for i in range(5) for path in BODIES for form in FORMS.values() for n in (1, 3)
     ]  # fmt: skip
     # A stream after its JSON, and three samples after one of them, come from one pool.
     first = [heard(path, ask(proxy, path, body)) for path, body in calls]
     again = [heard(path, ask(proxy, path, body)) for path, body in calls]
     generated = simulator.samples
-    assert generated == 8 * len(BODIES) * 3
+    assert generated == 5 * len(BODIES) * 3
     assert again == first
     info = proxy.info()
     assert info["memory_bytes"] < 8_000 < info["file_bytes"]

@@ -99,7 +99,7 @@ def is_still(server: Lengthy, seconds: float = 0.5) -> bool:
 def test_one_that_does_not_read(start_proxy: StartProxy) -> None:
     """For a client that does not read the proxy does not read all of a stream; and who comes later
     does not wait for it."""
-    with lengthy(8_000, 4000) as upstream:  # 32 MB
+    with lengthy(2_000, 16_000) as upstream:  # 32 MB
         proxy = start_proxy(upstream.url)
         post(proxy, COMPLETIONS, {"model": "m", "prompt": "q"})
         before = proxy.memory()
