@@ -47,10 +47,7 @@ def test_example_fails_without_a_cache(
 
 
 def test_readme(
-    proxy: Proxy,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the README shows can be typed, and is answered as it says."""
     text = (EXAMPLES.parent / "README.md").read_text().replace("http://localhost:30001", proxy.url)

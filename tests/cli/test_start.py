@@ -101,9 +101,7 @@ def test_environment(tmp_path: Path) -> None:
             proxy.stats()
         info, refused = (
             requests.get(
-                f"{proxy.url}/cache/info",
-                headers={"Authorization": f"Bearer {token}"},
-                timeout=20,
+                f"{proxy.url}/cache/info", headers={"Authorization": f"Bearer {token}"}, timeout=20
             )
             for token in (TOKEN, "wrong")
         )

@@ -39,10 +39,7 @@ Counts = list[tuple[float, int]]
 
 
 def ask(session: requests.Session, url: str, number: int) -> requests.Response:
-    body = {
-        "text": f"call {number}",
-        "sampling_params": {"temperature": 0.9, "max_new_tokens": 16},
-    }
+    body = {"text": f"call {number}", "sampling_params": {"temperature": 0.9, "max_new_tokens": 16}}
     return session.post(f"{url}/generate", json=body, timeout=10)
 
 

@@ -201,9 +201,7 @@ def test_repeat(
 
 
 @pytest.mark.one_way
-@pytest.mark.parametrize(
-    "form", [pytest.param({}, id="json"), pytest.param({"stream": True}, id="stream")]
-)
+@forms
 def test_repeat_of_no_cache(form: Any, behind: Proxy, asking: Asking) -> None:
     """Who has fetched something anew gets the new answer from then on."""
     old = heard(GENERATE, ask(behind, GENERATE, asking(GENERATE, **form)))

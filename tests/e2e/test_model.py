@@ -90,7 +90,7 @@ def settled(proxy: Proxy, simulator: Simulator, before: str) -> str:
 
 
 def asked(simulator: Simulator, *paths: str) -> int:
-    return sum(r.path in paths for r in simulator.received)
+    return sum(r.path in paths for r in tuple(simulator.received))
 
 
 # What makes it another model
@@ -317,11 +317,6 @@ def test_upstream_goes_before_it_is_confirmed(start_proxy: StartProxy) -> None:
 MODELS = ("north", "south")
 
 
-def looks(upstream: Simulator) -> int:
-    """How often it was asked which model it has."""
-    return sum(request.path == "/model_info" for request in tuple(upstream.received))
-
-
 @pytest.mark.parametrize("seed", [1])
 def test_swaps_under_load(seed: int, start_proxy: StartProxy) -> None:
     """The model is swapped at random moments while clients ask: nothing is stored of the wrong one.
@@ -353,9 +348,9 @@ def test_swaps_under_load(seed: int, start_proxy: StartProxy) -> None:
                 for i in range(24):
                     over.wait(dice.uniform(0.02, 0.1))
                     upstream.become(model=MODELS[(i + 1) % 2])
-                    seen = looks(upstream)
+                    seen = asked(upstream, "/model_info")
                     # The answer to one look is there before the next is taken.
-                    until(lambda seen=seen: looks(upstream) > seen + 1)
+                    until(lambda seen=seen: asked(upstream, "/model_info") > seen + 1)
                     if i % 10 < 2:  # each model is there for whole calls, however slow they are
                         enough = len(done) + 2 * len(CALLS)
                         until(lambda enough=enough: len(done) >= enough)

@@ -10,18 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Proxy, StartProxy, cache_status, read_all, until
-from tests.e2e.calls import (
-    BODIES,
-    DONE,
-    USAGE,
-    Stream,
-    post,
-    raw,
-    said,
-    sampled,
-    sampling,
-    stream,
-)
+from tests.e2e.calls import BODIES, DONE, USAGE, Stream, post, raw, said, sampled, sampling, stream
 from tests.replayer import replaying
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.tables import each
