@@ -17,6 +17,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError
+from tests.conftest import until
 from tests.tables import each
 
 A, B = b"a" * 32, b"b" * 32
@@ -166,10 +167,7 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
         store.append(Addition(B, "chat", b'{"q":2}', [sample(b'{"kept":1}')]))
         for at in range(40):
             store.append(Addition(A, "chat", b'{"q":1}', [sample(big, at)], since=inf))
-        deadline = time.monotonic() + 10
-        while path.stat().st_size > 1_500_000 or store.journal.pending:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        until(lambda: path.stat().st_size <= 1_500_000 and not store.journal.pending)
     with opened(tmp_path) as store:
         assert [s.stored_at for s in pool(store, A)] == [39]
         assert len(pool(store, B)) == 1
@@ -282,10 +280,7 @@ def limited(folder: Path, **limits: float) -> Iterator[DiskStore]:
 
 
 def settle(store: DiskStore) -> None:
-    deadline = time.monotonic() + 10
-    while store.journal.pending:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: not store.journal.pending)
 
 
 def test_what_is_not_in_memory(tmp_path: Path) -> None:
@@ -401,13 +396,10 @@ def test_expiry_while_open(tmp_path: Path) -> None:
     """Samples that are too old go, though nobody asks for them."""
     with limited(tmp_path, ttl=0.2) as store:
         fill(store, *range(10))
-        generation = store.generation
-        deadline = time.monotonic() + 10
-        while there(store, 1):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        generation, filled_at = store.generation, time.time()
+        until(lambda: not there(store, 1))
         assert store.generation > generation
-        time.sleep(0.2)  # for the others to expire, too
+        until(lambda: time.time() > filled_at + 0.2)  # the others have expired, too
         fill(store, 10)
         fill(store, 11)
         assert len(store.index) == 2
