@@ -240,7 +240,7 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
     return start_proxy(simulator.url)
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Waits for what another thread or process is about to do; not for longer than that."""
     deadline = time.monotonic() + seconds
     for pause in pauses():

@@ -127,7 +127,8 @@ def test_each_model_has_its_own(simulator: Simulator, start_proxy: StartProxy) -
         assert settled(proxy, simulator, there) == first
         assert cached(proxy, GENERATE, greedy(GENERATE)) == usual
     assert proxy.stats()["total_responses"] == len(BODIES) + len(CHANGES)
-    models = proxy.info()["models"]
+    # What is told between two questions makes one more model, of which nothing is stored.
+    models = [model for model in proxy.info()["models"] if model["samples"]]
     assert {model["fingerprint"] for model in models} == seen
     assert sorted(model["samples"] for model in models) == [1] * len(CHANGES) + [len(BODIES)]
 

@@ -84,7 +84,7 @@ def test_readonly(filled: Filled, simulator: Simulator, start_proxy: StartProxy)
             miss = ask(proxy, path, asking(path, "new", **form))
             reason = "" if form else "; detail=readonly"  # of a stream it is told later
             assert status_of(miss) == ("MISS", f"sglang-cached; fwd=miss{reason}")
-        fetched = ask(proxy, path, asking(path, n=2, **form), **{"Cache-Control": "no-cache"})
+        fetched = ask(proxy, path, asking(path, n=2, **form), {"Cache-Control": "no-cache"})
         assert fetched.headers["X-Cache"] == "MISS"
         assert heard(path, fetched) != filled[path]
         assert heard(path, ask(proxy, path, asking(path, n=2, **form))) == filled[path]
@@ -168,17 +168,17 @@ def offline(filled: Filled, simulator: Simulator, start_proxy: StartProxy) -> Pr
 def test_offline(filled: Filled, simulator: Simulator, offline: Proxy) -> None:
     """Hits, and 504 for the rest; upstream is never asked, not even who it is."""
     for path, form in CALLS:
-        hit = ask(offline, path, asking(path, n=2, **form), Authorization="Bearer whoever")
+        hit = ask(offline, path, asking(path, n=2, **form), {"Authorization": "Bearer whoever"})
         assert status_of(hit) == ("HIT", "sglang-cached; hit")
         assert heard(path, hit) == filled[path]
         for body in (asking(path, "new", **form), asking(path, n=3, **form)):
             for value in ("", "no-cache", "max-age=9"):
-                denied = ask(offline, path, body, **({"Cache-Control": value} if value else {}))
+                denied = ask(offline, path, body, {"Cache-Control": value} if value else {})
                 assert denied.status_code == 504
                 assert status_of(denied) == ("MISS", "sglang-cached; detail=offline")
                 assert denied.json()["error"]["code"] == 504
         for value in ("no-cache", "no-store"):
-            denied = ask(offline, path, asking(path, **form), **{"Cache-Control": value})
+            denied = ask(offline, path, asking(path, **form), {"Cache-Control": value})
             assert denied.status_code == 504
     stats = offline.stats()
     assert (stats["hits"], stats["denied"], stats["misses"]) == (6, 48, 48)
@@ -277,7 +277,7 @@ def test_nearest_for_who_comes_through_a_proxy(offline: Proxy) -> None:
     """Who comes through an nginx on this machine does not see what others have asked."""
     body = asking(GENERATE, "one three")
     for form in FORMS.values():
-        denied = ask(offline, GENERATE, {**body, **form}, **{"X-Forwarded-For": "10.0.0.1"})
+        denied = ask(offline, GENERATE, {**body, **form}, {"X-Forwarded-For": "10.0.0.1"})
         message = denied.json()["error"]["message"]
         assert "nearest" in message
         assert "one two" not in message

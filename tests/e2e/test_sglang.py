@@ -302,7 +302,7 @@ def stably(first: Any, second: Any, other: Any) -> tuple[Any, Any]:
     """What two answers of upstream agree in, and what a third one has there; with the names of
     all members, in their order."""
     if isinstance(first, dict) and isinstance(second, dict) and isinstance(other, dict):
-        names = [name for name in first if name in second]
+        names = [name for name in first if name in second and name != "created"]
         pairs = {name: stably(first[name], second[name], other.get(name)) for name in names}
         wanted, found = ({name: pair[k] for name, pair in pairs.items()} for k in (0, 1))
         if list(first) == list(second):
