@@ -262,6 +262,7 @@ def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> Non
             until(lambda: simulator.waiting == 1)
         until(lambda: proxy.stats()["fetches_in_flight"] == 0)
         simulator.release()
+        until(lambda: not simulator.waiting)
     for body in left:
         assert ask(proxy.url, body).headers["X-Cache"] == "MISS"
     assert not [sent for sent in simulator.received if b"left behind" in sent.body]
