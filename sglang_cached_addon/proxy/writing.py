@@ -78,6 +78,7 @@ class Writer:
                 return answer
             outcome = answer.outcome
             self._is_alive()
+            ask.outlet = self
             await self._answer(answer)
             is_complete = True
         except Cut:
@@ -122,9 +123,13 @@ class Writer:
         async with aclosing(pieces) as each:  # type: ignore[type-var]
             async for events in each:
                 if events:
-                    self._transport.write(http1.chunks(events))
+                    self.write_events(events)
                     await self._has_room()
         self._transport.write(http1.LAST_CHUNK)
+
+    def write_events(self, events: list[bytes]) -> None:
+        self._transport.write(http1.chunks(events))
+        self._is_alive()
 
     async def _has_room(self) -> None:
         """Waits until the client has taken most of what it was sent."""

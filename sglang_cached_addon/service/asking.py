@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.cache import Sample
@@ -19,6 +19,16 @@ from sglang_cached_addon.service.findings import Bypass, Hit, Landed
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.wire import heads
+
+
+class Outlet(Protocol):
+    """What writes events to a client at once."""
+
+    is_full: bool
+    """Whether the client reads more slowly than it is answered."""
+
+    def write_events(self, events: list[bytes]) -> None:
+        """Writes events, at least one."""
 
 
 class Ask:
@@ -38,6 +48,9 @@ class Ask:
     """The task that waits for its answer."""
     stream: Stream | None = None
     """The stream that its client reads."""
+    outlet: Outlet | None = None
+    """What is given the events of a stream that come while the task that writes them waits; None
+    where that task takes them all."""
     abort: asyncio.Future[None] | None = None
     """Done when upstream has answered a request to abort this one; None where there is none."""
     is_aborted = False

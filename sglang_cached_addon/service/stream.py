@@ -66,8 +66,8 @@ class Stream:
         self._begin = 0
         """The first place of which an event may be kept."""
         self._readers: set[Reader] = set()
-        self._waiters: list[asyncio.Future[None]] = []
-        """One future for each reader that waits for something new."""
+        self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """A future for each reader that waits for something new, and what may spare it that."""
         self._moved = asyncio.Event()
         """Set when a reader has gone on, or has left."""
 
@@ -94,8 +94,12 @@ class Stream:
             self.kept += len(event.data)
         if is_last:
             self.last = len(self.events) - 1
+        spared = {w: takes for w, takes in self._waiters.items() if not w.done() and takes()}
+        for waiter in spared:
+            del self._waiters[waiter]
         self._drop()
         self.tell()
+        self._waiters = spared
 
     @property
     def is_full(self) -> bool:
@@ -174,14 +178,16 @@ class Stream:
             await self.changed()
         return self.state is not StreamState.FAILED or bool(self.events)
 
-    async def changed(self) -> None:
+    async def changed(self, takes: Callable[[], bool] = bool) -> None:
+        """Returns when there is something new: more events, unless `takes` has taken them, or
+        another state."""
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._waiters[waiter] = takes
         await waiter
 
     def tell(self) -> None:
         """Lets all who wait look again."""
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, {}
         for waiter in waiters:
             if not waiter.done():  # it may have been cancelled
                 waiter.set_result(None)
@@ -201,16 +207,24 @@ class Reader:
         last = self._stream.last
         return last is not None and self.place > last
 
-    async def read(self, is_over: Callable[[], bool] = bool) -> AsyncIterator[list[Event]]:
-        """The events as they come, until `is_over`. Raises `Cut`."""
+    @property
+    def is_level(self) -> bool:
+        """Whether it has been given all that there is."""
+        return self.place >= len(self._stream.events)
+
+    async def read(
+        self, is_over: Callable[[], bool] = bool, takes: Callable[[], bool] = bool
+    ) -> AsyncIterator[list[Event]]:
+        """The events as they come, until `is_over`. Those that come while this waits are not given
+        if `takes` has taken them. Raises `Cut`."""
         stream = self._stream
         while not is_over():
             if self not in stream._readers:
                 raise Cut
-            if news := self._take():
+            if news := self.take():
                 yield news
             elif stream.is_live:
-                await stream.changed()
+                await stream.changed(takes)
             elif stream.state is StreamState.FAILED:
                 raise Cut
             else:
@@ -221,7 +235,7 @@ class Reader:
         self._stream._readers.discard(self)
         self._stream._moved.set()
 
-    def _take(self) -> list[Event]:
+    def take(self) -> list[Event]:
         """What is next, not too much of it."""
         news, size, events = [], 0, self._stream.events
         while self.place < len(events) and size < BATCH_BYTES:

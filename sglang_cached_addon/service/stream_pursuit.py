@@ -5,6 +5,7 @@ Knows asyncio, and nothing of mitmproxy.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -23,6 +24,8 @@ from sglang_cached_addon.service.relay import Event, View
 from sglang_cached_addon.service.steps import Follow, Lead, PassOn, Step
 from sglang_cached_addon.service.stream import Reader, Stream
 from sglang_cached_addon.service.stream_fetching import StreamFetching
+
+logger = logging.getLogger("sglang_cached_addon")
 
 
 class StreamPursuit(Pursuit):
@@ -104,13 +107,29 @@ class StreamPursuit(Pursuit):
         known, ask = self.known, self.ask
         view, ask.stream = View(known.dialect, known.call), stream
         states: dict[int, Event] = {}
-        async for events in reader.read(lambda: ask.is_aborted):
+
+        def show(events: list[Event]) -> list[bytes]:
             for event in events:
                 if event.part is Part.STATE:
                     states[event.choice] = event
                 else:  # it has not all of the choice
                     states.pop(event.choice, None)
-            yield view.show(events)
+            return view.show(events)
+
+        def takes() -> bool:
+            if ask.outlet is None or ask.outlet.is_full:
+                return False
+            try:
+                if shown := show(reader.take()):
+                    ask.outlet.write_events(shown)
+            except Exception:  # it is this client's alone
+                logger.exception("sglang-cached: a stream could not be written")
+                reader.close()
+                return False
+            return reader.is_level
+
+        async for events in reader.read(lambda: ask.is_aborted, takes):
+            yield show(events)
         if ask.is_aborted:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
             rid = self.means.exchange.mint()

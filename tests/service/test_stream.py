@@ -116,6 +116,42 @@ async def cancelled(stream: Stream) -> None:
     assert gone.cancelled()
 
 
+async def taken(stream: Stream) -> None:
+    """Events that come while a reader waits may be taken before it wakes: nothing of them is given
+    twice or lost, nor taken for one who has left, and what comes otherwise is given as always."""
+    reader, seen, has_left = stream.reader(), [], stream.reader()
+    wants = True
+
+    def takes(reader: Reader = reader) -> bool:
+        if wants:
+            seen.append(b"".join(event.data for event in reader.take()).decode())
+        return wants
+
+    async def read(reader: Reader) -> str:
+        pieces = reader.read(takes=lambda: takes(reader))
+        return b"|".join([b"".join(e.data for e in news) async for news in pieces]).decode()
+
+    stream.open()
+    stream.publish([delta("a")])
+    reading, leaving = asyncio.ensure_future(read(reader)), asyncio.ensure_future(read(has_left))
+    await settled()
+    leaving.cancel()
+    await settled()
+    stream.publish([delta("b"), delta("c")])
+    stream.publish([delta("d")])
+    wants = False
+    stream.publish([delta("e")])
+    assert not reader.is_level
+    wants = True
+    stream.publish([delta("f")])
+    await settled()
+    stream.publish([delta("g")])
+    stream.end(complete=True)
+    assert await reading == "a|ef"
+    assert reader.is_level
+    assert seen == ["bc", "d", "g"]
+
+
 async def over(stream: Stream) -> None:
     """One who has had enough is told so, and the others read on."""
     enough: list[int] = []
@@ -145,7 +181,7 @@ async def twice(stream: Stream) -> None:
 
 CASES = [
     superseded, behind, superseded_without_end, gone_reader, cut,
-    refused, cancelled, over, twice,
+    refused, cancelled, taken, over, twice,
 ]  # fmt: skip
 
 

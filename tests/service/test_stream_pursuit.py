@@ -11,10 +11,12 @@ from tests.service.stage import (
     COUNTED,
     DONE,
     STREAM,
+    USAGE,
     WHOLE,
     Stage,
     begun,
     briefs,
+    chunk,
     finish,
     staged,
 )
@@ -105,3 +107,48 @@ async def test_closed_behind_the_terminator(stage: Stage, who: str) -> None:
     assert [answer.outcome.reason for answer in answers] == [None, None]
     assert not stage.counters.not_stored
     assert stage.counters.collapsed == 1
+
+
+class Outlet:
+    """A client that is written to at once; `fails` breaks the next writing."""
+
+    def __init__(self) -> None:
+        self.is_full = self.fails = False
+        self.events: list[bytes] = []
+
+    def write_events(self, events: list[bytes]) -> None:
+        if self.fails:
+            raise ValueError("broken")
+        self.events += events
+
+
+@staged()
+async def test_events_written_at_once(stage: Stage) -> None:
+    """Each client is given each event once, in their order: at once while it has room, else by its
+    task. One that cannot be written to is cut off, and no other is."""
+    outlets, reading = [Outlet(), Outlet()], []
+    for outlet in outlets:
+        ask = stage.make(COMPLETIONS, STREAM, {})
+        ask.outlet = outlet
+        receiving = asyncio.ensure_future(stage.receive(ask))
+        if not reading:
+            asked = await stage.asked()
+            asked.begin()
+        reading.append(asyncio.ensure_future(stage.read(await receiving)))
+    await settled()
+    good, bad = outlets
+    asked.send(chunk("a"))
+    await until(lambda: good.events and bad.events)
+    good.is_full = bad.fails = True
+    asked.send(chunk("b"))
+    await until(lambda: stage.seen and reading[1].done())
+    good.is_full = False
+    await settled()
+    for event in (chunk("c", "stop"), USAGE, DONE):
+        asked.send(event)
+    asked.end()
+    got = await reading[0]
+    assert (got.brief, got.pieces) == ("miss 200", [chunk("b")])
+    assert good.events == [chunk("a"), chunk("c", "stop"), DONE]
+    assert bad.events == [chunk("a")]
+    assert (await reading[1]).is_cut
