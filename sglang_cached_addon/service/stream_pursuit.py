@@ -60,11 +60,12 @@ class StreamPursuit(Pursuit):
             exits.callback(reader.close)
 
             def end(is_complete: bool) -> Outcome:
-                if (is_complete or reader.has_all) and not ask.is_aborted:
+                is_short = ask.is_aborted and not reader.has_all
+                if (is_complete or reader.has_all) and not is_short:
                     saved = Saved(known.call.total, stream.tokens)
                     self.means.exchange.counters.follow(saved)
                     return outcome
-                return replace(outcome, reason=Reason.ABORT if ask.is_aborted else Reason.CUT)
+                return replace(outcome, reason=Reason.ABORT if is_short else Reason.CUT)
 
             if await stream.opened():
                 pieces = self._show(stream, reader)
@@ -86,7 +87,8 @@ class StreamPursuit(Pursuit):
             def end(is_complete: bool) -> Outcome:
                 is_complete = is_complete or reader.has_all
                 reason = flight.refusal if is_complete else Reason.CUT
-                done = replace(outcome, reason=Reason.ABORT if ask.is_aborted else reason)
+                is_short = ask.is_aborted and not reader.has_all
+                done = replace(outcome, reason=Reason.ABORT if is_short else reason)
                 saved = Saved.of(plan.samples()) if is_complete else Saved()
                 means.exchange.counters.add(done, saved)
                 return done
@@ -130,7 +132,7 @@ class StreamPursuit(Pursuit):
 
         async for events in reader.read(lambda: ask.is_aborted, takes):
             yield show(events)
-        if ask.is_aborted:
+        if ask.is_aborted and not reader.has_all:
             seen = {choice: view.show([event])[0] for choice, event in states.items()}
             rid = self.means.exchange.mint()
             yield aborted.events(

@@ -109,6 +109,28 @@ async def test_closed_behind_the_terminator(stage: Stage, who: str) -> None:
     assert stage.counters.collapsed == 1
 
 
+@staged()
+async def test_aborted_behind_the_terminator(stage: Stage) -> None:
+    """A stream that is aborted when its client has all of it is whole, and nothing follows."""
+    receiving = asyncio.ensure_future(stage.receive(stage.make(COMPLETIONS, STREAM, {})))
+    asked = await stage.asked()
+    asked.begin()
+    leader = await receiving
+    follower = await stage.receive(stage.make(COMPLETIONS, STREAM, {}))
+    asked.send(WHOLE[0])
+    finish(asked)
+    await until(lambda: stage.stored == 1)
+    given: list[bytes] = []
+    async for pieces in follower.pieces:
+        given += pieces
+        if DONE in pieces:
+            stage.service.aborts.aborting(None)(True)
+    assert given.index(DONE) == len(given) - 1
+    follower.close(True)
+    assert follower.outcome.reason is None
+    leader.close(False)
+
+
 class Outlet:
     """A client that is written to at once; `fails` breaks the next writing."""
 
