@@ -175,8 +175,8 @@ class SglangCached:
             nextlayer.layer = ours
 
     def client_disconnected(self, client: Client) -> None:
-        self.connections.remove(client)
         self._hooks.left(client)
+        self.connections.remove(client)
 
     async def server_connect(self, data: server_hooks.ServerConnectionHookData) -> None:
         await descriptors.for_upstream()

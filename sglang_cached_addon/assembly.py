@@ -24,11 +24,14 @@ from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Known
+from sglang_cached_addon.service.gathering import Gathering
+from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.settings import Settings
-from sglang_cached_addon.store import DiskStore, Limits, machine_memory
+from sglang_cached_addon.store import DiskStore, Limits, machine_memory, run_log
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.run_log import RunLog
 from sglang_cached_addon.upstream import Upstream
 
 NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
@@ -56,6 +59,7 @@ class Parts:
     upstream: Upstream
     exchange: Exchange
     service: Service
+    run_log: RunLog | None
 
     @property
     def place(self) -> str:
@@ -91,6 +95,8 @@ class Parts:
     def close(self) -> int:
         """Writes what is left to be written; the number of samples that could not be."""
         self.upstream.close()
+        if self.run_log:
+            self.run_log.close()
         self.store.close()
         return self.store.lost
 
@@ -98,9 +104,16 @@ class Parts:
 def assemble(settings: Settings, target: Target) -> Parts:
     """Opens the store and puts the rest around it; raises ValueError or `StoreError`."""
     store = _open_store(settings)
+    log = None
     try:
-        return _around(store, settings, target)
+        if settings.has_folder and not settings.readonly:
+            if settings.overwrite_cache:
+                (settings.cache_path / run_log.NAME).unlink(missing_ok=True)
+            log = RunLog(settings.cache_path, settings.fsync, settings.run_ttl)
+        return _around(store, log, settings, target)
     except BaseException:
+        if log:
+            log.close()
         store.close()
         raise
 
@@ -110,7 +123,7 @@ def memory_bytes(settings: Settings) -> float:
     return settings.memory or machine_memory() / 4
 
 
-def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
+def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Target) -> Parts:
     known = dialects.installed()
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
@@ -150,7 +163,7 @@ def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
 
         return await asyncio.to_thread(search)
 
-    heads = CallHeads(settings.key_headers, settings.credential_headers)
+    heads = CallHeads(settings.key_headers, settings.credential_headers, settings.run)
     service = Service(
         exchange,
         upstream,
@@ -159,8 +172,10 @@ def _around(store: OpenStore, settings: Settings, target: Target) -> Parts:
         collapses=settings.collapse,
         isolates=settings.isolate_by_credential,
         nearest=find_nearest,
+        runs=Runs(log, settings.run_ttl),
+        gathering=Gathering(settings.gather_ms / 1000, settings.gather_max),
     )
-    return Parts(known, heads, store, upstream, exchange, service)
+    return Parts(known, heads, store, upstream, exchange, service, log)
 
 
 def _open_store(settings: Settings) -> OpenStore:

@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
 from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 from sglang_cached_addon.core.routing import KeyHeaders
@@ -112,6 +113,33 @@ class Settings:
         flag="--no-collapse",
         flag_help="Let equal calls at the same time each go to the server.",
     )
+    run: str = option(
+        "",
+        "The run of calls that name none: in a run, the k-th equal call gets the k-th sample. A "
+        "call names one as /run/NAME before its path, or in X-Cache-Run.",
+        parse=lambda name: name and runs.checked(name),
+        metavar="NAME",
+    )
+    run_ttl: float = option(
+        "7d",
+        "How long a run that is not used is remembered, like 12h or 30d.",
+        parse=amount(TIMES, inf),
+        metavar="TIME",
+        shown="run_ttl_seconds",
+    )
+    gather_ms: float = option(
+        "5",
+        "How long a call of a run waits for equal ones, in milliseconds, so that they go to the "
+        "server as one call with n; 0 for not at all.",
+        bounds=(0, 60_000),
+        metavar="MS",
+    )
+    gather_max: int = option(
+        64,
+        "How many samples of a prompt are asked for in one such call.",
+        bounds=(1, 10_000),
+        metavar="N",
+    )
     isolate_by_credential: bool = option(
         False,
         "A cache for each credential, such as an API key, apart from the others'.",
@@ -134,9 +162,9 @@ class Settings:
     )
     admin_token: str = option(
         "",
-        "What /cache/info and /cache/clear ask for, as Authorization: Bearer TOKEN; without one, "
-        "they only answer to this machine. Better in the environment, where other users of the "
-        "machine do not see it.",
+        "What /cache/info, /cache/clear and /cache/runs ask for, as Authorization: Bearer TOKEN; "
+        "without one, they only answer to this machine. Better in the environment, where other "
+        "users of the machine do not see it.",
         metavar="TOKEN",
         is_secret=True,
     )

@@ -20,6 +20,7 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.proxy import connections, lane
+from sglang_cached_addon.proxy.delivery import Delivery
 from tests.conftest import corpus
 
 PAIR = next(pair for pair in corpus("generate-n1"))
@@ -92,6 +93,8 @@ def test_a_client_that_left_is_forgotten(
 
     class Connection:
         stages: tuple[Any, ...] = ()
+        unread = 0
+        delivery = Delivery(lambda: 0)
 
     opened = []
 

@@ -156,7 +156,7 @@ def test_what_is_typed() -> None:
 def test_routes() -> None:
     """Each route of the proxy itself has its row, with its method."""
     text = (ROOT / "docs/http.md").read_text()
-    rows = dict(re.findall(r"^\| `(?:GET|POST) (/[\w/]+)` \| (.)", text, re.M))
+    rows = dict(re.findall(r"^\| `(?:GET|POST) (/[\w/{}]+)` \| (.)", text, re.M))
     assert rows.keys() == ROUTES.keys()
     for path, route in ROUTES.items():
         assert f"| `{route.methods[0]} {path}` |" in text

@@ -11,6 +11,7 @@ from typing import Any
 from sglang_cached_addon import __version__
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
+from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.upstream import Health, Upstream
 
@@ -83,6 +84,11 @@ class Reports:
         if self.parts:
             url, state = self.parts.upstream.url, self.parts.upstream.inquiry.look(self.now)
         return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
+
+    @property
+    def runs(self) -> Runs:
+        """The runs that are known."""
+        return self._opened().service.runs
 
     async def clear(self, which: str) -> dict[str, Any]:
         """As `Parts.clear`."""

@@ -14,14 +14,28 @@ import orjson
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
 from sglang_cached_addon.admin.reports import Reports
+from sglang_cached_addon.core.runs import checked
 
 
 class _BadQuery(ValueError):
     """A query that says nothing that is understood."""
 
 
-Handler = Callable[[Reports, str], Awaitable[dict[str, Any]]]
-"""Takes the query of the request target, too."""
+class _NotFound(LookupError):
+    """There is no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a route."""
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+
+
+Handler = Callable[[Reports, Request], Awaitable[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +51,66 @@ class Route:
     """Members that are null for who may not call private routes, by the way to them."""
 
 
-async def _stats(reports: Reports, query: str) -> dict[str, Any]:
+async def _stats(reports: Reports, request: Request) -> dict[str, Any]:
     return reports.stats()
 
 
-async def _info(reports: Reports, query: str) -> dict[str, Any]:
+async def _info(reports: Reports, request: Request) -> dict[str, Any]:
     return reports.info()
 
 
-async def _health(reports: Reports, query: str) -> dict[str, Any]:
+async def _health(reports: Reports, request: Request) -> dict[str, Any]:
     return reports.health()
 
 
-async def _clear(reports: Reports, query: str) -> dict[str, Any]:
+async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
     # Nothing else is understood, not even written in another way: what is cleared is gone.
+    query = request.query
     name, _, which = query.partition("=") if query else ("model", "=", "all")
     if name != "model" or which not in CLEARABLE:
         raise _BadQuery(f"/cache/clear takes ?model={'|'.join(CLEARABLE)}, once, and nothing else")
     return await reports.clear(which)
+
+
+async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
+    return {"runs": [run.as_json() for run in reports.runs]}
+
+
+async def _run(reports: Reports, request: Request) -> dict[str, Any]:
+    name, runs = _name(request), reports.runs
+    if request.method == "POST":
+        if not _is_fresh(request.body):
+            raise _BadQuery(f'{request.path} takes {{"fresh": true}}, and nothing else')
+        return runs.begin(name).as_json()
+    run = runs.delete(name) if request.method == "DELETE" else runs.get(name)
+    if run is None:
+        raise _NotFound(f"there is no run {name}")
+    return run.as_json()
+
+
+async def _rewind(reports: Reports, request: Request) -> dict[str, Any]:
+    name, runs = _name(request), reports.runs
+    run = runs.get(name)
+    if run is None:
+        raise _NotFound(f"there is no run {name}")
+    runs.rewind(run)
+    return run.as_json()
+
+
+def _name(request: Request) -> str:
+    """The run that a path names."""
+    try:
+        return checked(request.path.split("/")[3])
+    except ValueError as e:
+        raise _BadQuery(str(e)) from None
+
+
+def _is_fresh(body: bytes) -> bool:
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and value.pop("fresh", None) is True and not value
 
 
 CLEARABLE = ("current", "other", "all")
@@ -66,6 +122,9 @@ ROUTES = {
         Route("/cache/stats", ("GET", "HEAD"), _stats, hidden=(("cache_file",), ("shared", "url"))),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),
+        Route("/cache/runs", ("GET", "HEAD"), _runs, is_private=True),
+        Route("/cache/runs/{name}", ("GET", "HEAD", "POST", "DELETE"), _run, is_private=True),
+        Route("/cache/runs/{name}/rewind", ("POST",), _rewind, is_private=True),
         Route("/health", ("GET", "HEAD"), _health, hidden=(("sglang_url",), ("upstream", "url"))),
     )
 }
@@ -73,26 +132,35 @@ ROUTES = {
 
 def find(path: str) -> Route | None:
     """The route for a request target, whatever its query."""
-    return ROUTES.get(path.split("?", 1)[0])
+    path = path.split("?", 1)[0]
+    if path.startswith(_RUN):
+        _, is_more, rest = path[len(_RUN) :].partition("/")
+        path = f"{_RUN}{{name}}{is_more}{rest}"
+    return ROUTES.get(path)
+
+
+_RUN = "/cache/runs/"
 
 
 async def answer(
-    route: Route, method: str, query: str, caller: Caller, admin_token: str, reports: Reports
+    route: Route, request: Request, caller: Caller, admin_token: str, reports: Reports
 ) -> RouteAnswer:
     """Serves a request to one of our own routes. `admin_token` is empty where none is set."""
-    if method not in route.methods:
+    if request.method not in route.methods:
         allow = ", ".join(route.methods)
         return error(405, "MethodNotAllowed", f"{route.path} takes {allow}", Allow=allow)
     refused = refusal(route.path, caller, admin_token)
     if route.is_private and refused:
         return refused
     try:
-        found = await route.handler(reports, query)
+        found = await route.handler(reports, request)
         for way in route.hidden if refused else ():
             _hide(found, way)
         return RouteAnswer(200, orjson.dumps(found))
     except _BadQuery as e:
         return error(400, "BadRequest", str(e))
+    except _NotFound as e:
+        return error(404, "NotFound", str(e))
     except OSError as e:
         return error(500, "StorageError", str(e))
 

@@ -129,6 +129,10 @@ class Store(Protocol):
         """The samples of a pool that this process has, oldest first: all, none, or the first
         ones."""
 
+    def size(self, key: bytes) -> float:
+        """How many samples a pool has, with those that this process does not have; infinite where
+        that is not known."""
+
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
         """Fetches samples of these pools that this process does not have, up to so many of each;
         None if there is nothing to wait for. With `claims`, a lease for what is still short is

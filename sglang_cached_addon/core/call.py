@@ -49,6 +49,8 @@ class Call:
     pools."""
     is_seeded: bool = False
     """The call names a seed, so that each of its samples may depend on its place."""
+    is_greedy: bool = False
+    """The likeliest token is always chosen, so that one sample is as good as another."""
 
     @property
     def total(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sglang_cached_addon.core import admission, directives, policy
+from sglang_cached_addon.core import admission, directives, policy, runs
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.directives import Directives
 from sglang_cached_addon.core.policy import Reason
@@ -32,6 +32,8 @@ class CallHead:
     """A digest of the header fields by which the client shows who it is; empty without them."""
     routing: bytes = b""
     """A digest of the header fields by which a gateway chooses a model; empty without them."""
+    run: str = ""
+    """The run that the call belongs to; empty where it belongs to none."""
     is_relayed: bool = False
     """A proxy has sent it on: who is behind it is not who is connected."""
 
@@ -47,14 +49,20 @@ class CallHeads:
         self,
         key_headers: KeyHeaders | None = None,
         credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
+        run: str = "",
     ) -> None:
         """`key_headers` are part of each key; a credential is made of `credential_fields`, which
-        are lower-case names."""
+        are lower-case names; `run` is the run of calls that name none."""
         self.key_headers = key_headers or KeyHeaders()
         self.credential_fields = credential_fields
+        self._run = run
 
-    def read(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> CallHead:
-        """What header fields say. Their names are lower-case."""
+    def read(
+        self, method: str, path: str, headers: Mapping[bytes, bytes], run: str = ""
+    ) -> CallHead:
+        """What header fields say; `run` is the run that stood in the path. Names of fields are
+        lower-case."""
+        named = headers.get(runs.HEADER)
         return CallHead(
             method,
             path,
@@ -62,6 +70,7 @@ class CallHeads:
             policy.lookup_refusal(headers),
             admission.credential(headers, self.credential_fields),
             self.key_headers.digest(headers),
+            named.decode("latin-1") if named is not None else run or self._run,
             is_relayed(headers),
         )
 

@@ -59,6 +59,8 @@ class Outcome:
     """The answer is still on its way, so that it is not known yet whether it will be stored."""
     key: bytes = b""
     """The key of the pool, where the call has just one."""
+    places: bytes = b""
+    """Which samples of its pools the answer holds, as `X-Cache-Sample` has it."""
 
     @property
     def cache_status(self) -> str:
@@ -91,6 +93,8 @@ class Outcome:
         fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
         if self.kind is Kind.HIT:
             fields.append(("Age", str(self.age)))
+        if self.places:
+            fields.append(("X-Cache-Sample", self.places.decode()))
         return fields
 
     def line(self, path: str, seconds: float) -> str:

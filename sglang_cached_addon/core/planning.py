@@ -8,11 +8,12 @@ from SGLang.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from sglang_cached_addon.core.cache import Addition, Sample, Store, counts
+from sglang_cached_addon.core import runs
+from sglang_cached_addon.core.cache import Addition, Sample, Store, counts, slots
 from sglang_cached_addon.core.call import Call, Generation, Recorded
 
 
@@ -25,6 +26,11 @@ class Plan:
     """The key of each item's pool."""
     stored: tuple[tuple[Sample, ...], ...]
     """For each item, its stored samples: `call.n` at most."""
+    places: tuple[Sequence[int], ...] = ()
+    """For each item, the places of its samples in their pool: of those that are stored, then of
+    those that are missing, as far as that is known beforehand."""
+    sizes: Mapping[bytes, int] | None = None
+    """How many samples each pool has, of a call of a run: the missing ones come behind them."""
 
     @property
     def shortfalls(self) -> tuple[int, ...]:
@@ -42,6 +48,11 @@ class Plan:
         short = {key for key, lack in zip(self.keys, self.shortfalls, strict=True) if lack}
         if not short:
             return {}
+        if self.sizes is not None:
+            lacks: Counter[bytes] = Counter()
+            for key, lack in zip(self.keys, self.shortfalls, strict=True):
+                lacks[key] += lack
+            return {key: self.sizes[key] + lack for key, lack in lacks.items() if lack}
         times = Counter(self.keys)
         return {key: self.call.n * times[key] for key in dict.fromkeys(self.keys) if key in short}
 
@@ -66,7 +77,8 @@ class Plan:
         """The plan with what the store has of these pools by now."""
         fresh = plan(self.call, self.keys, store, since, more)
         pairs = zip(self.keys, fresh.stored, self.stored, strict=True)
-        return replace(self, stored=tuple(new if key in keys else old for key, new, old in pairs))
+        stored = tuple(new if key in keys else old for key, new, old in pairs)
+        return replace(self, stored=stored, places=fresh.places)
 
 
 More = Callable[[bytes, bool], Sequence[Sample]]
@@ -87,28 +99,36 @@ def plan(
         pool = store.get(key)
         if more and (new := more(key, not pool)):
             pool = [*pool, *new]
-        return _counting(pool, store, since)
+        return pool
 
-    if len(keys) == 1:
-        return Plan(call, keys, (tuple(get(keys[0])[: call.n]),))
-    pools: dict[bytes, Sequence[Sample]] = {}
+    n = call.n
+    if len(keys) == 1 and since == -inf:
+        return Plan(call, keys, (tuple(get(keys[0])[:n]),), (range(n),))
+    pools: dict[bytes, tuple[Sequence[Sample], Sequence[int]]] = {}
     taken: dict[bytes, int] = {}
-    stored = []
+    stored, places = [], []
     for key in keys:
         if key not in pools:
-            pools[key] = get(key)
+            pools[key] = _counting(get(key), store, since, n * len(keys))
+        samples, numbers = pools[key]
         start = taken.get(key, 0)
-        samples = tuple(pools[key][start : start + call.n])
-        taken[key] = start + len(samples)
-        stored.append(samples)
-    return Plan(call, keys, tuple(stored))
+        taken[key] = start + n
+        stored.append(tuple(samples[start : start + n]))
+        places.append(numbers[start : start + n])
+    return Plan(call, keys, tuple(stored), tuple(places))
 
 
-def _counting(pool: Sequence[Sample], store: Store, since: float) -> Sequence[Sample]:
+def _counting(
+    pool: Sequence[Sample], store: Store, since: float, most: int
+) -> tuple[Sequence[Sample], Sequence[int]]:
+    """The samples of a pool that count, and their places, with those that so many more will
+    take."""
     if since == -inf:
-        return pool
+        return pool, range(len(pool) + most)
     now = store.now
-    return [sample for sample in pool if counts(sample.stored_at, since, now)]
+    counting = [place for place, s in enumerate(pool) if counts(s.stored_at, since, now)]
+    coming = slots([sample.stored_at for sample in pool], most, since, now)
+    return [pool[place] for place in counting], [*counting, *coming]
 
 
 def samples(
@@ -166,6 +186,19 @@ def recorded(plan: Plan, generations: Iterable[Generation] = ()) -> list[list[Re
     for generation in generations:
         whole[generation.item].append(generation)
     return whole
+
+
+MAX_SHOWN = 2000
+"""How many bytes `X-Cache-Sample` may have: clients have bounds, too."""
+
+
+def shown_places(plan: Plan) -> bytes:
+    """The places of an answer's samples, prompt by prompt, as `X-Cache-Sample` has them; empty if
+    that would be too long."""
+    if len(plan.places) > MAX_SHOWN // 2:
+        return b""
+    shown = ",".join(runs.written(places) for places in plan.places).encode()
+    return shown if len(shown) <= MAX_SHOWN else b""
 
 
 def stored_choices(plan: Plan) -> list[int]:

@@ -68,6 +68,10 @@ class Dialect(Protocol):
         """The upstream call that fetches `shortfalls[i]` samples of item i; not all of them are
         0."""
 
+    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        """The body of a call for one prompt and one sample as one for a list of `count` equal
+        prompts; None where the API has none."""
+
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         """Takes the parsed JSON that answers `sent` apart into samples.
 

@@ -46,8 +46,8 @@ class Chat(Api):
         content = reading.content_fields(body, asking.TRANSPORT)
         content.pop("n", None)
         rids, stream = reading.read_rids(body, n, False, 1), asking.streaming(body)
-        is_seeded = body.get("seed") is not None
-        return Call(body, (canonical(content),), n, False, rids, stream, is_seeded)
+        is_seeded, is_greedy = body.get("seed") is not None, reading.is_greedy(body)
+        return Call(body, (canonical(content),), n, False, rids, stream, is_seeded, is_greedy)
 
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
         said = {"message": {"role": "assistant", "content": "", "reasoning_content": None}}

@@ -49,7 +49,8 @@ class Completions(Api):
         per_item = _per_item_lists(content, size)
         items = canonical_each(content, per_item) if per_item else [canonical(content)]
         stream, is_seeded = asking.streaming(body), body.get("seed") is not None
-        return Call(body, tuple(items), n, size is not None, rids, stream, is_seeded)
+        is_batched, is_greedy = size is not None, reading.is_greedy(body)
+        return Call(body, tuple(items), n, is_batched, rids, stream, is_seeded, is_greedy)
 
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
         return choices.aborted(call, rid, now, self.kind, {"text": ""})

@@ -84,7 +84,9 @@ class Generate:
         content = generate_body.without_n(content)
         items = canonical_each(content, per_item) if per_item else [canonical(content)]
         stream = StreamOptions() if reading.is_stream(body, generate_stream.UNSTREAMABLE) else None
-        return Call(body, tuple(items), n, batched, rids, stream)
+        params = body.get("sampling_params") or {}
+        is_greedy = all(map(reading.is_greedy, params if isinstance(params, list) else [params]))
+        return Call(body, tuple(items), n, batched, rids, stream, is_greedy=is_greedy)
 
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
@@ -94,11 +96,15 @@ class Generate:
         if call.batched:
             trimming.take(body, generate_body.per_item_lists(body, len(call.items), call.n), order)
         if n != call.n:
-            params = body["sampling_params"]
+            params = body.get("sampling_params") or {}
             body["sampling_params"] = (
                 [{**p, "n": n} for p in params] if isinstance(params, list) else {**params, "n": n}
             )
         return UpstreamCall(body, order, n, trimming.mint_rids(call, body, order, n, mint), server)
+
+    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        prompts = {name: [body[name]] * count for name in generate_body.PROMPTS if body.get(name)}
+        return generate_body.without_n({**body, **prompts})
 
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         natives = answer if call.batched or sent.n > 1 else [answer]

@@ -10,11 +10,11 @@ from typing import Any
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import reading
 
-_PROMPTS = ("text", "input_ids", "input_embeds")
+PROMPTS = ("text", "input_ids", "input_embeds")
 
 # In a batch a list in one of these holds a value for each prompt.
 _PER_ITEM = (
-    *_PROMPTS,
+    *PROMPTS,
     "sampling_params",
     "rid",
     "lora_path",
@@ -59,7 +59,7 @@ FORM_DEPENDENT = (
 
 def batch_size(body: dict[str, Any]) -> int | None:
     """How many prompts the list has; None for a single one."""
-    sizes = {_prompt_count(name, body[name]) for name in _PROMPTS if body.get(name) is not None}
+    sizes = {_prompt_count(name, body[name]) for name in PROMPTS if body.get(name) is not None}
     if len(sizes) != 1:  # no prompt, or two that disagree
         raise Refused(Reason.MALFORMED)
     return sizes.pop()
@@ -115,9 +115,7 @@ def per_item_lists(body: dict[str, Any], size: int | None, n: int) -> tuple[str,
     lists = [name for name, value in body.items() if isinstance(value, list)]
     if size is None:
         # Lists around a lone prompt (of parameters, adapters, ...) are upstream's to judge.
-        if any(
-            name in _PER_ITEM and name not in (*_PROMPTS, "token_ids_logprob") for name in lists
-        ):
+        if any(name in _PER_ITEM and name not in (*PROMPTS, "token_ids_logprob") for name in lists):
             raise Refused(Reason.MALFORMED)
         return ()
     found = []

@@ -78,6 +78,18 @@ def given(body: dict[str, Any], names: Collection[str]) -> list[str]:
     return [name for name in names if body.get(name) is not None]
 
 
+def is_greedy(params: Mapping[str, Any]) -> bool:
+    """Whether sampling parameters have the likeliest token chosen always."""
+    temperature: Any = params.get("temperature")
+    if type(temperature) in (int, float) and 0 <= temperature < _LEAST_TEMPERATURE:
+        return True
+    return type(params.get("top_k")) is int and params["top_k"] == 1
+
+
+_LEAST_TEMPERATURE = 1e-6
+"""Below this temperature SGLang does not sample."""
+
+
 def refuse_too_many(size: int, n: int) -> None:
     """Raises `Refused` for a call for so many samples that others would wait while each of its
     prompts is named."""

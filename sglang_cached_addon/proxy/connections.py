@@ -18,6 +18,7 @@ from mitmproxy.connection import Client
 from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.proxy import inside
+from sglang_cached_addon.proxy.delivery import Delivery
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.service.asking import Ask
 from sglang_cached_addon.service.findings import Bypass
@@ -108,6 +109,8 @@ class ClientConnection:
         """The request that mitmproxy reads next, where the lane has asked the service about it."""
         self.calls = 0
         """How many requests that mitmproxy has read from it are not answered in full."""
+        self.delivery = Delivery(lambda: self.unread)
+        """What mitmproxy has answered for us."""
         self._made = time.time()
         self._watchdog = handler.timeout_watchdog
 

@@ -13,7 +13,7 @@ from mitmproxy.connection import Client
 from mitmproxy.proxy.context import Context
 
 from sglang_cached_addon.admin import routes
-from sglang_cached_addon.core import directives, policy
+from sglang_cached_addon.core import directives, policy, runs
 from sglang_cached_addon.core.call_head import by_name
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import responses
@@ -43,12 +43,13 @@ class Front:
 
     def note_host(self, request: http.Request) -> None:
         """A request is as the client sent it: mitmproxy is about to put upstream's name into it."""
-        if routes.find(request.path):
+        if routes.find(runs.split(request.path)[1]):
             self.hosts[request] = request.headers.get("host", "")
 
     def longest(self, head: heads.RequestHead) -> float:
         """How many bytes a request's body may have: any number, if it can be passed on."""
-        if routes.find(head.target) or head.target in ABORTS:
+        _, path = runs.split(head.target)
+        if routes.find(path) or path in ABORTS:
             return policy.MAX_NAMES
         if self._desk.is_offline or directives.parse(by_name(head.fields)).only_if_cached:
             return policy.MAX_BODY

@@ -27,7 +27,13 @@ from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.flows import Flows, Live, note
 from sglang_cached_addon.proxy.front import Front
-from sglang_cached_addon.proxy.requests import caller, is_abort, is_local, is_short, unread
+from sglang_cached_addon.proxy.requests import (
+    caller,
+    is_abort,
+    is_local,
+    is_short,
+    unread,
+)
 from sglang_cached_addon.proxy.writing import LEFT, pieces_of
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
@@ -58,7 +64,8 @@ class FlowHooks:
         live = self.flows.begin(flow)
         if connection:
             connection.calls += 1
-        if routes.find(flow.request.path):
+            connection.delivery.look()
+        if routes.find(flow.request.path) or live.bad_run:
             return None
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
@@ -82,6 +89,9 @@ class FlowHooks:
         if live.update:
             live.update.sent()
             return None
+        if live.bad_run:
+            flow.response = responses.bad_request(live.bad_run)
+            return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
         reason = unread(flow.request, self._dialects)
@@ -91,7 +101,7 @@ class FlowHooks:
         if is_abort(flow.request):
             return control.abort(self._desk, flow, live)
         if self._desk.parts and live.outcome is None:
-            live.ask = self._ask(flow, self._desk.parts.heads)
+            live.ask = self._ask(flow, self._desk.parts.heads, live.run)
             answer = self._desk.receive(live.ask)
             if isinstance(answer, Coroutine):
                 return self._wait(flow, live, answer)
@@ -135,6 +145,8 @@ class FlowHooks:
     def left(self, client: Client) -> None:
         """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
         flow."""
+        if connection := self._connections.get(client):
+            connection.delivery.end(is_broken=connection.unread > 0)
         for flow, live in self.flows.left(client).items():
             if live.waiting:
                 live.waiting.cancel()
@@ -151,8 +163,11 @@ class FlowHooks:
 
     def _close(self, flow: http.HTTPFlow, live: Live, status: int | None) -> None:
         """Tells all that have to do with a flow that it is over."""
-        if connection := self._connections.get(flow.client_conn):
+        connection = self._connections.get(flow.client_conn)
+        if connection:
             connection.calls -= 1
+        if live.ask and connection:
+            connection.delivery.wrote(live.ask, is_whole=status is not None)
         if live.update:
             has_reached = flow.server_conn.timestamp_tcp_setup is not None
             live.update.ended(status, has_reached=has_reached)
@@ -164,9 +179,10 @@ class FlowHooks:
         if live.outcome:
             self._desk.log(flow.request.path, live.outcome, live.started)
 
-    def _ask(self, flow: http.HTTPFlow, call_heads: CallHeads) -> Ask:
+    def _ask(self, flow: http.HTTPFlow, call_heads: CallHeads, run: str) -> Ask:
         request = flow.request
-        head = call_heads.read(request.method, request.path, by_name(request.headers.fields))
+        fields = by_name(request.headers.fields)
+        head = call_heads.read(request.method, request.path, fields, run)
         return Ask(
             head,
             request.raw_content or b"",
@@ -222,9 +238,10 @@ class FlowHooks:
 
     async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
         request = flow.request
-        _, _, query = request.path.partition("?")
+        path, _, query = request.path.partition("?")
         token = self._desk.settings.admin_token if self._desk.settings else ""
         asking = caller(flow, self.front.hosts.get(request, ""))
         reports = self._desk.reports
-        reply = await routes.answer(route, request.method, query, asking, token, reports)
+        asked = routes.Request(request.method, path, query, request.raw_content or b"")
+        reply = await routes.answer(route, asked, asking, token, reports)
         flow.response = responses.json(reply.status, reply.body, reply.headers)

@@ -102,6 +102,7 @@ class Lane(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
+        self._writer.delivery.end(is_broken=exc is not None)
         self._next.protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:

@@ -9,7 +9,7 @@ from mitmproxy import http
 from mitmproxy.connection import Client
 
 from sglang_cached_addon.admin import access
-from sglang_cached_addon.core import policy
+from sglang_cached_addon.core import policy, runs
 from sglang_cached_addon.core.call_head import by_name, is_relayed
 from sglang_cached_addon.core.policy import Reason
 
@@ -21,6 +21,15 @@ ABORTS = ("/abort_request", PAUSE)
 def is_abort(request: http.Request) -> bool:
     """Whether a request may end calls under way."""
     return request.path in ABORTS and request.method == "POST"
+
+
+def take_run(request: http.Request) -> str:
+    """Takes the name of a run out of a request, which goes on as if it had none; empty if there is
+    no name. Raises ValueError for a bad one."""
+    in_path, request.path = runs.split(request.path)
+    field = runs.HEADER.decode()
+    in_header = request.headers.pop(field, None)
+    return runs.chosen(in_path, in_header)
 
 
 def is_short(request: http.Request) -> bool:

@@ -23,6 +23,11 @@ def json(status: int, body: bytes, headers: dict[str, str] | None = None) -> htt
     return http.Response.make(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
+def bad_request(why: str) -> http.Response:
+    """What a request gets that we cannot make sense of."""
+    return json(400, error_body(400, "BadRequest", why))
+
+
 def denied(path: str) -> http.Response:
     """What a request gets that would have to go upstream, and must not."""
     why = "--mode offline, or only-if-cached"

@@ -12,6 +12,7 @@ from typing import Any
 from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
+from sglang_cached_addon.proxy.delivery import Delivery
 from sglang_cached_addon.proxy.desk import PASSED_ON, Desk
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
@@ -46,6 +47,7 @@ class Writer:
         self._transport = transport
         self._desk = desk
         self._is_alive = is_alive
+        self.delivery = Delivery(lambda: transport.get_write_buffer_size())
         self._room: asyncio.Future[None] | None = None
         """Done when the client has room again; None before anybody has waited for that."""
 
@@ -63,7 +65,11 @@ class Writer:
             return False
         outcome = hit.outcome
         status = hit_status(outcome.key)
-        self._transport.write(http1.hit(hit.body, outcome.age, status, is_stream=hit.is_stream))
+        self._transport.write(
+            http1.hit(hit.body, outcome.age, status, outcome.places, is_stream=hit.is_stream)
+        )
+        if ask.claim:
+            self._wrote(ask)
         self._desk.log(ask.head.path, outcome, started)
         return True
 
@@ -75,6 +81,7 @@ class Writer:
             if isinstance(answer, Coroutine):
                 answer = await _answer_of(answer)
             if isinstance(answer, Bypass):
+                ask.settle(is_delivered=False)
                 return answer
             outcome = answer.outcome
             self._is_alive()
@@ -91,8 +98,13 @@ class Writer:
                 answer.close(is_complete)
                 outcome = answer.outcome
             if not isinstance(answer, Bypass):
+                self._wrote(ask, is_whole=is_complete)
                 self._desk.log(ask.head.path, outcome, started)
         return None
+
+    def _wrote(self, ask: Ask, *, is_whole: bool = True) -> None:
+        self.delivery.wrote(ask, is_whole=is_whole)
+        self.delivery.look()
 
     async def _answer(self, answer: Hit | Reply | Streamed) -> None:
         upstream = self._desk.upstream_url

@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import ExitStack
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 from sglang_cached_addon.core import directives, policy
@@ -19,13 +21,17 @@ from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
+from sglang_cached_addon.service.claims import Claim, Drawn
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
-from sglang_cached_addon.service.findings import EVENTS, JSON, Hit, Known
+from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known
 from sglang_cached_addon.service.flights import Flights
+from sglang_cached_addon.service.gathering import Gathering, view_of
+from sglang_cached_addon.service.lookup import is_large
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
+from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
 
@@ -46,9 +52,12 @@ class Service:
         collapses: bool = True,
         isolates: bool = False,
         nearest: Nearest | None = None,
+        runs: Runs | None = None,
+        gathering: Gathering | None = None,
     ) -> None:
         """With `collapses`, equal calls share a fetch; with `isolates`, each credential has a cache
         of its own."""
+        self.runs = runs or Runs()
         self.flights = Flights()
         self.aborts = Aborts()
         self._exchange = exchange
@@ -61,7 +70,15 @@ class Service:
         self._collapses = collapses
         self._isolates = isolates
         self._denials = Denials(exchange.counters, nearest)
-        self.means = Means(exchange, upstream, self.flights, PartialCalls(), self._denials)
+        self.means = Means(
+            exchange,
+            upstream,
+            self.flights,
+            self.runs,
+            PartialCalls(),
+            self._denials,
+            gathering or Gathering(),
+        )
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call: a hit at once, and all else as a coroutine."""
@@ -77,10 +94,33 @@ class Service:
         ask.model = found.model
         if not self._upstream.admits(head.asker(found.model), time.monotonic()):
             return self._admit(ask, terms)
+        if isinstance(found, Known) and head.run:
+            found = self._draw(ask, found, terms, now)
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
             return found
         return self._attend(ask, found, terms)
+
+    def _draw(self, ask: Ask, known: Known, terms: Terms, now: float) -> Hit | Known:
+        """Has a call of a run take its samples: the answer, if nothing is lacking."""
+        if not known.draws:
+            return known
+        lookup, former = self._lookup, ask.claim
+        if former:
+            former.give_back()
+        run = former.run if former else self.runs.use(ask.head.run, now)
+        has_landed = self.flights.any_landed  # then what is at hand is not all that is there
+        if known.call.total == 1 and not (has_landed or terms.since > -inf or run.is_fresh):
+            place = run.places.next(known.pool)
+            if hit := lookup.draw(known, place, now):
+                ask.claim = Drawn(self.runs.log, run, known.pool, place)
+                return hit
+        view = view_of(lookup, self.flights, known)
+        ask.claim = claim = Claim(self.runs.log, run, known, view, lookup.size, terms.since)
+        if has_landed:
+            return known  # what is of several parts may wait to be confirmed
+        plan = claim.plan()
+        return known if plan.needs or is_large(plan) else lookup.hit(known, plan, now)
 
     def _find(self, ask: Ask, terms: Terms, now: float) -> Hit | Known | Reason:
         """Looks a call up, whoever asks."""
@@ -88,7 +128,9 @@ class Service:
         if head.refusal:
             return head.refusal
         tenant = head.credential + head.routing if self._isolates else head.routing
-        return self._lookup.find(head.method, head.path, ask.body, now, terms, tenant)
+        return self._lookup.find(
+            head.method, head.path, ask.body, now, terms, tenant, is_of_run=bool(head.run)
+        )
 
     def heard(self, ask: Ask, status: int) -> None:
         """Notes the status of upstream's answer to a call that was passed on to it."""
@@ -114,7 +156,10 @@ class Service:
         found: Hit | Known | Reason | None = await self._upstream.admit(
             ask.asker, ask.credential_headers, ask.routing_headers
         )
-        found = found or self._find(ask, terms, time.time())
+        now = time.time()
+        found = found or self._find(ask, terms, now)
+        if isinstance(found, Known) and ask.head.run:
+            found = self._draw(ask, found, terms, now)
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
         elif isinstance(found, Reason):
@@ -131,6 +176,7 @@ class Service:
                 answer = await self._pursue(ask, known, terms)
             except asyncio.CancelledError:
                 if not (ask.is_aborted and ask.task):  # the client has left
+                    ask.settle(is_delivered=False)
                     outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.CUT, key=known.key)
                     self._exchange.counters.add(outcome)
                     raise
@@ -140,6 +186,8 @@ class Service:
                 ask.task = None
             if isinstance(answer, Streamed):
                 answer.exits.push(exits.pop_all())
+        if isinstance(answer, Bypass) or (isinstance(answer, Reply) and answer.status != 200):
+            ask.settle(is_delivered=False)
         return answer
 
     async def _pursue(self, ask: Ask, known: Known, terms: Terms) -> Answer:
@@ -147,6 +195,8 @@ class Service:
         the credential."""
         make = StreamPursuit if known.call.stream else Pursuit
         is_alone = not self._collapses or terms != policy.PLAIN
+        if ask.claim:  # nothing is replaced
+            terms = replace(terms, since=-inf)
         for _ in range(ATTEMPTS):
             if answer := await make(self.means, ask, known, terms, is_alone=is_alone).run():
                 return answer

@@ -15,6 +15,7 @@ from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call_head import CallHead, Fields
 from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.service.claims import Claim, Drawn
 from sglang_cached_addon.service.findings import Bypass, Hit, Landed
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.stream import Stream
@@ -53,6 +54,8 @@ class Ask:
     where that task takes them all."""
     abort: asyncio.Future[None] | None = None
     """Done when upstream has answered a request to abort this one; None where there is none."""
+    claim: Claim | Drawn | None = None
+    """The samples that it has as a call of a run; None where it is of none."""
     is_aborted = False
     """Its client has aborted it, and the fetch goes on for others."""
     partial: Arrived | None = None
@@ -74,6 +77,12 @@ class Ask:
         self.is_chunkable = is_chunkable
         self._is_local = is_local
         self._fields = fields
+
+    def settle(self, *, is_delivered: bool) -> None:
+        """The client has got all of its answer, or will not."""
+        claim, self.claim = self.claim, None
+        if claim and (self.is_aborted or not is_delivered):
+            claim.give_back()
 
     @property
     def is_local(self) -> bool:

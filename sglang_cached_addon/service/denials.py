@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Ask, Reply
+from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.findings import JSON, Bypass, Known, error_body
 
 Nearest = Callable[[Known, bool], Awaitable[str]]
@@ -30,7 +31,10 @@ class Denials:
         assert terms.denial
         outcome = Outcome(Kind.MISS, 0, known.call.total, terms.denial, 504, key=known.key)
         text = _TEXTS[terms.denial]
-        if self._nearest and terms.denial is Reason.OFFLINE:
+        if isinstance(ask.claim, Claim):
+            lacking = sum(ask.claim.lacks().values())
+            text = f"{text} The call lacks {lacking} of the samples that run {ask.head.run} wants."
+        elif self._nearest and terms.denial is Reason.OFFLINE:
             text = f"{text} {await self._nearest(known, ask.is_local)}"
         self._counters.add(outcome)
         return _reply(text, outcome)

@@ -7,8 +7,9 @@ are arguments. One object serves one upstream, on one thread.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Collection, Hashable, Iterable, Iterator, Mapping
 from io import BytesIO
+from types import MappingProxyType
 
 import orjson
 
@@ -20,9 +21,11 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.service import landing, slices
+from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known, Landed
 from sglang_cached_addon.service.lookup import Lookup
 from sglang_cached_addon.service.relay import Relay
+from sglang_cached_addon.service.sharing import Sharing
 
 
 class Exchange:
@@ -32,6 +35,7 @@ class Exchange:
         """`mint` gives ids that nobody else has."""
         self.counters = Counters()
         self.lookup = Lookup(dialects, store)
+        self.sharing = Sharing()
         self.mint = mint
         self._store = store
 
@@ -51,14 +55,35 @@ class Exchange:
         return self._store.bring(needs, claims=claims)
 
     def fetch(
-        self, known: Known, plan: Plan, terms: Terms = PLAIN, busy: Collection[bytes] = ()
+        self,
+        known: Known,
+        plan: Plan,
+        terms: Terms = PLAIN,
+        busy: Collection[bytes] = (),
+        *,
+        claim: Claim | None = None,
+        others: Mapping[bytes, int] = MappingProxyType({}),
     ) -> Fetch:
-        """The call that brings what is short, but for `busy` pools, which others fill."""
+        """The call that brings what is short, but for `busy` pools, which others fill. For a call
+        of a run, with its `claim`, it also brings what `others` lack of its pools, if equal calls
+        can be one."""
         pairs = zip(plan.keys, plan.shortfalls, strict=True)
-        shortfalls = tuple(0 if key in busy else short for key, short in pairs)
-        sent = known.dialect.trim(known.call, shortfalls, self.mint, self.lookup.server)
-        body = None if sent.body == known.call.body else orjson.dumps(sent.body)
-        return Fetch(known, plan, sent, body, terms, self.lookup.stamp(known))
+        shortfalls = [0 if key in busy else short for key, short in pairs]
+        dialect, server, stamp = known.dialect, self.lookup.server, self.lookup.stamp(known)
+        if others:
+            shared = self.sharing.shared(known, plan, shortfalls, others, self.mint, server)
+            if shared:
+                known, plan, sent, manner = shared
+                body = orjson.dumps(sent.body)
+                return Fetch(known, plan, sent, body, terms, stamp, claim, manner)
+        sent = dialect.trim(known.call, shortfalls, self.mint, server)
+        own = None if sent.body == known.call.body else orjson.dumps(sent.body)
+        return Fetch(known, plan, sent, own, terms, stamp, claim)
+
+    def learn(self, fetch: Fetch, landed: Landed) -> bool:
+        """Whether upstream has not understood a call that several share; it is remembered."""
+        name, server = fetch.known.dialect.name, self.lookup.server
+        return self.sharing.learn(server, name, fetch.manner, landed)
 
     def land(
         self, fetch: Fetch, status: int, body: BytesIO, pause: slices.Pause = lambda: None

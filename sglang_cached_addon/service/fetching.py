@@ -23,8 +23,10 @@ from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Fetch, Landed, unreachable
 from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
+from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire.client import Unreachable
@@ -47,8 +49,10 @@ class Means:
     exchange: Exchange
     upstream: Upstream
     flights: Flights
+    runs: Runs
     partial_calls: PartialCalls
     denials: Denials
+    gathering: Gathering
 
 
 class Fetching:
@@ -128,7 +132,9 @@ class Fetching:
 
     def _has_more(self) -> bool:
         """Whether more is at hand than when the fetch was planned."""
-        plan = self._fetch.plan
+        plan, claim = self._fetch.plan, self._fetch.claim
+        if claim:
+            return claim.can_draw()
         return self._exchange.lookup.again(plan, self._fetch.terms).have > plan.have
 
     def _tell(self, arrived: Arrived | Brought) -> None:
@@ -190,8 +196,15 @@ class Fetching:
         arrived = replace(arrived, samples=samples)
         self._exchange.counters.samples_from_upstream += len(samples)
         flight.refusal, flight.answer = landed.refusal, arrived
+        if self._fetch.is_shared:
+            flight.is_misunderstood = self._exchange.learn(self._fetch, landed)
         brings = {} if landed.refusal else planning.by_key(self._fetch.plan, samples)
-        self._flights.land(flight, brings)
+
+        def first() -> None:
+            if (claim := self._fetch.claim) and not flight.is_misunderstood:
+                claim.generated((self._fetch.plan.keys[item], sample) for item, sample in samples)
+
+        self._flights.land(flight, brings, first)
         return arrived
 
     def _fail(self, error: Unreachable | Broken) -> None:

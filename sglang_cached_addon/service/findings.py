@@ -5,18 +5,24 @@ Values, which `lookup` and `exchange` make.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from sglang_cached_addon.core import identity
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.outcome import Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.core.runs import Pool
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.wire import http1
+
+if TYPE_CHECKING:
+    from sglang_cached_addon.service.claims import Claim
 
 JSON = ((b"Content-Type", b"application/json"),)
 """The header fields of an answer in JSON that is ours."""
@@ -69,6 +75,12 @@ class Known:
     """The generation of the store when `hit` was put together."""
     has_model: bool = True
     """It is known which model answers."""
+    draws: bool = False
+    """Equal calls get different samples, where they are of a run."""
+    pool: Pool = 0
+    """The pool of a call for one sample, as runs have it."""
+    drawn: dict[int, tuple[Sample, Hit]] = field(default_factory=dict)
+    """The answers that a call for one sample had in runs, by the places of these samples."""
 
     @property
     def key(self) -> bytes:
@@ -81,6 +93,14 @@ class Known:
         return model_of(self.call.body)
 
 
+class Manner(Enum):
+    """How several calls are made one."""
+
+    N = "one prompt, and as many samples of it as all want"
+    LIST = "a list of equal prompts"
+    ALONE = "they are not"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetch:
     """Samples are short: `body` goes upstream (None: the client's own bytes)."""
@@ -91,6 +111,10 @@ class Fetch:
     body: bytes | None
     terms: Terms
     stamp: Stamp
+    claim: Claim | None = None
+    """What the call has as one of a run."""
+    manner: Manner = Manner.ALONE
+    """How it is one call with others of the run."""
 
     @property
     def asks_more(self) -> bool:
@@ -99,9 +123,15 @@ class Fetch:
         return not is_sglang and bool(self.sent.added or self.sent.counts)
 
     @property
+    def is_shared(self) -> bool:
+        """Whether it is for other calls of the same run, too."""
+        return self.manner is not Manner.ALONE
+
+    @property
     def is_whole(self) -> bool:
-        """Whether upstream is asked for all that the client asked for."""
-        return self.sent.total == self.plan.call.total and not any(self.sent.skip)
+        """Whether upstream is asked for just what the client asked for."""
+        is_all = self.sent.total == self.plan.call.total and not any(self.sent.skip)
+        return is_all and not self.is_shared
 
     @property
     def keys(self) -> frozenset[bytes]:

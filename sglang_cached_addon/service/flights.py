@@ -9,10 +9,10 @@ it is stored or is known not to be. Knows asyncio, and neither mitmproxy nor wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
@@ -46,6 +46,8 @@ class Flight:
     """The samples of each pool, once it has landed."""
     unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
     """Those of these samples that are not in the store yet."""
+    is_misunderstood: bool = False
+    """Upstream did not understand what several calls had asked for together."""
     refusal: Reason | None = None
     """Why what it brings is not stored, as far as its answer says."""
     dropped: Reason | None = None
@@ -54,11 +56,19 @@ class Flight:
     """What upstream answered, as an `Arrived`, which this module does not know."""
 
 
+class Drawer(Protocol):
+    """A call of a run, which draws samples from pools."""
+
+    def draw(self) -> None:
+        """Takes what it lacks of what is at hand."""
+
+
 class _Waiter:
     """A call that waits for any of some pools."""
 
-    def __init__(self, needs: Mapping[bytes, int]) -> None:
+    def __init__(self, needs: Mapping[bytes, int], drawer: Drawer | None) -> None:
         self.needs = needs
+        self.drawer = drawer
         self.woken: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
 
 
@@ -134,14 +144,20 @@ class Flights:
             if flight.identity is not None:
                 self._by_identity[flight.identity] = flight
 
-    def land(self, flight: Flight, brings: Mapping[bytes, Sequence[Sample]]) -> None:
+    def land(
+        self,
+        flight: Flight,
+        brings: Mapping[bytes, Sequence[Sample]],
+        first: Callable[[], object] = lambda: None,
+    ) -> None:
         """Upstream has answered in full: what the flight brings is at hand, and nobody waits any
-        more."""
+        more. `first` is called before any other call draws from that."""
         if not flight.is_flying:
             return
         flight.is_flying, flight.brings, flight.unstored = False, brings, dict(brings)
         for key in brings:
             self._landed.setdefault(key, []).append(flight)
+        first()
         self._let_go(flight)
 
     async def turn(self, flight: Flight) -> Reason | None:
@@ -190,7 +206,15 @@ class Flights:
                 del self._by_key[key]
                 self._wake(key, flight)
 
+    def drawers(self, keys: Collection[bytes]) -> list[Drawer]:
+        """The calls of runs that wait for any of these pools, in the order in which they came."""
+        waiters = dict.fromkeys(waiter for key in keys for waiter in self._waiters.get(key, ()))
+        return [waiter.drawer for waiter in waiters if waiter.drawer]
+
     def _wake(self, key: bytes, flight: Flight) -> None:
+        for waiter in self._waiters.get(key, ()):
+            if waiter.drawer and not waiter.woken.done():
+                waiter.drawer.draw()
         # Resumed in this order. The first that still lacks something leads, and has what all the
         # others need; stable, so that among equals who came first goes first.
         for waiter in sorted(self._waiters.pop(key, []), key=lambda w: -w.needs[key]):
@@ -210,10 +234,11 @@ class Flights:
                 self._let_go(flight)  # nobody is to begin to want what is about to end
                 flight.task.cancel()
 
-    async def wait(self, needs: Mapping[bytes, int]) -> Flight:
+    async def wait(self, needs: Mapping[bytes, int], drawer: Drawer | None = None) -> Flight:
         """Waits until something has become of any of these pools; the flight that it was. `needs`
-        are the sizes that they are to have; for each, a flight is under way."""
-        waiter = _Waiter(needs)
+        are the sizes that they are to have; for each, a flight is under way. A call of a run is
+        there as a `drawer`: before any of those who wait goes on, each draws in its turn."""
+        waiter = _Waiter(needs, drawer)
         for key in needs:
             self._waiters.setdefault(key, []).append(waiter)
         try:

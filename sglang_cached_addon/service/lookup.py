@@ -12,7 +12,7 @@ from math import inf
 
 import orjson
 
-from sglang_cached_addon.core import identity, keys, planning, policy
+from sglang_cached_addon.core import identity, keys, planning, policy, runs
 from sglang_cached_addon.core.cache import Sample, Store
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.epochs import Epochs, adapters
@@ -34,6 +34,9 @@ LARGE_BYTES = 1 << 20
 
 MEMO_OVERHEAD = 2048
 """How many bytes an entry of the memo takes, beside what grows with its body."""
+
+_HIT_OVERHEAD = 1024
+"""Bytes of a remembered answer beside its body."""
 
 TENANTS = 1024
 """How many digesters are kept at hand, where each credential has a cache of its own."""
@@ -91,26 +94,57 @@ class Lookup:
         now: float,
         terms: Terms = PLAIN,
         tenant: bytes = b"",
+        *,
+        is_of_run: bool = False,
     ) -> Hit | Known | Reason:
         """What is stored or known for a call whose route has a dialect, or why it is not looked up.
-        Nothing is counted yet. `tenant` is part of its keys, beside its body."""
+        Nothing is counted yet. `tenant` is part of its keys, beside its body. A call that
+        `is_of_run` is only read, unless any sample will do for it."""
         dialect = self.dialects[method, path]
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
         if known is None:
             raw = self._digester(dialect.name, tenant).raw(body)
             key = self._store.find(raw)
-            if key and (pool := self._store.get(key)) and terms.since == -inf:
+            is_usual = terms.since == -inf and not is_of_run
+            if key and is_usual and (pool := self._store.get(key)):
                 return self._plain(key, pool[0], now, model_of(orjson.loads(body)))
             known = self._parse(dialect, tenant, body, raw)
             self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
-        return known if isinstance(known, Reason) else self._hit(known, now, terms) or known
+        if isinstance(known, Reason) or (is_of_run and known.draws):
+            return known
+        return self._hit(known, now, terms) or known
+
+    def draw(self, known: Known, place: int, now: float) -> Hit | None:
+        """The answer to a call for one sample, which is the one at a place of its pool, if that is
+        at hand."""
+        pool = self._store.get(known.keys[0])
+        if place >= len(pool):
+            return None
+        sample = pool[place]
+        former, hit = known.drawn.get(place, (None, None))
+        if hit and former is sample:
+            if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
+                hit = replace(hit, outcome=replace(hit.outcome, age=age))
+                known.drawn[place] = sample, hit
+            return hit
+        plan = Plan(known.call, known.keys, ((sample,),), ((place,),))
+        if is_large(plan):
+            return None
+        hit = self.hit(known, plan, now)
+        if self._memo.charge(_HIT_OVERHEAD + len(hit.body)):
+            known.drawn[place] = sample, hit
+        return hit
+
+    def _is_fixed(self, call: Call) -> bool:
+        """Whether a seed is all that samples differ by."""
+        return call.is_seeded and self.server.engine != identity.SGLANG
 
     def _plain(self, key: bytes, sample: Sample, now: float, model: str) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""
         age = max(0, int(now - sample.stored_at))
         saved = Saved(1, sample.tokens, sample.seconds)
-        outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key)
+        outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key, places=b"0")
         return Hit(sample.answer, outcome, saved, sample.stored_at, model)
 
     def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
@@ -130,14 +164,20 @@ class Lookup:
         pools = tuple(self._keys(dialect.name, tenant, call.items))
         name = raw if is_plain else b""
         return Known(
-            dialect, call, pools, self.model_version, name, has_model=bool(self._fingerprint)
+            dialect,
+            call,
+            pools,
+            self.model_version,
+            name,
+            has_model=bool(self._fingerprint),
+            draws=not (call.is_greedy or self._is_fixed(call)),
+            pool=runs.pool_of(pools[0]) if pools else 0,
         )
 
     def _draws_copies(self, call: Call) -> bool:
         """Whether a prompt that stands twice in a list gets the same sample twice, which a call
         for two of them does not: where a seed is all that samples differ by."""
-        is_seeded = call.is_seeded and self.server.engine != identity.SGLANG
-        return is_seeded and len(set(call.items)) < len(call.items)
+        return self._is_fixed(call) and len(set(call.items)) < len(call.items)
 
     def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
         hit = known.hit
@@ -167,7 +207,8 @@ class Lookup:
         oldest = min(sample.stored_at for sample in samples)
         total = known.call.total
         age = max(0, int(now - oldest))
-        outcome = Outcome(Kind.HIT, total, total, age=age, key=known.key)
+        places = planning.shown_places(plan)
+        outcome = Outcome(Kind.HIT, total, total, age=age, key=known.key, places=places)
         longest = max(sample.tokens for sample in samples)
         is_stream = known.call.stream is not None
         body = (
@@ -191,6 +232,14 @@ class Lookup:
         """The plan with what is at hand by now of what was short."""
         needs = plan.needs
         return plan.again(needs, self._store, terms.since, more) if needs else plan
+
+    def pool(self, key: bytes) -> Sequence[Sample]:
+        """The samples of a pool that are at hand."""
+        return self._store.get(key)
+
+    def size(self, key: bytes) -> float:
+        """As `Store.size`."""
+        return self._store.size(key)
 
     def stamp(self, known: Known) -> Stamp:
         """What must not change until an answer to this call is stored."""

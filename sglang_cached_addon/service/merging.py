@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Arrived, Reply
+from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.service.flights import Flights
@@ -31,10 +33,13 @@ MERGE_SECONDS = 1.0
 class Merge:
     """The answer to one call, as its parts come."""
 
-    def __init__(self, exchange: Exchange, flights: Flights, known: Known) -> None:
+    def __init__(
+        self, exchange: Exchange, flights: Flights, known: Known, claim: Claim | None = None
+    ) -> None:
         self._exchange = exchange
         self._flights = flights
         self._known = known
+        self._claim = claim
         self._fetched: list[Arrived] = []
         """What the call has fetched itself."""
         self._has_waited = False
@@ -53,7 +58,9 @@ class Merge:
         """The outcome of a call that has fetched something itself, or is about to."""
         have = self.saved(plan).samples
         kind = Kind.PARTIAL if have else Kind.MISS
-        return Outcome(kind, have, self._known.call.total, reason, key=self._known.key)
+        places = b"" if reason else planning.shown_places(plan)
+        total, key = self._known.call.total, self._known.key
+        return Outcome(kind, have, total, reason, key=key, places=places)
 
     async def answer(self, plan: Plan, *, is_collapsed: bool) -> Hit | Reply | None:
         """The answer of a plan that lacks nothing; `is_collapsed`: the call has waited for what
@@ -75,7 +82,10 @@ class Merge:
         if not is_collapsed:
             exchange.counters.hit(hit.saved)
             return hit
-        exchange.counters.follow(hit.saved)
+        if self._claim and self._claim.has_new:  # it was a miss, together with others
+            exchange.counters.add(replace(hit.outcome, kind=Kind.MISS))
+        else:
+            exchange.counters.follow(hit.saved)
         return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
 
     def _unconfirmed(self, plan: Plan) -> set[asyncio.Task[None]]:

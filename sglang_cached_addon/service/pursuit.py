@@ -17,12 +17,15 @@ from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Answer, Arrived, Ask, Reply
+from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Fetching, Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.gathering import Others
 from sglang_cached_addon.service.merging import Merge
 from sglang_cached_addon.service.steps import (
     Complete,
+    Gather,
     Hold,
     Lead,
     LookFurther,
@@ -50,11 +53,14 @@ class Pursuit:
         self.ask = ask
         self.known = known
         self.terms = terms
+        self.claim = ask.claim if isinstance(ask.claim, Claim) else None
         self.plan = self._plan()
         self.is_alone = is_alone
         self.has_waited = False
         """It has waited for what others were fetching."""
-        self.merge = Merge(means.exchange, means.flights, known)
+        self.merge = Merge(means.exchange, means.flights, known, self.claim)
+        self._others: Others | None = None
+        """Calls of the same run that it fetches for, too, once there was time for them to come."""
 
     async def run(self) -> Answer | None:
         """The answer; None where another model has come meanwhile, or the credential was refused:
@@ -70,6 +76,8 @@ class Pursuit:
     def _plan(self, before: Plan | None = None) -> Plan:
         """What is at hand for the call, or by now of what was short before: what is stored, and
         what others have just brought."""
+        if self.claim:
+            return self.claim.plan()
         exchange, flights = self.means.exchange, self.means.flights
         stamp = exchange.lookup.stamp(self.known)
 
@@ -93,7 +101,13 @@ class Pursuit:
         busy = set() if self.is_alone else self.means.flights.busy(needs)
         if busy and (self.waits_for_any or len(busy) == len(needs)):
             return Wait({key: needs[key] for key in busy})
-        fetch = exchange.fetch(self.known, self.plan, self.terms, busy)
+        if self.claim and not self.is_alone and self._others is None and not self.claim.is_far():
+            return Gather(tuple(needs))
+        others = self._others.lacks(needs) if self._others else {}
+        fetch = exchange.fetch(
+            self.known, self.plan, self.terms, busy, claim=self.claim, others=others
+        )
+        self._others = None
         dialect, now = self.known.dialect.name, time.monotonic()
         if not fetch.is_whole and self.means.partial_calls.are_pointless(dialect, now):
             return PassOn(Reason.UNREADABLE)
@@ -107,10 +121,15 @@ class Pursuit:
             case Hold(abort):
                 await asyncio.shield(abort)
                 return None
+            case Gather(keys):
+                assert self.claim
+                gathering, flights = self.means.gathering, self.means.flights
+                self._others = await gathering.others(flights, self.claim, keys)
+                return None
             case LookFurther():
                 return await self._look_further()
             case Wait(needs):
-                flight = await self.means.flights.wait(needs)
+                flight = await self.means.flights.wait(needs, self.claim)
                 self.has_waited = True
                 return self.after(flight)
             case PassOn(reason):
@@ -134,7 +153,7 @@ class Pursuit:
         """The answer to one who waited for what has failed, if it is one to all who did. Else they
         go on alone, all at once: what failed for one may succeed for another, and what can never
         be stored would have them go one after the other."""
-        if flight.brings or not flight.refusal:
+        if flight.brings or not flight.refusal or flight.is_misunderstood:
             return None
         if flight.refusal is Reason.TOO_LARGE:
             return self.means.exchange.bypass(Reason.TOO_LARGE)
@@ -176,10 +195,19 @@ class Pursuit:
         if isinstance(arrived, Brought):
             self.has_waited |= arrived.is_shared
             return None
+        if self.claim:
+            self.plan = self.claim.plan()
+        if fetching.flight.is_misunderstood:
+            return None
+        status = arrived.landed.status
+        if fetch.is_shared and not arrived.samples and status in _MISUNDERSTOOD:
+            self.is_alone = True  # each gets the answer to its own call
+            return None
+        self.merge.add(arrived)
         if answer := self.as_answer(fetch, arrived):
             return answer
-        self.merge.add(arrived)
-        self.plan = self.plan.with_samples(arrived.samples)
+        if not self.claim:
+            self.plan = self.plan.with_samples(arrived.samples)
         return None
 
     def as_answer(self, fetch: Fetch, arrived: Arrived) -> Answer | None:

@@ -31,6 +31,13 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Gather:
+    """Equal calls of its run may be about to come: they are waited for, to be fetched together."""
+
+    keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LookFurther:
     """Upstream is not to be asked: a shared store may have the samples."""
 
@@ -57,5 +64,5 @@ class Lead:
     fetch: Fetch
 
 
-Step = Complete | Follow | Hold | LookFurther | Wait | PassOn | Lead
+Step = Complete | Follow | Gather | Hold | LookFurther | Wait | PassOn | Lead
 """What brings a call further."""

@@ -14,10 +14,11 @@ from dataclasses import replace
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
-from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service import aborted
-from sglang_cached_addon.service.asking import Answer, Streamed
-from sglang_cached_addon.service.findings import Fetch
+from sglang_cached_addon.service.asking import Answer, Ask, Streamed
+from sglang_cached_addon.service.fetching import Means
+from sglang_cached_addon.service.findings import Fetch, Known
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.relay import Event, View
@@ -32,6 +33,12 @@ class StreamPursuit(Pursuit):
     """One call for a stream, under one model."""
 
     waits_for_any = True
+
+    def __init__(
+        self, means: Means, ask: Ask, known: Known, terms: Terms, *, is_alone: bool
+    ) -> None:
+        """One of a run is alone: each call has a sample of its own."""
+        super().__init__(means, ask, known, terms, is_alone=is_alone or ask.claim is not None)
 
     def decide(self) -> Step:
         is_chunkable = self.ask.is_chunkable

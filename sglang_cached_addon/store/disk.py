@@ -118,6 +118,9 @@ class DiskStore(OpenStore):
         if samples and key not in self.memory and len(samples) == self.index.count(key):
             self.memory.append(Addition(key, "", b"", samples))
 
+    def size(self, key: bytes) -> float:
+        return max(self.memory.size(key), self.index.count(key))
+
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
             if key in self.memory:

@@ -113,6 +113,9 @@ class MemoryStore(Totals, OpenStore):
         self._pools.move_to_end(key)
         return pool
 
+    def size(self, key: bytes) -> float:
+        return len(self._pools.get(key, ()))
+
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
             if key in self._pools:

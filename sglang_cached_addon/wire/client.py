@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from sglang_cached_addon.core import runs
 from sglang_cached_addon.wire import descriptors
 from sglang_cached_addon.wire.connection import (
     HOP_BY_HOP,
@@ -39,8 +40,14 @@ MAX_IDLE = 256
 """How many idle connections are kept."""
 
 # The client's fields that are not passed on: those of its connection, and those that are written
-# here anew.
-_NOT_PASSED_ON = HOP_BY_HOP | {b"expect", b"host", b"content-length", b"accept-encoding"}
+# here anew, or are for the cache.
+_NOT_PASSED_ON = HOP_BY_HOP | {
+    b"expect",
+    b"host",
+    b"content-length",
+    b"accept-encoding",
+    runs.HEADER,
+}
 
 _TARGET = re.compile(r"[\x21-\x7e]+")
 

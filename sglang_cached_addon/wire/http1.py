@@ -7,12 +7,13 @@ what is accepted wrongly would cost the truth (RFC 9112 §2 to §6, request smug
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 
-from sglang_cached_addon.core import policy
+from sglang_cached_addon.core import policy, runs
 from sglang_cached_addon.core.call_head import CallHead, CallHeads, by_name
 from sglang_cached_addon.wire import heads
 from sglang_cached_addon.wire.heads import MAX_HEAD
@@ -45,6 +46,9 @@ _FRAMING = {b"transfer-encoding", b"expect", b"upgrade", b"te", b"trailer", b"ht
 """Fields that change how the message is framed, or what may follow it: no plain head has one."""
 _ONCE = {b"content-length", b"host", b"content-type", b"connection"}
 """Fields that a plain head has at most once."""
+
+_RUN = re.compile(rb"([A-Z]+ )/run/(%b)/" % runs.NAME.pattern.encode())
+"""What begins a request line whose path names a run."""
 
 
 class HeadReader:
@@ -85,6 +89,7 @@ class HeadReader:
         if len(data) - at > MAX_HEAD:
             return NoHead.FOREIGN
         line, is_whole, _ = bytes(data[at : at + 256]).partition(b"\r\n")
+        line = _RUN.sub(rb"\1/", line, count=1)
         if is_whole:
             return NoHead.PARTIAL if line in self._lines else NoHead.FOREIGN
         line = line.removesuffix(b"\r")
@@ -92,7 +97,9 @@ class HeadReader:
         return NoHead.PARTIAL if is_ours else NoHead.FOREIGN
 
     def _parse(self, raw: bytes) -> PlainHead | None:
-        route = self._lines.get(raw[: raw.index(b"\r\n")])
+        line = raw[: raw.index(b"\r\n")]
+        run = _RUN.match(line)
+        route = self._lines.get(run[1] + line[run.end() - 1 :] if run else line)
         if route is None:
             return None
         try:
@@ -105,7 +112,7 @@ class HeadReader:
         if any(names.count(name) > 1 for name in self._once.intersection(names)):
             return None
         headers = by_name(head.fields)
-        call = self._heads.read(*route, headers)
+        call = self._heads.read(*route, headers, run[2].decode() if run else "")
         connection = headers.get(b"connection", b"keep-alive").lower()
         if (
             b"content-length" not in headers
@@ -113,22 +120,25 @@ class HeadReader:
             or head.length > policy.MAX_BODY
             or connection not in (b"keep-alive", b"close")
             or call.refusal
+            or not runs.NAME.fullmatch(headers.get(runs.HEADER, b"-").decode("latin-1"))
         ):
             return None
         return PlainHead(call, len(raw), head.length, closes=connection == b"close")
 
 
-def hit(body: bytes, age: int, status: bytes, *, is_stream: bool = False) -> bytes:
+def hit(body: bytes, age: int, status: bytes, places: bytes, *, is_stream: bool = False) -> bytes:
     """A hit as it goes over the wire, byte for byte as the hooks have it sent. `status` is the
-    value of `Cache-Status`. The body of a stream is in chunks already."""
+    value of `Cache-Status`, `places` that of `X-Cache-Sample`. The body of a stream is in chunks
+    already."""
+    sample = b"X-Cache-Sample: %b\r\n" % places if places else b""
     if is_stream:
-        return _STREAM_HIT % (status, age, body)
-    return _HIT % (len(body), status, age, body)
+        return _STREAM_HIT % (status, age, sample, body)
+    return _HIT % (len(body), status, age, sample, body)
 
 
 _HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
-    b"Cache-Status: %b\r\nX-Cache: HIT\r\nAge: %d\r\n\r\n%b"
+    b"Cache-Status: %b\r\nX-Cache: HIT\r\nAge: %d\r\n%b\r\n%b"
 )
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -136,7 +146,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 _STREAM_HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n"
-    b"Cache-Status: %%b\r\nX-Cache: HIT\r\nAge: %%d\r\n\r\n%%b"
+    b"Cache-Status: %%b\r\nX-Cache: HIT\r\nAge: %%d\r\n%%b\r\n%%b"
 ) % EVENT_STREAM.encode()
 
 

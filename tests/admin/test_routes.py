@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer
-from sglang_cached_addon.admin.routes import ROUTES, answer, find
+from sglang_cached_addon.admin.routes import ROUTES, Request, answer, find
+from sglang_cached_addon.service.runs import Runs
 
 URL = "http://10.0.0.7:30000"
 STATS = {"hits": 1, "cache_file": "/x/cache.jsonl", "shared": {"url": "redis://x", "state": "up"}}
@@ -27,6 +28,8 @@ class Telling:
     def __init__(self, error: OSError | None = None) -> None:
         self.calls: list[str] = []
         self.error = error
+        self.known = Runs()
+        self.known.use("a", 5.0)
 
     def stats(self) -> dict[str, Any]:
         self.calls.append("stats")
@@ -40,6 +43,11 @@ class Telling:
         self.calls.append("health")
         return deepcopy(HEALTHY)
 
+    @property
+    def runs(self) -> Runs:
+        self.calls.append("runs")
+        return self.known
+
     async def clear(self, which: str) -> dict[str, Any]:
         self.calls.append(f"clear {which}")
         if self.error:
@@ -48,12 +56,19 @@ class Telling:
 
 
 def ask(
-    path: str, method: str, telling: Any, caller: Caller = HERE, token: str = ""
+    path: str,
+    method: str,
+    telling: Any,
+    caller: Caller = HERE,
+    token: str = "",
+    body: bytes = b"",
 ) -> RouteAnswer:
+    path = path.format(name="a") if "{name}" in path else path
     route = find(path)
     assert route
-    query = path.partition("?")[2]
-    return asyncio.run(answer(route, method, query, caller, token, telling))
+    path, _, query = path.partition("?")
+    request = Request(method, path, query, body)
+    return asyncio.run(answer(route, request, caller, token, telling))
 
 
 def test_table() -> None:
@@ -63,6 +78,9 @@ def test_table() -> None:
         "/cache/stats": ("/cache/stats", reads, False),
         "/cache/info": ("/cache/info", reads, True),
         "/cache/clear": ("/cache/clear", ("POST",), True),
+        "/cache/runs": ("/cache/runs", reads, True),
+        "/cache/runs/{name}": ("/cache/runs/{name}", (*reads, "POST", "DELETE"), True),
+        "/cache/runs/{name}/rewind": ("/cache/runs/{name}/rewind", ("POST",), True),
         "/health": ("/health", reads, False),
     }
 
@@ -70,6 +88,9 @@ def test_table() -> None:
 FOUND = (
     ("/cache/stats", "/cache/stats"), ("/cache/stats?", "/cache/stats"),
     ("/cache/stats?a=b?c", "/cache/stats"), ("/health?x=/cache/clear", "/health"),
+    ("/cache/runs/a%b?x", "/cache/runs/{name}"),
+    ("/cache/runs/a/rewind", "/cache/runs/{name}/rewind"), ("/cache/runs/a/rewind/", None),
+    ("/cache/runs/a/other", None), ("/cache/runs/a/", None),
     ("/cache/stats/", None), ("/cache/statsx", None), ("/Cache/stats", None), ("/cache", None),
     ("/cache/", None), ("/health_generate", None), ("/generate", None),
     ("/generate?/cache/stats", None), ("//cache/stats", None), ("/v1/cache/stats", None),
@@ -105,10 +126,10 @@ def test_answers() -> None:
 
 def test_other_methods() -> None:
     """A wrong method does nothing, and is told the right one: what is cleared is no link."""
-    others = ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "")
+    others = ("PUT", "PATCH", "OPTIONS", "TRACE", "get", "")
     for path, caller, token in product(ROUTES, (HERE, AWAY), ("", TOKEN)):
         allowed = ROUTES[path].methods
-        for method in (*others, *({"GET", "HEAD", "POST"} - set(allowed))):
+        for method in (*others, *({"GET", "HEAD", "POST", "DELETE"} - set(allowed))):
             telling = Telling()
             found = ask(path, method, telling, caller, token)
             case = (path, method)
@@ -145,6 +166,35 @@ def test_what_is_cleared() -> None:
         error = json.loads(found.body)["error"]
         assert (found.status, error["code"], telling.calls) == (400, 400, []), ascii(query)
         assert "current|other|all" in error["message"]
+
+
+def test_runs() -> None:
+    """Runs are shown, begun behind what is stored, rewound and forgotten; others are not there."""
+    telling = Telling()
+    run = telling.known.get("a")
+    assert run
+    for path, method, body, status in (
+        ("/cache/runs", "GET", b"", 200),
+        ("/cache/runs/a", "GET", b"", 200),
+        ("/cache/runs/a/rewind", "POST", b"", 200),
+        ("/cache/runs/b", "GET", b"", 404),
+        ("/cache/runs/b", "DELETE", b"", 404),
+        ("/cache/runs/b/rewind", "POST", b"", 404),
+        ("/cache/runs/a@", "GET", b"", 400),
+        ("/cache/runs/a", "POST", b"", 400),
+        ("/cache/runs/a", "POST", b'{"fresh":1}', 400),
+        ("/cache/runs/a", "POST", b'{"fresh":true,"x":1}', 400),
+        ("/cache/runs/a", "POST", b'{"fresh":true}', 200),
+        ("/cache/runs/b", "POST", b'{"fresh":true}', 200),
+        ("/cache/runs/b", "GET", b"", 200),
+        ("/cache/runs/b", "DELETE", b"", 200),
+        ("/cache/runs/b", "GET", b"", 404),
+    ):
+        assert ask(path, method, telling, body=body).status == status, (path, method, body)
+    assert run.rewinds == 2
+    assert run.fresh_since > 0
+    told = json.loads(ask("/cache/runs", "GET", telling).body)
+    assert told == {"runs": [run.as_json()]}
 
 
 def test_clear_that_fails() -> None:

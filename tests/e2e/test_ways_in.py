@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import Mitmproxy, Proxy, cache_status, until
+from tests.e2e import test_runs as runs
 from tests.e2e.calls import BODIES, DONE, Stream, post, sampled, sampling, stream, texts
 from tests.e2e.conftest import WAYS, StartFront
 from tests.simulator import Profile, Simulator, running
@@ -67,6 +68,19 @@ def test_stream(path: str, upstream: Simulator, front: Proxy) -> None:
     assert texts(path, again) == texts(path, first)
     assert post(front, path, sampling(path)).headers["X-Cache"] == "HIT"
     assert len(sampled(upstream)) == 1
+
+
+def test_runs(front: Proxy) -> None:
+    """The k-th call of a run gets the k-th sample, in JSON and as a stream."""
+    for path in BODIES:
+        for form in ({}, {"stream": True}):
+            asked = runs.body(path, f"{path} {form}", **form)
+            first = [runs.texts(runs.draw(front, "a", path, asked)) for _ in range(3)]
+            assert len({str(texts) for texts in first}) == 3, (path, form)
+            front.stats()
+            again = [runs.draw(front, "b", path, asked) for _ in range(3)]
+            assert [runs.texts(answer) for answer in again] == first, (path, form)
+            assert {answer.headers["X-Cache"] for answer in again} == {"HIT"}, (path, form)
 
 
 def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:

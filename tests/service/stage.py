@@ -49,6 +49,7 @@ class Got:
     body: bytes = b""
     pieces: list[bytes] = field(default_factory=list)
     is_cut: bool = False
+    places: bytes = b""
 
     @property
     def json(self) -> Any:
@@ -113,14 +114,21 @@ class Stage:
 
     async def serve(self, ask: Ask) -> Got:
         """The whole way of a call."""
+        got = await self._serve(ask)
+        ask.settle(is_delivered=not got.is_cut)
+        return got
+
+    async def _serve(self, ask: Ask) -> Got:
         answer = await self.receive(ask)
         outcome = answer.outcome
         if isinstance(answer, Bypass):
             return Got("bypass", reason=outcome.reason)
         if isinstance(answer, Hit):
-            return Got(outcome.kind, body=answer.body)
+            return Got(outcome.kind, body=answer.body, places=outcome.places)
         if isinstance(answer, Reply):
-            return Got(outcome.kind, answer.status, outcome.reason, answer.body)
+            return Got(
+                outcome.kind, answer.status, outcome.reason, answer.body, places=outcome.places
+            )
         return await self.read(answer)
 
     async def read(self, answer: Streamed) -> Got:

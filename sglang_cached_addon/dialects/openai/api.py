@@ -68,6 +68,9 @@ class Api(ABC):
         rids = trimming.mint_rids(call, body, order, n, mint)
         return UpstreamCall(body, order, n, rids, server, skip, added, counts)
 
+    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        return None
+
     def split(
         self, call: Call, sent: UpstreamCall, answer: Any, told: StreamFacts | None = None
     ) -> Split:

@@ -1,0 +1,216 @@
+"""Runs: named passes over the pools, in which the k-th equal call gets the k-th sample.
+
+Pure. A run remembers for each pool which places of it its calls have taken. The next call takes the
+lowest free ones; one that was not answered in full gives its places back. Knows no samples: whether
+a place has one is told by the size of the pool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+PREFIX = "/run/"
+"""What stands before the name of a run in a path."""
+
+HEADER = b"x-cache-run"
+"""The header field that names a run, in lower case."""
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+WHAT_A_NAME_IS = "the name of a run is 1 to 100 letters, digits, dots, underscores and hyphens"
+
+
+def checked(name: str) -> str:
+    """The name of a run. Raises ValueError for what is none."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name[:200]!r}: {WHAT_A_NAME_IS}")
+    return name
+
+
+def split(path: str) -> tuple[str | None, str]:
+    """The run that a path names, as it is written there, and the path without that."""
+    if not path.startswith(PREFIX):
+        return None, path
+    end = next((at for at, c in enumerate(path) if c in "/?" and at >= len(PREFIX)), len(path))
+    rest = path[end:]
+    return path[len(PREFIX) : end], rest if rest.startswith("/") else f"/{rest}"
+
+
+Pool = int
+"""A pool within a run: 60 bits of its key, which is as small as Python's integers are."""
+
+
+def pool_of(key: bytes) -> Pool:
+    """The pool with this key, of 32 bytes: bits of what names the call, not of the model's."""
+    return int.from_bytes(key[8:16], "big") >> 4
+
+
+class Places:
+    """Which places of the pools are taken."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """The number of places that are taken."""
+        self._ends: dict[Pool, int] = {}
+        """The place behind the last one that is taken."""
+        self._gaps: dict[Pool, set[int]] = {}
+        """Free places before that. In few pools there are any."""
+        self._floors: dict[Pool, int] = {}
+        """Places below are not for this run."""
+
+    def __iter__(self) -> Iterator[tuple[Pool, list[int]]]:
+        """The pools of which something is taken, and their places in ascending order."""
+        for pool, end in self._ends.items():
+            gaps = self._gaps.get(pool, ())
+            yield pool, [k for k in range(self._floors.get(pool, 0), end) if k not in gaps]
+
+    def end(self, pool: Pool) -> int:
+        """The place behind the last one that is taken."""
+        return self._ends.get(pool, 0)
+
+    def next(self, pool: Pool) -> int:
+        """The lowest free place of a pool."""
+        if pool in self._gaps:
+            return min(self._gaps[pool])
+        return self._ends.get(pool) or self._floors.get(pool, 0)
+
+    def free(self, pool: Pool, size: int) -> Iterator[int]:
+        """The free places of a pool of that size, in ascending order."""
+        if gaps := self._gaps.get(pool):
+            yield from sorted(place for place in gaps if place < size)
+        yield from range(self._ends.get(pool) or self._floors.get(pool, 0), size)
+
+    def take(self, pool: Pool, place: int) -> bool:
+        """Takes a place; False if it is taken already."""
+        end, floor = self._ends.get(pool, 0), self._floors.get(pool, 0)
+        if place >= end:
+            self._ends[pool] = place + 1
+            if between := range(max(end, floor), place):
+                self._gaps.setdefault(pool, set()).update(between)
+        elif place in (gaps := self._gaps.get(pool, set())):
+            gaps.discard(place)
+            if not gaps:
+                del self._gaps[pool]
+        else:
+            return False
+        self.count += 1
+        return True
+
+    def give_back(self, pool: Pool, place: int) -> bool:
+        """Gives a place back; False if it is not taken."""
+        end, gaps = self._ends.get(pool, 0), self._gaps.get(pool, set())
+        if not self._floors.get(pool, 0) <= place < end or place in gaps:
+            return False
+        self.count -= 1
+        self._put(pool, end, gaps | {place})
+        return True
+
+    def clip(self, pool: Pool, size: int) -> None:
+        """Only so many samples are left of a pool: what was taken behind them is free again, as new
+        samples will be there."""
+        end, gaps = self._ends.get(pool, 0), self._gaps.get(pool, set())
+        floor = self._floors.get(pool, 0)
+        if floor > size:
+            self._floors[pool] = size
+        if end > size:
+            gone = range(max(size, floor), end)
+            self.count -= len(gone) - sum(place in gone for place in gaps)
+            self._put(pool, size, gaps.difference(gone))
+
+    def has_floor(self, pool: Pool) -> bool:
+        return pool in self._floors
+
+    def begin_at(self, pool: Pool, floor: int) -> None:
+        """Places below this one are not for this run; none of them is taken."""
+        self._floors[pool] = floor
+        if gaps := self._gaps.get(pool):
+            self._put(pool, self._ends[pool], {place for place in gaps if place >= floor})
+
+    def _put(self, pool: Pool, end: int, gaps: set[int]) -> None:
+        while end and end - 1 in gaps:
+            end -= 1
+            gaps.discard(end)
+        self._ends.pop(pool, None)
+        self._gaps.pop(pool, None)
+        if end > self._floors.get(pool, 0):
+            self._ends[pool] = end
+            if gaps:
+                self._gaps[pool] = gaps
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """What is known of a run. Times are Unix seconds."""
+
+    name: str
+    first: float
+    """When it was first used."""
+    last: float
+    """When it was last used."""
+    calls: int = 0
+    """Calls that took places, or wanted to."""
+    reused: int = 0
+    """Samples that were stored when a call took them."""
+    generated: int = 0
+    """Samples that were generated for it."""
+    fresh_since: float = -inf
+    """Samples that were stored before are not for this run."""
+    places: Places = field(default_factory=Places)
+    is_over: bool = False
+    """It was deleted, or forgotten."""
+    rewinds: int = 0
+    """How often it began anew: what was taken before is not to be given back."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether some stored samples are not for this run."""
+        return self.fresh_since > -inf
+
+    def rewind(self, fresh_since: float = -inf) -> None:
+        """Begins anew: all places are free, but for those of samples that were stored before
+        `fresh_since`."""
+        self.places, self.fresh_since = Places(), fresh_since
+        self.rewinds += 1
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "calls": self.calls,
+            "places": self.places.count,
+            "reused": self.reused,
+            "generated": self.generated,
+            "first": round(self.first, 3),
+            "last": round(self.last, 3),
+            "fresh_since": round(self.fresh_since, 3) if self.is_fresh else None,
+        }
+
+
+def chosen(in_path: str | None, in_header: str | None) -> str:
+    """The run that a request names; empty if it names none. Raises ValueError for a bad name."""
+    name = in_path if in_header is None else in_header
+    return "" if name is None else checked(name)
+
+
+def written(places: Iterable[int]) -> str:
+    """Places in ascending order, as `0`, `3-6` or `0+2-4`."""
+    if isinstance(places, range) and places:
+        places = (places[0], places[-1])[: len(places)]
+        return "-".join(map(str, places))
+    spans: list[list[int]] = []
+    for place in places:
+        if spans and place == spans[-1][1] + 1:
+            spans[-1][1] = place
+        else:
+            spans.append([place, place])
+    return "+".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def read(text: str) -> Iterator[int]:
+    """The inverse of `written`. Raises ValueError."""
+    for span in text.split("+"):
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1)

@@ -1,0 +1,186 @@
+"""What calls of runs hold: a `Claim` has the samples of one call, each with its place.
+
+A call takes the lowest free places of its pools that have samples; for what it lacks, samples are
+generated, and their places are taken when they have come. Knows runs and samples, and no upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from math import inf
+from typing import NamedTuple
+
+from sglang_cached_addon.core import runs
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.service.findings import Known
+from sglang_cached_addon.service.runs import Log
+
+
+class Held(NamedTuple):
+    """A sample that a call has."""
+
+    place: int
+    sample: Sample
+    is_new: bool
+    """It was generated for this run."""
+    is_marked: bool
+    """Its place is taken by this."""
+
+
+class Drawn:
+    """What a call for one sample has that was stored."""
+
+    __slots__ = ("_log", "_place", "_pool", "_rewinds", "run")
+
+    def __init__(self, log: Log, run: Run, pool: Pool, place: int) -> None:
+        """Takes the place, which is free."""
+        self.run = run
+        self._log, self._pool, self._place, self._rewinds = log, pool, place, run.rewinds
+        run.places.take(pool, place)
+        run.reused += 1
+        log.note(run, pool, place, is_taken=True)
+
+    def give_back(self) -> None:
+        """The client has not got its answer, or not all of it: its place is free again."""
+        run = self.run
+        run.reused -= 1
+        is_same = run.rewinds == self._rewinds and not run.is_over
+        if is_same and run.places.give_back(self._pool, self._place):
+            self._log.note(run, self._pool, self._place, is_taken=False)
+
+
+View = Callable[[bytes], Sequence[Sample]]
+"""The samples of a pool that are at hand: what is stored, and what is about to be."""
+
+
+class Claim:
+    """What one call of a run has: a `flights.Drawer`."""
+
+    def __init__(
+        self,
+        log: Log,
+        run: Run,
+        known: Known,
+        view: View,
+        size: Callable[[bytes], float],
+        since: float = -inf,
+    ) -> None:
+        """Samples that were stored before `since` are not for this call. `size` is the number of
+        samples of a pool, with those that are not at hand."""
+        self.run = run
+        self.known = known
+        self._log = log
+        self._view = view
+        self._size = size
+        self._since = since
+        self._rewinds = run.rewinds
+        self._is_over = False
+        self._held: tuple[list[Held], ...] = tuple([] for _ in known.keys)
+        self._begun: dict[bytes, int] | None = None
+        """How many samples were at hand when the call came, of pools of which it lacked some."""
+
+    @property
+    def has_new(self) -> bool:
+        """Whether it has samples that were not there when it came."""
+        return any(held.is_new for item in self._held for held in item)
+
+    def lacks(self) -> dict[bytes, int]:
+        """How many samples of each pool it lacks."""
+        found: dict[bytes, int] = {}
+        for key, item in zip(self.known.keys, self._held, strict=True):
+            if lack := self.known.call.n - len(item):
+                found[key] = found.get(key, 0) + lack
+        return found
+
+    def plan(self) -> Plan:
+        """What it has, once it has taken what is at hand."""
+        self.draw()
+        stored = tuple(tuple(held.sample for held in item) for item in self._held)
+        places = tuple([held.place for held in item] for item in self._held)
+        sizes = {key: len(self._view(key)) for key in self.lacks()}
+        return Plan(self.known.call, self.known.keys, stored, places, sizes)
+
+    def is_far(self) -> bool:
+        """Whether pools of which it lacks something have more than what is at hand."""
+        return any(len(self._view(key)) < self._size(key) < inf for key in self.lacks())
+
+    def can_draw(self) -> bool:
+        """Whether what is at hand has something of what it lacks."""
+        return any(next(self._free(key, self._view(key)), None) is not None for key in self.lacks())
+
+    def draw(self) -> None:
+        if self._is_over or self._since == inf:
+            return
+        for key, item in zip(self.known.keys, self._held, strict=True):
+            if lack := self.known.call.n - len(item):
+                samples = self._view(key)
+                for place in list(islice(self._free(key, samples), lack)):
+                    self._hold(key, item, place, samples[place])
+        if self._begun is None:
+            self._begun = {key: len(self._view(key)) for key in self.lacks()}
+
+    def _free(self, key: bytes, samples: Sequence[Sample]) -> Iterator[int]:
+        """The free places of a pool that have samples which are for this call."""
+        places, pool, size = self.run.places, runs.pool_of(key), len(samples)
+        if places.end(pool) > size and places.end(pool) > (whole := max(size, self._size(key))):
+            places.clip(pool, int(whole))  # samples were removed
+        if (fresh := self.run.fresh_since) > -inf and not places.has_floor(pool):
+            before = [k for k, sample in enumerate(samples) if sample.stored_at < fresh]
+            places.begin_at(pool, before[-1] + 1 if before else 0)
+        free = places.free(pool, size)
+        if self._since == -inf:
+            return free
+        return (place for place in free if samples[place].stored_at >= self._since)
+
+    def _hold(self, key: bytes, item: list[Held], place: int, sample: Sample) -> None:
+        pool = runs.pool_of(key)
+        is_marked = place >= 0 and self.run.places.take(pool, place)
+        if is_marked and not self.run.is_over:
+            self._log.note(self.run, pool, place, is_taken=True)
+        is_new = self._begun is not None and not 0 <= place < self._begun.get(key, 0)
+        self._count(is_new, 1)
+        item.append(Held(place, sample, is_new, is_marked))
+
+    def _count(self, is_new: bool, sign: int) -> None:
+        if is_new:
+            self.run.generated += sign
+        else:
+            self.run.reused += sign
+
+    def generated(self, new: Iterable[tuple[bytes, Sample]]) -> None:
+        """Takes samples that were generated for this call, and maybe for others: each is given with
+        the key of its pool. They are at hand by now, unless they are not to be stored."""
+        if self._is_over:
+            return
+        for key, sample in new:
+            pairs = zip(self.known.keys, self._held, strict=True)
+            lacking = (h for k, h in pairs if k == key and len(h) < self.known.call.n)
+            if (item := next(lacking, None)) is not None:
+                samples = self._view(key)
+                places = reversed(range(len(samples)))
+                self._hold(key, item, next((k for k in places if samples[k] is sample), -1), sample)
+
+    def give_back(self) -> None:
+        """The client has not got its answer, or not all of it: its places are free again."""
+        self._is_over = True
+        is_same = self.run.rewinds == self._rewinds and not self.run.is_over
+        for key, item in zip(self.known.keys, self._held, strict=True):
+            pool = runs.pool_of(key)
+            for held in item:
+                self._count(held.is_new, -1)
+                if is_same and held.is_marked and self.run.places.give_back(pool, held.place):
+                    self._log.note(self.run, pool, held.place, is_taken=False)
+            item.clear()
+
+
+def lacks_of(claims: Iterable[object], but: Claim) -> dict[bytes, int]:
+    """How many samples of each pool the other calls of a run lack, of those that are given."""
+    found: dict[bytes, int] = {}
+    for claim in claims:
+        if isinstance(claim, Claim) and claim is not but and claim.run is but.run:
+            for key, lack in claim.lacks().items():
+                found[key] = found.get(key, 0) + lack
+    return found
