@@ -187,6 +187,7 @@ class Connections:
 
     def remove(self, client: Client) -> None:
         if connection := self._open.pop(client, None):
+            connection.delivery.end(is_broken=connection.unread > 0)
             for stage in connection.stages:
                 stage.head.end()
 

@@ -15,6 +15,7 @@ from mitmproxy import http
 from mitmproxy.connection import Client
 
 from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.proxy import responses
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.requests import take_run
 from sglang_cached_addon.service.asking import Ask, Streamed
@@ -31,8 +32,6 @@ class Live:
     """What has become of it; None until that is decided."""
     run: str = ""
     """The run that it names."""
-    bad_run: str = ""
-    """Why the name of its run is none."""
     ask: Ask | None = None
     """The call that was made of it, if it is for samples."""
     waiting: asyncio.Task[Any] | None = None
@@ -57,12 +56,12 @@ class Flows:
         return sum(map(len, self._of.values()))
 
     def begin(self, flow: http.HTTPFlow) -> Live:
-        """A request has come; what names its run is taken out of it."""
+        """A request has come; what names its run is taken out of it, and refused if it is bad."""
         live = Live(time.monotonic())
         try:
             live.run = take_run(flow.request)
         except ValueError as e:
-            live.bad_run = str(e)
+            flow.response = responses.bad_request(str(e))
         self._of.setdefault(flow.client_conn, {})[flow] = live
         return live
 

@@ -65,7 +65,7 @@ class FlowHooks:
         if connection:
             connection.calls += 1
             connection.delivery.look()
-        if routes.find(flow.request.path) or live.bad_run:
+        if flow.response or routes.find(flow.request.path):
             return None
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
@@ -88,9 +88,6 @@ class FlowHooks:
             return None
         if live.update:
             live.update.sent()
-            return None
-        if live.bad_run:
-            flow.response = responses.bad_request(live.bad_run)
             return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
@@ -145,8 +142,6 @@ class FlowHooks:
     def left(self, client: Client) -> None:
         """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
         flow."""
-        if connection := self._connections.get(client):
-            connection.delivery.end(is_broken=connection.unread > 0)
         for flow, live in self.flows.left(client).items():
             if live.waiting:
                 live.waiting.cancel()
@@ -163,11 +158,10 @@ class FlowHooks:
 
     def _close(self, flow: http.HTTPFlow, live: Live, status: int | None) -> None:
         """Tells all that have to do with a flow that it is over."""
-        connection = self._connections.get(flow.client_conn)
-        if connection:
+        if connection := self._connections.get(flow.client_conn):
             connection.calls -= 1
-        if live.ask and connection:
-            connection.delivery.wrote(live.ask, is_whole=status is not None)
+            if live.ask:
+                connection.delivery.wrote(live.ask, is_whole=status is not None)
         if live.update:
             has_reached = flow.server_conn.timestamp_tcp_setup is not None
             live.update.ended(status, has_reached=has_reached)

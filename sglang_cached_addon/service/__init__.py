@@ -32,6 +32,7 @@ from sglang_cached_addon.service.lookup import is_large
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
 
@@ -75,6 +76,7 @@ class Service:
             upstream,
             self.flights,
             self.runs,
+            Storing(exchange, upstream, self.flights),
             PartialCalls(),
             self._denials,
             gathering or Gathering(),

@@ -81,7 +81,8 @@ class Exchange:
         return Fetch(known, plan, sent, own, terms, stamp, claim)
 
     def learn(self, fetch: Fetch, landed: Landed) -> bool:
-        """Whether upstream has not understood a call that several share; it is remembered."""
+        """Whether upstream has not understood a call that several share, which is remembered: then
+        they are to try in another manner."""
         name, server = fetch.known.dialect.name, self.lookup.server
         return self.sharing.learn(server, name, fetch.manner, landed)
 

@@ -1,9 +1,8 @@
 """One fetch of what is short, from its request to the store.
 
 It goes out on a connection of its own, not on its client's, and goes on while anyone waits for it.
-What has come is at hand for all who want it at once, and stored when upstream has confirmed that
-it still is the same model. What is different of a stream is in `stream_fetching`. Knows asyncio,
-and nothing of mitmproxy.
+What has come is at hand for all who want it at once; `storing` stores it. What is different of a
+stream is in `stream_fetching`. Knows asyncio, and nothing of mitmproxy.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
 from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire.client import Unreachable
@@ -38,9 +38,6 @@ MAX_ANSWER = 512 << 20
 """Bytes of an answer that is kept while it comes. One that is longer, or never ends, is asked for
 again as the client's own call, and passed on as it comes."""
 
-STORE_SECONDS = 0.005
-"""How long others wait while something large is stored."""
-
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -50,6 +47,7 @@ class Means:
     upstream: Upstream
     flights: Flights
     runs: Runs
+    storing: Storing
     partial_calls: PartialCalls
     denials: Denials
     gathering: Gathering
@@ -82,6 +80,7 @@ class Fetching:
         self._exchange = means.exchange
         self._upstream = means.upstream
         self._flights = means.flights
+        self._storing = means.storing
         self._is_alone = is_alone
         self._began_at = 0.0
         """When upstream was asked: a monotonic time in seconds."""
@@ -116,7 +115,7 @@ class Fetching:
             arrived = await self._receive()
             self._tell(arrived or Brought())
             if arrived:
-                await self._keep(arrived)
+                await self._storing.keep(fetch, self.flight, self._ask.credential_headers)
         except (Unreachable, Broken) as e:
             self._fail(e)
         except Exception:  # who waits would wait for ever
@@ -145,8 +144,8 @@ class Fetching:
     # What upstream answers
 
     async def _receive(self) -> Arrived | None:
-        """What upstream answers; None where it is of no use, as what is there is of another
-        model."""
+        """What upstream answers; None where it is of no use: what is there is of another model, or
+        upstream was asked in a manner that it does not understand."""
         ask, fetch, upstream = self._ask, self._fetch, self._upstream
         upstream.confirming.watch(ask.credential_headers)
         self._began_at = time.monotonic()
@@ -158,9 +157,11 @@ class Fetching:
             upstream.heard(ask.asker, shown, response.status, time.monotonic())
             self.flight.greeting = response.greeting
             found = await self._take(response)
-        if isinstance(found, BytesIO):
-            return self._land(Arrived(response.headers, await self._read(response.status, found)))
-        return found
+        if not isinstance(found, BytesIO):
+            return found
+        landed = await self._read(response.status, found)
+        is_misunderstood = self._exchange.learn(fetch, landed)
+        return None if is_misunderstood else self._land(Arrived(response.headers, landed))
 
     async def _take(self, response: Response) -> BytesIO | Arrived | None:
         """The body of an answer, to be read when its connection is free; or what was landed on the
@@ -196,12 +197,10 @@ class Fetching:
         arrived = replace(arrived, samples=samples)
         self._exchange.counters.samples_from_upstream += len(samples)
         flight.refusal, flight.answer = landed.refusal, arrived
-        if self._fetch.is_shared:
-            flight.is_misunderstood = self._exchange.learn(self._fetch, landed)
         brings = {} if landed.refusal else planning.by_key(self._fetch.plan, samples)
 
         def first() -> None:
-            if (claim := self._fetch.claim) and not flight.is_misunderstood:
+            if claim := self._fetch.claim:
                 claim.generated((self._fetch.plan.keys[item], sample) for item, sample in samples)
 
         self._flights.land(flight, brings, first)
@@ -219,37 +218,3 @@ class Fetching:
         self.flight.refusal = reason
         self.flight.answer = Arrived(JSON, Landed(502, body, refusal=reason))
         self._tell(self.flight.answer)
-
-    # What is kept of it
-
-    async def _keep(self, arrived: Arrived) -> None:
-        """Stores what has come, if upstream still is the model that it was."""
-        if arrived.landed.refusal is Reason.OTHER_WEIGHTS:
-            self._upstream.inquiry.doubt()
-        if arrived.landed.refusal or not arrived.samples:
-            return
-        version, headers = self._fetch.stamp.model_version, self._ask.credential_headers
-        reason = await self._upstream.confirming.confirm(version, headers, self.flight.greeting)
-        reason = reason or await self._flights.turn(self.flight)
-        reason = reason or await self._store(arrived)
-        if reason:
-            self.flight.dropped = reason
-            self._exchange.counters.not_stored[reason] += 1
-            logger.info("sglang-cached: an answer was not stored (%s)", reason)
-
-    async def _store(self, arrived: Arrived) -> Reason | None:
-        """Stores what is kept, and lets others have their turn where it is much; why it is not, or
-        not all of it."""
-        begun, pause = time.monotonic(), pausing()
-        for addition, reason in self._exchange.store(self._fetch, arrived.samples):
-            if reason:
-                return reason
-            self._flights.stored(self.flight, addition)
-            if time.monotonic() > begun + STORE_SECONDS:
-                pause()
-                # Who only waits for hits does not wait for the disk, but this does.
-                while room := self._exchange.room():
-                    await room
-                await asyncio.sleep(0)
-                begun = time.monotonic()
-        return None

@@ -46,8 +46,6 @@ class Flight:
     """The samples of each pool, once it has landed."""
     unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
     """Those of these samples that are not in the store yet."""
-    is_misunderstood: bool = False
-    """Upstream did not understand what several calls had asked for together."""
     refusal: Reason | None = None
     """Why what it brings is not stored, as far as its answer says."""
     dropped: Reason | None = None
@@ -63,13 +61,13 @@ class Drawer(Protocol):
         """Takes what it lacks of what is at hand."""
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """A call that waits for any of some pools."""
 
-    def __init__(self, needs: Mapping[bytes, int], drawer: Drawer | None) -> None:
-        self.needs = needs
-        self.drawer = drawer
-        self.woken: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
+    needs: Mapping[bytes, int]
+    drawer: Drawer | None
+    woken: asyncio.Future[Flight]
 
 
 class Flights:
@@ -115,8 +113,6 @@ class Flights:
 
     def landed(self, keys: Collection[bytes]) -> list[Flight]:
         """The flights that have brought something for these pools, and are not yet stored."""
-        if not self._landed:
-            return []
         found = (flight for key in keys for flight in self._landed.get(key, ()))
         return list(dict.fromkeys(found))
 
@@ -132,9 +128,8 @@ class Flights:
     def find(self, identity: Hashable) -> Flight | None:
         """A streamed flight of this identity, if it can be followed."""
         flight = self._by_identity.get(identity)
-        if flight is None or not flight.stream:
-            return None
-        return flight if flight.stream.is_live and flight.stream.is_whole else None
+        stream = flight.stream if flight else None
+        return flight if stream and stream.is_live and stream.is_whole else None
 
     def begin(self, flight: Flight, *, alone: bool) -> None:
         """A flight begins. `alone`: nobody is to wait for it."""
@@ -238,7 +233,7 @@ class Flights:
         """Waits until something has become of any of these pools; the flight that it was. `needs`
         are the sizes that they are to have; for each, a flight is under way. A call of a run is
         there as a `drawer`: before any of those who wait goes on, each draws in its turn."""
-        waiter = _Waiter(needs, drawer)
+        waiter = _Waiter(needs, drawer, asyncio.get_running_loop().create_future())
         for key in needs:
             self._waiters.setdefault(key, []).append(waiter)
         try:

@@ -6,7 +6,7 @@ thread, and knows which model answers there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
@@ -15,9 +15,10 @@ import orjson
 from sglang_cached_addon.core import identity, keys, planning, policy, runs
 from sglang_cached_addon.core.cache import Sample, Store
 from sglang_cached_addon.core.call import Call
-from sglang_cached_addon.core.epochs import Epochs, adapters
+from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.memo import Memo
+from sglang_cached_addon.core.naming import Naming
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
@@ -38,9 +39,6 @@ MEMO_OVERHEAD = 2048
 _HIT_OVERHEAD = 1024
 """Bytes of a remembered answer beside its body."""
 
-TENANTS = 1024
-"""How many digesters are kept at hand, where each credential has a cache of its own."""
-
 
 class Lookup:
     """Finds what is stored for calls."""
@@ -53,36 +51,16 @@ class Lookup:
         """The version of the model that answers: it rises when another one may have answered in
         between."""
         self._store = store
-        self._fingerprint = ""
-        self._epochs = Epochs()
-        self._digesters: dict[tuple[str, bytes], keys.Digester] = {}
+        self._naming = Naming()
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
     # The model
 
     def enter(self, fingerprint: str, epochs: Epochs, server: Server, model_version: int) -> None:
         """Notes that from now on this model answers, on this server."""
-        self._fingerprint, self._epochs, self.server = fingerprint, epochs, server
-        self.model_version = model_version
-        self._digesters.clear()
+        self._naming = Naming(fingerprint, epochs)
+        self.server, self.model_version = server, model_version
         self._memo.clear()
-
-    def _digester(self, dialect: str, tenant: bytes) -> keys.Digester:
-        found = self._digesters.get((dialect, tenant))
-        if found is None:
-            if len(self._digesters) >= TENANTS:
-                self._digesters.clear()
-            adapters = self._epochs.adapters_token
-            found = keys.Digester(self._fingerprint, dialect, tenant, adapters)
-            self._digesters[dialect, tenant] = found
-        return found
-
-    def _keys(self, dialect: str, tenant: bytes, items: Iterable[bytes]) -> list[bytes]:
-        """The names of the items' pools."""
-        digester = self._digester(dialect, tenant)
-        if not self._epochs.adapters_token:
-            return [digester.key(item) for item in items]
-        return [digester.key(item, self._epochs.adapter_epochs(adapters(item))) for item in items]
 
     # Reading
 
@@ -104,7 +82,7 @@ class Lookup:
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
         if known is None:
-            raw = self._digester(dialect.name, tenant).raw(body)
+            raw = self._naming.raw(dialect.name, tenant, body)
             key = self._store.find(raw)
             is_usual = terms.since == -inf and not is_of_run
             if key and is_usual and (pool := self._store.get(key)):
@@ -161,7 +139,7 @@ class Lookup:
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
-        pools = tuple(self._keys(dialect.name, tenant, call.items))
+        pools = self._naming.keys(dialect.name, tenant, call.items)
         name = raw if is_plain else b""
         return Known(
             dialect,
@@ -169,7 +147,7 @@ class Lookup:
             pools,
             self.model_version,
             name,
-            has_model=bool(self._fingerprint),
+            has_model=bool(self._naming.fingerprint),
             draws=not (call.is_greedy or self._is_fixed(call)),
             pool=runs.pool_of(pools[0]) if pools else 0,
         )

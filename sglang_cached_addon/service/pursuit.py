@@ -153,7 +153,7 @@ class Pursuit:
         """The answer to one who waited for what has failed, if it is one to all who did. Else they
         go on alone, all at once: what failed for one may succeed for another, and what can never
         be stored would have them go one after the other."""
-        if flight.brings or not flight.refusal or flight.is_misunderstood:
+        if flight.brings or not flight.refusal:
             return None
         if flight.refusal is Reason.TOO_LARGE:
             return self.means.exchange.bypass(Reason.TOO_LARGE)
@@ -197,8 +197,6 @@ class Pursuit:
             return None
         if self.claim:
             self.plan = self.claim.plan()
-        if fetching.flight.is_misunderstood:
-            return None
         status = arrived.landed.status
         if fetch.is_shared and not arrived.samples and status in _MISUNDERSTOOD:
             self.is_alone = True  # each gets the answer to its own call

@@ -21,7 +21,7 @@ _OF_N = re.compile(rb"(?<![\\\w])n(?!\w)")
 """What an error says that speaks of `n`."""
 
 
-_NEXT = {Manner.N: Manner.LIST, Manner.LIST: Manner.ALONE, Manner.ALONE: Manner.ALONE}
+_NEXT = {Manner.N: Manner.LIST, Manner.LIST: Manner.ALONE}
 
 
 class Sharing:
@@ -61,6 +61,8 @@ class Sharing:
     def learn(self, server: Server, dialect: str, manner: Manner, landed: Landed) -> bool:
         """Takes note of what upstream has answered to a shared call; whether it has not understood
         that, so that those who share it are to try in another manner."""
+        if manner is Manner.ALONE:
+            return False
         is_refused = landed.status in (400, 422) and bool(_OF_N.search(landed.body))
         is_odd = landed.status == 200 and landed.refusal in (Reason.UNREADABLE, Reason.SHARED_USAGE)
         if not (is_refused or is_odd):
