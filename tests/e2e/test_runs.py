@@ -13,7 +13,7 @@ import requests
 
 from sglang_cached_addon.core import runs
 from tests.conftest import Proxy, StartProxy, until
-from tests.simulator import Fault, Profile, Simulator, is_probe, running
+from tests.simulator import Fault, Simulator, is_probe
 
 GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
 APIS = (GENERATE, COMPLETIONS, CHAT)
@@ -155,31 +155,35 @@ def test_greedy(simulator: Simulator, proxy: Proxy) -> None:
             assert [answer.headers.get("X-Cache-Sample") for answer in found[1:]] == ["0", "0"]
 
 
-def test_group(start_proxy: StartProxy) -> None:
-    """Calls that come together are one call to upstream, and each has its own sample, id and
-    usage; a second run at once has the same samples, and generates nothing."""
-    with running(Profile(time_to_first_token=0.2)) as simulator:
-        proxy = start_proxy(simulator.url, "--gather-ms", "500", "--gather-max", "8")
-        for path in APIS:
-            asked = body(path, f"group {path}")
-            alone = draw(proxy, "alone", path, body(path, f"alone {path}"))
-            before = calls(simulator)
-            found = together(proxy, "a", path, asked)
-            assert calls(simulator) == before + 1, path
-            assert len({text for answer in found for text in texts(answer)}) == 8, path
-            assert sorted(int(a.headers["X-Cache-Sample"]) for a in found) == list(range(8)), path
-            shapes = {tuple(sorted(answer.json())) for answer in found}
-            assert shapes == {tuple(sorted(alone.json()))}, path
-            if path == GENERATE:
-                assert len({answer.json()["meta_info"]["id"] for answer in found}) == 8
-            else:
-                usages = [answer.json()["usage"] for answer in found]
-                told = alone.json()["usage"]["prompt_tokens"]
-                assert {usage["prompt_tokens"] for usage in usages} == {told}, path
-            proxy.stats()
-            again = together(proxy, "b", path, asked)
-            assert calls(simulator) == before + 1, path
-            assert {t for a in again for t in texts(a)} == {t for a in found for t in texts(a)}
+def test_group(simulator: Simulator, proxy: Proxy) -> None:
+    """Calls that wait at the same moment are one call to upstream, and each has its own sample, id
+    and usage; a second run at once has the same samples, and generates nothing."""
+    for path in APIS:
+        asked, before = body(path, f"group {path}"), calls(simulator)
+        simulator.faults.append(Fault.HOLD)
+        with ThreadPoolExecutor(9) as pool:
+            alone = pool.submit(draw, proxy, "a", path, asked)
+            until(lambda: calls(simulator) == before + 1)  # noqa: B023
+            waiting = [pool.submit(draw, proxy, "a", path, asked) for _ in range(8)]
+            until(lambda: proxy.stats()["followers"] == 8)
+            simulator.release()
+            first, *found = [answer.result() for answer in (alone, *waiting)]
+        assert calls(simulator) == before + 2, path
+        assert len({text for answer in (first, *found) for text in texts(answer)}) == 9, path
+        assert sorted(int(a.headers["X-Cache-Sample"]) for a in found) == list(range(1, 9)), path
+        shapes = {tuple(sorted(answer.json())) for answer in found}
+        assert shapes == {tuple(sorted(first.json()))}, path
+        if path == GENERATE:
+            assert len({answer.json()["meta_info"]["id"] for answer in found}) == 8
+        else:
+            usages = [answer.json()["usage"] for answer in found]
+            told = first.json()["usage"]["prompt_tokens"]
+            assert {usage["prompt_tokens"] for usage in usages} == {told}, path
+        proxy.stats()
+        assert draw(proxy, "b", path, asked).content == first.content
+        again = together(proxy, "b", path, asked)
+        assert calls(simulator) == before + 2, path
+        assert {t for a in again for t in texts(a)} == {t for a in found for t in texts(a)}
 
 
 def wait_for(proxy: Proxy, log: Path, place: int) -> None:
