@@ -8,7 +8,7 @@ a place has one is told by the size of the pool.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -72,17 +72,38 @@ class Places:
         """The place behind the last one that is taken."""
         return self._ends.get(pool, 0)
 
-    def next(self, pool: Pool) -> int:
-        """The lowest free place of a pool."""
-        if pool in self._gaps:
-            return min(self._gaps[pool])
-        return self._ends.get(pool) or self._floors.get(pool, 0)
+    def lowest(self, pools: Iterable[Pool], n: int) -> tuple[Sequence[int], ...]:
+        """For each of these pools its n lowest free places; where a pool stands there twice, those
+        that come next."""
+        found: list[Sequence[int]] = []
+        dealt: dict[Pool, int] = {}
+        for pool in pools:
+            begin = dealt.get(pool, 0)
+            dealt[pool] = end = begin + n
+            start = self._ends.get(pool) or self._floors.get(pool, 0)
+            some: Sequence[int] = range(start + begin, start + end)
+            if gaps := self._gaps.get(pool):
+                some = tuple([*sorted(gaps), *range(start, start + end)][begin:end])
+            found.append(some)
+        return tuple(found)
 
     def free(self, pool: Pool, size: int) -> Iterator[int]:
         """The free places of a pool of that size, in ascending order."""
         if gaps := self._gaps.get(pool):
             yield from sorted(place for place in gaps if place < size)
         yield from range(self._ends.get(pool) or self._floors.get(pool, 0), size)
+
+    def take_lowest(self, pools: Iterable[Pool], places: Iterable[Sequence[int]]) -> int:
+        """Takes places that `lowest` has just given; how many these are."""
+        before = self.count
+        for pool, some in zip(pools, places, strict=True):
+            if pool in self._gaps:
+                for place in some:
+                    self.take(pool, place)
+            else:
+                self._ends[pool] = some[-1] + 1
+                self.count += len(some)
+        return self.count - before
 
     def take(self, pool: Pool, place: int) -> bool:
         """Takes a place; False if it is taken already."""
@@ -195,11 +216,12 @@ def chosen(in_path: str | None, in_header: str | None) -> str:
     return "" if name is None else checked(name)
 
 
-def written(places: Iterable[int]) -> str:
+def written(places: Sequence[int]) -> str:
     """Places in ascending order, as `0`, `3-6` or `0+2-4`."""
-    if isinstance(places, range) and places:
-        places = (places[0], places[-1])[: len(places)]
-        return "-".join(map(str, places))
+    if len(places) == 1:
+        return str(places[0])
+    if places and places[-1] - places[0] == len(places) - 1:
+        return f"{places[0]}-{places[-1]}"
     spans: list[list[int]] = []
     for place in places:
         if spans and place == spans[-1][1] + 1:

@@ -112,10 +112,10 @@ class Service:
             former.give_back()
         run = former.run if former else self.runs.use(ask.head.run, now)
         has_landed = self.flights.any_landed  # then what is at hand is not all that is there
-        if known.call.total == 1 and not (has_landed or terms.since > -inf or run.is_fresh):
-            place = run.places.next(known.pool)
-            if hit := lookup.draw(known, place, now):
-                ask.claim = Drawn(self.runs.log, run, known.pool, place)
+        if not (has_landed or terms.since > -inf or run.is_fresh):
+            places = run.places.lowest(known.pools, known.call.n)
+            if hit := lookup.draw(known, places, now):
+                ask.claim = Drawn(self.runs.log, run, known.pools, places)
                 return hit
         view = view_of(lookup, self.flights, known)
         ask.claim = claim = Claim(self.runs.log, run, known, view, lookup.size, terms.since)

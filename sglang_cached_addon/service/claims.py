@@ -31,25 +31,28 @@ class Held(NamedTuple):
 
 
 class Drawn:
-    """What a call for one sample has that was stored."""
+    """What a call has that was all stored."""
 
-    __slots__ = ("_log", "_place", "_pool", "_rewinds", "run")
+    __slots__ = ("_log", "_places", "_pools", "_rewinds", "run")
 
-    def __init__(self, log: Log, run: Run, pool: Pool, place: int) -> None:
-        """Takes the place, which is free."""
+    def __init__(
+        self, log: Log, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]]
+    ) -> None:
+        """Takes these places of each pool, which are its lowest free ones."""
         self.run = run
-        self._log, self._pool, self._place, self._rewinds = log, pool, place, run.rewinds
-        run.places.take(pool, place)
-        run.reused += 1
-        log.note(run, pool, place, is_taken=True)
+        self._log, self._pools, self._places, self._rewinds = log, pools, places, run.rewinds
+        run.reused += run.places.take_lowest(pools, places)
+        log.note(run, pools, places, is_taken=True)
 
     def give_back(self) -> None:
-        """The client has not got its answer, or not all of it: its place is free again."""
+        """The client has not got its answer, or not all of it: its places are free again."""
         run = self.run
-        run.reused -= 1
-        is_same = run.rewinds == self._rewinds and not run.is_over
-        if is_same and run.places.give_back(self._pool, self._place):
-            self._log.note(run, self._pool, self._place, is_taken=False)
+        run.reused -= sum(map(len, self._places))
+        if run.rewinds != self._rewinds or run.is_over:
+            return
+        for pool, some in zip(self._pools, self._places, strict=True):
+            if back := [place for place in some if run.places.give_back(pool, place)]:
+                self._log.note(run, (pool,), (back,), is_taken=False)
 
 
 View = Callable[[bytes], Sequence[Sample]]
@@ -125,8 +128,10 @@ class Claim:
     def _free(self, key: bytes, samples: Sequence[Sample]) -> Iterator[int]:
         """The free places of a pool that have samples which are for this call."""
         places, pool, size = self.run.places, runs.pool_of(key), len(samples)
-        if places.end(pool) > size and places.end(pool) > (whole := max(size, self._size(key))):
-            places.clip(pool, int(whole))  # samples were removed
+        end = places.end(pool)
+        if end > size and end > (whole := max(size, self._size(key))):  # samples were removed
+            places.clip(pool, int(whole))
+            self._log.note(self.run, (pool,), (range(int(whole), end),), is_taken=False)
         if (fresh := self.run.fresh_since) > -inf and not places.has_floor(pool):
             before = [k for k, sample in enumerate(samples) if sample.stored_at < fresh]
             places.begin_at(pool, before[-1] + 1 if before else 0)
@@ -139,7 +144,7 @@ class Claim:
         pool = runs.pool_of(key)
         is_marked = place >= 0 and self.run.places.take(pool, place)
         if is_marked and not self.run.is_over:
-            self._log.note(self.run, pool, place, is_taken=True)
+            self._log.note(self.run, (pool,), ((place,),), is_taken=True)
         is_new = self._begun is not None and not 0 <= place < self._begun.get(key, 0)
         self._count(is_new, 1)
         item.append(Held(place, sample, is_new, is_marked))
@@ -172,7 +177,7 @@ class Claim:
             for held in item:
                 self._count(held.is_new, -1)
                 if is_same and held.is_marked and self.run.places.give_back(pool, held.place):
-                    self._log.note(self.run, pool, held.place, is_taken=False)
+                    self._log.note(self.run, (pool,), ((held.place,),), is_taken=False)
             item.clear()
 
 

@@ -5,6 +5,7 @@ Values, which `lookup` and `exchange` make.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from sglang_cached_addon.core import identity
-from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.outcome import Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
@@ -59,9 +59,13 @@ class Bypass:
     outcome: Outcome
 
 
+Places = tuple[Sequence[int], ...]
+"""For each prompt of a call, the places of its samples."""
+
+
 @dataclass(slots=True, eq=False)
 class Known:
-    """A request body that was read, and the last hit that it was answered with."""
+    """A request body that was read, and the hits that it was answered with."""
 
     dialect: Dialect
     call: Call
@@ -70,17 +74,16 @@ class Known:
     """The version of the model whose keys these are, as `Lookup.enter` was told it."""
     raw: bytes = b""
     """The name of the body, where the first sample of its pool is the whole answer; else empty."""
-    hit: Hit | None = None
+    hits: dict[Places, Hit] = field(default_factory=dict)
+    """The answers that it had, by the places of their samples."""
     generation: int = -1
-    """The generation of the store when `hit` was put together."""
+    """The generation of the store of which these are."""
     has_model: bool = True
     """It is known which model answers."""
     draws: bool = False
     """Equal calls get different samples, where they are of a run."""
-    pool: Pool = 0
-    """The pool of a call for one sample, as runs have it."""
-    drawn: dict[int, tuple[Sample, Hit]] = field(default_factory=dict)
-    """The answers that a call for one sample had in runs, by the places of these samples."""
+    pools: tuple[Pool, ...] = ()
+    """Its pools, as runs have them."""
 
     @property
     def key(self) -> bytes:

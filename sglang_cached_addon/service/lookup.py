@@ -24,7 +24,7 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Dialect
-from sglang_cached_addon.service.findings import Hit, Known, Stamp, model_of
+from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, model_of
 from sglang_cached_addon.wire import http1, sse
 
 MEMO_BYTES = 16 << 20
@@ -37,7 +37,10 @@ MEMO_OVERHEAD = 2048
 """How many bytes an entry of the memo takes, beside what grows with its body."""
 
 _HIT_OVERHEAD = 1024
-"""Bytes of a remembered answer beside its body."""
+"""Bytes of a remembered answer beside its body, where a call has several."""
+
+FIRST: Places = ()
+"""Stands for the places of calls that are of no run: the first ones."""
 
 
 class Lookup:
@@ -91,28 +94,20 @@ class Lookup:
             self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
         if isinstance(known, Reason) or (is_of_run and known.draws):
             return known
+        if terms.since == -inf and (hit := self._remembered(known, FIRST, now)):
+            return hit
         return self._hit(known, now, terms) or known
 
-    def draw(self, known: Known, place: int, now: float) -> Hit | None:
-        """The answer to a call for one sample, which is the one at a place of its pool, if that is
+    def draw(self, known: Known, places: Places, now: float) -> Hit | None:
+        """The answer to a call whose samples are at these places of its pools, if all of them are
         at hand."""
-        pool = self._store.get(known.keys[0])
-        if place >= len(pool):
-            return None
-        sample = pool[place]
-        former, hit = known.drawn.get(place, (None, None))
-        if hit and former is sample:
-            if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
-                hit = replace(hit, outcome=replace(hit.outcome, age=age))
-                known.drawn[place] = sample, hit
+        if hit := self._remembered(known, places, now):
             return hit
-        plan = Plan(known.call, known.keys, ((sample,),), ((place,),))
-        if is_large(plan):
+        pairs = [(self._store.get(key), some) for key, some in zip(known.keys, places, strict=True)]
+        if any(some[-1] >= len(pool) for pool, some in pairs):
             return None
-        hit = self.hit(known, plan, now)
-        if self._memo.charge(_HIT_OVERHEAD + len(hit.body)):
-            known.drawn[place] = sample, hit
-        return hit
+        stored = tuple(tuple(pool[place] for place in some) for pool, some in pairs)
+        return self._written(known, Plan(known.call, known.keys, stored, places), places, now)
 
     def _is_fixed(self, call: Call) -> bool:
         """Whether a seed is all that samples differ by."""
@@ -139,17 +134,17 @@ class Lookup:
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
-        pools = self._naming.keys(dialect.name, tenant, call.items)
+        names = self._naming.keys(dialect.name, tenant, call.items)
         name = raw if is_plain else b""
         return Known(
             dialect,
             call,
-            pools,
+            names,
             self.model_version,
             name,
             has_model=bool(self._naming.fingerprint),
             draws=not (call.is_greedy or self._is_fixed(call)),
-            pool=runs.pool_of(pools[0]) if pools else 0,
+            pools=tuple(map(runs.pool_of, names)),
         )
 
     def _draws_copies(self, call: Call) -> bool:
@@ -158,25 +153,37 @@ class Lookup:
         return self._is_fixed(call) and len(set(call.items)) < len(call.items)
 
     def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
-        hit = known.hit
-        if terms.since > -inf:
-            plan = self.plan(known, terms)
-            is_late = plan.needs or is_large(plan)
-            return None if is_late else self.hit(known, plan, now)
-        if hit and self._store.is_expired(hit.oldest):
-            hit = None
-        if hit is None or known.generation != self._store.generation:
-            plan = self.plan(known)
-            if plan.have < known.call.total or is_large(plan):
-                return None
-            hit = self.hit(known, plan, now)
-            # Within a generation pools only grow at their end, so this stays the answer.
-            if hit.body is plan.stored[0][0].answer or self._memo.charge(len(hit.body)):
-                known.hit, known.generation = hit, self._store.generation
-            return hit
+        plan = self.plan(known, terms)
+        if plan.have < known.call.total:
+            return None
+        return self._written(known, plan, FIRST if terms.since == -inf else None, now)
+
+    def _written(self, known: Known, plan: Plan, places: Places | None, now: float) -> Hit | None:
+        """The answer of a plan that lacks nothing, unless it is large; it is remembered as that of
+        these places, if there are such."""
+        if is_large(plan):
+            return None
+        hit = self.hit(known, plan, now)
+        if places is not None:
+            if known.generation != self._store.generation:
+                known.hits.clear()
+                known.generation = self._store.generation
+            own = 0 if hit.body is plan.stored[0][0].answer else len(hit.body)
+            if self._memo.charge(own + (_HIT_OVERHEAD if places else 0)):
+                known.hits[places] = hit
+        return hit
+
+    def _remembered(self, known: Known, places: Places, now: float) -> Hit | None:
+        """The answer that the call had of these places, if that has not changed."""
+        hit = known.hits.get(places)
+        # Within a generation pools only grow at their end.
+        if not hit or known.generation != self._store.generation:
+            return None
+        if self._store.is_expired(hit.oldest):
+            return None
         self._store.touch(known.keys)
         if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
-            known.hit = hit = replace(hit, outcome=replace(hit.outcome, age=age))
+            known.hits[places] = hit = replace(hit, outcome=replace(hit.outcome, age=age))
         return hit
 
     def hit(self, known: Known, plan: Plan, now: float) -> Hit:

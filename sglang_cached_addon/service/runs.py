@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Protocol
 
@@ -19,7 +19,9 @@ class Log(Protocol):
     @property
     def runs(self) -> dict[str, Run]: ...
 
-    def note(self, run: Run, pool: Pool, place: int, *, is_taken: bool) -> None: ...
+    def note(
+        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
+    ) -> None: ...
 
     def rewound(self, run: Run) -> None: ...
 
@@ -32,7 +34,9 @@ class NoLog:
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
 
-    def note(self, run: Run, pool: Pool, place: int, *, is_taken: bool) -> None:
+    def note(
+        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
+    ) -> None:
         return
 
     def rewound(self, run: Run) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.call import Mint, UpstreamCall
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.planning import Plan
@@ -114,6 +113,6 @@ def _as_list(known: Known, plan: Plan, others: Mapping[bytes, int]) -> tuple[Kno
     keys = (key,) * count
     places: tuple[Sequence[int], ...] = ((),) * count
     return (
-        Known(known.dialect, listed, keys, known.model_version, pool=runs.pool_of(key)),
+        Known(known.dialect, listed, keys, known.model_version),
         Plan(listed, keys, ((),) * count, places),
     )

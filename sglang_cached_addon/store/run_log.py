@@ -1,15 +1,8 @@
 """`runs.jsonl`: the places that runs have taken, as they outlive the process.
 
-One JSON object a line, each with a checksum as in the journal:
-
-    {"v":4,"run":"a","at":<unix s>,"taken":{"<pool>":"0-2"},"free":{"<pool>":"5"},"sum":"<8 hex>"}
-    {"v":4,"run":"a","totals":[<first>,<last>,<calls>,<reused>,<generated>],"sum":"<8 hex>"}
-    {"v":4,"run":"a","rewound":<unix s>,"fresh_since":<unix s or null>,"sum":"<8 hex>"}
-    {"v":4,"run":"a","deleted":true,"sum":"<8 hex>"}
-
-A pool is 15 hexadecimal digits of its key. What the event loop notes, a thread writes, a few times
-a second; where most of the file is of no account any more, it is written anew. Belongs to the
-process that has the folder's lock.
+What the event loop notes, a thread writes, a few times a second; where most of the file is of no
+account any more, it is written anew. What stands in it, `run_lines` knows. Belongs to the process
+that has the folder's lock.
 """
 
 from __future__ import annotations
@@ -19,20 +12,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby, islice
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
-from typing import Any
 
-import orjson
-
-from sglang_cached_addon.core import runs
-from sglang_cached_addon.core.keys import FORMAT_VERSION
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.store import run_lines
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, private, replace
-from sglang_cached_addon.store.journal.lines import BROKEN, is_sealed, seal
+from sglang_cached_addon.store.run_lines import Note
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +34,6 @@ TOTALS_SECONDS = 1.0
 
 SPARE_BYTES = 1 << 20
 """So many bytes more than it had when it was written anew, and twice as many, the file may have."""
-
-_PIECE = 1000
-"""Pools that stand in one line of a file that is written anew."""
-
-
-Note = tuple[Run, Pool, int, bool]
-"""A place of a run, and whether it was taken, or given back."""
 
 
 class RunLog:
@@ -84,18 +65,20 @@ class RunLog:
 
     # For the event loop
 
-    def note(self, run: Run, pool: Pool, place: int, *, is_taken: bool) -> None:
-        """A place was taken, or given back."""
-        self._add((run, pool, place, is_taken))
+    def note(
+        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
+    ) -> None:
+        """These places of each pool were taken, or given back."""
+        self._add((run, pools, places, is_taken))
 
     def rewound(self, run: Run) -> None:
         """All places of a run are free again."""
         fresh = run.fresh_since if run.fresh_since > -inf else None
-        self._add(_line(run.name, rewound=time.time(), fresh_since=fresh))
+        self._add(run_lines.line(run.name, rewound=time.time(), fresh_since=fresh))
 
     def deleted(self, name: str) -> None:
         """A run is no more."""
-        self._add(_line(name, deleted=True))
+        self._add(run_lines.line(name, deleted=True))
 
     def _add(self, note: Note | bytes) -> None:
         self._notes.append(note)
@@ -118,11 +101,11 @@ class RunLog:
             self._is_noted.clear()
             notes = [self._notes.popleft() for _ in range(len(self._notes))]
             self._owed |= {note[0] for note in notes if isinstance(note, tuple)}
-            lines = list(_lines(notes))
+            lines = list(run_lines.lines(notes))
             is_due = time.monotonic() > self._totals_at + TOTALS_SECONDS
             self._owed = {run for run in self._owed if not run.is_over}
             if self._owed and (is_due or self._is_closing.is_set()):
-                lines += map(_totals, self._owed)
+                lines += map(run_lines.totals, self._owed)
                 self._owed, self._totals_at = set(), time.monotonic()
             try:
                 self._put(b"".join(lines), is_due)
@@ -153,96 +136,7 @@ class RunLog:
     def _rewritten(self) -> dict[str, Run]:
         """The runs of the file, which then has nothing else in it."""
         since = time.time() - self._ttl
-        found = {run.name: run for run in _read(self.path).values() if run.last >= since}
+        found = {run.name: run for run in run_lines.read(self.path).values() if run.last >= since}
         if self.path.exists():
-            replace(self.path, b"".join(_whole(found)))
+            replace(self.path, b"".join(run_lines.whole(found.values())))
         return found
-
-
-def _line(name: str, **members: Any) -> bytes:
-    return seal(orjson.dumps({"v": FORMAT_VERSION, "run": name, **members}))
-
-
-def _totals(run: Run) -> bytes:
-    totals = [round(run.first, 3), round(run.last, 3), run.calls, run.reused, run.generated]
-    return _line(run.name, totals=totals)
-
-
-def _spans(places: Mapping[Pool, Iterable[int]]) -> dict[str, str]:
-    return {f"{pool:015x}": runs.written(sorted(some)) for pool, some in places.items()}
-
-
-def _lines(notes: Iterable[Note | bytes]) -> Iterator[bytes]:
-    """The lines of notes in their order; of what was noted of one place, the last counts."""
-    for run, some in groupby(notes, lambda note: note[0] if isinstance(note, tuple) else None):
-        if run is None:
-            yield from (line for line in some if isinstance(line, bytes))
-            continue
-        last = {note[1:3]: note[3] for note in some if isinstance(note, tuple)}
-        sets: dict[bool, dict[Pool, set[int]]] = {True: {}, False: {}}
-        for (pool, place), is_taken in last.items():
-            sets[is_taken].setdefault(pool, set()).add(place)
-        members = {"taken": _spans(sets[True]), "free": _spans(sets[False])}
-        at = round(run.last, 3)
-        yield _line(run.name, at=at, **{name: spans for name, spans in members.items() if spans})
-
-
-def _whole(known: Mapping[str, Run]) -> Iterator[bytes]:
-    """The lines of a file that is written anew."""
-    for run in known.values():
-        if run.fresh_since > -inf:
-            yield _line(run.name, rewound=round(run.first, 3), fresh_since=run.fresh_since)
-        places = iter(run.places)
-        while piece := dict(islice(places, _PIECE)):
-            yield _line(run.name, at=round(run.last, 3), taken=_spans(piece))
-        yield _totals(run)
-
-
-def _read(path: Path) -> dict[str, Run]:
-    """The runs of a file; broken lines are told of, and left out."""
-    found: dict[str, Run] = {}
-    broken = 0
-    try:
-        with open(path, "rb") as file:
-            for line in file:
-                try:
-                    _take(found, line)
-                except BROKEN:
-                    broken += 1
-    except FileNotFoundError:
-        return {}
-    if broken:
-        logger.warning("%s: %d broken lines are not used", path, broken)
-    return found
-
-
-def _take(found: dict[str, Run], line: bytes) -> None:
-    """Takes a line. Raises ValueError, KeyError or TypeError for a broken one."""
-    if not is_sealed(line):
-        raise ValueError("no checksum, or a wrong one")
-    record = orjson.loads(line)
-    if record["v"] != FORMAT_VERSION:
-        raise ValueError("another format version")
-    name = runs.checked(record["run"])
-    if record.get("deleted"):
-        found.pop(name, None)
-        return
-    run = found.get(name)
-    if run is None:
-        at = float(record.get("at") or record.get("rewound") or 0.0)
-        run = found[name] = Run(name, at, at)
-    if "rewound" in record:
-        fresh = record["fresh_since"]
-        run.rewind(-inf if fresh is None else float(fresh))
-        run.last = max(run.last, float(record["rewound"]))
-    if "totals" in record:
-        first, last, run.calls, run.reused, run.generated = record["totals"]
-        run.first, run.last = float(first), float(last)
-    if "at" in record:
-        run.last = max(run.last, float(record["at"]))
-    for pool, spans in record.get("taken", {}).items():
-        for place in runs.read(spans):
-            run.places.take(int(pool, 16), place)
-    for pool, spans in record.get("free", {}).items():
-        for place in runs.read(spans):
-            run.places.give_back(int(pool, 16), place)

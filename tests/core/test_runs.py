@@ -34,6 +34,13 @@ def test_places() -> None:
             elif what < 0.9:
                 assert places.give_back(1, place) == (place in taken), seed
                 taken.discard(place)
+            elif what < 0.95:
+                n = chance.randint(1, 3)
+                free = [k for k in range(floor, 40) if k not in taken][: 2 * n]
+                found = places.lowest([1, 1], n)
+                assert [*map(list, found)] == [free[:n], free[n:]], seed
+                assert places.take_lowest([1, 1], found) == 2 * n
+                taken.update(free)
             else:
                 places.clip(1, size)
                 taken, floor = {k for k in taken if k < size}, min(floor, size)

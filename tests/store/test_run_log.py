@@ -26,7 +26,7 @@ def use(log: RunLog, name: str) -> Run:
 
 def take(log: RunLog, run: Run, pool: int, place: int) -> None:
     assert run.places.take(pool, place)
-    log.note(run, pool, place, is_taken=True)
+    log.note(run, (pool,), ((place,),), is_taken=True)
 
 
 def test_reopened(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_reopened(tmp_path: Path) -> None:
             elif what < 0.99:
                 place = chance.randrange(8)
                 if run.places.give_back(pool, place):
-                    log.note(run, pool, place, is_taken=False)
+                    log.note(run, (pool,), ((place,),), is_taken=False)
             elif what < 0.995:
                 run.rewind()
                 log.rewound(run)
@@ -87,7 +87,7 @@ def test_size(tmp_path: Path) -> None:
     for _ in range(60):
         for pool in range(count):
             run.places.give_back(pool << 20, 123)
-            log.note(run, pool << 20, 123, is_taken=False)
+            log.note(run, (pool << 20,), ((123,),), is_taken=False)
             take(log, run, pool << 20, 123)
     log.close()
     assert log.path.stat().st_size <= 3 * run_log.SPARE_BYTES
