@@ -106,7 +106,7 @@ def assemble(settings: Settings, target: Target) -> Parts:
     store = _open_store(settings)
     log = None
     try:
-        if settings.has_folder and not settings.readonly:
+        if settings.has_folder and not (settings.readonly or store.runs):
             if settings.overwrite_cache:
                 (settings.cache_path / run_log.NAME).unlink(missing_ok=True)
             log = RunLog(settings.cache_path, settings.fsync, settings.run_ttl)
@@ -172,7 +172,7 @@ def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Ta
         collapses=settings.collapse,
         isolates=settings.isolate_by_credential,
         nearest=find_nearest,
-        runs=Runs(log, settings.run_ttl),
+        runs=store.runs or Runs(log, settings.run_ttl),
         gathering=Gathering(settings.gather_ms / 1000, settings.gather_max),
     )
     return Parts(known, heads, store, upstream, exchange, service, log)
@@ -197,7 +197,7 @@ def _open_store(settings: Settings) -> OpenStore:
         return disk()
     local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl)
     try:
-        return SharedStore(settings.store, local)
+        return SharedStore(settings.store, local, settings.run_ttl)
     except ValueError as e:
         local.close()
         raise ValueError(f"--store: {e}") from None

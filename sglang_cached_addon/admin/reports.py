@@ -11,7 +11,7 @@ from typing import Any
 from sglang_cached_addon import __version__
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
-from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.upstream import Health, Upstream
 
@@ -86,7 +86,7 @@ class Reports:
         return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
 
     @property
-    def runs(self) -> Runs:
+    def runs(self) -> ShownRuns:
         """The runs that are known."""
         return self._opened().service.runs
 

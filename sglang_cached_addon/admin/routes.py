@@ -15,6 +15,7 @@ import orjson
 from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.core.runs import checked
+from sglang_cached_addon.service.runs import Shown
 
 
 class _BadQuery(ValueError):
@@ -73,7 +74,7 @@ async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
 
 
 async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
-    return {"runs": [run.as_json() for run in reports.runs]}
+    return {"runs": await reports.runs.shown()}
 
 
 async def _run(reports: Reports, request: Request) -> dict[str, Any]:
@@ -81,20 +82,21 @@ async def _run(reports: Reports, request: Request) -> dict[str, Any]:
     if request.method == "POST":
         if not _is_fresh(request.body):
             raise _BadQuery(f'{request.path} takes {{"fresh": true}}, and nothing else')
-        return runs.begin(name).as_json()
-    run = runs.delete(name) if request.method == "DELETE" else runs.get(name)
-    if run is None:
-        raise _NotFound(f"there is no run {name}")
-    return run.as_json()
+        return _found(name, await runs.begin(name))
+    if request.method == "DELETE":
+        return _found(name, await runs.delete(name))
+    return _found(name, await runs.show(name))
 
 
 async def _rewind(reports: Reports, request: Request) -> dict[str, Any]:
-    name, runs = _name(request), reports.runs
-    run = runs.get(name)
+    name = _name(request)
+    return _found(name, await reports.runs.rewind(name))
+
+
+def _found(name: str, run: Shown | None) -> Shown:
     if run is None:
         raise _NotFound(f"there is no run {name}")
-    runs.rewind(run)
-    return run.as_json()
+    return run
 
 
 def _name(request: Request) -> str:

@@ -195,7 +195,7 @@ MAX_SHOWN = 2000
 def shown_places(plan: Plan) -> bytes:
     """The places of an answer's samples, prompt by prompt, as `X-Cache-Sample` has them; empty if
     that would be too long."""
-    if len(plan.places) > MAX_SHOWN // 2:
+    if len(plan.places) > MAX_SHOWN // 2 or any(-1 in places for places in plan.places):
         return b""
     shown = ",".join(runs.written(places) for places in plan.places).encode()
     return shown if len(shown) <= MAX_SHOWN else b""

@@ -11,7 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from struct import Struct
 from typing import Any
+
+from sglang_cached_addon.core.cache import Sample
 
 PREFIX = "/run/"
 """What stands before the name of a run in a path."""
@@ -47,6 +50,21 @@ Pool = int
 def pool_of(key: bytes) -> Pool:
     """The pool with this key, of 32 bytes: bits of what names the call, not of the model's."""
     return int.from_bytes(key[8:16], "big") >> 4
+
+
+def marks(pool: Pool, samples: Iterable[Sample]) -> Iterator[int]:
+    """A number for each sample of a pool, by which all proxies know it, wherever in the pool it is:
+    made of when it was stored, and of how many before it were stored then."""
+    seen: dict[float, int] = {}
+    for sample in samples:
+        at = sample.stored_at
+        seen[at] = nth = seen.get(at, -1) + 1
+        (bits,) = _BITS.unpack(_FLOAT.pack(at))
+        yield (pool + bits * _FACTOR + nth * _STEP) & _MASK
+
+
+_FLOAT, _BITS = Struct("<d"), Struct("<Q")
+_FACTOR, _STEP, _MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, (1 << 63) - 1
 
 
 class Places:
@@ -198,16 +216,25 @@ class Run:
         self.rewinds += 1
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "calls": self.calls,
-            "places": self.places.count,
-            "reused": self.reused,
-            "generated": self.generated,
-            "first": round(self.first, 3),
-            "last": round(self.last, 3),
-            "fresh_since": round(self.fresh_since, 3) if self.is_fresh else None,
-        }
+        return shown(
+            self.name,
+            calls=self.calls,
+            places=self.places.count,
+            reused=self.reused,
+            generated=self.generated,
+            first=self.first,
+            last=self.last,
+            fresh_since=self.fresh_since,
+        )
+
+
+def shown(
+    name: str, *, first: float, last: float, fresh_since: float, **counts: int
+) -> dict[str, Any]:
+    """What people are told of a run."""
+    since = round(fresh_since, 3) if fresh_since > -inf else None
+    times = {"first": round(first, 3), "last": round(last, 3), "fresh_since": since}
+    return {"name": name, **counts, **times}
 
 
 def chosen(in_path: str | None, in_header: str | None) -> str:

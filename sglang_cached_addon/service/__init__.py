@@ -21,7 +21,7 @@ from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
-from sglang_cached_addon.service.claims import Claim, Drawn
+from sglang_cached_addon.service.claims import Drawn, LocalClaim
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
@@ -31,7 +31,8 @@ from sglang_cached_addon.service.gathering import Gathering, view_of
 from sglang_cached_addon.service.lookup import is_large
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
-from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.service.runs import Runs, SharedRuns
+from sglang_cached_addon.service.shared_claims import SharedClaim
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
@@ -53,7 +54,7 @@ class Service:
         collapses: bool = True,
         isolates: bool = False,
         nearest: Nearest | None = None,
-        runs: Runs | None = None,
+        runs: Runs | SharedRuns | None = None,
         gathering: Gathering | None = None,
     ) -> None:
         """With `collapses`, equal calls share a fetch; with `isolates`, each credential has a cache
@@ -75,7 +76,6 @@ class Service:
             exchange,
             upstream,
             self.flights,
-            self.runs,
             Storing(exchange, upstream, self.flights),
             PartialCalls(),
             self._denials,
@@ -109,8 +109,20 @@ class Service:
             return known
         lookup, former = self._lookup, ask.claim
         if former:
-            former.give_back()
-        run = former.run if former else self.runs.use(ask.head.run, now)
+            former.settle(is_delivered=False)
+        if not isinstance(self.runs, Runs):
+            if isinstance(former, SharedClaim):
+                shared = former.run
+            else:
+                shared = self.runs.use(ask.head.run, now)
+            view, look = view_of(lookup, self.flights, known), self._exchange.look
+            ask.claim = SharedClaim(shared, known, view, lookup.pool, look, terms.since)
+            return known  # to ask the server takes time
+        run = (
+            former.run
+            if isinstance(former, Drawn | LocalClaim)
+            else self.runs.use(ask.head.run, now)
+        )
         has_landed = self.flights.any_landed  # then what is at hand is not all that is there
         if not (has_landed or terms.since > -inf or run.is_fresh):
             places = run.places.lowest(known.pools, known.call.n)
@@ -118,7 +130,7 @@ class Service:
                 ask.claim = Drawn(self.runs.log, run, known.pools, places)
                 return hit
         view = view_of(lookup, self.flights, known)
-        ask.claim = claim = Claim(self.runs.log, run, known, view, lookup.size, terms.since)
+        ask.claim = claim = LocalClaim(self.runs.log, run, known, view, lookup.size, terms.since)
         if has_landed:
             return known  # what is of several parts may wait to be confirmed
         plan = claim.plan()

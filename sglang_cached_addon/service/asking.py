@@ -81,8 +81,8 @@ class Ask:
     def settle(self, *, is_delivered: bool) -> None:
         """The client has got all of its answer, or will not."""
         claim, self.claim = self.claim, None
-        if claim and (self.is_aborted or not is_delivered):
-            claim.give_back()
+        if claim:
+            claim.settle(is_delivered=is_delivered and not self.is_aborted)
 
     @property
     def is_local(self) -> bool:

@@ -6,6 +6,7 @@ generated, and their places are taken when they have come. Knows runs and sample
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from math import inf
@@ -16,7 +17,7 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.runs import Pool, Run
 from sglang_cached_addon.service.findings import Known
-from sglang_cached_addon.service.runs import Log
+from sglang_cached_addon.service.runs import Log, SharedRun
 
 
 class Held(NamedTuple):
@@ -44,8 +45,10 @@ class Drawn:
         run.reused += run.places.take_lowest(pools, places)
         log.note(run, pools, places, is_taken=True)
 
-    def give_back(self) -> None:
-        """The client has not got its answer, or not all of it: its places are free again."""
+    def settle(self, *, is_delivered: bool) -> None:
+        """The client has got all of its answer; if not, its places are free again."""
+        if is_delivered:
+            return
         run = self.run
         run.reused -= sum(map(len, self._places))
         if run.rewinds != self._rewinds or run.is_over:
@@ -59,27 +62,16 @@ View = Callable[[bytes], Sequence[Sample]]
 """The samples of a pool that are at hand: what is stored, and what is about to be."""
 
 
-class Claim:
+class Claim(ABC):
     """What one call of a run has: a `flights.Drawer`."""
 
-    def __init__(
-        self,
-        log: Log,
-        run: Run,
-        known: Known,
-        view: View,
-        size: Callable[[bytes], float],
-        since: float = -inf,
-    ) -> None:
-        """Samples that were stored before `since` are not for this call. `size` is the number of
-        samples of a pool, with those that are not at hand."""
-        self.run = run
+    run: Run | SharedRun
+
+    def __init__(self, known: Known, view: View, since: float = -inf) -> None:
+        """Samples that were stored before `since` are not for this call."""
         self.known = known
-        self._log = log
         self._view = view
-        self._size = size
         self._since = since
-        self._rewinds = run.rewinds
         self._is_over = False
         self._held: tuple[list[Held], ...] = tuple([] for _ in known.keys)
         self._begun: dict[bytes, int] | None = None
@@ -103,18 +95,26 @@ class Claim:
         self.draw()
         stored = tuple(tuple(held.sample for held in item) for item in self._held)
         places = tuple([held.place for held in item] for item in self._held)
-        sizes = {key: len(self._view(key)) for key in self.lacks()}
-        return Plan(self.known.call, self.known.keys, stored, places, sizes)
+        return Plan(self.known.call, self.known.keys, stored, places, self.sizes())
+
+    def sizes(self) -> dict[bytes, int]:
+        """How many samples are at hand of pools of which it lacks something."""
+        return {key: len(self._view(key)) for key in self.lacks()}
+
+    async def ready(self) -> bool:
+        """Takes what can only be had by waiting; whether it has waited."""
+        return False
 
     def is_far(self) -> bool:
         """Whether pools of which it lacks something have more than what is at hand."""
-        return any(len(self._view(key)) < self._size(key) < inf for key in self.lacks())
+        return False
 
     def can_draw(self) -> bool:
         """Whether what is at hand has something of what it lacks."""
         return any(next(self._free(key, self._view(key)), None) is not None for key in self.lacks())
 
     def draw(self) -> None:
+        """Takes what it lacks of what is at hand, as far as it need not wait for that."""
         if self._is_over or self._since == inf:
             return
         for key, item in zip(self.known.keys, self._held, strict=True):
@@ -122,11 +122,91 @@ class Claim:
                 samples = self._view(key)
                 for place in list(islice(self._free(key, samples), lack)):
                     self._hold(key, item, place, samples[place])
-        if self._begun is None:
-            self._begun = {key: len(self._view(key)) for key in self.lacks()}
 
+    def _hold(self, key: bytes, item: list[Held], place: int, sample: Sample) -> None:
+        is_marked = place >= 0 and self._take(key, place)
+        self._put(key, item, place, sample, is_marked=is_marked)
+
+    def _put(
+        self, key: bytes, item: list[Held], place: int, sample: Sample, *, is_marked: bool
+    ) -> None:
+        is_new = self._begun is not None and not 0 <= place < self._begun.get(key, 0)
+        self._count(is_new, 1)
+        item.append(Held(place, sample, is_new, is_marked))
+
+    def _count(self, is_new: bool, sign: int) -> None:
+        if is_new:
+            self.run.generated += sign
+        else:
+            self.run.reused += sign
+
+    def generated(self, new: Iterable[tuple[bytes, Sample]], *, is_alone: bool) -> None:
+        """Takes samples that were generated for this call, and maybe for others: each is given with
+        the key of its pool. They are at hand by now, unless they are not to be stored. `is_alone`:
+        others may have filled these pools meanwhile."""
+        if self._is_over:
+            return
+        for key, sample in new:
+            pairs = zip(self.known.keys, self._held, strict=True)
+            lacking = (h for k, h in pairs if k == key and len(h) < self.known.call.n)
+            if (item := next(lacking, None)) is not None:
+                samples = self._view(key)
+                places = reversed(range(len(samples)))
+                self._hold(key, item, next((k for k in places if samples[k] is sample), -1), sample)
+
+    def settle(self, *, is_delivered: bool) -> None:
+        """The client has got all of its answer; if not, its places are free again."""
+        self._is_over = True
+        if not is_delivered:
+            for held in (held for item in self._held for held in item):
+                self._count(held.is_new, -1)
+        self._end(is_delivered=is_delivered)
+        for item in self._held:
+            item.clear()
+
+    @abstractmethod
     def _free(self, key: bytes, samples: Sequence[Sample]) -> Iterator[int]:
         """The free places of a pool that have samples which are for this call."""
+
+    @abstractmethod
+    def _take(self, key: bytes, place: int) -> bool:
+        """Takes a place; False if it is taken already."""
+
+    @abstractmethod
+    def _end(self, *, is_delivered: bool) -> None:
+        """All that was taken was delivered, or is free again."""
+
+
+class LocalClaim(Claim):
+    """What a call has of a run that is this proxy's alone."""
+
+    run: Run
+
+    def __init__(
+        self,
+        log: Log,
+        run: Run,
+        known: Known,
+        view: View,
+        size: Callable[[bytes], float],
+        since: float = -inf,
+    ) -> None:
+        """`size` is the number of samples of a pool, with those that are not at hand."""
+        super().__init__(known, view, since)
+        self.run = run
+        self._log = log
+        self._size = size
+        self._rewinds = run.rewinds
+
+    def draw(self) -> None:
+        super().draw()
+        if self._begun is None:
+            self._begun = self.sizes()
+
+    def is_far(self) -> bool:
+        return any(len(self._view(key)) < self._size(key) < inf for key in self.lacks())
+
+    def _free(self, key: bytes, samples: Sequence[Sample]) -> Iterator[int]:
         places, pool, size = self.run.places, runs.pool_of(key), len(samples)
         end = places.end(pool)
         if end > size and end > (whole := max(size, self._size(key))):  # samples were removed
@@ -140,45 +220,21 @@ class Claim:
             return free
         return (place for place in free if samples[place].stored_at >= self._since)
 
-    def _hold(self, key: bytes, item: list[Held], place: int, sample: Sample) -> None:
+    def _take(self, key: bytes, place: int) -> bool:
         pool = runs.pool_of(key)
-        is_marked = place >= 0 and self.run.places.take(pool, place)
-        if is_marked and not self.run.is_over:
+        is_taken = self.run.places.take(pool, place)
+        if is_taken and not self.run.is_over:
             self._log.note(self.run, (pool,), ((place,),), is_taken=True)
-        is_new = self._begun is not None and not 0 <= place < self._begun.get(key, 0)
-        self._count(is_new, 1)
-        item.append(Held(place, sample, is_new, is_marked))
+        return is_taken
 
-    def _count(self, is_new: bool, sign: int) -> None:
-        if is_new:
-            self.run.generated += sign
-        else:
-            self.run.reused += sign
-
-    def generated(self, new: Iterable[tuple[bytes, Sample]]) -> None:
-        """Takes samples that were generated for this call, and maybe for others: each is given with
-        the key of its pool. They are at hand by now, unless they are not to be stored."""
-        if self._is_over:
+    def _end(self, *, is_delivered: bool) -> None:
+        if is_delivered or self.run.rewinds != self._rewinds or self.run.is_over:
             return
-        for key, sample in new:
-            pairs = zip(self.known.keys, self._held, strict=True)
-            lacking = (h for k, h in pairs if k == key and len(h) < self.known.call.n)
-            if (item := next(lacking, None)) is not None:
-                samples = self._view(key)
-                places = reversed(range(len(samples)))
-                self._hold(key, item, next((k for k in places if samples[k] is sample), -1), sample)
-
-    def give_back(self) -> None:
-        """The client has not got its answer, or not all of it: its places are free again."""
-        self._is_over = True
-        is_same = self.run.rewinds == self._rewinds and not self.run.is_over
         for key, item in zip(self.known.keys, self._held, strict=True):
             pool = runs.pool_of(key)
             for held in item:
-                self._count(held.is_new, -1)
-                if is_same and held.is_marked and self.run.places.give_back(pool, held.place):
+                if held.is_marked and self.run.places.give_back(pool, held.place):
                     self._log.note(self.run, (pool,), ((held.place,),), is_taken=False)
-            item.clear()
 
 
 def lacks_of(claims: Iterable[object], but: Claim) -> dict[bytes, int]:

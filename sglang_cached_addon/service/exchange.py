@@ -54,6 +54,10 @@ class Exchange:
         needs = {key: need for key, need in plan.needs.items() if key in keys}
         return self._store.bring(needs, claims=claims)
 
+    def look(self, needs: Mapping[bytes, int]) -> Awaitable[Brought] | None:
+        """What a shared store has more of pools, up to so many samples of each."""
+        return self._store.bring(needs, claims=False)
+
     def fetch(
         self,
         known: Known,

@@ -25,7 +25,6 @@ from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
-from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
@@ -46,7 +45,6 @@ class Means:
     exchange: Exchange
     upstream: Upstream
     flights: Flights
-    runs: Runs
     storing: Storing
     partial_calls: PartialCalls
     denials: Denials
@@ -201,7 +199,8 @@ class Fetching:
 
         def first() -> None:
             if claim := self._fetch.claim:
-                claim.generated((self._fetch.plan.keys[item], sample) for item, sample in samples)
+                new = ((self._fetch.plan.keys[item], sample) for item, sample in samples)
+                claim.generated(new, is_alone=self._is_alone)
 
         self._flights.land(flight, brings, first)
         return arrived

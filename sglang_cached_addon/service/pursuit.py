@@ -66,12 +66,20 @@ class Pursuit:
         """The answer; None where another model has come meanwhile, or the credential was refused:
         then the call is to be admitted and pursued anew."""
         while True:
+            if self.claim and await self.claim.ready():
+                if not self._is_current():
+                    return None
+                self.plan = self.claim.plan()
             if (answer := await self.take(self.decide())) is not None:
                 return answer
-            is_admitted = self.means.upstream.admits(self.ask.asker, time.monotonic())
-            if not (is_admitted and self.means.exchange.lookup.is_present(self.known)):
+            if not self._is_current():
                 return None
             self.plan = self._plan(self.plan)
+
+    def _is_current(self) -> bool:
+        """Whether the model is the same, and the credential was not refused."""
+        is_admitted = self.means.upstream.admits(self.ask.asker, time.monotonic())
+        return is_admitted and self.means.exchange.lookup.is_present(self.known)
 
     def _plan(self, before: Plan | None = None) -> Plan:
         """What is at hand for the call, or by now of what was short before: what is stored, and

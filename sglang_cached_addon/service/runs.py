@@ -1,11 +1,12 @@
-"""The runs that are known, by name, and where they outlive the process."""
+"""The runs that are known, by name: those of this process, and where they outlive it, and what is
+to be known of those that several proxies share."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from sglang_cached_addon.core.runs import Pool, Run
 
@@ -46,19 +47,77 @@ class NoLog:
         return
 
 
+class SharedRun(Protocol):
+    """A run that several proxies share. Samples are known by marks."""
+
+    reused: int
+    generated: int
+
+    @property
+    def fresh_since(self) -> float:
+        """As `Run.fresh_since`."""
+
+    @property
+    def current(self) -> object:
+        """What is known of the run, beside of its marks."""
+
+    @property
+    def turn(self) -> int:
+        """Rises when the run begins anew: what was taken before is not to be given back."""
+
+    def is_free(self, mark: int) -> bool:
+        """Whether a sample is not taken, as far as is known here."""
+
+    async def take(self, wants: Iterable[tuple[int, Sequence[int]]]) -> Sequence[int] | None:
+        """Takes so many of each group of marks, the first ones that nobody has: the marks of those
+        that were. They are not all that is free if its `current` was another one before. None where
+        nobody can know what is taken."""
+
+    def hold(self, mark: int) -> bool:
+        """Takes a sample that nobody else knows of yet."""
+
+    def settle(self, marks: Iterable[int], turn: int, *, is_delivered: bool) -> None:
+        """What was taken in this turn was delivered, or is free again."""
+
+
+Shown = dict[str, Any]
+"""What people are told of a run."""
+
+
+class ShownRuns(Protocol):
+    """Runs, as people see and change them. Raises OSError where that cannot be."""
+
+    async def shown(self) -> list[Shown]:
+        """Those that are not over, by name."""
+
+    async def show(self, name: str) -> Shown | None:
+        """The run of that name, if it was ever used."""
+
+    async def rewind(self, name: str) -> Shown | None:
+        """As `Run.rewind`."""
+
+    async def begin(self, name: str) -> Shown | None:
+        """Has a run begin behind what is stored now."""
+
+    async def delete(self, name: str) -> Shown | None:
+        """Forgets a run, and gives what it was."""
+
+
+class SharedRuns(ShownRuns, Protocol):
+    """Those that several proxies share."""
+
+    def use(self, name: str, now: float) -> SharedRun:
+        """The run of that name, for a call at this Unix time."""
+
+
 class Runs:
-    """All runs."""
+    """Those of this process."""
 
     def __init__(self, log: Log | None = None, ttl: float = inf) -> None:
         """A run that was not used for `ttl` seconds is forgotten."""
         self.log: Log = log or NoLog()
         self._ttl = ttl
         self._pruned_at = -inf
-
-    def __iter__(self) -> Iterator[Run]:
-        """Those that are not over, by name."""
-        self._prune(time.time())
-        return iter(sorted(self.log.runs.values(), key=lambda run: run.name))
 
     def get(self, name: str) -> Run | None:
         """The run of that name, if it was ever used."""
@@ -76,28 +135,40 @@ class Runs:
         run.calls += 1
         return run
 
-    def rewind(self, run: Run, fresh_since: float = -inf) -> None:
-        """As `Run.rewind`."""
+    def _rewind(self, run: Run, fresh_since: float = -inf) -> Shown:
         run.rewind(fresh_since)
         self.log.rewound(run)
+        return run.as_json()
 
-    def begin(self, name: str) -> Run:
-        """A run that begins behind what is stored now."""
-        now = time.time()
-        run = self.log.runs.setdefault(name, Run(name, now, now))
-        self.rewind(run, now)
-        return run
-
-    def delete(self, name: str) -> Run | None:
-        """Forgets a run, and gives what it was."""
-        run = self.log.runs.pop(name, None)
-        if run:
-            run.is_over = True
-            self.log.deleted(name)
-        return run
+    def _delete(self, run: Run) -> Shown:
+        del self.log.runs[run.name]
+        run.is_over = True
+        self.log.deleted(run.name)
+        return run.as_json()
 
     def _prune(self, now: float) -> None:
         self._pruned_at = now
-        over = [run.name for run in self.log.runs.values() if run.last < now - self._ttl]
-        for name in over:
-            self.delete(name)
+        for run in [run for run in self.log.runs.values() if run.last < now - self._ttl]:
+            self._delete(run)
+
+    # As `ShownRuns`
+
+    async def shown(self) -> list[Shown]:
+        self._prune(time.time())
+        return [run.as_json() for _, run in sorted(self.log.runs.items())]
+
+    async def show(self, name: str) -> Shown | None:
+        run = self.get(name)
+        return run.as_json() if run else None
+
+    async def rewind(self, name: str) -> Shown | None:
+        run = self.get(name)
+        return self._rewind(run) if run else None
+
+    async def begin(self, name: str) -> Shown | None:
+        now = time.time()
+        return self._rewind(self.log.runs.setdefault(name, Run(name, now, now)), now)
+
+    async def delete(self, name: str) -> Shown | None:
+        run = self.get(name)
+        return self._delete(run) if run else None

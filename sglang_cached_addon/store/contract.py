@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.journal.index import Index
     from sglang_cached_addon.store.journal.loading import Loaded
     from sglang_cached_addon.store.memory import MemoryStore
+    from sglang_cached_addon.store.redis.runs import SharedRuns
 
 
 class Holder(Protocol):
@@ -47,6 +48,8 @@ class OpenStore(Store, Protocol):
     """What was found at open."""
     name: str = ""
     """The shared server's name; empty where nothing is shared."""
+    runs: SharedRuns | None = None
+    """The runs that proxies share; None where nothing is shared."""
     salt: int = 0
     """As `Epochs.salt`: above 0 where others give epochs, too."""
 

@@ -10,10 +10,10 @@ from sglang_cached_addon.service.asking import Ask
 class Claim:
     """What a call holds."""
 
-    has_given_back = False
+    is_delivered: bool | None = None
 
-    def give_back(self) -> None:
-        self.has_given_back = True
+    def settle(self, *, is_delivered: bool) -> None:
+        self.is_delivered = is_delivered
 
 
 def ask() -> tuple[Ask, Claim]:
@@ -36,10 +36,10 @@ def test_delivery() -> None:
     delivery.look()
     assert second.claim
     delivery.wrote(third, is_whole=False)
-    assert (third.claim, broken.has_given_back) == (None, True)
+    assert (third.claim, broken.is_delivered) == (None, False)
     delivery.end(is_broken=True)
-    assert (kept.has_given_back, lost.has_given_back) == (False, True)
+    assert (kept.is_delivered, lost.is_delivered) == (True, False)
     fourth, whole = ask()
     delivery.wrote(fourth)
     delivery.end(is_broken=False)
-    assert (fourth.claim, whole.has_given_back) == (None, False)
+    assert (fourth.claim, whole.is_delivered) == (None, True)

@@ -94,7 +94,8 @@ class Stage:
         self.tasks: list[asyncio.Task[Any]] = []
         self.seen: list[bytes] = []
         """The events that any client has got."""
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
+        """Of the texts that are generated."""
 
     async def settled(self) -> None:
         """Returns when what was answered is stored, or will not be."""
@@ -192,7 +193,7 @@ class Stage:
         rids = body.get("rid", "r")
         natives = [
             {
-                "text": f"{prompt} {next(self._numbers)}",
+                "text": f"{prompt} {next(self.numbers)}",
                 "output_ids": [1],
                 "meta_info": {
                     "id": rids[i // n] if isinstance(rids, list) else rids,

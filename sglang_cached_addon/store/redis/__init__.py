@@ -6,7 +6,8 @@ short comes from upstream, and what was to be written is, once the server is bac
 
 `protocol` has the names and scripts, `server` the connection, `link` whether it is up, `outbox` the
 order of what is sent; `pools` are the lists there, `bringing` is how a call gets what it lacks,
-`leases` say who may fill a pool, and `news` are what proxies tell one another.
+`leases` say who may fill a pool, `news` are what proxies tell one another, and `runs` which samples
+the calls of runs have.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sglang_cached_addon.store.redis.document import Heard, SharedDocument
 from sglang_cached_addon.store.redis.link import Link
 from sglang_cached_addon.store.redis.news import News, read_epochs
 from sglang_cached_addon.store.redis.pools import SharedPools
+from sglang_cached_addon.store.redis.runs import SharedRuns
 from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
 
@@ -37,9 +39,11 @@ class SharedStore:
     """Pools at hand, and those of a server behind them: an `OpenStore`. Belongs to an event loop,
     but for its `state`."""
 
-    def __init__(self, url: str, local: OpenStore) -> None:
-        """Raises ValueError for a URL that names no server."""
-        self._local, self._link = local, Link(SharedServer(url))
+    def __init__(self, url: str, local: OpenStore, run_ttl: float = inf) -> None:
+        """A run that was not used for `run_ttl` seconds is forgotten. Raises ValueError for a URL
+        that names no server."""
+        self._local, self._link = local, Link(SharedServer(url), run_ttl)
+        self.runs: SharedRuns | None = self._link.runs
         self.name = self._link.server.name
         self.salt = 1 + secrets.randbelow(SPAN - 1)
         self.memory, self.journal, self.loaded = local.memory, local.journal, local.loaded

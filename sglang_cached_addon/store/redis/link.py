@@ -10,11 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 from sglang_cached_addon.store.redis.leases import RENEW_SECONDS, Leases
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CHANGED, CHANNEL, RELEASED
+from sglang_cached_addon.store.redis.runs import SharedRuns
 from sglang_cached_addon.store.redis.server import Away, SharedServer
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -29,10 +31,11 @@ RETRY_SECONDS = 1.0
 class Link:
     """One proxy's link to one server."""
 
-    def __init__(self, server: SharedServer) -> None:
+    def __init__(self, server: SharedServer, run_ttl: float = inf) -> None:
         self.server = server
         self.outbox = Outbox(server, self._lost)
         self.leases = Leases(self.outbox)
+        self.runs = SharedRuns(self.outbox, server.name, run_ttl)
         self.loop: asyncio.AbstractEventLoop | None = None
         """The loop that it runs in; None before and after."""
         self.is_up = False
@@ -82,6 +85,7 @@ class Link:
     def _found(self) -> None:
         self.is_up = True
         self.outbox.open()
+        self.runs.resume()
         self._listening = self.spawn(self._listen())
         if self._is_said:
             self._is_said = False
@@ -104,6 +108,7 @@ class Link:
             await asyncio.sleep(RENEW_SECONDS)
             if self.is_up:
                 self.leases.prolong()
+                self.runs.renew()
 
     async def _listen(self) -> None:
         """Hears what others tell; what is missed is seen later."""

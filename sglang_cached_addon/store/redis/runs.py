@@ -1,0 +1,120 @@
+"""The runs that several proxies share: those that are used here, and all that the server has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from math import inf
+from typing import Any
+
+from sglang_cached_addon.store.redis.outbox import Outbox
+from sglang_cached_addon.store.redis.places import NAMES, shown
+from sglang_cached_addon.store.redis.protocol import Result
+from sglang_cached_addon.store.redis.run import SharedRun
+from sglang_cached_addon.store.redis.server import Away
+
+logger = logging.getLogger("sglang_cached_addon")
+
+PRUNE_SECONDS = 60.0
+"""How often it is looked which runs are over."""
+
+
+class SharedRuns:
+    """All runs."""
+
+    def __init__(self, outbox: Outbox, server: str, ttl: float = inf) -> None:
+        """`server` is what people call it. A run that was not used for `ttl` seconds is
+        forgotten."""
+        self._outbox = outbox
+        self._ttl = ttl
+        self._proxy = secrets.token_hex(4)
+        self._server = server
+        self._runs: dict[str, SharedRun] = {}
+        self._pruned_at = -inf
+        self._is_said = False
+        """Whether it is in the log that nobody knows what is taken."""
+
+    def _is_known(self) -> bool:
+        """Whether the server can say what is taken; people are told what happens where not."""
+        if not self._outbox.is_open and not self._is_said:
+            self._is_said = True
+            logger.warning(
+                "sglang-cached: %s: it is not known which samples the runs have; "
+                "their calls are generated anew until it is back",
+                self._server,
+            )
+        return self._outbox.is_open
+
+    def use(self, name: str, now: float) -> SharedRun:
+        """The run of that name, for a call at this Unix time."""
+        if now > self._pruned_at + PRUNE_SECONDS:
+            self._pruned_at = now
+            runs, since = self._runs.values(), now - self._ttl
+            over = [run.name for run in runs if run.is_idle and run.last < since]
+            for each in over:
+                del self._runs[each]
+        run = self._runs[name] = self._get(name)
+        run.last = now
+        run.calls += 1
+        return run
+
+    def _get(self, name: str) -> SharedRun:
+        if run := self._runs.get(name):
+            return run
+        return SharedRun(name, self._proxy, self._ttl, self._outbox, self._is_known)
+
+    # The server
+
+    def renew(self) -> None:
+        """As `SharedRun.renew`, of all."""
+        for run in self._runs.values():
+            run.renew()
+
+    def resume(self) -> None:
+        """The server is back."""
+        self._is_said = False
+        for run in self._runs.values():
+            run.resume()
+
+    async def _ask(self, *command: Any) -> Result:
+        """What the server answers; raises OSError."""
+        try:
+            answer = await self._outbox.ask(*command)
+        except Away as e:
+            answer = e
+        if isinstance(answer, Exception):
+            raise OSError(f"{self._server} has the runs, and does not tell of them: {answer}")
+        return answer
+
+    # What people see and change
+
+    async def shown(self) -> list[dict[str, Any]]:
+        """What is told of those that are not over, by name."""
+        known = {name.decode() for name in await self._ask("SMEMBERS", NAMES)} | self._runs.keys()
+        names = sorted(known)
+        found = await asyncio.gather(*(self.show(name) for name in names))
+        over = [name for name, run in zip(names, found, strict=True) if run is None]
+        if over:
+            self._outbox.tell(("SREM", NAMES, *over))
+        return [run for run in found if run]
+
+    async def show(self, name: str) -> dict[str, Any] | None:
+        """What is told of a run, if it was ever used."""
+        return await self._change(name)
+
+    async def rewind(self, name: str) -> dict[str, Any] | None:
+        """As `Run.rewind`."""
+        return await self._change(name, "rewind")
+
+    async def begin(self, name: str) -> dict[str, Any] | None:
+        """A run that begins behind what is stored now."""
+        self._outbox.tell(("SADD", NAMES, name))
+        return await self._change(name, "fresh")
+
+    async def delete(self, name: str) -> dict[str, Any] | None:
+        """Forgets a run, and gives what it was."""
+        return await self._change(name, "delete")
+
+    async def _change(self, name: str, change: str = "") -> dict[str, Any] | None:
+        return shown(name, await self._ask(*self._get(name).show(change)))

@@ -1,0 +1,95 @@
+"""All runs: what people see of them, what they change, and how they are forgotten."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from sglang_cached_addon.store.memory import MemoryStore
+from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.redis.runs import SharedRuns
+from tests.redis import RedisServer, needs_redis
+from tests.store.redis.proxies import Proxy, sharing, until
+
+pytestmark = needs_redis
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is slow, as the machine is busy, is not away."""
+    monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 10.0)
+
+
+def runs_of(proxy: Proxy) -> SharedRuns:
+    assert proxy.store.runs
+    return proxy.store.runs
+
+
+def test_seen_and_changed(server: RedisServer) -> None:
+    """All proxies see the same, whoever has changed it; a run that is over is none of them."""
+
+    async def work(first: Proxy, second: Proxy) -> None:
+        one, two = runs_of(first), runs_of(second)
+        assert await one.shown() == []
+        for nothing in (one.show, one.rewind, one.delete):
+            assert await nothing("a") is None
+        run = one.use("a", 5.0)
+        await run.take([(1, [1])])
+        run.reused += 1
+        run.settle([1], run.turn, is_delivered=True)
+        assert (await two.begin("b") or {})["calls"] == 0
+        await first.written()
+        a, b = await two.shown()
+        assert a == await one.show("a") == {
+            "name": "a", "calls": 1, "places": 1, "reused": 1, "generated": 0,
+            "first": 5.0, "last": 5.0, "fresh_since": None,
+        }  # fmt: skip
+        assert (b["name"], b["places"]) == ("b", 0)
+        assert b["fresh_since"] <= time.time()
+        assert (await two.rewind("a") or {})["places"] == 0
+        assert await run.take([(1, [1])]) == []
+        assert await run.take([(1, [1])]) == [1]
+        assert (await two.delete("a") or {})["places"] == 1
+        assert await one.shown() == [b]
+        assert await run.take([(1, [1])]) == []
+        assert await run.take([(1, [1])]) == [1]
+        await first.written()
+        assert (await two.show("a") or {})["places"] == 1
+
+    sharing(server, work)
+
+
+def test_forgotten(server: RedisServer) -> None:
+    """A run that was not used for so long is no more, here and on the server."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        runs = runs_of(Proxy(SharedStore(server.url, MemoryStore(), 100.0)))
+        now = time.time()
+        old = runs.use("old", now - 200)
+        assert runs.use("old", now - 199) is old
+        assert runs.use("new", now) is runs.use("new", now)
+        assert runs.use("old", now) is not old
+
+    sharing(server, work)
+
+
+def test_a_server_that_is_away(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """What people ask for fails, and calls are told that nobody knows; it is logged once."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        runs = runs_of(one)
+        run: Any = runs.use("a", 5.0)
+        server.stop()
+        with pytest.raises(OSError, match="has the runs, and does not tell"):
+            await runs.show("a")
+        await until(lambda: not one.store.is_up)
+        for _ in range(2):
+            assert await run.take([(1, [1])]) is None
+        assert caplog.text.count("their calls are generated anew until it is back") == 1
+        server.start()
+        await until(lambda: one.store.is_up)
+        assert await run.take([(1, [1])]) == [1]
+
+    sharing(server, work)
