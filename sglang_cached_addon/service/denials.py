@@ -33,7 +33,8 @@ class Denials:
         text = _TEXTS[terms.denial]
         if isinstance(ask.claim, Claim):
             lacking = sum(ask.claim.lacks().values())
-            text = f"{text} The call lacks {lacking} of the samples that run {ask.head.run} wants."
+            run = ask.head.run
+            text = f"{text} Fewer samples are stored than run {run} asks for: it lacks {lacking}."
         elif self._nearest and terms.denial is Reason.OFFLINE:
             text = f"{text} {await self._nearest(known, ask.is_local)}"
         self._counters.add(outcome)

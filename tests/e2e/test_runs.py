@@ -253,6 +253,8 @@ def test_directives(simulator: Simulator, proxy: Proxy) -> None:
     proxy.stats()
     assert texts(draw(proxy, "c", GENERATE, asked)) != texts(new)
     assert texts(draw(proxy, "c", GENERATE, asked)) == texts(new)
+    run = requests.get(f"{proxy.url}/cache/runs/b", timeout=10).json()
+    assert (run["places"], run["reused"], run["generated"]) == (3, 1, 2)
 
 
 def test_offline(simulator: Simulator, start_proxy: StartProxy) -> None:

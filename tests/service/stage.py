@@ -94,8 +94,6 @@ class Stage:
         self.tasks: list[asyncio.Task[Any]] = []
         self.seen: list[bytes] = []
         """The events that any client has got."""
-        self.numbers = itertools.count(1)
-        """Of the texts that are generated."""
 
     async def settled(self) -> None:
         """Returns when what was answered is stored, or will not be."""
@@ -193,7 +191,7 @@ class Stage:
         rids = body.get("rid", "r")
         natives = [
             {
-                "text": f"{prompt} {next(self.numbers)}",
+                "text": f"{prompt} {next(self.script.numbers)}",
                 "output_ids": [1],
                 "meta_info": {
                     "id": rids[i // n] if isinstance(rids, list) else rids,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from sglang_cached_addon.service.gathering import Gathering
@@ -193,96 +192,3 @@ def test_who_leaves() -> None:
                 assert stage.stored == 4
 
     run(test)
-
-
-ANSWERED = [[kind, "200"] for kind in ("hit", "miss", "partial", "collapsed")]
-
-
-async def any_sequence(seed: int, chance: random.Random, stages: Sequence[Stage]) -> None:
-    """Clients that come and leave, and a server that answers, fails and hangs up, at random. In the
-    end a new run has all samples, and those that were given are among them."""
-    given: dict[tuple[str, str], list[str]] = {}
-    tasks: dict[asyncio.Task[Got], tuple[str, str, int]] = {}
-    waiting: list[tuple[Stage, Asked]] = []
-
-    def answer(stage: Stage, asked: Asked, what: float) -> None:
-        if asked.is_left:
-            asked.cut()
-        elif what < 0.75:
-            stage.generated(asked)
-        elif what < 0.9:
-            asked.answer(chance.choice((400, 500, 503)), {"error": "x"})
-        else:
-            asked.cut()
-
-    def look() -> None:
-        for stage in stages:
-            while not stage.is_quiet:
-                waiting.append((stage, stage.script.calls.get_nowait()))
-        for task in [task for task in tasks if task.done()]:
-            name, prompt, n = tasks.pop(task)
-            if task.cancelled() or task.result().brief.split()[:2] not in ANSWERED:
-                continue
-            got = task.result()
-            assert len(got.texts) == n, seed
-            assert len(set(got.texts)) == n, seed
-            if name:
-                given.setdefault((name, prompt), []).extend(got.texts)
-
-    for _ in range(60):
-        what = chance.random()
-        if what < 0.4:
-            name, prompt = chance.choice(("a", "b", "")), chance.choice("pq")
-            n, form = chance.randint(1, 3), {"cache-control": "no-cache"}
-            headers = form if chance.random() < 0.1 and name else {}
-            headers |= {"x-cache-run": name} if name else {}
-            body, stage = {"text": prompt, "sampling_params": {"n": n}}, chance.choice(stages)
-            task = asyncio.ensure_future(stage.serve(stage.make(GENERATE, body, headers)))
-            stage.tasks.append(task)
-            tasks[task] = name, prompt, n
-        elif what < 0.75 and waiting:
-            answer(*waiting.pop(chance.randrange(len(waiting))), chance.random())
-        elif what < 0.8 and tasks:
-            chance.choice(list(tasks)).cancel()
-        elif what < 0.85:
-            await asyncio.sleep(0.003)
-        await settled(chance.randint(0, 8))
-        look()
-    while tasks:
-        while waiting:
-            answer(*waiting.pop(), 0.0)
-        await asyncio.sleep(0.001)
-        look()
-    for key, texts in given.items():
-        assert len(set(texts)) == len(texts), (seed, key)
-    for stage in stages:
-        await stage.settled()
-    for prompt in "pq":
-        found = await replayed(prompt, stages)
-        assert len(set(found)) == len(found), seed
-        for name in "ab":
-            assert set(given.get((name, prompt), ())) <= set(found), (seed, name)
-
-
-async def replayed(prompt: str, stages: Sequence[Stage]) -> list[str]:
-    """What a run gets of a prompt for nothing."""
-    found: list[str] = []
-    for stage in itertools.cycle(stages):
-        got = await draw(stage, prompt, "c", cache_control="only-if-cached")
-        if got.status == 504:
-            return found
-        found += got.texts
-    raise AssertionError
-
-
-def test_any_sequence() -> None:
-    """Whatever happens, no two calls of a run are given the same sample, none is given one that is
-    not stored, and none is lost."""
-
-    async def test(seed: int) -> None:
-        chance = random.Random(seed)
-        async with standing(gathering=Gathering(chance.choice((0.0, 0.002)), 4)) as stage:
-            await any_sequence(seed, chance, [stage])
-
-    for seed in range(60):
-        run(lambda: test(seed))  # noqa: B023

@@ -16,7 +16,8 @@ from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
 from tests.redis import RedisServer, needs_redis
 from tests.service.stage import Got, Stage, standing
-from tests.service.test_claims import answered, any_sequence, draw
+from tests.service.test_claims import answered, draw
+from tests.service.test_runs_at_random import World
 from tests.upstream.scripted import Asked, run, settled, until
 
 pytestmark = needs_redis
@@ -50,7 +51,7 @@ async def sharing(server: RedisServer, count: int = 2, **more: Any) -> AsyncIter
             store.state.load()
             store.start(stage.upstream)
             stages.append(stage)
-            stage.numbers = stages[0].numbers
+            stage.script.numbers = stages[0].script.numbers
             await until(lambda store=store: store.is_up)
         yield stages
 
@@ -62,7 +63,9 @@ def test_any_sequence(server: RedisServer) -> None:
         chance = random.Random(seed)
         gathering = Gathering(chance.choice((0.0, 0.002)), 4)
         async with sharing(server, gathering=gathering) as stages:
-            await any_sequence(seed, chance, stages)
+            world = World(chance, stages)
+            await world.live()
+            await world.check()
 
     for seed in range(15):
         run(lambda: test(seed))  # noqa: B023

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -131,6 +132,8 @@ class Script:
     """Paths for which none is wanted."""
     probed: int = 200
     """What a probe is answered with, where its key is accepted."""
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Those of the samples that it gives."""
     asked: list[Asked] = field(default_factory=list)
     connections: int = 0
     calls: asyncio.Queue[Asked] = field(default_factory=asyncio.Queue)
