@@ -143,6 +143,7 @@ def rollout(url: str, subject: str, folder: Path) -> list[str]:
     return sorted(answer["text"] for answer in answers)
 
 
+@pytest.mark.one_way
 @each(("draw", "count"), [(lm_eval, 12), (inspect, 9), (openai_loop, 8), (rollout, 8)])
 def test_runs(draw: Draw, count: int, front: Proxy, upstream_url: str, tmp_path: Path) -> None:
     """In a run each call has a sample of its own, as without the proxy; another run has the same
