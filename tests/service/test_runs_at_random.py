@@ -13,7 +13,6 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.service.gathering import Gathering
@@ -196,7 +195,7 @@ class Restarting(World):
         for shown in await self.life.stage.service.runs.shown():
             given = [len(texts) for (name, _), texts in self.given.items() if name == shown["name"]]
             assert shown["name"] == "c" or shown["places"] - sum(given) in range(
-                0, 100 if self._crashes else 1
+                100 if self._crashes else 1
             )
 
 
