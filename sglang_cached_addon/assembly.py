@@ -85,10 +85,10 @@ class Parts:
         """Removes what belongs to the `current` model, to every `other`, or `all`; returns the
         numbers of removed entries and samples once the disk has it."""
         index = self.store.index
-        entries, samples = len(index), index.samples
+        entries, samples = index.entries, index.samples
         model = None if which == "all" else keys.prefix(self.upstream.model.fingerprint)
         is_done = self.store.clear(model, others=which == "other")
-        entries, samples = entries - len(index), samples - index.samples
+        entries, samples = entries - index.entries, samples - index.samples
         await asyncio.wrap_future(is_done)
         return entries, samples
 
@@ -125,7 +125,7 @@ def memory_bytes(settings: Settings) -> float:
 
 def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Target) -> Parts:
     known = dialects.installed()
-    exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
+    exchange = Exchange(known, store, lambda: uuid.uuid4().hex, reuses=settings.greedy_reuse)
 
     def entered(upstream: Upstream) -> None:
         server = upstream.model.identity.server if upstream.model.identity else identity.UNKNOWN

@@ -47,8 +47,7 @@ class Settings:
 
     cache_path: Path = option(
         CACHE_PATH,
-        "Folder where answers are kept. It is made if missing, and belongs to one process at a "
-        "time.",
+        "Folder where answers are kept, made if missing. It belongs to one process at a time.",
         parse=_folder,
         metavar="FOLDER",
     )
@@ -112,6 +111,12 @@ class Settings:
         "Equal calls at the same time are one call to the server.",
         flag="--no-collapse",
         flag_help="Let equal calls at the same time each go to the server.",
+    )
+    greedy_reuse: bool = option(
+        True,
+        "A stored greedy answer also answers equal calls with another limit of tokens.",
+        flag="--no-greedy-reuse",
+        flag_help="Let greedy calls that differ in their limit of tokens each go to the server.",
     )
     run: str = option(
         "",
@@ -202,9 +207,8 @@ class Settings:
     def parse(cls, values: Mapping[str, object]) -> Settings:
         """From option names to values; raises ValueError naming the option."""
         read = {entry.attribute: entry.read(values[entry.name]) for entry in OPTIONS}
-        read["has_folder"] = not read["store"] or (
-            str(values["sglang_cache_path"]).strip() != CACHE_PATH
-        )
+        is_named = str(values["sglang_cache_path"]).strip() != CACHE_PATH
+        read["has_folder"] = is_named or not read["store"]
         if read["readonly"] and read["mode"] is Mode.READWRITE:
             read["mode"] = Mode.READONLY
         settings = cls(**read)

@@ -34,7 +34,7 @@ class Reports:
         parts = self._opened()
         store, flights = parts.store, parts.service.flights
         return {
-            "num_keys": len(store.index),
+            "num_keys": store.index.entries,
             "total_responses": store.index.samples,
             "cache_file": str(store.journal.path) if store.journal else None,
             "pending_writes": store.journal.pending if store.journal else 0,

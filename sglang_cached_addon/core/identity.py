@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core import keys
+from sglang_cached_addon.core import families, keys
+from sglang_cached_addon.core.families import Reuse
 
 SERVER_KEYS = frozenset(
     {
@@ -109,6 +110,8 @@ class Server:
     """It also says which tokens are of which weights, as SGLang does since 0.5.19."""
     streams_usage: bool = False
     """Its streams end with their usage, whether that is asked for or not."""
+    reuse: Reuse = families.NONE
+    """What its greedy answers can be used for."""
 
 
 UNKNOWN = Server()
@@ -135,13 +138,16 @@ class Identity:
     """The version of SGLang, where it is that and tells."""
     streams_usage: bool = False
     """As `Server.streams_usage`."""
+    greedy: str = ""
+    """What it says of its greedy answers, as `families.reuse` reads it."""
 
     @property
     def server(self) -> Server:
         """What matters of it to requests and answers."""
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
-        return Server(self.engine, self.weight_version, not is_old, self.streams_usage)
+        reuse = families.reuse(self.greedy, self.version)
+        return Server(self.engine, self.weight_version, not is_old, self.streams_usage, reuse)
 
 
 def identify(info: Any, server: Any, models: Any) -> Identity | None:
@@ -173,6 +179,7 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
             engine=engine,
             version=str(_member(server, "version") or ""),
             streams_usage=_member(server, "stream_response_default_include_usage") is True,
+            greedy=families.told(server, info),
         )
     except TypeError:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No

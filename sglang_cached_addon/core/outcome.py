@@ -20,9 +20,10 @@ SHOWN = 16
 has all of it."""
 
 
-def hit_status(key: bytes) -> bytes:
-    """The value of `Cache-Status` for a hit; `key` is as in `Outcome`."""
-    return b'sglang-cached; hit; key="%b"' % key[:SHOWN].hex().encode() if key else _HIT
+def hit_status(key: bytes, detail: str = "") -> bytes:
+    """The value of `Cache-Status` for a hit; `key` and `detail` are as in `Outcome`."""
+    status = b'sglang-cached; hit; key="%b"' % key[:SHOWN].hex().encode() if key else _HIT
+    return b'%b; detail="%b"' % (status, detail.encode()) if detail else status
 
 
 _HIT = b"sglang-cached; hit"
@@ -61,12 +62,14 @@ class Outcome:
     """The key of the pool, where the call has just one."""
     places: bytes = b""
     """Which samples of its pools the answer holds, as `X-Cache-Sample` has it."""
+    detail: str = ""
+    """What else is to be said of a hit."""
 
     @property
     def cache_status(self) -> str:
         """The value of `Cache-Status`."""
         if self.kind is Kind.HIT:
-            return hit_status(self.key).decode()
+            return hit_status(self.key, self.detail).decode()
         parts = ["sglang-cached"]
         detail = [str(self.reason)] if self.reason else []
         if self.reason in _DENIALS:
@@ -103,7 +106,8 @@ class Outcome:
         if self.want:
             text += f" {self.have}/{self.want}"
         text += f" {seconds * 1000:.1f} ms"
-        return f"{text} ({self.reason})" if self.reason else text
+        detail = self.reason or self.detail
+        return f"{text} ({detail})" if detail else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
+from sglang_cached_addon.core.families import Ended, Variant
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 
 NULL = type(None)
@@ -38,9 +39,50 @@ class Recorder(Protocol):
         """The samples of a stream that has ended; raises `Refused` if they are not whole."""
 
 
+Json = dict[str, Any]
+
+
+class Family(Protocol):
+    """What is particular to the families of greedy calls of an API (see `core.families`). Answers
+    are parsed samples, `steps` their parsed `deltas`, or None where they have none."""
+
+    def variant(self, body: Json) -> Variant | None:
+        """Which call of its family it is; None for one that has fields of which nobody knows what
+        they make of another limit."""
+
+    def ask(self, body: Json, fields: Json) -> Json:
+        """The body of the call of the same family that has these `Variant.fields`."""
+
+    def ended(self, answer: Json) -> Ended | None:
+        """How a sample has ended; None where that is not understood."""
+
+    def text_at(self, answer: Json, steps: list[Any] | None, count: int) -> str | None:
+        """The text that the first tokens would be as an answer; None where that is not known."""
+
+    def spelling(self, body: Json, answer: Json, count: int) -> Json | None:
+        """The body of a call of `/detokenize` that gives the text of the first tokens, and that of
+        the whole answer; None where nobody can tell by these."""
+
+    def text(self, answer: Json) -> str:
+        """What an answer says."""
+
+    def cut(self, answer: Json, steps: list[Any] | None, count: int, text: str) -> list[Any] | None:
+        """Makes an answer, in place, the one that has its first tokens only, whose text that is;
+        gives the steps of that. Raises `Refused` where that is not known."""
+
+    def without_scores(self, answer: Json, steps: list[Any] | None) -> list[Any] | None:
+        """Takes the log-probabilities out of an answer, in place; gives the steps of that."""
+
+
+def family_of(dialect: Dialect) -> Family | None:
+    """The families of an API, if it has any."""
+    return getattr(dialect, "family", None)
+
+
 class Dialect(Protocol):
     """One HTTP API. Third parties add theirs through the entry-point group
-    `sglang_cached.dialects`; the entry point names an instance."""
+    `sglang_cached.dialects`; the entry point names an instance. One that has families has a
+    member `family`."""
 
     @property
     def name(self) -> str:

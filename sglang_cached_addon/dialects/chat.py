@@ -13,7 +13,7 @@ from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import chat_chunks, chat_stream, reading
+from sglang_cached_addon.dialects import chat_chunks, chat_family, chat_stream, reading
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
 
@@ -25,6 +25,7 @@ class Chat(Api):
     routes = (("POST", "/v1/chat/completions"),)
     kind, chunk_kind = "chat.completion", chat_chunks.KIND
     writes_nulls = True
+    family = chat_family.ChatFamily()
     choice_recorder = chat_stream.ChoiceRecorder
     chunks = staticmethod(chat_chunks.chunks)
     tells = MappingProxyType(

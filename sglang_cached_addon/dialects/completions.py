@@ -12,7 +12,7 @@ from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import completions_stream, reading
+from sglang_cached_addon.dialects import completions_family, completions_stream, reading
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
 
@@ -22,6 +22,9 @@ _PER_ITEM = ("prompt", "rid", "lora_path", "extra_key", "cache_salt")
 # Lists that are one value, whatever the number of prompts.
 _SHARED_LISTS = ("stop", "stop_token_ids", "stop_regex")
 
+_LIMIT = 16
+"""How many tokens a choice has at most where the call does not say, with OpenAI and all others."""
+
 
 class Completions(Api):
     """The dialect of POST `/v1/completions`."""
@@ -30,6 +33,7 @@ class Completions(Api):
     routes = (("POST", "/v1/completions"),)
     kind = chunk_kind = completions_stream.KIND
     writes_nulls = False
+    family = completions_family.CompletionsFamily(_LIMIT)
     choice_recorder = completions_stream.ChoiceRecorder
     chunks = staticmethod(completions_stream.chunks)
     tells = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))
@@ -64,10 +68,6 @@ class Completions(Api):
 
     def limit(self, call: Call) -> Any:
         return call.body.get("max_tokens", _LIMIT)
-
-
-_LIMIT = 16
-"""How many tokens a choice has at most where the call does not say, with OpenAI and all others."""
 
 
 def _batch_size(prompt: Any) -> int | None:

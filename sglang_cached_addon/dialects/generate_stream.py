@@ -29,7 +29,7 @@ UNSTREAMABLE = (
 """Fields for which an event has neither what came so far nor what is new."""
 
 # One member for each token, so that an event has as many as it has `output_ids`.
-_BY_TOKEN = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
+BY_TOKEN = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
 
 # What the first event alone has, and what the last alone has: times, and facts of the whole.
 _FIRST_ONLY = "response_sent_to_client_ts"
@@ -75,7 +75,7 @@ class ChoiceRecorder:
             raise Refused(Reason.UNREADABLE)  # whose tokens are not counted
         self._text += text
         self._ids += ids
-        for name in _BY_TOKEN:
+        for name in BY_TOKEN:
             if isinstance(meta.get(name), list):
                 self._rows.setdefault(name, []).extend(meta[name])
 
@@ -133,7 +133,7 @@ class ChoiceRecorder:
 def _is_news(name: str, value: Any) -> bool:
     """Whether a member of the last event's `meta_info` may be about its own tokens only, without
     being one of the lists that are put together."""
-    is_whole = name in (*_BY_TOKEN, "weight_versions") or name.startswith("input_")
+    is_whole = name in (*BY_TOKEN, "weight_versions") or name.startswith("input_")
     return isinstance(value, list) and not is_whole
 
 
@@ -161,7 +161,7 @@ def events(sample: Recorded, index: int | None, rid: str | None) -> list[bytes]:
     last_meta = {name: value for name, value in meta.items() if name != _FIRST_ONLY}
     last_only = style.get("last", _LAST_ONLY)
     shared = {name: value for name, value in last_meta.items() if name not in last_only}
-    lists = [name for name in _BY_TOKEN if isinstance(shared.get(name), list)]
+    lists = [name for name in BY_TOKEN if isinstance(shared.get(name), list)]
     text: str = native.get("text", "")
     found: list[bytes] = []
     # How many characters and tokens earlier events had, where events have only what is new.

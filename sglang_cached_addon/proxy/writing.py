@@ -64,7 +64,7 @@ class Writer:
         if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
             return False
         outcome = hit.outcome
-        status = hit_status(outcome.key)
+        status = hit_status(outcome.key, outcome.detail)
         self._transport.write(
             http1.hit(hit.body, outcome.age, status, outcome.places, is_stream=hit.is_stream)
         )

@@ -33,6 +33,7 @@ from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs, SharedRuns
 from sglang_cached_addon.service.shared_claims import SharedClaim
+from sglang_cached_addon.service.spelling import Spelling
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
 from sglang_cached_addon.upstream import Upstream
@@ -80,6 +81,7 @@ class Service:
             PartialCalls(),
             self._denials,
             gathering or Gathering(),
+            Spelling(upstream),
         )
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:

@@ -22,6 +22,7 @@ from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.service import landing, slices
 from sglang_cached_addon.service.claims import Claim
+from sglang_cached_addon.service.families import Families
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known, Landed
 from sglang_cached_addon.service.lookup import Lookup
 from sglang_cached_addon.service.relay import Relay
@@ -31,10 +32,14 @@ from sglang_cached_addon.service.sharing import Sharing
 class Exchange:
     """The cache in front of one upstream."""
 
-    def __init__(self, dialects: Registry, store: Store, mint: Mint) -> None:
-        """`mint` gives ids that nobody else has."""
+    def __init__(
+        self, dialects: Registry, store: Store, mint: Mint, *, reuses: bool = True
+    ) -> None:
+        """`mint` gives ids that nobody else has; with `reuses`, a greedy call may be answered by
+        what is stored for others of its family."""
         self.counters = Counters()
         self.lookup = Lookup(dialects, store)
+        self.families = Families(self.lookup, store, is_on=reuses)
         self.sharing = Sharing()
         self.mint = mint
         self._store = store
@@ -153,6 +158,7 @@ class Exchange:
             yield one, None if is_kept else Reason.DISK
             if not is_kept:
                 return
+        self.families.note(fetch.known)
 
     def room(self) -> Awaitable[None] | None:
         """As `Store.room`."""

@@ -25,6 +25,7 @@ from sglang_cached_addon.service.flights import Flight, Flights
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
+from sglang_cached_addon.service.spelling import Spelling
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
@@ -49,6 +50,7 @@ class Means:
     partial_calls: PartialCalls
     denials: Denials
     gathering: Gathering
+    spelling: Spelling
 
 
 class Fetching:

@@ -5,7 +5,7 @@ Values, which `lookup` and `exchange` make.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,8 @@ class Known:
     """Equal calls get different samples, where they are of a run."""
     pools: tuple[Pool, ...] = ()
     """Its pools, as runs have them."""
+    naming: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
+    """Gives the keys that other items would have in such a call of the same client."""
 
     @property
     def key(self) -> bytes:

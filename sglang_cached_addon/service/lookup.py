@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 import orjson
@@ -134,7 +135,8 @@ class Lookup:
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
         is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
-        names = self._naming.keys(dialect.name, tenant, call.items)
+        naming = partial(self._naming.keys, dialect.name, tenant)
+        names = naming(call.items)
         name = raw if is_plain else b""
         return Known(
             dialect,
@@ -145,6 +147,7 @@ class Lookup:
             has_model=bool(self._naming.fingerprint),
             draws=not (call.is_greedy or self._is_fixed(call)),
             pools=tuple(map(runs.pool_of, names)),
+            naming=naming,
         )
 
     def _draws_copies(self, call: Call) -> bool:

@@ -23,6 +23,7 @@ from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.gathering import Others
 from sglang_cached_addon.service.merging import Merge
+from sglang_cached_addon.service.reusing import Reusing
 from sglang_cached_addon.service.steps import (
     Complete,
     Gather,
@@ -30,6 +31,7 @@ from sglang_cached_addon.service.steps import (
     Lead,
     LookFurther,
     PassOn,
+    Reuse,
     Step,
     Wait,
 )
@@ -61,6 +63,7 @@ class Pursuit:
         self.merge = Merge(means.exchange, means.flights, known, self.claim)
         self._others: Others | None = None
         """Calls of the same run that it fetches for, too, once there was time for them to come."""
+        self._reusing = Reusing(means, ask, known, terms)
 
     async def run(self) -> Answer | None:
         """The answer; None where another model has come meanwhile, or the credential was refused:
@@ -104,6 +107,8 @@ class Pursuit:
             return Complete()
         if self.ask.abort:
             return Hold(self.ask.abort)
+        if self._reusing.is_due:
+            return Reuse()
         if self.terms.denial:
             return LookFurther()
         busy = set() if self.is_alone else self.means.flights.busy(needs)
@@ -125,7 +130,8 @@ class Pursuit:
         """Takes a step; None if all is to be looked at again."""
         match step:
             case Complete():
-                return await self.merge.answer(self.plan, is_collapsed=self.has_waited)
+                answer = await self.merge.answer(self.plan, is_collapsed=self.has_waited)
+                return self._reusing.told(answer)
             case Hold(abort):
                 await asyncio.shield(abort)
                 return None
@@ -133,6 +139,9 @@ class Pursuit:
                 assert self.claim
                 gathering, flights = self.means.gathering, self.means.flights
                 self._others = await gathering.others(flights, self.claim, keys)
+                return None
+            case Reuse():
+                self.plan = await self._reusing.look(self.plan)
                 return None
             case LookFurther():
                 return await self._look_further()

@@ -38,6 +38,11 @@ class Gather:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """It is greedy: what is stored for others of its family may answer it, too."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookFurther:
     """Upstream is not to be asked: a shared store may have the samples."""
 
@@ -64,5 +69,5 @@ class Lead:
     fetch: Fetch
 
 
-Step = Complete | Follow | Gather | Hold | LookFurther | Wait | PassOn | Lead
+Step = Complete | Follow | Gather | Hold | LookFurther | Wait | PassOn | Lead | Reuse
 """What brings a call further."""

@@ -222,7 +222,7 @@ def test_no_secret_is_kept() -> None:
     who = known(INFO, SERVER)
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown
-    of_program = {"engine", "version", "streams_usage"}
+    of_program = {"engine", "version", "streams_usage", "greedy"}
     of_model = {"digest", "model", "weight_version", "incarnation"}
     assert set(Identity.__slots__) == of_program | of_model
     assert not SECRETS.keys() & SERVER_KEYS

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +27,21 @@ from tests.tables import each
 Post = Callable[..., requests.Response]
 
 _numbers = itertools.count()
+
+WORDS = (
+    "one",
+    "two",
+    "three",
+    "def",
+    "class",
+    "import",
+    "return",
+    "self",
+    "for",
+    "in",
+    "print",
+    "a",
+)
 
 
 def prompt(words: str = "Once upon a time") -> str:
@@ -375,3 +392,62 @@ def test_counts(front: Proxy, post: Post) -> None:
     types = {"num_keys": int, "total_responses": int, "hits": int, "misses": int,
              "hit_rate": float, "cache_file": str, "pending_writes": int}  # fmt: skip
     assert {name: type(after[name]) for name in types} == types
+
+
+NOISE = frozenset({"id", "created", "e2e_latency", "response_sent_to_client_ts", "cached_tokens",
+                   "cached_tokens_details", "prompt_tokens_details"})  # fmt: skip
+"""Members of an answer that say nothing of the call."""
+
+
+def quiet(answer: Any) -> Any:
+    """An answer without what differs from one call to the next."""
+    if isinstance(answer, dict):
+        return {name: quiet(value) for name, value in answer.items() if name not in NOISE}
+    if isinstance(answer, float):
+        return round(answer, 2)
+    return [quiet(value) for value in answer] if isinstance(answer, list) else answer
+
+
+def whole(path: str, answer: requests.Response) -> Any:
+    """All that an answer says, however its stream was cut into events."""
+    if "json" in answer.headers["content-type"]:
+        return quiet(answer.json())
+    told = [quiet(json.loads(event[6:])) for event in events(answer)[:-1]]
+    if path == "/generate":
+        return told[-1]
+    choices = [event["choices"][0] for event in told if event["choices"]]
+    text = "".join(c["text"] if "text" in c else c["delta"].get("content") or "" for c in choices)
+    return text, choices[-1]["finish_reason"], choices[-1]["matched_stop"], told[-1]["usage"]
+
+
+def limited(path: str, text: str, limit: int, scores: bool) -> dict[str, Any]:
+    """A greedy call; with a stop string now and then."""
+    if path == "/generate":
+        params = {"temperature": 0, "max_new_tokens": limit}
+        more = {"return_logprob": True, "top_logprobs_num": 1} if scores else {}
+        return {"text": text, "sampling_params": params, **more}
+    body = {"model": "m", "temperature": 0, "max_tokens": limit}
+    if path == "/v1/completions":
+        return {**body, "prompt": text, **({"logprobs": 1} if scores else {})}
+    more = {"logprobs": True, "top_logprobs": 1} if scores else {}
+    return {**body, "messages": [{"role": "user", "content": text}], **more}
+
+
+@each("path", BODIES)
+def test_greedy_reuse(path: str, post: Post, upstream_url: str) -> None:
+    """Whatever was stored for a greedy prompt before, with whatever limit, a call gets what the
+    server gives it alone. (SGLANG_PROMPTS says how many prompts are tried.)"""
+    dice, kinds = random.Random(os.getpid()), Counter[str]()
+    for _ in range(int(os.environ.get("SGLANG_PROMPTS", "4"))):
+        text = prompt(" ".join(dice.choices(WORDS, k=dice.randint(1, 9))))
+        for limit in dice.sample(range(1, 65), 6):
+            body = limited(path, text, limit, scores=dice.random() < 0.3)
+            if dice.random() < 0.5:
+                options = {"stream_options": {"include_usage": True}}
+                body = {**body, "stream": True, **({} if path == "/generate" else options)}
+            direct = requests.post(upstream_url + path, json=body, timeout=60)
+            answer = post(path, body)
+            kinds[cache_status(answer.headers).partition(";")[2]] += 1
+            assert whole(path, answer) == whole(path, direct), (body, answer.headers)
+    print(path, dict(kinds))
+    assert any("hit" in kind for kind in kinds)

@@ -25,6 +25,7 @@ _ROUTES: Routes = {
     **{path: (small.ROUTES[path][0], faults.sample) for path in faults.APIS},
     **control.ROUTES,
     "/tokenize": (("POST",), info.tokenize),
+    "/detokenize": (("POST",), info.detokenize),
     "/v1/models": (("GET",), info.models),
     **dict.fromkeys(("/model_info", "/get_model_info"), (("GET",), info.model_info)),
     **dict.fromkeys(("/server_info", "/get_server_info"), (("GET",), info.server_info)),

@@ -68,13 +68,16 @@ def streaming(body: dict[str, Any]) -> StreamOptions | None:
 
 
 def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: bool) -> bool:
-    """Makes a stream of upstream tell its usage, which JSON answers have, and of many choices each
-    one's own. Gives whether the client has not asked for the latter."""
+    """Makes a stream of upstream tell its usage, which JSON answers have, and with each chunk the
+    usage so far, where there are many choices, each with its own, or where the answer may be cut.
+    Gives whether the client has not asked for the latter."""
     if not call.stream:
         return False
     options = {**(body.get("stream_options") or {}), "include_usage": True}
     body["stream_options"] = options
-    counts = not is_one and server.engine in (SGLANG, VLLM) and not call.stream.continuous_usage
+    may_be_cut = call.is_greedy and server.reuse.is_possible
+    is_told = server.engine in (SGLANG, VLLM) and (may_be_cut or not is_one)
+    counts = is_told and not call.stream.continuous_usage
     if counts:
         options["continuous_usage_stats"] = True
     return counts

@@ -64,7 +64,7 @@ class Follower:
         progress(1.0)
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
         self._thread.start()
-        return Loaded(len(self.index), self.index.samples, self._skipped)
+        return Loaded(self.index.entries, self.index.samples, self._skipped)
 
     # On the event loop
 

@@ -80,7 +80,7 @@ def load(
     _warn(file.path, skipped, old)
     file.lines = number
     progress(1.0)
-    return Loaded(len(index), index.samples, skipped + old, torn, old)
+    return Loaded(index.entries, index.samples, skipped + old, torn, old)
 
 
 def _warn(path: Path, skipped: int, old: int) -> None:

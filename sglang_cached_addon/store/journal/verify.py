@@ -47,5 +47,5 @@ def examine(path: Path, tell: Callable[[int, str], None]) -> Examined:
             except BROKEN as e:
                 found.broken += 1
                 tell(number, str(e))
-    found.entries, found.samples = len(index), index.samples
+    found.entries, found.samples = index.entries, index.samples
     return found
