@@ -145,7 +145,7 @@ def fit(wanted: Variant, has: Variant, ended: Ended, server: Reuse) -> int | Non
     if limit == has.limit:
         return tokens
     if tokens > limit:
-        is_parsed = wanted.is_chat and (wanted.has_grammar or server.is_parsed)
+        is_parsed = wanted.has_grammar or (wanted.is_chat and server.is_parsed)
         return None if is_parsed else int(limit)
     if tokens == limit:
         is_same = not ended.has_stopped or (server.stops_at_limit and not wanted.has_grammar)

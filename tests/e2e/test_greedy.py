@@ -39,9 +39,12 @@ def test_seed(simulator: Simulator, proxy: Proxy) -> None:
     assert asked(proxy, simulator, GENERATE, long) == "sglang-cached; fwd=miss; stored"
     assert asked(proxy, simulator, GENERATE, short) == CUT % 100
     assert asked(proxy, simulator, GENERATE, short) == "sglang-cached; hit"
+    for kind in ("HIT", "HIT"):  # a run gives it the first sample, as any other
+        again = post(proxy, f"/run/one{GENERATE}", limited(GENERATE, "once", 11, scores=False))
+        assert (again.headers["X-Cache"], again.headers["X-Cache-Sample"]) == (kind, "0")
     stream = {**limited(GENERATE, "once", 20, scores=False), "stream": True}
     assert asked(proxy, simulator, GENERATE, stream) == CUT % 100
-    assert proxy.stats()["num_keys"] == proxy.stats()["total_responses"] == 3
+    assert proxy.stats()["num_keys"] == proxy.stats()["total_responses"] == 4
     assert "(cut from 100 tokens)" in proxy.log
 
 

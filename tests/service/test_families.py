@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -75,6 +77,20 @@ def test_scenes(scene: Sequence[tuple[dict[str, Any], str]]) -> None:
         assert [await stage.gets(asked) for asked, _ in scene] == [kind for _, kind in scene]
 
     play()
+
+
+@greedy()
+async def test_in_any_order(stage: Greedy) -> None:
+    """Whatever was asked before, each answer is what the model says to the call alone."""
+    dice, kinds = random.Random(3), Counter[str]()
+    prompts = ["a 99", "b 17", "c 30", "d 9", "e 31"]
+    for _ in range(250):
+        text = dice.choice([*prompts, dice.sample(prompts, 2)])
+        limit, n = dice.choice([None, *range(1, 60)]), dice.choice([1, 1, 1, 2])
+        scores = SCORED if dice.random() < 0.2 else {}
+        kinds[(await stage.gets(body(text, limit, n, **scores)))[:7]] += 1
+    assert kinds["hit cut"] > 30
+    assert kinds["hit"] > 30
 
 
 @greedy()
