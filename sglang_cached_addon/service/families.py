@@ -8,6 +8,7 @@ call's own key. Knows asyncio, and nothing of who is asked for the text of token
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -110,6 +111,7 @@ class Families:
         found: list[Found] = []
         taken: Counter[bytes] = Counter()
         for i in short:
+            await asyncio.sleep(0)  # others have their turn
             start = taken[plan.keys[i]]
             taken[plan.keys[i]] += known.call.n
             making = _Making(family, known, wanted, self._lookup.server.reuse, spell)
