@@ -86,7 +86,9 @@ class Family:
     def text_at(self, answer: Json, steps: list[Any] | None, count: int) -> str | None:
         if isinstance(answer["meta_info"]["finish_reason"].get("matched"), str):
             return None  # the text was trimmed
-        marks = [(step[0], step[1]) for step in (steps or [{}])[1:]]
+        # An event may have ids that it does not count: who knows of its text?
+        counted = [step for step in (steps or [{}])[1:] if step[2:3] in ([], [step[1]])]
+        marks = [(step[0], step[1]) for step in counted]
         if any(type(characters) is not int for characters, _ in marks):
             return None  # text was taken back
         return cutting.text_at(answer["text"], marks, count)

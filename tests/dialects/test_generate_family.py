@@ -6,11 +6,15 @@ import copy
 from math import inf
 from typing import Any
 
+import orjson
 import pytest
 
+from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.families import Ended
 from sglang_cached_addon.core.policy import Refused
 from sglang_cached_addon.dialects.generate import DIALECT
+from tests.dialects.streams import record, replay
+from tests.dialects.test_generate_stream import stream
 from tests.tables import each
 
 FAMILY = DIALECT.family
@@ -110,6 +114,8 @@ STOP_STRING = {"finish_reason": {"type": "stop", "matched": "d"}}
         (answer(), [STEPS[0], *STEPS[2:]], 1, None),
         (answer(), None, 2, None),
         (answer(), [{}, ["a", 1], [3, 2]], 2, None),
+        (answer(), [{}, [1, 1], [3, 2, 3]], 2, None),
+        (answer(), [{}, [1, 1], [3, 2, 2, 5]], 2, "a b"),
         (answer(**STOP_STRING), STEPS, 2, None),
         (answer(finish_reason={"type": "stop", "matched": 2}), STEPS, 2, "a b"),
     ],
@@ -158,3 +164,26 @@ def test_cut() -> None:
     assert FAMILY.cut(answer(), None, 1, "a") is FAMILY.cut(answer(), STEPS, 1, "a") is None
     with pytest.raises(Refused):
         FAMILY.cut(answer(output_token_logprobs=ROW[:3]), None, 2, "a b")
+
+
+@each("incremental", [False, True])
+@each("scored", [False, True])
+def test_streams(incremental: bool, scored: bool) -> None:
+    """A recorded stream that was cut is told again as one of that limit, in either style."""
+    pieces = [("a", 1), ("ab", 2), ("abc", 3), ("abcd", 4)]
+    body = {"text": "a", "stream": True}
+
+    def told(count: int) -> list[Any]:
+        finish = {"type": "length", "length": count}
+        return stream(pieces[:count], incremental=incremental, scored=scored, finish=finish)
+
+    (whole,) = record(DIALECT, body, told(4))
+    for count in (1, 2, 3):
+        found, steps = orjson.loads(whole.answer), orjson.loads(whole.deltas)
+        text = FAMILY.text_at(found, steps, count)
+        assert text == "abcd"[:count]
+        deltas = FAMILY.cut(found, steps, count, text)
+        cut = Generation(0, orjson.dumps(found), count, orjson.dumps(deltas) if deltas else b"")
+        (events,) = replay(DIALECT, body, [cut])
+        (expected,) = replay(DIALECT, body, record(DIALECT, body, told(count)))
+        assert [event.replace(b',"end":%d' % count, b"") for event in events] == expected
