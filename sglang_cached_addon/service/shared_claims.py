@@ -55,13 +55,20 @@ class SharedClaim(Claim):
         """Marks that others had when they were asked for."""
         self._is_blind = False
         """Nobody knows what is taken."""
+        self._looked: dict[bytes, int] | None = None
+        """How many samples of each pool were at hand when there was nothing more for it."""
+
+    def draw(self) -> None:
+        if self._looked is not None:  # the server may have granted what comes before
+            super().draw()
 
     def can_draw(self) -> bool:
         lacks = () if self._is_blind else self.lacks()
         return any(next(self._open(key), None) is not None for key in lacks)
 
     async def ready(self) -> bool:
-        if self._since == inf:
+        has_looked = self.sizes() == self._looked and not (self._is_blind or self.can_draw())
+        if self._since == inf or has_looked:
             return False
         self._is_blind, has_waited = False, False
         while lacks := self.lacks():
@@ -76,8 +83,9 @@ class SharedClaim(Claim):
             has_waited = True
             if self.sizes() == sizes:
                 break
+        self._looked = self.sizes()
         if self._begun is None:
-            self._begun = self.sizes()
+            self._begun = self._looked
         return has_waited
 
     async def _ask(self) -> bool:

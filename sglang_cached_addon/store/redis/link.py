@@ -99,6 +99,7 @@ class Link:
                 why,
             )
         self.is_up, self._is_said = False, True
+        self.runs.lost()
         if self._listening:
             self._listening.cancel()
         self.leases.freed()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from sglang_cached_addon.store.redis.outbox import Outbox, Write
@@ -36,10 +36,16 @@ class SharedRun:
     """One run."""
 
     def __init__(
-        self, name: str, proxy: str, ttl: float, outbox: Outbox, is_known: Callable[[], bool]
+        self,
+        name: str,
+        proxy: str,
+        ttl: float,
+        outbox: Outbox,
+        is_known: Callable[[bool], Awaitable[bool]],
     ) -> None:
         """`proxy` tells this one from others. A run that was not used for `ttl` seconds is
-        forgotten. `is_known` tells whether the server can say what is taken."""
+        forgotten. `is_known` tells whether the server can say what is taken; it may wait for that,
+        if it is told so."""
         self.name = name
         self.last = 0.0
         """When it was last used here: Unix seconds."""
@@ -86,37 +92,40 @@ class SharedRun:
         that were. They are not all that is free if its `current` was another one before. None where
         nobody can know what is taken."""
         wants = list(wants)
-        if not self._is_known():
-            return None
         own = {mark for count, marks in wants for mark in marks[:count]}
         self._asked |= own
-        command = self._commands.take(self.current, secrets.token_hex(4), wants)
-        before = self.current
-        asking = self._outbox.ask(*command)
         try:
-            result = await asyncio.shield(asking)
-        except asyncio.CancelledError:  # what is granted by then is nobody's
-            asking.add_done_callback(self._let_go)
-            raise
-        except Away:
-            return None
+            while await self._is_known(bool(wants)):
+                before = self.current
+                asking = self._outbox.ask(*self._commands.take(before, secrets.token_hex(4), wants))
+                try:
+                    result = await asyncio.shield(asking)
+                except asyncio.CancelledError:  # what is granted by then is nobody's
+                    asking.add_done_callback(self._let_go)
+                    raise
+                except Away:
+                    continue
+                return None if isinstance(result, Exception) else self._granted(result, before)
         finally:
             self._asked -= own
-        if isinstance(result, Exception):
-            return None
-        answer = read(result)
-        if self._hear(answer):
-            self._held |= set(answer.granted)
-            self._taken |= set(answer.refused)
-            self._note((), HELD)  # that there was a call
-            return answer.granted
-        return None if answer.current == before == self.current else []
+        return None
+
+    def _granted(self, result: Result, before: Pass) -> list[int] | None:
+        said = read(result)
+        if not self._hear(said):
+            return None if said.current == before == self.current else []
+        self._taken.update(said.refused)
+        granted = [mark for mark in said.granted if mark not in self._held]
+        self._held.update(granted)
+        if granted:  # one that was asked for in vain may be about to be freed
+            self._note([mark for mark in granted if mark in self._untold], HELD)
+        return granted
 
     def _let_go(self, asking: asyncio.Future[Result]) -> None:
         if not (asking.cancelled() or asking.exception() or isinstance(asking.result(), Exception)):
-            answer = read(asking.result())
-            if self._hear(answer):
-                self._note(answer.granted, FREED)
+            said = read(asking.result())
+            if self._hear(said):
+                self._note([mark for mark in said.granted if mark not in self._held], FREED)
 
     def hold(self, mark: int) -> bool:
         """Takes a sample that nobody else knows of yet."""
@@ -137,9 +146,9 @@ class SharedRun:
 
     # What the server says
 
-    def _hear(self, answer: Said) -> bool:
+    def _hear(self, said: Said) -> bool:
         """Takes note of how things are there; whether it was done what was asked for."""
-        theirs, mine = answer.current, self.current
+        theirs, mine = said.current, self.current
         if theirs.number < mine.number:
             return False  # said before it was known
         self.current = theirs
@@ -147,14 +156,13 @@ class SharedRun:
             self.turn += 1
             for marks in (self._taken, self._held, self._untold):
                 marks.clear()
-        elif theirs.born != mine.born:
-            lost = dict.fromkeys(self._taken, KEPT) | dict.fromkeys(self._held, HELD)
-            self._untold = lost | self._untold
-        if mine.born != theirs.born:
+        elif theirs.born != mine.born:  # what is held is told again and again
+            self._untold = dict.fromkeys(self._taken, KEPT) | self._untold
+        if theirs.born != mine.born:
             self._outbox.tell(("SADD", NAMES, self.name))
-        if self._untold:
-            self._queue()
-        return answer.is_done
+            if self._untold:
+                self._queue()
+        return said.is_done
 
     # What it is told
 

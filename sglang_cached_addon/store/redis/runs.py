@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -15,6 +17,9 @@ from sglang_cached_addon.store.redis.run import SharedRun
 from sglang_cached_addon.store.redis.server import Away
 
 logger = logging.getLogger("sglang_cached_addon")
+
+PATIENCE_SECONDS = 3.0
+"""How long a call for which there is something stored waits for a server that has gone away."""
 
 PRUNE_SECONDS = 60.0
 """How often it is looked which runs are over."""
@@ -32,11 +37,18 @@ class SharedRuns:
         self._server = server
         self._runs: dict[str, SharedRun] = {}
         self._pruned_at = -inf
+        self._lost_at = time.monotonic()
+        self._is_back = asyncio.Event()
         self._is_said = False
         """Whether it is in the log that nobody knows what is taken."""
 
-    def _is_known(self) -> bool:
+    async def _is_known(self, waits: bool) -> bool:
         """Whether the server can say what is taken; people are told what happens where not."""
+        left = self._lost_at + PATIENCE_SECONDS - time.monotonic()
+        if waits and left > 0 and not self._outbox.is_open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._is_back.wait()
         if not self._outbox.is_open and not self._is_said:
             self._is_said = True
             logger.warning(
@@ -71,9 +83,16 @@ class SharedRuns:
         for run in self._runs.values():
             run.renew()
 
+    def lost(self) -> None:
+        """The server is away."""
+        if self._is_back.is_set():
+            self._is_back.clear()
+            self._lost_at = time.monotonic()
+
     def resume(self) -> None:
         """The server is back."""
         self._is_said = False
+        self._is_back.set()
         for run in self._runs.values():
             run.resume()
 
