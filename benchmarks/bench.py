@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import alone, entries, servers
+from benchmarks import alone, client, entries, servers
 from benchmarks.bounds import entries as entries_name
-from benchmarks.calls import SMALL
+from benchmarks.calls import SMALL, generate
 from benchmarks.cases import (
     COMPACT,
     COMPACT_ENTRIES,
     COSTS,
+    DRAWS,
     REPLAYS,
+    RUN,
     SPREAD_COSTS,
     STREAMS,
     TARGETS,
@@ -31,11 +33,13 @@ from benchmarks.servers import (
     COMPACTING,
     DIRECT,
     EARLY,
+    IN_RUNS,
     JSON,
     LATE,
     MITMDUMP,
     NGINX,
     OURS,
+    OUTSIDE,
     RELAYED,
     REPLAYED,
     SETTLED,
@@ -80,6 +84,7 @@ class Bench:
             if stub:
                 self._targets(turn, stub)
                 self._replays(turn, stub)
+                self._runs(turn, stub)
                 self._spread(turn, stub)
                 self._scale(turn, stub)
                 self._compact(turn, stub)
@@ -164,6 +169,18 @@ class Bench:
                     self._measuring.add(
                         "streams-memory", "MiB", EARLY, server, turn, resident, target
                     )
+
+    def _runs(self, turn: int, stub: Server) -> None:
+        """Hits in runs and outside of them, of one pool."""
+        if not self._measuring.wants(RUN):
+            return
+        with ExitStack() as stack:
+            start = servers.ours(stub, self._work / f"runs-{turn}", OUTSIDE)
+            if server := self._measuring.start(stack, start):
+                with self._measuring.attempt(RUN.name):
+                    client.fill(server.port, generate(100, DRAWS), 0)
+                    in_runs = replace(server, name=IN_RUNS, draws=DRAWS)
+                    self._measuring.load(RUN, [replace(server, entries=1), in_runs], turn)
 
     def _spread(self, turn: int, stub: Server) -> None:
         """Hits at random over few and over many entries, and what those entries cost."""

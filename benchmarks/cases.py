@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from benchmarks import client, wrk
 from benchmarks.calls import FOUR, LARGE, SMALL, Call
-from benchmarks.servers import DIRECT, MITMDUMP, NGINX, SETTLED, Server
+from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OUTSIDE, SETTLED, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,12 @@ STORE = ("open", "entry", "get")
 """Opening a large journal, what its entries cost, and getting at them."""
 
 
+RUN = Case("hit-run", SMALL, OUTSIDE, is_rate=True)
+"""Hits in runs, each of which draws so many samples, and hits of no run."""
+
+DRAWS = 1000
+
+
 COMPACT = Case("compact", SMALL, SETTLED)
 """Hits at random while the journal is compacted, and afterwards."""
 
@@ -97,6 +103,8 @@ def prepare(case: Case, server: Server, turn: int, unused: int) -> tuple[object,
         client.check(server.port, case.call, unused, "MISS")
         client.fill(server.port, case.call, unused)
         return "count", unused + 1
+    if server.draws:
+        return "runs", server.draws, f"r{unused}"
     if server.entries:
         for number in (0, server.entries // 2, server.entries - 1):
             client.check(server.port, case.call, number, "HIT")

@@ -1,6 +1,8 @@
--- The load that wrk sends: wrk -s load.lua URL -- FILE [count START | random BELOW SEED]
+-- The load that wrk sends: wrk -s load.lua URL -- FILE [count START | random BELOW SEED |
+-- runs SIZE NAME]
 -- FILE holds a body with a mark of ten `#` in it, which becomes a number: 0 in every
--- request, one more each time, or any below BELOW. One wrk thread.
+-- request, one more each time, or any below BELOW. Of runs, each has SIZE requests with a 0,
+-- and is called NAME-0, NAME-1, and so on. One wrk thread.
 
 local function number(i) return string.format("%010d", i) end
 
@@ -12,6 +14,20 @@ function init(args)
   wrk.headers["Content-Type"] = "application/json"
   if not args[2] then
     wrk.body = body:gsub("##########", number(0))
+    return
+  end
+  if args[2] == "runs" then
+    local size, path, i, run = tonumber(args[3]), wrk.path, -1, -1
+    body = body:gsub("##########", number(0))
+    local whole
+    function request()
+      i = i + 1
+      if math.floor(i / size) > run then
+        run = math.floor(i / size)
+        whole = wrk.format("POST", "/run/" .. args[4] .. "-" .. run .. path, nil, body)
+      end
+      return whole
+    end
     return
   end
   -- The length never changes, so the head is made once.

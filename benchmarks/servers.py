@@ -37,6 +37,7 @@ FAR, NEAR = "from disk", "from memory"
 COMPACTING, SETTLED = "while compacting", "afterwards"
 JSON, RELAYED, REPLAYED = "JSON hit", "relayed", "replayed"
 QUIET = "quiet"
+OUTSIDE, IN_RUNS = "of no run", "in runs"
 EARLY, LATE = "after 10,000", "after 20,000"
 """Ours, in what it does."""
 
@@ -56,6 +57,8 @@ class Server:
     """From its start to its first answer."""
     entries: int = 0
     """Written ahead: the numbers 0 to `entries` - 1 of the small call are hits."""
+    draws: int = 0
+    """Calls are in runs, each of which draws so many samples of one pool."""
 
     @property
     def caches(self) -> bool:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from math import inf
 
-from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.cache import Addition, Sample, Store, counts, slots
 from sglang_cached_addon.core.call import Call, Generation, Recorded
+from sglang_cached_addon.core.places import written
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def shown_places(plan: Plan) -> bytes:
     that would be too long."""
     if len(plan.places) > MAX_SHOWN // 2 or any(-1 in places for places in plan.places):
         return b""
-    shown = ",".join(runs.written(places) for places in plan.places).encode()
+    shown = ",".join(written(places) for places in plan.places).encode()
     return shown if len(shown) <= MAX_SHOWN else b""
 
 

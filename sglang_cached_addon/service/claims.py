@@ -12,10 +12,10 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import Pool, pool_of
 from sglang_cached_addon.core.planning import Plan
-from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.runs import Log, SharedRun
 
@@ -43,7 +43,7 @@ class Drawn:
         self.run = run
         self._log, self._pools, self._places, self._rewinds = log, pools, places, run.rewinds
         run.reused += run.places.take_lowest(pools, places)
-        log.note(run, pools, places, is_taken=True)
+        log.note(run, pools)
 
     def settle(self, *, is_delivered: bool) -> None:
         """The client has got all of its answer; if not, its places are free again."""
@@ -54,8 +54,9 @@ class Drawn:
         if run.rewinds != self._rewinds or run.is_over:
             return
         for pool, some in zip(self._pools, self._places, strict=True):
-            if back := [place for place in some if run.places.give_back(pool, place)]:
-                self._log.note(run, (pool,), (back,), is_taken=False)
+            for place in some:
+                run.places.give_back(pool, place)
+        self._log.note(run, self._pools)
 
 
 View = Callable[[bytes], Sequence[Sample]]
@@ -207,11 +208,11 @@ class LocalClaim(Claim):
         return any(len(self._view(key)) < self._size(key) < inf for key in self.lacks())
 
     def _free(self, key: bytes, samples: Sequence[Sample]) -> Iterator[int]:
-        places, pool, size = self.run.places, runs.pool_of(key), len(samples)
+        places, pool, size = self.run.places, pool_of(key), len(samples)
         end = places.end(pool)
         if end > size and end > (whole := max(size, self._size(key))):  # samples were removed
             places.clip(pool, int(whole))
-            self._log.note(self.run, (pool,), (range(int(whole), end),), is_taken=False)
+            self._log.note(self.run, (pool,))
         if (fresh := self.run.fresh_since) > -inf and not places.has_floor(pool):
             before = [k for k, sample in enumerate(samples) if sample.stored_at < fresh]
             places.begin_at(pool, before[-1] + 1 if before else 0)
@@ -221,20 +222,20 @@ class LocalClaim(Claim):
         return (place for place in free if samples[place].stored_at >= self._since)
 
     def _take(self, key: bytes, place: int) -> bool:
-        pool = runs.pool_of(key)
+        pool = pool_of(key)
         is_taken = self.run.places.take(pool, place)
         if is_taken and not self.run.is_over:
-            self._log.note(self.run, (pool,), ((place,),), is_taken=True)
+            self._log.note(self.run, (pool,))
         return is_taken
 
     def _end(self, *, is_delivered: bool) -> None:
         if is_delivered or self.run.rewinds != self._rewinds or self.run.is_over:
             return
         for key, item in zip(self.known.keys, self._held, strict=True):
-            pool = runs.pool_of(key)
+            pool = pool_of(key)
             for held in item:
                 if held.is_marked and self.run.places.give_back(pool, held.place):
-                    self._log.note(self.run, (pool,), ((held.place,),), is_taken=False)
+                    self._log.note(self.run, (pool,))
 
 
 def lacks_of(claims: Iterable[object], but: Claim) -> dict[bytes, int]:

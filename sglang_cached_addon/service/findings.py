@@ -15,9 +15,9 @@ import orjson
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.outcome import Outcome, Saved
+from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
-from sglang_cached_addon.core.runs import Pool
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.wire import http1
 

@@ -13,7 +13,7 @@ from math import inf
 
 import orjson
 
-from sglang_cached_addon.core import identity, keys, planning, policy, runs
+from sglang_cached_addon.core import identity, keys, planning, policy
 from sglang_cached_addon.core.cache import Sample, Store
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.epochs import Epochs
@@ -21,6 +21,7 @@ from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.memo import Memo
 from sglang_cached_addon.core.naming import Naming
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
@@ -146,7 +147,7 @@ class Lookup:
             name,
             has_model=bool(self._naming.fingerprint),
             draws=not (call.is_greedy or self._is_fixed(call)),
-            pools=tuple(map(runs.pool_of, names)),
+            pools=tuple(map(pool_of, names)),
             naming=naming,
         )
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any, Protocol
 
-from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.core.places import Pool
+from sglang_cached_addon.core.runs import Run
 
 PRUNE_SECONDS = 60.0
 """How often it is looked which runs are over."""
@@ -20,13 +21,12 @@ class Log(Protocol):
     @property
     def runs(self) -> dict[str, Run]: ...
 
-    def note(
-        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
-    ) -> None: ...
+    def note(self, run: Run, pools: Iterable[Pool]) -> None:
+        """Other places of these pools are taken now."""
 
     def rewound(self, run: Run) -> None: ...
 
-    def deleted(self, name: str) -> None: ...
+    def deleted(self, run: Run) -> None: ...
 
 
 class NoLog:
@@ -35,15 +35,13 @@ class NoLog:
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
 
-    def note(
-        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
-    ) -> None:
+    def note(self, run: Run, pools: Iterable[Pool]) -> None:
         return
 
     def rewound(self, run: Run) -> None:
         return
 
-    def deleted(self, name: str) -> None:
+    def deleted(self, run: Run) -> None:
         return
 
 
@@ -143,7 +141,7 @@ class Runs:
     def _delete(self, run: Run) -> Shown:
         del self.log.runs[run.name]
         run.is_over = True
-        self.log.deleted(run.name)
+        self.log.deleted(run)
         return run.as_json()
 
     def _prune(self, now: float) -> None:

@@ -12,8 +12,8 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import marks, pool_of
 from sglang_cached_addon.service.claims import Claim, View
 from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.runs import SharedRun
@@ -129,7 +129,7 @@ class SharedClaim(Claim):
     def _open(self, key: bytes) -> Iterator[Open]:
         """The samples of a pool that are for this call, and may be free."""
         samples, since = self._view(key), max(self._since, self.run.fresh_since)
-        for place, mark in enumerate(runs.marks(runs.pool_of(key), samples)):
+        for place, mark in enumerate(marks(pool_of(key), samples)):
             is_for_it = samples[place].stored_at >= since and mark not in self._refused
             if is_for_it and self.run.is_free(mark):
                 yield Open(place, mark, samples[place])
@@ -140,8 +140,7 @@ class SharedClaim(Claim):
             yield from (each.place for each in self._open(key) if each.place >= start)
 
     def _take(self, key: bytes, place: int) -> bool:
-        marks = runs.marks(runs.pool_of(key), self._view(key))
-        mark = next(islice(marks, place, None))
+        mark = next(islice(marks(pool_of(key), self._view(key)), place, None))
         if is_taken := self.run.hold(mark):
             self._marks.append((self.run.turn, mark))
         return is_taken

@@ -2,18 +2,18 @@
 
 One JSON object a line, each with a checksum as in the journal:
 
-    {"v":4,"run":"a","at":<unix s>,"taken":{"<pool>":"0-2"},"free":{"<pool>":"5"},"sum":"<8 hex>"}
+    {"v":4,"run":"a","at":<unix s>,"taken":{"<pool>":"0-2+4"},"sum":"<8 hex>"}
     {"v":4,"run":"a","totals":[<first>,<last>,<calls>,<reused>,<generated>],"sum":"<8 hex>"}
     {"v":4,"run":"a","rewound":<unix s>,"fresh_since":<unix s or null>,"sum":"<8 hex>"}
     {"v":4,"run":"a","deleted":true,"sum":"<8 hex>"}
 
-A pool is 15 hexadecimal digits of its key.
+A pool is 15 hexadecimal digits of its key; of what is said of one, the last counts.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -21,19 +21,16 @@ from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core import runs
+from sglang_cached_addon.core import places, runs
 from sglang_cached_addon.core.keys import FORMAT_VERSION
-from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.core.places import Pool
+from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.store.journal.lines import BROKEN, is_sealed, seal
 
 logger = logging.getLogger(__name__)
 
 _PIECE = 1000
 """Pools that stand in one line of a file that is written anew."""
-
-
-Note = tuple[Run, Sequence[Pool], Sequence[Sequence[int]], bool]
-"""Places of a run, pool by pool, and whether they were taken, or given back."""
 
 
 def line(name: str, **members: Any) -> bytes:
@@ -47,38 +44,10 @@ def totals(run: Run) -> bytes:
     return line(run.name, totals=[*times, run.calls, run.reused, run.generated])
 
 
-def _spans(places: Mapping[Pool, Iterable[int]]) -> dict[str, str]:
-    return {f"{pool:015x}": runs.written(sorted(some)) for pool, some in places.items() if some}
-
-
-_Last = dict[Run, tuple[dict[Pool, set[int]], dict[Pool, set[int]]]]
-"""The places of runs that were given back last, and those that were taken last."""
-
-
-def lines(notes: Iterable[Note | bytes]) -> Iterator[bytes]:
-    """The lines of notes; of what was noted of one place, the last counts."""
-    last: _Last = {}
-    for note in notes:
-        if isinstance(note, bytes):
-            yield from _noted(last)
-            last.clear()
-            yield note
-            continue
-        run, pools, places, is_taken = note
-        noted = last.get(run) or last.setdefault(run, ({}, {}))
-        for pool, some in zip(pools, places, strict=True):
-            noted[is_taken].setdefault(pool, set()).update(some)
-            if pool in noted[not is_taken]:
-                noted[not is_taken][pool].difference_update(some)
-    yield from _noted(last)
-
-
-def _noted(last: _Last) -> Iterator[bytes]:
-    """A line for each run."""
-    for run, (free, taken) in last.items():
-        spans = {"taken": _spans(taken), "free": _spans(free)}
-        spans = {name: some for name, some in spans.items() if some}
-        yield line(run.name, at=round(run.last, 3), **spans)
+def taken(run: Run, pools: Iterable[Pool]) -> bytes:
+    """The line of what is taken of these pools."""
+    spans = {f"{pool:015x}": places.written(run.places[pool]) for pool in pools}
+    return line(run.name, at=round(run.last, 3), taken=spans)
 
 
 def whole(known: Iterable[Run]) -> Iterator[bytes]:
@@ -86,9 +55,9 @@ def whole(known: Iterable[Run]) -> Iterator[bytes]:
     for run in known:
         if run.fresh_since > -inf:
             yield line(run.name, rewound=round(run.first, 3), fresh_since=run.fresh_since)
-        places = iter(run.places)
-        while piece := dict(islice(places, _PIECE)):
-            yield line(run.name, at=round(run.last, 3), taken=_spans(piece))
+        pools = iter(run.places)
+        while piece := list(islice(pools, _PIECE)):
+            yield taken(run, piece)
         yield totals(run)
 
 
@@ -135,8 +104,4 @@ def _take(found: dict[str, Run], each: bytes) -> None:
     if "at" in record:
         run.last = max(run.last, float(record["at"]))
     for pool, spans in record.get("taken", {}).items():
-        for place in runs.read(spans):
-            run.places.take(int(pool, 16), place)
-    for pool, spans in record.get("free", {}).items():
-        for place in runs.read(spans):
-            run.places.give_back(int(pool, 16), place)
+        run.places[int(pool, 16)] = places.read(spans)

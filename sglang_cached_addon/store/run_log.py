@@ -11,16 +11,16 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import inf
 from pathlib import Path
+from typing import Any
 
+from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.policy import Fsync
-from sglang_cached_addon.core.runs import Pool, Run
+from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.store import run_lines
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, private, replace
-from sglang_cached_addon.store.run_lines import Note
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,11 @@ class RunLog:
         self.path = folder / NAME
         self._fsync = fsync
         self._ttl = ttl
-        self._notes: deque[Note | bytes] = deque()
-        """What is to be written: notes, and lines."""
+        self._lock = threading.Lock()
+        """For what is to be written."""
+        self._lines: list[bytes] = []
+        self._changed: dict[Run, set[Pool]] = {}
+        """Pools of which other places are taken since these lines."""
         self._is_noted = threading.Event()
         self._is_closing = threading.Event()
         self._owed: set[Run] = set()
@@ -65,25 +68,30 @@ class RunLog:
 
     # For the event loop
 
-    def note(
-        self, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]], *, is_taken: bool
-    ) -> None:
-        """These places of each pool were taken, or given back."""
-        self._add((run, pools, places, is_taken))
+    def note(self, run: Run, pools: Iterable[Pool]) -> None:
+        """Other places of these pools are taken now."""
+        with self._lock:
+            changed = self._changed.get(run)
+            if changed is None:
+                changed = self._changed[run] = set()
+            changed.update(pools)
+        if not self._is_noted.is_set():
+            self._is_noted.set()
 
     def rewound(self, run: Run) -> None:
         """All places of a run are free again."""
         fresh = run.fresh_since if run.fresh_since > -inf else None
-        self._add(run_lines.line(run.name, rewound=time.time(), fresh_since=fresh))
+        self._say(run, rewound=time.time(), fresh_since=fresh)
 
-    def deleted(self, name: str) -> None:
+    def deleted(self, run: Run) -> None:
         """A run is no more."""
-        self._add(run_lines.line(name, deleted=True))
+        self._say(run, deleted=True)
 
-    def _add(self, note: Note | bytes) -> None:
-        self._notes.append(note)
-        if not self._is_noted.is_set():
-            self._is_noted.set()
+    def _say(self, run: Run, **members: Any) -> None:
+        with self._lock:
+            self._changed.pop(run, None)
+            self._lines.append(run_lines.line(run.name, **members))
+        self._is_noted.set()
 
     def close(self) -> None:
         """Writes what is not yet."""
@@ -99,9 +107,12 @@ class RunLog:
             self._is_noted.wait(TOTALS_SECONDS if self._owed else None)
             self._is_closing.wait(FLUSH_SECONDS)
             self._is_noted.clear()
-            notes = [self._notes.popleft() for _ in range(len(self._notes))]
-            self._owed |= {note[0] for note in notes if isinstance(note, tuple)}
-            lines = list(run_lines.lines(notes))
+            with self._lock:
+                said, self._lines = self._lines, []
+                changed, self._changed = self._changed, {}
+            changed = {run: pools for run, pools in changed.items() if not run.is_over}
+            self._owed |= changed.keys()
+            lines = said + [run_lines.taken(*each) for each in changed.items()]
             is_due = time.monotonic() > self._totals_at + TOTALS_SECONDS
             self._owed = {run for run in self._owed if not run.is_over}
             if self._owed and (is_due or self._is_closing.is_set()):
@@ -110,7 +121,10 @@ class RunLog:
             try:
                 self._put(b"".join(lines), is_due)
             except OSError as e:
-                self._notes.extendleft(reversed(notes))
+                with self._lock:
+                    self._lines = said + self._lines
+                for run, pools in changed.items():
+                    self.note(run, pools)
                 if not self._has_failed:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                 self._has_failed = True

@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from sglang_cached_addon.core import runs
+from sglang_cached_addon.core.places import read
 from tests.conftest import Proxy, StartProxy, until
 from tests.simulator import Fault, Simulator, is_probe
 
@@ -192,7 +192,7 @@ def wait_for(proxy: Proxy, log: Path, place: int) -> None:
     def is_written() -> bool:
         lines = [json.loads(line) for line in log.read_bytes().splitlines()]
         spans = [span for line in lines for span in line.get("taken", {}).values()]
-        return any(place in runs.read(span) for span in spans)
+        return any(place in span for each in spans for span in read(each))
 
     until(lambda: not proxy.stats()["pending_writes"])
     until(is_written)

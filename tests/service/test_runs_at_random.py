@@ -11,10 +11,11 @@ import asyncio
 import itertools
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sglang_cached_addon.core.policy import Fsync
+from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.store import run_lines
@@ -142,11 +143,9 @@ class Life:
     @property
     def is_written(self) -> bool:
         """Whether all that was answered is on disk."""
-        read = run_lines.read(self.log.path)
-        on_disk = {name: dict(found.places) for name, found in read.items()}
-        return not self.store.journal.pending and all(
-            on_disk.get(name, {}) == dict(found.places) for name, found in self.log.runs.items()
-        )
+        on_disk = taken(run_lines.read(self.log.path))
+        live = taken(self.log.runs)
+        return not self.store.journal.pending and on_disk == live
 
     async def end(self) -> None:
         """Ends it in good order. Who waits for an answer gets none."""
@@ -159,6 +158,12 @@ class Life:
         self.log.close()
         self.store.close()
         await settled()
+
+
+def taken(known: Mapping[str, Run]) -> dict[str, dict[int, list[int]]]:
+    """What runs have taken of each pool, where that is something."""
+    found = {name: {k: list(run.places[k]) for k in run.places} for name, run in known.items()}
+    return {name: places for name, places in found.items() if places}
 
 
 class Restarting(World):

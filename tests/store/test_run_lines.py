@@ -10,23 +10,21 @@ from sglang_cached_addon.store import run_lines
 
 
 def test_lines(tmp_path: Path) -> None:
-    """What was noted of a run is one line, in which the last word on each place stands; what was
-    said in between counts in its order. Runs that are read have what was written."""
-    a, b, path = Run("a", 1.0, 5.0), Run("b", 1.0, 6.0), tmp_path / "runs"
-    notes: list[run_lines.Note | bytes] = [
-        (a, [1], [range(3)], True), (b, [1], [[0]], True),
-        (a, [2, 2], [[4], [7]], True), (a, [1], [[1]], False),
-    ]  # fmt: skip
-    found = list(run_lines.lines(notes))
-    one, two = "000000000000001", "000000000000002"
-    assert [(said["run"], said["taken"], said.get("free")) for said in map(json.loads, found)] == [
-        ("a", {one: "0+2", two: "4+7"}, {one: "1"}),
-        ("b", {one: "0"}, None),
-    ]
-    path.write_bytes(b"".join(found))
-    assert {name: dict(run.places) for name, run in run_lines.read(path).items()} == {
-        "a": {1: [0, 2], 2: [4, 7]}, "b": {1: [0]},
+    """A line has all that a run has of some pools, and the last one counts."""
+    run, path = Run("a", 1.0, 5.0), tmp_path / "runs"
+    for place in (0, 1, 2, 5):
+        run.places.take(1, place)
+    run.places.take(2, 0)
+    first = run_lines.taken(run, [1, 2, 3])
+    spans = {f"{1:015x}": "0-2+5", f"{2:015x}": "0", f"{3:015x}": ""}
+    assert json.loads(first) | {"sum": ""} == {
+        "v": 4, "run": "a", "at": 5.0, "taken": spans, "sum": "",
     }  # fmt: skip
-    again = [run_lines.line("a", deleted=True), (a, [1], [[9]], True)]
-    path.write_bytes(b"".join(run_lines.lines([*notes, *again])))
-    assert dict(run_lines.read(path)["a"].places) == {1: [9]}
+    run.places.give_back(1, 1)
+    run.places.give_back(2, 0)
+    path.write_bytes(first + run_lines.taken(run, [1, 2]))
+    (read,) = run_lines.read(path).values()
+    assert {pool: list(read.places[pool]) for pool in read.places} == {1: [0, 2, 5]}
+    assert read.places.count == 3
+    path.write_bytes(first + run_lines.line("a", deleted=True) + run_lines.taken(run, [3]))
+    assert list(run_lines.read(path)["a"].places) == []

@@ -24,9 +24,14 @@ def use(log: RunLog, name: str) -> Run:
     return log.runs.setdefault(name, Run(name, now, now))
 
 
+def taken(run: Run) -> dict[int, list[int]]:
+    """What is taken of each pool."""
+    return {pool: list(run.places[pool]) for pool in run.places}
+
+
 def take(log: RunLog, run: Run, pool: int, place: int) -> None:
     assert run.places.take(pool, place)
-    log.note(run, (pool,), ((place,),), is_taken=True)
+    log.note(run, (pool,))
 
 
 def test_reopened(tmp_path: Path) -> None:
@@ -35,7 +40,7 @@ def test_reopened(tmp_path: Path) -> None:
     chance, expected = random.Random(1), {}
     for _ in range(6):
         log = open_log(tmp_path)
-        assert {name: dict(run.places) for name, run in log.runs.items()} == expected
+        assert {name: taken(run) for name, run in log.runs.items()} == expected
         for _ in range(2000):
             run, pool, what = use(log, chance.choice("abc")), chance.randrange(50), chance.random()
             if what < 0.7:
@@ -43,16 +48,16 @@ def test_reopened(tmp_path: Path) -> None:
             elif what < 0.99:
                 place = chance.randrange(8)
                 if run.places.give_back(pool, place):
-                    log.note(run, (pool,), ((place,),), is_taken=False)
+                    log.note(run, (pool,))
             elif what < 0.995:
                 run.rewind()
                 log.rewound(run)
             else:
                 del log.runs[run.name]
                 run.is_over = True
-                log.deleted(run.name)
+                log.deleted(run)
         log.close()
-        expected = {name: dict(run.places) for name, run in log.runs.items() if run.places.count}
+        expected = {name: taken(run) for name, run in log.runs.items() if run.places.count}
         for name in set(log.runs) - set(expected):
             expected[name] = {}
 
@@ -87,7 +92,7 @@ def test_size(tmp_path: Path) -> None:
     for _ in range(60):
         for pool in range(count):
             run.places.give_back(pool << 20, 123)
-            log.note(run, (pool << 20,), ((123,),), is_taken=False)
+            log.note(run, (pool << 20,))
             take(log, run, pool << 20, 123)
     log.close()
     assert log.path.stat().st_size <= 3 * run_log.SPARE_BYTES
@@ -119,7 +124,7 @@ def test_broken_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for end in range(0, len(whole), 7):
         log.path.write_bytes(whole[:end])
         log = open_log(tmp_path)
-        assert dict(log.runs["a"].places if log.runs else ()) in ({}, {1: [0]}, {1: [0, 1]})
+        assert (taken(log.runs["a"]) if log.runs else {}) in ({}, {1: [0]}, {1: [0, 1]})
         log.close()
     for junk in (b"{}\n", b"\xff\n", b'{"v":4}\n', whole.replace(b'"1', b'"2')):
         log.path.write_bytes(junk)

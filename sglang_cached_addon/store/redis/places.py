@@ -2,7 +2,7 @@
 
 Of a run there are three keys. `{run:NAME}` is a hash of what is told of it; its `pass` is a number
 that rises whenever the run begins anew. `{run:NAME}:taken` is a set: the marks (see
-`core.runs.marks`) of samples that were delivered. `{run:NAME}:held` has those of calls under way:
+`core.places.marks`) of samples that were delivered. `{run:NAME}:held` has those of calls under way:
 until when, and for which proxy. `{all}:runs` is a set of names.
 
 `born` is a word for all that the server has of a pass, and is in `taken`: where something was lost,
