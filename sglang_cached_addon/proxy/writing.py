@@ -98,13 +98,17 @@ class Writer:
                 answer.close(is_complete)
                 outcome = answer.outcome
             if not isinstance(answer, Bypass):
-                self._wrote(ask, is_whole=is_complete)
+                if ask.claim:
+                    self._wrote(ask, is_whole=is_complete)
                 self._desk.log(ask.head.path, outcome, started)
         return None
 
     def _wrote(self, ask: Ask, *, is_whole: bool = True) -> None:
-        self.delivery.wrote(ask, is_whole=is_whole)
         self.delivery.look()
+        if is_whole and not self._transport.get_write_buffer_size():
+            ask.settle(is_delivered=True)
+        else:
+            self.delivery.wrote(ask, is_whole=is_whole)
 
     async def _answer(self, answer: Hit | Reply | Streamed) -> None:
         upstream = self._desk.upstream_url

@@ -120,11 +120,10 @@ class Service:
             view, look = view_of(lookup, self.flights, known), self._exchange.look
             ask.claim = SharedClaim(shared, known, view, lookup.pool, look, terms.since)
             return known  # to ask the server takes time
-        run = (
-            former.run
-            if isinstance(former, Drawn | LocalClaim)
-            else self.runs.use(ask.head.run, now)
-        )
+        if isinstance(former, (Drawn, LocalClaim)):
+            run = former.run
+        else:
+            run = self.runs.use(ask.head.run, now)
         has_landed = self.flights.any_landed  # then what is at hand is not all that is there
         if not (has_landed or terms.since > -inf or run.is_fresh):
             places = run.places.lowest(known.pools, known.call.n)
