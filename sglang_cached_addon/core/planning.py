@@ -12,9 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from math import inf
 
+from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.cache import Addition, Sample, Store, counts, slots
 from sglang_cached_addon.core.call import Call, Generation, Recorded
 from sglang_cached_addon.core.places import written
+
+LARGE_BYTES = 1 << 20
+"""How many bytes of samples are put together on the event loop, in some 20 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,15 @@ class Plan:
             return {key: self.sizes[key] + lack for key, lack in lacks.items() if lack}
         times = Counter(self.keys)
         return {key: self.call.n * times[key] for key in dict.fromkeys(self.keys) if key in short}
+
+    @property
+    def is_large(self) -> bool:
+        """Whether an answer takes so long to put together that others would wait for it: whoever
+        gives it does that beside the event loop."""
+        if self.call.total >= policy.LARGE_SAMPLES:
+            return True
+        is_written = self.call.total > 1 or self.call.stream is not None or self.call.batched
+        return is_written and sum(len(sample.answer) for sample in self.samples()) > LARGE_BYTES
 
     def samples(self) -> Iterator[Sample]:
         """The stored samples of all items."""

@@ -28,7 +28,6 @@ from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering, view_of
-from sglang_cached_addon.service.lookup import is_large
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs, SharedRuns
@@ -135,7 +134,7 @@ class Service:
         if has_landed:
             return known  # what is of several parts may wait to be confirmed
         plan = claim.plan()
-        return known if plan.needs or is_large(plan) else lookup.hit(known, plan, now)
+        return known if plan.needs or plan.is_large else lookup.hit(known, plan, now)
 
     def _find(self, ask: Ask, terms: Terms, now: float) -> Hit | Known | Reason:
         """Looks a call up, whoever asks."""

@@ -32,9 +32,6 @@ from sglang_cached_addon.wire import http1, sse
 MEMO_BYTES = 16 << 20
 """How many bytes the bodies read before may take, with what was made of them: an estimate."""
 
-LARGE_BYTES = 1 << 20
-"""How many bytes of samples are put together on the event loop, in some 20 ms."""
-
 MEMO_OVERHEAD = 2048
 """How many bytes an entry of the memo takes, beside what grows with its body."""
 
@@ -165,7 +162,7 @@ class Lookup:
     def _written(self, known: Known, plan: Plan, places: Places | None, now: float) -> Hit | None:
         """The answer of a plan that lacks nothing, unless it is large; it is remembered as that of
         these places, if there are such."""
-        if is_large(plan):
+        if plan.is_large:
             return None
         hit = self.hit(known, plan, now)
         if places is not None:
@@ -233,16 +230,6 @@ class Lookup:
     def stamp(self, known: Known) -> Stamp:
         """What must not change until an answer to this call is stored."""
         return Stamp(self._store.clears, known.model_version)
-
-
-def is_large(plan: Plan) -> bool:
-    """Whether an answer takes so long to put together that others would wait for it: whoever gives
-    it does that beside the event loop."""
-    call = plan.call
-    if call.total >= policy.LARGE_SAMPLES:
-        return True
-    is_written = call.total > 1 or call.stream is not None or call.batched
-    return is_written and sum(len(sample.answer) for sample in plan.samples()) > LARGE_BYTES
 
 
 def events_of(

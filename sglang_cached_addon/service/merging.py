@@ -22,7 +22,6 @@ from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.service.flights import Flights
-from sglang_cached_addon.service.lookup import is_large
 
 _T = TypeVar("_T")
 
@@ -103,4 +102,4 @@ class Merge:
 
 async def _beside(plan: Plan, make: Callable[[], _T]) -> _T:
     """What this makes of a plan; of a large one, beside the event loop."""
-    return await asyncio.to_thread(make) if is_large(plan) else make()
+    return await asyncio.to_thread(make) if plan.is_large else make()

@@ -11,10 +11,10 @@ import orjson
 from sglang_cached_addon.core import keys, policy
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.outcome import Kind, Saved
+from sglang_cached_addon.core.planning import LARGE_BYTES
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import generate, registry
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
-from sglang_cached_addon.service.lookup import LARGE_BYTES
 from sglang_cached_addon.store.memory import MemoryStore
 from tests.service.exchanging import (
     ANN,
