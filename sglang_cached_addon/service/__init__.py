@@ -189,8 +189,8 @@ class Service:
             try:
                 answer = await self._pursue(ask, known, terms)
             except asyncio.CancelledError:
+                ask.settle(is_delivered=False)
                 if not (ask.is_aborted and ask.task):  # the client has left
-                    ask.settle(is_delivered=False)
                     outcome = Outcome(Kind.MISS, 0, known.call.total, Reason.CUT, key=known.key)
                     self._exchange.counters.add(outcome)
                     raise

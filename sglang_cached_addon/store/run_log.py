@@ -29,8 +29,8 @@ NAME = "runs.jsonl"
 FLUSH_SECONDS = 0.03
 """How long notes are gathered before they are written."""
 
-TOTALS_SECONDS = 1.0
-"""At most so often the totals of runs are written, and the file is synced."""
+SYNC_SECONDS, TOTALS_SECONDS = 1.0, 10.0
+"""At most so often the file is synced, and the totals of runs are written."""
 
 SPARE_BYTES = 1 << 20
 """So many bytes more than it had when it was written anew, and twice as many, the file may have."""
@@ -54,7 +54,7 @@ class RunLog:
         self._is_closing = threading.Event()
         self._owed: set[Run] = set()
         """Runs whose totals have changed since they were written."""
-        self._totals_at = 0.0
+        self._totals_at = self._synced_at = 0.0
         self._has_failed = False
         try:
             self.runs = self._rewritten()
@@ -104,7 +104,7 @@ class RunLog:
 
     def _write(self) -> None:
         while not self._is_closing.is_set():
-            self._is_noted.wait(TOTALS_SECONDS if self._owed else None)
+            self._is_noted.wait(SYNC_SECONDS if self._owed else None)
             self._is_closing.wait(FLUSH_SECONDS)
             self._is_noted.clear()
             with self._lock:
@@ -119,7 +119,7 @@ class RunLog:
                 lines += map(run_lines.totals, self._owed)
                 self._owed, self._totals_at = set(), time.monotonic()
             try:
-                self._put(b"".join(lines), is_due)
+                self._put(b"".join(lines))
             except OSError as e:
                 with self._lock:
                     self._lines = said + self._lines
@@ -128,9 +128,9 @@ class RunLog:
                 if not self._has_failed:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                 self._has_failed = True
-                self._is_closing.wait(TOTALS_SECONDS)
+                self._is_closing.wait(SYNC_SECONDS)
 
-    def _put(self, data: bytes, is_due: bool) -> None:
+    def _put(self, data: bytes) -> None:
         start = self._file.tell()
         try:
             while data:
@@ -139,8 +139,10 @@ class RunLog:
             self._file.truncate(start)
             raise
         self._has_failed = False
+        is_due = time.monotonic() > self._synced_at + SYNC_SECONDS
         if self._fsync is Fsync.ALWAYS or (self._fsync is Fsync.INTERVAL and is_due):
             os.fdatasync(self._file.fileno())
+            self._synced_at = time.monotonic()
         if self._file.tell() > 2 * self._least + SPARE_BYTES:
             self._rewritten()
             self._file.close()

@@ -362,14 +362,17 @@ def test_large_upload(simulator: Simulator, proxy: Proxy) -> None:
 
 
 def test_websocket(simulator: Simulator, proxy: Proxy) -> None:
-    """WebSockets pass through."""
+    """WebSockets pass through, in runs, too."""
 
     async def talk() -> Any:
-        socket = await websocket_connect(proxy.url.replace("http", "ws") + "/v1/realtime")
-        await socket.write_message("hello")
-        return await socket.read_message()
+        found = []
+        for path in ("/v1/realtime", "/run/a/v1/realtime"):
+            socket = await websocket_connect(proxy.url.replace("http", "ws") + path)
+            await socket.write_message("hello")
+            found.append(await socket.read_message())
+        return found
 
-    assert IOLoop(make_current=False).run_sync(talk, timeout=30) == "hello"
+    assert IOLoop(make_current=False).run_sync(talk, timeout=30) == ["hello", "hello"]
 
 
 def moved(heard: Heard) -> bytes:

@@ -186,6 +186,27 @@ def test_group(simulator: Simulator, proxy: Proxy) -> None:
         assert {t for a in again for t in texts(a)} == {t for a in found for t in texts(a)}
 
 
+def test_abort_of_one(simulator: Simulator, proxy: Proxy) -> None:
+    """Who aborts one of a group frees the place of that call alone."""
+    simulator.faults.append(Fault.HOLD)
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = [
+            pool.submit(draw, proxy, "a", GENERATE, body(GENERATE, "q", rid=f"r{k}"))
+            for k in range(4)
+        ]
+        until(lambda: proxy.stats()["followers"] == 3)
+        aborting = requests.post(f"{proxy.url}/abort_request", json={"rid": "r2"}, timeout=30)
+        assert aborting.status_code == 200
+        aborted = others.pop(1).result().json()["meta_info"]
+        assert (aborted["id"], aborted["finish_reason"]["type"]) == ("r2", "abort")
+        simulator.release()
+        found = [answer.result() for answer in (first, *others)]
+    assert [answer.json()["meta_info"]["id"] for answer in found] == ["r0", "r1", "r3"]
+    assert sorted(answer.headers["X-Cache-Sample"] for answer in found) == ["0", "1", "2"]
+    told = requests.get(f"{proxy.url}/cache/runs/a", timeout=10).json()
+    assert told["places"] == 3
+
+
 def wait_for(proxy: Proxy, log: Path, place: int) -> None:
     """Returns when this place and its sample are on disk."""
 
