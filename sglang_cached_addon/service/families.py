@@ -102,8 +102,7 @@ class Families:
         family, wanted = family_of(known.dialect), self.variant(known)
         if not (family and wanted):
             return []
-        key = self._pool(known)
-        await self._bring({**plan.needs, key: len(self._store.get(key)) + 1})
+        await self._bring({**plan.needs, self._pool(known): MOST_VARIANTS})
         lacks = enumerate(plan.shortfalls)
         short = [i for i, n in lacks if n == known.call.n and not self._store.get(plan.keys[i])]
         relatives = list(self._relatives(known, family, wanted))

@@ -112,8 +112,10 @@ def test_shared(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -
             start_proxy(simulator.url, "--store", server.url, cache=tmp_path / name)
             for name in ("one", "other")
         )
-        long, short = (limited(GENERATE, "once", limit, scores=False) for limit in (40, 8))
-        assert asked(one, simulator, GENERATE, long) == "sglang-cached; fwd=miss; stored"
+        short = limited(GENERATE, "once", 8, scores=False)
+        for text, limit in (("twice", 39), ("once", 40)):
+            long = limited(GENERATE, text, limit, scores=False)
+            assert asked(one, simulator, GENERATE, long) == "sglang-cached; fwd=miss; stored"
         assert asked(other, simulator, GENERATE, short) == CUT % 40
         assert asked(one, simulator, GENERATE, short) == "sglang-cached; hit"
         one.stop(signal.SIGKILL)
