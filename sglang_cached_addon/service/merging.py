@@ -19,9 +19,8 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Arrived, Reply
 from sglang_cached_addon.service.claims import Claim
-from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import Hit, Known
-from sglang_cached_addon.service.flights import Flights
+from sglang_cached_addon.service.fetching import Means
+from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
 
 _T = TypeVar("_T")
 
@@ -29,14 +28,18 @@ MERGE_SECONDS = 1.0
 """How long an answer of several parts waits for the word that all are of one model."""
 
 
+# With these, upstream may have misunderstood what it was asked for, and the client's own call may
+# be answered all the same.
+MISUNDERSTOOD = (200, 400, 422)
+
+
 class Merge:
     """The answer to one call, as its parts come."""
 
-    def __init__(
-        self, exchange: Exchange, flights: Flights, known: Known, claim: Claim | None = None
-    ) -> None:
-        self._exchange = exchange
-        self._flights = flights
+    def __init__(self, means: Means, known: Known, claim: Claim | None = None) -> None:
+        self._exchange = means.exchange
+        self._flights = means.flights
+        self._partial_calls = means.partial_calls
         self._known = known
         self._claim = claim
         self._fetched: list[Arrived] = []
@@ -86,6 +89,30 @@ class Merge:
         else:
             exchange.counters.follow(hit.saved)
         return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
+
+    def alone(self, plan: Plan, fetch: Fetch, arrived: Arrived) -> Reply | Bypass | None:
+        """What has come, where it is not a part of the answer but all of it, or none."""
+        landed, dialect = arrived.landed, self._known.dialect.name
+        exchange, partial_calls = self._exchange, self._partial_calls
+        if landed.refusal is Reason.TOO_LARGE:
+            return exchange.bypass(Reason.TOO_LARGE)
+        if landed.split is None and not fetch.is_whole and landed.status in MISUNDERSTOOD:
+            # It may ignore `n`, or not take a list: what it makes of the client's own call is the
+            # client's to know.
+            partial_calls.failed(dialect, time.monotonic())
+            return exchange.bypass(Reason.UNREADABLE)
+        if fetch.asks_more and landed.status in (400, 422):
+            # An older vLLM refuses fields that it does not know.
+            return exchange.bypass(Reason.UNREADABLE)
+        if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
+            return exchange.bypass(landed.refusal)
+        if not fetch.is_whole and landed.split:
+            partial_calls.worked(dialect)
+            return None
+        outcome = self.outcome(plan, landed.refusal)
+        reply = arrived.reply(replace(outcome, status=landed.status))
+        exchange.counters.add(reply.outcome)
+        return reply
 
     def _unconfirmed(self, plan: Plan) -> set[asyncio.Task[None]]:
         """The fetches whose samples are together with others in the answer, and are not yet

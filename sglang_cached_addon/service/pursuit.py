@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sglang_cached_addon.core.cache import Brought, Sample
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
-from sglang_cached_addon.service.asking import Answer, Arrived, Ask, Reply
+from sglang_cached_addon.service.asking import Answer, Ask, Reply
 from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Fetching, Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
 from sglang_cached_addon.service.flights import Flight
 from sglang_cached_addon.service.gathering import Others
-from sglang_cached_addon.service.merging import Merge
+from sglang_cached_addon.service.merging import MISUNDERSTOOD, Merge
 from sglang_cached_addon.service.reusing import Reusing
 from sglang_cached_addon.service.steps import (
     Complete,
@@ -35,10 +34,6 @@ from sglang_cached_addon.service.steps import (
     Step,
     Wait,
 )
-
-# With these, upstream may have misunderstood what it was asked for, and the client's own call may
-# be answered all the same.
-_MISUNDERSTOOD = (200, 400, 422)
 
 
 class Pursuit:
@@ -60,7 +55,7 @@ class Pursuit:
         self.is_alone = is_alone
         self.has_waited = False
         """It has waited for what others were fetching."""
-        self.merge = Merge(means.exchange, means.flights, known, self.claim)
+        self.merge = Merge(means, known, self.claim)
         self._others: Others | None = None
         """Calls of the same run that it fetches for, too, once there was time for them to come."""
         self._reusing = Reusing(means, ask, known, terms)
@@ -215,36 +210,12 @@ class Pursuit:
         if self.claim:
             self.plan = self.claim.plan()
         status = arrived.landed.status
-        if fetch.is_shared and not arrived.samples and status in _MISUNDERSTOOD:
+        if fetch.is_shared and not arrived.samples and status in MISUNDERSTOOD:
             self.is_alone = True  # each gets the answer to its own call
             return None
         self.merge.add(arrived)
-        if answer := self.as_answer(fetch, arrived):
+        if answer := self.merge.alone(self.plan, fetch, arrived):
             return answer
         if not self.claim:
             self.plan = self.plan.with_samples(arrived.samples)
         return None
-
-    def as_answer(self, fetch: Fetch, arrived: Arrived) -> Answer | None:
-        """What has come, where it is not a part of the answer but all of it, or none."""
-        landed, dialect = arrived.landed, self.known.dialect.name
-        exchange, partial_calls = self.means.exchange, self.means.partial_calls
-        if landed.refusal is Reason.TOO_LARGE:
-            return exchange.bypass(Reason.TOO_LARGE)
-        if landed.split is None and not fetch.is_whole and landed.status in _MISUNDERSTOOD:
-            # It may ignore `n`, or not take a list: what it makes of the client's own call is the
-            # client's to know.
-            partial_calls.failed(dialect, time.monotonic())
-            return exchange.bypass(Reason.UNREADABLE)
-        if fetch.asks_more and landed.status in (400, 422):
-            # An older vLLM refuses fields that it does not know.
-            return exchange.bypass(Reason.UNREADABLE)
-        if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
-            return exchange.bypass(landed.refusal)
-        if not fetch.is_whole and landed.split:
-            partial_calls.worked(dialect)
-            return None
-        outcome = self.merge.outcome(self.plan, landed.refusal)
-        reply = arrived.reply(replace(outcome, status=landed.status))
-        exchange.counters.add(reply.outcome)
-        return reply

@@ -109,7 +109,7 @@ class StreamPursuit(Pursuit):
                 pieces = self._show(stream, reader)
                 opened = replace(outcome, is_open=True)
                 return Streamed(arrived.headers, pieces, opened, end, exits.pop_all())
-        return self.as_answer(fetch, arrived)
+        return self.merge.alone(plan, fetch, arrived)
 
     async def _show(self, stream: Stream, reader: Reader) -> AsyncIterator[list[bytes]]:
         """A stream in a client's own words."""
