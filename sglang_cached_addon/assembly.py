@@ -11,12 +11,12 @@ import ssl
 import sys
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.core import identity, keys, nearest
+from sglang_cached_addon.core import families, identity, keys, nearest
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
@@ -125,10 +125,12 @@ def memory_bytes(settings: Settings) -> float:
 
 def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Target) -> Parts:
     known = dialects.installed()
-    exchange = Exchange(known, store, lambda: uuid.uuid4().hex, reuses=settings.greedy_reuse)
+    exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
     def entered(upstream: Upstream) -> None:
         server = upstream.model.identity.server if upstream.model.identity else identity.UNKNOWN
+        if not settings.greedy_reuse:
+            server = replace(server, reuse=families.NONE)
         exchange.lookup.enter(
             upstream.model.fingerprint, upstream.model.epochs, server, upstream.model.version
         )

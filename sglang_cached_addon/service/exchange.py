@@ -32,14 +32,11 @@ from sglang_cached_addon.service.sharing import Sharing
 class Exchange:
     """The cache in front of one upstream."""
 
-    def __init__(
-        self, dialects: Registry, store: Store, mint: Mint, *, reuses: bool = True
-    ) -> None:
-        """`mint` gives ids that nobody else has; with `reuses`, a greedy call may be answered by
-        what is stored for others of its family."""
+    def __init__(self, dialects: Registry, store: Store, mint: Mint) -> None:
+        """`mint` gives ids that nobody else has."""
         self.counters = Counters()
         self.lookup = Lookup(dialects, store)
-        self.families = Families(self.lookup, store, is_on=reuses)
+        self.families = Families(self.lookup, store)
         self.sharing = Sharing()
         self.mint = mint
         self._store = store

@@ -56,14 +56,13 @@ class Found:
 class Families:
     """The families of the calls to one upstream."""
 
-    def __init__(self, lookup: Lookup, store: Store, *, is_on: bool = True) -> None:
+    def __init__(self, lookup: Lookup, store: Store) -> None:
         self._lookup = lookup
         self._store = store
-        self._is_on = is_on
 
     def variant(self, known: Known) -> Variant | None:
         """Which call of its family a call is; None for one that has none."""
-        if not (known.call.is_greedy and self._is_on and self._lookup.server.reuse.is_possible):
+        if not (known.call.is_greedy and self._lookup.server.reuse.is_possible):
             return None
         family = family_of(known.dialect)
         return family.variant(known.call.body) if family else None

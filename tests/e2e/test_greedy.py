@@ -99,6 +99,10 @@ def test_turned_off(simulator: Simulator, start_proxy: StartProxy) -> None:
     for limit in (40, 8):
         body = limited(GENERATE, "once", limit, scores=False)
         assert asked(proxy, simulator, GENERATE, body) == "sglang-cached; fwd=miss; stored"
+    simulator.received.clear()
+    post(proxy, CHAT, {**limited(CHAT, "once", 9, scores=False), "stream": True})
+    (sent,) = sampled(simulator)
+    assert sent["stream_options"] == {"include_usage": True}
 
 
 @needs_redis

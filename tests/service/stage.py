@@ -74,17 +74,13 @@ class Stage:
         script: Script,
         store: Any = MemoryStore,
         kept: Kept | None = None,
-        *,
-        reuses: bool = True,
         **kwargs: Any,
     ) -> None:
         ids = itertools.count(1)
         self.script = script
         self.kept = kept or Kept()
         self.store = store() if isinstance(store, type) else store
-        self.exchange = Exchange(
-            dialects.installed(), self.store, lambda: f"{next(ids):032x}", reuses=reuses
-        )
+        self.exchange = Exchange(dialects.installed(), self.store, lambda: f"{next(ids):032x}")
         self.upstream = Upstream(
             script.url,
             self.kept,
