@@ -71,12 +71,11 @@ class RunLog:
     def note(self, run: Run, pools: Iterable[Pool]) -> None:
         """Other places of these pools are taken now."""
         with self._lock:
-            changed = self._changed.get(run)
-            if changed is None:
-                changed = self._changed[run] = set()
-            changed.update(pools)
-        if not self._is_noted.is_set():
-            self._is_noted.set()
+            if (changed := self._changed.get(run)) is not None:
+                changed.update(pools)
+                return
+            self._changed[run] = set(pools)
+        self._is_noted.set()
 
     def rewound(self, run: Run) -> None:
         """All places of a run are free again."""
