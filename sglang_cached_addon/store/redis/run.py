@@ -83,7 +83,10 @@ class SharedRun:
 
     def is_free(self, mark: int) -> bool:
         """Whether a sample is not taken, as far as is known here."""
-        return not (mark in self._taken or mark in self._held or mark in self._asked)
+        return not (self._is_taken(mark) or mark in self._asked)
+
+    def _is_taken(self, mark: int) -> bool:
+        return mark in self._taken or mark in self._held
 
     # Drawing
 
@@ -115,7 +118,8 @@ class SharedRun:
         if not self._hear(said):
             return None if said.current == before == self.current else []
         self._taken.update(said.refused)
-        granted = [mark for mark in said.granted if mark not in self._held]
+        # Another call here may have been granted the same just before.
+        granted = [mark for mark in said.granted if not self._is_taken(mark)]
         self._held.update(granted)
         if granted:  # one that was asked for in vain may be about to be freed
             self._note([mark for mark in granted if mark in self._untold], HELD)
@@ -125,7 +129,7 @@ class SharedRun:
         if not (asking.cancelled() or asking.exception() or isinstance(asking.result(), Exception)):
             said = read(asking.result())
             if self._hear(said):
-                self._note([mark for mark in said.granted if mark not in self._held], FREED)
+                self._note([mark for mark in said.granted if not self._is_taken(mark)], FREED)
 
     def hold(self, mark: int) -> bool:
         """Takes a sample that nobody else knows of yet."""

@@ -157,3 +157,24 @@ def test_much_to_tell(server: RedisServer) -> None:
             await until(lambda: client.scard("sglang-cached:4:{run:a}:taken") == 2501)
 
     drawing(server, work)
+
+
+def test_asked_for_twice_at_once(server: RedisServer) -> None:
+    """What two calls of a proxy ask for in one batch one of them gets, also where that has been
+    delivered before the other one hears."""
+
+    async def work(one: SharedRun, two: SharedRun) -> None:
+        await one.take([])
+        tasks = [asyncio.ensure_future(one.take([(2, [1, 2])])) for _ in range(3)]
+        granted = [mark for task in tasks for mark in await task or ()]
+        assert granted == [1, 2]
+
+        async def deliver() -> list[int]:
+            found = await one.take([(2, [3, 4])]) or []
+            one.settle(found, one.turn, is_delivered=True)
+            return found
+
+        assert sorted(await asyncio.gather(*(deliver() for _ in range(3)))) == [[], [], [3, 4]]
+        await until(lambda: told(server) == {"taken": {3, 4}, "held": {1, 2}})
+
+    drawing(server, work)
