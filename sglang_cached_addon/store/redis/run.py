@@ -64,11 +64,6 @@ class SharedRun:
         """Those that were asked for just now."""
         self._untold: dict[int, str] = {}
         """What is to be told of marks."""
-        self._sent: dict[int, str] = {}
-        self._told = 0, 0, 0
-        """What is on its way, of marks and of counts."""
-        self._has_news = False
-        """Whether there is more to tell than what is on its way."""
         self._is_queued = False
 
     @property
@@ -83,10 +78,7 @@ class SharedRun:
 
     def is_free(self, mark: int) -> bool:
         """Whether a sample is not taken, as far as is known here."""
-        return not (self._is_taken(mark) or mark in self._asked)
-
-    def _is_taken(self, mark: int) -> bool:
-        return mark in self._taken or mark in self._held
+        return not (mark in self._taken or mark in self._held or mark in self._asked)
 
     # Drawing
 
@@ -95,8 +87,8 @@ class SharedRun:
         that were. They are not all that is free if its `current` was another one before. None where
         nobody can know what is taken."""
         wants = list(wants)
-        own = {mark for count, marks in wants for mark in marks[:count]}
-        self._asked |= own
+        own = {mark for _, marks in wants for mark in marks}
+        self._asked |= own  # so that no two calls here are about the same
         try:
             while await self._is_known(bool(wants)):
                 before = self.current
@@ -106,7 +98,8 @@ class SharedRun:
                 except asyncio.CancelledError:  # what is granted by then is nobody's
                     asking.add_done_callback(self._let_go)
                     raise
-                except Away:
+                except Away:  # they may have been granted nevertheless
+                    self._note(own, FREED)
                     continue
                 return None if isinstance(result, Exception) else self._granted(result, before)
         finally:
@@ -117,19 +110,18 @@ class SharedRun:
         said = read(result)
         if not self._hear(said):
             return None if said.current == before == self.current else []
+        self._held.update(said.granted)
         self._taken.update(said.refused)
-        # Another call here may have been granted the same just before.
-        granted = [mark for mark in said.granted if not self._is_taken(mark)]
-        self._held.update(granted)
-        if granted:  # one that was asked for in vain may be about to be freed
-            self._note([mark for mark in granted if mark in self._untold], HELD)
-        return granted
+        if said.granted:
+            self._note((), HELD)  # that there was a call
+        return said.granted
 
     def _let_go(self, asking: asyncio.Future[Result]) -> None:
         if not (asking.cancelled() or asking.exception() or isinstance(asking.result(), Exception)):
             said = read(asking.result())
-            if self._hear(said):
-                self._note([mark for mark in said.granted if not self._is_taken(mark)], FREED)
+            if self._hear(said):  # another call may have one by now that was generated here
+                lost = [m for m in said.granted if not (m in self._held or m in self._taken)]
+                self._note(lost, FREED)
 
     def hold(self, mark: int) -> bool:
         """Takes a sample that nobody else knows of yet."""
@@ -182,33 +174,41 @@ class SharedRun:
 
     def _note(self, marks: Iterable[int], what: str) -> None:
         self._untold |= dict.fromkeys(marks, what)
-        self._has_news = True
         self._queue()
 
     def _queue(self) -> None:
-        if not self._is_queued:
-            write = Write(self._command, size=_ROOM, done=self._done)
-            self._is_queued = self._outbox.queue(write)
+        """Has all be told that there is to tell by the time it goes out."""
+        if self._is_queued:
+            return
+        told: dict[int, str] = {}
+        counts, turn = [0, 0, 0], self.turn
 
-    def _command(self) -> Command:
-        self._has_news = False
-        self._sent = dict(islice(self._untold.items(), _MOST))
-        self._told = self.calls, self.reused, self.generated
-        told = (f"{what}{mark}" for mark, what in self._sent.items())
-        return self._commands.tell(self.current, secrets.token_hex(4), self.last, self._told, told)
+        def command() -> Command:
+            nonlocal turn
+            self._is_queued, turn = False, self.turn  # what comes from now on is told behind this
+            for mark, what in tuple(islice(self._untold.items(), _MOST - len(told))):
+                told[mark] = what
+                del self._untold[mark]
+            self._move(counts, 1)
+            marks = (f"{what}{mark}" for mark, what in told.items())
+            return self._commands.tell(self.current, secrets.token_hex(4), self.last, counts, marks)
 
-    def _done(self, result: Result) -> None:
-        self._is_queued = False
-        if isinstance(result, Exception) or self._hear(read(result)):
-            for mark, what in self._sent.items():
-                if self._untold.get(mark) == what:
-                    del self._untold[mark]
-            calls, reused, generated = self._told
-            self.calls -= calls
-            self.reused -= reused
-            self.generated -= generated
-        if self._has_news or self._untold:
-            self._queue()
+        def done(result: Result) -> None:
+            if not (isinstance(result, Exception) or self._hear(read(result))):
+                self._move(counts, -1)
+                if turn == self.turn:
+                    self._untold = told | self._untold
+            if self._untold:
+                self._queue()
+
+        self._is_queued = self._outbox.queue(Write(command, size=_ROOM, done=done))
+
+    def _move(self, counts: list[int], sign: int) -> None:
+        """Moves what is counted to what is on its way, or back."""
+        for place, name in enumerate(("calls", "reused", "generated")):
+            moved = getattr(self, name) if sign > 0 else -counts[place]
+            counts[place] += moved
+            setattr(self, name, getattr(self, name) - moved)
 
     # What people see and change
 

@@ -66,8 +66,8 @@ def test_taking(server: RedisServer) -> None:
         assert asker.take(TWO, 1, 1, 2, 3) == (Pass(1, "a"), True, [3], [])
         asker.tell(ONE, "k1", "f2")
         two = asker.takes(TWO, [(1, (1, 2)), (2, (1, 3, 4)), (0, (5,)), (1, (6,))])
-        assert two == (Pass(1, "a"), True, [2, 3, 4, 6], [1, 1])
-        assert asker.take(ONE, 1, 2) == (Pass(1, "a"), True, [], [])
+        assert two == (Pass(1, "a"), True, [2, 4, 6], [1, 1])
+        assert asker.take(TWO, 1, 2) == (Pass(1, "a"), True, [], [])
         assert asker.places() == 5
         assert all(0 < client.ttl(key) <= 1000 for key in client.keys(f"{KEY}*"))
 
@@ -80,12 +80,11 @@ def test_telling(server: RedisServer) -> None:
         for _ in range(2):
             asker.tell(ONE, "k1")
             asker.tell(TWO, "f2", "h2", "h1", "h3")
-        assert asker.take(ONE, 3, 1, 2, 3).granted == [2]
+        assert asker.take(ONE, 3, 1, 2, 3).granted == []
         assert asker.take(TWO, 3, 1, 2, 3).refused == [1]
         assert asker.take(TWO, 1, 2).granted == []
         asker.tell(ONE, "f2")
         assert asker.take(TWO, 1, 1, 2, 3).granted == [2]
-        assert asker.take(TWO, 1, 2).granted == [2], "its answer may have been lost"
         asker.tell(ONE, counts=(3, 2, 1))
         asker.tell(ONE, counts=(1, -1, 0))
         assert asker.show() == {
