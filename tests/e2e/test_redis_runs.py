@@ -87,6 +87,11 @@ def alternately(two: list[Proxy], name: str, asked: Any, times: int) -> list[req
     return [draw(two[k % 2], name, asked=asked, path=GENERATE) for k in range(times)]
 
 
+def until_stored(two: list[Proxy]) -> None:
+    """Returns when nothing is on its way to Redis."""
+    until(lambda: not any(shared(p)["pending"] or p.stats()["fetches_in_flight"] for p in two))
+
+
 @steady
 def test_one_set(upstream: Simulator, two: list[Proxy], name: str) -> None:
     """k calls at both proxies have k different samples, one by one and at once; a second run has
@@ -94,16 +99,18 @@ def test_one_set(upstream: Simulator, two: list[Proxy], name: str) -> None:
     for path in APIS:
         for form in ({}, {"stream": True}, {"n": 2}):
             run, asked = f"{name}-{next(numbers)}", body(path, f"{name} {path} {form}", **form)
-            first = [draw(two[k % 2], run, path, asked) for k in range(5)]
+            first = []
+            for k in range(5):
+                first.append(draw(two[k % 2], run, path, asked))
+                if "stream" in form:  # its place is where it comes to be stored
+                    until_stored(two)
             with ThreadPoolExecutor(8) as pool:
                 more = list(
                     pool.map(lambda k: draw(two[k % 2], run, path, asked), range(8))  # noqa: B023
                 )
             seen = [text for answer in (*first, *more) for text in texts(answer)]
             assert len(set(seen)) == len(seen) == 13 * form.get("n", 1), (path, form)
-            until(
-                lambda: not any(shared(p)["pending"] or p.stats()["fetches_in_flight"] for p in two)
-            )
+            until_stored(two)
             before = calls(upstream)
             again = [draw(two[(k // 2) % 2], f"{run}b", path, asked) for k in range(13)]
             assert {answer.headers["X-Cache"] for answer in again} == {"HIT"}, (path, form)
