@@ -609,9 +609,12 @@ def clear(proxies: Sequence[Proxy]) -> None:
 
 
 def everything_shared(simulator: Simulator, proxies: list[Proxy]) -> None:
-    """Proxies share samples, leases of several keys at once, and clears."""
+    """Proxies share samples, leases of several keys at once, runs, and clears."""
 
     def check() -> None:
+        run = f"/run/at-{time.monotonic()}/generate"
+        drawn = [post(proxies[k % 2], run, asking("drawn")) for k in range(4)]
+        assert [answer.headers["X-Cache-Sample"] for answer in drawn] == ["0", "1", "2", "3"]
         old = ask(proxies[0], "one", 2)
         for n, proxy in enumerate(proxies, 2):
             assert ask(proxy, "one", n)[:2] == old
