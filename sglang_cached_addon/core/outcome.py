@@ -54,8 +54,8 @@ class Outcome:
     """Why the request was not looked up, or why its answer was not stored."""
     status: int = 200
     """The status of upstream's answer, where upstream was asked."""
-    age: int = 0
-    """The age in seconds of the oldest sample of a hit."""
+    oldest: float = 0.0
+    """When the oldest sample of a hit was stored: Unix seconds."""
     is_open: bool = False
     """The answer is still on its way, so that it is not known yet whether it will be stored."""
     key: bytes = b""
@@ -91,11 +91,15 @@ class Outcome:
             parts.append(f'detail="{value}"' if self.kind is Kind.PARTIAL else f"detail={value}")
         return "; ".join(parts)
 
-    def headers(self) -> list[tuple[str, str]]:
-        """The header fields that are added to the answer."""
+    def age(self, now: float) -> int:
+        """The age in seconds of a hit, at this Unix time."""
+        return max(0, int(now - self.oldest))
+
+    def headers(self, now: float) -> list[tuple[str, str]]:
+        """The header fields that are added to the answer, at this Unix time."""
         fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
         if self.kind is Kind.HIT:
-            fields.append(("Age", str(self.age)))
+            fields.append(("Age", str(self.age(now))))
         if self.places:
             fields.append(("X-Cache-Sample", self.places.decode()))
         return fields

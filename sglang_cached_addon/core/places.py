@@ -72,9 +72,12 @@ class Places:
         """The place behind the last one that is taken."""
         return self._ends.get(pool, 0)
 
-    def lowest(self, pools: Iterable[Pool], n: int) -> tuple[Sequence[int], ...]:
+    def lowest(self, pools: Sequence[Pool], n: int) -> tuple[Sequence[int], ...]:
         """For each of these pools its n lowest free places; where a pool stands there twice, those
         that come next."""
+        if len(pools) == 1 and pools[0] not in self._gaps:  # as nearly always
+            start = self._ends.get(pools[0]) or self._floors.get(pools[0], 0)
+            return (range(start, start + n),)
         found: list[Sequence[int]] = []
         dealt: dict[Pool, int] = {}
         for pool in pools:
@@ -93,8 +96,12 @@ class Places:
             yield from sorted(place for place in gaps if place < size)
         yield from range(self._ends.get(pool) or self._floors.get(pool, 0), size)
 
-    def take_lowest(self, pools: Iterable[Pool], places: Iterable[Sequence[int]]) -> int:
+    def take_lowest(self, pools: Sequence[Pool], places: Sequence[Sequence[int]]) -> int:
         """Takes places that `lowest` has just given; how many these are."""
+        if len(pools) == 1 and pools[0] not in self._gaps:
+            self._ends[pools[0]] = places[0][-1] + 1
+            self.count += (n := len(places[0]))
+            return n
         before = self.count
         for pool, some in zip(pools, places, strict=True):
             if pool in self._gaps:

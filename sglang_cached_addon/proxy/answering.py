@@ -1,10 +1,11 @@
 """The heads of answers, the same in the fast lane and through the hooks.
 
-Pure: the values of an answer to header fields, and these to bytes.
+The values of an answer to header fields, and these to bytes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from mitmproxy.net.http.status_codes import RESPONSES
@@ -51,7 +52,7 @@ def lead_here(fields: Iterable[tuple[bytes, bytes]], upstream: str) -> Fields:
 def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:
     """Header fields with what the cache says of an answer."""
     marked = list(fields)
-    for name, value in outcome.headers():
+    for name, value in outcome.headers(time.time()):
         values = [value.encode()]
         if name == "Cache-Status":
             # RFC 9211 §2: a list, the cache nearest to the origin first.

@@ -84,7 +84,7 @@ _HEADERS = "sglang_cached"
 def note(flow: http.HTTPFlow, outcome: Outcome) -> None:
     """Notes an outcome where mitmweb shows it."""
     flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
-    flow.metadata[_HEADERS] = dict(outcome.headers())
+    flow.metadata[_HEADERS] = dict(outcome.headers(time.time()))
 
 
 def noted(flow: http.HTTPFlow) -> dict[str, str]:

@@ -64,9 +64,9 @@ class Writer:
         if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
             return False
         outcome = hit.outcome
-        status = hit_status(outcome.key, outcome.detail)
+        status, age = hit_status(outcome.key, outcome.detail), outcome.age(time.time())
         self._transport.write(
-            http1.hit(hit.body, outcome.age, status, outcome.places, is_stream=hit.is_stream)
+            http1.hit(hit.body, age, status, outcome.places, is_stream=hit.is_stream)
         )
         if ask.claim:
             self._wrote(ask)

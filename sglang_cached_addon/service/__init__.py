@@ -21,17 +21,16 @@ from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
-from sglang_cached_addon.service.claims import Drawn, LocalClaim
 from sglang_cached_addon.service.denials import Denials, Nearest
+from sglang_cached_addon.service.drawing import Drawing
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known
 from sglang_cached_addon.service.flights import Flights
-from sglang_cached_addon.service.gathering import Gathering, view_of
+from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs, SharedRuns
-from sglang_cached_addon.service.shared_claims import SharedClaim
 from sglang_cached_addon.service.spelling import Spelling
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
@@ -62,6 +61,7 @@ class Service:
         self.runs = runs or Runs()
         self.flights = Flights()
         self.aborts = Aborts()
+        self._drawing = Drawing(self.runs, exchange, self.flights)
         self._exchange = exchange
         self._lookup = exchange.lookup
         self._upstream = upstream
@@ -91,59 +91,27 @@ class Service:
             terms = policy.terms(self._mode, head.directives, now)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        found = self._find(ask, terms, now)
+        found = self._find(ask, terms)
         if isinstance(found, Reason):
             return self._denials.let_pass(self._exchange.bypass(found), terms)
         ask.model = found.model
         if not self._upstream.admits(head.asker(found.model), time.monotonic()):
             return self._admit(ask, terms)
-        if isinstance(found, Known) and head.run:
-            found = self._draw(ask, found, terms, now)
+        if isinstance(found, Known) and head.run and found.draws:
+            found = self._drawing.draw(ask, found, terms, now)
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
             return found
         return self._attend(ask, found, terms)
 
-    def _draw(self, ask: Ask, known: Known, terms: Terms, now: float) -> Hit | Known:
-        """Has a call of a run take its samples: the answer, if nothing is lacking."""
-        if not known.draws:
-            return known
-        lookup, former = self._lookup, ask.claim
-        if former:
-            former.settle(is_delivered=False)
-        if not isinstance(self.runs, Runs):
-            if isinstance(former, SharedClaim):
-                shared = former.run
-            else:
-                shared = self.runs.use(ask.head.run, now)
-            view, look = view_of(lookup, self.flights, known), self._exchange.look
-            ask.claim = SharedClaim(shared, known, view, lookup.pool, look, terms.since)
-            return known  # to ask the server takes time
-        if isinstance(former, (Drawn, LocalClaim)):
-            run = former.run
-        else:
-            run = self.runs.use(ask.head.run, now)
-        has_landed = self.flights.any_landed  # then what is at hand is not all that is there
-        if not (has_landed or terms.since > -inf or run.is_fresh):
-            places = run.places.lowest(known.pools, known.call.n)
-            if hit := lookup.draw(known, places, now):
-                ask.claim = Drawn(self.runs.log, run, known.pools, places)
-                return hit
-        view = view_of(lookup, self.flights, known)
-        ask.claim = claim = LocalClaim(self.runs.log, run, known, view, lookup.size, terms.since)
-        if has_landed:
-            return known  # what is of several parts may wait to be confirmed
-        plan = claim.plan()
-        return known if plan.needs or plan.is_large else lookup.hit(known, plan, now)
-
-    def _find(self, ask: Ask, terms: Terms, now: float) -> Hit | Known | Reason:
+    def _find(self, ask: Ask, terms: Terms) -> Hit | Known | Reason:
         """Looks a call up, whoever asks."""
         head = ask.head
         if head.refusal:
             return head.refusal
         tenant = head.credential + head.routing if self._isolates else head.routing
         return self._lookup.find(
-            head.method, head.path, ask.body, now, terms, tenant, is_of_run=bool(head.run)
+            head.method, head.path, ask.body, terms, tenant, is_of_run=bool(head.run)
         )
 
     def heard(self, ask: Ask, status: int) -> None:
@@ -171,9 +139,9 @@ class Service:
             ask.asker, ask.credential_headers, ask.routing_headers
         )
         now = time.time()
-        found = found or self._find(ask, terms, now)
-        if isinstance(found, Known) and ask.head.run:
-            found = self._draw(ask, found, terms, now)
+        found = found or self._find(ask, terms)
+        if isinstance(found, Known) and ask.head.run and found.draws:
+            found = self._drawing.draw(ask, found, terms, now)
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
         elif isinstance(found, Reason):

@@ -39,8 +39,6 @@ class Hit:
     """The body of the answer. That of a stream is in chunks of HTTP, one for each event."""
     outcome: Outcome
     saved: Saved
-    oldest: float
-    """When the oldest of its samples was stored: Unix seconds."""
     model: str
     """What the call names as its model; empty where it names none."""
     is_stream: bool = False
@@ -70,6 +68,8 @@ class Known:
     dialect: Dialect
     call: Call
     keys: tuple[bytes, ...]
+    model: str = ""
+    """What the call names as its model; empty where it names none."""
     model_version: int = 0
     """The version of the model whose keys these are, as `Lookup.enter` was told it."""
     raw: bytes = b""
@@ -91,11 +91,6 @@ class Known:
     def key(self) -> bytes:
         """The key of its pool; empty where it has several, or nobody knows which model answers."""
         return self.keys[0] if len(self.keys) == 1 and self.has_model else b""
-
-    @property
-    def model(self) -> str:
-        """What the call names as its model; empty where it names none."""
-        return model_of(self.call.body)
 
 
 class Manner(Enum):

@@ -1,6 +1,6 @@
 """What is stored for a call: from its body's bytes to an answer, or to what is known of it.
 
-Free of mitmproxy, clocks and I/O: times are arguments. One object serves one upstream, on one
+Free of mitmproxy, clocks and I/O. One object serves one upstream, on one
 thread, and knows which model answers there.
 """
 
@@ -71,7 +71,6 @@ class Lookup:
         method: str,
         path: str,
         body: bytes,
-        now: float,
         terms: Terms = PLAIN,
         tenant: bytes = b"",
         *,
@@ -88,36 +87,35 @@ class Lookup:
             key = self._store.find(raw)
             is_usual = terms.since == -inf and not is_of_run
             if key and is_usual and (pool := self._store.get(key)):
-                return self._plain(key, pool[0], now, model_of(orjson.loads(body)))
+                return self._plain(key, pool[0], model_of(orjson.loads(body)))
             known = self._parse(dialect, tenant, body, raw)
             self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
         if isinstance(known, Reason) or (is_of_run and known.draws):
             return known
-        if terms.since == -inf and (hit := self._remembered(known, FIRST, now)):
+        if terms.since == -inf and (hit := self._remembered(known, FIRST)):
             return hit
-        return self._hit(known, now, terms) or known
+        return self._hit(known, terms) or known
 
-    def draw(self, known: Known, places: Places, now: float) -> Hit | None:
+    def draw(self, known: Known, places: Places) -> Hit | None:
         """The answer to a call whose samples are at these places of its pools, if all of them are
         at hand."""
-        if hit := self._remembered(known, places, now):
+        if hit := self._remembered(known, places):
             return hit
         pairs = [(self._store.get(key), some) for key, some in zip(known.keys, places, strict=True)]
         if any(some[-1] >= len(pool) for pool, some in pairs):
             return None
         stored = tuple(tuple(pool[place] for place in some) for pool, some in pairs)
-        return self._written(known, Plan(known.call, known.keys, stored, places), places, now)
+        return self._written(known, Plan(known.call, known.keys, stored, places), places)
 
     def _is_fixed(self, call: Call) -> bool:
         """Whether a seed is all that samples differ by."""
         return call.is_seeded and self.server.engine != identity.SGLANG
 
-    def _plain(self, key: bytes, sample: Sample, now: float, model: str) -> Hit:
+    def _plain(self, key: bytes, sample: Sample, model: str) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""
-        age = max(0, int(now - sample.stored_at))
         saved = Saved(1, sample.tokens, sample.seconds)
-        outcome = Outcome(Kind.HIT, 1, 1, age=age, key=key, places=b"0")
-        return Hit(sample.answer, outcome, saved, sample.stored_at, model)
+        outcome = Outcome(Kind.HIT, 1, 1, oldest=sample.stored_at, key=key, places=b"0")
+        return Hit(sample.answer, outcome, saved, model)
 
     def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
         if not keys.is_quick(body):
@@ -140,6 +138,7 @@ class Lookup:
             dialect,
             call,
             names,
+            model_of(call.body),
             self.model_version,
             name,
             has_model=bool(self._naming.fingerprint),
@@ -153,18 +152,18 @@ class Lookup:
         for two of them does not: where a seed is all that samples differ by."""
         return self._is_fixed(call) and len(set(call.items)) < len(call.items)
 
-    def _hit(self, known: Known, now: float, terms: Terms) -> Hit | None:
+    def _hit(self, known: Known, terms: Terms) -> Hit | None:
         plan = self.plan(known, terms)
         if plan.have < known.call.total:
             return None
-        return self._written(known, plan, FIRST if terms.since == -inf else None, now)
+        return self._written(known, plan, FIRST if terms.since == -inf else None)
 
-    def _written(self, known: Known, plan: Plan, places: Places | None, now: float) -> Hit | None:
+    def _written(self, known: Known, plan: Plan, places: Places | None) -> Hit | None:
         """The answer of a plan that lacks nothing, unless it is large; it is remembered as that of
         these places, if there are such."""
         if plan.is_large:
             return None
-        hit = self.hit(known, plan, now)
+        hit = self.hit(known, plan)
         if places is not None:
             if known.generation != self._store.generation:
                 known.hits.clear()
@@ -174,33 +173,30 @@ class Lookup:
                 known.hits[places] = hit
         return hit
 
-    def _remembered(self, known: Known, places: Places, now: float) -> Hit | None:
+    def _remembered(self, known: Known, places: Places) -> Hit | None:
         """The answer that the call had of these places, if that has not changed."""
         hit = known.hits.get(places)
         # Within a generation pools only grow at their end.
         if not hit or known.generation != self._store.generation:
             return None
-        if self._store.is_expired(hit.oldest):
+        if self._store.is_expired(hit.outcome.oldest):
             return None
         self._store.touch(known.keys)
-        if (age := max(0, int(now - hit.oldest))) != hit.outcome.age:
-            known.hits[places] = hit = replace(hit, outcome=replace(hit.outcome, age=age))
         return hit
 
-    def hit(self, known: Known, plan: Plan, now: float) -> Hit:
+    def hit(self, known: Known, plan: Plan) -> Hit:
         """The answer to a call whose samples are all there."""
         samples = list(plan.samples())
         oldest = min(sample.stored_at for sample in samples)
         total = known.call.total
-        age = max(0, int(now - oldest))
         places = planning.shown_places(plan)
-        outcome = Outcome(Kind.HIT, total, total, age=age, key=known.key, places=places)
+        outcome = Outcome(Kind.HIT, total, total, oldest=oldest, key=known.key, places=places)
         longest = max(sample.tokens for sample in samples)
         is_stream = known.call.stream is not None
         body = (
             http1.chunked(events_of(known, plan.stored)) if is_stream else self.answer(known, plan)
         )
-        return Hit(body, outcome, Saved.of(samples), oldest, known.model, is_stream, longest)
+        return Hit(body, outcome, Saved.of(samples), known.model, is_stream, longest)
 
     def is_present(self, known: Known) -> bool:
         """Whether its keys are those of the model that answers now."""

@@ -80,7 +80,7 @@ class Merge:
             body = await _beside(plan, lambda: exchange.lookup.answer(known, plan))
             exchange.counters.add(outcome, saved)
             return Reply(200, self._fetched[-1].headers, body, outcome)
-        hit = await _beside(plan, lambda: exchange.lookup.hit(known, plan, time.time()))
+        hit = await _beside(plan, lambda: exchange.lookup.hit(known, plan))
         if not is_collapsed:
             exchange.counters.hit(hit.saved)
             return hit

@@ -113,6 +113,6 @@ def _as_list(known: Known, plan: Plan, others: Mapping[bytes, int]) -> tuple[Kno
     keys = (key,) * count
     places: tuple[Sequence[int], ...] = ((),) * count
     return (
-        Known(known.dialect, listed, keys, known.model_version),
+        Known(known.dialect, listed, keys, known.model, known.model_version),
         Plan(listed, keys, ((),) * count, places),
     )

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from math import inf
 from pathlib import Path
@@ -45,11 +46,9 @@ class RunLog:
         self.path = folder / NAME
         self._fsync = fsync
         self._ttl = ttl
-        self._lock = threading.Lock()
-        """For what is to be written."""
-        self._lines: list[bytes] = []
-        self._changed: dict[Run, set[Pool]] = {}
-        """Pools of which other places are taken since these lines."""
+        self._notes: deque[tuple[Run, Iterable[Pool] | bytes]] = deque()
+        """What is to be written: pools of which other places are taken, and lines behind which
+        nothing counts that was noted of their runs before."""
         self._is_noted = threading.Event()
         self._is_closing = threading.Event()
         self._owed: set[Run] = set()
@@ -70,12 +69,9 @@ class RunLog:
 
     def note(self, run: Run, pools: Iterable[Pool]) -> None:
         """Other places of these pools are taken now."""
-        with self._lock:
-            if (changed := self._changed.get(run)) is not None:
-                changed.update(pools)
-                return
-            self._changed[run] = set(pools)
-        self._is_noted.set()
+        self._notes.append((run, pools))
+        if not self._is_noted.is_set():
+            self._is_noted.set()
 
     def rewound(self, run: Run) -> None:
         """All places of a run are free again."""
@@ -87,9 +83,7 @@ class RunLog:
         self._say(run, deleted=True)
 
     def _say(self, run: Run, **members: Any) -> None:
-        with self._lock:
-            self._changed.pop(run, None)
-            self._lines.append(run_lines.line(run.name, **members))
+        self._notes.append((run, run_lines.line(run.name, **members)))
         self._is_noted.set()
 
     def close(self) -> None:
@@ -106,12 +100,9 @@ class RunLog:
             self._is_noted.wait(SYNC_SECONDS if self._owed else None)
             self._is_closing.wait(FLUSH_SECONDS)
             self._is_noted.clear()
-            with self._lock:
-                said, self._lines = self._lines, []
-                changed, self._changed = self._changed, {}
-            changed = {run: pools for run, pools in changed.items() if not run.is_over}
+            said, changed = self._take()
             self._owed |= changed.keys()
-            lines = said + [run_lines.taken(*each) for each in changed.items()]
+            lines = [line for _, line in said] + [run_lines.taken(*x) for x in changed.items()]
             is_due = time.monotonic() > self._totals_at + TOTALS_SECONDS
             self._owed = {run for run in self._owed if not run.is_over}
             if self._owed and (is_due or self._is_closing.is_set()):
@@ -120,14 +111,24 @@ class RunLog:
             try:
                 self._put(b"".join(lines))
             except OSError as e:
-                with self._lock:
-                    self._lines = said + self._lines
-                for run, pools in changed.items():
-                    self.note(run, pools)
+                self._notes.extendleft(reversed([*said, *changed.items()]))
                 if not self._has_failed:
                     logger.warning("cannot write %s: %s; trying on", self.path, e.strerror)
                 self._has_failed = True
                 self._is_closing.wait(SYNC_SECONDS)
+
+    def _take(self) -> tuple[list[tuple[Run, bytes]], dict[Run, set[Pool]]]:
+        """The lines that are to be written, and behind them the pools."""
+        said: list[tuple[Run, bytes]] = []
+        changed: dict[Run, set[Pool]] = {}
+        while self._notes:
+            run, what = self._notes.popleft()
+            if isinstance(what, bytes):
+                changed.pop(run, None)
+                said.append((run, what))
+            elif not run.is_over:
+                changed.setdefault(run, set()).update(what)
+        return said, changed
 
     def _put(self, data: bytes) -> None:
         start = self._file.tell()

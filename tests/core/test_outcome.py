@@ -20,9 +20,14 @@ KEY = bytes(range(1, 33))
 SHOWN = '"0102030405060708090a0b0c0d0e0f10"'
 DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
 OUTCOMES = [
-    Outcome(kind, have, want, reason, status, age, key=key)
-    for kind, (have, want), reason, status, age, key in itertools.product(
-        Kind, [(0, 0), (0, 1), (1, 3), (3, 3)], [None, *Reason], [200, 400, 502], [0, 7], [b"", KEY]
+    Outcome(kind, have, want, reason, status, oldest, key=key)
+    for kind, (have, want), reason, status, oldest, key in itertools.product(
+        Kind,
+        [(0, 0), (0, 1), (1, 3), (3, 3)],
+        [None, *Reason],
+        [200, 400, 502],
+        [0.0, 7.0],
+        [b"", KEY],
     )
 ]
 
@@ -68,7 +73,7 @@ HIT, MISS, PARTIAL, COLLAPSED, BYPASS = (
 @each(
     ("value", "outcome"),
     [
-        ("hit", Outcome(HIT, 3, 3, age=5)),
+        ("hit", Outcome(HIT, 3, 3, oldest=5.0)),
         ("fwd=miss; stored", Outcome(MISS, 0, 3)),
         ("fwd=miss", Outcome(MISS, 0, 3, is_open=True)),
         ("fwd=miss; collapsed", Outcome(COLLAPSED, 0, 3)),
@@ -103,7 +108,7 @@ def test_cache_status(value: str, outcome: Outcome) -> None:
 def test_headers() -> None:
     """Only a hit has an `Age`; its status is the same in the lane and elsewhere."""
     for kind in Kind:
-        headers = dict(Outcome(kind, 1, 2, age=7).headers())
+        headers = dict(Outcome(kind, 1, 2, oldest=3.0).headers(10.5))
         assert headers["X-Cache"] == kind.name
         assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
         assert parameters(headers["Cache-Status"])

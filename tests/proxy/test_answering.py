@@ -13,8 +13,8 @@ from sglang_cached_addon.service.findings import Hit
 URL = "http://10.0.0.7:30000"
 MISS = Outcome(Kind.MISS)
 SAYS = ((b"Cache-Status", b"sglang-cached; fwd=miss; stored"), (b"X-Cache", b"MISS"))
-HIT = Hit(b"{}", Outcome(Kind.HIT, age=7), NOTHING, 0.0, "m")
-HIT_SAYS = ((b"Cache-Status", b"sglang-cached; hit"), (b"X-Cache", b"HIT"), (b"Age", b"7"))
+HIT = Hit(b"{}", Outcome(Kind.HIT, oldest=1e12), NOTHING, "m")
+HIT_SAYS = ((b"Cache-Status", b"sglang-cached; hit"), (b"X-Cache", b"HIT"), (b"Age", b"0"))
 
 
 def reply(*fields: tuple[bytes, bytes]) -> Reply:

@@ -8,7 +8,7 @@ from sglang_cached_addon.service.asking import Reply
 from sglang_cached_addon.service.findings import Hit
 
 URL = "http://10.0.0.7:30000"
-HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, 0.0, "m")
+HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, "m")
 
 
 def test_answered() -> None:

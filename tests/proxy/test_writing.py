@@ -111,7 +111,7 @@ def test_streams() -> None:
             asyncio.run(writer.serve(ASK, answer, 0.0))
         return bytes(transport.data.partition(b"\r\n\r\n")[2])
 
-    hit = Hit(http1.chunked(EVENTS), MISS, NOTHING, 0.0, "m", is_stream=True, longest=1)
+    hit = Hit(http1.chunked(EVENTS), MISS, NOTHING, "m", is_stream=True, longest=1)
     assert written(streamed()) == written(hit) == written(hit, 1000.0) == http1.chunked(EVENTS)
     for error in (Cut(), ValueError("a fault of ours")):
         assert written(streamed(error)) == http1.chunks(EVENTS)

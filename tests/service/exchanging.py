@@ -77,13 +77,12 @@ class Setup:
         self,
         body: Any,
         path: str = GENERATE,
-        now: float = 100.0,
         method: str = "POST",
         terms: Terms = PLAIN,
         tenant: bytes = b"",
     ) -> Hit | Known | Bypass:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        found = self.exchange.lookup.find(method, path, raw, now, terms, tenant)
+        found = self.exchange.lookup.find(method, path, raw, terms, tenant)
         return self.exchange.bypass(found) if isinstance(found, Reason) else found
 
     def know(self, body: Any, path: str = GENERATE, **kwargs: Any) -> Known:
@@ -139,7 +138,7 @@ class Setup:
 
     def ask(self, body: dict[str, Any], *, now: float = 100.0, **kwargs: Any) -> tuple[Kind, Any]:
         """Sends a request all the way."""
-        decision = self.receive(body, now=now, **kwargs)
+        decision = self.receive(body, **kwargs)
         if isinstance(decision, Hit):
             return decision.outcome.kind, json.loads(decision.body)
         assert isinstance(decision, Fetch)

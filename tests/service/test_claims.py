@@ -17,30 +17,6 @@ def draw(stage: Stage, text: Any, name: str = "a", n: int = 1, **headers: str) -
     return stage.ask(GENERATE, body, x_cache_run=name, **headers)
 
 
-def test_one_after_the_other() -> None:
-    """The k-th call gets the k-th sample; another run gets the same ones in the same order."""
-
-    async def test() -> None:
-        async with standing() as stage:
-            texts = []
-            for k in range(3):
-                task = draw(stage, "q")
-                stage.generated(await stage.asked())
-                got = await task
-                assert (got.kind, got.places) == ("miss", b"%d" % k)
-                texts += got.texts
-                await stage.settled()
-            assert len(set(texts)) == 3
-            for k in range(3):
-                got = await draw(stage, "q", "b")
-                assert (got.kind, got.places, got.texts) == ("hit", b"%d" % k, [texts[k]])
-            found = stage.service.runs.get("a")
-            assert found
-            assert (found.calls, found.places.count, found.reused, found.generated) == (3, 3, 0, 3)
-
-    run(test)
-
-
 def test_together() -> None:
     """Equal calls that wait at the same moment are one call to upstream, and each gets a sample of
     its own."""

@@ -41,11 +41,15 @@ def test_what_is_found_is_not_counted() -> None:
     setup.ask(body(), now=100.0)
     raw = json.dumps(body()).encode()
     for again in (setup, Setup(setup.store)):  # from memory, and by the name of the bytes
-        hit = again.find(raw, now=105.0)
+        hit = again.find(raw)
         assert isinstance(hit, Hit)
-        assert (hit.outcome.kind, hit.outcome.age, hit.saved) == (Kind.HIT, 5, Saved(1, 3, 2.0))
+        assert (hit.outcome.kind, hit.outcome.oldest, hit.saved) == (
+            Kind.HIT,
+            100.0,
+            Saved(1, 3, 2.0),
+        )
     assert isinstance(setup.find(body(n=3)), Known)
-    assert setup.exchange.lookup.find("POST", GENERATE, b"{", 100.0) is Reason.INVALID_JSON
+    assert setup.exchange.lookup.find("POST", GENERATE, b"{") is Reason.INVALID_JSON
     assert not any(setup.counts.values())
 
 
@@ -87,14 +91,14 @@ def test_age() -> None:
     setup = Setup()
     setup.ask(body(), now=100.0)
     for again in (setup, Setup(setup.store)):
+        hit = again.find(body())
+        assert isinstance(hit, Hit)
         for now, age in ((100.0, 0), (100.9, 0), (161.0, 61), (50.0, 0), (130.0, 30)):
-            hit = again.find(body(), now=now)
-            assert isinstance(hit, Hit)
-            assert hit.outcome.age == age, now
+            assert hit.outcome.age(now) == age, now
     setup.ask(body(n=2), now=50.0)
-    hit = setup.find(body(n=2), now=400.0)
+    hit = setup.find(body(n=2))
     assert isinstance(hit, Hit)
-    assert hit.outcome.age == 350
+    assert hit.outcome.age(400.0) == 350
 
 
 DEEP = b"[" * 900 + b"]" * 900
@@ -146,10 +150,10 @@ def test_the_very_bytes_of_a_plain_call() -> None:
     Setup(store).ask(body())
     raw = json.dumps(body()).encode()
     again = Setup(store)
-    hit = again.find(raw, now=107.0)
+    hit = again.find(raw)
     assert isinstance(hit, Hit)
     assert json.loads(hit.body)["text"] == "a1"
-    assert (hit.outcome.age, hit.saved.tokens) == (7, 3)
+    assert (hit.outcome.oldest, hit.saved.tokens) == (100.0, 3)
     # The same bytes mean something else to another API, and to another model.
     assert not isinstance(again.find(raw, CHAT), Hit)
     assert not isinstance(Setup(store, "other").find(raw), Hit)
@@ -270,7 +274,7 @@ def test_large_hits() -> None:
             known = setup.know(call)
             plan = setup.exchange.lookup.plan(known)
             assert not plan.needs
-            found = setup.exchange.lookup.hit(known, plan, 100.0)
+            found = setup.exchange.lookup.hit(known, plan)
             assert isinstance(setup.find(call), Known)
         assert isinstance(found, Hit)
         said = orjson.loads(found.body)

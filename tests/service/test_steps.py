@@ -25,7 +25,7 @@ def pursuit(
     stage: Stage, path: str, body: Any, terms: Terms = policy.PLAIN, **more: Any
 ) -> Pursuit:
     ask = stage.make(path, body, {}, **more)
-    found = stage.exchange.lookup.find("POST", path, ask.body, 0.0, terms)
+    found = stage.exchange.lookup.find("POST", path, ask.body, terms)
     assert isinstance(found, Known)
     means: Means = stage.service.means
     make = StreamPursuit if found.call.stream else Pursuit
