@@ -146,7 +146,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
     try:
         exchange = Exchange(dialects.installed(), store, lambda: "0" * 32)
-        known = exchange.lookup.find("POST", call.path, call.body(1), 0.0)
+        known = exchange.lookup.find("POST", call.path, call.body(1))
         assert isinstance(known, Known)
         fetch = exchange.fetch(known, exchange.lookup.plan(known))
         n = fetch.plan.call.n
@@ -155,7 +155,7 @@ def test_the_stubs_answers_are_stored(call: calls.Call, tmp_path: Path) -> None:
         assert landed.split
         new = planning.samples(landed.split.generations, 0.0, 0.0)
         assert [reason for _, reason in exchange.store(fetch, new)] == [None]
-        hit = exchange.lookup.find("POST", call.path, call.body(1), 0.0)
+        hit = exchange.lookup.find("POST", call.path, call.body(1))
         assert isinstance(hit, Hit)
         assert orjson.loads(hit.body) == stub.generated(n)
     finally:

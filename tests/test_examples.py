@@ -51,14 +51,14 @@ def test_readme(
 ) -> None:
     """What the README shows can be typed, and is answered as it says."""
     text = (EXAMPLES.parent / "README.md").read_text().replace("http://localhost:30001", proxy.url)
-    (program,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    (command,) = re.findall(r"^    (curl .*\\\n.*)$", text, re.M)
-    (tmp_path / "shown.py").write_text(program)
-    (tmp_path / "shown.sh").write_text(command)
+    programs = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    commands = re.findall(r"^    (curl .*\\\n.*)$", text, re.M)
+    (tmp_path / "shown.py").write_text("\n".join(programs))
+    (tmp_path / "shown.sh").write_text("\n".join(commands))
     run(tmp_path / "shown.py", proxy.url, monkeypatch)
     said = capfd.readouterr()
     assert (bool(said.out.strip()), said.err) == (True, "")
     run(tmp_path / "shown.sh", proxy.url, monkeypatch)
     assert "X-Cache: MISS" in capfd.readouterr().out
     stats = proxy.stats()
-    assert (stats["hits"], stats["misses"], stats["total_responses"]) == (1, 2, 3)
+    assert (stats["hits"], stats["misses"], stats["total_responses"]) == (1, 3, 4)

@@ -217,7 +217,8 @@ def test_rotated(creates: bool, simulator: Simulator, start_proxy: StartProxy) -
     path.with_name("cache.jsonl.1").unlink()
     assert kinds(proxy, "c") == "M"
     assert proxy.stop() == 0
-    assert {p.name for p in path.parent.iterdir()} == {"cache.jsonl", "cache.lock", "state.json"}
+    names = {p.name for p in path.parent.iterdir()}
+    assert names == {"cache.jsonl", "cache.lock", "runs.jsonl", "state.json"}
     proxy = start_proxy(simulator.url)
     assert kinds(proxy, "a", "b", "c") == "HHH"
 
