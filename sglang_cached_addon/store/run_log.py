@@ -40,12 +40,15 @@ SPARE_BYTES = 1 << 20
 class RunLog:
     """The runs of one folder."""
 
-    def __init__(self, folder: Path, fsync: Fsync, ttl: float = inf) -> None:
+    def __init__(
+        self, folder: Path, fsync: Fsync, ttl: float = inf, spare: int = SPARE_BYTES
+    ) -> None:
         """Reads what is there, but for runs that were not used for `ttl` seconds; raises
-        `StoreError`."""
+        `StoreError`. `spare` is as `SPARE_BYTES`."""
         self.path = folder / NAME
         self._fsync = fsync
         self._ttl = ttl
+        self._spare = spare
         self._notes: deque[tuple[Run, Iterable[Pool] | bytes]] = deque()
         """What is to be written: pools of which other places are taken, and lines behind which
         nothing counts that was noted of their runs before."""
@@ -143,7 +146,7 @@ class RunLog:
         if self._fsync is Fsync.ALWAYS or (self._fsync is Fsync.INTERVAL and is_due):
             os.fdatasync(self._file.fileno())
             self._synced_at = time.monotonic()
-        if self._file.tell() > 2 * self._least + SPARE_BYTES:
+        if self._file.tell() > 2 * self._least + self._spare:
             self._rewritten()
             self._file.close()
             self._file = open(self.path, "ab", buffering=0, opener=private)  # noqa: SIM115

@@ -587,6 +587,10 @@ def test_sentinel(simulator: Simulator, started: Started) -> None:
             texts = [ask(pair[i % 2], f"prompt {i}") for i in range(10)]
             until(lambda: all(map(is_idle, pair)))
             backs = [proxy.log.count(" is back") for proxy in pair]
+            with server.client() as client:
+                # A write that the replica has: it has those before, too.
+                client.set("last", 1)
+                assert client.wait(1, 30_000) == 1
             server.stop()
             assert ask(pair[0], "meanwhile")
             until(lambda: sentinel.sentinel_get_master_addr_by_name("main")[1] == replica.port, 30)
