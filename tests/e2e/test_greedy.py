@@ -89,6 +89,7 @@ def test_restart(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) 
     assert second.stop() == 0
     third = start_proxy(simulator.url)
     assert asked(third, simulator, GENERATE, limited(GENERATE, "once", 8, scores=False)) == CUT % 40
+    assert third.stop() == 0  # then all is written
     lines = (tmp_path / "cache" / "cache.jsonl").read_text().splitlines()
     assert [json.loads(line)["dialect"] for line in lines].count("greedy-family") == 3
 
