@@ -1,6 +1,6 @@
 """The heads of answers, the same in the fast lane and through the hooks.
 
-The values of an answer to header fields, and these to bytes.
+Makes header fields of the values of an answer, and bytes of these; `Age` is told by the clock.
 """
 
 from __future__ import annotations

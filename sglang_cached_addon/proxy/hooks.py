@@ -27,13 +27,7 @@ from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.flows import Flows, Live, note
 from sglang_cached_addon.proxy.front import Front
-from sglang_cached_addon.proxy.requests import (
-    caller,
-    is_abort,
-    is_local,
-    is_short,
-    unread,
-)
+from sglang_cached_addon.proxy.requests import caller, is_abort, is_local, is_short, unread
 from sglang_cached_addon.proxy.writing import LEFT, pieces_of
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
