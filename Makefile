@@ -13,13 +13,18 @@ PYTEST = $(BIN)/python -m pytest -q
 unexport PYTHONDONTWRITEBYTECODE
 SOURCES = pyproject.toml README.md $(shell find sglang_cached_addon -type f -not -name '*.pyc')
 
-.PHONY: demo test cover lint bench test-sglang clean
+.PHONY: demo test axe cover lint bench test-sglang clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
 
 test: $(VENV)/.wheel
 	$(PYTEST) -n 3 --dist worksteal $(ARGS)
+
+# What looks for barriers in the pages: the tests that need it are skipped where it is not there.
+axe: node_modules/axe-core/axe.min.js
+node_modules/axe-core/axe.min.js:
+	npm install --no-save --no-package-lock --no-audit --no-fund --silent axe-core@4.11
 
 # Line and branch coverage, that of the processes which tests start included.
 cover: $(VENV)/.wheel
@@ -41,7 +46,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) node_modules build dist .pytest_cache .mypy_cache .ruff_cache .coverage*
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -26,6 +26,7 @@ from mitmproxy.version import VERSION
 from packaging.version import Version
 
 import sglang_cached_addon
+from tests.browser import chromium, new_tab, pytest_pyfunc_call, tab  # noqa: F401 (for all tests)
 from tests.simulator import Profile, Simulator, running
 from tests.starter import Started, Starter
 
