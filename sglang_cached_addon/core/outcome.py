@@ -28,17 +28,16 @@ def hit_status(key: bytes, detail: str = "") -> bytes:
 
 _HIT = b"sglang-cached; hit"
 
-_DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
-
 
 class Kind(StrEnum):
-    """How much of an answer came from the store."""
+    """What became of a request; each has one of these."""
 
     HIT = "hit"
     PARTIAL = "partial"
     MISS = "miss"
-    BYPASS = "bypass"
     COLLAPSED = "collapsed"
+    BYPASS = "bypass"
+    DENIED = "denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ class Outcome:
             return hit_status(self.key, self.detail).decode()
         parts = ["sglang-cached"]
         detail = [str(self.reason)] if self.reason else []
-        if self.reason in _DENIALS:
+        if self.kind is Kind.DENIED:
             pass  # it was not forwarded
         elif self.kind is Kind.COLLAPSED:
             parts += [f"fwd={Kind.MISS}", "collapsed"]
@@ -148,20 +147,21 @@ class Counters:
     misses: int = 0
     partial_hits: int = 0
     collapsed: int = 0
-    """How many of the hits were answered by another request's fetch while it was under way."""
+    """How many requests were answered by another request's fetch while it was under way."""
+    denied: int = 0
+    """How many requests were answered with 504, as they were not to go upstream."""
     bypasses: Counter[Reason] = field(default_factory=Counter)
     """How many requests were not looked up, by reason."""
     not_stored: Counter[Reason] = field(default_factory=Counter)
     """How many answers of misses and partial hits were not stored, by reason."""
-    denied: int = 0
-    """How many of the misses were answered with 504, as they were not to go upstream."""
     samples_from_cache: int = 0
     samples_from_upstream: int = 0
     """How many samples upstream generated, also those that no client waited for any more."""
     tokens_saved: int = 0
     """How many completion tokens the samples from the store have."""
     upstream_seconds_saved: float = 0.0
-    """The sum, over all hits, of the longest upstream call that the hit's samples came from."""
+    """The sum, over all hits and collapsed requests, of the longest upstream call that their
+    samples came from."""
 
     def hit(self, saved: Saved) -> None:
         """Counts a full hit."""
@@ -170,33 +170,39 @@ class Counters:
         self.tokens_saved += saved.tokens
         self.upstream_seconds_saved += saved.seconds
 
-    def follow(self, saved: Saved) -> None:
-        """Counts a request that was answered by another request's fetch."""
-        self.collapsed += 1
-        self.hit(saved)
-
     def add(self, outcome: Outcome, saved: Saved = NOTHING) -> None:
         """Counts a request that was not a full hit, and what it saved by stored samples."""
-        if outcome.kind is Kind.BYPASS:
-            self.bypasses[outcome.reason or Reason.ROUTE] += 1
-            return
         self.samples_from_cache += saved.samples
         self.tokens_saved += saved.tokens
-        if outcome.kind is Kind.PARTIAL:
-            self.partial_hits += 1
-        else:
-            self.misses += 1
-        if outcome.reason in _DENIALS:
-            self.denied += 1
-        elif outcome.reason:
+        match outcome.kind:
+            case Kind.BYPASS:
+                self.bypasses[outcome.reason or Reason.ROUTE] += 1
+                return
+            case Kind.DENIED:
+                self.denied += 1
+                return
+            case Kind.COLLAPSED:
+                self.collapsed += 1
+                self.upstream_seconds_saved += saved.seconds
+                return
+            case Kind.PARTIAL:
+                self.partial_hits += 1
+            case _:
+                self.misses += 1
+        if outcome.reason:
             self.not_stored[outcome.reason] += 1
 
     @property
     def hit_rate(self) -> float:
-        """The share of hits among the requests that were looked up, 0 to 1; partial hits are
-        none."""
-        looked_up = self.hits + self.misses + self.partial_hits
-        return self.hits / looked_up if looked_up else 0.0
+        """The share of hits among the requests that were not passed on, 0 to 1: how many were
+        answered without waiting for upstream."""
+        waited = self.misses + self.partial_hits + self.collapsed
+        return _share(self.hits, waited + self.denied)
+
+    @property
+    def reuse_rate(self) -> float:
+        """The share of samples that were not generated, 0 to 1."""
+        return _share(self.samples_from_cache, self.samples_from_upstream)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -204,8 +210,9 @@ class Counters:
             "misses": self.misses,
             "partial_hits": self.partial_hits,
             "collapsed": self.collapsed,
-            "hit_rate": self.hit_rate,
             "denied": self.denied,
+            "hit_rate": self.hit_rate,
+            "reuse_rate": self.reuse_rate,
             "bypasses": _plain(self.bypasses),
             "not_stored": _plain(self.not_stored),
             "samples_from_cache": self.samples_from_cache,
@@ -213,6 +220,10 @@ class Counters:
             "tokens_saved": self.tokens_saved,
             "upstream_seconds_saved": round(self.upstream_seconds_saved, 6),
         }
+
+
+def _share(part: int, others: int) -> float:
+    return part / (part + others) if part else 0.0
 
 
 def _plain(counts: Counter[Reason]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.core import directives, updates
 from sglang_cached_addon.core.call_head import CallHeads, by_name
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.proxy import answering, control, responses
@@ -87,7 +88,7 @@ class FlowHooks:
             return self._serve_own(flow, route)
         reason = unread(flow.request, self._dialects)
         if reason and self._is_denied(flow.request, reason):
-            flow.response = responses.denied(flow.request.path)
+            self._deny(flow, live, reason)
             return None
         if is_abort(flow.request):
             return control.abort(self._desk, flow, live)
@@ -185,6 +186,14 @@ class FlowHooks:
             return True
         headers = by_name(request.headers.fields)
         return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
+
+    def _deny(self, flow: http.HTTPFlow, live: Live, reason: Reason) -> None:
+        """Answers in place of upstream, which is not to be asked."""
+        flow.response = responses.denied(flow.request.path)
+        why = Reason.OFFLINE if self._desk.is_offline else Reason.ONLY_IF_CACHED
+        live.outcome = Outcome(Kind.DENIED, reason=why, status=504)
+        if self._desk.parts and reason is not Reason.ROUTE:  # it is a call for samples
+            self._desk.parts.exchange.counters.add(live.outcome)
 
     async def _wait(
         self, flow: http.HTTPFlow, live: Live, coming: Coroutine[Any, Any, Answer]

@@ -71,7 +71,7 @@ class Service:
         """Those of a call that asks for nothing special."""
         self._collapses = collapses
         self._isolates = isolates
-        self._denials = Denials(exchange.counters, nearest)
+        self._denials = Denials(exchange, nearest)
         self.means = Means(
             exchange,
             upstream,
@@ -93,7 +93,7 @@ class Service:
             return self._exchange.bypass(terms)
         found = self._find(ask, terms)
         if isinstance(found, Reason):
-            return self._denials.let_pass(self._exchange.bypass(found), terms)
+            return self._denials.let_pass(found, terms)
         ask.model = found.model
         if not self._upstream.admits(head.asker(found.model), time.monotonic()):
             return self._admit(ask, terms)
@@ -145,7 +145,7 @@ class Service:
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
         elif isinstance(found, Reason):
-            return self._denials.let_pass(self._exchange.bypass(found), terms)
+            return self._denials.let_pass(found, terms)
         return found
 
     async def _attend(self, ask: Ask, known: Known, terms: Terms) -> Answer:
@@ -186,7 +186,7 @@ class Service:
             if not isinstance(found, Known):
                 return found
             known = found
-        return self._denials.let_pass(self._exchange.bypass(Reason.MODEL_CHANGED), terms)
+        return self._denials.let_pass(Reason.MODEL_CHANGED, terms)
 
     def _aborted(self, ask: Ask, known: Known) -> Reply:
         """The answer to a call that was aborted while it waited: what was generated until then, as

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Ask, Reply
 from sglang_cached_addon.service.claims import Claim
+from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Bypass, Known, error_body
 
 Nearest = Callable[[Known, bool], Awaitable[str]]
@@ -22,14 +23,14 @@ _TEXTS = {
 class Denials:
     """Answers in upstream's place."""
 
-    def __init__(self, counters: Counters, nearest: Nearest | None) -> None:
-        self._counters = counters
+    def __init__(self, exchange: Exchange, nearest: Nearest | None) -> None:
+        self._exchange = exchange
         self._nearest = nearest
 
     async def deny(self, ask: Ask, known: Known, terms: Terms) -> Reply:
         """The answer to a call that is not all stored."""
         assert terms.denial
-        outcome = Outcome(Kind.MISS, 0, known.call.total, terms.denial, 504, key=known.key)
+        outcome = Outcome(Kind.DENIED, 0, known.call.total, terms.denial, 504, key=known.key)
         text = _TEXTS[terms.denial]
         if isinstance(ask.claim, Claim):
             lacking = sum(ask.claim.lacks().values())
@@ -37,18 +38,16 @@ class Denials:
             text = f"{text} Fewer samples are stored than run {run} asks for: it lacks {lacking}."
         elif self._nearest and terms.denial is Reason.OFFLINE:
             text = f"{text} {await self._nearest(known, ask.is_local)}"
-        self._counters.add(outcome)
-        return _reply(text, outcome)
+        return self._reply(text, outcome)
 
-    def let_pass(self, bypass: Bypass, terms: Terms) -> Bypass | Reply:
+    def let_pass(self, reason: Reason, terms: Terms) -> Bypass | Reply:
         """What is not looked up is passed on, unless upstream is not to be asked."""
         if not terms.denial:
-            return bypass
-        outcome = Outcome(Kind.MISS, reason=terms.denial, status=504)
-        why = bypass.outcome.reason
-        return _reply(f"{_TEXTS[terms.denial]} It is not looked up: {why}.", outcome)
+            return self._exchange.bypass(reason)
+        outcome = Outcome(Kind.DENIED, reason=terms.denial, status=504)
+        return self._reply(f"{_TEXTS[terms.denial]} It is not looked up: {reason}.", outcome)
 
-
-def _reply(text: str, outcome: Outcome) -> Reply:
-    body = error_body(504, "GatewayTimeout", f"sglang-cached: {text}")
-    return Reply(504, JSON, body, outcome)
+    def _reply(self, text: str, outcome: Outcome) -> Reply:
+        self._exchange.counters.add(outcome)
+        body = error_body(504, "GatewayTimeout", f"sglang-cached: {text}")
+        return Reply(504, JSON, body, outcome)

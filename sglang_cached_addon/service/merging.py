@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sglang_cached_addon.core import planning
-from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Arrived, Reply
@@ -84,11 +84,10 @@ class Merge:
         if not is_collapsed:
             exchange.counters.hit(hit.saved)
             return hit
-        if self._claim and self._claim.has_new:  # it was a miss, together with others
-            exchange.counters.add(replace(hit.outcome, kind=Kind.MISS))
-        else:
-            exchange.counters.follow(hit.saved)
-        return replace(hit, outcome=replace(hit.outcome, kind=Kind.COLLAPSED))
+        outcome = replace(hit.outcome, kind=Kind.COLLAPSED)
+        is_new = self._claim and self._claim.has_new  # generated for it, together with others
+        exchange.counters.add(outcome, NOTHING if is_new else hit.saved)
+        return replace(hit, outcome=outcome)
 
     def alone(self, plan: Plan, fetch: Fetch, arrived: Arrived) -> Reply | Bypass | None:
         """What has come, where it is not a part of the answer but all of it, or none."""

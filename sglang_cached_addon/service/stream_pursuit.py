@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
-from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
+from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome, Saved
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
@@ -68,11 +68,13 @@ class StreamPursuit(Pursuit):
 
             def end(is_complete: bool) -> Outcome:
                 is_short = ask.is_aborted and not reader.has_all
+                done, saved = outcome, NOTHING
                 if (is_complete or reader.has_all) and not is_short:
                     saved = Saved(known.call.total, stream.tokens)
-                    self.means.exchange.counters.follow(saved)
-                    return outcome
-                return replace(outcome, reason=Reason.ABORT if is_short else Reason.CUT)
+                else:
+                    done = replace(outcome, reason=Reason.ABORT if is_short else Reason.CUT)
+                self.means.exchange.counters.add(done, saved)
+                return done
 
             if await stream.opened():
                 pieces = self._show(stream, reader)

@@ -14,8 +14,8 @@ from tests.test_assembly import opened, settings_of
 STATS = {
     "num_keys", "total_responses", "cache_file", "pending_writes", "dropped_writes",
     "fetches_in_flight", "unconfirmed", "streams_in_flight", "followers", "hits", "misses",
-    "partial_hits", "collapsed", "denied", "hit_rate", "bypasses", "not_stored", "tokens_saved",
-    "upstream_seconds_saved", "samples_from_cache", "samples_from_upstream",
+    "partial_hits", "collapsed", "denied", "hit_rate", "reuse_rate", "bypasses", "not_stored",
+    "tokens_saved", "upstream_seconds_saved", "samples_from_cache", "samples_from_upstream",
 }  # fmt: skip
 INFO = STATS | {
     "cache_dir", "version", "upstream", "model", "models", "settings", "dialects", "memory_bytes",

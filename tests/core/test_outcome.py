@@ -18,7 +18,6 @@ PARAMETER = r"[a-z*][a-z0-9_\-.*]*"
 
 KEY = bytes(range(1, 33))
 SHOWN = '"0102030405060708090a0b0c0d0e0f10"'
-DENIALS = (Reason.ONLY_IF_CACHED, Reason.OFFLINE)
 OUTCOMES = [
     Outcome(kind, have, want, reason, status, oldest, key=key)
     for kind, (have, want), reason, status, oldest, key in itertools.product(
@@ -53,8 +52,8 @@ def test_cache_status_is_a_structured_field() -> None:
         assert not ("hit" in found and "fwd" in found)
         assert ("hit" in found) == (outcome.kind is Kind.HIT)
         # RFC 9211, section 2.2: `fwd` says that and why it was forwarded.
-        is_denied = outcome.reason in DENIALS
-        assert ("fwd" in found) == (outcome.kind is not Kind.HIT and not is_denied)
+        is_forwarded = outcome.kind not in (Kind.HIT, Kind.DENIED)
+        assert ("fwd" in found) == is_forwarded
         assert found.get("key") == (SHOWN if outcome.key else None)
         if "fwd-status" in found:
             assert found["fwd-status"] == str(outcome.status)
@@ -65,8 +64,8 @@ def test_cache_status_is_a_structured_field() -> None:
             assert str(outcome.reason) in (found["detail"] or "")
 
 
-HIT, MISS, PARTIAL, COLLAPSED, BYPASS = (
-    Kind.HIT, Kind.MISS, Kind.PARTIAL, Kind.COLLAPSED, Kind.BYPASS,
+HIT, MISS, PARTIAL, COLLAPSED, BYPASS, DENIED = (
+    Kind.HIT, Kind.MISS, Kind.PARTIAL, Kind.COLLAPSED, Kind.BYPASS, Kind.DENIED,
 )  # fmt: skip
 
 
@@ -94,9 +93,9 @@ HIT, MISS, PARTIAL, COLLAPSED, BYPASS = (
         ),
         (
             f"key={SHOWN}; detail=only-if-cached",
-            Outcome(MISS, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
+            Outcome(DENIED, 0, 1, Reason.ONLY_IF_CACHED, 504, key=KEY),
         ),
-        ("detail=offline", Outcome(MISS, 0, 3, Reason.OFFLINE, 504)),
+        ("detail=offline", Outcome(DENIED, 0, 3, Reason.OFFLINE, 504)),
         ("fwd=bypass; detail=http-1.0", Outcome(BYPASS, reason=Reason.HTTP_1_0)),
     ],
 )
@@ -108,7 +107,7 @@ def test_cache_status(value: str, outcome: Outcome) -> None:
 def test_headers() -> None:
     """Only a hit has an `Age`; its status is the same in the lane and elsewhere."""
     for kind in Kind:
-        headers = dict(Outcome(kind, 1, 2, oldest=3.0).headers(10.5))
+        headers = dict(Outcome(kind, 1, 2, Reason.OFFLINE, oldest=3.0).headers(10.5))
         assert headers["X-Cache"] == kind.name
         assert headers.get("Age") == ("7" if kind is Kind.HIT else None)
         assert parameters(headers["Cache-Status"])
@@ -124,7 +123,10 @@ def test_headers() -> None:
         ("partial] /generate 1/3 1.5 ms", Outcome(PARTIAL, 1, 3)),
         ("miss] /generate 0/1 1.5 ms (status)", Outcome(MISS, 0, 1, Reason.STATUS, 400)),
         ("bypass] /generate 1.5 ms (stream)", Outcome(BYPASS, reason=Reason.STREAM)),
-        ("miss] /generate 0/1 1.5 ms (offline)", Outcome(MISS, 0, 1, Reason.OFFLINE, 504, key=KEY)),
+        (
+            "denied] /generate 0/1 1.5 ms (offline)",
+            Outcome(DENIED, 0, 1, Reason.OFFLINE, 504, key=KEY),
+        ),
     ],
 )
 def test_line(line: str, outcome: Outcome) -> None:
@@ -160,18 +162,20 @@ def test_counters() -> None:
     counters.add(Outcome(Kind.PARTIAL, 2, 5), stored)
     counters.add(Outcome(Kind.MISS, 0, 4, Reason.STATUS, 503))
     counters.add(Outcome(Kind.MISS, 0, 1, Reason.ABORT))
-    counters.add(Outcome(Kind.MISS, 0, 1, Reason.OFFLINE, 504))
-    counters.add(Outcome(Kind.MISS, 0, 1, Reason.ONLY_IF_CACHED, 504))
-    counters.follow(Saved(1, 4, 9.0))
+    counters.add(Outcome(Kind.DENIED, 0, 1, Reason.OFFLINE, 504))
+    counters.add(Outcome(Kind.DENIED, 0, 1, Reason.ONLY_IF_CACHED, 504))
+    counters.add(Outcome(Kind.COLLAPSED, 0, 1), Saved(1, 4, 9.0))
+    counters.add(Outcome(Kind.COLLAPSED, 0, 1, Reason.STATUS, 503))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.STREAM))
     counters.add(Outcome(Kind.BYPASS, reason=Reason.BEAM))
     assert json.loads(json.dumps(counters.as_json())) == {
-        "hits": 2,
-        "misses": 5,
+        "hits": 1,
+        "misses": 3,
         "partial_hits": 1,
-        "collapsed": 1,
-        "hit_rate": 0.25,
+        "collapsed": 2,
+        "hit_rate": 1 / 9,
+        "reuse_rate": 6 / 9,
         "denied": 2,
         "bypasses": {"beam": 1, "stream": 2},
         "not_stored": {"abort": 1, "status": 1},
@@ -186,12 +190,13 @@ def test_counters() -> None:
     ("kinds", "rate"),
     [
         ("", 0.0), ("h", 1.0), ("m", 0.0), ("p", 0.0), ("b", 0.0), ("hm", 0.5), ("hp", 0.5),
-        ("hbbb", 1.0), ("hhhm", 0.75),
+        ("hbbb", 1.0), ("hhhm", 0.75), ("hc", 0.5),
+        ("hd", 0.5), ("c", 0.0),
     ],
 )  # fmt: skip
 def test_hit_rate(kinds: str, rate: float) -> None:
-    """The rate is of the requests that were looked up, and partial hits are no hits."""
-    letters = {"m": Kind.MISS, "p": Kind.PARTIAL, "b": Kind.BYPASS}
+    """The rate is of the requests that were not passed on, and what had to wait is no hit."""
+    letters = {"m": MISS, "p": PARTIAL, "b": BYPASS, "c": COLLAPSED, "d": DENIED}
     counters = Counters()
     for letter in kinds:
         if letter == "h":

@@ -300,7 +300,7 @@ def test_only_if_cached(
     body = asking(path, **form)
     denied = ask(proxy, path, body, "only-if-cached", field)
     assert denied.status_code == 504
-    assert status_of(denied) == ("MISS", "sglang-cached; detail=only-if-cached")
+    assert status_of(denied) == ("DENIED", "sglang-cached; detail=only-if-cached")
     assert "only-if-cached" in denied.json()["error"]["message"]
     assert sampled(simulator) == []
     stored = heard(path, ask(proxy, path, body))
@@ -308,9 +308,9 @@ def test_only_if_cached(
     assert status_of(hit) == ("HIT", "sglang-cached; hit")
     assert heard(path, hit) == stored
     short = ask(proxy, path, asking(path, 2, **form), "only-if-cached", field)
-    assert (short.status_code, short.headers["X-Cache"]) == (504, "MISS")
+    assert (short.status_code, short.headers["X-Cache"]) == (504, "DENIED")
     assert counted("hits", "misses", "denied", "not_stored") == {
-        "hits": 1, "misses": 3, "denied": 2, "not_stored": {}
+        "hits": 1, "misses": 1, "denied": 2, "not_stored": {}
     }  # fmt: skip
     assert len(sampled(simulator)) == 1
 
@@ -330,18 +330,21 @@ def test_only_if_cached_while_it_is_fetched(
     assert ask(proxy, GENERATE, asking(GENERATE)).headers["X-Cache"] == "HIT"
 
 
-def test_only_if_cached_and_not_understood(simulator: Simulator, proxy: Proxy) -> None:
+def test_only_if_cached_and_not_understood(
+    simulator: Simulator, proxy: Proxy, counted: Any
+) -> None:
     """Who wants nothing from upstream gets nothing from there, whatever the call."""
     rule = {"Cache-Control": "only-if-cached"}
     found = {reason: bypassed(proxy, reason, **rule).status_code for reason in BYPASSES}
     assert found == dict.fromkeys(BYPASSES, 504)
+    assert counted("denied", "bypasses") == {"denied": len(BYPASSES), "bypasses": {}}
     assert not [r for r in simulator.received if r.method == "POST"]
 
 
 COMBINED = {
-    "no-store, only-if-cached": (504, "MISS"),
-    "no-cache, only-if-cached": (504, "MISS"),
-    "max-age=0, only-if-cached": (504, "MISS"),
+    "no-store, only-if-cached": (504, "DENIED"),
+    "no-cache, only-if-cached": (504, "DENIED"),
+    "max-age=0, only-if-cached": (504, "DENIED"),
     "max-age=60, only-if-cached": (200, "HIT"),
     "max-age=0, no-store": (200, "BYPASS"),
     "no-cache, no-store": (200, "BYPASS"),

@@ -175,13 +175,13 @@ def test_offline(filled: Filled, simulator: Simulator, offline: Proxy) -> None:
             for value in ("", "no-cache", "max-age=9"):
                 denied = ask(offline, path, body, {"Cache-Control": value} if value else {})
                 assert denied.status_code == 504
-                assert status_of(denied) == ("MISS", "sglang-cached; detail=offline")
+                assert status_of(denied) == ("DENIED", "sglang-cached; detail=offline")
                 assert denied.json()["error"]["code"] == 504
         for value in ("no-cache", "no-store"):
             denied = ask(offline, path, asking(path, **form), {"Cache-Control": value})
             assert denied.status_code == 504
     stats = offline.stats()
-    assert (stats["hits"], stats["denied"], stats["misses"]) == (6, 48, 48)
+    assert (stats["hits"], stats["denied"], stats["misses"]) == (6, 48, 0)
     assert (stats["not_stored"], stats["total_responses"]) == ({}, 6)
     assert requests.get(f"{offline.url}/health", timeout=30).json()["status"] == "healthy"
     assert simulator.received == []

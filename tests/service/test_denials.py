@@ -23,7 +23,7 @@ async def test_offline_says_what_is_near(is_local: bool) -> None:
         stage = Stage(script, mode=Mode.OFFLINE, nearest=nearest)
         body = {"text": "a", "sampling_params": {}}
         got = await stage.serve(stage.make(GENERATE, body, {}, is_local=is_local))
-        assert got.brief == "miss 504 offline"
+        assert got.brief == "denied 504 offline"
         message = got.json["error"]["message"]
         assert "--mode offline" in message
         assert "Near is " in message
@@ -42,4 +42,4 @@ async def test_far_samples_offline(stage: Stage, texts: list[str], form: dict[st
     look = await stage.store.looks.get()
     assert not look.claims
     look.found(stage.store, *texts)
-    assert (await task).brief == ("hit 200" if texts else "miss 504 offline")
+    assert (await task).brief == ("hit 200" if texts else "denied 504 offline")

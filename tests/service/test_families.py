@@ -110,7 +110,7 @@ async def test_terms(stage: Greedy) -> None:
     wanted = [
         (body("a 99", 5), {"cache_control": "no-cache"}, "miss"),
         (body("a 99", 6), {"cache_control": "max-age=9"}, "miss"),
-        (body("a 99", 7), {"cache_control": "only-if-cached"}, "miss only-if-cached"),
+        (body("a 99", 7), {"cache_control": "only-if-cached"}, "denied only-if-cached"),
         (body("b 8", 40), {"cache_control": "only-if-cached"}, "hit"),
     ]
     for asked, headers, kind in wanted:
@@ -204,5 +204,15 @@ def test_unknown_dialect() -> None:
                                        ("name", "read", "trim", "split", "write")})()  # fmt: skip
         stage.exchange.lookup.dialects = {("POST", "/generate"): without}
         assert [await stage.gets(body("a 99", k)) for k in (30, 5)] == ["miss", "miss"]
+
+    ask()
+
+
+def test_turned_off() -> None:
+    """With `--no-greedy-reuse`, each limit is a call of its own."""
+
+    @greedy(reuses=False)
+    async def ask(stage: Greedy) -> None:
+        assert [await stage.gets(body("a 8", k)) for k in (30, 5, 40)] == ["miss"] * 3
 
     ask()
