@@ -23,6 +23,7 @@ from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
+from sglang_cached_addon.proxy.loop_delay import LoopDelay
 from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.settings import OPTIONS, Settings
@@ -58,6 +59,7 @@ class SglangCached:
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False
+        self._delay: LoopDelay | None = None
 
     @property
     def parts(self) -> Parts | None:
@@ -128,6 +130,7 @@ class SglangCached:
         self._desk.parts = parts = assemble(self._desk.settings, target_of(ctx.options))
         self._heads = http1.HeadReader(parts.dialects, parts.heads)
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
+        self._delay = LoopDelay(self._desk.timings.loop_delay)
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -146,6 +149,8 @@ class SglangCached:
 
     def done(self) -> None:
         parts, self._desk.parts = self.parts, None
+        if self._delay:
+            self._delay.end()
         if parts:
             self.lost = parts.close()
 

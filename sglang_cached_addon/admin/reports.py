@@ -1,16 +1,18 @@
-"""What the proxy tells of itself, as JSON: `/cache/stats`, `/cache/info`, `/health`.
+"""What the proxy tells of itself: `/cache/stats`, `/cache/info`, `/health`, `/cache/metrics`.
 
-Reads an open cache and writes nothing; clearing is left to it. Knows nothing of HTTP.
+Reads an open cache and writes nothing; clearing is left to it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cached_addon import __version__
+from sglang_cached_addon.admin.access import RouteAnswer
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
+from sglang_cached_addon.core.timings import Timings
 from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.upstream import Health, Upstream
@@ -28,6 +30,7 @@ class Reports:
     """Why no cache is open."""
     now: float
     """The present time of the monotonic clock, in seconds."""
+    timings: Timings = field(default_factory=Timings)
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is stored."""
@@ -84,6 +87,14 @@ class Reports:
         if self.parts:
             url, state = self.parts.upstream.url, self.parts.upstream.inquiry.look(self.now)
         return {"status": "healthy", "sglang_url": url, "upstream": {"url": url, "state": state}}
+
+    def metrics(self) -> RouteAnswer:
+        """All counts since the start, as Prometheus reads them."""
+        from sglang_cached_addon.admin import metrics  # for the first who asks
+
+        parts = self._opened()
+        body = metrics.text(parts, self.timings, parts.upstream.inquiry.look(self.now))
+        return RouteAnswer(200, body, {"Content-Type": metrics.MEDIA_TYPE})
 
     @property
     def runs(self) -> ShownRuns:

@@ -36,7 +36,7 @@ class Request:
     body: bytes
 
 
-Handler = Callable[[Reports, Request], Awaitable[dict[str, Any]]]
+Handler = Callable[[Reports, Request], Awaitable[dict[str, Any] | RouteAnswer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,10 @@ async def _info(reports: Reports, request: Request) -> dict[str, Any]:
 
 async def _health(reports: Reports, request: Request) -> dict[str, Any]:
     return reports.health()
+
+
+async def _metrics(reports: Reports, request: Request) -> RouteAnswer:
+    return reports.metrics()
 
 
 async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
@@ -122,6 +126,7 @@ ROUTES = {
     route.path: route
     for route in (
         Route("/cache/stats", ("GET", "HEAD"), _stats, hidden=(("cache_file",), ("shared", "url"))),
+        Route("/cache/metrics", ("GET", "HEAD"), _metrics),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),
         Route("/cache/runs", ("GET", "HEAD"), _runs, is_private=True),
@@ -156,6 +161,8 @@ async def answer(
         return refused
     try:
         found = await route.handler(reports, request)
+        if isinstance(found, RouteAnswer):
+            return found
         for way in route.hidden if refused else ():
             _hide(found, way)
         return RouteAnswer(200, orjson.dumps(found))

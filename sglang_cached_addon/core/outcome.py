@@ -39,6 +39,8 @@ class Kind(StrEnum):
     BYPASS = "bypass"
     DENIED = "denied"
 
+    __hash__ = str.__hash__  # that of enums is called for each request, and slow
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -157,6 +159,10 @@ class Counters:
     samples_from_cache: int = 0
     samples_from_upstream: int = 0
     """How many samples upstream generated, also those that no client waited for any more."""
+    upstream_answers: Counter[int] = field(default_factory=Counter)
+    """How many fetches upstream has answered, by status."""
+    upstream_errors: Counter[Reason] = field(default_factory=Counter)
+    """How many fetches came to no answer, by reason."""
     tokens_saved: int = 0
     """How many completion tokens the samples from the store have."""
     upstream_seconds_saved: float = 0.0

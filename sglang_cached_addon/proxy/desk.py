@@ -7,11 +7,13 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
+from sglang_cached_addon import dialects
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts
 from sglang_cached_addon.core import printable
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.core.timings import Timings
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import Settings
@@ -22,6 +24,10 @@ PASSED_ON = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
 """What becomes of a call where there is no cache, or where it fails: upstream gets it."""
 
 
+OTHER = "other"
+"""Stands for the dialect of requests that are none of samples."""
+
+
 class Desk:
     """Takes the calls of both transports to the open cache."""
 
@@ -30,6 +36,9 @@ class Desk:
         """The settings of now; None before mitmproxy has told them."""
         self.parts: Parts | None = None
         """The cache, while it is open."""
+        self._dialects = {path: found.name for (_, path), found in dialects.installed().items()}
+        self.timings = Timings()
+        """How long answers took."""
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
 
@@ -51,13 +60,20 @@ class Desk:
     @property
     def reports(self) -> Reports:
         """What can be told of the proxy now."""
-        return Reports(self.parts, self.settings, self.failure, time.monotonic())
+        return Reports(self.parts, self.settings, self.failure, time.monotonic(), self.timings)
+
+    def begun(self, started: float) -> None:
+        """The first event goes out of the stream that answers a call of that time."""
+        self.timings.first_event.add(time.monotonic() - started)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """As `Service.receive`; without a cache, calls are passed on."""
         return self.parts.service.receive(ask) if self.parts else PASSED_ON
 
     def log(self, path: str, outcome: Outcome, started: float) -> None:
-        """Tells people what has become of a call that came at that time (monotonic, seconds)."""
+        """Counts a call that came at that time (monotonic, seconds), and tells people what has
+        become of it."""
+        seconds = time.monotonic() - started
+        self.timings.answered(self._dialects.get(path, OTHER), outcome.kind, seconds)
         if self.settings and not self.settings.quiet:
-            logger.info("%s", outcome.line(printable.path(path), time.monotonic() - started))
+            logger.info("%s", outcome.line(printable.path(path), seconds))

@@ -33,6 +33,8 @@ class FeedAnswer:
     """The head of the answer."""
     pieces: AsyncIterator[list[bytes]]
     """The events of its body. Raises `Cut` where they break off."""
+    begun: Callable[[], object]
+    """Called once, when the first of them is given."""
     ended: Callable[[bool], object]
     """Called once, with whether all of them were given."""
 
@@ -98,9 +100,12 @@ class Feed(http_base.HttpConnection):
 
     async def _pump(self) -> None:
         """Gives the pieces as they come, and as the client takes them."""
-        is_complete = False
+        has_begun = is_complete = False
         try:
             async for pieces in self._answer.pieces:
+                if pieces and not has_begun:
+                    has_begun = True
+                    self._answer.begun()
                 await self._handler.server_event(MorePieces(self.conn, pieces))
                 await self._handler.drain_writers()
             is_complete = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mitmproxy import http
@@ -22,13 +23,18 @@ from sglang_cached_addon.core.call_head import CallHeads, by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
-from sglang_cached_addon.proxy import answering, control, responses
+from sglang_cached_addon.proxy import answering, control, own_routes, responses
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.flows import Flows, Live, note
 from sglang_cached_addon.proxy.front import Front
-from sglang_cached_addon.proxy.requests import caller, is_abort, is_local, is_short, unread
+from sglang_cached_addon.proxy.requests import (
+    is_abort,
+    is_local,
+    is_short,
+    unread,
+)
 from sglang_cached_addon.proxy.writing import LEFT, pieces_of
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
@@ -85,7 +91,8 @@ class FlowHooks:
             live.update.sent()
             return None
         if route := routes.find(flow.request.path):
-            return self._serve_own(flow, route)
+            host = self.front.hosts.get(flow.request, "")
+            return own_routes.serve(self._desk, flow, route, host)
         reason = unread(flow.request, self._dialects)
         if reason and self._is_denied(flow.request, reason):
             self._deny(flow, live, reason)
@@ -227,18 +234,9 @@ class FlowHooks:
         pieces = pieces_of(answer, self._desk.replay_rate)
         if pieces and live.ask and live.ask.is_chunkable:
             ended = live.streamed.close if live.streamed else bool
-            live.feed = FeedAnswer(responses.answered(answer, upstream), pieces, ended)
+            begun = partial(self._desk.begun, live.started)
+            live.feed = FeedAnswer(responses.answered(answer, upstream), pieces, begun, ended)
         else:
             assert not isinstance(answer, Streamed)
             body = b"".join(http1.unchunked(answer.body)) if pieces else answer.body
             flow.response = responses.answered(answer, upstream, body)
-
-    async def _serve_own(self, flow: http.HTTPFlow, route: routes.Route) -> None:
-        request = flow.request
-        path, _, query = request.path.partition("?")
-        token = self._desk.settings.admin_token if self._desk.settings else ""
-        asking = caller(flow, self.front.hosts.get(request, ""))
-        reports = self._desk.reports
-        asked = routes.Request(request.method, path, query, request.raw_content or b"")
-        reply = await routes.answer(route, asked, asking, token, reports)
-        flow.response = responses.json(reply.status, reply.body, reply.headers)

@@ -48,6 +48,8 @@ class Writer:
         self._desk = desk
         self._is_alive = is_alive
         self.delivery = Delivery(lambda: transport.get_write_buffer_size())
+        self._unbegun = 0.0
+        """When the present call came, until the first event of its answer goes out; then 0."""
         self._room: asyncio.Future[None] | None = None
         """Done when the client has room again; None before anybody has waited for that."""
 
@@ -86,6 +88,7 @@ class Writer:
             outcome = answer.outcome
             self._is_alive()
             ask.outlet = self
+            self._unbegun = started
             await self._answer(answer)
             is_complete = True
         except Cut:
@@ -144,6 +147,9 @@ class Writer:
         self._transport.write(http1.LAST_CHUNK)
 
     def write_events(self, events: list[bytes]) -> None:
+        if self._unbegun:
+            self._desk.begun(self._unbegun)
+            self._unbegun = 0.0
         self._transport.write(http1.chunks(events))
         self._is_alive()
 

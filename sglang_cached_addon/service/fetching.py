@@ -155,6 +155,7 @@ class Fetching:
         ) as response:
             shown = (*ask.credential_headers, *ask.routing_headers)
             upstream.heard(ask.asker, shown, response.status, time.monotonic())
+            self._exchange.counters.upstream_answers[response.status] += 1
             self.flight.greeting = response.greeting
             found = await self._take(response)
         if not isinstance(found, BytesIO):
@@ -216,6 +217,7 @@ class Fetching:
             return
         reason = Reason.UNREACHABLE if is_lost else Reason.CUT
         body = unreachable(self._upstream.url, str(error))
+        self._exchange.counters.upstream_errors[reason] += 1
         self.flight.refusal = reason
         self.flight.answer = Arrived(JSON, Landed(502, body, refusal=reason))
         self._tell(self.flight.answer)

@@ -39,6 +39,10 @@ class Telling:
         self.calls.append("info")
         return {"version": "x"}
 
+    def metrics(self) -> RouteAnswer:
+        self.calls.append("metrics")
+        return RouteAnswer(200, b"{}")
+
     def health(self) -> dict[str, Any]:
         self.calls.append("health")
         return deepcopy(HEALTHY)
@@ -76,6 +80,7 @@ def test_table() -> None:
     reads = ("GET", "HEAD")
     assert {path: (r.path, r.methods, r.is_private) for path, r in ROUTES.items()} == {
         "/cache/stats": ("/cache/stats", reads, False),
+        "/cache/metrics": ("/cache/metrics", reads, False),
         "/cache/info": ("/cache/info", reads, True),
         "/cache/clear": ("/cache/clear", ("POST",), True),
         "/cache/runs": ("/cache/runs", reads, True),
@@ -110,6 +115,7 @@ ANSWERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("/cache/info", "GET", "info", {"version": "x"}),
     ("/cache/info", "HEAD", "info", {"version": "x"}), ("/health", "GET", "health", HEALTHY),
     ("/health", "HEAD", "health", HEALTHY),
+    ("/cache/metrics", "GET", "metrics", {}),
     ("/cache/clear", "POST", "clear all", {"cleared": True}),
     ("/cache/stats?now=1", "GET", "stats", STATS),
 )  # fmt: skip

@@ -53,7 +53,7 @@ def received(done: Any) -> list[Any]:
 def made(pieces: AsyncIterator[list[bytes]], ended: list[bool]) -> tuple[Feed, Handler]:
     handler = Handler()
     context = Context(tflow.tclient_conn(), Options())
-    answer = FeedAnswer(http.Response.make(200), pieces, ended.append)
+    answer = FeedAnswer(http.Response.make(200), pieces, bool, ended.append)
     feed = handler.feed = Feed(context, answer, handler)  # type: ignore[arg-type]
     list(feed.handle_event(events.Start()))
     return feed, handler

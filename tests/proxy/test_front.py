@@ -42,7 +42,7 @@ def test_feeds() -> None:
     for flow in (fed, left, over):
         live = flows.get(flow)
         assert live
-        live.feed = FeedAnswer(http.Response.make(), no_pieces(), bool)
+        live.feed = FeedAnswer(http.Response.make(), no_pieces(), bool, bool)
     flows.end(over)
 
     async def run() -> list[bool]:

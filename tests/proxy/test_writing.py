@@ -46,9 +46,13 @@ class FakeDesk:
     def __init__(self, rate: float) -> None:
         self.replay_rate = rate
         self.logged: list[Outcome] = []
+        self.streams = 0
 
     def log(self, path: str, outcome: Outcome, started: float) -> None:
         self.logged.append(outcome)
+
+    def begun(self, started: float) -> None:
+        self.streams += 1
 
 
 ASK = Ask(CallHead("POST", "/generate"), b"{}", ())

@@ -206,13 +206,3 @@ def test_unknown_dialect() -> None:
         assert [await stage.gets(body("a 99", k)) for k in (30, 5)] == ["miss", "miss"]
 
     ask()
-
-
-def test_turned_off() -> None:
-    """With `--no-greedy-reuse`, each limit is a call of its own."""
-
-    @greedy(reuses=False)
-    async def ask(stage: Greedy) -> None:
-        assert [await stage.gets(body("a 8", k)) for k in (30, 5, 40)] == ["miss"] * 3
-
-    ask()

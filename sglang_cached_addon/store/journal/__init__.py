@@ -84,6 +84,11 @@ class Journal:
         return self._queue.dropped
 
     @property
+    def errors(self) -> int:
+        """How often the disk refused what was written."""
+        return self._queue.errors
+
+    @property
     def lost(self) -> int:
         """The number of samples that were kept, and could not be written before the end."""
         return self._writer.lost

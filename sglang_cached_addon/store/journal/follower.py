@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class Follower:
     """Reads the journal of one folder. Has all that `Journal` has for a store."""
 
-    pending = dropped = lost = 0
+    pending = dropped = errors = lost = 0
 
     def __init__(self, folder: Path) -> None:
         """Raises `StoreError` if there is no cache."""

@@ -59,6 +59,8 @@ class Queue:
         """Who reads the files in which lines are. Changed under the lock."""
         self.dropped = 0
         """Samples that were not kept, because too much was waiting for the disk."""
+        self.errors = 0
+        """How often the disk refused what was written."""
         self.failure: OSError | None = None
         """Why the disk refused what was written last; None if it took it."""
         self.is_closing = False
@@ -177,6 +179,7 @@ class Queue:
         the index any more."""
         with self.changed:
             self.failure = why
+            self.errors += 1
             of = self.index.extents_of
             self.drop(lambda line: line.head.samples and not of(line.head.key, line.place))
 
