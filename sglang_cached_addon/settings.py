@@ -16,6 +16,7 @@ from typing import Any
 
 from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
+from sglang_cached_addon.core.log_line import LogFormat
 from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 from sglang_cached_addon.core.routing import KeyHeaders
 from sglang_cached_addon.option import SIZES, TIMES, amount, entries, option
@@ -32,12 +33,8 @@ def _folder(text: str) -> Path:
         raise ValueError(f"{path}: {e}") from None
 
 
-def _key_headers(text: str) -> KeyHeaders:
-    return KeyHeaders(name.strip() for name in text.split(",") if name.strip())
-
-
 def _credential_headers(text: str) -> tuple[bytes, ...]:
-    names = (name.encode() for name in _key_headers(text).named)
+    names = (name.encode() for name in KeyHeaders.of(text).named)
     return tuple(dict.fromkeys((*CREDENTIAL_FIELDS, *names)))
 
 
@@ -74,8 +71,7 @@ class Settings:
     )
     max_entries: float = option(
         0,
-        "How many entries are kept, those least recently used being the first to go; 0 for any "
-        "number.",
+        "How many entries are kept; those least recently used go first. 0 for any number.",
         bounds=(0, inf),
         parse=lambda count: count or inf,
         metavar="N",
@@ -134,8 +130,7 @@ class Settings:
     )
     gather_ms: float = option(
         "5",
-        "How long a call of a run waits for equal ones, in milliseconds, so that they go to the "
-        "server as one call with n; 0 for not at all.",
+        "How many milliseconds a call of a run waits for equal ones, to be one call with n.",
         bounds=(0, 60_000),
         metavar="MS",
     )
@@ -153,7 +148,7 @@ class Settings:
         "",
         "A request header that is part of the key, like those by which known gateways choose a "
         "model are anyway.",
-        parse=_key_headers,
+        parse=KeyHeaders.of,
         metavar="NAME",
         is_many=True,
     )
@@ -194,6 +189,11 @@ class Settings:
         metavar="N",
     )
     quiet: bool = option(False, "No log line for each request.")
+    log_format: LogFormat = option(
+        LogFormat.TEXT.value,
+        "The log: text, or json, one object a line.",
+        choices=LogFormat,
+    )
     express: bool = option(
         True,
         "Answer plain calls in the fast lane, unseen by other addons. Off by itself where other "

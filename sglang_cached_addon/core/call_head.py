@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sglang_cached_addon.core import admission, directives, policy, runs
+from sglang_cached_addon.core import admission, directives, policy, request_ids, runs
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.directives import Directives
 from sglang_cached_addon.core.policy import Reason
@@ -36,6 +36,8 @@ class CallHead:
     """The run that the call belongs to; empty where it belongs to none."""
     is_relayed: bool = False
     """A proxy has sent it on: who is behind it is not who is connected."""
+    request_id: bytes = b""
+    """The id that the client has given it; empty without a sane one."""
 
     def asker(self, model: str | None) -> Asker:
         """Who asks for that model, as upstream tells clients apart."""
@@ -72,6 +74,7 @@ class CallHeads:
             self.key_headers.digest(headers),
             named.decode("latin-1") if named is not None else run or self._run,
             is_relayed(headers),
+            request_ids.of_client(headers),
         )
 
     def credential_headers(self, headers: Mapping[bytes, bytes]) -> Fields:

@@ -62,6 +62,11 @@ class KeyHeaders:
                 raise ValueError(f"{name}: is no name of a header")
         self._names = NAMES | {name.encode() for name in self.named}
 
+    @classmethod
+    def of(cls, text: str) -> KeyHeaders:
+        """Those that a text names, with commas between. Raises ValueError as above."""
+        return cls(name.strip() for name in text.split(",") if name.strip())
+
     def has(self, name: bytes) -> bool:
         if name in self._names:
             return True

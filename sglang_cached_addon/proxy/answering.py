@@ -17,7 +17,9 @@ from sglang_cached_addon.service.findings import EVENTS, JSON, Hit
 from sglang_cached_addon.wire import location
 
 
-def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -> Fields:
+def fields_of(
+    answer: Hit | Reply | Streamed, upstream: str, size: int | None, request_id: bytes
+) -> Fields:
     """The header fields of an answer: upstream's, if it has any, and what the cache says. `size`
     is the number of bytes of the body; None: it is sent in chunks. What leads to `upstream`, which
     is scheme://host:port, leads through the proxy."""
@@ -32,7 +34,7 @@ def fields_of(answer: Hit | Reply | Streamed, upstream: str, size: int | None) -
         _set(fields, b"Transfer-Encoding", b"chunked")
     else:
         _set(fields, b"content-length", b"%d" % size)
-    return mark(lead_here(fields, upstream), answer.outcome)
+    return mark(lead_here(fields, upstream), answer.outcome, request_id)
 
 
 def status_of(answer: Hit | Reply | Streamed) -> int:
@@ -49,8 +51,8 @@ def lead_here(fields: Iterable[tuple[bytes, bytes]], upstream: str) -> Fields:
     )
 
 
-def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:
-    """Header fields with what the cache says of an answer."""
+def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome, request_id: bytes) -> Fields:
+    """Header fields with what the cache says of an answer, and with the request's id."""
     marked = list(fields)
     for name, value in outcome.headers(time.time()):
         values = [value.encode()]
@@ -58,6 +60,7 @@ def mark(fields: Iterable[tuple[bytes, bytes]], outcome: Outcome) -> Fields:
             # RFC 9211 §2: a list, the cache nearest to the origin first.
             values = [v for n, v in marked if n.lower() == b"cache-status"] + values
         _set(marked, name.encode(), b", ".join(values))
+    _set(marked, b"X-Request-Id", request_id)
     return tuple(marked)
 
 

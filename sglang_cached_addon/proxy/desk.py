@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Coroutine
+from datetime import UTC, datetime
 from typing import Any
 
 from sglang_cached_addon import dialects
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts
-from sglang_cached_addon.core import printable
+from sglang_cached_addon.core.log_line import Ended, LogFormat
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.core.timings import Timings
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import Settings
 
-logger = logging.getLogger("sglang_cached_addon")
+requests = logging.getLogger("sglang_cached_addon.requests")
+"""Has a line for each request; those of others are of its parent."""
 
 PASSED_ON = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
 """What becomes of a call where there is no cache, or where it fails: upstream gets it."""
@@ -37,6 +41,8 @@ class Desk:
         self.parts: Parts | None = None
         """The cache, while it is open."""
         self._dialects = {path: found.name for (_, path), found in dialects.installed().items()}
+        self.ids = Ids(secrets.token_hex(4))
+        """Those of requests whose clients give them none."""
         self.timings = Timings()
         """How long answers took."""
         self.failure: str | None = None
@@ -70,10 +76,26 @@ class Desk:
         """As `Service.receive`; without a cache, calls are passed on."""
         return self.parts.service.receive(ask) if self.parts else PASSED_ON
 
-    def log(self, path: str, outcome: Outcome, started: float) -> None:
-        """Counts a call that came at that time (monotonic, seconds), and tells people what has
-        become of it."""
+    def log(
+        self,
+        path: str,
+        outcome: Outcome,
+        started: float,
+        request_id: bytes,
+        run: str,
+        status: int | None,
+        size: int | None,
+    ) -> None:
+        """Counts a request of that id that came at that time (monotonic, seconds), and tells people
+        what has become of it; the rest is as in `Ended`."""
         seconds = time.monotonic() - started
-        self.timings.answered(self._dialects.get(path, OTHER), outcome.kind, seconds)
-        if self.settings and not self.settings.quiet:
-            logger.info("%s", outcome.line(printable.path(path), seconds))
+        dialect = self._dialects.get(path)
+        self.timings.answered(dialect or OTHER, outcome.kind, seconds)
+        settings = self.settings
+        if settings and not settings.quiet:
+            ended = Ended(path, outcome, seconds, request_id, dialect, run, status, size)
+            if settings.log_format is LogFormat.JSON:
+                line = ended.json(datetime.now(UTC).isoformat(timespec="milliseconds"))
+            else:
+                line = ended.text()
+            requests.info("%s", line)

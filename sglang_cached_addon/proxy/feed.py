@@ -21,6 +21,7 @@ from mitmproxy.proxy.server import ConnectionHandler
 
 from sglang_cached_addon.proxy.inside import http_base, http_events
 from sglang_cached_addon.service.stream import Cut
+from sglang_cached_addon.wire import http1
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -33,8 +34,8 @@ class FeedAnswer:
     """The head of the answer."""
     pieces: AsyncIterator[list[bytes]]
     """The events of its body. Raises `Cut` where they break off."""
-    begun: Callable[[], object]
-    """Called once, when the first of them is given."""
+    gave: Callable[[int], object]
+    """Called with how many bytes are given, as they are on the wire."""
     ended: Callable[[bool], object]
     """Called once, with whether all of them were given."""
 
@@ -100,14 +101,13 @@ class Feed(http_base.HttpConnection):
 
     async def _pump(self) -> None:
         """Gives the pieces as they come, and as the client takes them."""
-        has_begun = is_complete = False
+        is_complete = False
         try:
             async for pieces in self._answer.pieces:
-                if pieces and not has_begun:
-                    has_begun = True
-                    self._answer.begun()
+                self._answer.gave(len(http1.chunks(pieces)))
                 await self._handler.server_event(MorePieces(self.conn, pieces))
                 await self._handler.drain_writers()
+            self._answer.gave(len(http1.LAST_CHUNK))
             is_complete = True
         except Cut:
             pass

@@ -14,7 +14,10 @@ from typing import Any
 from mitmproxy import http
 from mitmproxy.connection import Client
 
+from sglang_cached_addon.core import request_ids
+from sglang_cached_addon.core.call_head import by_name
 from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.proxy import responses
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.requests import take_run
@@ -28,6 +31,10 @@ class Live:
 
     started: float
     """When it came: monotonic, in seconds."""
+    id: bytes
+    """Its request id."""
+    size: int | None = None
+    """How many bytes were given of the body of its answer, where that is given piece by piece."""
     outcome: Outcome | None = None
     """What has become of it; None until that is decided."""
     run: str = ""
@@ -49,7 +56,9 @@ class Live:
 class Flows:
     """The flows under way of all clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Ids) -> None:
+        """`ids` are for requests whose clients give them none."""
+        self._ids = ids
         self._of: dict[Client, dict[http.HTTPFlow, Live]] = {}
 
     def __len__(self) -> int:
@@ -57,7 +66,8 @@ class Flows:
 
     def begin(self, flow: http.HTTPFlow) -> Live:
         """A request has come; what names its run is taken out of it, and refused if it is bad."""
-        live = Live(time.monotonic())
+        given = request_ids.of_client(by_name(flow.request.headers.fields))
+        live = Live(time.monotonic(), given or self._ids.next())
         try:
             live.run = take_run(flow.request)
         except ValueError as e:

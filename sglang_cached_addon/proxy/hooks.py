@@ -19,7 +19,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.core import directives, updates
-from sglang_cached_addon.core.call_head import CallHeads, by_name
+from sglang_cached_addon.core.call_head import by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
@@ -30,13 +30,14 @@ from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.flows import Flows, Live, note
 from sglang_cached_addon.proxy.front import Front
 from sglang_cached_addon.proxy.requests import (
+    ask_of,
     is_abort,
-    is_local,
     is_short,
+    length,
     unread,
 )
 from sglang_cached_addon.proxy.writing import LEFT, pieces_of
-from sglang_cached_addon.service.asking import Answer, Ask, Streamed
+from sglang_cached_addon.service.asking import Answer, Streamed
 from sglang_cached_addon.service.findings import Bypass, Hit
 from sglang_cached_addon.wire import http1
 
@@ -47,7 +48,7 @@ class FlowHooks:
     name = "sglang_cached_flows"
 
     def __init__(self, desk: Desk, connections: Connections) -> None:
-        self.flows = Flows()
+        self.flows = Flows(desk.ids)
         """The flows that are not answered in full."""
         self.front = Front(desk, self.flows)
         self._desk = desk
@@ -70,6 +71,7 @@ class FlowHooks:
             return None
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
+            live.id = handed.ask.id
             return None
         reason = unread(flow.request, self._dialects)
         if not reason or self._is_denied(flow.request, reason):
@@ -100,7 +102,8 @@ class FlowHooks:
         if is_abort(flow.request):
             return control.abort(self._desk, flow, live)
         if self._desk.parts and live.outcome is None:
-            live.ask = self._ask(flow, self._desk.parts.heads, live.run)
+            live.ask = ask_of(flow, self._desk.parts.heads, live.run, live.id)
+            live.ask.is_chunkable = self.front.is_chunkable(flow)
             answer = self._desk.receive(live.ask)
             if isinstance(answer, Coroutine):
                 return self._wait(flow, live, answer)
@@ -129,7 +132,7 @@ class FlowHooks:
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
             note(flow, live.outcome)
-            fields = answering.mark(fields, live.outcome)
+            fields = answering.mark(fields, live.outcome, live.id)
         flow.response.headers = http.Headers(fields)
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -173,19 +176,11 @@ class FlowHooks:
             live.streamed.close()
             live.outcome = live.streamed.outcome
         if live.outcome:
-            self._desk.log(flow.request.path, live.outcome, live.started)
-
-    def _ask(self, flow: http.HTTPFlow, call_heads: CallHeads, run: str) -> Ask:
-        request = flow.request
-        fields = by_name(request.headers.fields)
-        head = call_heads.read(request.method, request.path, fields, run)
-        return Ask(
-            head,
-            request.raw_content or b"",
-            request.headers.fields,
-            is_chunkable=self.front.is_chunkable(flow),
-            is_local=is_local(flow.client_conn),
-        )
+            size = live.size or (length(flow.response) if status and flow.response else None)
+            run = live.ask.head.run if live.ask else live.run
+            self._desk.log(
+                flow.request.path, live.outcome, live.started, live.id, run, status, size
+            )
 
     def _is_denied(self, request: http.Request, reason: Reason) -> bool:
         """Whether a request that is not even read must not go upstream."""
@@ -193,6 +188,12 @@ class FlowHooks:
             return True
         headers = by_name(request.headers.fields)
         return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
+
+    def _gave(self, live: Live, size: int) -> None:
+        """Something goes out of an answer that is given piece by piece."""
+        if not live.size:
+            self._desk.begun(live.started)
+        live.size = (live.size or 0) + size
 
     def _deny(self, flow: http.HTTPFlow, live: Live, reason: Reason) -> None:
         """Answers in place of upstream, which is not to be asked."""
@@ -234,9 +235,9 @@ class FlowHooks:
         pieces = pieces_of(answer, self._desk.replay_rate)
         if pieces and live.ask and live.ask.is_chunkable:
             ended = live.streamed.close if live.streamed else bool
-            begun = partial(self._desk.begun, live.started)
-            live.feed = FeedAnswer(responses.answered(answer, upstream), pieces, begun, ended)
+            shown = responses.answered(answer, upstream, live.id)
+            live.feed = FeedAnswer(shown, pieces, partial(self._gave, live), ended)
         else:
             assert not isinstance(answer, Streamed)
             body = b"".join(http1.unchunked(answer.body)) if pieces else answer.body
-            flow.response = responses.answered(answer, upstream, body)
+            flow.response = responses.answered(answer, upstream, live.id, body)

@@ -137,6 +137,7 @@ class Lane(asyncio.BufferedProtocol):
             body = at + head.size
             raw = part(data, at, body)
             ask = Ask(head.call, part(data, body, end), raw, True, self._is_local)
+            ask.id = head.call.request_id or self._desk.ids.next()
             started = time.monotonic()
             answer = self._desk.receive(ask)
             if not (type(answer) is Hit and self._writer.serve_at_once(ask, answer, started)):

@@ -10,8 +10,9 @@ from mitmproxy.connection import Client
 
 from sglang_cached_addon.admin import access
 from sglang_cached_addon.core import policy, runs
-from sglang_cached_addon.core.call_head import by_name, is_relayed
+from sglang_cached_addon.core.call_head import CallHeads, by_name, is_relayed
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.asking import Ask
 
 PAUSE = "/pause_generation"
 ABORTS = ("/abort_request", PAUSE)
@@ -37,9 +38,9 @@ def is_short(request: http.Request) -> bool:
     return "transfer-encoding" not in request.headers and length(request) <= policy.MAX_NAMES
 
 
-def length(request: http.Request) -> int:
+def length(message: http.Request | http.Response) -> int:
     """How many bytes a body has, as its head says; 0 where that says nothing."""
-    said = request.headers.get("content-length", "0")
+    said = message.headers.get("content-length", "0")
     return int(said) if said.isdigit() and len(said) < 20 else 0
 
 
@@ -49,6 +50,16 @@ def unread(request: http.Request, known: Container[tuple[str, str]]) -> Reason |
         has_query = (request.method, request.path.split("?", 1)[0]) in known
         return Reason.QUERY if has_query else Reason.ROUTE
     return Reason.TOO_LARGE if length(request) > policy.MAX_BODY else None
+
+
+def ask_of(flow: http.HTTPFlow, call_heads: CallHeads, run: str, request_id: bytes) -> Ask:
+    """The call that a flow makes."""
+    request = flow.request
+    head = call_heads.read(request.method, request.path, by_name(request.headers.fields), run)
+    body, fields = request.raw_content or b"", request.headers.fields
+    ask = Ask(head, body, fields, is_local=is_local(flow.client_conn))
+    ask.id = request_id
+    return ask
 
 
 def caller(flow: http.HTTPFlow, host: str) -> access.Caller:

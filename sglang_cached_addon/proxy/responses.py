@@ -10,12 +10,12 @@ from sglang_cached_addon.service.findings import Hit, error_body
 
 
 def answered(
-    answer: Hit | Reply | Streamed, upstream: str, body: bytes | None = None
+    answer: Hit | Reply | Streamed, upstream: str, request_id: bytes, body: bytes | None = None
 ) -> http.Response:
     """An answer; without a `body`, its head alone: what follows comes in chunks."""
     response = http.Response.make(answering.status_of(answer), body or b"")
     size = None if body is None else len(body)
-    response.headers = http.Headers(answering.fields_of(answer, upstream, size))
+    response.headers = http.Headers(answering.fields_of(answer, upstream, size, request_id))
     return response
 
 

@@ -12,16 +12,19 @@ import logging
 import signal
 import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 from mitmproxy import exceptions
 from mitmproxy.addons import core, disable_h2c, next_layer, proxyserver, script, tlsconfig
 from mitmproxy.master import Master
 from mitmproxy.options import Options
 
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.core.log_line import LogFormat
 from sglang_cached_addon.core.printable import MAX_LINE, printable
-from sglang_cached_addon.proxy import output
+from sglang_cached_addon.proxy import desk, output
 from sglang_cached_addon.proxy.checks import StartError, check, check_port, normal_url
 from sglang_cached_addon.proxy.lifetime import Lifetime
 from sglang_cached_addon.proxy.start import Start
@@ -46,7 +49,7 @@ def run(start: Start) -> int:
 
 
 async def _serve(start: Start, url: str) -> int:
-    _set_up_logging()
+    _set_up_logging(start.options.get("sglang_log_format") == LogFormat.JSON)
     addon = SglangCached(announce=False)
     options = Options(
         mode=[f"reverse:{url}"],
@@ -118,9 +121,21 @@ class _Lines(logging.Formatter):
         return "\n    ".join(printable(line, MAX_LINE) for line in lines)
 
 
-def _set_up_logging() -> None:
+class _Json(_Lines):
+    """One object a line: those about requests are, and others are put into one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.name == desk.requests.name:
+            return text
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname.lower(), "message": text}
+        return orjson.dumps(line).decode()
+
+
+def _set_up_logging(is_json: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines("%(message)s"))
+    handler.setFormatter((_Json if is_json else _Lines)("%(message)s"))
     logging.getLogger().addHandler(handler)
     logging.getLogger().setLevel(logging.WARNING)
     # Ours, and what the user's scripts say; of mitmproxy only what goes wrong.

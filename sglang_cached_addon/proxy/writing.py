@@ -48,8 +48,10 @@ class Writer:
         self._desk = desk
         self._is_alive = is_alive
         self.delivery = Delivery(lambda: transport.get_write_buffer_size())
-        self._unbegun = 0.0
-        """When the present call came, until the first event of its answer goes out; then 0."""
+        self._started = 0.0
+        """When the present call came."""
+        self._size = 0
+        """How many bytes were written of the body of its answer."""
         self._room: asyncio.Future[None] | None = None
         """Done when the client has room again; None before anybody has waited for that."""
 
@@ -68,17 +70,19 @@ class Writer:
         outcome = hit.outcome
         status, age = hit_status(outcome.key, outcome.detail), outcome.age(time.time())
         self._transport.write(
-            http1.hit(hit.body, age, status, outcome.places, is_stream=hit.is_stream)
+            http1.hit(hit.body, age, status, outcome.places, ask.id, is_stream=hit.is_stream)
         )
         if ask.claim:
             self._wrote(ask)
-        self._desk.log(ask.head.path, outcome, started)
+        head, size = ask.head, len(hit.body)
+        self._desk.log(head.path, outcome, started, ask.id, head.run, 200, size)
         return True
 
     async def serve(self, ask: Ask, answer: Received, started: float) -> Bypass | None:
         """Waits for the answer to a call, and writes it; what is not for the cache to answer is
         returned. Raises `Cut` where an answer breaks off."""
         outcome, is_complete = LEFT, False
+        self._started, self._size = started, 0
         try:
             if isinstance(answer, Coroutine):
                 answer = await _answer_of(answer)
@@ -88,8 +92,7 @@ class Writer:
             outcome = answer.outcome
             self._is_alive()
             ask.outlet = self
-            self._unbegun = started
-            await self._answer(answer)
+            await self._answer(ask, answer)
             is_complete = True
         except Cut:
             raise
@@ -103,8 +106,14 @@ class Writer:
             if not isinstance(answer, Bypass):
                 if ask.claim:
                     self._wrote(ask, is_whole=is_complete)
-                self._desk.log(ask.head.path, outcome, started)
+                self._log(ask, answer if is_complete else None, outcome, started)
         return None
+
+    def _log(self, ask: Ask, answer: Received | None, outcome: Outcome, started: float) -> None:
+        """Tells of an answer that is over; None where it broke off."""
+        status = answering.status_of(answer) if isinstance(answer, Hit | Reply | Streamed) else None
+        head = ask.head
+        self._desk.log(head.path, outcome, started, ask.id, head.run, status, self._size)
 
     def _wrote(self, ask: Ask, *, is_whole: bool = True) -> None:
         self.delivery.look()
@@ -113,18 +122,19 @@ class Writer:
         else:
             self.delivery.wrote(ask, is_whole=is_whole)
 
-    async def _answer(self, answer: Hit | Reply | Streamed) -> None:
+    async def _answer(self, ask: Ask, answer: Hit | Reply | Streamed) -> None:
         upstream = self._desk.upstream_url
         if pieces := pieces_of(answer, self._desk.replay_rate):
-            fields = answering.fields_of(answer, upstream, None)
+            fields = answering.fields_of(answer, upstream, None, ask.id)
             await self._write_events(answering.head(200, fields), pieces)
         else:
             assert not isinstance(answer, Streamed)
-            fields = answering.fields_of(answer, upstream, len(answer.body))
+            fields = answering.fields_of(answer, upstream, len(answer.body), ask.id)
             head = answering.head(answering.status_of(answer), fields)
             await self._write(head, answer.body)
 
     async def _write(self, head: bytes, body: bytes) -> None:
+        self._size = len(body)
         if len(body) <= LARGE:
             self._transport.write(head + body)
             return
@@ -145,12 +155,14 @@ class Writer:
                     self.write_events(events)
                     await self._has_room()
         self._transport.write(http1.LAST_CHUNK)
+        self._size += len(http1.LAST_CHUNK)
 
     def write_events(self, events: list[bytes]) -> None:
-        if self._unbegun:
-            self._desk.begun(self._unbegun)
-            self._unbegun = 0.0
-        self._transport.write(http1.chunks(events))
+        if not self._size:
+            self._desk.begun(self._started)
+        data = http1.chunks(events)
+        self._size += len(data)
+        self._transport.write(data)
         self._is_alive()
 
     async def _has_room(self) -> None:

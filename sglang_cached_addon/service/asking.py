@@ -35,6 +35,8 @@ class Outlet(Protocol):
 class Ask:
     """One client's request for samples."""
 
+    id = b""
+    """The id of the request; empty where nobody has given it one."""
     credential_headers: Fields = ()
     """The header fields by which the client shows who it is, once they were wanted."""
     routing_headers: Fields = ()

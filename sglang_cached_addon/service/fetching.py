@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from dataclasses import dataclass, replace
 from io import BytesIO
 
-from sglang_cached_addon.core import planning, policy
+from sglang_cached_addon.core import planning, policy, request_ids
 from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import slices
@@ -150,9 +151,8 @@ class Fetching:
         upstream.confirming.watch(ask.credential_headers)
         self._began_at = time.monotonic()
         body = ask.body if fetch.body is None else fetch.body
-        async with upstream.client.open(
-            ask.head.method, ask.head.path, ask.fields, body
-        ) as response:
+        fields = request_ids.shown(ask.fields, ask.id, secrets.token_hex(4))
+        async with upstream.client.open(ask.head.method, ask.head.path, fields, body) as response:
             shown = (*ask.credential_headers, *ask.routing_headers)
             upstream.heard(ask.asker, shown, response.status, time.monotonic())
             self._exchange.counters.upstream_answers[response.status] += 1

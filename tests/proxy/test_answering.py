@@ -14,7 +14,10 @@ URL = "http://10.0.0.7:30000"
 MISS = Outcome(Kind.MISS)
 SAYS = ((b"Cache-Status", b"sglang-cached; fwd=miss; stored"), (b"X-Cache", b"MISS"))
 HIT = Hit(b"{}", Outcome(Kind.HIT, oldest=1e12), NOTHING, "m")
-HIT_SAYS = ((b"Cache-Status", b"sglang-cached; hit"), (b"X-Cache", b"HIT"), (b"Age", b"0"))
+ID = ((b"X-Request-Id", b"r1"),)
+HIT_SAYS = (
+    (b"Cache-Status", b"sglang-cached; hit"), (b"X-Cache", b"HIT"), (b"Age", b"0"), *ID,
+)  # fmt: skip
 
 
 def reply(*fields: tuple[bytes, bytes]) -> Reply:
@@ -31,21 +34,22 @@ def test_hits() -> None:
         (stream, 2, (events, (b"content-length", b"2"))),
         (stream, None, (events, (b"Transfer-Encoding", b"chunked"))),
     ):
-        assert fields_of(answer, URL, size) == (*wanted, *HIT_SAYS), answer
+        assert fields_of(answer, URL, size, b"r1") == (*wanted, *HIT_SAYS), answer
 
 
 def test_framing() -> None:
     """The length of the body replaces what upstream has said of its own, in its place."""
     given = ((b"server", b"x"), (b"Content-Length", b"99"), (b"b", b"1"), (b"content-length", b"9"))
     sized = ((b"server", b"x"), (b"Content-Length", b"5"), (b"b", b"1"))
-    assert fields_of(reply(*given), URL, 5) == (*sized, *SAYS)
+    assert fields_of(reply(*given), URL, 5, b"r1") == (*sized, *SAYS, *ID)
     stream = Streamed(given, None, MISS, lambda is_complete: MISS, ExitStack())  # type: ignore[arg-type]
-    assert fields_of(stream, URL, None) == (
+    assert fields_of(stream, URL, None, b"r1") == (
         (b"server", b"x"),
         (b"b", b"1"),
         (b"Content-Type", b"text/event-stream; charset=utf-8"),
         (b"Transfer-Encoding", b"chunked"),
         *SAYS,
+        *ID,
     )
 
 
@@ -56,7 +60,7 @@ def test_what_leads_to_upstream() -> None:
         (b"http://other/x", b"http://other/x"),
         (b"/\xff", b"/\xff"),
     ):
-        fields = fields_of(reply((b"location", value)), URL, 0)
+        fields = fields_of(reply((b"location", value)), URL, 0, b"r1")
         assert fields[0] == (b"location", wanted)
     both = ((b"Location", URL.encode() + b"/a"), (b"Content-Location", b"http://b/"))
     assert lead_here(both, URL) == ((b"Location", b"/a"), both[1])
@@ -65,10 +69,14 @@ def test_what_leads_to_upstream() -> None:
 def test_caches_behind() -> None:
     """What other caches say, which may be any bytes, stays in the list before ours; fields of ours
     that they have are replaced."""
-    given = ((b"cache-status", b"a; \xff"), (b"x-cache", b"HIT"), (b"Cache-Status", b"b"))
-    assert mark(given, MISS) == (
+    given = (
+        (b"cache-status", b"a; \xff"), (b"x-cache", b"HIT"), (b"Cache-Status", b"b"),
+        (b"x-request-id", b"theirs"),
+    )  # fmt: skip
+    assert mark(given, MISS, b"r1") == (
         (b"cache-status", b"a; \xff, b, sglang-cached; fwd=miss; stored"),
         (b"x-cache", b"MISS"),
+        (b"x-request-id", b"r1"),
     )
 
 

@@ -17,7 +17,7 @@ def test_without_a_cache() -> None:
     """They go upstream as they came: what becomes of calls is tested end to end."""
     body = json.dumps({"rid": "a"}).encode()
     request = tutils.treq(method=b"POST", path=b"/abort_request", content=body)
-    flow, live = tflow.tflow(req=request), Live(0.0)
+    flow, live = tflow.tflow(req=request), Live(0.0, b"r1")
     asyncio.run(control.abort(Desk(), flow, live))
     assert flow.request.content == body
     assert control.change(Desk(), live, Change.MODEL, None) is None

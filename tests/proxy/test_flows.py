@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from mitmproxy.test import tflow
 
+from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.proxy.flows import Flows
 
 
 def test_whose_they_are() -> None:
     """A flow is over once, at its end or when its client leaves; those of others go on."""
-    flows = Flows()
+    flows = Flows(Ids("x"))
     one, two, other = tflow.tflow(), tflow.tflow(), tflow.tflow()
     two.client_conn = one.client_conn
     live = [flows.begin(flow) for flow in (one, two, other)]

@@ -12,6 +12,7 @@ from mitmproxy.options import Options
 from mitmproxy.proxy.context import Context
 from mitmproxy.test import taddons, tflow
 
+from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import FeedAnswer
 from sglang_cached_addon.proxy.flows import Flows
@@ -20,7 +21,7 @@ from sglang_cached_addon.proxy.front import Front
 
 def test_who_is_answered_in_pieces() -> None:
     """Chunks are for clients of HTTP/1.1 whose layers can send them."""
-    front, flow = Front(Desk(), Flows()), tflow.tflow()
+    front, flow = Front(Desk(), Flows(Ids("x"))), tflow.tflow()
     assert not front.is_chunkable(flow)
     front.clients.add(flow.client_conn)
     for version, can in (("HTTP/1.1", True), ("HTTP/1.0", False), ("HTTP/2.0", False)):
@@ -34,7 +35,7 @@ async def no_pieces() -> AsyncIterator[list[bytes]]:
 
 def test_feeds() -> None:
     """A flow gets its own stream as long as its client is there; others go upstream."""
-    flows = Flows()
+    flows = Flows(Ids("x"))
     front = Front(Desk(), flows)
     fed, left, other, over = (tflow.tflow() for _ in range(4))
     for flow in (fed, left, other, over):

@@ -102,8 +102,8 @@ def talk(proxy: Proxy, pieces: Sequence[bytes], quiet: float = QUIET_SECONDS) ->
 
 
 def normal(data: bytes) -> bytes:
-    """Without what the clock and the upstream's own clock make different."""
-    data = re.sub(rb"(?mi)^(age|date): .*\r\n", b"", data)
+    """Without ids, and what the clock and the upstream's own clock make different."""
+    data = re.sub(rb"(?mi)^(age|date|x-request-id): .*\r\n", b"", data)
     return re.sub(rb"127\.0\.0\.1:\d+", b"PEER", data)
 
 
@@ -272,7 +272,8 @@ def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> Non
 ANSWER = Reply(200, (), b"answer", Outcome(Kind.MISS))
 ANSWERED = (
     b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n"
-    b"Cache-Status: sglang-cached; fwd=miss; stored\r\nX-Cache: MISS\r\n\r\nanswer"
+    b"Cache-Status: sglang-cached; fwd=miss; stored\r\nX-Cache: MISS\r\n"
+    b"X-Request-Id: x-0000000000\r\n\r\nanswer"
 )
 
 
@@ -282,7 +283,12 @@ async def client_of(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client of a lane whose calls are answered by `receive`."""
     desk: Any = SimpleNamespace(
-        receive=lambda ask: receive(), log=lambda *given: None, upstream_url="", replay_rate=0.0
+        ids=SimpleNamespace(next=lambda: b"x-0000000000"),
+        begun=lambda started: None,
+        receive=lambda ask: receive(),
+        log=lambda *given: None,
+        upstream_url="",
+        replay_rate=0.0,
     )
     heads = HeadReader([("POST", "/generate")])
     async with clients_of(connections, 1, lambda c: open_lane(c, heads, desk)) as (client,):

@@ -14,9 +14,10 @@ HIT = Hit(b"{}", Outcome(Kind.HIT), NOTHING, "m")
 def test_answered() -> None:
     """Status and body are the answer's, the length is the body's; a head alone has none."""
     for answer, status in ((HIT, 200), (Reply(429, (), b"{}", Outcome(Kind.MISS)), 429)):
-        response = responses.answered(answer, URL, b"abc")
+        response = responses.answered(answer, URL, b"r1", b"abc")
         assert (response.status_code, response.content) == (status, b"abc")
         assert response.headers["content-length"] == "3"
-    response = responses.answered(HIT, URL)
+        assert response.headers["X-Request-Id"] == "r1"
+    response = responses.answered(HIT, URL, b"r1")
     assert response.headers["transfer-encoding"] == "chunked"
     assert "content-length" not in response.headers

@@ -48,7 +48,7 @@ class FakeDesk:
         self.logged: list[Outcome] = []
         self.streams = 0
 
-    def log(self, path: str, outcome: Outcome, started: float) -> None:
+    def log(self, path: str, outcome: Outcome, *rest: object) -> None:
         self.logged.append(outcome)
 
     def begun(self, started: float) -> None:

@@ -187,19 +187,23 @@ def test_hit(key: bytes) -> None:
     """A hit is a whole HTTP message."""
     status = hit_status(key)
     for places, line in ((b"", b""), (b"0,3-4", b"X-Cache-Sample: 0,3-4\r\n")):
-        assert hit(b"{}", 7, status, places) == (
+        assert hit(b"{}", 7, status, places, b"r1", is_stream=False) == (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n"
-            b"Cache-Status: " + status + b"\r\nX-Cache: HIT\r\nAge: 7\r\n" + line + b"\r\n{}"
+            b"Cache-Status: "
+            + status
+            + b"\r\nX-Cache: HIT\r\nAge: 7\r\n"
+            + line
+            + b"X-Request-Id: r1\r\n\r\n{}"
         )
 
 
 def test_stream_hit() -> None:
     """As above, of a stream."""
     body = chunked([b"data: 100%\n\n", b"data: [DONE]\n\n"])
-    assert hit(body, 7, hit_status(b""), b"1", is_stream=True) == (
+    assert hit(body, 7, hit_status(b""), b"1", b"r1", is_stream=True) == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
         b"Transfer-Encoding: chunked\r\nCache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\n"
-        b"Age: 7\r\nX-Cache-Sample: 1\r\n\r\n"
+        b"Age: 7\r\nX-Cache-Sample: 1\r\nX-Request-Id: r1\r\n\r\n"
         b"c\r\ndata: 100%\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
     )
 
