@@ -49,10 +49,9 @@ def _of_calls(parts: Parts, timings: Timings) -> Iterator[Metric]:
     counters, flights = parts.exchange.counters, parts.service.flights
     requests: dict[tuple[str, ...], float] = {}
     by_outcome: dict[tuple[str, ...], list[Histogram]] = {}
-    for dialect, kinds in timings.answers.items():
-        for kind, histogram in kinds.items():
-            requests[dialect, kind.value] = sum(histogram.counts)
-            by_outcome.setdefault((kind.value,), []).append(histogram)
+    for (dialect, kind), histogram in timings.answers.items():
+        requests[dialect, kind.value] = sum(histogram.counts)
+        by_outcome.setdefault((kind.value,), []).append(histogram)
     yield _counter("requests", "Requests that were answered.", requests, ("dialect", "outcome"))
     yield _histogram(
         "request_duration_seconds",
@@ -115,6 +114,7 @@ def _of_store(parts: Parts) -> Iterator[Metric]:
     if journal:
         yield _gauge("file_bytes", "The size of the journal.", parts.file_bytes)
         yield _gauge("journal_pending_writes", "Lines that wait for the disk.", journal.pending)
+        yield _gauge("journal_lag_seconds", "How long the oldest of them has waited.", journal.lag)
         yield _counter(
             "journal_dropped_writes", "Samples the disk did not take.", {(): journal.dropped}
         )

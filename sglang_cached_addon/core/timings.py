@@ -32,7 +32,10 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Something took so long."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        if seconds <= _FIRST:  # a hit of the fast lane, as most are: without another call
+            self.counts[0] += 1
+        else:
+            self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
 
 
@@ -40,21 +43,13 @@ class Timings:
     """How long the answers of this process took."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, dict[Kind, Histogram]] = {}
+        self.answers: dict[tuple[str, Kind], Histogram] = {}
         """From the call to the end of its answer, by dialect and outcome."""
         self.first_event = Histogram()
         """From the call to the first event of a stream."""
         self.loop_delay = Histogram()
         """By how much the event loop was late."""
 
-    def answered(self, dialect: str, kind: Kind, seconds: float) -> None:
-        """An answer is complete."""
-        try:
-            histogram = self.answers[dialect][kind]
-        except KeyError:
-            histogram = self.answers.setdefault(dialect, {}).setdefault(kind, Histogram())
-        if seconds <= _FIRST:  # a hit of the fast lane, as most are: without another call
-            histogram.counts[0] += 1
-            histogram.sum += seconds
-        else:
-            histogram.add(seconds)
+    def of(self, dialect: str, kind: Kind) -> Histogram:
+        """The answers of that dialect and outcome."""
+        return self.answers.setdefault((dialect, kind), Histogram())

@@ -45,6 +45,8 @@ class Desk:
         """Those of requests whose clients give them none."""
         self.timings = Timings()
         """How long answers took."""
+        self._hits = {p: self.timings.of(name, Kind.HIT) for p, name in self._dialects.items()}
+        """Those of hits, by path."""
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
 
@@ -76,6 +78,13 @@ class Desk:
         """As `Service.receive`; without a cache, calls are passed on."""
         return self.parts.service.receive(ask) if self.parts else PASSED_ON
 
+    def hit(self, ask: Ask, outcome: Outcome, started: float, size: int) -> None:
+        """As `log`, of a hit that the fast lane has written in one go: as cheap as can be."""
+        head, seconds, settings = ask.head, time.monotonic() - started, self.settings
+        self._hits[head.path].add(seconds)
+        if settings and not settings.quiet:
+            self._tell(head.path, outcome, seconds, ask.id, head.run, 200, size)
+
     def log(
         self,
         path: str,
@@ -89,13 +98,24 @@ class Desk:
         """Counts a request of that id that came at that time (monotonic, seconds), and tells people
         what has become of it; the rest is as in `Ended`."""
         seconds = time.monotonic() - started
+        self.timings.of(self._dialects.get(path, OTHER), outcome.kind).add(seconds)
+        if self.settings and not self.settings.quiet:
+            self._tell(path, outcome, seconds, request_id, run, status, size)
+
+    def _tell(
+        self,
+        path: str,
+        outcome: Outcome,
+        seconds: float,
+        request_id: bytes,
+        run: str,
+        status: int | None,
+        size: int | None,
+    ) -> None:
         dialect = self._dialects.get(path)
-        self.timings.answered(dialect or OTHER, outcome.kind, seconds)
-        settings = self.settings
-        if settings and not settings.quiet:
-            ended = Ended(path, outcome, seconds, request_id, dialect, run, status, size)
-            if settings.log_format is LogFormat.JSON:
-                line = ended.json(datetime.now(UTC).isoformat(timespec="milliseconds"))
-            else:
-                line = ended.text()
-            requests.info("%s", line)
+        ended = Ended(path, outcome, seconds, request_id, dialect, run, status, size)
+        if self.settings and self.settings.log_format is LogFormat.JSON:
+            line = ended.json(datetime.now(UTC).isoformat(timespec="milliseconds"))
+        else:
+            line = ended.text()
+        requests.info("%s", line)

@@ -55,6 +55,7 @@ class Lane(asyncio.BufferedProtocol):
         self._next = following
         self._reader = reader
         self._desk = desk
+        self._next_id = desk.ids.next
         self._is_local = is_local(connection.handler.client)
         self._watchdog = connection.handler.timeout_watchdog
         self._writer = Writer(self._transport, desk, self._watchdog.register_activity)
@@ -137,7 +138,7 @@ class Lane(asyncio.BufferedProtocol):
             body = at + head.size
             raw = part(data, at, body)
             ask = Ask(head.call, part(data, body, end), raw, True, self._is_local)
-            ask.id = head.call.request_id or self._desk.ids.next()
+            ask.id = head.call.request_id or self._next_id()
             started = time.monotonic()
             answer = self._desk.receive(ask)
             if not (type(answer) is Hit and self._writer.serve_at_once(ask, answer, started)):

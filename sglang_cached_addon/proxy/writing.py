@@ -74,8 +74,7 @@ class Writer:
         )
         if ask.claim:
             self._wrote(ask)
-        head, size = ask.head, len(hit.body)
-        self._desk.log(head.path, outcome, started, ask.id, head.run, 200, size)
+        self._desk.hit(ask, outcome, started, len(hit.body))
         return True
 
     async def serve(self, ask: Ask, answer: Received, started: float) -> Bypass | None:

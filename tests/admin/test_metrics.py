@@ -29,7 +29,7 @@ def told(folder: Path, health: Health = Health.UP, **options: str) -> str:
         with opened(folder, **options) as parts:
             timings, counters = Timings(), parts.exchange.counters
             for dialect, kind, seconds in TIMES:
-                timings.answered(dialect, kind, seconds)
+                timings.of(dialect, kind).add(seconds)
             timings.first_event.add(0.04)
             counters.hit(Saved(2, 30, 1.5))
             counters.add(Outcome(Kind.BYPASS, reason=Reason.BEAM))

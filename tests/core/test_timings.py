@@ -26,10 +26,6 @@ def test_timings() -> None:
     """Dialects and outcomes are counted apart."""
     timings = Timings()
     for dialect, kind in (("a", Kind.HIT), ("a", Kind.HIT), ("a", Kind.MISS), ("b", Kind.HIT)):
-        timings.answered(dialect, kind, 1.0)
-    found = {
-        (dialect, kind): (sum(histogram.counts), histogram.sum)
-        for dialect, kinds in timings.answers.items()
-        for kind, histogram in kinds.items()
-    }
+        timings.of(dialect, kind).add(1.0)
+    found = {what: (sum(of.counts), of.sum) for what, of in timings.answers.items()}
     assert found == {("a", Kind.HIT): (2, 2), ("a", Kind.MISS): (1, 1), ("b", Kind.HIT): (1, 1)}

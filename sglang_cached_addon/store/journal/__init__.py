@@ -79,6 +79,11 @@ class Journal:
         return self._queue.count
 
     @property
+    def lag(self) -> float:
+        """For how many seconds the oldest of them has waited; 0 where none waits."""
+        return self._queue.lag
+
+    @property
     def dropped(self) -> int:
         """The number of samples that were not kept, because too much was waiting for the disk."""
         return self._queue.dropped

@@ -33,6 +33,7 @@ class Follower:
     """Reads the journal of one folder. Has all that `Journal` has for a store."""
 
     pending = dropped = errors = lost = 0
+    lag = 0.0
 
     def __init__(self, folder: Path) -> None:
         """Raises `StoreError` if there is no cache."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from itertools import accumulate, islice, takewhile
@@ -44,6 +45,8 @@ class Line(NamedTuple):
     data: bytes
     place: Place
     """Stands for the line in the index until it is in the file."""
+    since: float
+    """When it came: monotonic, in seconds."""
 
 
 class Queue:
@@ -84,6 +87,13 @@ class Queue:
         """The number of lines that are not in the file."""
         return len(self._waiting)
 
+    @property
+    def lag(self) -> float:
+        """For how many seconds the oldest line has waited; 0 where none waits."""
+        with self.changed:
+            first = next(iter(self._waiting.values()), None)
+        return time.monotonic() - first.since if first else 0.0
+
     def add(self, head: Head, data: bytes) -> bool:
         """Adds a line; False if too much is waiting already: the line is not kept, then."""
         with self.changed:
@@ -91,7 +101,7 @@ class Queue:
                 self._serial += 1
                 place = Place(PENDING + self._serial, len(data))
                 self.index.add(head, place)
-                self._waiting[place.offset] = Line(head, data, place)
+                self._waiting[place.offset] = Line(head, data, place, time.monotonic())
                 self.size += len(data)
                 if len(self._waiting) == 1:
                     self.changed.notify()

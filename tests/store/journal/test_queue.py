@@ -30,8 +30,10 @@ def test_bounded(
         assert kept == [True] * 7 + [False] * 3
         assert journal.journal.dropped == 3
         assert len(caplog.records) == 1
+        assert journal.journal.lag > 0
         held.release()
         journal.settle()
+        assert journal.journal.lag == 0
         assert journal.append(line(B, b'{"x":10}'))
         journal.settle()
         assert len(caplog.records) == 2
