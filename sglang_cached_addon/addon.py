@@ -20,6 +20,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from sglang_cached_addon.assembly import Parts, assemble
 from sglang_cached_addon.proxy import gateway, lane
 from sglang_cached_addon.proxy.connections import Connections
+from sglang_cached_addon.proxy.contentview import ContentViews
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
@@ -55,7 +56,7 @@ class SglangCached:
         self._announce = announce
         self._desk = Desk()
         self._hooks = FlowHooks(self._desk, self.connections)
-        self.addons = [self._hooks]
+        self.addons = [self._hooks, ContentViews()]
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False

@@ -82,7 +82,7 @@ def family_of(dialect: Dialect) -> Family | None:
 class Dialect(Protocol):
     """One HTTP API. Third parties add theirs through the entry-point group
     `sglang_cached.dialects`; the entry point names an instance. One that has families has a
-    member `family`."""
+    member `family`, and one whose bodies people see in words a member `display`."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,13 @@ from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import chat_chunks, chat_family, chat_stream, reading
+from sglang_cached_addon.dialects import (
+    chat_chunks,
+    chat_display,
+    chat_family,
+    chat_stream,
+    reading,
+)
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
 
@@ -26,6 +32,7 @@ class Chat(Api):
     kind, chunk_kind = "chat.completion", chat_chunks.KIND
     writes_nulls = True
     family = chat_family.ChatFamily()
+    display = chat_display.ChatDisplay()
     choice_recorder = chat_stream.ChoiceRecorder
     chunks = staticmethod(chat_chunks.chunks)
     tells = MappingProxyType(

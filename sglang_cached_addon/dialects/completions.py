@@ -12,7 +12,12 @@ from sglang_cached_addon.core.call import Call, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import completions_family, completions_stream, reading
+from sglang_cached_addon.dialects import (
+    completions_display,
+    completions_family,
+    completions_stream,
+    reading,
+)
 from sglang_cached_addon.dialects.openai import asking, choices
 from sglang_cached_addon.dialects.openai.api import Api
 
@@ -34,6 +39,7 @@ class Completions(Api):
     kind = chunk_kind = completions_stream.KIND
     writes_nulls = False
     family = completions_family.CompletionsFamily(_LIMIT)
+    display = completions_display.CompletionsDisplay()
     choice_recorder = completions_stream.ChoiceRecorder
     chunks = staticmethod(completions_stream.chunks)
     tells = dict.fromkeys((SGLANG, VLLM), ("return_token_ids", "token_ids", "prompt_token_ids"))

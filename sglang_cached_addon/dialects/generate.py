@@ -27,6 +27,7 @@ from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
     base,
     generate_body,
+    generate_display,
     generate_family,
     generate_stream,
     judging,
@@ -60,6 +61,7 @@ class Generate:
     routes = (("POST", "/generate"), ("PUT", "/generate"))
     transport = TRANSPORT
     family = generate_family.Family(TRANSPORT)
+    display = generate_display.GenerateDisplay()
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         # SGLang answers no prompts with no samples, and its scheduler is not even asked.

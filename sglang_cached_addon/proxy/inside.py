@@ -108,3 +108,17 @@ def take_sockets(server: asyncio.Server, loop: asyncio.AbstractEventLoop) -> lis
     for end in server.sockets:
         loop.remove_reader(end.fileno())
     return sockets
+
+
+# What shows flows
+
+
+def remove_view(view: Any) -> None:
+    """Takes a content view away, if that can be done: mitmproxy 12 has no word for it."""
+    from mitmproxy import contentviews  # only those that show flows have imported it
+
+    registry = getattr(contentviews, "registry", None)
+    if registry is None:
+        contentviews.remove(view)
+    else:
+        getattr(registry, "_by_name", {}).pop(view.name.lower(), None)

@@ -1,0 +1,205 @@
+"""What people see of calls in mitmproxy, of each version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import requests
+from mitmproxy import contentviews, http
+from mitmproxy.test import taddons, tflow, tutils
+
+from sglang_cached_addon.dialects import installed
+from sglang_cached_addon.proxy.contentview import (
+    NAME,
+    NOT_OURS,
+    Contentview,
+    ContentViews,
+    View,
+    shown,
+)
+from tests.conftest import Mitmproxy, end
+from tests.mitmweb import SETS, Mitmweb
+from tests.proxy.test_lifetime import free_port
+from tests.simulator import Profile, Simulator, running
+from tests.tables import each
+
+BODY = {"text": "The sea is", "sampling_params": {"max_new_tokens": 3, "n": 2}}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+COMPLETION = {"model": "m", "prompt": ["one", "two"], "max_tokens": 3}
+
+
+class Web:
+    """The addon in mitmweb, and what has been asked through it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        port = free_port()
+        options = [f"web_port={port}", f"confdir={folder}", "listen_host=127.0.0.1",
+                   "listen_port=0", f"sglang_cache_path={folder / 'cache'}", *SETS]  # fmt: skip
+        sets = [word for option in options for word in ("--set", option)]
+        self.proxy = Mitmproxy("mitmweb", ["--mode", f"reverse:{url}", *sets], folder)
+        self.proxy.wait_until_ready()
+        self.page = Mitmweb(port)
+        self.page.wait_until_ready()
+
+    def ask(self, path: str, body: Any) -> tuple[str, str]:
+        """Sends a call; what is shown of its request and of its answer."""
+        before = len(self.page.flows())
+        requests.post(f"{self.proxy.url}{path}", json=body, timeout=30)
+        flow = next(f for f in self.page.flows()[before:] if f["request"]["path"] == path)
+        return self.page.shown(flow["id"], "request"), self.page.shown(flow["id"], "response")
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulator]:
+    with running(Profile()) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def web(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    found = Web(simulator.url, tmp_path_factory.mktemp("web"))
+    yield found
+    found.page.close()
+    end(found.proxy)
+
+
+def test_generate(web: Web) -> None:
+    """In mitmweb, a person sees prompt, parameters, samples, and what the cache said."""
+    for said in ("MISS · stored", "HIT"):
+        request, answer = web.ask("/generate", BODY)
+        assert request.startswith(f"cache: {said} · key "), request
+        assert "── prompt ─" in request and "\nThe sea is\n" in request
+        assert "sampling_params.max_new_tokens  3\n" in request
+        assert answer.startswith(f"cache: {said} · key ")
+        assert "── sample 1 of 2 · length · 3 tokens" in answer
+        assert "── sample 2 of 2 · length · 3 tokens" in answer
+    _, answer = web.ask("/generate", {**BODY, "sampling_params": {"max_new_tokens": 3, "n": 3}})
+    assert answer.startswith("cache: PARTIAL · stored · "), answer
+    assert "2 of 3 stored" in answer and "── sample 3 of 3" in answer
+
+
+def test_openai(web: Web) -> None:
+    """So it is with the other APIs."""
+    request, answer = web.ask("/v1/chat/completions", CHAT)
+    assert "── user ─" in request and "\nHello\n" in request
+    assert "── sample 1 of 1 · length · 3 tokens" in answer
+    request, answer = web.ask("/v1/completions", COMPLETION)
+    assert "── prompt 2 of 2 ─" in request
+    assert "── prompt 2, sample 1 of 1 · length ─" in answer
+
+
+def test_errors(web: Web) -> None:
+    """What upstream refuses is shown with its reason."""
+    _, answer = web.ask("/generate", {"text": "a", "sampling_params": {"top_p": 7}})
+    assert answer.startswith("cache: MISS · the server answered 400")
+    assert "── error ─" in answer and "top_p must be in (0, 1], got 7" in answer
+
+
+def test_other_flows(web: Web) -> None:
+    """All that is not of a cached API is shown by mitmproxy's own views."""
+    requests.get(f"{web.proxy.url}/cache/stats", timeout=30)
+    flow = next(f for f in web.page.flows() if f["request"]["path"] == "/cache/stats")
+    assert web.page.shown(flow["id"], "response").startswith("{\n")
+    assert NAME in web.page.views()
+
+
+def flow_of(body: bytes, answer: bytes) -> http.HTTPFlow:
+    request = tutils.treq(method=b"POST", path=b"/generate", content=body)
+    fields = ((b"x-cache", b"HIT"), (b"cache-status", b"sglang-cached; hit"))
+    response = tutils.tresp(headers=http.Headers(fields), content=answer)
+    return tflow.tflow(req=request, resp=response)
+
+
+class Metadata:
+    """What mitmproxy 12 tells of a body."""
+
+    def __init__(self, flow: Any, message: Any) -> None:
+        self.flow, self.http_message = flow, message
+
+
+ANSWER = orjson.dumps({"text": "a\nb", "meta_info": {"finish_reason": {"type": "stop"}}})
+
+
+def test_both_kinds() -> None:
+    """What mitmproxy 11 and what mitmproxy 12 calls a content view show the same lines."""
+    flow = flow_of(b'{"text":"q"}', ANSWER)
+    for message in (flow.request, flow.response):
+        assert message
+        data = message.raw_content or b""
+        text = Contentview().prettify(data, Metadata(flow, message))
+        name, lines = View()(data, flow=flow, http_message=message, content_type="x", odd=1)
+        assert name == NAME
+        assert "\n".join(words for ((_, words),) in lines) == text
+        assert text.startswith("cache: HIT\nsglang-generate")
+        styles = [style for ((style, _),) in lines]
+        assert set(styles) == {"header", "text"}
+        new = Contentview().render_priority(data, Metadata(flow, message))
+        assert new == View().render_priority(data, flow=flow, http_message=message) > 2
+    assert Contentview() < View() or Contentview().name == View().name
+
+
+@each(
+    ("method", "path", "body", "is_ours"),
+    [
+        (b"POST", b"/generate", b"{}", True),
+        (b"POST", b"/generate?x=1", b"{}", True),
+        (b"POST", b"/generate", b"", False),
+        (b"GET", b"/generate", b"{}", False),
+        (b"POST", b"/tokenize", b"{}", False),
+    ],
+)
+def test_whose(method: bytes, path: bytes, body: bytes, is_ours: bool) -> None:
+    """The view is for calls that have a body; it leaves all else to others."""
+    flow = tflow.tflow(req=tutils.treq(method=method, path=path, content=body))
+    found = View().render_priority(body, flow=flow, http_message=flow.request)
+    assert (found != NOT_OURS) is is_ours
+    assert View().render_priority(b"{}", flow=tflow.ttcpflow()) == NOT_OURS
+    assert View().render_priority(b"{}") == NOT_OURS
+
+
+def test_chosen_for_others() -> None:
+    """Who chooses the view for another body sees that as it is."""
+    assert [text for _, text in shown(b"a\nb", None, None)] == ["", "a", "b"]
+
+
+class Broken:
+    """A display that others wrote, and wrongly."""
+
+    spoken = ()
+
+    def passages(self, body: Any) -> Any:
+        raise KeyError("oh")
+
+    reader = passages
+
+
+def test_broken_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dialect of others that fails has its bodies shown all the same."""
+    monkeypatch.setattr(type(installed()["POST", "/generate"]), "display", Broken())
+    flow = flow_of(b'{"text":"q"}', ANSWER)
+    assert [text for _, text in shown(b"{}", flow, flow.request)] == ["", "{}"]
+    assert [text for _, text in shown(ANSWER, flow, flow.response)] == ["", ANSWER.decode()]
+
+
+def names() -> list[str]:
+    """The names of mitmproxy's content views."""
+    registry = getattr(contentviews, "registry", None)
+    found = registry.available_views() if registry else [v.name for v in contentviews.views]  # type: ignore[attr-defined]
+    return list(found)
+
+
+def test_comes_and_goes() -> None:
+    """The view is there while the addon is loaded, and can come again, as when a script is loaded
+    anew."""
+    before = names()
+    for _ in range(2):
+        addon = ContentViews()
+        with taddons.context(addon):
+            assert sorted(names()) == sorted([*before, NAME])
+        addon.done()
+        addon.done()
+        assert names() == before
