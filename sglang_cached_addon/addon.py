@@ -24,6 +24,7 @@ from sglang_cached_addon.proxy.contentview import ContentViews
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
+from sglang_cached_addon.proxy.listening import url_here
 from sglang_cached_addon.proxy.loop_delay import LoopDelay
 from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
@@ -98,6 +99,14 @@ class SglangCached:
         if self._is_time_to_open():
             self.running()
             await self.look()
+        self._note_where()
+
+    def _note_where(self) -> None:
+        """Writes into the cache folder where clients are let in."""
+        found = proxyserver()
+        addresses = [a for server in found.servers for a in server.listen_addrs] if found else []
+        if self.parts and self.parts.store.journal:
+            self.parts.store.journal.announce(url_here(addresses[0]) if addresses else "")
 
     def _is_time_to_open(self) -> bool:
         """Whether mitmproxy is about to listen: who came before the store is open could not be
@@ -106,8 +115,11 @@ class SglangCached:
         return found is not None and any(not server.is_running for server in found.servers)
 
     def running(self) -> None:
-        if self.parts or self._desk.failure:
-            return
+        if not (self.parts or self._desk.failure):
+            self._try_to_open()
+        self._note_where()
+
+    def _try_to_open(self) -> None:
         try:
             self.open()
         except (ValueError, StoreError) as e:

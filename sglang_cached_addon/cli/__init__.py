@@ -1,4 +1,7 @@
-"""`sglang-cached`: the group is a table of contents, with a command per file."""
+"""`sglang-cached`: the group is a table of contents, with a command per file.
+
+How a command is made is in `frame`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ import click
 from sglang_cached_addon import __version__
 from sglang_cached_addon.cli.compact import compact
 from sglang_cached_addon.cli.demo import demo
+from sglang_cached_addon.cli.frame import Commands
+from sglang_cached_addon.cli.info import info
 from sglang_cached_addon.cli.simulate import simulate
 from sglang_cached_addon.cli.start import start
+from sglang_cached_addon.cli.stats import stats
 from sglang_cached_addon.cli.verify import verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sglang-cached")
 def main() -> None:
     """A response cache in front of SGLang: the same request is generated once."""
 
 
-for command in (start, verify, compact, demo, simulate):
+for command in (start, stats, info, verify, compact, demo, simulate):
     main.add_command(command)

@@ -10,20 +10,25 @@ from contextlib import closing
 
 import click
 
-from sglang_cached_addon.cli.verify import cache_path_option, journal_of, told_errors
+from sglang_cached_addon.cli.frame import cache_path_option, prints_json
+from sglang_cached_addon.cli.output import Output
+from sglang_cached_addon.cli.reach import journal_of
 
 
 @click.command()
+@prints_json
 @cache_path_option
-def compact(cache_path: str) -> None:
+def compact(output: Output, cache_path: str) -> None:
     """Make the file smaller, where stored answers were replaced."""
     from sglang_cached_addon.store.journal import Journal
 
     path = journal_of(cache_path)
-    with told_errors(path):
-        before = path.stat().st_size
-        with closing(Journal(path.parent)) as journal:
-            journal.load()
-            journal.compact().result()
-        after = path.stat().st_size
-    click.echo(f"{path}: {before} bytes before, {after} bytes after")
+    before = path.stat().st_size
+    with closing(Journal(path.parent)) as journal:
+        journal.load()
+        journal.compact().result()
+    after = path.stat().st_size
+    output.show(
+        {"path": str(path), "bytes_before": before, "bytes_after": after},
+        [f"{path}: {before} bytes before, {after} bytes after"],
+    )

@@ -9,10 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +34,8 @@ Send = Callable[[], str]
 )
 def demo(keep: bool) -> None:
     """Show what is generated once, on a stand-in for SGLang (no GPU, no model)."""
+    import tempfile
+
     from sglang_cached_addon.simulator import Profile, Simulator, running
 
     profile = Profile(tokens_per_second=80.0, time_to_first_token=0.1, model=MODEL)
@@ -62,8 +62,7 @@ def _show(simulator: Simulator, url: str) -> None:
         click.echo(
             f"{label:<44} {kind:<8} {wanted - generated:>10} {generated:>9} {milliseconds:>7.1f} ms"
         )
-    with urllib.request.urlopen(f"{url}/cache/stats") as answer:
-        stats = orjson.loads(answer.read())
+    stats = orjson.loads(_open(f"{url}/cache/stats")[0])
     click.echo(
         f"\n{stats['samples_from_cache']} samples from the cache, {simulator.samples} generated; "
         f"saved {stats['tokens_saved']} tokens, "
@@ -92,12 +91,15 @@ def _steps(url: str) -> Iterator[tuple[str, int, Send]]:
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> str:
-    request = urllib.request.Request(
-        url + path, orjson.dumps(body), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as answer:
-        answer.read()
-        return str(answer.headers["X-Cache"])
+    return _open(url + path, orjson.dumps(body))[1]
+
+
+def _open(url: str, body: bytes | None = None) -> tuple[bytes, str]:
+    """What is answered, and its `X-Cache`."""
+    from urllib.request import Request, urlopen  # take their time to import
+
+    with urlopen(Request(url, body, {"Content-Type": "application/json"})) as answer:
+        return answer.read(), str(answer.headers["X-Cache"])
 
 
 @contextmanager

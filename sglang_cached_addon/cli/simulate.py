@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from typing import Any
@@ -23,10 +22,14 @@ import click
 @click.option("--api-key", default="", help="Ask for this key, as SGLang does.")
 def simulate(port: int, host: str, **profile: Any) -> None:
     """Run a stand-in for SGLang: same HTTP, made-up words, no model."""
+    import asyncio  # takes its time
+
     sys.exit(asyncio.run(_serve(host, port, profile)))
 
 
 async def _serve(host: str, port: int, profile: dict[str, Any]) -> int:
+    import asyncio
+
     from sglang_cached_addon.simulator import Profile, Simulator
 
     simulator = Simulator(Profile(**profile))

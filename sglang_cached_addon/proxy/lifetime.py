@@ -21,7 +21,7 @@ from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.checks import StartError
-from sglang_cached_addon.proxy.listening import Listening
+from sglang_cached_addon.proxy.listening import Listening, url_of
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
@@ -86,8 +86,7 @@ class Lifetime:
             self._listening += [
                 Listening(end, server.handle_stream) for end in inside.servers_of(server)
             ]
-        host, port = servers[0].listen_addrs[0][:2]
-        self._introduce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        self._introduce(url_of(servers[0].listen_addrs[0]))
 
     def _introduce(self, url: str) -> None:
         """Prints what was started, and where."""

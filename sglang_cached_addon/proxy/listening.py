@@ -12,7 +12,8 @@ import logging
 import select
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.wire import descriptors
@@ -29,8 +30,22 @@ AT_ONCE = 100
 SAY_SECONDS = 60.0
 """How many seconds lie at least between two warnings that no descriptors are left."""
 
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+"""Where to ask on this machine for who listens at all addresses."""
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """Serves one client to its end."""
+
+
+def url_of(address: Sequence[Any]) -> str:
+    """The URL of what listens at an address, which begins with host and port."""
+    host, port = address[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def url_here(address: Sequence[Any]) -> str:
+    """As `url_of`, as it is to be asked on this machine."""
+    return url_of((LOOPBACK.get(address[0], address[0]), address[1]))
 
 
 class Listening:

@@ -10,7 +10,9 @@ import fcntl
 import logging
 import os
 import stat
+import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,9 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 _OURS = ("cache.jsonl", "cache.index", "cache.lock", "runs.jsonl", "state.json")
 """The beginnings of the names of all files that a store makes."""
+
+LOCK_TRIES, LOCK_PAUSE = 20, 0.01
+"""How often a lock that somebody has is asked for, and for how many seconds it is left between."""
 
 CHOOSE_ANOTHER = "choose another folder with --cache-path"
 
@@ -66,6 +71,21 @@ def close_to_others(folder: Path) -> None:
         logger.warning("cannot keep others from reading %s", failure)
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that has a folder."""
+
+    pid: str
+    url: str
+    """Where it listens; empty as long as it does not."""
+
+    @classmethod
+    def read(cls, handle: int) -> Owner:
+        """What the file of the lock says."""
+        pid, _, url = os.pread(handle, 4096, 0).decode("utf-8", "replace").partition("\n")
+        return cls(pid.strip() or "unknown", url.strip())
+
+
 def lock(folder: Path) -> int:
     """Takes the folder's lock; returns the file descriptor that is to be closed to release it.
     Raises `StoreError`."""
@@ -76,32 +96,45 @@ def lock(folder: Path) -> int:
         handle = private(folder / "cache.lock", os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise StoreError(f"cannot use {folder}: {e.strerror}; {CHOOSE_ANOTHER}") from e
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+    if not _is_locked(handle):
+        owner = Owner.read(handle)
         os.close(handle)
-        raise StoreError(
-            f"{folder} is in use by process {owner}; stop it, or {CHOOSE_ANOTHER}"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, b"%d\n" % os.getpid(), 0)
+        raise StoreError(f"{folder} is in use by process {owner.pid}; stop it, or {CHOOSE_ANOTHER}")
+    note(handle)
     return handle
 
 
-def is_taken(folder: Path) -> bool:
-    """Whether a process has the folder now. For an instant, this keeps others from taking it."""
+def _is_locked(handle: int) -> bool:
+    """Whether the lock is ours now. Who only looks whose it is has it for an instant, too."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            time.sleep(LOCK_PAUSE)
+    return False
+
+
+def note(handle: int, url: str = "") -> None:
+    """Writes into the file of a lock that is held whose it is, and where that process listens."""
+    data = "".join(f"{line}\n" for line in (os.getpid(), url) if line).encode()
+    os.pwrite(handle, data, 0)
+    os.ftruncate(handle, len(data))
+
+
+def owner_of(folder: Path) -> Owner | None:
+    """The process that has the folder now, if there is one."""
     try:
-        handle = os.open(folder / "cache.lock", os.O_RDONLY)
+        handle = os.open(folder / "cache.lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        return Owner.read(handle)
     finally:
         os.close(handle)
-    return False
+    return None
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store import DiskStore
-from sglang_cached_addon.store.files import is_taken, lock
+from sglang_cached_addon.store.files import Owner, lock, note, owner_of
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -93,9 +95,33 @@ def test_a_folder_that_others_use(kind: str, tmp_path: Path) -> None:
 
 
 def test_lock(tmp_path: Path) -> None:
-    """A folder is taken until its lock is released."""
-    assert not is_taken(tmp_path)
+    """A folder is taken until its lock is released, and its file says whose it is and where that
+    process listens."""
+    assert owner_of(tmp_path) is None
     held = lock(tmp_path)
-    assert is_taken(tmp_path)
+    assert owner_of(tmp_path) == Owner(f"{os.getpid()}", "")
+    for url in ("http://127.0.0.1:12345", "http://[::1]:1"):
+        note(held, url)
+        assert owner_of(tmp_path) == Owner(f"{os.getpid()}", url)
     os.close(held)
-    assert not is_taken(tmp_path)
+    assert owner_of(tmp_path) is None
+    os.close(lock(tmp_path))
+    assert (tmp_path / "cache.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_who_looks_keeps_nobody_out(tmp_path: Path) -> None:
+    """A folder can be taken while others look whose it is."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            owner_of(tmp_path)
+
+    os.close(lock(tmp_path))
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look)
+        try:
+            for _ in range(300):
+                os.close(lock(tmp_path))
+        finally:
+            over.set()

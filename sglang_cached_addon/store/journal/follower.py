@@ -94,6 +94,9 @@ class Follower:
     def before_restoring(self, action: Callable[[], object]) -> None:
         """Nothing is restored."""
 
+    def announce(self, url: str) -> None:
+        """The folder is another process's."""
+
     def touch(self, key: bytes) -> None:
         with self._lock:
             self.index.touch(key)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sglang_cached_addon.store.files import lock, sync_folder
+from sglang_cached_addon.store.files import lock, note, sync_folder
 from sglang_cached_addon.store.journal.file import JournalFile
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,15 @@ class Guard:
         """Whether it is in the log that the file cannot be put back."""
         self._folder = folder
         self._lock = lock(folder)
+        self._url = ""
+        self._noting = threading.Lock()
+
+    def announce(self, url: str) -> None:
+        """Writes down where this process listens, for who finds its folder. For any thread."""
+        with self._noting:
+            self._url = url
+            with suppress(OSError):
+                note(self._lock, url)
 
     def close(self) -> None:
         """Frees the folder."""
@@ -60,8 +70,10 @@ class Guard:
     def _put_back(self, file: JournalFile, *, is_named: bool) -> None:
         if not self._folder.is_dir() or not os.fstat(self._lock).st_nlink:
             held = lock(self._folder)  # a new lock file, unless that is somebody else's by now
-            os.close(self._lock)
-            self._lock = held
+            with self._noting:
+                os.close(self._lock)
+                self._lock = held
+            self.announce(self._url)
         self.before_restoring()  # first: without it, answers might be taken for another model's
         path = file.path
         if path.exists() and path.stat().st_size:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sglang_cached_addon.store import StoreError
+from sglang_cached_addon.store.files import Owner, owner_of
 from sglang_cached_addon.store.journal import Journal
 from tests.conftest import until
 from tests.store.journal.opened import A, B, C, line, opened, pool, read
@@ -80,6 +81,20 @@ def test_second_opener_in_process(tmp_path: Path) -> None:
             Journal(tmp_path)
         journal.append(line(B, b"{}"))
     assert read(tmp_path) == [line(A, b"{}"), line(B, b"{}")]
+
+
+def test_where_it_listens(tmp_path: Path) -> None:
+    """The lock says where its process listens, also in a folder that was taken away and is made
+    anew."""
+    folder = tmp_path / "cache"
+    with opened(folder) as journal:
+        journal.append(line(A, b"{}"))
+        journal.settle()
+        journal.journal.announce("http://127.0.0.1:1")
+        before = owner_of(folder)
+        assert before == Owner(str(os.getpid()), "http://127.0.0.1:1")
+        folder.rename(tmp_path / "elsewhere")
+        until(lambda: owner_of(folder) == before)
 
 
 # What others do to the file
