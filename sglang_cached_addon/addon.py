@@ -28,6 +28,7 @@ from sglang_cached_addon.proxy.listening import url_here
 from sglang_cached_addon.proxy.loop_delay import LoopDelay
 from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
+from sglang_cached_addon.proxy.web import WebPage
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import Health
@@ -57,7 +58,7 @@ class SglangCached:
         self._announce = announce
         self._desk = Desk()
         self._hooks = FlowHooks(self._desk, self.connections)
-        self.addons = [self._hooks, ContentViews()]
+        self.addons = [self._hooks, ContentViews(), WebPage()]
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False

@@ -43,7 +43,7 @@ START_SECONDS = 90.0
 SETTLE_SECONDS = 2.0
 
 HAS_TOKEN = Version(VERSION) >= Version("11.1.2")
-"""Whether this mitmweb wants a token; where it does not, `--web` is refused."""
+"""Whether this mitmweb wants a token; where it does not, only this machine can reach it."""
 
 gc.disable()  # until the tests are found: a sixth of the time that finding them takes
 

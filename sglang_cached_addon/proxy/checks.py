@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mitmproxy.proxy.mode_specs import ProxyMode
-from mitmproxy.version import MITMPROXY
 
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.wire.location import PORTS
@@ -23,11 +22,6 @@ class StartError(Exception):
 
 def check(start: Start) -> None:
     """Raises `StartError` for what cannot be started."""
-    if start.web and not has_token():
-        raise StartError(
-            f"--web: {MITMPROXY} would let every user of this machine read requests, and run "
-            "code as you; install mitmproxy 11.1.2 or newer, which needs Python 3.12 or newer"
-        )
     for path in start.scripts:
         check_script(path)
     check_port(start.host, start.port, "--port")
@@ -58,13 +52,6 @@ def normal_url(url: str) -> str:
     except ValueError as e:
         raise StartError(f"--sglang-url {url}: {e}") from None
     return normal
-
-
-def has_token() -> bool:
-    """Whether this mitmweb wants a token from those who use its API."""
-    from mitmproxy.tools.web import webaddons  # takes its time, and only `web` needs it
-
-    return hasattr(webaddons, "WebAuth")
 
 
 def check_script(path: str) -> None:

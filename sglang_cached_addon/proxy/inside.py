@@ -117,8 +117,9 @@ def remove_view(view: Any) -> None:
     """Takes a content view away, if that can be done: mitmproxy 12 has no word for it."""
     from mitmproxy import contentviews  # only those that show flows have imported it
 
-    registry = getattr(contentviews, "registry", None)
+    views: Any = contentviews
+    registry = getattr(views, "registry", None)
     if registry is None:
-        contentviews.remove(view)
+        views.remove(view)
     else:
         getattr(registry, "_by_name", {}).pop(view.name.lower(), None)

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.certificates import self_signed
-from tests.conftest import COMMAND, HAS_TOKEN, Proxy, StartProxy, corpus, end, starter, until
+from tests.conftest import COMMAND, Proxy, StartProxy, corpus, end, starter, until
 from tests.proxy.test_lifetime import free_port, line_of
 from tests.replayer import replaying
 from tests.simulator import Simulator
@@ -23,8 +23,6 @@ from tests.tables import each
 from tests.upstream.scripted import dead_url
 
 TOKEN = "token-of-the-admin"
-NO_TOKEN = ["--web", "read requests", "mitmproxy 11.1.2 or newer", "Python 3.12 or newer"]
-"""What is said where mitmweb would be open to every user of the machine."""
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}
 
 
@@ -71,7 +69,6 @@ def test_environment(tmp_path: Path) -> None:
         "def response(flow):\n    flow.response.headers['X-Script'] = 'was here'\n"
     )
     port, web_port = free_port(), free_port()
-    web = f" web_port={web_port}" if HAS_TOKEN else ""
     with replaying(self_signed(tmp_path)) as replayer, ExitStack() as stack:
         (replayer.pair,) = corpus("generate-n1")
         upstream = replayer.url.replace("http:", "https:")
@@ -84,9 +81,9 @@ def test_environment(tmp_path: Path) -> None:
             "ADMIN_TOKEN": TOKEN,
             "STORE": f"redis://:secret@127.0.0.1:{free_port()}/0",
             "INSECURE": "true",
-            "WEB": "yes" if HAS_TOKEN else "no",
+            "WEB": "yes",
             "SCRIPT": "script.py",
-            "SET": f"confdir={tmp_path} body_size_limit=1k{web}",
+            "SET": f"confdir={tmp_path} body_size_limit=1k web_port={web_port}",
             **{name: value for name, (value, _, _) in SHOWN.items()},
         }
         variables = {f"SGLANG_CACHED_{name}": value for name, value in environment.items()}
@@ -105,12 +102,10 @@ def test_environment(tmp_path: Path) -> None:
             )
             for token in (TOKEN, "wrong")
         )
-        if HAS_TOKEN:
-            assert f":{web_port}/" in line_of(proxy, "web")
+        assert f":{web_port}/" in line_of(proxy, "web")
         banner, log = proxy.banner, proxy.log
     assert f"upstream   {upstream}\n" in banner
     assert f"listening  http://127.0.0.1:{port}\n" in banner
-    assert ("  web " in banner) is HAS_TOKEN
     assert (tmp_path / "kept" / "cache.jsonl").is_file()
     assert [answer.headers.get("X-Cache") for answer in answers[:2]] == ["MISS", "HIT"]
     assert answers[0].headers["X-Script"] == "was here"
@@ -191,9 +186,8 @@ MISTAKES: list[tuple[str, list[str]]] = [
     ("--drain 5 --drain-accept 6", ["--drain-accept", "--drain"]),
     ("--overwrite-cache --readonly", ["sglang_overwrite_cache", "/cache/clear"]),
     ("--web --set web_port={w.taken} --set confdir={w.folder}",
-     ["{w.taken}", "web_port"] if HAS_TOKEN else NO_TOKEN),
-    ("--web --set web_port=x --set confdir={w.folder}",
-     ["web_port"] if HAS_TOKEN else NO_TOKEN),
+     ["{w.taken}", "web_port"]),
+    ("--web --set web_port=x --set confdir={w.folder}", ["web_port"]),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import HAS_TOKEN, Mitmproxy, Proxy, StartProxy
+from tests.conftest import Mitmproxy, Proxy, StartProxy
 from tests.simulator import Profile, Simulator, running
 
 EVERY_WAY = bool(os.environ.get("EVERY_WAY"))
@@ -49,8 +49,6 @@ WAYS: dict[str, Callable[..., Proxy]] = {
     "mitmweb": lambda url, folder, *a: mitmproxy("mitmweb", url, folder, *WEB, *a),
 }
 """The ways in: what starts the cache in front of a URL, with what it writes in a folder."""
-if not HAS_TOKEN:
-    del WAYS["web"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

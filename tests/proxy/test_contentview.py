@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,10 +197,14 @@ def test_comes_and_goes() -> None:
     """The view is there while the addon is loaded, and can come again, as when a script is loaded
     anew."""
     before = names()
-    for _ in range(2):
+
+    async def come_and_go() -> None:
         addon = ContentViews()
-        with taddons.context(addon):
+        with taddons.context(addon, loadcore=False):
             assert sorted(names()) == sorted([*before, NAME])
         addon.done()
         addon.done()
         assert names() == before
+
+    for _ in range(2):
+        asyncio.run(come_and_go())
