@@ -26,6 +26,7 @@ ROOMS = {
     "settings": {"core", "option"},
     "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "settings"},
     "admin": {"core", "store", "upstream", "service", "settings", "assembly", "admin"},
+    "archive": {"core", "dialects", "store", "upstream", "catalog", "archive"},
     "proxy": {
         "core",
         "wire",

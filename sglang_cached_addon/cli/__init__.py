@@ -8,10 +8,12 @@ from __future__ import annotations
 import click
 
 from sglang_cached_addon import __version__
+from sglang_cached_addon.cli.clear import clear
 from sglang_cached_addon.cli.compact import compact
 from sglang_cached_addon.cli.demo import demo
 from sglang_cached_addon.cli.frame import Commands
 from sglang_cached_addon.cli.info import info
+from sglang_cached_addon.cli.merge import merge
 from sglang_cached_addon.cli.simulate import simulate
 from sglang_cached_addon.cli.start import start
 from sglang_cached_addon.cli.stats import stats
@@ -24,5 +26,5 @@ def main() -> None:
     """A response cache in front of SGLang: the same request is generated once."""
 
 
-for command in (start, stats, info, verify, compact, demo, simulate):
+for command in (start, stats, info, clear, merge, verify, compact, demo, simulate):
     main.add_command(command)

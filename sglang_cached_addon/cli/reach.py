@@ -70,15 +70,15 @@ def reach(where: Where, *, changes: bool = False) -> Cache:
     return Offline(folder, changes=changes)
 
 
-def journal_of(folder: str) -> Path:
-    """The journal of a cache that exists; nothing is made. Raises click's error for what was typed
-    wrongly."""
+def journal_of(folder: str, typed: str = "--cache-path") -> Path:
+    """The journal of a cache that exists; nothing is made. Raises click's error, which names what
+    was `typed` wrongly."""
     text = folder.strip()
     try:
         path = Path(text).expanduser().absolute() / "cache.jsonl"
     except RuntimeError as e:
-        raise click.BadParameter(str(e), param_hint="--cache-path") from None
+        raise click.BadParameter(str(e), param_hint=typed) from None
     if not text or not path.is_file():
         message = f"no cache in {path.parent}: there is no {path.name}"
-        raise click.BadParameter(message, param_hint="--cache-path")
+        raise click.BadParameter(message, param_hint=typed)
     return path
