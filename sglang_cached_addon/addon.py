@@ -25,7 +25,6 @@ from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
 from sglang_cached_addon.proxy.listening import url_here
-from sglang_cached_addon.proxy.loop_delay import LoopDelay
 from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.proxy.web import WebPage
@@ -62,7 +61,6 @@ class SglangCached:
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False
-        self._delay: LoopDelay | None = None
 
     @property
     def parts(self) -> Parts | None:
@@ -141,10 +139,10 @@ class SglangCached:
         """Opens the store; raises ValueError or `StoreError`. Who comes before that cannot be
         answered."""
         assert self._desk.settings
-        self._desk.parts = parts = assemble(self._desk.settings, target_of(ctx.options))
+        parts = assemble(self._desk.settings, target_of(ctx.options))
+        self._desk.open(parts)
         self._heads = http1.HeadReader(parts.dialects, parts.heads)
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
-        self._delay = LoopDelay(self._desk.timings.loop_delay)
         # What was loaded stays: the garbage collector need not look at it again and again.
         gc.collect()
         gc.freeze()
@@ -162,10 +160,7 @@ class SglangCached:
         return await self.parts.upstream.inquiry.check() if self.parts else Health.UNKNOWN
 
     def done(self) -> None:
-        parts, self._desk.parts = self.parts, None
-        if self._delay:
-            self._delay.end()
-        if parts:
+        if parts := self._desk.close():
             self.lost = parts.close()
 
     # Hooks

@@ -82,11 +82,16 @@ class Parts:
             return 0
 
     async def clear(self, which: str) -> tuple[int, int]:
-        """Removes what belongs to the `current` model, to every `other`, or `all`; returns the
-        numbers of removed entries and samples once the disk has it."""
+        """Removes what belongs to the `current` model, to every `other`, to one by its key in
+        hexadecimal, or `all`; returns the numbers of removed entries and samples once the disk
+        has it."""
         index = self.store.index
         entries, samples = index.entries, index.samples
-        model = None if which == "all" else keys.prefix(self.upstream.model.fingerprint)
+        model = None
+        if which in ("current", "other"):
+            model = keys.prefix(self.upstream.model.fingerprint)
+        elif which != "all":
+            model = bytes.fromhex(which)
         is_done = self.store.clear(model, others=which == "other")
         entries, samples = entries - index.entries, samples - index.samples
         await asyncio.wrap_future(is_done)

@@ -1,4 +1,5 @@
-"""What the proxy tells of itself: `/cache/stats`, `/cache/info`, `/health`, `/cache/metrics`.
+"""What the proxy tells of itself: `/cache/stats`, `/cache/info`, `/health`, `/cache/metrics`,
+`/cache/history`.
 
 Reads an open cache and writes nothing; clearing is left to it.
 """
@@ -10,6 +11,7 @@ from typing import Any
 
 from sglang_cached_addon import __version__
 from sglang_cached_addon.admin.access import RouteAnswer
+from sglang_cached_addon.admin.history import History
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.timings import Timings
@@ -31,6 +33,7 @@ class Reports:
     now: float
     """The present time of the monotonic clock, in seconds."""
     timings: Timings = field(default_factory=Timings)
+    history: History | None = None
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is stored."""
@@ -95,6 +98,12 @@ class Reports:
         parts = self._opened()
         body = metrics.text(parts, self.timings, parts.upstream.inquiry.look(self.now))
         return RouteAnswer(200, body, {"Content-Type": metrics.MEDIA_TYPE})
+
+    def past(self, after: float) -> dict[str, Any]:
+        """What was counted since a Unix time."""
+        self._opened()
+        assert self.history
+        return self.history.as_json(after)
 
     @property
     def runs(self) -> ShownRuns:

@@ -6,6 +6,7 @@ wants done (clearing) it asks of `Reports`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -68,12 +69,25 @@ async def _metrics(reports: Reports, request: Request) -> RouteAnswer:
     return reports.metrics()
 
 
+async def _history(reports: Reports, request: Request) -> dict[str, Any]:
+    name, _, value = (request.query or "after=-inf").partition("=")
+    try:
+        return reports.past(float(value if name == "after" else ""))
+    except ValueError:
+        message = "/cache/history takes ?after=TIME, in Unix seconds, and nothing else"
+        raise _BadQuery(message) from None
+
+
 async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
     # Nothing else is understood, not even written in another way: what is cleared is gone.
     query = request.query
     name, _, which = query.partition("=") if query else ("model", "=", "all")
-    if name != "model" or which not in CLEARABLE:
-        raise _BadQuery(f"/cache/clear takes ?model={'|'.join(CLEARABLE)}, once, and nothing else")
+    if name != "model" or not (which in CLEARABLE or _MODEL.fullmatch(which)):
+        named = "|".join((*CLEARABLE, "KEY"))
+        raise _BadQuery(
+            f"/cache/clear takes ?model={named}, once, and nothing else; "
+            "the KEY of a model is in /cache/info"
+        )
     return await reports.clear(which)
 
 
@@ -120,12 +134,15 @@ def _is_fresh(body: bytes) -> bool:
 
 
 CLEARABLE = ("current", "other", "all")
-"""Whose samples can be cleared."""
+"""Whose samples can be cleared, beside those of a model by its key."""
+
+_MODEL = re.compile(r"[0-9a-f]{16}")
 
 ROUTES = {
     route.path: route
     for route in (
         Route("/cache/stats", ("GET", "HEAD"), _stats, hidden=(("cache_file",), ("shared", "url"))),
+        Route("/cache/history", ("GET", "HEAD"), _history, is_private=True),
         Route("/cache/metrics", ("GET", "HEAD"), _metrics),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),

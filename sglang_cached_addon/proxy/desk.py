@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sglang_cached_addon import dialects
+from sglang_cached_addon.admin import history
+from sglang_cached_addon.admin.history import History
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts
 from sglang_cached_addon.core.log_line import Ended, LogFormat
@@ -17,6 +19,7 @@ from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.core.timings import Timings
+from sglang_cached_addon.proxy.every import Every
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import Settings
@@ -27,6 +30,8 @@ requests = logging.getLogger("sglang_cached_addon.requests")
 PASSED_ON = Bypass(Outcome(Kind.BYPASS, reason=Reason.ROUTE))
 """What becomes of a call where there is no cache, or where it fails: upstream gets it."""
 
+DELAY_SECONDS = 0.25
+"""How often it is looked how late the event loop is."""
 
 OTHER = "other"
 """Stands for the dialect of requests that are none of samples."""
@@ -47,8 +52,26 @@ class Desk:
         """How long answers took."""
         self._hits = {p: self.timings.of(name, Kind.HIT) for p, name in self._dialects.items()}
         """Those of hits, by path."""
+        self.history: History | None = None
+        """What was counted since the cache was opened."""
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
+        self._timers: list[Every] = []
+
+    def open(self, parts: Parts) -> None:
+        """Has this cache answer, on the loop that runs."""
+        self.parts, self.history = parts, (past := History(parts, time.time))
+        self._timers = [
+            Every(DELAY_SECONDS, self.timings.loop_delay.add),
+            Every(history.SECONDS, lambda late: past.note()),
+        ]
+
+    def close(self) -> Parts | None:
+        """No cache answers any more; the one that did."""
+        parts, self.parts = self.parts, None
+        for timer in self._timers:
+            timer.end()
+        return parts
 
     @property
     def upstream_url(self) -> str:
@@ -68,7 +91,8 @@ class Desk:
     @property
     def reports(self) -> Reports:
         """What can be told of the proxy now."""
-        return Reports(self.parts, self.settings, self.failure, time.monotonic(), self.timings)
+        now = time.monotonic()
+        return Reports(self.parts, self.settings, self.failure, now, self.timings, self.history)
 
     def begun(self, started: float) -> None:
         """The first event goes out of the stream that answers a call of that time."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import orjson
 import pytest
 
+from sglang_cached_addon.admin.history import NAMES, History
 from sglang_cached_addon.admin.reports import Reports
 from tests.test_assembly import opened, settings_of
 
@@ -28,7 +30,11 @@ def test_without_a_cache() -> None:
     reports = Reports(None, None, "no space", 0.0)
     upstream = {"url": None, "state": "unknown"}
     assert reports.health() == {"status": "healthy", "sglang_url": None, "upstream": upstream}
-    for tell in (reports.stats, reports.info, lambda: asyncio.run(reports.clear("all"))):
+
+    def clear() -> None:
+        asyncio.run(reports.clear("all"))
+
+    for tell in (reports.stats, reports.info, partial(reports.past, 0.0), clear):
         with pytest.raises(OSError, match="no space"):
             tell()
     with pytest.raises(OSError, match="not open"):
@@ -40,7 +46,11 @@ def test_members(tmp_path: Path) -> None:
 
     async def run() -> None:
         with opened(tmp_path) as parts:
-            reports = Reports(parts, settings_of(tmp_path), None, 0.0)
+            reports = Reports(
+                parts, settings_of(tmp_path), None, 0.0, history=History(parts, float)
+            )
+            assert set(NAMES) < STATS
+            assert reports.past(-1.0)["points"]
             stats, info, health = reports.stats(), reports.info(), reports.health()
             assert set(stats) == STATS
             assert set(info) == INFO

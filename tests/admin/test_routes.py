@@ -39,6 +39,10 @@ class Telling:
         self.calls.append("info")
         return {"version": "x"}
 
+    def past(self, after: float) -> dict[str, Any]:
+        self.calls.append(f"past {after}")
+        return {"points": []}
+
     def metrics(self) -> RouteAnswer:
         self.calls.append("metrics")
         return RouteAnswer(200, b"{}")
@@ -79,6 +83,7 @@ def test_table() -> None:
     """Each documented route is there, is as open as it should be, and takes over nothing else."""
     reads = ("GET", "HEAD")
     assert {path: (r.path, r.methods, r.is_private) for path, r in ROUTES.items()} == {
+        "/cache/history": ("/cache/history", reads, True),
         "/cache/stats": ("/cache/stats", reads, False),
         "/cache/metrics": ("/cache/metrics", reads, False),
         "/cache/info": ("/cache/info", reads, True),
@@ -96,8 +101,9 @@ FOUND = (
     ("/cache/runs/a%b?x", "/cache/runs/{name}"),
     ("/cache/runs/a/rewind", "/cache/runs/{name}/rewind"), ("/cache/runs/a/rewind/", None),
     ("/cache/runs/a/other", None), ("/cache/runs/a/", None),
-    ("/cache/stats/", None), ("/cache/statsx", None), ("/Cache/stats", None), ("/cache", None),
-    ("/cache/", None), ("/health_generate", None), ("/generate", None),
+    ("/cache/stats/", None), ("/cache/statsx", None), ("/Cache/stats", None),
+    ("/cache", None), ("/cache/?x", None), ("/cache//", None),
+    ("/health_generate", None), ("/generate", None),
     ("/generate?/cache/stats", None), ("//cache/stats", None), ("/v1/cache/stats", None),
     ("", None), ("?", None),
 )  # fmt: skip
@@ -118,6 +124,8 @@ ANSWERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("/cache/metrics", "GET", "metrics", {}),
     ("/cache/clear", "POST", "clear all", {"cleared": True}),
     ("/cache/stats?now=1", "GET", "stats", STATS),
+    ("/cache/history", "GET", "past -inf", {"points": []}),
+    ("/cache/history?after=5.5", "GET", "past 5.5", {"points": []}),
 )  # fmt: skip
 
 
@@ -146,7 +154,7 @@ def test_other_methods() -> None:
 
 CLEARED = (
     ("", "all"), ("?", "all"), ("?model=all", "all"), ("?model=current", "current"),
-    ("?model=other", "other"),
+    ("?model=other", "other"), ("?model=0123456789abcdef", "0123456789abcdef"),
 )  # fmt: skip
 UNCLEAR = (
     "model", "model=", "=all", "model=others", "model=ALL", "Model=all", "model=current,other",
@@ -156,7 +164,7 @@ UNCLEAR = (
     "model=all#x", "model= all", "&", "=", "model[]=current",
     "a=" + "x" * 100_000,
     "\ud800=\udc00",
-    "model=\x00",
+    "model=\x00", "model=0123456789ABCDEF", "model=0123456789abcde", "model=0123456789abcdef0",
 )  # fmt: skip
 
 
@@ -171,7 +179,14 @@ def test_what_is_cleared() -> None:
         found = ask(f"/cache/clear?{query}", "POST", telling)
         error = json.loads(found.body)["error"]
         assert (found.status, error["code"], telling.calls) == (400, 400, []), ascii(query)
-        assert "current|other|all" in error["message"]
+        assert "current|other|all|KEY" in error["message"]
+
+
+def test_history_of_when() -> None:
+    """What is no time is told of."""
+    for query in ("after=x", "since=1", "after=1&after=2", "after=", "=1", "after"):
+        found = ask(f"/cache/history?{query}", "GET", Telling())
+        assert (found.status, query) == (400, query)
 
 
 def test_runs() -> None:
@@ -220,7 +235,8 @@ def test_who_may_call() -> None:
             telling = Telling()
             found = ask(path, route.methods[0], telling, who, token)
             is_served = may or not route.is_private
-            assert ((found.status == 200), bool(telling.calls)) == (is_served, is_served), path
+            assert (found.status < 400) == is_served, path
+            assert bool(telling.calls) == is_served, path
     # Before it is read: nobody else finds out what can be cleared.
     assert ask("/cache/clear?x", "POST", Telling(), AWAY).status == 403
     assert ask("/cache/clear?x", "POST", Telling(), AWAY, TOKEN).status == 401
