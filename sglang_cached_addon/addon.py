@@ -19,6 +19,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 
 from sglang_cached_addon.assembly import Parts, assemble
 from sglang_cached_addon.proxy import gateway, lane
+from sglang_cached_addon.proxy.commands import CacheCommands
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.contentview import ContentViews
 from sglang_cached_addon.proxy.desk import Desk
@@ -57,7 +58,7 @@ class SglangCached:
         self._announce = announce
         self._desk = Desk()
         self._hooks = FlowHooks(self._desk, self.connections)
-        self.addons = [self._hooks, ContentViews(), WebPage()]
+        self.addons = [self._hooks, ContentViews(), CacheCommands(self._desk), WebPage()]
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
         self._said_closed = False

@@ -1,12 +1,17 @@
-"""mitmweb's own HTTP API, as its page uses it: flows, what is shown of them, commands."""
+"""mitmweb with the addon, and its own HTTP API, as its page uses it: flows, what is shown of them,
+commands."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import requests
 
-from tests.conftest import HAS_TOKEN, START_SECONDS, until
+from tests.conftest import HAS_TOKEN, START_SECONDS, Mitmproxy, end, until
+from tests.proxy.test_lifetime import free_port
 
 PASSWORD = "mitmweb-password"
 SETS = ("web_open_browser=false", *([f"web_password={PASSWORD}"] if HAS_TOKEN else []))
@@ -61,6 +66,10 @@ class Mitmweb:
             return str(found["text"])
         return "\n".join("".join(text for _, text in line) for line in found["lines"])
 
+    def events(self) -> str:
+        """What is in the event log."""
+        return "\n".join(event["message"] for event in self._ask("GET", "/events"))
+
     def command(self, name: str, *arguments: str) -> Any:
         """What a command gives; who it fails for gets its error."""
         found = self._ask("POST", f"/commands/{name}", json={"arguments": arguments})
@@ -72,3 +81,35 @@ class Mitmweb:
         found = self._ask("POST", f"/commands/{name}", json={"arguments": arguments})
         assert "error" in found, found
         return str(found["error"])
+
+
+class Web:
+    """The addon in mitmweb, and what has been asked through it."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        port = free_port()
+        options = [f"web_port={port}", f"confdir={folder}", "listen_host=127.0.0.1",
+                   "listen_port=0", f"sglang_cache_path={folder / 'cache'}", *SETS]  # fmt: skip
+        sets = [word for option in options for word in ("--set", option)]
+        self.proxy = Mitmproxy("mitmweb", ["--mode", f"reverse:{url}", *sets], folder)
+        self.proxy.wait_until_ready()
+        self.page = Mitmweb(port)
+
+    def ask(self, path: str, body: Any) -> tuple[str, str]:
+        """Sends a call; what is shown of its request and of its answer."""
+        before = len(self.page.flows())
+        requests.post(f"{self.proxy.url}{path}", json=body, timeout=30)
+        flow = next(f for f in self.page.flows()[before:] if f["request"]["path"] == path)
+        return self.page.shown(flow["id"], "request"), self.page.shown(flow["id"], "response")
+
+
+@contextmanager
+def web_proxy(url: str, folder: Path) -> Iterator[Web]:
+    """`mitmweb -s` in front of a URL, with its cache in the folder."""
+    found = Web(url, folder)
+    try:
+        found.page.wait_until_ready()
+        yield found
+    finally:
+        found.page.close()
+        end(found.proxy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,36 +21,13 @@ from sglang_cached_addon.proxy.contentview import (
     View,
     shown,
 )
-from tests.conftest import Mitmproxy, end
-from tests.mitmweb import SETS, Mitmweb
-from tests.proxy.test_lifetime import free_port
+from tests.mitmweb import Web, web_proxy
 from tests.simulator import Profile, Simulator, running
 from tests.tables import each
 
 BODY = {"text": "The sea is", "sampling_params": {"max_new_tokens": 3, "n": 2}}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
 COMPLETION = {"model": "m", "prompt": ["one", "two"], "max_tokens": 3}
-
-
-class Web:
-    """The addon in mitmweb, and what has been asked through it."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        port = free_port()
-        options = [f"web_port={port}", f"confdir={folder}", "listen_host=127.0.0.1",
-                   "listen_port=0", f"sglang_cache_path={folder / 'cache'}", *SETS]  # fmt: skip
-        sets = [word for option in options for word in ("--set", option)]
-        self.proxy = Mitmproxy("mitmweb", ["--mode", f"reverse:{url}", *sets], folder)
-        self.proxy.wait_until_ready()
-        self.page = Mitmweb(port)
-        self.page.wait_until_ready()
-
-    def ask(self, path: str, body: Any) -> tuple[str, str]:
-        """Sends a call; what is shown of its request and of its answer."""
-        before = len(self.page.flows())
-        requests.post(f"{self.proxy.url}{path}", json=body, timeout=30)
-        flow = next(f for f in self.page.flows()[before:] if f["request"]["path"] == path)
-        return self.page.shown(flow["id"], "request"), self.page.shown(flow["id"], "response")
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +38,8 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.fixture(scope="module")
 def web(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    found = Web(simulator.url, tmp_path_factory.mktemp("web"))
-    yield found
-    found.page.close()
-    end(found.proxy)
+    with web_proxy(simulator.url, tmp_path_factory.mktemp("web")) as found:
+        yield found
 
 
 def test_generate(web: Web) -> None:

@@ -1,0 +1,82 @@
+"""mitmproxy's commands `cache.*`: what the proxy's own routes do, for who sits at mitmproxy.
+
+mitmproxy waits for no command. One that has to wait itself, for the disk or for another server,
+writes its text into mitmproxy's log when it has it. Decides nothing: the routes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from mitmproxy import command, exceptions
+from mitmproxy.log import ALERT
+
+from sglang_cached_addon.admin import routes
+from sglang_cached_addon.admin.access import Caller
+from sglang_cached_addon.dialects import layout
+from sglang_cached_addon.proxy.desk import Desk
+
+logger = logging.getLogger("sglang_cached_addon")
+
+HERE = Caller(is_local=True, host="localhost")
+"""Who sits at mitmproxy may do all that can be done on this machine."""
+
+Words = Callable[[dict[str, Any]], Iterable[str]]
+"""A function that puts what a route has answered into lines for people."""
+
+
+class CacheCommands:
+    """An addon with the commands."""
+
+    name = "sglang_cached_commands"
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._asking: set[asyncio.Task[None]] = set()
+
+    @command.command("cache.stats")
+    def stats(self) -> str:
+        """Show what is stored, and what became of calls since the start."""
+        try:
+            found = self._desk.reports.stats()
+        except OSError as e:
+            raise exceptions.CommandError(str(e)) from None
+        return "\n".join(text for _, text in layout.table(found))
+
+    @command.command("cache.clear")
+    def clear(self, model: str = "all") -> str:
+        """Remove what is stored: of the current model, of every other, or all."""
+        return self._ask("POST", f"/cache/clear?model={quote(model, safe='')}", _cleared)
+
+    def _ask(self, method: str, target: str, words: Words, body: bytes = b"") -> str:
+        """Asks one of the proxy's own routes; the log has in words what it answers."""
+        route = routes.find(target)
+        assert route
+        path, _, query = target.partition("?")
+        request = routes.Request(method, path, query, body)
+        answer = routes.answer(route, request, HERE, "", self._desk.reports)
+
+        async def tell() -> None:
+            told = await answer
+            found = orjson.loads(told.body)
+            if told.status == 200:
+                logger.log(ALERT, "%s", "\n".join(words(found)))
+            else:
+                logger.warning("sglang-cached: %s", found["error"]["message"])
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        return "the text is in the event log as soon as it is there"
+
+
+def _cleared(found: dict[str, Any]) -> Iterable[str]:
+    yield (
+        f"sglang-cached: {found['cleared_keys']} entries ({found['cleared_responses']} samples) "
+        "were removed"
+    )
