@@ -16,26 +16,25 @@ from dataclasses import dataclass, replace
 import orjson
 
 from sglang_cached_addon import dialects
-from sglang_cached_addon.core import families, identity, keys, nearest
+from sglang_cached_addon.core import families, identity, keys
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import Known
+from sglang_cached_addon.service.explaining import Explaining
 from sglang_cached_addon.service.gathering import Gathering
+from sglang_cached_addon.service.nearby import Nearby
 from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.store import DiskStore, Limits, machine_memory, run_log
 from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.journal.sketches import Sketches
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.run_log import RunLog
 from sglang_cached_addon.upstream import Upstream
-
-NEAREST_CALLS, NEAREST_SECONDS = 100_000, 2.0
-"""How many stored calls are looked at for the nearest one, and for how long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,8 @@ class Parts:
     upstream: Upstream
     exchange: Exchange
     service: Service
+    explaining: Explaining
+    nearby: Nearby
     run_log: RunLog | None
 
     @property
@@ -100,6 +101,7 @@ class Parts:
     def close(self) -> int:
         """Writes what is left to be written; the number of samples that could not be."""
         self.upstream.close()
+        self.nearby.close()
         if self.run_log:
             self.run_log.close()
         self.store.close()
@@ -159,17 +161,8 @@ def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Ta
     )
     store.start(upstream)
 
-    async def find_nearest(call: Known, with_values: bool) -> str:
-        """Which stored call is nearest to one that is not stored."""
-        model = keys.prefix(upstream.model.fingerprint)
-
-        def search() -> str:
-            calls = store.calls(NEAREST_CALLS, NEAREST_SECONDS)
-            item, name = call.call.items[0], call.dialect.name
-            return nearest.sentence(item, name, model, calls, with_values=with_values)
-
-        return await asyncio.to_thread(search)
-
+    nearby = Nearby(store, exchange.lookup, Sketches(store.journal.path) if store.journal else None)
+    known_runs = store.runs or Runs(log, settings.run_ttl)
     heads = CallHeads(settings.key_headers, settings.credential_headers, settings.run)
     service = Service(
         exchange,
@@ -178,11 +171,21 @@ def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Ta
         mode=settings.mode,
         collapses=settings.collapse,
         isolates=settings.isolate_by_credential,
-        nearest=find_nearest,
-        runs=store.runs or Runs(log, settings.run_ttl),
+        nearest=nearby.sentence,
+        runs=known_runs,
         gathering=Gathering(settings.gather_ms / 1000, settings.gather_max),
     )
-    return Parts(known, heads, store, upstream, exchange, service, log)
+    explaining = Explaining(
+        exchange,
+        upstream,
+        store,
+        nearby,
+        known_runs,
+        heads,
+        mode=settings.mode,
+        isolates=settings.isolate_by_credential,
+    )
+    return Parts(known, heads, store, upstream, exchange, service, explaining, nearby, log)
 
 
 def _open_store(settings: Settings) -> OpenStore:

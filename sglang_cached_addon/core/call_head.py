@@ -39,6 +39,11 @@ class CallHead:
     request_id: bytes = b""
     """The id that the client has given it; empty without a sane one."""
 
+    def tenant(self, *, isolates: bool) -> bytes:
+        """What is part of the call's keys beside its body; with `isolates`, each credential has a
+        cache of its own."""
+        return self.credential + self.routing if isolates else self.routing
+
     def asker(self, model: str | None) -> Asker:
         """Who asks for that model, as upstream tells clients apart."""
         return Asker(self.credential, self.method, self.path, model, self.routing)

@@ -31,6 +31,10 @@ class Memo(Generic[K, V]):
             self.put(key, *found)
         return found[0]
 
+    def values(self) -> list[V]:
+        """All that is remembered, the latest last."""
+        return [value for value, _ in (*self._old.values(), *self._young.values())]
+
     def put(self, key: K, value: V, weight: int) -> bool:
         """Remembers a value of this weight; False for one that is too heavy to be kept."""
         is_kept = self.charge(weight)

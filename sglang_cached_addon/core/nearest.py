@@ -1,4 +1,4 @@
-"""Which stored call is nearest to one that is not stored, and what differs: for people.
+"""Which stored calls are nearest to one that is not stored, and what differs: for people.
 
 Pure. Calls are compared as canonical JSON, member by member; the nearest is the one that differs
 in the fewest places, and of several the one whose texts agree the longest.
@@ -6,9 +6,9 @@ in the fewest places, and of several the one whose texts agree the longest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import orjson
@@ -16,10 +16,28 @@ import orjson
 from sglang_cached_addon.core.outcome import SHOWN
 
 MAX_SHOWN = 5
-"""How many differences are told."""
+"""How many differences are told in a sentence."""
 
 MAX_TEXT = 60
-"""How many characters of a value are told."""
+"""How many characters of a value are told there."""
+
+MAX_CALLS = 5
+"""How many stored calls are told of."""
+
+MAX_DIFFERENCES = 50
+"""How many differences of each are listed."""
+
+MAX_VALUE = 400
+"""How many characters of a value are listed."""
+
+_COUNTED = 1000
+"""Calls that differ in as many places, or more, are equally far."""
+
+_BYTES = 1 << 20
+"""So many bytes of stored calls are compared, and at least one call."""
+
+StoredCall = tuple[bytes, str, bytes]
+"""The key, dialect and canonical content of a call that is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +48,62 @@ class Difference:
     asked: Any
     stored: Any
 
+    def as_json(self) -> dict[str, Any]:
+        """What is absent is absent there, too. Long values are cut to where they differ."""
+        at, found = max(0, _agreement(self) - MAX_VALUE // 4), {"at": self.place}
+        for name, value in (("asked", self.asked), ("stored", self.stored)):
+            if value is not ABSENT:
+                found[name] = _cut(value, at)
+        return found
+
 
 ABSENT = orjson.Fragment("nothing")
 
 
-def sentence(
-    asked: bytes,
-    dialect: str,
-    model: bytes,
-    calls: Iterable[tuple[bytes, str, bytes]],
-    *,
-    with_values: bool,
-) -> str:
-    """What is nearest to a call (its canonical content), of the stored ones: key, dialect and
-    content of each. `model` is how keys of the present model begin. Without values, only the
-    places are told."""
-    wanted = orjson.loads(asked)
-    best: tuple[tuple[int, int, bool], bytes, list[Difference]] | None = None
-    for key, name, content in calls:
-        if name != dialect:
-            continue
-        found = list(differences(wanted, orjson.loads(content)))
-        rank = (len(found), -sum(map(_agreement, found)), not key.startswith(model))
-        if best is None or rank < best[0]:
-            best = rank, key, found
-    if best is None:
-        return "Nothing is stored for this API."
-    (_, _, is_foreign), key, found = best
-    text = f"The nearest stored call (key {key[:SHOWN].hex()})"
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A stored call, and where another one differs from it."""
+
+    key: bytes
+    differences: Sequence[Difference]
+    is_same_model: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "key": self.key.hex(),
+            "differences": [one.as_json() for one in self.differences[:MAX_DIFFERENCES]],
+            "is_same_model": self.is_same_model,
+        }
+
+
+def nearest(asked: bytes, model: bytes, calls: Iterable[StoredCall]) -> list[Near]:
+    """The stored calls that are nearest to a call (its canonical content), of those that are given,
+    which are of the same API, the likeliest first. `model` is how keys of the present model
+    begin."""
+    wanted, size = orjson.loads(asked), 0
+    found: list[tuple[tuple[int, int, bool], Near]] = []
+    for key, _, content in calls:
+        if (size := size + len(content)) > _BYTES and found:
+            break
+        places = list(islice(differences(wanted, orjson.loads(content)), _COUNTED))
+        near = Near(key, places, key.startswith(model))
+        rank = (len(places), -sum(map(_agreement, places)), not near.is_same_model)
+        found.append((rank, near))
+    return [near for _, near in sorted(found, key=lambda pair: pair[0])[:MAX_CALLS]]
+
+
+def sentence(found: Sequence[Near], *, with_values: bool) -> str:
+    """What is nearest, in words. Without values, only the places are told."""
     if not found:
-        whose = "of another model or credential" if is_foreign else "with too few samples"
+        return "Nothing is stored for this API."
+    near = found[0]
+    text = f"The nearest stored call (key {near.key[:SHOWN].hex()})"
+    if not near.differences:
+        whose = "with too few samples" if near.is_same_model else "of another model or credential"
         return f"{text} is the same, but {whose}."
-    told = "; ".join(_told(difference, with_values) for difference in found[:MAX_SHOWN])
-    more = f"; and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
-    return f"{text} differs in {told}{more}."
+    told = "; ".join(_told(difference, with_values) for difference in near.differences[:MAX_SHOWN])
+    count = len(near.differences) - MAX_SHOWN
+    return f"{text} differs in {told}{f'; and {count} more' if count > 0 else ''}."
 
 
 def differences(asked: Any, stored: Any, place: str = "") -> Iterator[Difference]:
@@ -84,8 +124,14 @@ def _agreement(difference: Difference) -> int:
     asked, stored = difference.asked, difference.stored
     if not (isinstance(asked, str) and isinstance(stored, str)):
         return 0
-    pairs = enumerate(zip(asked, stored, strict=False))
-    return next((i for i, (one, other) in pairs if one != other), min(len(asked), len(stored)))
+    low, high = 0, min(len(asked), len(stored))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if asked[low:middle] == stored[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _told(difference: Difference, with_values: bool) -> str:
@@ -98,3 +144,13 @@ def _told(difference: Difference, with_values: bool) -> str:
 def _shown(value: Any) -> str:
     text = orjson.dumps(value).decode()
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+
+
+def _cut(value: Any, at: int) -> Any:
+    """A value, or a part of one that is long, as text."""
+    if isinstance(value, str):
+        start = at if len(value) > MAX_VALUE else 0
+        end = start + MAX_VALUE
+        return f"{'...' * (start > 0)}{value[start:end]}{'...' * (end < len(value))}"
+    text = orjson.dumps(value).decode()
+    return value if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}..."

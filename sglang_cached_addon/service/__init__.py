@@ -109,7 +109,7 @@ class Service:
         head = ask.head
         if head.refusal:
             return head.refusal
-        tenant = head.credential + head.routing if self._isolates else head.routing
+        tenant = head.tenant(isolates=self._isolates)
         return self._lookup.find(
             head.method, head.path, ask.body, terms, tenant, is_of_run=bool(head.run)
         )

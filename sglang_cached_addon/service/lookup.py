@@ -64,6 +64,11 @@ class Lookup:
         self.server, self.model_version = server, model_version
         self._memo.clear()
 
+    @property
+    def fingerprint(self) -> str:
+        """The model that answers; empty where nobody knows it."""
+        return self._naming.fingerprint
+
     # Reading
 
     def find(
@@ -95,6 +100,15 @@ class Lookup:
         if terms.since == -inf and (hit := self._remembered(known, FIRST)):
             return hit
         return self._hit(known, terms) or known
+
+    def read(self, method: str, path: str, body: bytes, tenant: bytes) -> Known | Reason:
+        """As `find`, but nothing is looked up, and nothing remembered."""
+        dialect = self.dialects[method, path]
+        return self._parse(dialect, tenant, body, self._naming.raw(dialect.name, tenant, body))
+
+    def recent(self) -> list[Known]:
+        """The calls that were read lately."""
+        return [known for known in self._memo.values() if isinstance(known, Known)]
 
     def draw(self, known: Known, places: Places) -> Hit | None:
         """The answer to a call whose samples are at these places of its pools, if all of them are
@@ -141,7 +155,7 @@ class Lookup:
             model_of(call.body),
             self.model_version,
             name,
-            has_model=bool(self._naming.fingerprint),
+            has_model=bool(self.fingerprint),
             draws=not (call.is_greedy or self._is_fixed(call)),
             pools=tuple(map(pool_of, names)),
             naming=naming,

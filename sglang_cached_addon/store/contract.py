@@ -7,14 +7,13 @@ others have too, with nothing in it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sglang_cached_addon.core.cache import Document, Store, counts
+from sglang_cached_addon.core.cache import Document, Sample, Store, counts
 from sglang_cached_addon.core.epochs import Epochs
-from sglang_cached_addon.store.journal.reader import calls_of
 
 if TYPE_CHECKING:
     from sglang_cached_addon.store.journal import Journal
@@ -81,9 +80,9 @@ class OpenStore(Store, Protocol):
     def remove(self, key: bytes) -> None:
         """Lets go of a pool."""
 
-    def calls(self, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
-        """As `calls_of`, of the journal; none without one."""
-        return calls_of(self.journal.path, limit, seconds) if self.journal else iter(())
+    async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        """The samples of these pools as they are now, those of the disk and of a shared server,
+        too. They do not count as used for that."""
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
         """Empties memory now and the rest in its turn; the future is done when it has happened.

@@ -121,6 +121,14 @@ class DiskStore(OpenStore):
     def size(self, key: bytes) -> float:
         return max(self.memory.size(key), self.index.count(key))
 
+    async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        here = [key for key in keys if key in self.memory]
+        far = [key for key in keys if key not in self.memory and key in self.index]
+        found = dict(await self.memory.look(here))
+        for key, samples in await asyncio.to_thread(self._read, far):
+            found[key] = [one for one in samples or () if not self.is_expired(one.stored_at)]
+        return found
+
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
             if key in self.memory:
@@ -138,17 +146,18 @@ class DiskStore(OpenStore):
         return self._bring(far) if far else None
 
     async def _bring(self, keys: Collection[bytes]) -> Brought:
-        def read() -> list[tuple[bytes, list[Sample] | None]]:
-            return [(key, self.journal.read(key, waits=True)) for key in keys]
-
         for _ in range(READS):
             before = self.generation
-            found = await asyncio.to_thread(read)
+            found = await asyncio.to_thread(self._read, keys)
             if before == self.generation:  # else some of it may have been removed, or replaced
                 for key, samples in found:
                     self._hold(key, samples)
                 break
         return Brought()
+
+    def _read(self, keys: Collection[bytes]) -> list[tuple[bytes, list[Sample] | None]]:
+        """Pools as the disk has them: for a thread."""
+        return [(key, self.journal.read(key, waits=True)) for key in keys]
 
     # Changes
 

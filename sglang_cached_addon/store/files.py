@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
-_OURS = ("cache.jsonl", "cache.index", "cache.lock", "runs.jsonl", "state.json")
+_OURS = ("cache.jsonl", "cache.index", "cache.lock", "cache.sketches", "runs.jsonl", "state.json")
 """The beginnings of the names of all files that a store makes."""
 
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01

@@ -7,7 +7,7 @@ for threads: it belongs to the event loop.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
 from typing import Any
@@ -115,6 +115,13 @@ class MemoryStore(Totals, OpenStore):
 
     def size(self, key: bytes) -> float:
         return len(self._pools.get(key, ()))
+
+    async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        pools = {key: self._pools.get(key, ()) for key in keys}
+        return {
+            key: [sample for sample in pool if not self.is_expired(sample.stored_at)]
+            for key, pool in pools.items()
+        }
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sglang_cached_addon.core.nearest import ABSENT, MAX_SHOWN, MAX_TEXT, differences, sentence
+from sglang_cached_addon.core.nearest import (
+    ABSENT,
+    MAX_CALLS,
+    MAX_SHOWN,
+    MAX_TEXT,
+    MAX_VALUE,
+    Difference,
+    differences,
+    nearest,
+    sentence,
+)
 from tests.tables import each
 
 MODEL, OTHER = b"model-01", b"model-02"
@@ -22,7 +32,7 @@ def told(asked: Any, *stored: Any, with_values: bool = True) -> str:
     """What is said of stored calls, whose keys are numbered from 1 on."""
     calls = [(key(i), "chat", json.dumps(call).encode()) for i, call in enumerate(stored, 1)]
     raw = json.dumps(asked).encode()
-    return sentence(raw, "chat", MODEL, calls, with_values=with_values)
+    return sentence(nearest(raw, MODEL, calls), with_values=with_values)
 
 
 LONG = "x" * 100
@@ -105,19 +115,45 @@ def test_nearest_wherever() -> None:
         assert "b (" not in told({"a": "nearest", "b": 1}, *order)
 
 
-def test_other_apis() -> None:
-    """Calls of another API, which is asked in other words, are never near."""
-    calls = [(KEY, "completion", b'{"a":1}')]
-    assert sentence(b'{"a":1}', "chat", MODEL, calls, with_values=True).startswith("Nothing")
-
-
 @each("order", [(1, -1), (-1, 1)])
 def test_other_models(order: tuple[int, int]) -> None:
     """An equal call of this model is nearer than one of another, which is told of if alone."""
     same = [(key(1, OTHER), "chat", b'{"a":1}'), (KEY, "chat", b'{"a":1}')][:: order[0]]
-    said = sentence(b'{"a":1}', "chat", MODEL, same, with_values=True)
+    said = sentence(nearest(b'{"a":1}', MODEL, same), with_values=True)
     assert said == f"{NEAR} is the same, but with too few samples."
-    said = sentence(b'{"a":1}', "chat", MODEL, [(key(1, OTHER), "chat", b'{"a":1}')],
-                    with_values=True)  # fmt: skip
+    foreign = nearest(b'{"a":1}', MODEL, [(key(1, OTHER), "chat", b'{"a":1}')])
+    said = sentence(foreign, with_values=True)
     assert said.endswith("is the same, but of another model or credential.")
     assert key(1, OTHER)[:16].hex() in said
+    assert [near.is_same_model for near in foreign] == [False]
+
+
+def test_several() -> None:
+    """So many of the nearest calls are told, the nearest first, however many there are."""
+    calls = [(key(i), "chat", b'{"a":%d,"b":%d}' % (i, i % 2)) for i in range(20)]
+    found = nearest(b'{"a":3,"b":0}', MODEL, calls)
+    assert [len(near.differences) for near in found] == [1] * MAX_CALLS
+    assert found[0].key == key(0)
+
+
+TEXT = "".join(map(str, range(2 * MAX_VALUE)))
+
+SHOWN: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "values": (1, [2], {"asked": 1, "stored": [2]}),
+    "null": (None, 1, {"asked": None, "stored": 1}),
+    "not asked": (ABSENT, 1, {"stored": 1}),
+    "not stored": (1, ABSENT, {"asked": 1}),
+    "long": (1, [0] * MAX_VALUE, {"asked": 1, "stored": f"[{'0,' * (MAX_VALUE // 2)}"[:MAX_VALUE]
+                                  + "..."}),
+    "long texts": (TEXT, TEXT[: 2 * MAX_VALUE],
+                   {"asked": f"...{TEXT[2 * MAX_VALUE - MAX_VALUE // 4 :][:MAX_VALUE]}...",
+                    "stored": f"...{TEXT[2 * MAX_VALUE - MAX_VALUE // 4 : 2 * MAX_VALUE]}"}),
+}  # fmt: skip
+
+
+@each("case", SHOWN)
+def test_values_as_json(case: str) -> None:
+    """What is absent has no member, and long values are cut to where they differ."""
+    asked, stored, expected = SHOWN[case]
+    one = Difference("a", asked, stored)
+    assert one.as_json() == {"at": "a", **expected}

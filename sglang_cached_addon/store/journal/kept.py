@@ -20,6 +20,7 @@ from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN
 from sglang_cached_addon.store.journal.queue import Queue
+from sglang_cached_addon.store.journal.sketches import remove
 
 INDEX_VERSION = 3
 
@@ -83,9 +84,11 @@ class KeptIndex:
             try_to(lambda: aside.unlink(missing_ok=True))
 
     def drop(self) -> None:
-        """Removes the file, as what it says is not true any more; raises OSError."""
+        """Removes the file, and the sketches, as what they say is not true any more; raises
+        OSError."""
         self._bytes = 0
         self._path.unlink(missing_ok=True)
+        remove(self._path.parent)
 
 
 def _tail(journal: Path, size: int) -> str:

@@ -133,6 +133,10 @@ def call_of(line: bytes) -> tuple[bytes, str, bytes] | None:
         key = scan(line).key
     except (OtherVersion, *BROKEN):
         return None
+    found = _HEAD.match(line)
+    if found and line.startswith(b'"call":{', found.end()) and line.count(_ANSWERS) == 1:
+        # As it was written: an answer may be large, and would hold others up.
+        return key, found[4].decode(), line[found.end() + 7 : line.index(_ANSWERS) - 1]
     record = orjson.loads(line)
     dialect, call = record.get("dialect"), record.get("call")
     if not (isinstance(dialect, str) and isinstance(call, dict)):

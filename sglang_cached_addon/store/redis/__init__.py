@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
 from typing import Any
 
-from sglang_cached_addon.core.cache import Addition, Brought, Document
+from sglang_cached_addon.core.cache import Addition, Brought, Document, Sample
 from sglang_cached_addon.core.epochs import SPAN
 from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
@@ -47,7 +47,7 @@ class SharedStore:
         self.name = self._link.server.name
         self.salt = 1 + secrets.randbelow(SPAN - 1)
         self.memory, self.journal, self.loaded = local.memory, local.journal, local.loaded
-        self.ttl, self.is_expired, self.calls = local.ttl, local.is_expired, local.calls
+        self.ttl, self.is_expired = local.ttl, local.is_expired
         self.get, self.find, self.touch = local.get, local.find, local.touch
         self.remove, self.room, self.has_room = local.remove, local.room, local.has_room
         self._state = SharedDocument(local.state, lambda: read_epochs(url), self.publish)
@@ -125,6 +125,13 @@ class SharedStore:
         if local:
             await local
         return await self._bringing.bring(needs, claims=claims)
+
+    async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        found = dict(await self._local.look(keys))
+        with suppress(Away):
+            for key in keys if self._is_usable() else ():
+                found[key] = max(found.get(key, ()), await self._pools.look(key), key=len)
+        return found
 
     def append(self, addition: Addition) -> bool:
         key, replaces = addition.key, addition.since > -inf

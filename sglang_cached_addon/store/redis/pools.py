@@ -97,6 +97,15 @@ class SharedPools:
         for dialect, group in groupby(found, lambda one: one[0]):
             self._local.append(Addition(key, dialect, b"null", [sample for _, sample in group]))
 
+    async def look(self, key: bytes) -> list[Sample]:
+        """The samples of a pool on the server, which stays as it is; raises `Away`."""
+        answer = await self._outbox.ask("LRANGE", self.list_of(key), 0, -1)
+        try:
+            found = [element.decode(one)[1] for one in answer] if isinstance(answer, list) else []
+        except ValueError:
+            return []
+        return [sample for sample in found if not self._local.is_expired(sample.stored_at)]
+
     async def agree(self, key: bytes) -> None:
         """Makes the pool at hand agree with the server's; raises `Away`."""
         clears = self._local.clears
