@@ -15,6 +15,7 @@ from sglang_cached_addon.admin.history import History
 from sglang_cached_addon.assembly import Parts, memory_bytes
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.timings import Timings
+from sglang_cached_addon.service.explaining import Explaining
 from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.settings import Settings
 from sglang_cached_addon.upstream import Health, Upstream
@@ -104,6 +105,11 @@ class Reports:
         self._opened()
         assert self.history
         return self.history.as_json(after)
+
+    @property
+    def explaining(self) -> Explaining:
+        """Who explains calls."""
+        return self._opened().explaining
 
     @property
     def runs(self) -> ShownRuns:

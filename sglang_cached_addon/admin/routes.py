@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
+from sglang_cached_addon.admin.explained import explained
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.core.runs import checked
 from sglang_cached_addon.service.runs import Shown
@@ -91,6 +92,13 @@ async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
     return await reports.clear(which)
 
 
+async def _explain(reports: Reports, request: Request) -> dict[str, Any]:
+    try:
+        return await explained(reports.explaining, request.body)
+    except ValueError as e:
+        raise _BadQuery(str(e)) from None
+
+
 async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
     return {"runs": await reports.runs.shown()}
 
@@ -146,6 +154,7 @@ ROUTES = {
         Route("/cache/metrics", ("GET", "HEAD"), _metrics),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),
+        Route("/cache/explain", ("POST",), _explain, is_private=True),
         Route("/cache/runs", ("GET", "HEAD"), _runs, is_private=True),
         Route("/cache/runs/{name}", ("GET", "HEAD", "POST", "DELETE"), _run, is_private=True),
         Route("/cache/runs/{name}/rewind", ("POST",), _rewind, is_private=True),

@@ -10,6 +10,9 @@ from typing import Any
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer
 from sglang_cached_addon.admin.routes import ROUTES, Request, answer, find
+from sglang_cached_addon.core.outcome import Kind
+from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.service.explaining import Explanation
 from sglang_cached_addon.service.runs import Runs
 
 URL = "http://10.0.0.7:30000"
@@ -52,6 +55,14 @@ class Telling:
         return deepcopy(HEALTHY)
 
     @property
+    def explaining(self) -> Any:
+        self.calls.append("explaining")
+        return self
+
+    async def explain(self, path: str, body: bytes, fields: Any) -> Explanation:
+        return Explanation(Kind.BYPASS, Reason.ROUTE, path)
+
+    @property
     def runs(self) -> Runs:
         self.calls.append("runs")
         return self.known
@@ -88,6 +99,7 @@ def test_table() -> None:
         "/cache/metrics": ("/cache/metrics", reads, False),
         "/cache/info": ("/cache/info", reads, True),
         "/cache/clear": ("/cache/clear", ("POST",), True),
+        "/cache/explain": ("/cache/explain", ("POST",), True),
         "/cache/runs": ("/cache/runs", reads, True),
         "/cache/runs/{name}": ("/cache/runs/{name}", (*reads, "POST", "DELETE"), True),
         "/cache/runs/{name}/rewind": ("/cache/runs/{name}/rewind", ("POST",), True),
@@ -225,6 +237,9 @@ def test_clear_that_fails() -> None:
     assert (found.status, error["code"], error["message"]) == (500, 500, "no space")
 
 
+BODIES = {"/cache/explain": b'{"path":"/x","body":{}}'}
+
+
 def test_who_may_call() -> None:
     """Private routes are for their callers alone; the others for all who reach the proxy."""
     for path, route in ROUTES.items():
@@ -233,7 +248,7 @@ def test_who_may_call() -> None:
             (HERE, TOKEN, False), (AWAY, TOKEN, False), (PAGE, TOKEN, False), (BEARER, TOKEN, True),
         ):  # fmt: skip
             telling = Telling()
-            found = ask(path, route.methods[0], telling, who, token)
+            found = ask(path, route.methods[0], telling, who, token, BODIES.get(path, b""))
             is_served = may or not route.is_private
             assert (found.status < 400) == is_served, path
             assert bool(telling.calls) == is_served, path

@@ -22,6 +22,5 @@ def test_what_only_shared_stores_have() -> None:
     store = MemoryStore()
     store.start(Nobody())
     assert (store.name, store.salt, store.unsent, store.facts(), store.lost) == ("", 0, 0, {}, 0)
-    assert list(store.calls(9, 9)) == []
     assert (store.ttl, store.is_expired(0.0)) == (inf, False)
     store.close()

@@ -17,6 +17,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError
+from sglang_cached_addon.store.journal.reader import calls_of
 from tests.conftest import until
 from tests.tables import each
 
@@ -34,6 +35,11 @@ def opened(folder: Path) -> Iterator[DiskStore]:
         yield store
     finally:
         store.close()
+
+
+def calls_in(store: DiskStore) -> set[bytes]:
+    """What was asked, as the journal keeps it."""
+    return {call for _, _, call in calls_of(store.journal.path, 9, 9)}
 
 
 def pool(store: DiskStore, key: bytes) -> Sequence[Sample]:
@@ -78,7 +84,10 @@ def test_reopened(tmp_path: Path) -> None:
             assert (store.find(raw), store.find(b"s" * 16)) == (A, None)
     with opened(tmp_path) as store:
         store.append(Addition(A, "chat", b'{"q":1}', [sample(b"{}", 6.0)]))
-        assert [call for _, _, call in store.calls(9, 9)] == [b'{"q":1}', b'{"q":2}']
+        assert [call for _, _, call in calls_of(store.journal.path, 9, 9)] == [
+            b'{"q":1}',
+            b'{"q":2}',
+        ]
     calls = [record["call"] for record in records(tmp_path) if "call" in record]
     assert calls == [{"q": 1}, {"q": 2}]
 
@@ -155,7 +164,7 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
             found = store.find(one * 15 + b"1")
             assert found == (key(one, 1) if one.decode() in left else None)
         # What was asked is there once for each key, of those that came back, too.
-        asked_of = [found for found, _, _ in store.calls(99, 9)]
+        asked_of = [found for found, _, _ in calls_of(store.journal.path, 99, 9)]
         assert len(asked_of) == len(set(asked_of)) == len(store.index)
 
 
@@ -171,7 +180,10 @@ def test_compacts_by_itself(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert [s.stored_at for s in pool(store, A)] == [39]
         assert len(pool(store, B)) == 1
-        assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
+        assert {call for _, _, call in calls_of(store.journal.path, 9, 9)} == {
+            b'{"q":1}',
+            b'{"q":2}',
+        }
 
 
 def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +209,10 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (store.find(b"r" * 16), store.find(b"s" * 16)) == (A, None)
     with opened(tmp_path) as store:
         assert [list(pool(store, key)) for key in (A, B)] == before
-        assert {call for _, _, call in store.calls(9, 9)} == {b'{"q":1}', b'{"q":2}'}
+        assert {call for _, _, call in calls_of(store.journal.path, 9, 9)} == {
+            b'{"q":1}',
+            b'{"q":2}',
+        }
 
 
 def test_samples_of_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ class Sketches:
         except Exception as e:  # whatever it is: nothing depends on the file
             logger.debug("%s: %s", self._path, e)
             scanned = calls_of(self._journal, _SCANNED, seconds)
-            return Alike(likest(scanned, dialect, numbers))
+            return Alike(likest(scanned, dialect, numbers), share)
         calls = {call[0]: call for call in self._calls_at(offsets) if call[1] == dialect}
         return Alike(list(calls.values()), share)
 

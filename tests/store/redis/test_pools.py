@@ -11,7 +11,7 @@ from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import pools
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
+from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, said, sharing, until
 
 pytestmark = needs_redis
 
@@ -132,5 +132,28 @@ def test_a_sample_that_is_too_large(
         assert one.texts() == "a" * 300
         assert one.store.facts()["pending"] == 0
         assert "too large" in caplog.text
+
+    sharing(server, work)
+
+
+def test_look(server: RedisServer) -> None:
+    """What the server has of a pool is seen, and stays there alone."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.append("a", "b")
+        await one.written()
+        found = await two.store.look([KEY, OTHER])
+        assert (said(found[KEY]), list(found[OTHER])) == ("ab", [])
+        assert two.texts() == ""
+        with server.client() as client:
+            (name,) = client.keys("*:0")
+        two.append("c", key=OTHER)
+        await two.written()
+        with server.client() as client:
+            client.flushall()
+        assert said((await two.store.look([OTHER]))[OTHER]) == "c"
+        with server.client() as client:
+            client.rpush(name, "no sample")
+        assert list((await two.store.look([KEY]))[KEY]) == []
 
     sharing(server, work)
