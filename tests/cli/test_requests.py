@@ -24,7 +24,7 @@ READ: dict[str, tuple[Any, str, Request]] = {
         "",
         Request(CHAT, b'{"a":1}', "7"),
     ),
-    "a body with a body": ({"body": 1, "url": "x"}, "/y", Request("/y", b'{"body": 1, "url": "x"}')),
+    "a body with a url": ({"text": 1, "url": "x"}, "/y", Request("/y", b'{"text": 1, "url": "x"}')),
 }  # fmt: skip
 
 
