@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import orjson
-from mitmproxy import command, exceptions
+from mitmproxy import command, exceptions, flow, http
 from mitmproxy.log import ALERT
 
 from sglang_cached_addon.admin import routes
@@ -25,6 +25,9 @@ logger = logging.getLogger("sglang_cached_addon")
 
 HERE = Caller(is_local=True, host="localhost")
 """Who sits at mitmproxy may do all that can be done on this machine."""
+
+SHOWN_KEYS = 10
+"""How many keys of a call with many prompts are shown."""
 
 Words = Callable[[dict[str, Any]], Iterable[str]]
 """A function that puts what a route has answered into lines for people."""
@@ -53,6 +56,18 @@ class CacheCommands:
         """Remove what is stored: of the current model, of every other, or all."""
         return self._ask("POST", f"/cache/clear?model={quote(model, safe='')}", _cleared)
 
+    @command.command("cache.explain")
+    def explain(self, of: flow.Flow) -> str:
+        """Tell what would become of a flow's call now, and which stored calls are nearest."""
+        if not isinstance(of, http.HTTPFlow) or of.request.raw_content is None:
+            raise exceptions.CommandError("there is no call in this flow")
+        asked = {
+            "path": of.request.path,
+            "body": of.request.raw_content.decode(errors="replace"),
+            "headers": dict(of.request.headers),
+        }
+        return self._ask("POST", "/cache/explain", _explained, orjson.dumps(asked))
+
     def _ask(self, method: str, target: str, words: Words, body: bytes = b"") -> str:
         """Asks one of the proxy's own routes; the log has in words what it answers."""
         route = routes.find(target)
@@ -73,6 +88,14 @@ class CacheCommands:
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
         return "the text is in the event log as soon as it is there"
+
+
+def _explained(found: dict[str, Any]) -> Iterable[str]:
+    because = f" ({found['reason']})" if found["reason"] else ""
+    yield f"sglang-cached: it would be a {found['outcome']}{because}. {found['text']}"
+    yield from (f"key {key}" for key in found["keys"][:SHOWN_KEYS])
+    if found["looked_through"] < 1:
+        yield f"{found['looked_through']:.0%} of what is stored was looked through; ask again"
 
 
 def _cleared(found: dict[str, Any]) -> Iterable[str]:

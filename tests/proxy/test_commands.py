@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import requests
 
 from tests.conftest import until
 from tests.mitmweb import Web, web_proxy
@@ -22,9 +23,16 @@ def simulator() -> Iterator[Simulator]:
 
 
 @pytest.fixture(scope="module")
-def web(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+def running_web(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     with web_proxy(simulator.url, tmp_path_factory.mktemp("web")) as found:
         yield found
+
+
+@pytest.fixture
+def web(running_web: Web) -> Web:
+    """With nothing stored."""
+    told(running_web, "were removed", "cache.clear")
+    return running_web
 
 
 def stats(web: Web) -> dict[str, str]:
@@ -62,6 +70,32 @@ def test_clear(web: Web) -> None:
     assert stats(web)["num_keys"] == "0"
     _, answer = web.ask("/generate", BODY)
     assert answer.startswith("cache: MISS")
+
+
+def test_explain(web: Web) -> None:
+    """A person is told what would become of a flow's call, and what is nearest to it; flows are
+    named as mitmproxy names them."""
+    asked = {"text": "What is far?", "sampling_params": {"max_new_tokens": 3}}
+    near = {**asked, "text": "What is near?"}
+    for body in (asked, near):
+        web.ask("/generate", body)
+    until(lambda: stats(web)["unconfirmed"] == "0")
+    flow = next(f for f in web.page.flows()[::-1] if f["request"]["path"] == "/generate")
+    found = told(web, "would be a hit", "cache.explain", f"@{flow['id']}")
+    assert "1 of 1 samples are stored" in found and "\nkey " in found
+    told(web, "were removed", "cache.clear")
+    web.ask("/generate", asked)
+    until(lambda: stats(web)["num_keys"] == "1")
+    found = told(web, "would be a miss", "cache.explain", f"@{flow['id']}")
+    assert "What is far?" in found
+
+
+def test_explain_others(web: Web) -> None:
+    """What is no call of a cached API is said to be passed on."""
+    requests.get(f"{web.proxy.url}/cache/stats", timeout=30)
+    flow = next(f for f in web.page.flows() if f["request"]["path"] == "/cache/stats")
+    told(web, "would be a bypass (route)", "cache.explain", f"@{flow['id']}")
+    assert "one flow" in web.page.refused("cache.explain", "@none")
 
 
 def test_arguments(web: Web) -> None:
