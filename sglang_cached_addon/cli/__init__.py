@@ -11,6 +11,7 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.cli.clear import clear
 from sglang_cached_addon.cli.compact import compact
 from sglang_cached_addon.cli.demo import demo
+from sglang_cached_addon.cli.diff import diff
 from sglang_cached_addon.cli.explain import explain
 from sglang_cached_addon.cli.frame import Commands
 from sglang_cached_addon.cli.info import info
@@ -27,5 +28,5 @@ def main() -> None:
     """A response cache in front of SGLang: the same request is generated once."""
 
 
-for command in (start, stats, info, clear, merge, explain, verify, compact, demo, simulate):
+for command in (start, stats, info, clear, merge, explain, diff, verify, compact, demo, simulate):
     main.add_command(command)
