@@ -6,22 +6,25 @@ of the server behind comes as a `Target`; of clients, flows and hooks it knows n
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import orjson
 
 from sglang_cached_addon import dialects
+from sglang_cached_addon.catalog import Catalog
+from sglang_cached_addon.catalog.entry import Models
+from sglang_cached_addon.catalog.sieve import models_named
 from sglang_cached_addon.core import families, identity, keys
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service import Service
+from sglang_cached_addon.service.deletion import Deletion
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.explaining import Explaining
 from sglang_cached_addon.service.gathering import Gathering
@@ -61,6 +64,8 @@ class Parts:
     explaining: Explaining
     nearby: Nearby
     run_log: RunLog | None
+    catalog: Catalog
+    deletion: Deletion
 
     @property
     def place(self) -> str:
@@ -83,20 +88,19 @@ class Parts:
             return 0
 
     async def clear(self, which: str) -> tuple[int, int]:
-        """Removes what belongs to the `current` model, to every `other`, to one by its key in
-        hexadecimal, or `all`; returns the numbers of removed entries and samples once the disk
-        has it."""
-        index = self.store.index
-        entries, samples = index.entries, index.samples
-        model = None
-        if which in ("current", "other"):
-            model = keys.prefix(self.upstream.model.fingerprint)
-        elif which != "all":
-            model = bytes.fromhex(which)
-        is_done = self.store.clear(model, others=which == "other")
-        entries, samples = entries - index.entries, samples - index.samples
-        await asyncio.wrap_future(is_done)
-        return entries, samples
+        """Removes what belongs to the `current` model, to every `other`, to those of a name, to one
+        by its key in hexadecimal, or `all`; returns the numbers of removed entries and samples once
+        the disk has it. Raises NotFound for a name that no model has, and OSError."""
+        models: Collection[bytes] | None = (keys.prefix(self.upstream.model.fingerprint),)
+        if which not in ("current", "other"):
+            models = None if which == "all" else models_named(which, models_of(self.upstream))
+        return await self.deletion.clear(models, others=which == "other")
+
+    async def delete(self, prefix: str, *, now: bool) -> tuple[bytes, int]:
+        """Removes the entry whose key begins so, as `Deletion.delete`: the key, and the number of
+        its samples. Raises as `Catalog.find`."""
+        key = await self.catalog.find(prefix)
+        return key, await self.deletion.delete(key, now=now)
 
     def close(self) -> int:
         """Writes what is left to be written; the number of samples that could not be."""
@@ -185,7 +189,27 @@ def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Ta
         mode=settings.mode,
         isolates=settings.isolate_by_credential,
     )
-    return Parts(known, heads, store, upstream, exchange, service, explaining, nearby, log)
+    by_name = {dialect.name: dialect for dialect in known.values()}
+    return Parts(
+        known,
+        heads,
+        store,
+        upstream,
+        exchange,
+        service,
+        explaining,
+        nearby,
+        log,
+        Catalog(store, by_name, lambda: models_of(upstream), known_runs),
+        Deletion(store, exchange.lookup, known_runs),
+    )
+
+
+def models_of(upstream: Upstream) -> Models:
+    """The models that were met, and the present one."""
+    names, current = upstream.model.names, upstream.model.fingerprint
+    prefixes = {keys.prefix(fingerprint): name for fingerprint, name in names.items()}
+    return Models(prefixes, keys.prefix(current) if current else None)
 
 
 def _open_store(settings: Settings) -> OpenStore:
@@ -205,7 +229,7 @@ def _open_store(settings: Settings) -> OpenStore:
 
     if not settings.store:
         return disk()
-    local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl)
+    local = disk() if settings.has_folder else MemoryStore(memory, settings.ttl, keeps_calls=True)
     try:
         return SharedStore(settings.store, local, settings.run_ttl)
     except ValueError as e:

@@ -24,8 +24,9 @@ ROOMS = {
     "service": {"core", "wire", "dialects", "store", "upstream", "service"},
     "option": {"option"},
     "settings": {"core", "option"},
-    "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "settings"},
-    "admin": {"core", "store", "upstream", "service", "settings", "assembly", "admin"},
+    "catalog": {"core", "option", "dialects", "store", "service", "catalog"},
+    "assembly": {"core", "wire", "dialects", "store", "upstream", "service", "catalog", "settings"},
+    "admin": {"core", "store", "upstream", "service", "catalog", "settings", "assembly", "admin"},
     "archive": {"core", "dialects", "store", "upstream", "catalog", "archive"},
     "proxy": {
         "core",
@@ -55,13 +56,15 @@ PURE = {
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",
     "upstream/belief.py", "upstream/changes.py", "store/placing.py", "store/journal/index.py",
     "store/journal/lines.py", "store/journal/extents.py", "store/memory.py",
+    "store/removals.py", "catalog/entry.py", "catalog/query.py", "catalog/sieve.py",
     "store/redis/clears.py", "store/redis/element.py", "store/redis/protocol.py", "store/totals.py",
 }  # fmt: skip
 """What decides nothing by a clock or by chance, and reads and writes nothing."""
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.
 VALUES_ONLY = {
-    "wire/location.py": {"urllib"}, "settings.py": {"pathlib"}, "service/flights.py": {"asyncio"},
+    "wire/location.py": {"urllib"}, "admin/routes.py": {"urllib"},
+    "settings.py": {"pathlib"}, "service/flights.py": {"asyncio"},
     "service/stream.py": {"asyncio"}, "upstream/changes.py": {"asyncio"},
 }  # fmt: skip
 DOES_IO = {"wire/client.py", "wire/connection.py", "wire/descriptors.py", "wire/tls.py"}

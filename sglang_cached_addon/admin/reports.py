@@ -13,6 +13,7 @@ from sglang_cached_addon import __version__
 from sglang_cached_addon.admin.access import RouteAnswer
 from sglang_cached_addon.admin.history import History
 from sglang_cached_addon.assembly import Parts, memory_bytes
+from sglang_cached_addon.catalog import Catalog
 from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.timings import Timings
 from sglang_cached_addon.service.explaining import Explaining
@@ -35,6 +36,8 @@ class Reports:
     """The present time of the monotonic clock, in seconds."""
     timings: Timings = field(default_factory=Timings)
     history: History | None = None
+    time: float = 0.0
+    """The present Unix time."""
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is stored."""
@@ -115,6 +118,20 @@ class Reports:
     def runs(self) -> ShownRuns:
         """The runs that are known."""
         return self._opened().service.runs
+
+    @property
+    def catalog(self) -> Catalog:
+        """What is stored."""
+        return self._opened().catalog
+
+    def flights(self) -> dict[str, Any]:
+        """The fetches under way."""
+        return {"flights": self._opened().service.flights.shown()}
+
+    async def delete(self, prefix: str, *, now: bool) -> dict[str, Any]:
+        """As `Parts.delete`."""
+        key, samples = await self._opened().delete(prefix, now=now)
+        return {"deleted": key.hex(), "samples": samples, "is_compacted": now}
 
     async def clear(self, which: str) -> dict[str, Any]:
         """As `Parts.clear`."""

@@ -6,26 +6,20 @@ wants done (clearing) it asks of `Reports`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl, unquote
 
 import orjson
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
 from sglang_cached_addon.admin.explained import explained
 from sglang_cached_addon.admin.reports import Reports
+from sglang_cached_addon.catalog import Ambiguous
+from sglang_cached_addon.catalog.query import BadQuery, NotFound, Query
 from sglang_cached_addon.core.runs import checked
 from sglang_cached_addon.service.runs import Shown
-
-
-class _BadQuery(ValueError):
-    """A query that says nothing that is understood."""
-
-
-class _NotFound(LookupError):
-    """There is no such thing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +32,9 @@ class Request:
     body: bytes
 
 
-Handler = Callable[[Reports, Request], Awaitable[dict[str, Any] | RouteAnswer]]
+Handler = Callable[[Reports, Request], Awaitable[dict[str, Any] | bytes | RouteAnswer]]
+"""Tells, or does, what is asked; in JSON where it is large. Raises BadQuery for what is not
+understood, NotFound where there is no such thing, and OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +72,18 @@ async def _history(reports: Reports, request: Request) -> dict[str, Any]:
         return reports.past(float(value if name == "after" else ""))
     except ValueError:
         message = "/cache/history takes ?after=TIME, in Unix seconds, and nothing else"
-        raise _BadQuery(message) from None
+        raise BadQuery(message) from None
 
 
 async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
-    # Nothing else is understood, not even written in another way: what is cleared is gone.
+    # Nothing else is understood, nor are words in another way: what is cleared is gone.
     query = request.query
-    name, _, which = query.partition("=") if query else ("model", "=", "all")
-    if name != "model" or not (which in CLEARABLE or _MODEL.fullmatch(which)):
-        named = "|".join((*CLEARABLE, "KEY"))
-        raise _BadQuery(
+    name, _, written = query.partition("=") if query else ("model", "=", "all")
+    which = unquote(written)
+    is_odd = bool(set(written) & set("=&;?#+")) or (which in CLEARABLE and which != written)
+    if name != "model" or not which or is_odd:
+        named = "|".join((*CLEARABLE, "NAME", "KEY"))
+        raise BadQuery(
             f"/cache/clear takes ?model={named}, once, and nothing else; "
             "the KEY of a model is in /cache/info"
         )
@@ -96,7 +94,32 @@ async def _explain(reports: Reports, request: Request) -> dict[str, Any]:
     try:
         return await explained(reports.explaining, request.body)
     except ValueError as e:
-        raise _BadQuery(str(e)) from None
+        raise BadQuery(str(e)) from None
+
+
+async def _entries(reports: Reports, request: Request) -> bytes:
+    return await reports.catalog.entries(Query.read(_pairs(request), reports.time))
+
+
+async def _entry(reports: Reports, request: Request) -> dict[str, Any] | bytes:
+    key, query = _part(request), dict(_pairs(request))
+    if request.method != "DELETE":
+        return await reports.catalog.entry(key)
+    if query not in ({}, {"now": "true"}, {"now": "false"}):
+        raise BadQuery(f"DELETE {request.path} takes ?now=true, and nothing else")
+    return await reports.delete(key, now=query.get("now") == "true")
+
+
+async def _flights(reports: Reports, request: Request) -> dict[str, Any]:
+    return reports.flights()
+
+
+def _pairs(request: Request) -> list[tuple[str, str]]:
+    """The members of a query. Raises BadQuery for what stands there twice."""
+    pairs = parse_qsl(request.query, keep_blank_values=True)
+    if len(dict(pairs)) < len(pairs):
+        raise BadQuery(f"{request.path} takes each of its parameters once")
+    return pairs
 
 
 async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
@@ -107,7 +130,7 @@ async def _run(reports: Reports, request: Request) -> dict[str, Any]:
     name, runs = _name(request), reports.runs
     if request.method == "POST":
         if not _is_fresh(request.body):
-            raise _BadQuery(f'{request.path} takes {{"fresh": true}}, and nothing else')
+            raise BadQuery(f'{request.path} takes {{"fresh": true}}, and nothing else')
         return _found(name, await runs.begin(name))
     if request.method == "DELETE":
         return _found(name, await runs.delete(name))
@@ -121,16 +144,21 @@ async def _rewind(reports: Reports, request: Request) -> dict[str, Any]:
 
 def _found(name: str, run: Shown | None) -> Shown:
     if run is None:
-        raise _NotFound(f"there is no run {name}")
+        raise NotFound(f"there is no run {name}")
     return run
 
 
 def _name(request: Request) -> str:
     """The run that a path names."""
     try:
-        return checked(request.path.split("/")[3])
+        return checked(_part(request))
     except ValueError as e:
-        raise _BadQuery(str(e)) from None
+        raise BadQuery(str(e)) from None
+
+
+def _part(request: Request) -> str:
+    """What a path has where its route has a name in braces."""
+    return request.path.split("/")[3]
 
 
 def _is_fresh(body: bytes) -> bool:
@@ -142,9 +170,7 @@ def _is_fresh(body: bytes) -> bool:
 
 
 CLEARABLE = ("current", "other", "all")
-"""Whose samples can be cleared, beside those of a model by its key."""
-
-_MODEL = re.compile(r"[0-9a-f]{16}")
+"""Whose samples can be cleared, beside those of models by their name, or of one by its key."""
 
 ROUTES = {
     route.path: route
@@ -155,6 +181,9 @@ ROUTES = {
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),
         Route("/cache/clear", ("POST",), _clear, is_private=True),
         Route("/cache/explain", ("POST",), _explain, is_private=True),
+        Route("/cache/entries", ("GET", "HEAD"), _entries, is_private=True),
+        Route("/cache/entries/{key}", ("GET", "HEAD", "DELETE"), _entry, is_private=True),
+        Route("/cache/flights", ("GET", "HEAD"), _flights, is_private=True),
         Route("/cache/runs", ("GET", "HEAD"), _runs, is_private=True),
         Route("/cache/runs/{name}", ("GET", "HEAD", "POST", "DELETE"), _run, is_private=True),
         Route("/cache/runs/{name}/rewind", ("POST",), _rewind, is_private=True),
@@ -166,13 +195,15 @@ ROUTES = {
 def find(path: str) -> Route | None:
     """The route for a request target, whatever its query."""
     path = path.split("?", 1)[0]
-    if path.startswith(_RUN):
-        _, is_more, rest = path[len(_RUN) :].partition("/")
-        path = f"{_RUN}{{name}}{is_more}{rest}"
+    for start, name in _NAMED.items():
+        if path.startswith(start):
+            _, is_more, rest = path[len(start) :].partition("/")
+            path = f"{start}{name}{is_more}{rest}"
     return ROUTES.get(path)
 
 
-_RUN = "/cache/runs/"
+_NAMED = {"/cache/runs/": "{name}", "/cache/entries/": "{key}"}
+"""How paths begin that have a name in them, and how their routes call it."""
 
 
 async def answer(
@@ -189,12 +220,17 @@ async def answer(
         found = await route.handler(reports, request)
         if isinstance(found, RouteAnswer):
             return found
+        if isinstance(found, bytes):
+            return RouteAnswer(200, found)
         for way in route.hidden if refused else ():
             _hide(found, way)
         return RouteAnswer(200, orjson.dumps(found))
-    except _BadQuery as e:
+    except BadQuery as e:
         return error(400, "BadRequest", str(e))
-    except _NotFound as e:
+    except Ambiguous as e:
+        told = orjson.loads(error(409, "Conflict", str(e)).body)
+        return RouteAnswer(409, orjson.dumps({**told, "keys": e.keys}))
+    except NotFound as e:
         return error(404, "NotFound", str(e))
     except OSError as e:
         return error(500, "StorageError", str(e))

@@ -6,7 +6,7 @@ count is a question of when they were stored.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
@@ -114,6 +114,9 @@ class Store(Protocol):
     @property
     def clears(self) -> int:
         """A number that rises when somebody clears the store, or a part of it."""
+
+    def cleared(self, keys: Iterable[bytes]) -> int:
+        """A number that rises when somebody clears any of these pools."""
 
     @property
     def now(self) -> float:

@@ -47,6 +47,8 @@ class Places:
         """Free places before that. In few pools there are any."""
         self._floors: dict[Pool, int] = {}
         """Places below are not for this run."""
+        self.dropped: list[Pool] = []
+        """The pools whose samples were removed."""
 
     def __iter__(self) -> Iterator[Pool]:
         """The pools of which something is taken."""
@@ -148,6 +150,15 @@ class Places:
             gone = range(max(size, floor), end)
             self.count -= len(gone) - sum(place in gone for place in gaps)
             self._put(pool, size, gaps.difference(gone))
+
+    def drop(self, pool: Pool) -> bool:
+        """The samples of a pool are gone, and all its places are free; whether any was taken. What
+        was taken before is not to be given back."""
+        is_known = pool in self._ends or pool in self._floors
+        if is_known:
+            self.clip(pool, 0)
+            self.dropped.append(pool)
+        return is_known
 
     def has_floor(self, pool: Pool) -> bool:
         return pool in self._floors

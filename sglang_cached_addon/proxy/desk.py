@@ -91,8 +91,15 @@ class Desk:
     @property
     def reports(self) -> Reports:
         """What can be told of the proxy now."""
-        now = time.monotonic()
-        return Reports(self.parts, self.settings, self.failure, now, self.timings, self.history)
+        return Reports(
+            self.parts,
+            self.settings,
+            self.failure,
+            time.monotonic(),
+            self.timings,
+            self.history,
+            time.time(),
+        )
 
     def begun(self, started: float) -> None:
         """The first event goes out of the stream that answers a call of that time."""

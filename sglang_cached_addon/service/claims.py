@@ -34,7 +34,7 @@ class Held(NamedTuple):
 class Drawn:
     """What a call has that was all stored."""
 
-    __slots__ = ("_log", "_places", "_pools", "_rewinds", "run")
+    __slots__ = ("_drops", "_log", "_places", "_pools", "_rewinds", "run")
 
     def __init__(
         self, log: Log, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]]
@@ -42,6 +42,7 @@ class Drawn:
         """Takes these places of each pool, which are its lowest free ones."""
         self.run = run
         self._log, self._pools, self._places, self._rewinds = log, pools, places, run.rewinds
+        self._drops = len(run.places.dropped)
         run.reused += run.places.take_lowest(pools, places)
         log.note(run, pools)
 
@@ -53,8 +54,9 @@ class Drawn:
         run.reused -= sum(map(len, self._places))
         if run.rewinds != self._rewinds or run.is_over:
             return
+        dropped = run.places.dropped[self._drops :]
         for pool, some in zip(self._pools, self._places, strict=True):
-            for place in some:
+            for place in some if pool not in dropped else ():
                 run.places.give_back(pool, place)
         self._log.note(run, self._pools)
 
@@ -198,6 +200,7 @@ class LocalClaim(Claim):
         self._log = log
         self._size = size
         self._rewinds = run.rewinds
+        self._drops = len(run.places.dropped)
 
     def draw(self) -> None:
         super().draw()
@@ -231,9 +234,10 @@ class LocalClaim(Claim):
     def _end(self, *, is_delivered: bool) -> None:
         if is_delivered or self.run.rewinds != self._rewinds or self.run.is_over:
             return
+        dropped = self.run.places.dropped[self._drops :]
         for key, item in zip(self.known.keys, self._held, strict=True):
             pool = pool_of(key)
-            for held in item:
+            for held in item if pool not in dropped else ():
                 if held.is_marked and self.run.places.give_back(pool, held.place):
                     self._log.note(self.run, (pool,))
 

@@ -144,7 +144,7 @@ class Exchange:
         if fetch.known.call.is_seeded and self.lookup.server.engine != identity.SGLANG:
             samples = self._in_free_places(fetch, samples)
         for one in planning.additions(fetch.plan, samples, name, raw, fetch.terms.since):
-            if fetch.stamp.clears != self._store.clears:
+            if fetch.stamp.clears != self._store.cleared(fetch.known.keys):
                 # Who clears the cache wants nothing back that was on its way then.
                 yield one, Reason.CLEARED
                 return
@@ -180,5 +180,5 @@ class Exchange:
         and ids."""
         call = known.call
         counts = call.stream is not None and call.stream.continuous_usage
-        parts = (known.keys, call.n, call.batched, counts, self._store.clears, known.model_version)
+        parts = (known.keys, call.n, call.batched, counts, self.lookup.stamp(known))
         return (known.dialect.name, *parts)

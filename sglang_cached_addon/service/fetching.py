@@ -22,7 +22,7 @@ from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Fetch, Landed, unreachable
-from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.flights import Errand, Flight, Flights
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
@@ -74,6 +74,15 @@ class Fetching:
             credential=ask.head.credential,
             stream=stream,
             is_addition=not fetch.terms.replaces,
+            errand=Errand(
+                id=None,
+                api=fetch.known.dialect.name,
+                path=ask.head.path,
+                model=fetch.known.model,
+                since=time.time(),
+                samples=fetch.sent.total,
+                run=ask.head.run,
+            ),
         )
         """What others see of the fetch."""
         self._ask = ask

@@ -144,7 +144,7 @@ class Stamp:
     """What must still be as it was when a fetch was planned, for its answer to be stored."""
 
     clears: int
-    """How often the store was cleared."""
+    """A number that rises when any of its pools is cleared."""
     model_version: int
     """The version of the model, as `Lookup.enter` was told it."""
 

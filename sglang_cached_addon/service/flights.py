@@ -11,12 +11,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.stream import Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What people are told of a call to upstream."""
+
+    id: str | None
+    """The id of its request; None where it has none."""
+    api: str
+    path: str
+    model: str
+    """As the call names it."""
+    since: float
+    """When it began: Unix seconds."""
+    samples: int
+    """How many it asks for."""
+    run: str
+    """Empty for none."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +60,8 @@ class Flight:
     """Upstream has not answered, or not in full."""
     clients: int = 0
     """How many clients want what it brings."""
+    errand: Errand | None = None
+    """What it is, for people."""
     brings: Mapping[bytes, Sequence[Sample]] = field(default_factory=dict)
     """The samples of each pool, once it has landed."""
     unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
@@ -96,6 +116,20 @@ class Flights:
     def streams(self) -> int:
         """How many streams are being fetched."""
         return sum(bool(flight.stream and flight.stream.is_live) for flight in self._flights)
+
+    def shown(self) -> list[dict[str, Any]]:
+        """What people are told of those under way, the oldest first."""
+        flights = [(flight.errand, flight) for flight in self._flights if flight.errand]
+        return [
+            {
+                **asdict(errand),
+                "run": errand.run or None,
+                "clients": flight.clients,
+                "is_stream": flight.stream is not None,
+                "has_landed": not flight.is_flying,
+            }
+            for errand, flight in sorted(flights, key=lambda pair: pair[0].since)
+        ]
 
     @property
     def any_landed(self) -> bool:

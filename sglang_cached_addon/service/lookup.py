@@ -239,7 +239,11 @@ class Lookup:
 
     def stamp(self, known: Known) -> Stamp:
         """What must not change until an answer to this call is stored."""
-        return Stamp(self._store.clears, known.model_version)
+        return Stamp(self._store.cleared(known.keys), known.model_version)
+
+    def forget(self) -> None:
+        """Forgets the calls that were read, and their answers."""
+        self._memo.clear()
 
 
 def events_of(

@@ -6,7 +6,7 @@ is read into memory, and nothing can be added.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, Store
@@ -27,6 +27,9 @@ class Peek(Store):
     @property
     def clears(self) -> int:
         return self._store.clears
+
+    def cleared(self, keys: Iterable[bytes]) -> int:
+        return self._store.cleared(keys)
 
     @property
     def now(self) -> float:

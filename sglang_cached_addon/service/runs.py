@@ -4,11 +4,12 @@ to be known of those that several proxies share."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from typing import Any, Protocol
 
-from sglang_cached_addon.core.places import Pool
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import Pool, pool_of
 from sglang_cached_addon.core.runs import Run
 
 PRUNE_SECONDS = 60.0
@@ -100,6 +101,19 @@ class ShownRuns(Protocol):
     async def delete(self, name: str) -> Shown | None:
         """Forgets a run, and gives what it was."""
 
+    async def users(self, key: bytes, samples: Sequence[Sample]) -> list[list[str]]:
+        """For each sample of a pool the names of the runs that have it."""
+
+    async def used(self, name: str) -> Used | None:
+        """Tells of pools whether a run has any of their samples; None if there is no such run."""
+
+    def forget(self, key: bytes) -> None:
+        """A pool is no more: new samples will have its places."""
+
+
+Used = Callable[[bytes, Sequence[Sample]], bool]
+"""Whether a run has any of these samples of a pool; for any thread."""
+
 
 class SharedRuns(ShownRuns, Protocol):
     """Those that several proxies share."""
@@ -170,3 +184,21 @@ class Runs:
     async def delete(self, name: str) -> Shown | None:
         run = self.get(name)
         return self._delete(run) if run else None
+
+    async def users(self, key: bytes, samples: Sequence[Sample]) -> list[list[str]]:
+        pool, runs = pool_of(key), sorted(self.log.runs.items())
+        taken = [(name, run.places[pool]) for name, run in runs]
+        return [[name for name, some in taken if at in some] for at in range(len(samples))]
+
+    async def used(self, name: str) -> Used | None:
+        run = self.get(name)
+        if run is None:
+            return None
+        pools = frozenset(run.places)
+        return lambda key, samples: pool_of(key) in pools
+
+    def forget(self, key: bytes) -> None:
+        pool = pool_of(key)
+        for run in self.log.runs.values():
+            if run.places.drop(pool):
+                self.log.note(run, (pool,))

@@ -88,6 +88,13 @@ class OpenStore(Store, Protocol):
         """Empties memory now and the rest in its turn; the future is done when it has happened.
         With a `model`, only what belongs to it (as a key begins), or to all `others`."""
 
+    def delete(self, key: bytes) -> Future[None]:
+        """Removes a pool for good, from memory now and from the rest in its turn; the future is
+        done when no restart brings it back. Its text is in the folder until that is compacted."""
+
+    def compact(self) -> Future[None]:
+        """Has the folder rid of what was removed; the future is done when that has happened."""
+
     def start(self, holder: Holder) -> None:
         """Begins to share, in the background, where there is somebody to share with."""
         return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import chain
 from math import inf
@@ -96,6 +96,9 @@ class DiskStore(OpenStore):
     @property
     def clears(self) -> int:
         return self.memory.clears
+
+    def cleared(self, keys: Iterable[bytes]) -> int:
+        return self.memory.cleared(keys)
 
     @property
     def ttl(self) -> float:
@@ -223,6 +226,14 @@ class DiskStore(OpenStore):
             return self.journal.clear()
         self.memory.clear(model, others=others)
         return self.journal.clear(lambda key: key.startswith(model) is not others)
+
+    def delete(self, key: bytes) -> Future[None]:
+        self.memory.delete(key)
+        self._removals += 1
+        return self.journal.delete(key)
+
+    def compact(self) -> Future[None]:
+        return self.journal.compact()
 
     def room(self) -> Awaitable[None] | None:
         room = self.journal.room()

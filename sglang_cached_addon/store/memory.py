@@ -7,7 +7,7 @@ for threads: it belongs to the event loop.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.journal.loading import Loaded
+from sglang_cached_addon.store.removals import Removals
 from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
@@ -24,11 +25,13 @@ OVERHEAD = 512
 class _Pool(list[Sample]):
     """The samples of a key, their API, and the names of the bodies that they answer."""
 
-    __slots__ = ("dialect", "names", "newest", "oldest")
+    __slots__ = ("call", "dialect", "names", "newest", "oldest")
 
-    def __init__(self, dialect: str) -> None:
+    def __init__(self, dialect: str, call: bytes) -> None:
         super().__init__()
         self.dialect = dialect
+        self.call = call
+        """The canonical call, where it is kept; else empty."""
         self.names: tuple[bytes, ...] = ()
         self.oldest, self.newest = inf, -inf
         """When the oldest and the newest sample were stored: Unix seconds."""
@@ -67,8 +70,6 @@ class MemoryStore(Totals, OpenStore):
 
     generation = 0
     """Rises when samples are removed, but not when they only had to make room."""
-    clears = 0
-    """Rises when somebody clears all, or a part of it."""
 
     def __init__(
         self,
@@ -76,12 +77,16 @@ class MemoryStore(Totals, OpenStore):
         ttl: float = inf,
         *,
         evicted: Callable[[bytes], object] = lambda key: None,
+        keeps_calls: bool = False,
     ) -> None:
         """`limit` is in bytes; `ttl` is how long a sample is kept, in seconds; `evicted` is told
-        the key of each pool that has to make room, and then is to be had from elsewhere."""
+        the key of each pool that has to make room, and then is to be had from elsewhere. Canonical
+        calls are for people, and kept where they are to be had from nowhere else."""
         super().__init__()
         self.memory, self.state, self.loaded = self, Nowhere(), Loaded()
         self._limit, self._ttl, self._evicted = limit, ttl, evicted
+        self._keeps_calls = keeps_calls
+        self._removals = Removals()
         self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
@@ -103,6 +108,23 @@ class MemoryStore(Totals, OpenStore):
     @property
     def ttl(self) -> float:
         return self._ttl
+
+    @property
+    def clears(self) -> int:
+        return self._removals.count
+
+    def cleared(self, keys: Iterable[bytes]) -> int:
+        return self._removals.of(keys)
+
+    def peek(self, key: bytes) -> tuple[str, bytes, tuple[Sample, ...]] | None:
+        """The API, the canonical call and the samples of a pool, whose use this is not; for any
+        thread. The call is empty where it is not kept."""
+        pool = self._pools.get(key)
+        return (pool.dialect, pool.call, tuple(pool)) if pool else None
+
+    def by_age(self) -> list[bytes]:
+        """The keys, those whose pools are oldest first; for any thread."""
+        return list(dict.__iter__(self._pools))
 
     def get(self, key: bytes) -> Sequence[Sample]:
         if self._ttl < inf:
@@ -149,7 +171,9 @@ class MemoryStore(Totals, OpenStore):
         key, raw, samples = addition.key, addition.raw, addition.samples[: len(places)]
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = _Pool(addition.dialect)
+            call = addition.content if self._keeps_calls else b""
+            pool = self._pools[key] = _Pool(addition.dialect, call)
+            self.tally(key, addition.dialect, 0, len(call))
         replaced = [pool[place] for place in places if place < len(pool)]
         for place, sample in zip(places, samples, strict=True):
             pool[place : place + 1] = [sample]
@@ -211,6 +235,7 @@ class MemoryStore(Totals, OpenStore):
     def _forget(self, key: bytes) -> None:
         pool = self._pools.pop(key)
         self._count(key, pool, pool, -1)
+        self.tally(key, pool.dialect, 0, -len(pool.call))
         for raw in pool.names:
             self._keys.pop(raw, None)
 
@@ -222,13 +247,27 @@ class MemoryStore(Totals, OpenStore):
         """Forgets the pools that belong to a `model` (as a key begins), or to all `others`; all, if
         there is no model. It is done when this returns."""
         self.generation += 1
-        self.clears += 1
+        self._removals.note_all()
         if model is None:  # at once, however much there is
             self._pools, self._keys = OrderedDict(), {}
             self.empty()
         else:
             for key in [key for key in self._pools if key.startswith(model) is not others]:
                 self._forget(key)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        return _done()
+
+    def delete(self, key: bytes) -> Future[None]:
+        """As `remove`, for good: what was on its way is not kept. It is done when this returns."""
+        self.remove(key)
+        self._removals.note(key)
+        return _done()
+
+    def compact(self) -> Future[None]:
+        """Nothing is left of what was removed."""
+        return _done()
+
+
+def _done() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

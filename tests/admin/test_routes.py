@@ -10,6 +10,8 @@ from typing import Any
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer
 from sglang_cached_addon.admin.routes import ROUTES, Request, answer, find
+from sglang_cached_addon.catalog import Ambiguous
+from sglang_cached_addon.catalog.query import NotFound, Query
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.explaining import Explanation
@@ -25,8 +27,27 @@ TOKEN = "s3cret"
 BEARER = Caller(is_local=False, host="proxy.lan", authorization=f"Bearer {TOKEN}")
 
 
+KEY = "ab" * 32
+
+
+class Stored:
+    """A catalog of one entry; and of one whose key begins as that of another."""
+
+    async def entries(self, query: Query) -> bytes:
+        return json.dumps({"text": query.text, "limit": query.limit}).encode()
+
+    async def entry(self, prefix: str) -> bytes:
+        if prefix == "abcd":
+            raise Ambiguous(prefix, [KEY])
+        if prefix != "a":
+            raise NotFound("no entry")
+        return json.dumps({"key": KEY}).encode()
+
+
 class Telling:
     """What can be told here; `calls` says what was asked for."""
+
+    time = 1000.0
 
     def __init__(self, error: OSError | None = None) -> None:
         self.calls: list[str] = []
@@ -67,7 +88,22 @@ class Telling:
         self.calls.append("runs")
         return self.known
 
+    @property
+    def catalog(self) -> Stored:
+        self.calls.append("catalog")
+        return Stored()
+
+    def flights(self) -> dict[str, Any]:
+        self.calls.append("flights")
+        return {"flights": []}
+
+    async def delete(self, prefix: str, *, now: bool) -> dict[str, Any]:
+        self.calls.append(f"delete {prefix} {now}")
+        return {"deleted": KEY}
+
     async def clear(self, which: str) -> dict[str, Any]:
+        if which not in ("current", "other", "all", "org/model", "0123456789abcdef"):
+            raise NotFound(f"no model {which}")
         self.calls.append(f"clear {which}")
         if self.error:
             raise self.error
@@ -82,7 +118,7 @@ def ask(
     token: str = "",
     body: bytes = b"",
 ) -> RouteAnswer:
-    path = path.format(name="a") if "{name}" in path else path
+    path = path.format(name="a", key="a") if "{" in path else path
     route = find(path)
     assert route
     path, _, query = path.partition("?")
@@ -100,6 +136,9 @@ def test_table() -> None:
         "/cache/info": ("/cache/info", reads, True),
         "/cache/clear": ("/cache/clear", ("POST",), True),
         "/cache/explain": ("/cache/explain", ("POST",), True),
+        "/cache/entries": ("/cache/entries", reads, True),
+        "/cache/entries/{key}": ("/cache/entries/{key}", (*reads, "DELETE"), True),
+        "/cache/flights": ("/cache/flights", reads, True),
         "/cache/runs": ("/cache/runs", reads, True),
         "/cache/runs/{name}": ("/cache/runs/{name}", (*reads, "POST", "DELETE"), True),
         "/cache/runs/{name}/rewind": ("/cache/runs/{name}/rewind", ("POST",), True),
@@ -138,6 +177,11 @@ ANSWERS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("/cache/stats?now=1", "GET", "stats", STATS),
     ("/cache/history", "GET", "past -inf", {"points": []}),
     ("/cache/history?after=5.5", "GET", "past 5.5", {"points": []}),
+    ("/cache/flights", "GET", "flights", {"flights": []}),
+    ("/cache/entries?text=a%26b+c&limit=3", "GET", "catalog", {"text": "a&b c", "limit": 3}),
+    ("/cache/entries/a", "GET", "catalog", {"key": KEY}),
+    ("/cache/entries/a?now=true", "DELETE", "delete a True", {"deleted": KEY}),
+    ("/cache/entries/a", "DELETE", "delete a False", {"deleted": KEY}),
 )  # fmt: skip
 
 
@@ -166,17 +210,22 @@ def test_other_methods() -> None:
 
 CLEARED = (
     ("", "all"), ("?", "all"), ("?model=all", "all"), ("?model=current", "current"),
-    ("?model=other", "other"), ("?model=0123456789abcdef", "0123456789abcdef"),
+    ("?model=other", "other"), ("?model=org/model", "org/model"),
+    ("?model=org%2Fmodel", "org/model"), ("?model=0123456789abcdef", "0123456789abcdef"),
 )  # fmt: skip
 UNCLEAR = (
-    "model", "model=", "=all", "model=others", "model=ALL", "Model=all", "model=current,other",
-    "model=current&model=other", "model=all&model=all", "model=current&now=1",
+    "model", "model=", "=all", "Model=all", "model=current&model=other", "model=all&model=all",
+    "model=current&now=1",
     "now=1&model=current", "now=1", "models=current", "model=current&", "&model=current",
     "model=current;x", "model=%61ll", "model==all", "model=all=", "model=all?model=current",
-    "model=all#x", "model= all", "&", "=", "model[]=current",
+    "model=all#x", "&", "=", "model[]=current",
     "a=" + "x" * 100_000,
     "\ud800=\udc00",
-    "model=\x00", "model=0123456789ABCDEF", "model=0123456789abcde", "model=0123456789abcdef0",
+    "model=\x00 &", ")",
+)  # fmt: skip
+NO_NAMES = (
+    "model=others", "model=ALL", "model=current,other", "model= all", "model=\x00", "model=org",
+    "model=0123456789ABCDEF", "model=0123456789abcde", "model=0123456789abcdef0",
 )  # fmt: skip
 
 
@@ -191,7 +240,25 @@ def test_what_is_cleared() -> None:
         found = ask(f"/cache/clear?{query}", "POST", telling)
         error = json.loads(found.body)["error"]
         assert (found.status, error["code"], telling.calls) == (400, 400, []), ascii(query)
-        assert "current|other|all|KEY" in error["message"]
+        assert "current|other|all|NAME|KEY" in error["message"]
+    for query in NO_NAMES:
+        telling = Telling()
+        found = ask(f"/cache/clear?{query}", "POST", telling)
+        assert (found.status, telling.calls) == (404, []), ascii(query)
+
+
+def test_entries() -> None:
+    """What is not understood, or not there, is told apart from a key that several entries have."""
+    for path, method, status in (
+        ("/cache/entries?limit=0", "GET", 400), ("/cache/entries?x=1", "GET", 400),
+        ("/cache/entries?text=a&text=b", "GET", 400), ("/cache/entries/b", "GET", 404),
+        ("/cache/entries/a?now=yes", "DELETE", 400), ("/cache/entries/a?x=1", "DELETE", 400),
+        ("/cache/entries/abcd", "GET", 409),
+    ):  # fmt: skip
+        found = ask(path, method, Telling())
+        told = json.loads(found.body)
+        assert (found.status, told["error"]["code"]) == (status, status), path
+        assert told.get("keys") == ([KEY] if status == 409 else None)
 
 
 def test_history_of_when() -> None:

@@ -20,7 +20,7 @@ from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, close_to_others
 from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish
-from sglang_cached_addon.store.journal.extents import FILE, Head, Place
+from sglang_cached_addon.store.journal.extents import FILE, Extent, Head, Place
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.index import Index
@@ -128,6 +128,25 @@ class Journal:
             at = place.offset % FILE  # nobody has counted which line it is
             logger.warning("%s: the line at byte %d is not used: %s", self.path, at, why)
 
+    def lines(self, key: bytes) -> list[tuple[Extent, bytes]]:
+        """The extents of a key, each with its line as it is read now, for any thread; raises
+        OSError."""
+        found = []
+        for extent, line, reader in self._queue.find(key):
+            if reader:
+                line = reader.read(extent.place.offset % FILE, extent.place.length, waits=True)
+            found.append((extent, line or b""))
+        return found
+
+    def extents(self, key: bytes) -> list[Extent]:
+        """The extents of a key, for any thread."""
+        return self._queue.extents(key)
+
+    def waiting(self) -> list[tuple[int, bytes]]:
+        """The lines that are not yet in the file, in their order, each with a number that rises;
+        for any thread."""
+        return [(line.place.offset, line.data) for line in self._queue.waiting()]
+
     def news(self) -> Sequence[bytes]:
         """The keys to which others have added something."""
         return ()
@@ -163,6 +182,11 @@ class Journal:
         """Queues a line that says that all samples of a key are gone."""
         if not self.append(Addition(key, "", b"", ())):
             self.forget(key)
+
+    def delete(self, key: bytes) -> Future[None]:
+        """Removes a key for good. The future is done when the file says so; its text is in the file
+        until that is compacted."""
+        return self._queue.delete(key, encode(Addition(key, "", b"", ())))
 
     def compact(self) -> Future[None]:
         """Begins to write the file anew without dead and broken lines. What was queued before is

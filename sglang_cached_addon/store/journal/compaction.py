@@ -179,12 +179,17 @@ class Compaction:
 def tell(wishes: Iterable[Wish], failure: Exception | None) -> None:
     """Tells those who wait how it has ended."""
     for wish in wishes:
-        if not wish.done.set_running_or_notify_cancel():
-            continue  # nobody waits for it any more
-        if failure:
-            wish.done.set_exception(failure)
-        else:
-            wish.done.set_result(None)
+        settle(wish.done, failure)
+
+
+def settle(done: Future[None], failure: Exception | None) -> None:
+    """Tells one who waits, if it still does."""
+    if not done.set_running_or_notify_cancel():
+        return
+    if failure:
+        done.set_exception(failure)
+    else:
+        done.set_result(None)
 
 
 def cannot(what: str, path: Path, why: Exception) -> StoreError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.files import StoreError
-from sglang_cached_addon.store.journal.extents import Place
+from sglang_cached_addon.store.journal.extents import Extent, Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
 from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
@@ -86,6 +86,23 @@ class Follower:
             return []
         return samples
 
+    def lines(self, key: bytes) -> list[tuple[Extent, bytes]]:
+        """As `Journal.lines`."""
+        with self._lock:
+            extents, reader = self.index.extents(key), self._reader
+        places = [extent.place for extent in extents]
+        found = [reader.read(place.offset, place.length, waits=True) or b"" for place in places]
+        return list(zip(extents, found, strict=True))
+
+    def extents(self, key: bytes) -> list[Extent]:
+        """As `Journal.extents`."""
+        with self._lock:
+            return self.index.extents(key)
+
+    def waiting(self) -> list[tuple[int, bytes]]:
+        """Whatever is there is in the file."""
+        return []
+
     def news(self) -> Iterator[bytes]:
         """The keys to which samples were added since this was called last."""
         while self._news:
@@ -124,9 +141,18 @@ class Follower:
         """Nothing is removed."""
 
     def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> Future[None]:
+        return self._refused("clear")
+
+    def delete(self, key: bytes) -> Future[None]:
+        return self._refused("delete from")
+
+    def compact(self) -> Future[None]:
+        return self._refused("compact")
+
+    def _refused(self, what: str) -> Future[None]:
         done: Future[None] = Future()
         done.set_exception(
-            StoreError(f"cannot clear {self.path}: opened with --readonly; ask its owner")
+            StoreError(f"cannot {what} {self.path}: opened with --readonly; ask its owner")
         )
         return done
 

@@ -47,6 +47,8 @@ class Line(NamedTuple):
     """Stands for the line in the index until it is in the file."""
     since: float
     """When it came: monotonic, in seconds."""
+    done: Future[None] | None = None
+    """Done when the line is in the file; fails when the disk refuses it, which is tried on."""
 
 
 class Queue:
@@ -114,6 +116,22 @@ class Queue:
             )
         return False
 
+    def delete(self, key: bytes, data: bytes) -> Future[None]:
+        """Removes a pool, with what waits of it; `data` is the line that says so, which is kept
+        however much waits."""
+        done: Future[None] = Future()
+        with self.changed:
+            self.index.remove(key)
+            self.drop(lambda line: line.head.key == key)
+            self._serial += 1
+            place = Place(PENDING + self._serial, len(data))
+            self._waiting[place.offset] = Line(
+                Head(key, b"", 0, "", 0.0, 0), data, place, time.monotonic(), done
+            )
+            self.size += len(data)
+            self.changed.notify()
+        return done
+
     def room(self) -> Future[None] | None:
         """A future that is done when there is room for more; None if there is room, or if the disk
         refuses, so that waiting would be for nothing."""
@@ -138,6 +156,16 @@ class Queue:
                 for extent in self.index.extents(key)
             ]
 
+    def waiting(self) -> list[Line]:
+        """The lines that are not in the file, in their order."""
+        with self.changed:
+            return list(self._waiting.values())
+
+    def extents(self, key: bytes) -> list[Extent]:
+        """As `Index.extents`, from any thread."""
+        with self.changed:
+            return self.index.extents(key)
+
     def lose(self, key: bytes, place: Place) -> bool:
         """Forgets a line that cannot be read; False if its samples are elsewhere by now."""
         with self.changed:
@@ -146,8 +174,10 @@ class Queue:
         return is_there
 
     def drop(self, is_dropped: Callable[[Line], object]) -> None:
-        """Forgets lines, though the writer may be writing them now. The index is the caller's."""
-        for line in [line for line in self._waiting.values() if is_dropped(line)]:
+        """Forgets lines, but for those that somebody waits for, though the writer may be writing
+        them now. The index is the caller's."""
+        waiting = self._waiting.values()
+        for line in [line for line in waiting if not line.done and is_dropped(line)]:
             self._forget(line)
 
     def _forget(self, line: Line) -> None:

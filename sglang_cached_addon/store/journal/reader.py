@@ -40,6 +40,11 @@ class FileReader:
             return None
         return bytes(data) if count == length else None
 
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return os.fstat(self._handle).st_size
+
     def open(self) -> IO[bytes]:
         """The file from its beginning. Not for two at once: they share one position."""
         file = os.fdopen(os.dup(self._handle), "rb", buffering=1 << 20)

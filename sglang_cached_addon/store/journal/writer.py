@@ -10,9 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish, cannot, tell
+from sglang_cached_addon.store.journal.compaction import (
+    Compaction,
+    Purpose,
+    Wish,
+    cannot,
+    settle,
+    tell,
+)
 from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.kept import KeptIndex
@@ -143,11 +150,13 @@ class JournalWriter:
             if self._queue.failure is None:
                 logger.warning("cannot write %s: %s; trying on", self._file.path, e.strerror or e)
             self._queue.refused(e)
+            _tell(lines, cannot("write", self._file.path, e))
             return
         if offset < self._file.size:
             self._was_cut(offset)
         keeps_up_again = self._queue.written(lines, offset)
         self._file.added(offset + size, len(lines))
+        _tell(lines, None)
         if keeps_up_again:
             logger.warning(
                 "%s: the disk keeps up again; %d samples in all were not kept",
@@ -192,3 +201,10 @@ class JournalWriter:
             self._file.path,
             lost,
         )
+
+
+def _tell(lines: Iterable[Line], failure: Exception | None) -> None:
+    """Tells those who wait for lines what has become of them."""
+    for line in lines:
+        if line.done and not line.done.done():
+            settle(line.done, failure)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
@@ -74,6 +74,9 @@ class SharedStore:
     @property
     def now(self) -> float:
         return self._local.now
+
+    def cleared(self, keys: Iterable[bytes]) -> int:
+        return self._local.cleared(keys)
 
     @property
     def lost(self) -> int:
@@ -168,6 +171,13 @@ class SharedStore:
             )
         if not self._link.server.is_cluster:  # whose eviction removes what nobody reads
             self._link.spawn(self._news.sweep())
+
+    def delete(self, key: bytes) -> Future[None]:
+        """As `OpenStore.delete`; TODO"""
+        return self._local.delete(key)
+
+    def compact(self) -> Future[None]:
+        return self._local.compact()
 
     def _clear_local(self, kind: str) -> Future[None]:
         self._pools.forget(lambda key: concerns(kind, key))

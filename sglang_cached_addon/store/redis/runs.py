@@ -6,10 +6,12 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any
 
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.places import NAMES, shown
 from sglang_cached_addon.store.redis.protocol import Result
@@ -134,6 +136,17 @@ class SharedRuns:
     async def delete(self, name: str) -> dict[str, Any] | None:
         """Forgets a run, and gives what it was."""
         return await self._change(name, "delete")
+
+    async def users(self, key: bytes, samples: Sequence[Sample]) -> list[list[str]]:
+        """TODO"""
+        return [[] for _ in samples]
+
+    async def used(self, name: str) -> Callable[[bytes, Sequence[Sample]], bool] | None:
+        """TODO"""
+        return None
+
+    def forget(self, key: bytes) -> None:
+        """Samples are known by when they were stored, so that others never have their places."""
 
     async def _change(self, name: str, change: str = "") -> dict[str, Any] | None:
         return shown(name, await self._ask(*self._get(name).show(change)))

@@ -1,0 +1,140 @@
+"""What is stored, for people: lists and searches, and one entry with all that there is.
+
+What takes long happens in a thread, one at a time, and ends after a moment: then it says how far it
+has come. Answers are JSON, as they may be large. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import orjson
+
+from sglang_cached_addon.catalog.entry import Entry, Models
+from sglang_cached_addon.catalog.query import NotFound, Query, key_prefix
+from sglang_cached_addon.catalog.shelves import JournalShelf, MemoryShelf, Shelf
+from sglang_cached_addon.catalog.sieve import Sieve, sieve
+from sglang_cached_addon.core.outcome import SHOWN
+from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.service.runs import ShownRuns
+from sglang_cached_addon.store.contract import OpenStore
+
+SECONDS = 0.7
+"""How long a look takes at most."""
+
+MOST_KEYS = 20
+"""How many keys are told where several begin alike."""
+
+T = TypeVar("T")
+
+
+class Ambiguous(NotFound):
+    """More than one key begins so."""
+
+    def __init__(self, prefix: str, keys: list[str]) -> None:
+        super().__init__(f"more than one entry has a key that begins with {prefix}")
+        self.keys = keys
+
+
+class Catalog:
+    """The entries of one store."""
+
+    def __init__(
+        self,
+        store: OpenStore,
+        dialects: Mapping[str, Dialect],
+        models: Callable[[], Models],
+        runs: ShownRuns,
+    ) -> None:
+        """The dialects by name; `models` gives those that are known by then."""
+        self.store = store
+        self._models, self._runs = models, runs
+        journal = store.journal
+        self._shelf: Shelf = (
+            JournalShelf(journal, dialects) if journal else MemoryShelf(store.memory, dialects)
+        )
+        self._threads = ThreadPoolExecutor(1, "catalog")
+
+    async def entries(self, query: Query) -> bytes:
+        """Those that are wanted, newest first. Raises ValueError, LookupError for what is not
+        known, and OSError."""
+        models = self._models()
+        used = await self._runs.used(query.run) if query.run else None
+        if query.run and used is None:
+            raise NotFound(f"there is no run {query.run}")
+        return await self._in_thread(lambda: self._page(sieve(query, models, used), models))
+
+    async def entry(self, prefix: str) -> bytes:
+        """One of them, with all that there is. Raises as `find`."""
+        key, models = await self.find(prefix), self._models()
+        found = await self._in_thread(lambda: self._shelf.get(key, seeks_call=True))
+        if found is None:
+            raise _unknown(prefix)
+        runs = await self._runs.users(key, found.samples)
+        return await self._in_thread(lambda: orjson.dumps(found.as_whole(models, runs)))
+
+    async def find(self, prefix: str) -> bytes:
+        """The key that begins so. Raises ValueError for what is no key, LookupError where there is
+        none, or more than one, and OSError."""
+        prefix = key_prefix(prefix)
+        if len(prefix) == 64:
+            key = bytes.fromhex(prefix)
+            found = {key} if self.store.size(key) else set()
+        else:
+            found = await self._in_thread(lambda: self._named(prefix))
+        if len(found) > 1:
+            raise Ambiguous(prefix, sorted(key.hex() for key in found)[:MOST_KEYS])
+        if not found:
+            raise _unknown(prefix)
+        return found.pop()
+
+    # In the thread
+
+    async def _in_thread(self, action: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+    def _page(self, wanted: Sieve, models: Models) -> bytes:
+        found: list[Entry] = []
+        end, stopped = None, None
+        deadline = time.monotonic() + SECONDS
+        for cursor, entry in self._shelf.look(wanted, wanted.query.cursor):
+            if entry:
+                found.append(entry)
+            if len(found) >= wanted.query.limit:
+                end = cursor
+                break
+            if time.monotonic() > deadline:
+                end, stopped = cursor, f"It was looked for {SECONDS:g} s: there may be more."
+                break
+        page: dict[str, Any] = {
+            "entries": [entry.as_json(models) for entry in found],
+            "next": end,
+            "stopped": stopped,
+            "total": self.store.index.entries,
+        }
+        return orjson.dumps(page)
+
+    def _named(self, prefix: str) -> set[bytes]:
+        """The keys that begin so: all of them, or one that is named by so many digits that there is
+        no other. Raises OSError where that takes too long."""
+        found: set[bytes] = set()
+        deadline = time.monotonic() + SECONDS
+        for key in self._shelf.named(prefix):
+            if key:
+                found.add(key)
+                if len(prefix) >= 2 * SHOWN or len(found) > MOST_KEYS:
+                    break
+            if time.monotonic() > deadline:
+                raise OSError(
+                    f"it takes longer than {SECONDS:g} s to find out how many entries have a key "
+                    f"that begins with {prefix}: give more of it, up to 64 digits"
+                )
+        return found
+
+
+def _unknown(prefix: str) -> NotFound:
+    return NotFound(f"no entry has a key that begins with {prefix}")

@@ -1,0 +1,120 @@
+"""Which entries are wanted: decided for a whole entry, and guessed from the bytes of a line.
+
+Pure. A journal has many lines and most are not wanted, so a line is first looked at as bytes: what
+`hits` and `may_be` let pass is then looked at for what it says. They let pass too much, never too
+little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import orjson
+
+from sglang_cached_addon.catalog.entry import Entry, Models
+from sglang_cached_addon.catalog.query import NotFound, Query
+from sglang_cached_addon.core.keys import PREFIX
+from sglang_cached_addon.service.runs import Used
+
+
+@dataclass(frozen=True, slots=True)
+class Sieve:
+    """What somebody looks for."""
+
+    query: Query
+    models: Collection[bytes] | None = None
+    """How the keys of the models begin that are wanted; None for all."""
+    other_than: bytes = b""
+    """How the keys of a model begin that is not wanted; empty for none."""
+    used: Used | None = None
+    """Whether a run has used it; None where no run is asked for."""
+
+    # A whole entry
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether an entry is wanted, but for its text."""
+        query = self.query
+        if not self.may_be(entry.key) or (query.api and entry.api != query.api):
+            return False
+        if not query.since <= entry.newest <= query.until:
+            return False
+        return self.used is None or self.used(entry.key, entry.samples)
+
+    def may_be(self, key: bytes) -> bool:
+        """Whether an entry of this key may be wanted."""
+        model = key[:PREFIX]
+        if self.other_than:
+            return model != self.other_than
+        return self.models is None or model in self.models
+
+    def has_text(self, entry: Entry) -> bool:
+        """Whether the text stands in the prompt, or in one of the samples."""
+        if not self.query.text:
+            return True
+        has = re.compile(re.escape(self.query.text), re.IGNORECASE).search
+        return any(map(has, entry.asked)) or any(has(entry.said(s)) for s in entry.samples)
+
+    # The bytes of lines
+
+    def hits(self, lines: bytes) -> Iterator[int]:
+        """Where in some lines something stands that a wanted one has, from the end on. In each
+        line, where nothing is known of a wanted one."""
+        text = self.query.text
+        if not text:
+            needle = b'"dialect":"%b"' % self.query.api.encode() if self.query.api else b"\n"
+            yield from _found(lines, needle)
+        elif text.isascii() or text.upper() == text.lower():
+            yield from _found(lines.lower(), _escaped(text).lower())
+        else:
+            found = [match.start() for match in _in_any_case(text).finditer(lines)]
+            yield from reversed(found)
+
+
+def _found(lines: bytes, needle: bytes) -> Iterator[int]:
+    end = len(lines)
+    while (at := lines.rfind(needle, 0, end)) >= 0:
+        yield at
+        end = lines.rfind(b"\n", 0, at) + 1
+
+
+def _escaped(text: str) -> bytes:
+    """A text as it stands in JSON."""
+    return orjson.dumps(text)[1:-1]
+
+
+_SIGMAS = {"\N{GREEK SMALL LETTER SIGMA}", "\N{GREEK SMALL LETTER FINAL SIGMA}"}
+"""Two forms of one letter, of which neither is the other in another case."""
+
+
+def _in_any_case(text: str) -> re.Pattern[bytes]:
+    """Finds a text in JSON, whatever the case of each character."""
+    parts = []
+    for char in text:
+        forms = {form for form in (char, char.lower(), char.upper()) if len(form) == 1}
+        forms |= _SIGMAS if forms & _SIGMAS else set()
+        parts.append(b"|".join(re.escape(_escaped(form)) for form in sorted(forms)))
+    return re.compile(b"".join(b"(?:%b)" % part for part in parts))
+
+
+def sieve(query: Query, models: Models, used: Used | None) -> Sieve:
+    """What a query looks for. Raises NotFound for the name of a model that nobody knows."""
+    if query.model == "all":
+        return Sieve(query, used=used)
+    if query.model == "current":
+        return Sieve(query, () if models.current is None else (models.current,), used=used)
+    if query.model == "other":
+        return Sieve(query, other_than=models.current or b"", used=used)
+    return Sieve(query, models_named(query.model, models), used=used)
+
+
+def models_named(name: str, models: Models) -> frozenset[bytes]:
+    """How the keys begin of all models of this name, or of the one that this is of in hexadecimal.
+    Raises NotFound where there is none."""
+    found = frozenset(prefix for prefix, known in models.names.items() if known == name)
+    if not found and re.fullmatch(r"[0-9a-f]{16}", name):
+        return frozenset([bytes.fromhex(name)])
+    if not found:
+        raise NotFound(f"no model was met whose name is {name}")
+    return found

@@ -1,0 +1,167 @@
+"""What is stored, as people see it: lists, searches, one entry, what is in flight, and deletion."""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Proxy, StartProxy, until
+from tests.e2e.calls import ask, asking, post
+from tests.simulator import Fault, Simulator
+
+pytestmark = pytest.mark.one_way
+
+GENERATE, COMPLETIONS, CHAT = "/generate", "/v1/completions", "/v1/chat/completions"
+
+
+def get(proxy: Proxy, path: str, **query: Any) -> dict[str, Any]:
+    answer = requests.get(f"{proxy.url}/cache/{path}", params=query, timeout=30)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def keys(proxy: Proxy, **query: Any) -> list[str]:
+    """The keys that a list has, page by page."""
+    found: list[str] = []
+    while True:
+        page = get(proxy, "entries", **query)
+        found += [entry["key"] for entry in page["entries"]]
+        if page["next"] is None:
+            return found
+        query["cursor"] = page["next"]
+
+
+def delete(proxy: Proxy, key: str, **query: Any) -> dict[str, Any]:
+    answer = requests.delete(f"{proxy.url}/cache/entries/{key}", params=query, timeout=30)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def files_with(folder: Path, text: str) -> list[str]:
+    """The names of the files that have a text."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in files if text.encode() in path.read_bytes())
+
+
+def test_lists(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """A list has what is stored, the newest first, page by page, and what is asked for of it."""
+    proxy = start_proxy(simulator.url)
+    for path in (GENERATE, COMPLETIONS, CHAT):
+        for text in ("Grün ist die Heide", "blue sky", 'a "quoted"\nline'):
+            ask(proxy, path, asking(path, text, n=2))
+    page = get(proxy, "entries")
+    assert (len(page["entries"]), page["total"], page["next"], page["stopped"]) == (
+        9,
+        9,
+        None,
+        None,
+    )
+    times = [entry["last_stored_at"] for entry in page["entries"]]
+    assert times == sorted(times, reverse=True)
+    first = page["entries"][0]
+    assert (first["api"], first["samples"], first["is_current"]) == ("openai-chat", 2, True)
+    assert first["model"] == proxy.info()["model"]["name"]
+    assert first["request"] == 'a "quoted" line'
+    assert first["answer"] and first["tokens"] == 16 and first["bytes"] > 100
+    assert keys(proxy, limit=2) == [entry["key"] for entry in page["entries"]]
+    now = time.time()
+    for query, count in (
+        ({"api": "openai-chat"}, 3), ({"api": "nothing"}, 0), ({"text": "GRÜN IST"}, 3),
+        ({"text": "blue SKY"}, 3), ({"text": '"quoted"\nLine'}, 3), ({"text": "role"}, 0),
+        ({"text": "blue sky", "api": "sglang-generate"}, 1), ({"model": "current"}, 9),
+        ({"model": "other"}, 0), ({"model": first["model"]}, 9), ({"since": now + 60}, 0),
+        ({"since": "1h"}, 9), ({"until": now - 3600}, 0), ({"until": now + 60}, 9),
+        ({"text": page["entries"][0]["answer"][:20]}, 1),
+    ):  # fmt: skip
+        assert len(keys(proxy, **query)) == count, query
+    for query, status in (
+        ({"model": "unknown"}, 404), ({"run": "unknown"}, 404), ({"limit": 0}, 400),
+        ({"odd": 1}, 400), ({"since": "soon"}, 400), ({"cursor": "soon"}, 400),
+    ):  # fmt: skip
+        answer = requests.get(f"{proxy.url}/cache/entries", params=query, timeout=30)
+        assert answer.status_code == status, (query, answer.text)
+
+
+def test_one_entry(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """An entry is found by the beginning of its key, and shows what was asked, each sample, and in
+    which runs it was used."""
+    proxy = start_proxy(simulator.url)
+    for name in ("a", "a", "b"):
+        answer = requests.post(
+            f"{proxy.url}/run/{name}{CHAT}",
+            json=asking(CHAT, "one two", temperature=0.9),
+            timeout=30,
+        )
+        assert answer.status_code == 200
+        proxy.stats()
+    (key,) = keys(proxy)
+    for prefix in (key, key[:4], key[:32], key[:20].upper()):
+        entry = get(proxy, f"entries/{prefix}")
+        assert entry["key"] == key
+    assert entry["call"]["messages"] == [{"role": "user", "content": "one two"}]
+    assert entry["texts"] == ["one two"]
+    assert [answer["runs"] for answer in entry["answers"]] == [["a", "b"], ["a"]]
+    for shown in entry["answers"]:
+        assert shown["text"] == shown["answer"]["choices"][0]["message"]["content"]
+        assert (shown["finish_reason"], shown["tokens"]) == ("length", 8)
+        assert shown["seconds"] > 0 and shown["stored_at"] > time.time() - 60
+    assert keys(proxy, run="a") == keys(proxy, run="b") == [key]
+    ask(proxy, CHAT, asking(CHAT, "three"))
+    answer = requests.get(f"{proxy.url}/cache/entries/{key[:8]}", timeout=30)
+    assert (answer.status_code, answer.json()["keys"]) == (409, sorted(keys(proxy)))
+    for prefix, status in (("abc", 400), ("xyz12", 400), ("0" * 64, 404), ("0123", 404)):
+        answer = requests.get(f"{proxy.url}/cache/entries/{prefix}", timeout=30)
+        assert answer.status_code == status, answer.text
+    assert keys(proxy, run="a") == [key]
+
+
+def test_flights(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """What is in flight is shown with who waits for it."""
+    proxy = start_proxy(simulator.url)
+    ask(proxy, GENERATE, asking(GENERATE, "warm"))
+    assert get(proxy, "flights") == {"flights": []}
+    simulator.faults.append(Fault.HOLD)
+    with ThreadPoolExecutor(3) as pool:
+        asked = asking(COMPLETIONS, "one two", n=3)
+        calls = [pool.submit(post, proxy, COMPLETIONS, asked) for _ in range(3)]
+        until(lambda: [f["clients"] for f in get(proxy, "flights")["flights"]] == [3])
+        (flight,) = get(proxy, "flights")["flights"]
+        simulator.release()
+    assert [call.result().status_code for call in calls] == [200] * 3
+    assert flight["api"] == "openai-completion" and flight["path"] == COMPLETIONS
+    assert (flight["model"], flight["samples"]) == ("m", 3)
+    assert (flight["is_stream"], flight["run"]) == (False, None)
+    assert flight["since"] > time.time() - 60
+
+
+def test_deletion(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """What is deleted is gone: for clients at once, after a kill, and from the files when they are
+    compacted."""
+    proxy = start_proxy(simulator.url)
+    first = ask(proxy, GENERATE, asking(GENERATE, "secret words", n=2)).json()
+    ask(proxy, GENERATE, asking(GENERATE, "others"))
+    (key,) = keys(proxy, text="secret words")
+    assert files_with(tmp_path, "secret words") == ["cache.jsonl"]
+    assert delete(proxy, key[:32]) == {"deleted": key, "samples": 2, "is_compacted": False}
+    proxy.process.send_signal(signal.SIGKILL)
+    proxy.process.wait(10)
+    proxy = start_proxy(simulator.url)
+    assert keys(proxy, text="secret words") == []
+    again = ask(proxy, GENERATE, asking(GENERATE, "secret words", n=2))
+    assert again.headers["X-Cache"] == "MISS"
+    texts = {each["text"] for each in first}
+    assert not texts & {each["text"] for each in again.json()}
+    assert delete(proxy, key, now="true") == {"deleted": key, "samples": 2, "is_compacted": True}
+    assert files_with(tmp_path, "secret words") == []
+    assert not any(files_with(tmp_path, text) for text in texts)
+    assert len(keys(proxy)) == 1
+    missing = requests.delete(f"{proxy.url}/cache/entries/{key}", timeout=30)
+    assert missing.status_code == 404
