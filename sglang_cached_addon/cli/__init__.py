@@ -12,6 +12,7 @@ from sglang_cached_addon.cli.clear import clear
 from sglang_cached_addon.cli.compact import compact
 from sglang_cached_addon.cli.demo import demo
 from sglang_cached_addon.cli.diff import diff
+from sglang_cached_addon.cli.doctor import doctor
 from sglang_cached_addon.cli.explain import explain
 from sglang_cached_addon.cli.frame import Commands
 from sglang_cached_addon.cli.info import info
@@ -28,5 +29,7 @@ def main() -> None:
     """A response cache in front of SGLang: the same request is generated once."""
 
 
-for command in (start, stats, info, clear, merge, explain, diff, verify, compact, demo, simulate):
+for command in (
+    start, doctor, stats, info, clear, merge, explain, diff, verify, compact, demo, simulate,
+):  # fmt: skip
     main.add_command(command)
