@@ -21,6 +21,7 @@ from sglang_cached_addon.cli.simulate import simulate
 from sglang_cached_addon.cli.start import start
 from sglang_cached_addon.cli.stats import stats
 from sglang_cached_addon.cli.verify import verify
+from sglang_cached_addon.cli.warm import warm
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,6 +31,6 @@ def main() -> None:
 
 
 for command in (
-    start, doctor, stats, info, clear, merge, explain, diff, verify, compact, demo, simulate,
+    start, doctor, stats, info, clear, merge, explain, diff, warm, verify, compact, demo, simulate,
 ):  # fmt: skip
     main.add_command(command)

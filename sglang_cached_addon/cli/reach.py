@@ -70,6 +70,18 @@ def reach(where: Where, *, changes: bool = False) -> Cache:
     return Offline(folder, changes=changes)
 
 
+def proxy_of(where: Where) -> str:
+    """The URL of the proxy that runs; raises `CacheError` where none does."""
+    if where.url:
+        return (where.url if "://" in where.url else f"http://{where.url}").rstrip("/")
+    from sglang_cached_addon.store.files import owner_of
+
+    folder = journal_of(where.folder).parent
+    if (owner := owner_of(folder)) and owner.url:
+        return owner.url
+    raise CacheError(f"no proxy runs with {folder}: start one, or name another with --url")
+
+
 def journal_of(folder: str, typed: str = "--cache-path") -> Path:
     """The journal of a cache that exists; nothing is made. Raises click's error, which names what
     was `typed` wrongly."""
