@@ -13,7 +13,7 @@ PYTEST = $(BIN)/python -m pytest -q
 unexport PYTHONDONTWRITEBYTECODE
 SOURCES = pyproject.toml README.md $(shell find sglang_cached_addon -type f -not -name '*.pyc')
 
-.PHONY: demo test axe cover lint bench test-sglang clean
+.PHONY: demo test axe screenshots cover lint bench test-sglang clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
@@ -25,6 +25,10 @@ test: $(VENV)/.wheel
 axe: node_modules/axe-core/axe.min.js
 node_modules/axe-core/axe.min.js:
 	npm install --no-save --no-package-lock --no-audit --no-fund --silent axe-core@4.11
+
+# The pictures in docs/images.
+screenshots: $(VENV)/.dev
+	$(BIN)/python -m tests.screenshots $(ARGS)
 
 # Line and branch coverage, that of the processes which tests start included.
 cover: $(VENV)/.wheel

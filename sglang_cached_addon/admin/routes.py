@@ -15,6 +15,7 @@ import orjson
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
 from sglang_cached_addon.admin.explained import explained
+from sglang_cached_addon.admin.page import page
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.catalog import Ambiguous
 from sglang_cached_addon.catalog.query import BadQuery, NotFound, Query
@@ -64,6 +65,14 @@ async def _health(reports: Reports, request: Request) -> dict[str, Any]:
 
 async def _metrics(reports: Reports, request: Request) -> RouteAnswer:
     return reports.metrics()
+
+
+async def _page(reports: Reports, request: Request) -> RouteAnswer:
+    return page()
+
+
+async def _to_page(reports: Reports, request: Request) -> RouteAnswer:
+    return RouteAnswer(308, b"", {"Location": "cache/"})
 
 
 async def _history(reports: Reports, request: Request) -> dict[str, Any]:
@@ -176,6 +185,8 @@ ROUTES = {
     route.path: route
     for route in (
         Route("/cache/stats", ("GET", "HEAD"), _stats, hidden=(("cache_file",), ("shared", "url"))),
+        Route("/cache", ("GET", "HEAD"), _to_page),
+        Route("/cache/", ("GET", "HEAD"), _page),
         Route("/cache/history", ("GET", "HEAD"), _history, is_private=True),
         Route("/cache/metrics", ("GET", "HEAD"), _metrics),
         Route("/cache/info", ("GET", "HEAD"), _info, is_private=True),

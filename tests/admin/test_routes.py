@@ -130,6 +130,8 @@ def test_table() -> None:
     """Each documented route is there, is as open as it should be, and takes over nothing else."""
     reads = ("GET", "HEAD")
     assert {path: (r.path, r.methods, r.is_private) for path, r in ROUTES.items()} == {
+        "/cache": ("/cache", reads, False),
+        "/cache/": ("/cache/", reads, False),
         "/cache/history": ("/cache/history", reads, True),
         "/cache/stats": ("/cache/stats", reads, False),
         "/cache/metrics": ("/cache/metrics", reads, False),
@@ -153,7 +155,7 @@ FOUND = (
     ("/cache/runs/a/rewind", "/cache/runs/{name}/rewind"), ("/cache/runs/a/rewind/", None),
     ("/cache/runs/a/other", None), ("/cache/runs/a/", None),
     ("/cache/stats/", None), ("/cache/statsx", None), ("/Cache/stats", None),
-    ("/cache", None), ("/cache/?x", None), ("/cache//", None),
+    ("/cache", "/cache"), ("/cache/?x", "/cache/"), ("/cache//", None),
     ("/health_generate", None), ("/generate", None),
     ("/generate?/cache/stats", None), ("//cache/stats", None), ("/v1/cache/stats", None),
     ("", None), ("?", None),
@@ -261,6 +263,17 @@ def test_entries() -> None:
         assert told.get("keys") == ([KEY] if status == 409 else None)
 
 
+def test_page() -> None:
+    """The page has nothing of the cache in it; without its slash it is found all the same."""
+    telling = Telling()
+    for caller in (HERE, AWAY, PAGE):
+        found = ask("/cache/", "GET", telling, caller, TOKEN)
+        assert (found.status, found.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    found = ask("/cache", "GET", telling)
+    assert (found.status, found.headers) == (308, {"Location": "cache/"})
+    assert telling.calls == []
+
+
 def test_history_of_when() -> None:
     """What is no time is told of."""
     for query in ("after=x", "since=1", "after=1&after=2", "after=", "=1", "after"):
@@ -318,7 +331,8 @@ def test_who_may_call() -> None:
             found = ask(path, route.methods[0], telling, who, token, BODIES.get(path, b""))
             is_served = may or not route.is_private
             assert (found.status < 400) == is_served, path
-            assert bool(telling.calls) == is_served, path
+            has_told = is_served and path not in ("/cache", "/cache/")
+            assert bool(telling.calls) == has_told, path
     # Before it is read: nobody else finds out what can be cleared.
     assert ask("/cache/clear?x", "POST", Telling(), AWAY).status == 403
     assert ask("/cache/clear?x", "POST", Telling(), AWAY, TOKEN).status == 401

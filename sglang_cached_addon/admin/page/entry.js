@@ -1,0 +1,153 @@
+// One entry: what was asked, and its samples side by side.
+
+const SIDE_BY_SIDE = 24;
+
+// The part of a message's content that is text, or the whole of it as JSON.
+function said(content) {
+  if (content === null || content === undefined) return null;
+  if (typeof content === "string") return passage(content);
+  if (!Array.isArray(content)) return json(content);
+  return el(
+    "div",
+    {},
+    content.map((part) =>
+      typeof part?.text === "string"
+        ? passage(part.text)
+        : folded(`${seen(part?.type ?? "part")}, ${size(JSON.stringify(part).length)}`, () =>
+            json(part),
+          ),
+    ),
+  );
+}
+
+function message(value) {
+  const { role, content, ...others } = value ?? {};
+  return el(
+    "li",
+    {},
+    el("h3", {}, seen(role ?? "message")),
+    said(content),
+    Object.keys(others).length ? json(others) : null,
+  );
+}
+
+const PROMPTS = ["prompt", "text", "input", "input_ids", "instructions", "system"];
+
+function prompts(call) {
+  const made = [];
+  for (const name of PROMPTS.filter((known) => call[known] !== undefined && call[known] !== null)) {
+    const value = call[name];
+    const isNumbers = Array.isArray(value) && typeof value[0] === "number";
+    made.push(
+      el("h3", {}, name),
+      isNumbers
+        ? folded(counted(value.length, "token id"), () => passage(value.join(" "), "text code"))
+        : said(value),
+    );
+  }
+  return made;
+}
+
+function fieldOf([name, value]) {
+  const isPlain = typeof value !== "object" || value === null;
+  const shown = isPlain ? passage(String(value), "text code") : json(value);
+  return el("div", {}, el("dt", {}, seen(name)), el("dd", {}, shown));
+}
+
+function request(call) {
+  if (!call) return [el("p", { class: "quiet" }, "What was asked is not kept.")];
+  const { messages, ...others } = call;
+  const isChat = Array.isArray(messages);
+  const fields = Object.entries(isChat ? others : call).filter(([name]) => !PROMPTS.includes(name));
+  return [
+    isChat ? el("ol", { class: "messages" }, messages.map(message)) : "",
+    ...prompts(call),
+    fields.length ? el("dl", { class: "fields" }, fields.map(fieldOf)) : "",
+  ];
+}
+
+function sample(answer, at) {
+  const runs = answer.runs.flatMap((name) => [
+    " ",
+    el("a", { href: `#/entries${query({ run: name })}` }, seen(name)),
+  ]);
+  return el(
+    "li",
+    {},
+    el(
+      "article",
+      { "aria-label": `Sample ${at}` },
+      el("h3", {}, `Sample ${at}`),
+      el(
+        "p",
+        { class: "meta" },
+        el("span", {}, seen(answer.finish_reason ?? "no finish reason")),
+        el("span", {}, counted(answer.tokens, "token")),
+        el("span", {}, duration(answer.seconds)),
+        el("span", {}, ago(answer.stored_at)),
+      ),
+      passage(answer.text ?? ""),
+      runs.length ? el("p", { class: "meta" }, "Used in", ...runs) : null,
+      folded("As stored", () => json(answer.answer)),
+    ),
+  );
+}
+
+function samples(answers) {
+  const list = el("ol", { class: "samples", start: 0 }, answers.slice(0, SIDE_BY_SIDE).map(sample));
+  if (answers.length <= SIDE_BY_SIDE) return list;
+  const more = button(`Show all ${number(answers.length)} samples`, () => {
+    list.append(
+      ...answers.slice(SIDE_BY_SIDE).map((answer, i) => sample(answer, i + SIDE_BY_SIDE)),
+    );
+    list.children[SIDE_BY_SIDE].querySelector("summary").focus();
+    more.remove();
+  });
+  return el("div", {}, list, more);
+}
+
+async function discard(entry) {
+  const what =
+    `Delete this entry and its ${counted(entry.samples, "sample")}? ` +
+    "The next such call is generated anew.";
+  const choice = "Rewrite the file at once, so that no trace is left on the disk";
+  const isAtOnce = await confirmed(what, "Delete", choice);
+  if (isAtOnce === null) return;
+  try {
+    const done = await ask(
+      `entries/${entry.key}${isAtOnce ? "?now=true" : ""}`,
+      undefined,
+      "DELETE",
+    );
+    const more = done.is_compacted ? "; the file is rewritten" : "";
+    tell(`Deleted: ${counted(done.samples, "sample")}${more}.`);
+    location.hash = "#/entries";
+  } catch (error) {
+    tell(error.message, "bad");
+  }
+}
+
+async function entry(key, params, signal) {
+  const found = await ask(`entries/${encodeURIComponent(key)}`, signal);
+  return {
+    title: "Entry",
+    content: [
+      el(
+        "div",
+        { class: "row" },
+        meta(found),
+        button("Delete…", () => discard(found), { class: "danger" }),
+      ),
+      el(
+        "p",
+        { class: "meta" },
+        el("span", {}, "Key ", el("code", { class: "key" }, found.key)),
+        el("span", {}, "First stored ", ago(found.stored_at)),
+      ),
+      el("h2", {}, "Request"),
+      el("div", { class: "request" }, ...request(found.call)),
+      el("h2", {}, counted(found.answers.length, "sample")),
+      samples(found.answers),
+    ],
+  };
+}
