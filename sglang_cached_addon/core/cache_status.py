@@ -12,8 +12,8 @@ _MEMBER = re.compile(r'(?:[^",]|"(?:[^"\\]|\\.)*")+')
 _PARAMETER = re.compile(r'(?:[^";]|"(?:[^"\\]|\\.)*")+')
 """One of a list in a structured field (RFC 9651), and one of its parameters."""
 
-_WORDS = {"key": "key {}", "fwd-status": "the server answered {}", "detail": "{}"}
-"""Parameters with a value, in words."""
+_WORDS = {"fwd-status": "the server answered {}", "detail": "{}", "stored": "stored now"}
+"""Parameters that are told in other words, in their order."""
 
 
 def in_words(fields: Mapping[str, str]) -> list[str]:
@@ -24,17 +24,13 @@ def in_words(fields: Mapping[str, str]) -> list[str]:
     ours = next((member for member in members if member.startswith("sglang-cached;")), "")
     if not (kind and ours):
         return []
-    words = [kind, *(_words(parameter.strip()) for parameter in _PARAMETER.findall(ours)[1:])]
+    pairs = [parameter.strip().partition("=") for parameter in _PARAMETER.findall(ours)[1:]]
+    found = {name: value.strip('"') for name, _, value in pairs}
+    known, key = {kind.lower(), "fwd", *_WORDS}, found.pop("key", "")
+    words = [kind, *(text.format(found[name]) for name, text in _WORDS.items() if name in found)]
+    words += [f"{name} {value}".strip() for name, value in found.items() if name not in known]
     if age := fields.get("Age"):
         words.append(f"{age} s old")
     if places := fields.get("X-Cache-Sample"):
         words.append(f"samples {places}")
-    return list(filter(None, words))
-
-
-def _words(parameter: str) -> str:
-    """A parameter in words; empty for what `X-Cache` says as well."""
-    name, has_value, value = parameter.partition("=")
-    if name in ("hit", "fwd"):
-        return ""
-    return _WORDS.get(name, f"{name} {{}}").format(value.strip('"')) if has_value else name
+    return [*words, *([f"key {key}"] if key else [])]

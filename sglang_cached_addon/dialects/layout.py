@@ -19,8 +19,8 @@ MAX_PASSAGES = 100
 MAX_SHOWN = 400_000
 """How many characters of text are shown in all."""
 
-RULE = 72
-"""How wide a heading is at least."""
+RULE, WIDTH = 72, 84
+"""How wide a heading is at least, and a line at most: nobody breaks the lines of a view."""
 
 
 class Style(StrEnum):
@@ -37,8 +37,8 @@ Line = tuple[Style, str]
 def opening(name: str, facts: Iterable[str], said: Sequence[str]) -> Iterator[Line]:
     """What stands above all else: what the cache said, and what the body is of."""
     if said:
-        yield Style.HEADER, f"cache: {_joined(said)}"
-    yield Style.HEADER, _joined([name, *facts])
+        yield from lines(f"cache: {_joined(said)}", Style.HEADER)
+    yield from lines(_joined([name, *facts]), Style.HEADER)
 
 
 def passages(found: Sequence[Passage]) -> Iterator[Line]:
@@ -85,9 +85,15 @@ def _in_line(value: Any) -> str:
     return shortened(written(value))
 
 
-def lines(text: str) -> Iterator[Line]:
+def lines(text: str, style: Style = Style.TEXT) -> Iterator[Line]:
+    """The lines of a text. Long ones are broken behind a space; joined, they are as before."""
     for line in text.splitlines():
-        yield Style.TEXT, line
+        at = 0
+        while len(line) - at > WIDTH:
+            end = line.rfind(" ", at + 1, at + WIDTH) + 1 or at + WIDTH
+            yield style, line[at:end]
+            at = end
+        yield style, line[at:]
 
 
 def _joined(facts: Iterable[str]) -> str:

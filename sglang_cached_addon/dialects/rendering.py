@@ -6,17 +6,18 @@ Nothing is raised for a body, whatever it is. Knows no API: a dialect's `Display
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Refused
-from sglang_cached_addon.dialects import layout
+from sglang_cached_addon.dialects import installed, layout
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.display import (
     MAX_TEXT,
+    Display,
     Passage,
     Shown,
     display_of,
@@ -44,11 +45,7 @@ def request(dialect: Dialect, data: bytes, said: Sequence[str]) -> Iterator[layo
         return
     display = display_of(dialect)
     yield from layout.opening(dialect.name, _wanted(value), said)
-    yield from layout.passages(display.passages(value))
-    rest = {name: member for name, member in value.items() if name not in display.spoken}
-    if rest:
-        yield from layout.heading(Passage("parameters"))
-        yield from layout.table(rest)
+    yield from _asked(display, value)
 
 
 def answer(
@@ -78,6 +75,31 @@ def answer(
     samples = reader.samples()
     call = _call(dialect, asked) if samples else None
     yield from layout.passages([*errors, *_labelled(samples, call)])
+
+
+def entry(
+    api: str, call: dict[str, Any], answers: Sequence[Mapping[str, Any]]
+) -> Iterator[layout.Line]:
+    """An entry of the store: its call, and its samples as `/cache/entries/KEY` tells them."""
+    display = display_of(next((d for d in installed().values() if d.name == api), None))
+    yield from layout.opening(api, [f"{len(answers)} samples"], ())
+    yield from _asked(display, call)
+    samples = [_stored(f"sample {k + 1} of {len(answers)}", each) for k, each in enumerate(answers)]
+    yield from layout.passages(samples)
+
+
+def _stored(heading: str, told: Mapping[str, Any]) -> Passage:
+    facts = [str(told["finish_reason"] or "unfinished"), f"{told['tokens']} tokens"]
+    return Passage(heading, told["text"], (*facts, *(f"run {name}" for name in told["runs"])))
+
+
+def _asked(display: Display, body: dict[str, Any]) -> Iterator[layout.Line]:
+    """What a call asks: its passages, and all other fields."""
+    yield from layout.passages(display.passages(body))
+    rest = {name: member for name, member in body.items() if name not in display.spoken}
+    if rest:
+        yield from layout.heading(Passage("parameters"))
+        yield from layout.table(rest)
 
 
 def as_it_is(data: bytes) -> Iterator[layout.Line]:

@@ -18,7 +18,7 @@ from mitmproxy.log import ALERT
 
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.admin.access import Caller
-from sglang_cached_addon.dialects import layout
+from sglang_cached_addon.dialects import layout, rendering
 from sglang_cached_addon.proxy.desk import Desk
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -56,6 +56,17 @@ class CacheCommands:
         """Remove what is stored: of the current model, of every other, or all."""
         return self._ask("POST", f"/cache/clear?model={quote(model, safe='')}", _cleared)
 
+    @command.command("cache.show")
+    def show(self, key: str) -> str:
+        """Show an entry with its samples; of its key, four digits may do."""
+        return self._ask("GET", f"/cache/entries/{quote(key, safe='')}", _shown)
+
+    @command.command("cache.delete")
+    def delete(self, key: str, now: bool = False) -> str:
+        """Remove an entry; with `true`, its text leaves the disk at once."""
+        query = "?now=true" if now else ""
+        return self._ask("DELETE", f"/cache/entries/{quote(key, safe='')}{query}", _deleted)
+
     @command.command("cache.explain")
     def explain(self, of: flow.Flow) -> str:
         """Tell what would become of a flow's call now, and which stored calls are nearest."""
@@ -82,12 +93,28 @@ class CacheCommands:
             if told.status == 200:
                 logger.log(ALERT, "%s", "\n".join(words(found)))
             else:
-                logger.warning("sglang-cached: %s", found["error"]["message"])
+                keys = "".join(f"\n{key}" for key in found.get("keys", ()))
+                logger.warning("sglang-cached: %s%s", found["error"]["message"], keys)
 
         task = asyncio.get_running_loop().create_task(tell())
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
         return "the text is in the event log as soon as it is there"
+
+
+def _shown(found: dict[str, Any]) -> Iterable[str]:
+    answers = found["answers"]
+    model = found["model"] or "a model without a name"
+    yield f"sglang-cached: {found['key']}, of {model}"
+    yield from (text for _, text in rendering.entry(found["api"], found["call"] or {}, answers))
+
+
+def _deleted(found: dict[str, Any]) -> Iterable[str]:
+    when = "is gone from" if found["is_compacted"] else "leaves"
+    yield (
+        f"sglang-cached: {found['deleted']} was removed ({found['samples']} samples); its text "
+        f"{when} the disk{'' if found['is_compacted'] else ' with the next compaction'}"
+    )
 
 
 def _explained(found: dict[str, Any]) -> Iterable[str]:

@@ -76,7 +76,8 @@ class View:
         self, data: bytes, *, flow: Any = None, http_message: Any = None, **others: Any
     ) -> tuple[str, list[list[tuple[str, str]]]]:
         lines = shown(data, flow, http_message)
-        return self.name, [[(style.value, text)] for style, text in lines]
+        # Of a line with nothing in it, mitmweb shows nothing.
+        return self.name, [[(style.value, text or " ")] for style, text in lines]
 
     def render_priority(
         self, data: bytes, *, flow: Any = None, http_message: Any = None, **others: Any

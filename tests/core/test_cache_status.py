@@ -14,15 +14,15 @@ KEY = bytes(range(32))
     ("outcome", "words"),
     [
         (Outcome(Kind.HIT, 1, 1, key=KEY, oldest=40.0),
-         ["HIT", f"key {KEY[:16].hex()}", "60 s old"]),
+         ["HIT", "60 s old", f"key {KEY[:16].hex()}"]),
         (Outcome(Kind.HIT, 1, 1, places=b"3-4", detail="cut from 100 tokens", oldest=100.0),
          ["HIT", "cut from 100 tokens", "0 s old", "samples 3-4"]),
-        (Outcome(Kind.MISS), ["MISS", "stored"]),
+        (Outcome(Kind.MISS), ["MISS", "stored now"]),
         (Outcome(Kind.MISS, status=500, reason=Reason.ERROR),
          ["MISS", "the server answered 500", "error"]),
         (Outcome(Kind.PARTIAL, 1, 3, reason=Reason.ABORT),
          ["PARTIAL", "1 of 3 stored, abort"]),
-        (Outcome(Kind.COLLAPSED), ["COLLAPSED", "collapsed"]),
+        (Outcome(Kind.COLLAPSED), ["COLLAPSED"]),
         (Outcome(Kind.BYPASS, reason=Reason.MEDIA), ["BYPASS", "media-by-reference"]),
     ],
 )  # fmt: skip
@@ -38,4 +38,4 @@ def test_other_caches() -> None:
     assert in_words({"Cache-Status": "sglang-cached; hit"}) == []
     assert in_words({}) == []
     both = f"{theirs}, sglang-cached; fwd=miss; stored"
-    assert in_words({"X-Cache": "MISS", "Cache-Status": both}) == ["MISS", "stored"]
+    assert in_words({"X-Cache": "MISS", "Cache-Status": both}) == ["MISS", "stored now"]

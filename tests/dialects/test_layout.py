@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sglang_cached_addon.dialects import layout
 from sglang_cached_addon.dialects.display import MAX_TEXT, Passage
-from sglang_cached_addon.dialects.layout import MAX_PASSAGES, MAX_SHOWN, Style
+from sglang_cached_addon.dialects.layout import MAX_PASSAGES, MAX_SHOWN, WIDTH, Style
 
 
 def text(lines: object) -> list[str]:
@@ -26,6 +26,16 @@ def test_passages() -> None:
     assert heading[0] is Style.HEADER
     assert heading[1].startswith("── user · x y ─")
     assert rest == [(Style.TEXT, "a"), (Style.TEXT, "b")]
+
+
+def test_long_lines() -> None:
+    """Long lines are broken where words end, and joined they are as before."""
+    for long in ("word " * 100, "x" * 500, "a " + "b" * 300 + " c"):
+        broken = text(layout.lines(long))
+        assert max(map(len, broken)) <= WIDTH
+        assert "".join(broken) == long
+    assert all(line.endswith("word ") for line in text(layout.lines("word " * 100)))
+    assert text(layout.lines("a\n\nb")) == ["a", "", "b"]
 
 
 def test_many_passages() -> None:

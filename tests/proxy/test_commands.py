@@ -72,6 +72,29 @@ def test_clear(web: Web) -> None:
     assert answer.startswith("cache: MISS")
 
 
+def test_show_and_delete(web: Web) -> None:
+    """A person reads an entry, by the beginning of its key, and removes it; what is wrong with a
+    key is said."""
+    web.ask("/generate", BODY)
+    web.ask("/generate", {**BODY, "text": "Another"})
+    until(lambda: stats(web)["num_keys"] == "2")
+    request, _ = web.ask("/generate", BODY)
+    (key,) = re.findall(r"key ([0-9a-f]{32})", request)
+    found = told(web, "sample 2 of 2", "cache.show", key)
+    assert f"sglang-cached: {key}" in found
+    assert "── prompt ─" in found and "\nThe sea is\n" in found
+    assert "sampling_params.max_new_tokens  3" in found
+    assert "── sample 1 of 2 · length · 3 tokens ─" in found
+    # All keys of a model begin alike.
+    found = told(web, "more than one entry", "cache.show", key[:8])
+    assert found.count(f"\n{key[:8]}") == 2
+    told(web, "was removed (2 samples)", "cache.delete", key)
+    assert stats(web)["num_keys"] == "1"
+    told(web, "no entry has a key that begins with", "cache.show", key)
+    told(web, "sglang-cached: ", "cache.delete", "x/../../clear")
+    assert stats(web)["num_keys"] == "1"
+
+
 def test_explain(web: Web) -> None:
     """A person is told what would become of a flow's call, and what is nearest to it; flows are
     named as mitmproxy names them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,17 +45,17 @@ def web(simulator: Simulator, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 def test_generate(web: Web) -> None:
     """In mitmweb, a person sees prompt, parameters, samples, and what the cache said."""
-    for said in ("MISS · stored", "HIT"):
+    for said in ("MISS · stored now", r"HIT · \d+ s old"):
         request, answer = web.ask("/generate", BODY)
-        assert request.startswith(f"cache: {said} · key "), request
+        assert re.match(f"cache: {said} · samples 0-1 · key ", request), request
         assert "── prompt ─" in request and "\nThe sea is\n" in request
         assert "sampling_params.max_new_tokens  3\n" in request
-        assert answer.startswith(f"cache: {said} · key ")
+        assert re.match(f"cache: {said} · samples 0-1 · key ", answer)
         assert "── sample 1 of 2 · length · 3 tokens" in answer
         assert "── sample 2 of 2 · length · 3 tokens" in answer
     _, answer = web.ask("/generate", {**BODY, "sampling_params": {"max_new_tokens": 3, "n": 3}})
-    assert answer.startswith("cache: PARTIAL · stored · "), answer
-    assert "2 of 3 stored" in answer and "── sample 3 of 3" in answer
+    assert answer.startswith("cache: PARTIAL · 2 of 3 stored · stored now · "), answer
+    assert "── sample 3 of 3" in answer
 
 
 def test_openai(web: Web) -> None:
@@ -70,7 +71,7 @@ def test_openai(web: Web) -> None:
 def test_errors(web: Web) -> None:
     """What upstream refuses is shown with its reason."""
     _, answer = web.ask("/generate", {"text": "a", "sampling_params": {"top_p": 7}})
-    assert answer.startswith("cache: MISS · the server answered 400")
+    assert answer.startswith("cache: MISS · the server answered 400 · ")
     assert "── error ─" in answer and "top_p must be in (0, 1], got 7" in answer
 
 
@@ -108,7 +109,8 @@ def test_both_kinds() -> None:
         text = Contentview().prettify(data, Metadata(flow, message))
         name, lines = View()(data, flow=flow, http_message=message, content_type="x", odd=1)
         assert name == NAME
-        assert "\n".join(words for ((_, words),) in lines) == text
+        assert "\n".join(words.rstrip() for ((_, words),) in lines) == text
+        assert all(words for ((_, words),) in lines)  # an empty one would not be seen
         assert text.startswith("cache: HIT\nsglang-generate")
         styles = [style for ((style, _),) in lines]
         assert set(styles) == {"header", "text"}
