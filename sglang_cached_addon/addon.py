@@ -10,9 +10,8 @@ import gc
 import logging
 from functools import partial
 
-from mitmproxy import addonmanager, ctx, exceptions
+from mitmproxy import ctx, exceptions
 from mitmproxy.addonmanager import Loader
-from mitmproxy.addons.disable_h2c import DisableH2C
 from mitmproxy.connection import Client
 from mitmproxy.proxy import layer, server_hooks
 from mitmproxy.proxy.mode_specs import ReverseMode
@@ -23,9 +22,11 @@ from sglang_cached_addon.proxy.commands import CacheCommands
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.contentview import ContentViews
 from sglang_cached_addon.proxy.desk import Desk
+from sglang_cached_addon.proxy.fetch_flows import FetchFlows
 from sglang_cached_addon.proxy.hooks import FlowHooks
 from sglang_cached_addon.proxy.inside import handler_of, proxyserver
 from sglang_cached_addon.proxy.listening import url_here
+from sglang_cached_addon.proxy.onlookers import Onlookers
 from sglang_cached_addon.proxy.selfcheck import InsidePart, faults, has
 from sglang_cached_addon.proxy.target import target_of
 from sglang_cached_addon.proxy.web import WebPage
@@ -35,9 +36,6 @@ from sglang_cached_addon.upstream import Health
 from sglang_cached_addon.wire import descriptors, http1
 
 logger = logging.getLogger("sglang_cached_addon")
-
-# Hooks of flows, which the fast lane does without.
-_FLOW_HOOKS = ("requestheaders", "request", "responseheaders", "response")
 
 LEAVING, LEAVING_SECONDS = 8, 1.0
 """How many clients are hung up at once where descriptors run short, and how long nobody must have
@@ -57,7 +55,8 @@ class SglangCached:
         """Of the clients that are there."""
         self._announce = announce
         self._desk = Desk()
-        self._hooks = FlowHooks(self._desk, self.connections)
+        self._onlookers = Onlookers()
+        self._hooks = FlowHooks(self._desk, self.connections, self._onlookers)
         self.addons = [self._hooks, ContentViews(), CacheCommands(self._desk), WebPage()]
         """Those within this one, for mitmproxy."""
         self._heads = http1.HeadReader(())
@@ -140,8 +139,10 @@ class SglangCached:
         """Opens the store; raises ValueError or `StoreError`. Who comes before that cannot be
         answered."""
         assert self._desk.settings
-        parts = assemble(self._desk.settings, target_of(ctx.options))
+        observer = FetchFlows(self._onlookers, self._desk)
+        parts = assemble(self._desk.settings, target_of(ctx.options), observer)
         self._desk.open(parts)
+        self._onlookers.look()
         self._heads = http1.HeadReader(parts.dialects, parts.heads)
         descriptors.make_room = partial(self.connections.hang_up, LEAVING, LEAVING_SECONDS)
         # What was loaded stays: the garbage collector need not look at it again and again.
@@ -207,10 +208,11 @@ class SglangCached:
 
     def _is_alone(self) -> bool:
         """Whether nobody else wants to see requests; says so once when somebody does."""
+        self._onlookers.look()
         settings = self._desk.settings
         if not (self.parts and settings and settings.express):
             return False
-        others = _onlookers((self, self._hooks))
+        others = self._onlookers.names
         if others and not self._said_closed:
             self._said_closed = True
             names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
@@ -223,17 +225,6 @@ class SglangCached:
         to others."""
         unfinished = self.parts.unfinished if self.parts else 0
         return len(self._hooks.flows) + self.connections.busy + unfinished
-
-
-def _onlookers(own: tuple[object, ...]) -> list[str]:
-    """The names of other addons that want to see requests, or what is answered."""
-    return [
-        getattr(addon, "name", type(addon).__name__.lower())
-        for addon in addonmanager.traverse(ctx.master.addons.chain)
-        if addon not in own
-        and not isinstance(addon, DisableH2C)
-        and any(hasattr(addon, hook) for hook in _FLOW_HOOKS)
-    ]
 
 
 addons = [SglangCached()]

@@ -38,6 +38,7 @@ from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.run_log import RunLog
 from sglang_cached_addon.upstream import Upstream
+from sglang_cached_addon.wire.observing import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ class Parts:
         return self.store.lost
 
 
-def assemble(settings: Settings, target: Target) -> Parts:
-    """Opens the store and puts the rest around it; raises ValueError or `StoreError`."""
+def assemble(settings: Settings, target: Target, observer: Observer | None = None) -> Parts:
+    """Opens the store and puts the rest around it; raises ValueError or `StoreError`. The
+    `observer` sees what upstream is sent."""
     store = _open_store(settings)
     log = None
     try:
@@ -121,7 +123,7 @@ def assemble(settings: Settings, target: Target) -> Parts:
             if settings.overwrite_cache:
                 (settings.cache_path / run_log.NAME).unlink(missing_ok=True)
             log = RunLog(settings.cache_path, settings.fsync, settings.run_ttl)
-        return _around(store, log, settings, target)
+        return _around(store, log, settings, target, observer)
     except BaseException:
         if log:
             log.close()
@@ -134,7 +136,13 @@ def memory_bytes(settings: Settings) -> float:
     return settings.memory or machine_memory() / 4
 
 
-def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Target) -> Parts:
+def _around(
+    store: OpenStore,
+    log: RunLog | None,
+    settings: Settings,
+    target: Target,
+    observer: Observer | None,
+) -> Parts:
     known = dialects.installed()
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
@@ -162,6 +170,7 @@ def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Ta
         probes=probes,
         salt=store.salt,
         entered=entered,
+        observer=observer,
     )
     store.start(upstream)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import inf
+from pathlib import Path
 from typing import Any
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -147,3 +148,13 @@ def amount(units: Mapping[str, int], empty: float | None) -> Callable[[str], flo
         return int(number) if number.is_integer() else number
 
     return parse
+
+
+def folder(text: str) -> Path:
+    """Reads the name of a folder."""
+    if not (path := text.strip()):
+        raise ValueError("must name a folder")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {e}") from None

@@ -19,18 +19,9 @@ from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
 from sglang_cached_addon.core.log_line import LogFormat
 from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 from sglang_cached_addon.core.routing import KeyHeaders
-from sglang_cached_addon.option import SIZES, TIMES, amount, entries, option
+from sglang_cached_addon.option import SIZES, TIMES, amount, entries, folder, option
 
 CACHE_PATH = "~/.sglang_cache"
-
-
-def _folder(text: str) -> Path:
-    if not (path := text.strip()):
-        raise ValueError("must name a folder")
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as e:
-        raise ValueError(f"{path}: {e}") from None
 
 
 def _credential_headers(text: str) -> tuple[bytes, ...]:
@@ -45,7 +36,7 @@ class Settings:
     cache_path: Path = option(
         CACHE_PATH,
         "Folder where answers are kept, made if missing. It belongs to one process at a time.",
-        parse=_folder,
+        parse=folder,
         metavar="FOLDER",
     )
     mode: Mode = option(
@@ -193,6 +184,10 @@ class Settings:
         LogFormat.TEXT.value,
         "The log: text, or json, one object a line.",
         choices=LogFormat,
+    )
+    show_probes: bool = option(
+        False,
+        "In mitmweb and mitmdump, show what the server is asked for the cache itself, too.",
     )
     express: bool = option(
         True,

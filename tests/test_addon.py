@@ -55,7 +55,7 @@ def running_addon(
         try:
             yield tctx
         finally:
-            addon.done()
+            tctx.master.addons.remove(addon)
 
 
 @pytest.fixture
@@ -74,7 +74,10 @@ def test_bad_options(path: str, addon: SglangCached) -> None:
 
     async def run() -> None:
         with taddons.context(Proxyserver(), addon, loadcore=False) as tctx:
-            tctx.configure(addon, sglang_cache_path=path)
+            try:
+                tctx.configure(addon, sglang_cache_path=path)
+            finally:
+                tctx.master.addons.remove(addon)
 
     with pytest.raises(exceptions.OptionsError, match="sglang_cache_path"):
         asyncio.run(run())

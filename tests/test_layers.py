@@ -67,6 +67,8 @@ VALUES_ONLY = {
     "wire/location.py": {"urllib"}, "admin/routes.py": {"urllib"},
     "settings.py": {"pathlib"}, "service/flights.py": {"asyncio"},
     "service/stream.py": {"asyncio"}, "upstream/changes.py": {"asyncio"},
+    "option.py": {"pathlib"}, "wire/failures.py": {"os", "socket", "ssl"},
+    "wire/observing.py": {"asyncio"},
 }  # fmt: skip
 DOES_IO = {"wire/client.py", "wire/connection.py", "wire/descriptors.py", "wire/tls.py"}
 """The exceptions in a pure room."""

@@ -130,6 +130,8 @@ class Reason(StrEnum):
     )
     UNREACHABLE = "unreachable", "no connection to the upstream"
     CUT = "cut", "the upstream, or the client, hung up before the answer was complete"
+    ALTERED = "altered", "an addon of mitmproxy has changed what was asked, or the answer"
+    KILLED = "killed", "the call to the upstream was killed in mitmproxy"
 
 
 class Refused(Exception):

@@ -42,13 +42,21 @@ def _ids(prefix: bytes) -> Iterator[bytes]:
 _TAILS = [b"%02x" % tail for tail in range(256)]
 
 
-def shown(
-    fields: tuple[tuple[bytes, bytes], ...], request: bytes, fetch: str
-) -> tuple[tuple[bytes, bytes], ...]:
-    """The header fields that upstream is sent with a fetch. Its id is one of its own, which begins
-    with that of the request: a client may use its id again, and two requests of one id are
-    refused, or are taken for one."""
-    if not request:
+def of_fetch(request: bytes, token: str) -> str:
+    """The id of a fetch for a request, which begins with that of the request; empty where that has
+    none. The token is of this fetch alone: a client may use its id again, and two requests of one
+    id are refused, or are taken for one."""
+    return f"{request.decode()}.{token}" if request else ""
+
+
+def is_for(fetch: str, request: bytes) -> bool:
+    """Whether the fetch of that id was begun for that request."""
+    return fetch.rpartition(".")[0] == request.decode()
+
+
+def shown(fields: tuple[tuple[bytes, bytes], ...], fetch: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The header fields that upstream is sent with the fetch of that id."""
+    if not fetch:
         return fields
     others = (field for field in fields if field[0].lower() != HEADER)
-    return (*others, (b"X-Request-Id", b"%b.%b" % (request, fetch.encode())))
+    return (*others, (b"X-Request-Id", fetch.encode()))

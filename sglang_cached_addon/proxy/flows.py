@@ -17,9 +17,11 @@ from mitmproxy.connection import Client
 from sglang_cached_addon.core import request_ids
 from sglang_cached_addon.core.call_head import by_name
 from sglang_cached_addon.core.outcome import Outcome
+from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.request_ids import Ids
-from sglang_cached_addon.proxy import responses
+from sglang_cached_addon.proxy import responses, verdicts
 from sglang_cached_addon.proxy.feed import FeedAnswer
+from sglang_cached_addon.proxy.onlookers import Onlookers
 from sglang_cached_addon.proxy.requests import take_run
 from sglang_cached_addon.service.asking import Ask, Streamed
 from sglang_cached_addon.upstream import Update
@@ -91,10 +93,22 @@ class Flows:
 _HEADERS = "sglang_cached"
 
 
-def note(flow: http.HTTPFlow, outcome: Outcome) -> None:
-    """Notes an outcome where mitmweb shows it."""
-    flow.comment = f"cache: {outcome.cache_status.partition('; ')[2]}"
-    flow.metadata[_HEADERS] = dict(outcome.headers(time.time()))
+def note(flow: http.HTTPFlow, live: Live) -> None:
+    """Notes what has become of a request where mitmproxy shows it."""
+    if outcome := live.outcome:
+        ask = live.ask
+        run, fetches = (ask.head.run, ask.fetches) if ask else (live.run, ())
+        flow.comment = verdicts.comment(outcome, live.id, fetches, run)
+        if flow.marked in ("", *verdicts.MARKERS.values()):  # else somebody else has marked it
+            flow.marked = verdicts.MARKERS[outcome.kind]
+        if outcome.reason is not Reason.ROUTE:
+            flow.metadata[_HEADERS] = dict(outcome.headers(time.time()))
+
+
+def note_fetches(flow: http.HTTPFlow, ask: Ask, onlookers: Onlookers) -> None:
+    """Notes what a call waits for that is not answered yet."""
+    flow.comment = verdicts.waiting(ask.id, ask.fetches)
+    onlookers.update(flow)
 
 
 def noted(flow: http.HTTPFlow) -> dict[str, str]:

@@ -23,12 +23,13 @@ from sglang_cached_addon.core.call_head import by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
-from sglang_cached_addon.proxy import answering, control, own_routes, responses
+from sglang_cached_addon.proxy import answering, control, kept, own_routes, responses
 from sglang_cached_addon.proxy.connections import Connections
 from sglang_cached_addon.proxy.desk import Desk
 from sglang_cached_addon.proxy.feed import FeedAnswer
-from sglang_cached_addon.proxy.flows import Flows, Live, note
+from sglang_cached_addon.proxy.flows import Flows, Live, note, note_fetches
 from sglang_cached_addon.proxy.front import Front
+from sglang_cached_addon.proxy.onlookers import Onlookers
 from sglang_cached_addon.proxy.requests import (
     ask_of,
     is_abort,
@@ -47,13 +48,14 @@ class FlowHooks:
 
     name = "sglang_cached_flows"
 
-    def __init__(self, desk: Desk, connections: Connections) -> None:
+    def __init__(self, desk: Desk, connections: Connections, onlookers: Onlookers) -> None:
         self.flows = Flows(desk.ids)
         """The flows that are not answered in full."""
         self.front = Front(desk, self.flows)
         self._desk = desk
         self._dialects = dialects.installed()
         self._connections = connections
+        self._onlookers = onlookers
 
     # Hooks
 
@@ -82,7 +84,8 @@ class FlowHooks:
         if change is Change.ADAPTER and is_short(flow.request):
             return None  # its body names the adapter
         # Passed on as it comes, whatever its size.
-        flow.request.stream = not is_abort(flow.request)
+        if not is_abort(flow.request):
+            kept.pass_on(flow.request, is_seen=self._onlookers.is_there)
         return control.change(self._desk, live, change, None) if change else None
 
     def request(self, flow: http.HTTPFlow) -> Awaitable[None] | None:
@@ -104,6 +107,8 @@ class FlowHooks:
         if self._desk.parts and live.outcome is None:
             live.ask = ask_of(flow, self._desk.parts.heads, live.run, live.id)
             live.ask.is_chunkable = self.front.is_chunkable(flow)
+            if self._onlookers.is_there:
+                live.ask.on_fetch = partial(note_fetches, flow, live.ask, self._onlookers)
             answer = self._desk.receive(live.ask)
             if isinstance(answer, Coroutine):
                 return self._wait(flow, live, answer)
@@ -118,7 +123,7 @@ class FlowHooks:
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         live = self.flows.get(flow)
         if flow.response and live and live.feed:
-            flow.response.stream = True
+            kept.pass_on(flow.response, is_seen=self._onlookers.is_there)
             return
         if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
             return  # not ours, or not from upstream
@@ -128,10 +133,10 @@ class FlowHooks:
             if live.ask:
                 parts.service.heard(live.ask, status)
         fields = answering.lead_here(flow.response.headers.fields, self._desk.upstream_url)
-        flow.response.stream = flow.response.stream or True
+        kept.pass_on(flow.response, is_seen=self._onlookers.is_there)
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
-            note(flow, live.outcome)
+            note(flow, live)
             fields = answering.mark(fields, live.outcome, live.id)
         flow.response.headers = http.Headers(fields)
 
@@ -140,9 +145,9 @@ class FlowHooks:
             self._end(flow, flow.response.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        live = self._end(flow, None)
-        if live and live.outcome and live.outcome.reason is not Reason.ROUTE:
-            note(flow, live.outcome)
+        if flow.response:
+            kept.broke_off(flow.response)
+        self._end(flow, None)
 
     def left(self, client: Client) -> None:
         """A client is gone. While one of our hooks waits for it, mitmproxy says nothing more of its
@@ -176,6 +181,7 @@ class FlowHooks:
             live.streamed.close()
             live.outcome = live.streamed.outcome
         if live.outcome:
+            note(flow, live)
             size = live.size or (length(flow.response) if status and flow.response else None)
             run = live.ask.head.run if live.ask else live.run
             self._desk.log(
@@ -226,7 +232,7 @@ class FlowHooks:
         live.outcome = answer.outcome
         if isinstance(answer, Bypass):
             return
-        note(flow, answer.outcome)
+        note(flow, live)
         if isinstance(answer, Streamed):
             live.streamed = answer
         elif isinstance(answer, Hit):

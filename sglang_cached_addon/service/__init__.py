@@ -81,6 +81,7 @@ class Service:
             self._denials,
             gathering or Gathering(),
             Spelling(upstream),
+            self._heads,
         )
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:

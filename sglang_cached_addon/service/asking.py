@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.core.call_head import CallHead, Fields
+from sglang_cached_addon.core.call_head import CallHead, CallHeads, Fields, by_name
 from sglang_cached_addon.core.outcome import Outcome
 from sglang_cached_addon.service.claims import Claim, Drawn
 from sglang_cached_addon.service.findings import Bypass, Hit, Landed
-from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.wire import heads
+from sglang_cached_addon.wire.connection import Headers
 
 
 class Outlet(Protocol):
@@ -45,6 +46,10 @@ class Ask:
     """The model that its body names, once that was read."""
     flight: Flight | None = None
     """The fetch that was begun for it."""
+    fetches: tuple[str, ...] = ()
+    """The request ids of all fetches that were begun for it, or that it has waited for."""
+    on_fetch: Callable[[], object] | None = None
+    """Called when there is one more of them."""
     rids: dict[str, str] | None = None
     """Upstream's request ids, by those that the client gave."""
     task: asyncio.Task[Any] | None = None
@@ -80,11 +85,23 @@ class Ask:
         self._is_local = is_local
         self._fields = fields
 
+    def joins(self, *flights: Flight) -> None:
+        """Fetches were begun for it, or it waits for those of other calls."""
+        self.fetches = (*self.fetches, *(flight.id for flight in flights))
+        if self.on_fetch:
+            self.on_fetch()
+
     def settle(self, *, is_delivered: bool) -> None:
         """The client has got all of its answer, or will not."""
         claim, self.claim = self.claim, None
         if claim:
             claim.settle(is_delivered=is_delivered and not self.is_aborted)
+
+    def is_shown(self, fields: Headers, call_heads: CallHeads) -> bool:
+        """Whether header fields show its credential, and the routing that is part of its key."""
+        sent = by_name(fields)
+        shown = call_heads.credential_headers(sent), call_heads.routing_headers(sent)
+        return shown == (self.credential_headers, self.routing_headers)
 
     @property
     def is_local(self) -> bool:

@@ -16,13 +16,15 @@ from io import BytesIO
 
 from sglang_cached_addon.core import planning, policy, request_ids
 from sglang_cached_addon.core.cache import Brought, Lease
+from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import JSON, Fetch, Landed, unreachable
-from sglang_cached_addon.service.flights import Errand, Flight, Flights
+from sglang_cached_addon.service.findings import JSON, Fetch, Landed, killed, unreachable
+from sglang_cached_addon.service.flight import Errand, Flight
+from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pauses import pausing, release
@@ -31,7 +33,8 @@ from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.upstream import Upstream
 from sglang_cached_addon.wire.client import Unreachable
-from sglang_cached_addon.wire.connection import Broken, Response
+from sglang_cached_addon.wire.connection import Broken
+from sglang_cached_addon.wire.observing import Answer, Killed
 
 logger = logging.getLogger("sglang_cached_addon")
 
@@ -52,6 +55,7 @@ class Means:
     denials: Denials
     gathering: Gathering
     spelling: Spelling
+    heads: CallHeads
 
 
 class Fetching:
@@ -75,7 +79,7 @@ class Fetching:
             stream=stream,
             is_addition=not fetch.terms.replaces,
             errand=Errand(
-                id=None,
+                id=request_ids.of_fetch(ask.id, secrets.token_hex(4)) or None,
                 api=fetch.known.dialect.name,
                 path=ask.head.path,
                 model=fetch.known.model,
@@ -91,9 +95,12 @@ class Fetching:
         self._upstream = means.upstream
         self._flights = means.flights
         self._storing = means.storing
+        self._heads = means.heads
         self._is_alone = is_alone
         self._began_at = 0.0
         """When upstream was asked: a monotonic time in seconds."""
+        self._is_altered = False
+        """Others have changed what was asked, or what was answered."""
         self._arrival: asyncio.Future[Arrived | Brought]
         self._arrival = asyncio.get_running_loop().create_future()
         """Done when the client that asked can be answered, or has to look anew."""
@@ -104,6 +111,7 @@ class Fetching:
         ask, flight = self._ask, self.flight
         self._flights.begin(flight, alone=self._is_alone)
         ask.flight, ask.rids = flight, self._fetch.sent.rids
+        ask.joins(flight)
         try:
             # mitmproxy may have tasks begin at once: nothing in `_fly` needs its own handle.
             flight.task = asyncio.create_task(self._fly())
@@ -160,10 +168,14 @@ class Fetching:
         upstream.confirming.watch(ask.credential_headers)
         self._began_at = time.monotonic()
         body = ask.body if fetch.body is None else fetch.body
-        fields = request_ids.shown(ask.fields, ask.id, secrets.token_hex(4))
-        async with upstream.client.open(ask.head.method, ask.head.path, fields, body) as response:
-            shown = (*ask.credential_headers, *ask.routing_headers)
-            upstream.heard(ask.asker, shown, response.status, time.monotonic())
+        fields = request_ids.shown(ask.fields, self.flight.id)
+        sender = upstream.sender(lambda: fetch.caption(self.flight.id, ask.head.run))
+        async with sender.open(ask.head.method, ask.head.path, fields, body) as response:
+            is_same = response.sent is None or ask.is_shown(response.sent, self._heads)
+            self._is_altered = response.is_altered or not is_same
+            if not self._is_altered:
+                shown = (*ask.credential_headers, *ask.routing_headers)
+                upstream.heard(ask.asker, shown, response.status, time.monotonic())
             self._exchange.counters.upstream_answers[response.status] += 1
             self.flight.greeting = response.greeting
             found = await self._take(response)
@@ -173,7 +185,7 @@ class Fetching:
         is_misunderstood = self._exchange.learn(fetch, landed)
         return None if is_misunderstood else self._land(Arrived(response.headers, landed))
 
-    async def _take(self, response: Response) -> BytesIO | Arrived | None:
+    async def _take(self, response: Answer) -> BytesIO | Arrived | None:
         """The body of an answer, to be read when its connection is free; or what was landed on the
         way."""
         body = BytesIO()
@@ -204,7 +216,9 @@ class Fetching:
         generations = landed.split.generations if landed.split else ()
         seconds = time.monotonic() - self._began_at
         samples = tuple(planning.samples(generations, time.time(), seconds))
-        arrived = replace(arrived, samples=samples)
+        if self._is_altered:
+            landed = replace(landed, refusal=landed.refusal or Reason.ALTERED)
+        arrived = replace(arrived, landed=landed, samples=samples)
         self._exchange.counters.samples_from_upstream += len(samples)
         flight.refusal, flight.answer = landed.refusal, arrived
         brings = {} if landed.refusal else planning.by_key(self._fetch.plan, samples)
@@ -226,6 +240,8 @@ class Fetching:
             return
         reason = Reason.UNREACHABLE if is_lost else Reason.CUT
         body = unreachable(self._upstream.url, str(error))
+        if isinstance(error, Killed):
+            reason, body = Reason.KILLED, killed(self._upstream.url)
         self._exchange.counters.upstream_errors[reason] += 1
         self.flight.refusal = reason
         self.flight.answer = Arrived(JSON, Landed(502, body, refusal=reason))

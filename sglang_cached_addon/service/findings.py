@@ -14,7 +14,7 @@ import orjson
 
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
-from sglang_cached_addon.core.outcome import Outcome, Saved
+from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
@@ -133,6 +133,18 @@ class Fetch:
         is_all = self.sent.total == self.plan.call.total and not any(self.sent.skip)
         return is_all and not self.is_shared
 
+    def caption(self, request_id: str, run: str) -> str:
+        """What it is for, in words for people."""
+        count = self.sent.total
+        samples = f"{count} sample{'s' * (count != 1)}"
+        if self.is_shared:
+            samples += " for equal calls"
+        elif not self.is_whole:
+            samples += f" of {self.plan.call.total}, the others are stored"
+        key = self.known.key[:SHOWN].hex()
+        named = (f"key {key}" * bool(key), f"run {run}" * bool(run))
+        return ", ".join([f"fetch {request_id}: {samples}", *filter(None, named)])
+
     @property
     def keys(self) -> frozenset[bytes]:
         """The pools that it fills."""
@@ -181,3 +193,10 @@ def unreachable(url: str, message: str) -> bytes:
         "stored answers are served meanwhile."
     )
     return error_body(502, "BadGateway", text)
+
+
+def killed(url: str) -> bytes:
+    """The body of a 502, where somebody in mitmproxy has ended the call to upstream."""
+    return error_body(
+        502, "BadGateway", f"sglang-cached: the call to {url} was killed in mitmproxy"
+    )

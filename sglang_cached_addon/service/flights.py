@@ -11,67 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.service.stream import Stream
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What people are told of a call to upstream."""
-
-    id: str | None
-    """The id of its request; None where it has none."""
-    api: str
-    path: str
-    model: str
-    """As the call names it."""
-    since: float
-    """When it began: Unix seconds."""
-    samples: int
-    """How many it asks for."""
-    run: str
-    """Empty for none."""
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """One call to upstream."""
-
-    keys: Collection[bytes]
-    """The names of the pools that it fills."""
-    identity: Hashable = None
-    """Calls of one identity have one answer."""
-    stamp: Hashable = None
-    """What it brings counts while this does."""
-    credential: bytes = b""
-    """The credential of the client that began it."""
-    stream: Stream | None = None
-    """The events of a streamed fetch."""
-    is_addition: bool = True
-    """What it brings is an addition to what is stored, and does not replace that."""
-    task: asyncio.Task[None] | None = None
-    greeting: asyncio.Future[Any] | None = None
-    """What upstream says of itself on the connection that its answer comes on."""
-    is_flying: bool = True
-    """Upstream has not answered, or not in full."""
-    clients: int = 0
-    """How many clients want what it brings."""
-    errand: Errand | None = None
-    """What it is, for people."""
-    brings: Mapping[bytes, Sequence[Sample]] = field(default_factory=dict)
-    """The samples of each pool, once it has landed."""
-    unstored: dict[bytes, Sequence[Sample]] = field(default_factory=dict)
-    """Those of these samples that are not in the store yet."""
-    refusal: Reason | None = None
-    """Why what it brings is not stored, as far as its answer says."""
-    dropped: Reason | None = None
-    """Why what it has brought was not stored in the end."""
-    answer: Any = None
-    """What upstream answered, as an `Arrived`, which this module does not know."""
+from sglang_cached_addon.service.flight import Flight
 
 
 class Drawer(Protocol):
@@ -100,8 +45,7 @@ class Flights:
         self._by_identity: dict[Hashable, Flight] = {}
         """The flights that others may wait for, by what their answers have in common."""
         self._landed: dict[bytes, list[Flight]] = {}
-        """The flights that have landed and are not yet stored, by key, in the order in which they
-        landed."""
+        """Those that have landed and are not yet stored, by key, in the order of their landing."""
         self._waiters: dict[bytes, list[_Waiter]] = {}
 
     def __len__(self) -> int:
@@ -136,9 +80,10 @@ class Flights:
         """Whether something is on its way to the store."""
         return bool(self._landed)
 
-    def busy(self, keys: Collection[bytes]) -> set[bytes]:
-        """The keys of those pools that are being filled."""
-        return {key for key in keys if key in self._by_key} if self._by_key else set()
+    def busy(self, keys: Collection[bytes]) -> dict[bytes, Flight]:
+        """What fills those of the pools that are being filled, by their keys."""
+        by_key = self._by_key
+        return {key: by_key[key] for key in keys if key in by_key} if by_key else {}
 
     @property
     def unconfirmed(self) -> int:
@@ -213,8 +158,7 @@ class Flights:
 
     def stored(self, flight: Flight, addition: Addition) -> None:
         """Some of what it has brought for a pool is in the store."""
-        left = flight.unstored[addition.key][len(addition.samples) :]
-        flight.unstored[addition.key] = left
+        flight.unstored[addition.key] = flight.unstored[addition.key][len(addition.samples) :]
         if addition.is_last:
             self._settle(flight, addition.key)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.service.claims import Claim, View, lacks_of
 from sglang_cached_addon.service.findings import Known
-from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.flight import Flight
+from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.lookup import Lookup
 
 

@@ -19,7 +19,7 @@ from sglang_cached_addon.service.asking import Answer, Ask, Reply
 from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Fetching, Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Known
-from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.gathering import Others
 from sglang_cached_addon.service.merging import MISUNDERSTOOD, Merge
 from sglang_cached_addon.service.reusing import Reusing
@@ -106,9 +106,9 @@ class Pursuit:
             return Reuse()
         if self.terms.denial:
             return LookFurther()
-        busy = set() if self.is_alone else self.means.flights.busy(needs)
+        busy = {} if self.is_alone else self.means.flights.busy(needs)
         if busy and (self.waits_for_any or len(busy) == len(needs)):
-            return Wait({key: needs[key] for key in busy})
+            return Wait({key: needs[key] for key in busy}, tuple(dict.fromkeys(busy.values())))
         if self.claim and not self.is_alone and self._others is None and not self.claim.is_far():
             return Gather(tuple(needs))
         others = self._others.lacks(needs) if self._others else {}
@@ -132,15 +132,16 @@ class Pursuit:
                 return None
             case Gather(keys):
                 assert self.claim
-                gathering, flights = self.means.gathering, self.means.flights
-                self._others = await gathering.others(flights, self.claim, keys)
+                gathering = self.means.gathering
+                self._others = await gathering.others(self.means.flights, self.claim, keys)
                 return None
             case Reuse():
                 self.plan = await self._reusing.look(self.plan)
                 return None
             case LookFurther():
                 return await self._look_further()
-            case Wait(needs):
+            case Wait(needs, flights):
+                self.ask.joins(*flights)
                 flight = await self.means.flights.wait(needs, self.claim)
                 self.has_waited = True
                 return self.after(flight)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.findings import Fetch
-from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.flight import Flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Wait:
 
     needs: Mapping[bytes, int]
     """The sizes that pools are to have, by their keys."""
+    flights: tuple[Flight, ...]
+    """What is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

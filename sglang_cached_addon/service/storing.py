@@ -15,7 +15,8 @@ from sglang_cached_addon.core.call_head import Fields
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Fetch
-from sglang_cached_addon.service.flights import Flight, Flights
+from sglang_cached_addon.service.flight import Flight
+from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.pauses import pausing
 from sglang_cached_addon.upstream import Upstream
 

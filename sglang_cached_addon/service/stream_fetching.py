@@ -22,7 +22,8 @@ from sglang_cached_addon.service.findings import Fetch, Landed
 from sglang_cached_addon.service.merging import MERGE_SECONDS
 from sglang_cached_addon.service.relay import Relay
 from sglang_cached_addon.service.stream import Stream
-from sglang_cached_addon.wire.connection import Broken, Response
+from sglang_cached_addon.wire.connection import Broken
+from sglang_cached_addon.wire.observing import Answer
 
 GRACE_SECONDS = 1.0
 """How long the body of a stream may go on behind its terminator."""
@@ -36,11 +37,11 @@ class StreamFetching(Fetching):
         self.stream = Stream(planning.stored_choices(fetch.plan))
         super().__init__(means, ask, fetch, self.stream, is_alone=is_alone)
 
-    def _take(self, response: Response) -> Coroutine[Any, Any, BytesIO | Arrived | None]:
+    def _take(self, response: Answer) -> Coroutine[Any, Any, BytesIO | Arrived | None]:
         """As `Fetching` has it; upstream may refuse to stream, or fail."""
         return self._publish(response) if _is_stream(response) else super()._take(response)
 
-    async def _publish(self, response: Response) -> Arrived | None:
+    async def _publish(self, response: Answer) -> Arrived | None:
         """Publishes the events of a stream as they come, and reads what they come to."""
         if self._is_of_two():
             return None
@@ -108,7 +109,7 @@ class StreamFetching(Fetching):
         return self._exchange.land_stream(self._fetch, relay)
 
 
-def _is_stream(response: Response) -> bool:
+def _is_stream(response: Answer) -> bool:
     fields = {name.lower(): value for name, value in response.headers}
     media_type = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
     is_plain = b"content-encoding" not in fields

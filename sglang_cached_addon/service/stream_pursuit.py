@@ -19,7 +19,7 @@ from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Fetch, Known
-from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.relay import Event, View
 from sglang_cached_addon.service.steps import Follow, Lead, PassOn, Step
@@ -61,6 +61,7 @@ class StreamPursuit(Pursuit):
         assert stream
         outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key)
         self.has_waited = True
+        ask.joins(flight)
         with ExitStack() as exits:
             exits.enter_context(self.means.flights.wanted(flight))
             reader = stream.reader()  # from now on each event

@@ -28,6 +28,7 @@ from sglang_cached_addon.upstream.model import Model
 from sglang_cached_addon.upstream.single import within
 from sglang_cached_addon.wire.client import Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers
+from sglang_cached_addon.wire.observing import Observer, Sender
 
 __all__ = ["Health", "Update", "Upstream"]
 
@@ -51,9 +52,12 @@ class Upstream:
         salt: int = 0,
         entered: Callable[[Upstream], object] = lambda upstream: None,
         probes: Probes = lambda asker: (),
+        observer: Observer | None = None,
     ) -> None:
-        """`entered` and `salt` are as `Model` has them, `probes` as `Gate`."""
+        """`entered` and `salt` are as `Model` has them, `probes` as `Gate`; the `observer` sees
+        what is sent."""
         self.url = url
+        self.observer = observer
         self._updates = Updates(self._updated)
         self.model = Model(
             url,
@@ -63,11 +67,11 @@ class Upstream:
             salt=salt,
             entered=lambda: entered(self),
         )
-        self.gate = Gate(Client(url, tls=tls), probes, self.model.opened)
+        self.gate = Gate(Client(url, tls=tls, observer=observer), probes, self.model.opened)
         for asker in self.model.open:
             self.gate.admission.recall(asker)
         self.inquiry = Inquiry(
-            Questions(url, tls), self.model, self.gate, interval, is_offline=is_offline
+            Questions(url, tls, observer), self.model, self.gate, interval, is_offline=is_offline
         )
         self.confirming = Confirming(self.inquiry, self.model, self._updates)
         self.client = Client(
@@ -76,6 +80,7 @@ class Upstream:
             keeps_host=keeps_host,
             greet=self.confirming.greet,
             is_lasting=self.confirming.is_lasting,
+            observer=observer,
         )
         """The client that asks upstream for anything but its identity."""
         self.model.enter()
@@ -84,6 +89,12 @@ class Upstream:
     def epochs(self) -> Epochs:
         """The epochs of all models and adapters, which proxies with one store share."""
         return self.model.epochs
+
+    def sender(self, caption: Callable[[], str]) -> Sender:
+        """What sends a call; the observer sees that, with the caption."""
+        if self.observer and self.observer.is_there:
+            return self.observer.around(self.client, caption())
+        return self.client
 
     def seen(self, is_up: bool) -> None:
         """Notes whether a call has reached upstream."""

@@ -21,6 +21,7 @@ from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.wire.client import Ask, Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers, WholeResponse
+from sglang_cached_addon.wire.observing import Observer
 
 # Routes that say who answers, in the order in which they are tried. The second is what older
 # versions have, the third what anything that speaks OpenAI's API has.
@@ -76,8 +77,10 @@ class Said:
 class Questions:
     """Asks upstream who it is."""
 
-    def __init__(self, url: str, tls: ssl.SSLContext | None) -> None:
-        self._client = Client(url, tls=tls)
+    def __init__(
+        self, url: str, tls: ssl.SSLContext | None, observer: Observer | None = None
+    ) -> None:
+        self._client = Client(url, tls=tls, observer=observer)
         self._lock = asyncio.Lock()
         self._info_path: str | None = None
         self._words: Words | None = None

@@ -8,27 +8,24 @@ nobody wants the answer any more.
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from sglang_cached_addon.core import runs
-from sglang_cached_addon.wire import descriptors
+from sglang_cached_addon.wire import descriptors, outgoing
 from sglang_cached_addon.wire.connection import (
-    HOP_BY_HOP,
     Broken,
     Connection,
     Headers,
     Response,
     WholeResponse,
-    named_in_connection,
-    what_failed,
 )
-from sglang_cached_addon.wire.heads import FIELD
+from sglang_cached_addon.wire.failures import what_failed
 from sglang_cached_addon.wire.location import PORTS
+from sglang_cached_addon.wire.observing import Observer
+from sglang_cached_addon.wire.outgoing import Request
 
 CONNECT_SECONDS = 10.0
 """How many seconds it may take to connect."""
@@ -38,18 +35,6 @@ IDLE_SECONDS = 4.0
 
 MAX_IDLE = 256
 """How many idle connections are kept."""
-
-# The client's fields that are not passed on: those of its connection, and those that are written
-# here anew, or are for the cache.
-_NOT_PASSED_ON = HOP_BY_HOP | {
-    b"expect",
-    b"host",
-    b"content-length",
-    b"accept-encoding",
-    runs.HEADER,
-}
-
-_TARGET = re.compile(r"[\x21-\x7e]+")
 
 
 class Unreachable(Exception):
@@ -77,19 +62,22 @@ class Client:
         greet: Greet | None = None,
         is_lasting: Callable[[Any], bool] = lambda said: True,
         idle_seconds: float = IDLE_SECONDS,
+        observer: Observer | None = None,
     ) -> None:
         """`url` is scheme://host[:port]. `tls` is how an https server is spoken to, if not with the
         system's certificates. `keeps_host` says that upstream is told the host that the client has
         asked for. `greet` asks the server something on each connection, behind the first answer,
-        and behind later ones unless what the server has said `is_lasting`."""
+        and behind later ones unless what the server has said `is_lasting`. The `observer` sees what
+        is asked with `ask`, and to greet."""
         parts = urlsplit(url)
-        self._host = parts.hostname or ""
-        self._port = parts.port or PORTS[parts.scheme]
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        is_default = self._port == PORTS[parts.scheme]
-        self.authority = (host if is_default else f"{host}:{self._port}").encode()
-        is_https = parts.scheme == "https"
-        self._ssl = (tls or ssl.create_default_context()) if is_https else None
+        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+        self.address = (host, port)
+        written = f"[{host}]" if ":" in host else host
+        is_default = port == PORTS[parts.scheme]
+        self.authority = (written if is_default else f"{written}:{port}").encode()
+        self.is_https = parts.scheme == "https"
+        self._ssl = (tls or ssl.create_default_context()) if self.is_https else None
+        self._observer = observer
         self._keeps_host = keeps_host
         self._greet = greet
         self._is_lasting = is_lasting
@@ -104,7 +92,7 @@ class Client:
     ) -> AsyncIterator[Response]:
         """Sends a request, with the client's own header fields, and gives the response as soon as
         its head has come. Raises `Unreachable` or `Broken`."""
-        request = self._request(method, path, headers, body)
+        request = outgoing.written(self.request(Request(method, path, headers, body)))
         connection, response = await self._exchange(method, request)
         try:
             yield response
@@ -117,8 +105,21 @@ class Client:
         self, method: str, path: str, headers: Headers, body: bytes = b""
     ) -> WholeResponse:
         """Sends a request, and gives its whole answer. Raises `Unreachable` or `Broken`."""
-        async with self.open(method, path, headers, body) as response:
-            return await response.whole()
+
+        async def whole() -> WholeResponse:
+            async with self.open(method, path, headers, body) as response:
+                return await response.whole()
+
+        return await self._seen(Request(method, path, headers, body), whole())
+
+    async def _seen(
+        self, asked: Request, coming: Coroutine[Any, Any, WholeResponse]
+    ) -> WholeResponse:
+        """The answer that comes, which the observer may see."""
+        observer = self._observer
+        if observer and observer.sees_questions:
+            return await observer.question(self, asked, coming)
+        return await coming
 
     def close(self) -> None:
         """Closes the idle connections at once, and those in use when they are done."""
@@ -129,21 +130,9 @@ class Client:
         while self._idle:
             self._idle.pop().close()
 
-    def _request(self, method: str, path: str, headers: Headers, body: bytes) -> bytes:
-        """A request in bytes. Raises `Broken` for one that cannot be sent."""
-        if not _TARGET.fullmatch(path):
-            raise Broken("the request cannot be sent: its target has more than visible characters")
-        dropped = _NOT_PASSED_ON | named_in_connection(headers)
-        hosts = [value for name, value in headers if name.lower() == b"host"]
-        host = hosts[0] if self._keeps_host and hosts else self.authority
-        lines = [b"%b %b HTTP/1.1" % (method.encode(), path.encode()), b"Host: " + host]
-        lines += [b"%b: %b" % field for field in headers if field[0].lower() not in dropped]
-        lines.append(b"Accept-Encoding: identity")  # it is read as it passes
-        if body or method in ("POST", "PUT", "PATCH"):
-            lines.append(b"Content-Length: %d" % len(body))
-        if not all(map(FIELD.fullmatch, lines[1:])):
-            raise Broken("the request cannot be sent: a header field cannot be written")
-        return b"%b\r\n\r\n%b" % (b"\r\n".join(lines), body)
+    def request(self, asked: Request) -> Request:
+        """A request with all of its header fields, as it goes out."""
+        return outgoing.complete(asked, self.authority, keeps_host=self._keeps_host)
 
     async def _exchange(self, method: str, request: bytes) -> tuple[Connection, Response]:
         """Sends a request, and waits for the head of its answer."""
@@ -185,11 +174,15 @@ class Client:
         """Greets the server, and keeps the connection if it can be used after that."""
 
         async def ask(method: str, path: str, headers: Headers) -> WholeResponse:
-            request = self._request(method, path, headers, b"")
-            whole = await (await connection.exchange(method, request)).whole()
+            asked = Request(method, path, headers, b"")
+            return await self._seen(asked, whole(asked))
+
+        async def whole(asked: Request) -> WholeResponse:
+            request = outgoing.written(self.request(asked))
+            answer = await (await connection.exchange(asked.method, request)).whole()
             if not connection.finish():
                 raise Broken("it does not keep the connection")
-            return whole
+            return answer
 
         said = None
         try:
@@ -217,7 +210,7 @@ class Client:
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
                     _, connection = await asyncio.get_running_loop().create_connection(
-                        Connection, self._host, self._port, ssl=self._ssl
+                        Connection, *self.address, ssl=self._ssl
                     )
             except TimeoutError:
                 raise Unreachable(f"no connection within {CONNECT_SECONDS:.0f} s") from None

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import socket
-import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_cached_addon.wire.failures import what_failed
 from sglang_cached_addon.wire.heads import FramingError, ResponseHead
 from sglang_cached_addon.wire.responses import Responses
 
@@ -55,6 +53,10 @@ class WholeResponse:
 class Response:
     """A response whose body comes in pieces."""
 
+    sent = None
+    is_altered = False
+    """Nobody has changed it: as `observing.Answer` has it."""
+
     def __init__(self, connection: Connection, head: ResponseHead) -> None:
         self._connection = connection
         self.greeting = connection.greeting
@@ -63,6 +65,13 @@ class Response:
         self.status = head.status
         dropped = HOP_BY_HOP | named_in_connection(head.fields)
         self.headers = tuple([field for field in head.fields if field[0].lower() not in dropped])
+
+    @property
+    def ends(self) -> tuple[Any, Any, float]:
+        """The connection's socket addresses, ours and the server's, and when it was made: Unix
+        seconds."""
+        of = self._connection
+        return *map(of.transport.get_extra_info, ("sockname", "peername")), of.made_at
 
     def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Broken`."""
@@ -77,7 +86,7 @@ class Response:
 class Connection(asyncio.BufferedProtocol):
     """A connection that carries one request after the other."""
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.number = next(_numbers)
@@ -100,7 +109,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self.transport = transport
+        self.made_at = time.time()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _VIEW
@@ -109,7 +119,7 @@ class Connection(asyncio.BufferedProtocol):
         self._responses.receive(_VIEW[:nbytes])
         if self._responses.held > MAX_HELD:
             self._is_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
         self._tell()
 
     def eof_received(self) -> None:
@@ -143,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
             self._responses.expect(method)
             # The system takes as much at once as it can. The rest goes while the answer is waited
             # for, which may come before the server has read the body, if it ever reads it.
-            self._transport.write(request)
+            self.transport.write(request)
             return Response(self, await self._head())
         except BaseException:
             self.abort()
@@ -174,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
         data = b"".join(self._responses.pieces())
         if self._is_paused:
             self._is_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
         return data
 
     async def _receive(self, too_short: str) -> None:
@@ -196,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         """Ends the present exchange. Gives whether there can be another one."""
         if not self._responses.keeps:
             return False
-        if self._transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size():
             return False  # answered before the body was sent
         self.is_fresh = False
         self._idle_since = time.monotonic()
@@ -206,7 +216,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether an idle connection is still open, not idle for too long, and without bytes that
         would belong to no request."""
         is_young = time.monotonic() - self._idle_since < idle_seconds
-        return is_young and self._responses.keeps and not self._transport.is_closing()
+        return is_young and self._responses.keeps and not self.transport.is_closing()
 
     def greeted(self, said: Any) -> None:
         """Notes what the greeting gave, or None where the server cannot be greeted."""
@@ -215,7 +225,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Hangs up."""
-        self._transport.abort()
+        self.transport.abort()
 
     def close(self) -> None:
         """Hangs up, and the server is not greeted any more."""
@@ -227,16 +237,3 @@ def named_in_connection(headers: Headers) -> set[bytes]:
     """The lower-case names of fields that `Connection` says are of the connection."""
     values = [value for name, value in headers if name.lower() == b"connection"]
     return {name.strip().lower() for value in values for name in value.split(b",")}
-
-
-def what_failed(error: OSError) -> str:
-    """What has failed, for people."""
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
-    if error.errno is None:  # asyncio's summary of several attempts
-        text = str(error) or type(error).__name__
-        return "no address of it can be connected to" if "Multiple" in text else text
-    # asyncio's own words for a refused connection say less than the system's; those for a name
-    # that is not known are the system's.
-    is_name = isinstance(error, socket.gaierror)
-    return str(error.strerror) if is_name else os.strerror(error.errno)

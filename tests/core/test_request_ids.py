@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sglang_cached_addon.core.request_ids import Ids, of_client, shown
+from sglang_cached_addon.core.request_ids import Ids, is_for, of_client, of_fetch, shown
 from tests.tables import each
 
 
@@ -32,5 +32,7 @@ def test_ids() -> None:
 def test_shown() -> None:
     """Upstream is shown an id that is of one fetch alone, in place of the client's."""
     fields = ((b"a", b"1"), (b"X-Request-ID", b"mine"), (b"x-request-id", b"too"))
-    assert shown(fields, b"mine", "7") == ((b"a", b"1"), (b"X-Request-Id", b"mine.7"))
-    assert shown(fields, b"", "7") == fields
+    fetch = of_fetch(b"mi.ne", "7")
+    assert shown(fields, fetch) == ((b"a", b"1"), (b"X-Request-Id", b"mi.ne.7"))
+    assert (is_for(fetch, b"mi.ne"), is_for(fetch, b"mi")) == (True, False)
+    assert shown(fields, of_fetch(b"", "7")) == fields

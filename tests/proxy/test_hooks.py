@@ -14,6 +14,8 @@ import pytest
 from mitmproxy.http import HTTPFlow, Response
 
 from sglang_cached_addon.addon import SglangCached
+from sglang_cached_addon.core.outcome import Kind
+from sglang_cached_addon.proxy.verdicts import MARKERS
 from tests.replayer import Replayer, replaying
 from tests.simulator import Fault, Simulator
 from tests.test_addon import PAIR, addon, make_flow, master, running_addon
@@ -61,10 +63,11 @@ def test_people_recognise_a_hit(addon: SglangCached, upstream: Replayer, tmp_pat
             return flows
 
     miss, hit = asyncio.run(run())
-    key = r'key="[0-9a-f]{32}"'
+    key = "key [0-9a-f]{32}"
     assert (miss.is_replay, hit.is_replay) == (None, "response")
-    assert re.fullmatch(f"cache: fwd=miss; stored; {key}", miss.comment)
-    assert re.fullmatch(f"cache: hit; {key}", hit.comment)
+    assert re.fullmatch(rf"cache: miss 0/1, fetch \S+, {key}", miss.comment)
+    assert re.fullmatch(f"cache: hit 1/1, {key}", hit.comment)
+    assert [flow.marked for flow in (miss, hit)] == [MARKERS[Kind.MISS], MARKERS[Kind.HIT]]
     assert hit.response and miss.response
     assert hit.response.content == miss.response.content
     assert len(upstream.received) == 1

@@ -10,7 +10,7 @@ from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service import steps
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Known
-from sglang_cached_addon.service.flights import Flight
+from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.stream import Stream
 from sglang_cached_addon.service.stream_pursuit import StreamPursuit
@@ -46,7 +46,7 @@ async def test_steps(stage: Stage) -> None:
     # Others fetch what is short, or a part of it.
     others = Flight([one.known.keys[0]])
     flights.begin(others, alone=False)
-    assert one.decide() == steps.Wait({one.known.keys[0]: 1})
+    assert one.decide() == steps.Wait({one.known.keys[0]: 1}, (others,))
     lead = both.decide()
     assert isinstance(lead, steps.Lead)
     assert lead.fetch.keys == {both.known.keys[1]}
