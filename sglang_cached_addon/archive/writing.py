@@ -7,7 +7,7 @@ and keep when they were made. Needs the folder for itself. Synchronous.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,13 @@ class Taken:
     """Those that were added."""
     present: int = 0
     """Samples that were there already."""
+
+    def sentence(self, folder: Path) -> str:
+        """The same for people."""
+        return (
+            f"{folder}: {self.samples} samples added to {self.entries} entries, "
+            f"{self.present} were there already"
+        )
 
 
 class Writing:
@@ -84,19 +91,24 @@ class Writing:
         present = self._journal.read(pool.key, waits=True) if pool.key in index else []
         if present is None:
             raise StoreError(f"cannot read {self._journal.path}")
-        missing = without(pool.samples, present, is_dated=pool.dialect != FAMILY)
-        self.taken.present += len(pool.samples) - len(missing)
-        if not missing:
-            return
-        start, kept = index.end(pool.key), 0
+        is_family = pool.dialect == FAMILY
+        missing = without(pool.samples, present, is_dated=not is_family)
+        if missing:
+            self._add(pool, missing)
+        if not is_family:  # those are of no call
+            self.taken.entries += bool(missing)
+            self.taken.samples += len(missing)
+            self.taken.present += len(pool.samples) - len(missing)
+
+    def _add(self, pool: Addition, missing: Sequence[Sample]) -> None:
+        index = self._journal.index
         content = b"" if pool.key in index else pool.content
+        start, kept = index.end(pool.key), 0
         places = range(start, start + len(missing))
         for stop in placing.line_ends(places, missing):
             line = Addition(pool.key, pool.dialect, content, missing[kept:stop])
             self._append(line, places[kept])
             content, kept = b"", stop
-        self.taken.entries += 1
-        self.taken.samples += len(missing)
 
     def _append(self, line: Addition, slot: int) -> None:
         if room := self._journal.room():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sglang_cached_addon.cli import completing
 from sglang_cached_addon.cli.frame import about_a_cache
 from sglang_cached_addon.cli.output import Output
 from sglang_cached_addon.cli.reach import Cache
@@ -11,7 +12,7 @@ from sglang_cached_addon.cli.reach import Cache
 
 @click.command()
 @about_a_cache(changes=True)
-@click.argument("model", metavar="current|other|all|MODEL")
+@click.argument("model", metavar="current|other|all|MODEL", shell_complete=completing.models)
 @click.option("--yes", is_flag=True, help="Do not ask before.")
 def clear(cache: Cache, output: Output, model: str, yes: bool) -> None:
     """Remove what is stored of the current model, of every other, of one by its name, or all."""

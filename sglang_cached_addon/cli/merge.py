@@ -35,10 +35,7 @@ def merge(output: Output, folders: tuple[str, ...], into: str) -> None:
         raise click.BadParameter("is one of the folders to be merged", param_hint="--into")
     merged = merge_folders(sources, target)
     taken = merged.taken
-    lines = [
-        f"{target}: {taken.samples} samples added to {taken.entries} entries, "
-        f"{taken.present} were there already"
-    ]
+    lines = [taken.sentence(target)]
     if merged.runs:
         lines.append(f"{merged.runs} runs of {sources[0]} go on; those of others begin anew")
     if merged.broken:

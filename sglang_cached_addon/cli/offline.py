@@ -57,7 +57,7 @@ class Offline:
         except (ValueError, StoreError) as e:
             self._runner.close()
             raise CacheError(str(e)) from None
-        self._reports = Reports(self._parts, settings, None, time.monotonic())
+        self._settings = settings
 
     def ask(
         self, method: str, path: str, query: Mapping[str, Any] = {}, body: Any = None
@@ -69,7 +69,8 @@ class Offline:
         asked = urlencode({name: value for name, value in query.items() if value is not None})
         data = b"" if body is None else orjson.dumps(body)
         request = routes.Request(method, path, asked, data)
-        answer = self._runner.run(routes.answer(route, request, HERE, "", self._reports))
+        reports = Reports(self._parts, self._settings, None, time.monotonic(), time=time.time())
+        answer = self._runner.run(routes.answer(route, request, HERE, "", reports))
         return read(answer.status, answer.body, path)
 
     def close(self) -> None:

@@ -77,4 +77,6 @@ def read(status: int, raw: bytes, name: str) -> dict[str, Any]:
         return value
     error = value.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    raise CacheError(str(message or f"{name}: status {status}"))
+    keys = ", ".join(value.get("keys", ()))
+    said = str(message or f"{name}: status {status}")
+    raise CacheError(f"{said}: {keys}" if keys else said)

@@ -6,6 +6,7 @@ command.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -75,8 +76,12 @@ def table(
         yield line.rstrip()[:width]
 
 
+_NUMBER = re.compile(r"-?|\d[\d.]{0,9}( \w+)?")
+"""A number with a unit or none, as it is shown; a key is longer."""
+
+
 def _is_number(text: str) -> bool:
-    return text[:1].isdigit() or text in ("", "-")
+    return _NUMBER.fullmatch(text) is not None
 
 
 def members(pairs: Iterable[tuple[str, object]]) -> Iterable[str]:
@@ -89,6 +94,11 @@ def members(pairs: Iterable[tuple[str, object]]) -> Iterable[str]:
 def shown_text(text: str, limit: int = WIDEST) -> str:
     """Text that somebody has sent, in one line."""
     return printable(" ".join(text.split()), limit)
+
+
+def shown_lines(text: str) -> Iterable[str]:
+    """Text that somebody has sent, in its lines."""
+    return (printable(line, len(line)) for line in text.split("\n"))
 
 
 def shown_size(count: float) -> str:

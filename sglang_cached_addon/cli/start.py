@@ -23,6 +23,8 @@ def flag(option: Option) -> click.Option:
         kind = click.IntRange(min=int(option.bounds[0]))
     elif option.bounds:
         kind, default = click.FloatRange(*option.bounds), {"default": float(str(option.default))}
+    elif option.metavar in ("FILE", "FOLDER"):
+        kind = click.Path()
     elif option.type is bool:
         default = {"default": False}
     elif option.is_many or option.default is None:

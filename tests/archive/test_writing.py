@@ -79,7 +79,9 @@ def test_what_is_equal(
 def test_variants_of_families(tmp_path: Path) -> None:
     """Which variants of calls there were is known once, whenever that was noted."""
     take(tmp_path, Addition(A, FAMILY, b"", [sample(1, 1.0)]))
-    assert take(tmp_path, Addition(A, FAMILY, b"", [sample(1, 2.0), sample(2, 2.0)])).samples == 1
+    more = Addition(A, FAMILY, b"", [sample(1, 2.0), sample(2, 2.0)])
+    assert take(tmp_path, more) == Taken()
+    assert pools(tmp_path)[A].samples == [sample(1, 1.0), sample(2, 2.0)]
 
 
 STATE = {"epochs": {"last": 3}, "models": {"f": "tiny"}}

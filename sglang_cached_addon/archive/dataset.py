@@ -1,0 +1,54 @@
+"""Chats, as data sets for training have them: the messages that were sent, and a sample's answer.
+
+Pure. A prompt that is no chat is the message of a user. What has no text of its own, as a prompt of
+token ids, is no chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from sglang_cached_addon.catalog.entry import Entry
+
+_OF_CALL = ("tools", "parallel_tool_calls")
+_OF_ANSWER = ("content", "refusal", "tool_calls", "function_call")
+_OF_TOOL_CALL = ("id", "type", "function")
+"""Members that data sets have, too; servers add others."""
+
+
+def chats(entry: Entry) -> Iterator[dict[str, Any]]:
+    """A chat for each sample of an entry; none where it has no text."""
+    call = entry.call or {}
+    messages = call.get("messages")
+    prompt = call.get("text", call.get("prompt"))
+    if not isinstance(messages, list):
+        if not isinstance(prompt, str):
+            return
+        messages = [{"role": "user", "content": prompt}]
+    others = {name: call[name] for name in _OF_CALL if call.get(name) is not None}
+    for sample in entry.samples:
+        message = _message(orjson.loads(sample.answer))
+        if message is None:
+            text = entry.said(sample)
+            if call.get("echo") and isinstance(prompt, str):
+                text = text.removeprefix(prompt)
+            message = {"content": text}
+        yield {"messages": [*messages, {"role": "assistant", **message}], **others}
+
+
+def _message(answer: Any) -> dict[str, Any] | None:
+    """What an assistant has said, as OpenAI's chats have it; None where it is no such answer."""
+    try:
+        message = answer["choices"][0]["message"]
+        found = {name: message[name] for name in _OF_ANSWER if message.get(name) is not None}
+        if "tool_calls" in found:
+            found["tool_calls"] = [
+                {name: one[name] for name in _OF_TOOL_CALL if name in one}
+                for one in found["tool_calls"]
+            ]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None
+    return found or {"content": ""}
