@@ -6,7 +6,6 @@ Exit codes: 0, 1 if a call has failed or was not sent, 2 for a file with somethi
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 import time
@@ -68,6 +67,8 @@ def warm(
     file: IO[bytes],
 ) -> None:
     """Send the calls in FILE, one a line, through the proxy, so that they are stored."""
+    import asyncio  # takes its time, as what follows
+
     from sglang_cached_addon.cli import warming
 
     headers = [(b"Content-Type", b"application/json"), *map(_field, header)]
