@@ -52,7 +52,8 @@ IO_MODULES = {
 }  # fmt: skip
 PURE_ROOMS = {"core", "wire", "dialects", "admin"}
 PURE = {
-    "settings.py", "option.py", "cli/diagnosis.py", "proxy/start.py",
+    "settings.py", "option.py", "cli/diagnosis.py", "cli/server_diagnosis.py",
+    "proxy/start.py",
     "service/exchange.py", "service/flights.py",
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",
     "upstream/belief.py", "upstream/changes.py", "store/placing.py", "store/journal/index.py",

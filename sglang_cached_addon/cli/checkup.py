@@ -1,7 +1,7 @@
-"""What `sglang-cached doctor` looks at: programs, machine, folder, server, other proxies.
+"""What `sglang-cached doctor` looks at: programs, machine, folder, proxy, and other servers.
 
 Finds out, and decides nothing: `diagnosis` does. Changes nothing, and so works beside a running
-proxy; the server behind is sent the smallest call of each route.
+proxy.
 """
 
 from __future__ import annotations
@@ -16,33 +16,22 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from sglang_cached_addon import dialects
-from sglang_cached_addon.cli import diagnosis
-from sglang_cached_addon.cli.diagnosis import Finding, Folder, Holder, Server
+from sglang_cached_addon.cli import diagnosis, server_diagnosis
+from sglang_cached_addon.cli.diagnosis import Finding, Folder, Holder
 from sglang_cached_addon.cli.online import Online
 from sglang_cached_addon.cli.reach import CacheError
-from sglang_cached_addon.core.identity import Identity
+from sglang_cached_addon.cli.server_checkup import ask_redis, ask_server
 from sglang_cached_addon.store.files import FILE_MODE, Owner, owner_of
 from sglang_cached_addon.store.state import StateFile
-from sglang_cached_addon.upstream.asking import Questions
 from sglang_cached_addon.upstream.facts import Facts
 from sglang_cached_addon.wire import descriptors
-from sglang_cached_addon.wire.client import Client, Unreachable
-from sglang_cached_addon.wire.connection import Broken, Headers
-from sglang_cached_addon.wire.tls import tls_context
 
 OURS = ("cache.jsonl", "cache.index", "state.json", "runs.jsonl", "cache.lock")
 """Files of a folder that are looked at."""
-
-PROBE_SECONDS = 10.0
-"""How long a call may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +61,13 @@ def examine(patient: Patient) -> Iterator[Finding]:
     url = patient.url or (proxy or {}).get("upstream") or _last_url(patient.folder)
     skew = None
     if url:
-        server, skew = asyncio.run(_ask_server(url, patient))
-        yield from diagnosis.upstream(server)
+        server, skew = asyncio.run(ask_server(url, patient.api_key, insecure=patient.insecure))
+        yield from server_diagnosis.upstream(server)
     else:
-        yield diagnosis.no_server()
+        yield server_diagnosis.no_server()
     yield diagnosis.clock(time.time(), _newest(patient.folder), skew)
     if patient.store:
-        yield asyncio.run(_ask_redis(patient.store))
+        yield asyncio.run(ask_redis(patient.store))
 
 
 # This process and the proxy's
@@ -185,68 +174,3 @@ def _last_url(path: Path) -> str:
     with suppress(OSError, ValueError):
         return Facts.read(StateFile(path, is_ours=False).load()).url
     return ""
-
-
-# Other servers
-
-
-async def _ask_server(url: str, patient: Patient) -> tuple[Server, float | None]:
-    """What a server says, and how far its clock is ahead of ours, in seconds."""
-    headers: Headers = ()
-    if patient.api_key:
-        headers = ((b"Authorization", f"Bearer {patient.api_key}".encode()),)
-    tls = tls_context(insecure=patient.insecure) if url.startswith("https:") else None
-    with closing(Questions(url, tls)) as questions, closing(Client(url, tls=tls)) as client:
-        said = await questions.round(headers)
-        if said.identity is None:
-            return Server(url, said.verdict), None
-        statuses, skew = await _probe(client, headers, said.identity)
-        return Server(url, said.verdict, said.identity, statuses), skew
-
-
-async def _probe(
-    client: Client, headers: Headers, identity: Identity
-) -> tuple[dict[str, int | None], float | None]:
-    """What comes of the smallest call of each route, and how far the clock is ahead."""
-    statuses: dict[str, int | None] = {}
-    skew = None
-    fields = (*headers, (b"Content-Type", b"application/json"))
-    for (method, path), dialect in dialects.installed().items():
-        if method != "POST":
-            continue
-        body = orjson.dumps(dialect.probes(identity.model)[0])
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                answer = await client.ask("POST", path, fields, body)
-        except (Unreachable, Broken, TimeoutError):
-            statuses[path] = None
-        else:
-            statuses[path] = answer.status
-            skew = _ahead(answer.headers) if skew is None else skew
-    return statuses, skew
-
-
-def _ahead(fields: Headers) -> float | None:
-    for name, value in fields:
-        if name.lower() == b"date":
-            with suppress(ValueError):
-                return parsedate_to_datetime(value.decode("latin-1")).timestamp() - time.time()
-    return None
-
-
-async def _ask_redis(url: str) -> Finding:
-    from sglang_cached_addon.store.redis.server import Away, SharedServer
-
-    try:
-        server = SharedServer(url)
-    except ValueError as e:
-        return diagnosis.redis("--store", str(e), None)
-    try:
-        found = (await server.send([("PING",) if server.is_cluster else ("INFO",)]))[0]
-    except Away as e:
-        return diagnosis.redis(server.name, str(e), None)
-    finally:
-        await server.close()
-    if isinstance(found, Exception):
-        return diagnosis.redis(server.name, str(found), None)
-    return diagnosis.redis(server.name, "", found if isinstance(found, dict) else None)

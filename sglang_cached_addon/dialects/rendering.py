@@ -168,10 +168,16 @@ def _events(data: bytes) -> tuple[list[Any], list[str]]:
 
 def _parsed_events(data: bytes) -> tuple[list[Any], bool]:
     """What the events say, and whether the last one ends the stream."""
-    said = [found for event in sse.Splitter().feed(data) if (found := sse.data(event)) is not None]
+    events = map(_without_name, sse.Splitter().feed(data))
+    said = [found for event in events if (found := sse.data(event)) is not None]
     is_done = bool(said) and said[-1] == sse.DONE_DATA
     values = (_parsed(each) for each in said if each != sse.DONE_DATA)
     return [value for value in values if value is not None], is_done
+
+
+def _without_name(event: bytes) -> bytes:
+    """An event as one that is not named: that its data says what it is will do for people."""
+    return event.partition(b"\n")[2] if event.startswith(b"event:") else event
 
 
 def _call(dialect: Dialect, body: bytes) -> Call | None:

@@ -11,7 +11,6 @@ import pytest
 from sglang_cached_addon.cli.checkup import Patient, examine
 from sglang_cached_addon.cli.diagnosis import Finding, State
 from sglang_cached_addon.store.files import lock, note
-from tests.simulator import Profile, running
 
 
 def found(folder: Path, check: str, **more: str) -> Finding:
@@ -73,16 +72,3 @@ def test_clock(tmp_path: Path) -> None:
     assert "agrees with what is stored" in found(tmp_path, "clock").text
     os.utime(journal, (4e9, 4e9))
     assert found(tmp_path, "clock").state is State.WARN
-
-
-def test_server(tmp_path: Path) -> None:
-    """A server that wants a key says so, and is shown the one that is given; its clock is compared
-    with ours."""
-    with running(Profile(api_key="secret")) as server:
-        without = [f for f in examine(Patient(tmp_path, server.url)) if f.check == "accepts"]
-        with_key = list(examine(Patient(tmp_path, server.url, api_key="secret")))
-    assert not without or "wants a key" in without[0].text
-    said = {finding.check: finding for finding in with_key}
-    assert "/generate 200" in said["accepts"].text
-    assert "the server" in said["clock"].text
-    assert "secret" not in str(with_key)

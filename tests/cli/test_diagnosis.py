@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_cached_addon.cli import diagnosis
-from sglang_cached_addon.cli.diagnosis import Finding, Folder, Holder, Server, State, worst
-from sglang_cached_addon.core.identity import Identity
-from sglang_cached_addon.upstream.asking import Verdict
+from sglang_cached_addon.cli.diagnosis import Finding, Folder, Holder, State, worst
 from tests.tables import each
 
 OK, WARN, FAIL = State.OK, State.WARN, State.FAIL
 HERE = "/cache"
 URL = "http://localhost:30001"
-
-
-def identity(engine: str = "sglang", version: str = "0.5.23") -> Identity:
-    return Identity("d", "m", None, "", engine, version)
 
 
 @each(
@@ -59,13 +53,6 @@ def identity(engine: str = "sglang", version: str = "0.5.23") -> Identity:
         (diagnosis.files(65_536, "It"), OK, ["65,536"]),
         (diagnosis.files(1024, "It"), WARN, ["1,024", "ulimit -n", "LimitNOFILE"]),
         (diagnosis.files(64, "It"), FAIL, ["64"]),
-        (diagnosis.no_server(), WARN, ["--sglang-url"]),
-        (diagnosis.redis("redis://h", "", {"redis_version": "7.2.4"}), OK, ["7.2.4"]),
-        (diagnosis.redis("redis://h", "", None), OK, ["answers"]),
-        (diagnosis.redis("redis://h", "no answer", None), FAIL, ["redis://h: no answer"]),
-        (diagnosis.redis("redis://h", "", {"redis_version": "6.0.9"}), FAIL, ["6.0.9", "6.2"]),
-        (diagnosis.redis("redis://h", "", {"redis_version": "7.0.0", "maxmemory": 9,
-                                           "maxmemory_policy": "noeviction"}), WARN, ["allkeys"]),
     ],
     ids=lambda row: row[0].text,
 )  # fmt: skip
@@ -76,33 +63,6 @@ def test_findings(finding: Finding, state: State, words: Sequence[str]) -> None:
     assert bool(finding.remedy) is (state is not OK)
     for word in words:
         assert word in f"{finding.text} {finding.remedy}"
-
-
-@each(
-    ("server", "states", "words"),
-    [
-        (Server(URL, Verdict.DOWN), [FAIL], ["cannot be reached", "--sglang-url"]),
-        (Server(URL, Verdict.SLOW), [FAIL], ["in time"]),
-        (Server(URL, Verdict.TROUBLED), [FAIL], ["error"]),
-        (Server(URL, Verdict.REFUSED), [WARN], ["--api-key"]),
-        (Server(URL, Verdict.NAMELESS), [FAIL], ["/model_info"]),
-        (Server(URL, Verdict.KNOWN, identity(), {"/generate": 200}), [OK, OK, OK],
-         ["has m", "SGLang 0.5.23", "/generate 200"]),
-        (Server(URL, Verdict.KNOWN, identity(version=""), {"/generate": 404, "/v1/x": 200}),
-         [OK, WARN, OK], ["/server_info", "/generate 404, /v1/x 200"]),
-        (Server(URL, Verdict.KNOWN, identity("vllm", ""), {"/generate": 401}), [OK, OK, OK],
-         ["vllm", "wants a key", "--api-key"]),
-        (Server(URL, Verdict.KNOWN, identity(), {"/generate": None}), [OK, OK, FAIL],
-         ["/generate no answer"]),
-    ],
-)  # fmt: skip
-def test_upstream(server: Server, states: list[State], words: list[str]) -> None:
-    """A server is one that names its model, tells its version and generates."""
-    findings = diagnosis.upstream(server)
-    assert [finding.state for finding in findings] == states
-    said = " ".join(f"{finding.text} {finding.remedy}" for finding in findings)
-    for word in words:
-        assert word in said
 
 
 def test_worst() -> None:

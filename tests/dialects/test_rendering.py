@@ -150,6 +150,14 @@ def test_entry() -> None:
             assert any(word in line for line in lines), word
 
 
+def test_named_events() -> None:
+    """Events that have names are shown as those that have none."""
+    event = b'data: {"text":"a","meta_info":{}}\n\n'
+    assert shown(GENERATE, b"event: message_start\n" + event, is_stream=True) == shown(
+        GENERATE, event, is_stream=True
+    )
+
+
 def test_whose_samples() -> None:
     """Where a call has several prompts, each sample says whose it is."""
     native = {"text": "x", "meta_info": {}}
