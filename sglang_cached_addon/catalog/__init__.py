@@ -18,16 +18,12 @@ from sglang_cached_addon.catalog.entry import Entry, Models
 from sglang_cached_addon.catalog.query import NotFound, Query, key_prefix
 from sglang_cached_addon.catalog.shelves import JournalShelf, MemoryShelf, Shelf
 from sglang_cached_addon.catalog.sieve import Sieve, sieve
-from sglang_cached_addon.core.outcome import SHOWN
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.store.contract import OpenStore
 
 SECONDS = 0.7
 """How long a look takes at most."""
-
-MOST_KEYS = 20
-"""How many keys are told where several begin alike."""
 
 T = TypeVar("T")
 
@@ -85,9 +81,9 @@ class Catalog:
             key = bytes.fromhex(prefix)
             found = {key} if self.store.size(key) else set()
         else:
-            found = await self._in_thread(lambda: self._named(prefix))
+            found = await self._in_thread(lambda: set(self._shelf.named(prefix)))
         if len(found) > 1:
-            raise Ambiguous(prefix, sorted(key.hex() for key in found)[:MOST_KEYS])
+            raise Ambiguous(prefix, sorted(key.hex() for key in found))
         if not found:
             raise _unknown(prefix)
         return found.pop()
@@ -117,23 +113,6 @@ class Catalog:
             "total": self.store.index.entries,
         }
         return orjson.dumps(page)
-
-    def _named(self, prefix: str) -> set[bytes]:
-        """The keys that begin so: all of them, or one that is named by so many digits that there is
-        no other. Raises OSError where that takes too long."""
-        found: set[bytes] = set()
-        deadline = time.monotonic() + SECONDS
-        for key in self._shelf.named(prefix):
-            if key:
-                found.add(key)
-                if len(prefix) >= 2 * SHOWN or len(found) > MOST_KEYS:
-                    break
-            if time.monotonic() > deadline:
-                raise OSError(
-                    f"it takes longer than {SECONDS:g} s to find out how many entries have a key "
-                    f"that begins with {prefix}: give more of it, up to 64 digits"
-                )
-        return found
 
 
 def _unknown(prefix: str) -> NotFound:

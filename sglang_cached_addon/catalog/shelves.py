@@ -7,14 +7,15 @@ keys have come last. Does not know what is looked for but by a `Sieve`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf
 from typing import NamedTuple, Protocol
 
 from sglang_cached_addon.catalog.entry import Entry
 from sglang_cached_addon.catalog.query import BadQuery
-from sglang_cached_addon.catalog.sieve import Sieve
+from sglang_cached_addon.catalog.sieve import START, Sieve
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.families import FAMILY
 from sglang_cached_addon.dialects.base import Dialect
@@ -27,7 +28,10 @@ from sglang_cached_addon.store.memory import MemoryStore
 CALL_SECONDS = 0.3
 """How long it is looked for what was asked."""
 
-_START, _KEY = b'{"v":4,"key":"', slice(14, 14 + 64)
+MOST_NAMED = 21
+"""How many keys that begin alike are looked for."""
+
+_KEY = slice(len(START), len(START) + 64)
 
 
 class Seen(NamedTuple):
@@ -49,8 +53,8 @@ class Shelf(Protocol):
         """What is wanted, from a cursor on; now and then only how far that is. Raises BadQuery
         for a cursor that nobody gave, and OSError."""
 
-    def named(self, prefix: str) -> Iterator[bytes | None]:
-        """The keys that begin so; None now and then."""
+    def named(self, prefix: str) -> list[bytes]:
+        """The keys that begin so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class JournalShelf:
     def _call(self, key: bytes) -> bytes:
         """What was asked, where the line that says so counts no more."""
         deadline = time.monotonic() + CALL_SECONDS
-        for line in self._lines_of(key.hex()):
+        for line in self._lines_of(key):
             if line and (found := lines.call_of(line)) and found[0] == key:
                 return found[2]
             if time.monotonic() > deadline:
@@ -101,7 +105,7 @@ class JournalShelf:
         """The entry that a line is of, if it is wanted, and this is the newest of its lines that
         are."""
         line = step.line
-        if not line.startswith(_START):
+        if not line.startswith(START):
             return None
         try:
             key = bytes.fromhex(line[_KEY].decode())
@@ -136,16 +140,12 @@ class JournalShelf:
                 return None
         return entry
 
-    def named(self, prefix: str) -> Iterator[bytes | None]:
-        for line in self._lines_of(prefix):
-            key = bytes.fromhex(line[_KEY].decode()) if line else b""
-            is_there = line and self.journal.extents(key) and lines.scan(line).dialect != FAMILY
-            yield key if is_there else None
+    def named(self, prefix: str) -> list[bytes]:
+        return [key for key in _beginning(self.journal.keys(), prefix) if self.get(key)]
 
-    def _lines_of(self, prefix: str) -> Iterator[bytes | None]:
-        """The lines of keys that begin so, newest first, as far as they are whole; None now and
-        then."""
-        needle = _START + prefix.encode()
+    def _lines_of(self, key: bytes) -> Iterator[bytes | None]:
+        """The lines of a key, newest first, as far as they are whole; None now and then."""
+        needle = START + key.hex().encode()
 
         def hits(data: bytes) -> Iterator[int]:
             end = len(data)
@@ -206,7 +206,12 @@ class MemoryShelf:
             is_wanted = entry and sieve.takes(entry) and sieve.has_text(entry)
             yield Seen(str(at), entry if is_wanted else None)
 
-    def named(self, prefix: str) -> Iterator[bytes | None]:
-        for key in self.memory.by_age():
-            is_one = key.hex().startswith(prefix) and self.get(key)
-            yield key if is_one else None
+    def named(self, prefix: str) -> list[bytes]:
+        return [key for key in _beginning(self.memory.by_age(), prefix) if self.get(key)]
+
+
+def _beginning(keys: Iterable[bytes], prefix: str) -> list[bytes]:
+    """The keys that begin so, and not too many of them."""
+    start = bytes.fromhex(prefix[: len(prefix) // 2 * 2])
+    found = (key for key in keys if key.startswith(start) and key.hex().startswith(prefix))
+    return list(islice(found, MOST_NAMED))

@@ -40,7 +40,7 @@ class Sieve:
             return False
         if not query.since <= entry.newest <= query.until:
             return False
-        return self.used is None or self.used(entry.key, entry.samples)
+        return self.used is None or self.used.has(entry.key, entry.samples)
 
     def may_be(self, key: bytes) -> bool:
         """Whether an entry of this key may be wanted."""
@@ -61,15 +61,36 @@ class Sieve:
     def hits(self, lines: bytes) -> Iterator[int]:
         """Where in some lines something stands that a wanted one has, from the end on. In each
         line, where nothing is known of a wanted one."""
+        if self.query.text:
+            return self._text_hits(lines)
+        if self.models is not None and len(self.models) == 1:
+            (model,) = self.models
+            return _found(lines, START + model.hex().encode())
+        if self.other_than or (self.used and self.used.pools is not None):
+            return reversed([m.start() for m in _HEAD.finditer(lines) if self._may_head(m[1])])
+        return _found(
+            lines, b'"dialect":"%b"' % self.query.api.encode() if self.query.api else b"\n"
+        )
+
+    def _may_head(self, digits: bytes) -> bool:
+        """Whether an entry whose key begins with these digits may be wanted."""
+        if self.used and self.used.pools is not None:
+            return int(digits[2 * PREFIX :], 16) in self.used.pools
+        return bytes.fromhex(digits[: 2 * PREFIX].decode()) != self.other_than
+
+    def _text_hits(self, lines: bytes) -> Iterator[int]:
         text = self.query.text
-        if not text:
-            needle = b'"dialect":"%b"' % self.query.api.encode() if self.query.api else b"\n"
-            yield from _found(lines, needle)
-        elif text.isascii() or text.upper() == text.lower():
-            yield from _found(lines.lower(), _escaped(text).lower())
-        else:
-            found = [match.start() for match in _in_any_case(text).finditer(lines)]
-            yield from reversed(found)
+        plain = _longest_plain(text)
+        if len(plain) >= min(3, len(text)):
+            return _found(lines.lower(), _escaped(plain).lower())
+        return reversed([match.start() for match in _in_any_case(text).finditer(lines)])
+
+
+START = b'{"v":4,"key":"'
+"""How a line of the journal begins."""
+
+_HEAD = re.compile(re.escape(START) + rb"([0-9a-f]{31})")
+"""With as many digits of the key as name a pool within a run."""
 
 
 def _found(lines: bytes, needle: bytes) -> Iterator[int]:
@@ -77,6 +98,12 @@ def _found(lines: bytes, needle: bytes) -> Iterator[int]:
     while (at := lines.rfind(needle, 0, end)) >= 0:
         yield at
         end = lines.rfind(b"\n", 0, at) + 1
+
+
+def _longest_plain(text: str) -> str:
+    """The longest part of a text without letters that have other cases beyond ASCII."""
+    plain = "".join(c if c.isascii() or c.upper() == c.lower() else "\0" for c in text)
+    return max(plain.split("\0"), key=len)
 
 
 def _escaped(text: str) -> bytes:

@@ -4,9 +4,9 @@ to be known of those that several proxies share."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.places import Pool, pool_of
@@ -111,8 +111,13 @@ class ShownRuns(Protocol):
         """A pool is no more: new samples will have its places."""
 
 
-Used = Callable[[bytes, Sequence[Sample]], bool]
-"""Whether a run has any of these samples of a pool; for any thread."""
+class Used(NamedTuple):
+    """What a run has used; for any thread."""
+
+    has: Callable[[bytes, Sequence[Sample]], bool]
+    """Whether it has any of these samples of the pool of a key."""
+    pools: Collection[Pool] | None = None
+    """The pools of which it has any; None where that is not known."""
 
 
 class SharedRuns(ShownRuns, Protocol):
@@ -195,7 +200,7 @@ class Runs:
         if run is None:
             return None
         pools = frozenset(run.places)
-        return lambda key, samples: pool_of(key) in pools
+        return Used(lambda key, samples: pool_of(key) in pools, pools)
 
     def forget(self, key: bytes) -> None:
         pool = pool_of(key)

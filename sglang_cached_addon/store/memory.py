@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from math import inf
 from typing import Any
 
@@ -16,6 +17,7 @@ from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, sl
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.removals import Removals
+from sglang_cached_addon.store.snapshot import keys_of
 from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
@@ -124,7 +126,7 @@ class MemoryStore(Totals, OpenStore):
 
     def by_age(self) -> list[bytes]:
         """The keys, those whose pools are oldest first; for any thread."""
-        return list(dict.__iter__(self._pools))
+        return keys_of(lambda: dict.__iter__(self._pools), nullcontext())
 
     def get(self, key: bytes) -> Sequence[Sample]:
         if self._ttl < inf:

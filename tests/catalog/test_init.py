@@ -63,8 +63,6 @@ def test_what_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
             found, cursor, pages = found + len(one["entries"]), one["next"], pages + 1
             assert (one["stopped"] is None) is (cursor is None)
         assert found == 20 and pages > 5
-        with pytest.raises(OSError, match="give more of it"):
-            await known.find(key_of(7)[:8].hex())
 
     run(work)
 

@@ -11,6 +11,7 @@ import pytest
 from sglang_cached_addon.catalog.entry import Entry, Models
 from sglang_cached_addon.catalog.query import NotFound, Query
 from sglang_cached_addon.catalog.sieve import Sieve, models_named, sieve
+from sglang_cached_addon.service.runs import Used
 from tests.catalog.test_entry import GENERATE, KEY, sample
 
 MODEL, OTHER = KEY[:8], b"o" * 8
@@ -48,7 +49,7 @@ def test_members() -> None:
     ):  # fmt: skip
         assert Sieve(Query(**query)).takes(entry("a")) is is_wanted, query
     for has in (True, False):
-        assert Sieve(Query(), used=lambda key, samples, has=has: has).takes(entry("a")) is has  # type: ignore[misc]
+        assert Sieve(Query(), used=Used(lambda key, samples: has)).takes(entry("a")) is has  # noqa: B023
 
 
 TEXTS = (

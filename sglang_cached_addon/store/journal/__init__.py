@@ -142,6 +142,10 @@ class Journal:
         """The extents of a key, for any thread."""
         return self._queue.extents(key)
 
+    def keys(self) -> list[bytes]:
+        """All keys, for any thread."""
+        return self._queue.keys()
+
     def waiting(self) -> list[tuple[int, bytes]]:
         """The lines that are not yet in the file, in their order, each with a number that rises;
         for any thread."""

@@ -16,8 +16,8 @@ from sglang_cached_addon.store.journal.extents import PENDING
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, scan
 from sglang_cached_addon.store.journal.reader import FileReader
 
-PIECE = 1 << 19
-"""Bytes that are read, and looked through, in one go."""
+PIECE = 1 << 17
+"""Bytes that are read, and looked through, in one go: they fit into a processor's own memory."""
 
 Hits = Callable[[bytes], Iterator[int]]
 """Where in some lines there is something, from the end on."""

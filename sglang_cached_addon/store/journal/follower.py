@@ -22,6 +22,7 @@ from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
 from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
 from sglang_cached_addon.store.journal.reader import FileReader
+from sglang_cached_addon.store.snapshot import keys_of
 
 LOOK_SECONDS = 0.5
 """How often the thread looks at the file."""
@@ -98,6 +99,10 @@ class Follower:
         """As `Journal.extents`."""
         with self._lock:
             return self.index.extents(key)
+
+    def keys(self) -> list[bytes]:
+        """As `Journal.keys`."""
+        return keys_of(lambda: iter(self.index), self._lock)
 
     def waiting(self) -> list[tuple[int, bytes]]:
         """Whatever is there is in the file."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from sglang_cached_addon.store.journal.extents import FILE, PENDING, Extent, Head, Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.reader import FileReader, FileReaders
+from sglang_cached_addon.store.snapshot import keys_of
 
 MAX_PENDING = 64 << 20
 """Bytes of lines that may wait for the disk."""
@@ -165,6 +166,10 @@ class Queue:
         """As `Index.extents`, from any thread."""
         with self.changed:
             return self.index.extents(key)
+
+    def keys(self) -> list[bytes]:
+        """All keys of the index, from any thread."""
+        return keys_of(lambda: iter(self.index), self.changed)
 
     def lose(self, key: bytes, place: Place) -> bool:
         """Forgets a line that cannot be read; False if its samples are elsewhere by now."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from typing import Any
@@ -141,9 +141,9 @@ class SharedRuns:
         """TODO"""
         return [[] for _ in samples]
 
-    async def used(self, name: str) -> Callable[[bytes, Sequence[Sample]], bool] | None:
+    async def used(self, name: str) -> None:
         """TODO"""
-        return None
+        return
 
     def forget(self, key: bytes) -> None:
         """Samples are known by when they were stored, so that others never have their places."""
