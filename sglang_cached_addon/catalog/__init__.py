@@ -25,6 +25,9 @@ from sglang_cached_addon.store.contract import OpenStore
 SECONDS = 0.7
 """How long a look takes at most."""
 
+MOST_SHARED = 10_000
+"""So many samples of an entry are looked for where others may have stored it."""
+
 T = TypeVar("T")
 
 
@@ -77,11 +80,10 @@ class Catalog:
         """The key that begins so. Raises ValueError for what is no key, LookupError where there is
         none, or more than one, and OSError."""
         prefix = key_prefix(prefix)
-        if len(prefix) == 64:
-            key = bytes.fromhex(prefix)
-            found = {key} if self.store.size(key) else set()
-        else:
-            found = await self._in_thread(lambda: set(self._shelf.named(prefix)))
+        if len(prefix) == 64 and self.store.name:  # it may be that others have stored it
+            bringing = self.store.bring({bytes.fromhex(prefix): MOST_SHARED}, claims=False)
+            await (bringing or asyncio.sleep(0))
+        found = await self._in_thread(lambda: set(self._shelf.named(prefix)))
         if len(found) > 1:
             raise Ambiguous(prefix, sorted(key.hex() for key in found))
         if not found:
@@ -95,7 +97,8 @@ class Catalog:
 
     def _page(self, wanted: Sieve, models: Models) -> bytes:
         found: list[Entry] = []
-        end, stopped = None, None
+        end: object = None
+        stopped = None
         deadline = time.monotonic() + SECONDS
         for cursor, entry in self._shelf.look(wanted, wanted.query.cursor):
             if entry:
@@ -106,11 +109,13 @@ class Catalog:
             if time.monotonic() > deadline:
                 end, stopped = cursor, f"It was looked for {SECONDS:g} s: there may be more."
                 break
+        name = self.store.name
         page: dict[str, Any] = {
             "entries": [entry.as_json(models) for entry in found],
-            "next": end,
+            "next": None if end is None else str(end),
             "stopped": stopped,
             "total": self.store.index.entries,
+            "note": f"This is what is at hand: more may be on {name}." if name else None,
         }
         return orjson.dumps(page)
 

@@ -37,8 +37,8 @@ _KEY = slice(len(START), len(START) + 64)
 class Seen(NamedTuple):
     """A place that was come to, and the wanted entry that is there."""
 
-    cursor: str
-    """From here a later look goes on."""
+    cursor: object
+    """Written as text, it says from where a later look goes on."""
     entry: Entry | None
 
 
@@ -99,7 +99,7 @@ class JournalShelf:
         for step in lines_before(journal.path, mark, journal.waiting(), sieve.hits):
             found = self._wanted(step, sieve) if step.is_hit else None
             if found or not step.is_hit:
-                yield Seen(str(Mark.of(step.offset, step.line)), found)
+                yield Seen(step, found)
 
     def _wanted(self, step: Step, sieve: Sieve) -> Entry | None:
         """The entry that a line is of, if it is wanted, and this is the newest of its lines that
@@ -141,7 +141,8 @@ class JournalShelf:
         return entry
 
     def named(self, prefix: str) -> list[bytes]:
-        return [key for key in _beginning(self.journal.keys(), prefix) if self.get(key)]
+        keys = [bytes.fromhex(prefix)] if len(prefix) == 64 else self.journal.keys()
+        return [key for key in _beginning(keys, prefix) if self.get(key)]
 
     def _lines_of(self, key: bytes) -> Iterator[bytes | None]:
         """The lines of a key, newest first, as far as they are whole; None now and then."""
@@ -204,14 +205,15 @@ class MemoryShelf:
         for at in reversed(range(min(place, len(keys)))):
             entry = self.get(keys[at]) if sieve.may_be(keys[at]) else None
             is_wanted = entry and sieve.takes(entry) and sieve.has_text(entry)
-            yield Seen(str(at), entry if is_wanted else None)
+            yield Seen(at, entry if is_wanted else None)
 
     def named(self, prefix: str) -> list[bytes]:
-        return [key for key in _beginning(self.memory.by_age(), prefix) if self.get(key)]
+        keys = [bytes.fromhex(prefix)] if len(prefix) == 64 else self.memory.by_age()
+        return [key for key in _beginning(keys, prefix) if self.get(key)]
 
 
 def _beginning(keys: Iterable[bytes], prefix: str) -> list[bytes]:
     """The keys that begin so, and not too many of them."""
     start = bytes.fromhex(prefix[: len(prefix) // 2 * 2])
-    found = (key for key in keys if key.startswith(start) and key.hex().startswith(prefix))
-    return list(islice(found, MOST_NAMED))
+    near = [key for key in keys if key.startswith(start)]
+    return list(islice((key for key in near if key.hex().startswith(prefix)), MOST_NAMED))

@@ -16,7 +16,7 @@ import orjson
 from sglang_cached_addon.catalog.entry import Entry, Models
 from sglang_cached_addon.catalog.query import NotFound, Query
 from sglang_cached_addon.core.keys import PREFIX
-from sglang_cached_addon.service.runs import Used
+from sglang_cached_addon.core.places import Used
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ its places back. Knows no samples: whether a place has one is told by the size o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from struct import Struct
+from typing import NamedTuple
 
 from sglang_cached_addon.core.cache import Sample
 
@@ -33,6 +34,15 @@ def marks(pool: Pool, samples: Iterable[Sample]) -> Iterator[int]:
 
 _FLOAT, _BITS = Struct("<d"), Struct("<Q")
 _FACTOR, _STEP, _MASK = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, (1 << 63) - 1
+
+
+class Used(NamedTuple):
+    """What a run has used; for any thread."""
+
+    has: Callable[[bytes, Sequence[Sample]], bool]
+    """Whether it has any of these samples of the pool of a key."""
+    pools: Collection[Pool] | None = None
+    """The pools of which it has any; None where that is not known."""
 
 
 class Places:

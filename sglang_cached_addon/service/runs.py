@@ -4,12 +4,12 @@ to be known of those that several proxies share."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.core.places import Pool, pool_of
+from sglang_cached_addon.core.places import Pool, Used, pool_of
 from sglang_cached_addon.core.runs import Run
 
 PRUNE_SECONDS = 60.0
@@ -109,15 +109,6 @@ class ShownRuns(Protocol):
 
     def forget(self, key: bytes) -> None:
         """A pool is no more: new samples will have its places."""
-
-
-class Used(NamedTuple):
-    """What a run has used; for any thread."""
-
-    has: Callable[[bytes, Sequence[Sample]], bool]
-    """Whether it has any of these samples of the pool of a key."""
-    pools: Collection[Pool] | None = None
-    """The pools of which it has any; None where that is not known."""
 
 
 class SharedRuns(ShownRuns, Protocol):

@@ -48,7 +48,7 @@ def look(shelf: Shelf, cursor: str = "", *, limit: int = 1000, **query: object) 
         for seen in shelf.look(Sieve(Query(**query)), cursor):  # type: ignore[arg-type]
             page += [seen.entry] if seen.entry else []
             if len(page) == limit:
-                cursor = seen.cursor
+                cursor = str(seen.cursor)
                 break
         else:
             return found + numbers(page)

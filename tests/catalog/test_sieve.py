@@ -11,7 +11,7 @@ import pytest
 from sglang_cached_addon.catalog.entry import Entry, Models
 from sglang_cached_addon.catalog.query import NotFound, Query
 from sglang_cached_addon.catalog.sieve import Sieve, models_named, sieve
-from sglang_cached_addon.service.runs import Used
+from sglang_cached_addon.core.places import Used
 from tests.catalog.test_entry import GENERATE, KEY, sample
 
 MODEL, OTHER = KEY[:8], b"o" * 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import requests
 
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import ask, asking, post
+from tests.redis import RedisServer, needs_redis
 from tests.simulator import Fault, Simulator
 
 pytestmark = pytest.mark.one_way
@@ -165,3 +167,117 @@ def test_deletion(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path)
     assert len(keys(proxy)) == 1
     missing = requests.delete(f"{proxy.url}/cache/entries/{key}", timeout=30)
     assert missing.status_code == 404
+
+
+@needs_redis
+def test_a_shared_store(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """What one proxy deletes is gone from the server and from the others; an entry is shown that
+    others have stored, with the runs that all of them share."""
+    with ExitStack() as stack:
+        server = RedisServer(tmp_path)
+        stack.callback(server.stop)
+        one, two = (
+            start_proxy(simulator.url, "--store", server.url, cache=tmp_path / name)
+            for name in ("one", "two")
+        )
+        until(lambda: all(p.stats()["shared"]["state"] == "up" for p in (one, two)))
+        asked = asking(GENERATE, "secret words")
+        for proxy, name in ((one, "a"), (one, "a"), (two, "b")):
+            url = f"{proxy.url}/run/{name}{GENERATE}"
+            assert requests.post(url, json=asked, timeout=30).status_code == 200
+            proxy.stats()
+        until(lambda: not one.stats()["shared"]["pending"])
+        (key,) = keys(one, text="secret words")
+        until(lambda: len(get(two, f"entries/{key}")["answers"]) == 2)
+        for proxy in (one, two):
+            runs = [answer["runs"] for answer in get(proxy, f"entries/{key}")["answers"]]
+            assert runs == [["a", "b"], ["a"]]
+            assert keys(proxy, run="a") == keys(proxy, run="b") == [key]
+        text = get(two, f"entries/{key}")["answers"][0]["text"]
+        with server.client() as client:
+            assert client.keys(f"*{key}*:[0-9]*")
+            assert delete(one, key, now="true")["is_compacted"]
+            assert not client.keys(f"*{key}*:[0-9]*")
+        until(lambda: not keys(two))
+        assert files_with(tmp_path / "one", "secret words") == []
+        other = start_proxy(simulator.url, "--store", server.url, cache=tmp_path / "three")
+        again = ask(two, GENERATE, asked)
+        assert again.headers["X-Cache"] == "MISS" and again.json()["text"] != text
+        delete(two, key, now="true")
+        assert files_with(tmp_path / "two", text) == files_with(tmp_path / "one", text) == []
+        assert keys(other) == []
+
+
+def test_a_follower(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A proxy that reads another one's folder shows what is there, and deletes nothing; what the
+    owner deletes it does not give any more."""
+    owner = start_proxy(simulator.url)
+    ask(owner, GENERATE, asking(GENERATE, "one"))
+    ask(owner, GENERATE, asking(GENERATE, "two"))
+    follower = start_proxy(simulator.url, "--readonly")
+    until(lambda: len(keys(follower)) == 2)
+    (key,) = keys(follower, text="one")
+    assert get(follower, f"entries/{key}")["texts"] == ["one"]
+    refused = requests.delete(f"{follower.url}/cache/entries/{key}", timeout=30)
+    assert refused.status_code == 500 and "ask its owner" in refused.json()["error"]["message"]
+    assert keys(follower, text="one") == [key]
+    delete(owner, key)
+    until(lambda: not keys(follower, text="one"))
+    answer = ask(follower, GENERATE, asking(GENERATE, "one"))
+    assert answer.headers["X-Cache"] == "MISS"
+    delete(owner, keys(owner)[0], now="true")
+    until(lambda: not keys(follower))
+    assert files_with(tmp_path, "two") == []
+
+
+@needs_redis
+def test_a_store_in_memory(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """Without a folder, what is in memory is shown, with what was asked, and deleted."""
+    server = RedisServer(tmp_path)
+    server.stop()
+    proxy = Proxy(
+        ["--sglang-url", simulator.url, "--port", "0", "--host", "127.0.0.1",
+         "--store", server.url],
+        tmp_path,
+    )  # fmt: skip
+    try:
+        proxy.wait_until_ready()
+        ask(proxy, CHAT, asking(CHAT, "one"))
+        (key,) = keys(proxy, text="ONE")
+        assert get(proxy, f"entries/{key}")["texts"] == ["one"]
+    finally:
+        proxy.stop(signal.SIGKILL)
+
+
+def test_deletion_in_a_run(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """The calls of a run take the new samples of an entry that was deleted, from the first one on,
+    and so does a run that comes later."""
+    proxy = start_proxy(simulator.url)
+    asked = asking(GENERATE, "one two")
+
+    def draw(name: str) -> str:
+        answer = requests.post(f"{proxy.url}/run/{name}{GENERATE}", json=asked, timeout=30)
+        proxy.stats()
+        return f"{answer.headers['X-Cache-Sample']} {answer.json()['text']}"
+
+    before = [draw("a") for _ in range(3)]
+    (key,) = keys(proxy)
+    delete(proxy, key)
+    post(proxy, GENERATE, asked)
+    proxy.stats()
+    after = [draw("a") for _ in range(2)]
+    assert [text[0] for text in after] == ["0", "1"]
+    assert not set(after) & set(before)
+    assert [draw("b") for _ in range(2)] == after
+
+
+def test_clear_of_a_name(start_proxy: StartProxy, simulator: Simulator, tmp_path: Path) -> None:
+    """A clear of a model by its name leaves nothing of it in the files."""
+    proxy = start_proxy(simulator.url)
+    ask(proxy, GENERATE, asking(GENERATE, "secret words"))
+    name = proxy.info()["model"]["name"]
+    url = f"{proxy.url}/cache/clear"
+    assert requests.post(url, params={"model": "other"}, timeout=30).json()["cleared_keys"] == 0
+    assert requests.post(url, params={"model": name}, timeout=30).json()["cleared_keys"] == 1
+    assert files_with(tmp_path, "secret words") == []
+    assert keys(proxy) == []

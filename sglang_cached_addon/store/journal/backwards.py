@@ -59,6 +59,10 @@ class Step(NamedTuple):
     line: bytes
     is_hit: bool
 
+    def __str__(self) -> str:
+        """The mark of this line."""
+        return str(Mark.of(self.offset, self.line))
+
 
 def lines_before(
     path: Path, mark: Mark | None, waiting: Iterable[tuple[int, bytes]], hits: Hits
@@ -77,12 +81,14 @@ def lines_before(
     end = _end(file, mark)
     for offset, line in reversed(pending):
         yield Step(offset, line, any(True for _ in hits(line)))
+    written = {line for _, line in pending}  # some may have come to be in the file meanwhile
     for start, lines in _pieces(file, end):
         begin = len(lines)
         for hit in hits(lines):
             if hit < begin:
                 begin, stop = lines.rfind(b"\n", 0, hit) + 1, lines.find(b"\n", hit) + 1
-                yield Step(start + begin, lines[begin:stop], True)
+                if (line := lines[begin:stop]) not in written:
+                    yield Step(start + begin, line, True)
         yield Step(start, lines[: lines.find(b"\n") + 1], False)
 
 

@@ -30,7 +30,9 @@ from sglang_cached_addon.store.redis.clears import concerns, kind_of, meaning
 from sglang_cached_addon.store.redis.document import Heard, SharedDocument
 from sglang_cached_addon.store.redis.link import Link
 from sglang_cached_addon.store.redis.news import News, read_epochs
+from sglang_cached_addon.store.redis.outbox import Write
 from sglang_cached_addon.store.redis.pools import SharedPools
+from sglang_cached_addon.store.redis.protocol import DELETED, REPLACED, Result
 from sglang_cached_addon.store.redis.runs import SharedRuns
 from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
@@ -53,7 +55,9 @@ class SharedStore:
         self._state = SharedDocument(local.state, lambda: read_epochs(url), self.publish)
         self.state: Document = self._state
         self._pools = SharedPools(local, self._link, lambda: self._news.clears)
-        self._news = News(self._link.outbox, self._clear_local, self._pools.agree, self._note)
+        self._news = News(
+            self._link.outbox, self._clear_local, self._pools.agree, self._delete_local, self._note
+        )
         self._bringing = Bringing(local, self._link, self._pools, self._is_usable)
         self._holder: Holder | None = None
 
@@ -144,7 +148,7 @@ class SharedStore:
         if not replaces:
             self._pools.push(addition, max(0, len(self.get(key)) - len(addition.samples)))
         elif self._pools.replace(addition, before, self.now):
-            self._news.tell_replaced(key)
+            self._news.tell(REPLACED, key)
         return True
 
     # Clearing
@@ -173,7 +177,33 @@ class SharedStore:
             self._link.spawn(self._news.sweep())
 
     def delete(self, key: bytes) -> Future[None]:
-        """As `OpenStore.delete`; TODO"""
+        """Removes a pool here now, and from the server and the other proxies in its turn; the
+        future is done when the server has it. It fails with `OSError` if that is away."""
+        local, is_there = self._delete_local(key), asyncio.get_running_loop().create_future()
+
+        def done(result: Result) -> None:
+            if not is_there.done():
+                is_there.set_result(result)
+
+        self._link.outbox.queue(Write(lambda: ("UNLINK", self._pools.list_of(key)), key, done=done))
+        self._news.tell(DELETED, key)
+        loop = asyncio.get_running_loop()
+        return asyncio.run_coroutine_threadsafe(self._deleted(local, is_there), loop)
+
+    async def _deleted(self, local: Future[None], is_there: asyncio.Future[Result]) -> None:
+        await asyncio.wrap_future(local)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SECONDS if self.is_up else 0):
+                result = await is_there
+                if not isinstance(result, Exception):
+                    return
+        raise OSError(
+            f"deleted here, but {self.name} does not answer: it is deleted there, and where else "
+            "it is shared, when it does; not if this proxy ends before"
+        )
+
+    def _delete_local(self, key: bytes) -> Future[None]:
+        self._pools.forget(lambda one: one == key)
         return self._local.delete(key)
 
     def compact(self) -> Future[None]:

@@ -1,4 +1,4 @@
-"""What proxies tell one another through the server: clears, replaced samples, and epochs.
+"""What proxies tell one another through the server: clears, pools that have changed, and epochs.
 
 Clears and epochs are numbers that only rise: each proxy raises the server's to its own, and takes
 what is higher there. So nothing is lost where the server comes back empty, and nobody needs to know
@@ -16,11 +16,8 @@ from sglang_cached_addon.store.redis import protocol
 from sglang_cached_addon.store.redis.clears import Clears
 from sglang_cached_addon.store.redis.document import Heard
 from sglang_cached_addon.store.redis.outbox import Outbox
-from sglang_cached_addon.store.redis.protocol import CONTROL, REPLACED, Result
+from sglang_cached_addon.store.redis.protocol import CHANGES, CONTROL, DELETED, REPLACED, Result
 from sglang_cached_addon.store.redis.server import Away, ask_once
-
-KEPT_REPLACED = 100_000
-"""So many replaced pools are told to proxies that were away."""
 
 STEP = 1000
 """Keys of the server that are looked at, or entries of a stream that are read, in one go."""
@@ -39,18 +36,21 @@ class News:
         outbox: Outbox,
         cleared: Callable[[str], object],
         replaced: Callable[[bytes], Awaitable[object]],
+        deleted: Callable[[bytes], object],
         note: Callable[[Heard], object],
     ) -> None:
         """`cleared` is told the kind of each clear of others, and `replaced` each pool whose
-        samples were replaced; `note` is told what was heard of, when that is done."""
+        samples were replaced, and `deleted` each that was deleted; `note` is told what was heard
+        of, when that is done."""
         self.clears = Clears()
         self.untold: list[str] = []
         """The kinds of clears that the server has not heard of."""
-        self._outbox, self._cleared, self._replaced, self._note = outbox, cleared, replaced, note
+        self._outbox, self._cleared, self._note = outbox, cleared, note
+        self._replaced, self._deleted = replaced, deleted
         self._is_current = False
         """Whether all clears that are known of have happened to what is at hand."""
         self._position = ""
-        """The id of the last entry of the stream of replaced pools that was read."""
+        """The id of the last entry of the stream of changes that was read."""
         self._epochs: dict[str, int] = {}
         """The epochs that the server had last."""
         self._telling = asyncio.Lock()
@@ -67,7 +67,7 @@ class News:
             for kind in self.clears.take(_part(control, _CLEAR)):
                 if self._is_current:
                     self._cleared(kind)
-            await self._read_replaced()
+            await self._read_changes()
             self._is_current = True
             mine = {f"{_CLEAR}{kind}": number for kind, number in self.clears.numbers.items()}
             if lost := {name: n for name, n in mine.items() if n > control.get(name, 0)}:
@@ -123,23 +123,25 @@ class News:
             return False
         return number < self.clears.of(key)
 
-    # Replaced samples
+    # Pools that have changed
 
-    def tell_replaced(self, key: bytes) -> None:
-        """Tells of a pool whose samples were replaced. The order is that of the writes."""
-        limit = ("MAXLEN", "~", KEPT_REPLACED)
-        self._outbox.tell(("XADD", REPLACED, *limit, "*", "key", key))
+    def tell(self, what: bytes, key: bytes) -> None:
+        """Tells of a pool that was `REPLACED` or `DELETED`. The order is that of the writes."""
+        self._outbox.tell(protocol.tell(what, key))
         self._outbox.tell(protocol.publish_change())
 
-    async def _read_replaced(self) -> None:
-        if not self._position:  # nothing is at hand that was replaced before
-            last = protocol.entries(await self._do("XREVRANGE", REPLACED, "+", "-", "COUNT", 1))
+    async def _read_changes(self) -> None:
+        if not self._position:  # nothing is at hand that has changed before
+            last = protocol.entries(await self._do("XREVRANGE", CHANGES, "+", "-", "COUNT", 1))
             self._position = last[0][0] if last else "0-0"
         while True:
             start = f"({self._position}"
-            found = protocol.entries(await self._do("XRANGE", REPLACED, start, "+", "COUNT", STEP))
+            found = protocol.entries(await self._do("XRANGE", CHANGES, start, "+", "COUNT", STEP))
+            for key in {key for _, what, key in found if what == DELETED}:
+                self._deleted(key)
             if found:
-                await asyncio.gather(*(self._replaced(key) for key in {key for _, key in found}))
+                replaced = {key for _, what, key in found if what == REPLACED}
+                await asyncio.gather(*(self._replaced(key) for key in replaced))
                 self._position = found[-1][0]
             if len(found) < STEP:
                 return

@@ -183,8 +183,9 @@ class RunCommands:
 
     @property
     def _keys(self) -> tuple[object, ...]:
-        run = b"%b{run:%b}" % (PREFIX, self.name.encode())
-        return (3, run, run + b":taken", run + b":held")
+        taken = taken_by(self.name)
+        run = taken.removesuffix(_TAKEN)
+        return (3, run, taken, run + b":held")
 
     @property
     def _ttl(self) -> int:
@@ -212,6 +213,14 @@ class RunCommands:
         """What is told of the run, and changes it: `rewind`, `fresh` or `delete`. The pass will be
         higher than one that is `known`."""
         return ("EVAL", _SHOW, *self._keys, change, known, repr(at), self._ttl)
+
+
+_TAKEN = b":taken"
+
+
+def taken_by(name: str) -> bytes:
+    """The name of the set of what a run has taken."""
+    return b"%b{run:%b}%b" % (PREFIX, name.encode(), _TAKEN)
 
 
 def read(answer: Result) -> Said:

@@ -4,7 +4,7 @@ Each name has the format's version in front, and in braces what says which node 
 `{POOL}:N` is the list of a pool's `element`s; N says how often the pool was cleared (see `clears`).
 `{POOL}:lease` holds the token of the proxy that is to fill the pool, and a `+` behind it while
 others wait. `{all}:control` is a sorted set of numbers that only rise: those of clears and of
-epochs. `{all}:replaced` is a stream of the pools whose samples were replaced.
+epochs. `{all}:replaced` is a stream of the pools whose samples were replaced, or that were deleted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ PREFIX = b"sglang-cached:%d:" % FORMAT_VERSION
 CHANNEL = PREFIX + b"news"
 """The channel on which proxies tell of what they have changed."""
 
-CONTROL, REPLACED = PREFIX + b"{all}:control", PREFIX + b"{all}:replaced"
+CONTROL, CHANGES = PREFIX + b"{all}:control", PREFIX + b"{all}:replaced"
+
+REPLACED, DELETED = b"key", b"deleted"
+"""What the stream of changes tells of pools."""
+
+KEPT_CHANGES = 100_000
+"""So many changes of pools are told to proxies that were away."""
 
 CHANGED, RELEASED = b"c", b"r"
 """Messages: something has changed; the lease of the key behind this letter is free."""
@@ -128,9 +134,15 @@ def numbers(answer: Result) -> dict[str, int]:
     return {name.decode(): int(float(n)) for name, n in zip(flat[::2], flat[1::2], strict=True)}
 
 
-def entries(answer: Result) -> list[tuple[str, bytes]]:
-    """The ids of a stream's entries and the value of each."""
-    return [(one[0].decode(), list(_flat(one[1]))[-1]) for one in answer]
+def tell(what: bytes, key: bytes) -> Command:
+    """Adds to the stream that a pool was `REPLACED` or `DELETED`."""
+    return ("XADD", CHANGES, "MAXLEN", "~", KEPT_CHANGES, "*", what, key)
+
+
+def entries(answer: Result) -> list[tuple[str, bytes, bytes]]:
+    """The ids of a stream's entries, what each tells, and the key that it is about."""
+    pairs = ((one[0].decode(), list(_flat(one[1]))) for one in answer)
+    return [(name, flat[-2], flat[-1]) for name, flat in pairs]
 
 
 def _flat(answer: Any) -> Iterator[Any]:

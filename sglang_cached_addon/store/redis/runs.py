@@ -12,8 +12,9 @@ from math import inf
 from typing import Any
 
 from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import Used, marks, pool_of
 from sglang_cached_addon.store.redis.outbox import Outbox
-from sglang_cached_addon.store.redis.places import NAMES, shown
+from sglang_cached_addon.store.redis.places import NAMES, shown, taken_by
 from sglang_cached_addon.store.redis.protocol import Result
 from sglang_cached_addon.store.redis.run import SharedRun
 from sglang_cached_addon.store.redis.server import Away
@@ -112,13 +113,16 @@ class SharedRuns:
 
     async def shown(self) -> list[dict[str, Any]]:
         """What is told of those that are not over, by name."""
-        known = {name.decode() for name in await self._ask("SMEMBERS", NAMES)} | self._runs.keys()
-        names = sorted(known)
+        names = await self._names()
         found = await asyncio.gather(*(self.show(name) for name in names))
         over = [name for name, run in zip(names, found, strict=True) if run is None]
         if over:
             self._outbox.tell(("SREM", NAMES, *over))
         return [run for run in found if run]
+
+    async def _names(self) -> list[str]:
+        known = {name.decode() for name in await self._ask("SMEMBERS", NAMES)}
+        return sorted(known | self._runs.keys())
 
     async def show(self, name: str) -> dict[str, Any] | None:
         """What is told of a run, if it was ever used."""
@@ -138,12 +142,29 @@ class SharedRuns:
         return await self._change(name, "delete")
 
     async def users(self, key: bytes, samples: Sequence[Sample]) -> list[list[str]]:
-        """TODO"""
-        return [[] for _ in samples]
+        """For each sample of a pool the names of the runs to which it was delivered; none, where
+        the server does not tell."""
+        its = [*marks(pool_of(key), samples)]
+        try:
+            names = await self._names()
+            asked = (self._ask("SMISMEMBER", taken_by(name), *its) for name in names)
+            answers = await asyncio.gather(*asked)
+        except OSError:
+            return [[] for _ in samples]
+        found = [[bool(int(has)) for has in each] for each in answers]
+        pairs = [(name, has) for name, has in zip(names, found, strict=True) if any(has)]
+        return [[name for name, has in pairs if has[at]] for at in range(len(samples))]
 
-    async def used(self, name: str) -> None:
-        """TODO"""
-        return
+    async def used(self, name: str) -> Used | None:
+        """Tells of pools whether any of their samples was delivered to a run."""
+        if await self.show(name) is None:
+            return None
+        taken = frozenset(await self._ask("SMEMBERS", taken_by(name)))
+
+        def has(key: bytes, samples: Sequence[Sample]) -> bool:
+            return any(b"%d" % mark in taken for mark in marks(pool_of(key), samples))
+
+        return Used(has)
 
     def forget(self, key: bytes) -> None:
         """Samples are known by when they were stored, so that others never have their places."""

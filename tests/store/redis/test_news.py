@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
 
 import pytest
@@ -138,8 +139,62 @@ def test_epochs_only_rise() -> None:
     async def main() -> None:
         knows = Knows(7)
         knows.epochs.raise_model("model")
-        news = News(Slow(knows), print, lambda key: asyncio.sleep(0), print)
+        news = News(Slow(knows), print, lambda key: asyncio.sleep(0), print, print)
         await news.sync(knows)
         assert knows.epochs.of("model") == knows.epochs.last > (1 << 20) + 7
 
     asyncio.run(main())
+
+
+def test_deleted(server: RedisServer) -> None:
+    """A pool that was deleted is gone from the server and from every proxy, also what was about to
+    be written of it; what comes then is there."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.append("a", "b")
+        one.append("o", key=OTHER)
+        await one.written()
+        await two.bring(2)
+        await two.bring(1, OTHER)
+        assert (two.texts(), two.texts(OTHER)) == ("ab", "o")
+        deleting = one.store.delete(KEY)
+        assert one.texts() == ""
+        await asyncio.wrap_future(deleting)
+        assert lists(server) == {}
+        await until(lambda: not two.texts())
+        assert two.texts(OTHER) == "o" and lists(server, OTHER) == {"0": "o"}
+        two.append("c", at=2.0)
+        await two.written()
+        assert lists(server) == {"0": "c"}
+        await one.bring(1)
+        assert one.texts() == "c"
+        one.append("d", at=3.0)
+        await asyncio.wrap_future(one.store.delete(KEY))
+        await until(lambda: not two.texts())
+        await two.written()
+        assert lists(server) == {}
+
+    sharing(server, work)
+
+
+def test_deleted_while_away(server: RedisServer) -> None:
+    """Who deletes while the server is away is told so, and it is deleted when the server is back;
+    other proxies bring nothing of it back, though they have something to write."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        one.append("a")
+        await one.written()
+        await two.bring(1)
+        server.signal(signal.SIGSTOP)
+        await until(lambda: not (one.store.is_up or two.store.is_up))
+        with pytest.raises(OSError, match="deleted here"):
+            await asyncio.wrap_future(one.store.delete(KEY))
+        two.append("b", at=2.0)
+        server.signal(signal.SIGCONT)
+        await until(lambda: one.store.is_up and two.store.is_up)
+        await one.written()
+        await until(lambda: "a" not in two.texts() + lists(server).get("0", ""))
+        await two.bring(2)
+        assert "a" not in one.texts() + two.texts()
+
+    sharing(server, work)
