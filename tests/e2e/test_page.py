@@ -20,7 +20,7 @@ from tests.simulator import Fault, Simulator
 from tests.tables import each
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 pytestmark = pytest.mark.one_way
 
@@ -184,6 +184,30 @@ def test_search(filled: Proxy, visit: Visit) -> None:
         has(listed, 50)
         tab.get_by_label(label).select_option(value)
         has(listed, count)
+
+
+def test_search_that_stops(filled: Proxy, visit: Visit) -> None:
+    """A search that has ended early says so, and goes on until something is found."""
+    answers = iter(["first", "second", "third"])
+
+    def answer(route: Route) -> None:
+        if cursor := next(answers, ""):
+            stopped = "It was looked for a moment."
+            page = {"entries": [], "next": cursor, "stopped": stopped, "total": 62}
+            route.fulfill(json=page)
+        else:
+            route.continue_(url=route.request.url.replace("cursor=third", "cursor="))
+
+    tab = visit(filled, "#/runs")
+    tab.route("**/cache/entries?*", answer)
+    tab.goto(f"{filled.url}/cache/#/entries?text=needle")
+    shows(tab.locator("main"), "Nothing was found yet.")
+    shows(tab.locator(".note"), "It was looked for a moment.")
+    tab.get_by_role("button", name="Search on").click()
+    shows(tab.locator(".entries > li"), "the needle")
+    assert "cursor=third" in tab.url
+    tab.get_by_role("link", name="Newest").click()
+    shows(tab.locator(".entries > li"), "the needle")
 
 
 def test_entry(filled: Proxy, visit: Visit) -> None:

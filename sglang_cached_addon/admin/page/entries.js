@@ -101,53 +101,73 @@ function item(entry) {
   );
 }
 
-async function entries(rest, params, signal) {
+// What is asked for by the fields of the form, as the proxy takes it.
+function wantedOf(params) {
+  const { text, model, api, run, cursor } = params;
   const [edge, age] = (params.age ?? "").split("-");
   const at = age ? (Date.now() / 1000 - Number(age)).toFixed(0) : null;
-  const { text, model, api, run, cursor } = params;
-  const wanted = {
-    text,
-    model,
-    api,
-    run,
-    cursor,
-    limit: LIMIT,
-    since: edge === "newer" ? at : null,
-    until: edge === "older" ? at : null,
-  };
-  const [found, info, runs] = await Promise.all([
-    ask(`entries${query(wanted)}`, signal),
+  const ages = { since: edge === "newer" ? at : null, until: edge === "older" ? at : null };
+  return { text, model, api, run, cursor, limit: LIMIT, ...ages };
+}
+
+function isAll({ text, model, api, run, age }) {
+  return !text && !model && !api && !run && !age;
+}
+
+function summary(found, params) {
+  const count = found.entries.length,
+    further = params.cursor ? ", further back" : "";
+  if (!count && found.stopped) return "Nothing was found yet.";
+  if (!count)
+    return isAll(params) && !params.cursor ? "Nothing is stored yet." : "Nothing was found.";
+  if (isAll(params)) return `${counted(found.total, "entry", "entries")}${further}`;
+  return `${counted(count, "entry", "entries")} on this page${further}`;
+}
+
+// Goes on until something is found, everything was looked at, or somebody goes elsewhere.
+async function searchOn(params, signal) {
+  const began = Date.now();
+  try {
+    for (;;) {
+      tell(`Searching for ${duration((Date.now() - began) / 1000)}…`);
+      const found = await ask(`entries${query(wantedOf(params))}`, signal);
+      if (found.entries.length || found.next === null) break;
+      params = { ...params, cursor: found.next };
+    }
+    tell("");
+    location.hash = `#/entries${query(params)}`;
+  } catch (error) {
+    if (!signal.aborted) tell(error.message, "bad");
+  }
+}
+
+function pages(found, params, signal) {
+  const at = (cursor) => `#/entries${query({ ...params, cursor })}`;
+  const link = (cursor, label) => el("a", { class: "button", href: at(cursor) }, label);
+  const onward = { ...params, cursor: found.next };
+  return el(
+    "p",
+    { class: "actions" },
+    params.cursor ? link(null, "Newest") : null,
+    found.next && !found.stopped ? link(found.next, "Older") : null,
+    found.next && found.stopped ? button("Search on", () => searchOn(onward, signal)) : null,
+  );
+}
+
+async function entries(rest, params, signal) {
+  const [found, info, { runs }] = await Promise.all([
+    ask(`entries${query(wantedOf(params))}`, signal),
     ask("info", signal),
     ask("runs", signal),
   ]);
-  const isAll = !text && !model && !api && !run && !age;
-  const shown = found.entries.length;
-  const more = `#/entries${query({ ...params, cursor: found.next })}`;
-  let summary = isAll
-    ? counted(found.total, "entry", "entries")
-    : `${counted(shown, "entry", "entries")} on this page`;
-  if (!shown) summary = isAll ? "Nothing is stored yet." : "Nothing was found.";
   return {
     title: "Entries",
     content: [
-      searchForm(params, info, runs.runs),
-      el("p", { class: "quiet", role: "status" }, cursor ? `${summary}, further back` : summary),
+      searchForm(params, info, runs),
+      el("p", { class: "quiet", role: "status" }, summary(found, params)),
       found.stopped ? el("p", { class: "note" }, seen(found.stopped)) : null,
-      shown ? el("ol", { class: "entries" }, found.entries.map(item)) : null,
-      el(
-        "p",
-        { class: "actions" },
-        cursor
-          ? el(
-              "a",
-              { class: "button", href: `#/entries${query({ ...params, cursor: null })}` },
-              "Newest",
-            )
-          : null,
-        found.next
-          ? el("a", { class: "button", href: more }, found.stopped ? "Search on" : "Older")
-          : null,
-      ),
+      found.entries.length ? el("ol", { class: "entries" }, found.entries.map(item)) : null,
+      pages(found, params, signal),
     ],
   };
 }

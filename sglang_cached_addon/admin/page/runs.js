@@ -72,27 +72,32 @@ function rows(found) {
   ]);
 }
 
+const SHOWN_RUNS = 200;
+
+// The runs that were used last.
+function latest({ runs: found }) {
+  if (!found.length) return [el("p", { class: "quiet" }, "No run is known.")];
+  const columns = [
+    "Run",
+    "Calls",
+    "Places taken",
+    "Reused",
+    "Generated",
+    "Last used",
+    "Fresh since",
+  ];
+  const shown = found.sort((a, b) => b.last - a.last).slice(0, SHOWN_RUNS);
+  const rest = `These are the last ${SHOWN_RUNS} of ${number(found.length)} runs.`;
+  return [
+    table("Runs", [...columns, ""], rows(shown), [1, 2, 3, 4]),
+    found.length > SHOWN_RUNS ? el("p", { class: "quiet" }, rest) : "",
+  ];
+}
+
 async function runs(rest, params, signal) {
-  const draw = (found) =>
-    found.runs.length
-      ? table(
-          "Runs",
-          ["Run", "Calls", "Places taken", "Reused", "Generated", "Last used", "Fresh since", ""],
-          rows(found.runs.sort((a, b) => b.last - a.last)),
-          [1, 2, 3, 4],
-        )
-      : el("p", { class: "quiet" }, "No run is known.");
-  const place = el("div", {}, draw(await ask("runs", signal)));
-  keep(5, signal, async () => update(place, draw(await ask("runs", signal))));
-  return {
-    title: "Runs",
-    content: [
-      el(
-        "p",
-        { class: "quiet" },
-        "A run is a named pass over what is stored: its k-th equal call gets the k-th sample.",
-      ),
-      place,
-    ],
-  };
+  const place = el("div", {}, ...latest(await ask("runs", signal)));
+  keep(5, signal, async () => update(place, ...latest(await ask("runs", signal))));
+  const what =
+    "A run is a named pass over what is stored: its k-th equal call gets the k-th sample.";
+  return { title: "Runs", content: [el("p", { class: "quiet" }, what), place] };
 }
