@@ -10,7 +10,18 @@ from xml.etree import ElementTree
 import orjson
 import pytest
 
-from benchmarks import attacks, calls, entries, meanwhile, moody, plot, report, stub, wrk
+from benchmarks import (
+    attacks,
+    calls,
+    entries,
+    explaining,
+    meanwhile,
+    moody,
+    plot,
+    report,
+    stub,
+    wrk,
+)
 from benchmarks.__main__ import parse_options
 from benchmarks.bounds import bounds
 from benchmarks.results import Results
@@ -210,3 +221,10 @@ def test_the_moody_upstreams_answers() -> None:
     body = orjson.loads(moody.answer(3, 1000, True).split(b"\r\n\r\n", 1)[1])
     assert [len(sample["text"]) for sample in body] == [1000] * 3
     assert isinstance(orjson.loads(moody.answer(1, 40, False).split(b"\r\n\r\n", 1)[1]), dict)
+
+
+def test_what_is_nearest_is_found(tmp_path: Path) -> None:
+    """Of calls that are much alike, the one that was changed is found, wherever it was changed."""
+    found = explaining.measure(tmp_path, 400)
+    assert found["found"] == 1.0
+    assert 50 < found["bytes"] < 1000

@@ -97,14 +97,22 @@ class FileReaders:
         return (self.newest + 1) % FILES
 
 
-def calls_of(path: Path, limit: int, seconds: float) -> Iterator[tuple[bytes, str, bytes]]:
+def calls_of(
+    path: Path, limit: int, seconds: float, newest: int | None = None
+) -> Iterator[tuple[bytes, str, bytes]]:
     """The key, dialect and canonical call of the calls in a journal, oldest first: at most `limit`
-    of them, and none after so many seconds. For a thread. A file that cannot be read has none."""
+    of them, and none after so many seconds; of those in the `newest` bytes, where only these are
+    wanted. For a thread. A file that cannot be read has none."""
     deadline = time.monotonic() + seconds
     try:
         # Opened anew, so that the writer's position in the file is its own. What a clear removes
         # meanwhile may still be seen.
         with open(path, "rb") as lines:
+            if newest is not None:
+                end = lines.seek(0, os.SEEK_END)
+                lines.seek(max(0, end - newest - 1))
+                if end > newest:
+                    lines.readline()  # the rest of a line that begins before
             for line in lines:
                 if limit <= 0 or time.monotonic() > deadline:
                     return

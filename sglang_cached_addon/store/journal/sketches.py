@@ -41,6 +41,9 @@ _BATCH = 512
 _SCANNED = 100_000
 """Calls that are read where there is no file of sketches."""
 
+_NEWEST = 4 << 20
+"""The bytes at the journal's end that are read while the file of sketches is not up to date."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,8 +82,11 @@ class Sketches:
             logger.debug("%s: %s", self._path, e)
             scanned = calls_of(self._journal, _SCANNED, seconds)
             return Alike(likest(scanned, dialect, numbers), share)
-        calls = {call[0]: call for call in self._calls_at(offsets) if call[1] == dialect}
-        return Alike(list(calls.values()), share)
+        calls = [call for call in self._calls_at(offsets) if call[1] == dialect]
+        if share < 1.0:  # what people ask about was often stored just now
+            newest = calls_of(self._journal, _SCANNED, seconds, _NEWEST)
+            calls = likest([*newest, *calls], dialect, numbers)
+        return Alike(list({call[0]: call for call in calls}.values()), share)
 
     def close(self) -> None:
         """Ends the thread."""

@@ -18,6 +18,12 @@ def test_calls(tmp_path: Path) -> None:
     found = [(A, "chat", '{"q":"é","z":1,"a":2.0}'.encode()), (B, "generate", b'{"q":2}')]
     path = tmp_path / "cache.jsonl"
     assert list(calls_of(path, 100, 10.0)) == found
+    first, second, third = map(len, path.read_bytes().splitlines(keepends=True))
+    for newest, count in (
+        (0, 0), (third - 1, 0), (third, 1), (second + third, 1), (first + second + third - 1, 1),
+        (first + second + third, 2), (10**9, 2),
+    ):  # fmt: skip
+        assert list(calls_of(path, 100, 10.0, newest)) == found[2 - count :], newest
     odd = [changed(call=value) for value in ("x", 1, [])] + [changed(v=1, call={"q": 0})]
     deep = b'{"v":4,"key":"%s","dialect":"x","call":%s}' % (
         C.hex().encode(),

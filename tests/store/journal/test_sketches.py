@@ -147,3 +147,4 @@ def test_not_yet(tmp_path: Path) -> None:
         fill(journal)
     with looking(tmp_path) as sketches:
         assert sketches.alike("chat", b"{}", -1.0).share < 1.0
+        assert sorted(found(sketches)) == [A, B]
