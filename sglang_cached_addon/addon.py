@@ -54,7 +54,7 @@ class SglangCached:
         self.connections = Connections()
         """Of the clients that are there."""
         self._announce = announce
-        self._desk = Desk()
+        self._desk = Desk(self._lane_off)
         self._onlookers = Onlookers()
         self._hooks = FlowHooks(self._desk, self.connections, self._onlookers)
         self.addons = [self._hooks, ContentViews(), CacheCommands(self._desk), WebPage()]
@@ -172,9 +172,7 @@ class SglangCached:
         if not handler or not isinstance(client.proxy_mode, ReverseMode):
             return
         connection = self.connections.add(handler)
-        if not connection or not self._is_alone():
-            return
-        if not ctx.options.body_size_limit:  # of that, mitmproxy knows
+        if connection and not self._lane_off():
             lane.open_lane(connection, self._heads, self._desk)
 
     def next_layer(self, nextlayer: layer.NextLayer) -> None:
@@ -206,18 +204,27 @@ class SglangCached:
 
     # The fast lane
 
-    def _is_alone(self) -> bool:
-        """Whether nobody else wants to see requests; says so once when somebody does."""
+    def _lane_off(self) -> str:
+        """Why the fast lane is not for clients who come now; empty where it is. Says so once where
+        that is because of others."""
         self._onlookers.look()
         settings = self._desk.settings
-        if not (self.parts and settings and settings.express):
-            return False
+        if not (self.parts and settings):
+            return "the cache is not open"
+        if not has(InsidePart.LAYERS, InsidePart.WATCHDOG, InsidePart.READER):
+            return "this mitmproxy is not as expected"
+        if not settings.express:
+            return "sglang_express is false"
+        if ctx.options.body_size_limit:  # of that, mitmproxy knows
+            return "there is a body_size_limit"
         others = self._onlookers.names
-        if others and not self._said_closed:
+        if not others:
+            return ""
+        names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
+        if not self._said_closed:
             self._said_closed = True
-            names = ", ".join(others[:3]) + (", ..." if others[3:] else "")
             logger.info("sglang-cached: fast lane off, so that other addons see hits (%s)", names)
-        return not others
+        return f"other addons look on ({names})"
 
     @property
     def active(self) -> int:

@@ -38,6 +38,8 @@ class Reports:
     history: History | None = None
     time: float = 0.0
     """The present Unix time."""
+    lane_off: str = ""
+    """Why the fast lane is off; empty where it is not."""
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and what is stored."""
@@ -78,6 +80,7 @@ class Reports:
                 dialect.name: store.index.by_dialect[dialect.name]
                 for dialect in parts.dialects.values()
             },
+            "lane_off": self.lane_off or None,
             "memory_bytes": store.memory.bytes,
             "file_bytes": parts.file_bytes,
             "loaded": {

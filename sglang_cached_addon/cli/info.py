@@ -41,6 +41,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
             ("samples", found["total_responses"]),
             ("on disk", shown_size(found["file_bytes"])),
             ("in memory", shown_size(found["memory_bytes"]) if "memory_bytes" in found else None),
+            ("lane off", found.get("lane_off")),
             ("skipped lines", loaded["skipped_lines"] or None),
         )
     )

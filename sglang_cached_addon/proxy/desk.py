@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,7 +40,9 @@ OTHER = "other"
 class Desk:
     """Takes the calls of both transports to the open cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, lane_off: Callable[[], str] = str) -> None:
+        """`lane_off` gives the reason why the fast lane is off; an empty one where it is not."""
+        self._lane_off = lane_off
         self.settings: Settings | None = None
         """The settings of now; None before mitmproxy has told them."""
         self.parts: Parts | None = None
@@ -99,6 +101,7 @@ class Desk:
             self.timings,
             self.history,
             time.time(),
+            self._lane_off(),
         )
 
     def begun(self, started: float) -> None:

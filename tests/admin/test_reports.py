@@ -21,7 +21,7 @@ STATS = {
 }  # fmt: skip
 INFO = STATS | {
     "cache_dir", "version", "upstream", "model", "models", "settings", "dialects", "memory_bytes",
-    "file_bytes", "loaded",
+    "file_bytes", "lane_off", "loaded",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from sglang_cached_addon.cli import main
 from tests.cli.typed import typed
-from tests.conftest import HAS_TOKEN, Proxy
+from tests.conftest import HAS_TOKEN, Proxy, StartProxy
 from tests.redis import RedisServer, free_port, needs_redis
 from tests.simulator import Simulator
 from tests.tables import each
@@ -40,6 +40,15 @@ def test_before_a_start(simulator: Simulator, tmp_path: Path) -> None:
     assert not cache.exists()
 
 
+def test_lane(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> None:
+    """A running proxy tells itself why its fast lane is off."""
+    proxy = start_proxy(simulator.url, "--set", "sglang_express=false")
+    found = checks(cache=tmp_path / "cache")
+    assert found["lane"]["state"] == "warn"
+    assert found["lane"]["text"] == "The fast lane is off: sglang_express is false."
+    assert proxy.info()["lane_off"] == "sglang_express is false"
+
+
 def test_beside_a_proxy(simulator: Simulator, proxy: Proxy, tmp_path: Path) -> None:
     """Beside a running proxy, its server is found, and the proxy goes on as before."""
     before = proxy.info()
@@ -49,7 +58,7 @@ def test_beside_a_proxy(simulator: Simulator, proxy: Proxy, tmp_path: Path) -> N
         f"Process {proxy.process.pid} has the folder, and answers at {proxy.url}."
     )
     assert found["files"]["text"].startswith(f"Process {proxy.process.pid} ")
-    assert found["folder"]["state"] == "ok"
+    assert found["folder"]["state"] == found["lane"]["state"] == "ok"
     after = proxy.info()
     assert (after["num_keys"], after["misses"]) == (before["num_keys"], before["misses"])
 

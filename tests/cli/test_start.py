@@ -111,6 +111,7 @@ def test_environment(tmp_path: Path) -> None:
     assert answers[0].headers["X-Script"] == "was here"
     assert answers[2].status_code == 413
     assert (info.status_code, refused.status_code) == (200, 401)
+    assert info.json()["lane_off"] == "there is a body_size_limit"
     settings = info.json()["settings"]
     for name, (_, member, value) in SHOWN.items():
         assert settings[member] == value, name

@@ -59,6 +59,11 @@ def test_stats(web: Web) -> None:
     assert stats(web)["num_keys"] == "1"
 
 
+def test_lane(web: Web) -> None:
+    """Where mitmweb looks on, the proxy says that its fast lane is off for that."""
+    assert web.proxy.info()["lane_off"].startswith("other addons look on (")
+
+
 def test_clear(web: Web) -> None:
     """A person clears what is stored, of one model or all, and is told how much that was; a word
     that is not understood clears nothing."""
