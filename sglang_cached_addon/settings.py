@@ -153,9 +153,9 @@ class Settings:
     )
     admin_token: str = option(
         "",
-        "What /cache/info, /cache/clear and /cache/runs ask for, as Authorization: Bearer TOKEN; "
-        "without one, they only answer to this machine. Better in the environment, where other "
-        "users of the machine do not see it.",
+        "What the page /cache/ asks for, and the routes below it that show or change what is "
+        "stored, as Authorization: Bearer TOKEN; without one, they only answer to this machine. "
+        "Better in the environment, where other users of the machine do not see it.",
         metavar="TOKEN",
         is_secret=True,
     )

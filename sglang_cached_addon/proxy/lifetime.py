@@ -21,7 +21,7 @@ from sglang_cached_addon.addon import SglangCached
 from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.checks import StartError
-from sglang_cached_addon.proxy.listening import Listening, url_of
+from sglang_cached_addon.proxy.listening import Listening, url_here, url_of
 from sglang_cached_addon.proxy.selfcheck import InsidePart, has
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.store import StoreError
@@ -86,9 +86,10 @@ class Lifetime:
             self._listening += [
                 Listening(end, server.handle_stream) for end in inside.servers_of(server)
             ]
-        self._introduce(url_of(servers[0].listen_addrs[0]))
+        address = servers[0].listen_addrs[0]
+        self._introduce(url_of(address), f"{url_here(address)}/cache/")
 
-    def _introduce(self, url: str) -> None:
+    def _introduce(self, url: str, page: str) -> None:
         """Prints what was started, and where."""
         parts = self._addon.parts
         assert parts
@@ -101,6 +102,7 @@ class Lifetime:
             )
         print(f"sglang-cached {__version__}")
         print(f"  listening  {url}")
+        print(f"  page       {page}")
         print(f"  upstream   {upstream.url}")
         if upstream.model.identity:
             model = printable(upstream.model.identity.model, MAX_LINE)

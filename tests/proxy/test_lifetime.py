@@ -64,6 +64,7 @@ def line_of(proxy: Proxy, word: str) -> str:
 def test_banner(simulator: Simulator, proxy: Proxy) -> None:
     """People are told where it listens, what is behind it and where answers are."""
     assert re.search(rf"^  listening  {proxy.url}$", proxy.banner, re.M)
+    assert re.search(rf"^  page       {proxy.url}/cache/$", proxy.banner, re.M)
     assert re.search(rf"^  upstream   {simulator.url}$", proxy.banner, re.M)
     assert re.search(
         r"^  cache      \S+/cache/cache\.jsonl \(0 entries, 0 samples\)$", proxy.banner, re.M
