@@ -28,6 +28,8 @@ def chats(entry: Entry) -> Iterator[dict[str, Any]]:
         if not isinstance(prompt, str):
             return
         messages = [{"role": "user", "content": prompt}]
+    if call.get("system"):
+        messages = [{"role": "system", "content": call["system"]}, *messages]
     others = {name: call[name] for name in _OF_CALL if call.get(name) is not None}
     for sample in entry.samples:
         message = _message(orjson.loads(sample.answer))

@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sglang_cached_addon.archive import record
+from sglang_cached_addon.archive.reading import carried
 from sglang_cached_addon.archive.record import Record
 from sglang_cached_addon.archive.writing import Taken, Writing
 from sglang_cached_addon.upstream.facts import Facts
@@ -42,7 +43,8 @@ def take(archive: IO[bytes], folder: Path) -> Taken:
             if isinstance(found, Record):
                 writing.take(found.pool)
             else:
-                writing.learn(found)
+                # Whom a server lets ask, its proxy finds out; no file says it.
+                writing.learn(carried(Facts.read(found)))
         writing.name(names)
         return writing.finish()
 
@@ -62,7 +64,7 @@ def _names(lines: IO[bytes]) -> dict[str, str]:
     return names
 
 
-def _read(lines: IO[bytes]) -> Iterator[tuple[int, Record | dict[str, object]]]:
+def _read(lines: IO[bytes]) -> Iterator[tuple[int, Record | dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         try:
             yield number, record.read(line)

@@ -28,6 +28,12 @@ from sglang_cached_addon.store.state import StateFile
 from sglang_cached_addon.upstream.facts import Facts
 
 
+def carried(facts: Facts) -> dict[str, Any]:
+    """What is known of a server, for who has the same one: not where it is, and not whom it lets
+    ask."""
+    return replace(facts, url="", open=frozenset()).as_json()
+
+
 class Reading:
     """What is wanted of one folder."""
 
@@ -49,9 +55,8 @@ class Reading:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What is known of the server, for who has the same one; not where it is, and not whom it
-        lets ask."""
-        return replace(self._facts, url="", open=frozenset()).as_json()
+        """As `carried`."""
+        return carried(self._facts)
 
     def entries(self) -> Iterator[Entry]:
         """The entries that are wanted."""

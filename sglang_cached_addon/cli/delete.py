@@ -24,6 +24,8 @@ def delete(cache: Cache, output: Output, keys: tuple[str, ...], now: bool) -> No
     # None is removed unless all are there.
     found = [cache.ask("GET", f"/cache/entries/{key}")["key"] for key in keys]
     output.list(_deleted(cache, list(dict.fromkeys(found)), now), ("KEY", "SAMPLES"), _row)
+    if not (now or output.is_json):
+        click.echo("The text is in the file until that is compacted; --now does it.", err=True)
 
 
 def _deleted(cache: Cache, keys: list[str], now: bool) -> Iterator[Value]:

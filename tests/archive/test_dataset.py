@@ -73,6 +73,13 @@ CALLED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": 
             ),
             [{"messages": [ASKED, {"role": "assistant", "content": " there"}]}],
         ),
+        (
+            entry("anthropic", {"system": "be kind", "messages": [ASKED]}, {"text": "one"}),
+            [{"messages": [
+                {"role": "system", "content": "be kind"}, ASKED,
+                {"role": "assistant", "content": "one"},
+            ]}],
+        ),
         (entry("sglang-generate", {"input_ids": [1]}, {"text": "one", "meta_info": {}}), []),
         (entry("openai-completion", {"prompt": [1, 2]}, {"choices": []}), []),
         (entry("unknown", {"x": 1}, {"y": 2}), []),

@@ -47,6 +47,14 @@ def test_a_state_that_no_process_has_written(tmp_path: Path) -> None:
     assert pools(tmp_path) == {}
 
 
+def test_whom_a_server_lets_ask(tmp_path: Path) -> None:
+    """That is taken of no file: it would let everybody have what is stored."""
+    state = {"url": "http://one", "open": [["POST", "/generate", ""]], "models": {"f": "tiny"}}
+    take(io.BytesIO(record.write_state(state) + LINE), tmp_path)
+    known = StateFile(tmp_path).load()
+    assert (known["url"], known["open"], known["models"]) == ("", [], {"f": "tiny"})
+
+
 def test_empty(tmp_path: Path) -> None:
     """An archive of nothing is one."""
     assert take(io.BytesIO(b""), tmp_path) == Taken()

@@ -21,6 +21,11 @@ def test_clear(proxy: Proxy, tmp_path: Path) -> None:
         assert proxy.stats()["total_responses"] == 1
     done = typed("clear", "other", "--yes", "--json", cache=folder)
     assert json.loads(done.stdout)["cleared_responses"] == 0
+    done = typed("clear", "nobody", "--yes", cache=folder)
+    assert (done.returncode, "nobody" in done.stderr) == (1, True)
+    assert typed("clear", "simulated", "--yes", cache=folder).returncode == 0
+    assert proxy.stats()["total_responses"] == 0
+    stored(proxy)
     done = typed("clear", "current", cache=folder, input="y\n")
     assert done.stdout == "1 entries and 1 samples were removed\n"
     assert proxy.stats()["total_responses"] == 0

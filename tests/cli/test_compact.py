@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -23,3 +24,6 @@ def test_compact(tmp_path: Path) -> None:
     left = encode(Addition(b"a" * 32, "chat", b'{"q":1}', new))
     assert path.read_bytes() == left
     assert f"{before} bytes before, {len(left)} bytes after" in result.output
+    result = CliRunner().invoke(main, ["compact", "--json", "--cache-path", str(tmp_path)])
+    sizes = {"bytes_before": len(left), "bytes_after": len(left)}
+    assert json.loads(result.output) == {"path": str(path), **sizes}

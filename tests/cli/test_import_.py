@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_ls import settled
 from tests.cli.typed import surroundings, typed
 from tests.conftest import COMMAND, Proxy, StartProxy, cache_status
 from tests.e2e.calls import BODIES, CHAT, GENERATE, ask, asking, greedy, post, sampled
@@ -36,6 +37,7 @@ def filled(proxy: Proxy) -> Proxy:
     for path, body in [*SAMPLED, (GENERATE, LONG)]:
         assert ask(proxy, path, body).ok
     assert ask(proxy, f"/run/monday{GENERATE}", asking(GENERATE, "with n")).ok
+    settled(proxy)
     return proxy
 
 

@@ -12,7 +12,7 @@ import requests
 
 from tests.cli.test_merge import asked
 from tests.cli.typed import typed
-from tests.conftest import Proxy
+from tests.conftest import Proxy, until
 
 WORDS = ("alpha", "beta", "gamma", "delta", "epsilon")
 
@@ -25,11 +25,18 @@ def chatted(proxy: Proxy, text: str) -> None:
     proxy.stats()
 
 
+def settled(proxy: Proxy) -> None:
+    """Returns when the file of runs says what is taken, which comes a moment later."""
+    path = Path(proxy.stats()["cache_file"]).with_name("runs.jsonl")
+    until(lambda: b'"taken"' in path.read_bytes())
+
+
 def filled(proxy: Proxy) -> None:
     """Has six entries stored, one after another, the last of them a chat."""
     for word in WORDS:
         asked(proxy, word, **({"X-Cache-Run": "monday"} if word == "beta" else {}))
     chatted(proxy, "Zeta?\x1b[31m")
+    settled(proxy)
 
 
 def listed(folder: Path, *arguments: str) -> list[dict[str, Any]]:

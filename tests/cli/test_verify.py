@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_repair(tmp_path: Path) -> None:
     assert (tmp_path / "cache.jsonl.broken").read_bytes() == b"x\n"
     assert (tmp_path / "cache.jsonl.torn").read_bytes() == others[1][:-5] + b"\n"
     assert run("verify", tmp_path).exit_code == 0
+
+
+def test_for_programs(tmp_path: Path) -> None:
+    """All that is found is in one JSON object."""
+    path = stored(tmp_path, b"x\n" + WHOLE[:-1])
+    counts = {"entries": 2, "samples": 2, "broken_lines": 1, "lines_of_other_versions": 0}
+    for arguments, code in (([], 1), (["--repair"], 0)):
+        result = run("verify", tmp_path, "--json", *arguments)
+        assert result.exit_code == code
+        found = json.loads(result.output)
+        assert found.items() >= {"path": str(path), "is_well": False, **counts}.items()
+        assert found["is_repaired"] is bool(arguments)
+        assert [fault["line"] for fault in found["faults"]] == [1]
+    assert json.loads(run("verify", tmp_path, "--json").output)["is_well"] is True
 
 
 def test_beside_a_proxy(tmp_path: Path) -> None:
