@@ -141,6 +141,8 @@ def test_live(simulator: Simulator, start_proxy: StartProxy, visit: Visit) -> No
         chart = again.get_by_role("img", name=re.compile("Requests over 1 hour: 3 hit, 1 miss"))
         has(chart, 1)
         has(again.get_by_role("img", name=re.compile(r"^Hit rate over 1 hour: .*75 %")), 1)
+    # What is there for the eye alone is not read out.
+    assert "1 hour ago" not in tab.locator("figure").first.aria_snapshot()
     tab.get_by_role("radio", name="1 hour").focus()
     tab.keyboard.press("ArrowRight")
     has(tab.get_by_role("img", name=re.compile("Requests over 1 day: 3 hit")), 1)

@@ -114,14 +114,14 @@ function legend(names) {
   const colour = (name) => svg("rect", { class: `is-${name}`, width: 10, height: 10, rx: 2 });
   const item = (name) =>
     el("li", {}, svg("svg", { viewBox: "0 0 10 10" }, colour(name)), OUTCOMES[name]);
-  return el("ul", { class: "legend", "aria-hidden": true }, names.map(item));
+  return el("ul", { class: "legend", "aria-hidden": "true" }, names.map(item));
 }
 
 // A chart: its title, what it came to in all, what the upmost line stands for, what is drawn, and
 // what that says in words.
 function chart(title, total, top, drawn, said, names = []) {
   const label = `${title} over ${spanned()}: ${said}`;
-  const hidden = { "aria-hidden": true };
+  const hidden = { "aria-hidden": "true" };
   return el(
     "figure",
     {},
