@@ -1,7 +1,8 @@
 """Which stored calls are nearest to one that is not stored, and what differs: for people.
 
 Pure. Calls are compared as canonical JSON, member by member; the nearest is the one that differs
-in the fewest places, and of several the one whose texts agree the longest.
+in the fewest places, of several the one whose texts begin alike for the longest, and then the one
+whose texts have the least between that and what they end with alike.
 """
 
 from __future__ import annotations
@@ -81,13 +82,14 @@ def nearest(asked: bytes, model: bytes, calls: Iterable[StoredCall]) -> list[Nea
     which are of the same API, the likeliest first. `model` is how keys of the present model
     begin."""
     wanted, size = orjson.loads(asked), 0
-    found: list[tuple[tuple[int, int, bool], Near]] = []
+    found: list[tuple[tuple[int, int, int, bool], Near]] = []
     for key, _, content in calls:
         if (size := size + len(content)) > _BYTES and found:
             break
         places = list(islice(differences(wanted, orjson.loads(content)), _COUNTED))
         near = Near(key, places, key.startswith(model))
-        rank = (len(places), -sum(map(_agreement, places)), not near.is_same_model)
+        agreement, rest = sum(map(_agreement, places)), sum(map(_rest, places))
+        rank = (len(places), -agreement, rest, not near.is_same_model)
         found.append((rank, near))
     return [near for _, near in sorted(found, key=lambda pair: pair[0])[:MAX_CALLS]]
 
@@ -119,15 +121,30 @@ def differences(asked: Any, stored: Any, place: str = "") -> Iterator[Difference
         yield Difference(place or "the whole", asked, stored)
 
 
+def _texts(difference: Difference) -> tuple[str, str]:
+    """The two values, where both are texts."""
+    asked, stored = difference.asked, difference.stored
+    return (asked, stored) if isinstance(asked, str) and isinstance(stored, str) else ("", "")
+
+
 def _agreement(difference: Difference) -> int:
     """How many characters two texts begin with alike."""
-    asked, stored = difference.asked, difference.stored
-    if not (isinstance(asked, str) and isinstance(stored, str)):
-        return 0
-    low, high = 0, min(len(asked), len(stored))
+    return _alike(*_texts(difference))
+
+
+def _rest(difference: Difference) -> int:
+    """How many characters two texts have between what they begin and what they end with alike."""
+    asked, stored = _texts(difference)
+    start = _alike(asked, stored)
+    asked, stored = asked[start:], stored[start:]
+    return len(asked) + len(stored) - 2 * _alike(asked[::-1], stored[::-1])
+
+
+def _alike(one: str, other: str) -> int:
+    low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
-        if asked[low:middle] == stored[low:middle]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle - 1

@@ -15,13 +15,13 @@ import orjson
 LONGEST = 256 << 10
 """A call of more bytes is not taken apart, as that holds others up: it counts as one text."""
 
-ENDS = (32, 128, 512, 2048)
+ENDS = (8, 32, 128, 512, 2048)
 """Of so many bytes the beginning and the end of a text have a number each."""
 
 _MEMBERS = 32
 """So many members of an object, or elements at either end of a list, have numbers."""
 
-_TEXT = 32
+_TEXT = 8
 """A text of fewer characters is only a value."""
 
 _TEXTS = 3

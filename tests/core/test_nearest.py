@@ -128,6 +128,14 @@ def test_other_models(order: tuple[int, int]) -> None:
     assert [near.is_same_model for near in foreign] == [False]
 
 
+def test_the_least_behind() -> None:
+    """Of calls whose texts begin alike, the one with the least before a common end is nearest."""
+    calls = [{"a": "one two"}, {"a": "one three"}, {"a": "one t"}]
+    for order in (calls, calls[::-1]):
+        assert 'stored "one t"' in told({"a": "one "}, *order)
+        assert 'stored "one three"' in told({"a": "not one three"}, *order)
+
+
 def test_several() -> None:
     """So many of the nearest calls are told, the nearest first, however many there are."""
     calls = [(key(i), "chat", b'{"a":%d,"b":%d}' % (i, i % 2)) for i in range(20)]

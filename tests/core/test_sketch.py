@@ -45,6 +45,8 @@ ALIKE: dict[str, tuple[Any, Any, int]] = {
         {"messages": [{"content": [{"text": changed(300)}]}]},
         2,
     ),
+    "a short text": ({"text": "call 12345"}, {"text": "call 12346"}, 2),
+    "a space behind a short text": ({"text": "what is it?"}, {"text": "what is it? "}, 2),
     "tokens": ({"input_ids": list(range(99))}, {"input_ids": [*range(98), 7]}, 2),
     "a language without spaces": ({"text": "日本語" * 40}, {"text": "日本語" * 40 + "文"}, 2),
     "no text at all": ({"text": "\ud800".encode("utf-8", "replace").decode()}, {"text": "?"}, 1),

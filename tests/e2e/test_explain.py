@@ -11,7 +11,7 @@ import requests
 
 from tests.cli.typed import typed
 from tests.conftest import Proxy, StartProxy, until
-from tests.e2e.calls import CALLS, CHAT, GENERATE, ask, asking, post
+from tests.e2e.calls import CALLS, CHAT, GENERATE, ask, asking, greedy, post
 from tests.simulator import Simulator
 
 pytestmark = pytest.mark.one_way
@@ -126,3 +126,23 @@ def test_offline_looks_the_same_way(
     sentence = found["text"].removeprefix("0 of 1 samples are stored. ")
     assert denied.json()["error"]["message"].endswith(sentence)
     assert 'stored "one two three"' in sentence
+
+
+def test_greedy_calls_with_other_limits(proxy: Proxy) -> None:
+    """A greedy call that is answered by what is stored for another limit is told to be a hit, and
+    nothing is stored for it by that."""
+    body = greedy(GENERATE, "one two three")
+    body["sampling_params"]["max_new_tokens"] = 30
+    ask(proxy, GENERATE, {**body, "stream": True})
+    body["sampling_params"]["max_new_tokens"] = 5
+    for _ in range(2):
+        found = explained(proxy, GENERATE, body)
+        assert (found["outcome"], found["has"]) == ("hit", 1)
+        assert "another limit of tokens" in found["text"]
+    assert "cut from" in ask(proxy, GENERATE, body).headers["Cache-Status"]
+    assert explained(proxy, GENERATE, body)["text"] == "1 of 1 samples are stored."
+    body["sampling_params"]["max_new_tokens"] = 40
+    found = explained(proxy, GENERATE, body)
+    assert (found["outcome"], found["nearest"][0]["differences"][0]["at"]) == (
+        "miss", "sampling_params.max_new_tokens",
+    )  # fmt: skip

@@ -19,7 +19,8 @@ import orjson
 
 from sglang_cached_addon.store.files import private
 
-VERSION = 1
+VERSION = 2
+"""Raised when the tables change, or sketches are made in another way."""
 
 NEWEST = 256
 """Of the calls that have a number in common, so many are looked at, those stored last."""
