@@ -99,7 +99,12 @@ class Web:
         """Sends a call; what is shown of its request and of its answer."""
         before = len(self.page.flows())
         requests.post(f"{self.proxy.url}{path}", json=body, timeout=30)
-        flow = next(f for f in self.page.flows()[before:] if f["request"]["path"] == path)
+
+        def answered() -> dict[str, Any] | None:
+            flow = next(f for f in self.page.flows()[before:] if f["request"]["path"] == path)
+            return flow if flow.get("response", {}).get("contentLength") else None
+
+        flow = until(answered)  # the client has its answer before that is kept
         return self.page.shown(flow["id"], "request"), self.page.shown(flow["id"], "response")
 
 

@@ -23,6 +23,9 @@ RULE, WIDTH = 72, 84
 """How wide a heading is at least, and a line at most: nobody breaks the lines of a view."""
 
 
+SEPARATOR = " · "
+
+
 class Style(StrEnum):
     """What a line is, in mitmproxy's words."""
 
@@ -37,8 +40,20 @@ Line = tuple[Style, str]
 def opening(name: str, facts: Iterable[str], said: Sequence[str]) -> Iterator[Line]:
     """What stands above all else: what the cache said, and what the body is of."""
     if said:
-        yield from lines(f"cache: {_joined(said)}", Style.HEADER)
-    yield from lines(_joined([name, *facts]), Style.HEADER)
+        yield from _facts([f"cache: {said[0]}", *said[1:]])
+    yield from _facts([name, *facts])
+
+
+def _facts(facts: Iterable[str]) -> Iterator[Line]:
+    """Facts in as few lines as they need, each in one piece."""
+    line = ""
+    for fact in map(_in_one, facts):
+        if line and len(line) + len(SEPARATOR) + len(fact) > WIDTH:
+            yield Style.HEADER, line
+            line = f"  {fact}"
+        else:
+            line = f"{line}{SEPARATOR}{fact}" if line else fact
+    yield Style.HEADER, line
 
 
 def passages(found: Sequence[Passage]) -> Iterator[Line]:
@@ -85,17 +100,22 @@ def _in_line(value: Any) -> str:
     return shortened(written(value))
 
 
-def lines(text: str, style: Style = Style.TEXT) -> Iterator[Line]:
+def lines(text: str) -> Iterator[Line]:
     """The lines of a text. Long ones are broken behind a space; joined, they are as before."""
     for line in text.splitlines():
         at = 0
         while len(line) - at > WIDTH:
             end = line.rfind(" ", at + 1, at + WIDTH) + 1 or at + WIDTH
-            yield style, line[at:end]
+            yield Style.TEXT, line[at:end]
             at = end
-        yield style, line[at:]
+        yield Style.TEXT, line[at:]
 
 
 def _joined(facts: Iterable[str]) -> str:
     """Facts in a line."""
-    return " · ".join(" ".join(shortened(fact).split()) for fact in facts)
+    return SEPARATOR.join(map(_in_one, facts))
+
+
+def _in_one(fact: str) -> str:
+    """A fact without line breaks, and not too long."""
+    return " ".join(shortened(fact).split())

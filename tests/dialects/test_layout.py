@@ -17,6 +17,10 @@ def test_opening() -> None:
         (Style.HEADER, "cache: HIT · key k"), (Style.HEADER, "api · model m"),
     ]  # fmt: skip
     assert text(layout.opening("api", [], [])) == ["api"]
+    facts = [f"fact number {k}" for k in range(9)]
+    first, *more = text(layout.opening("api", facts, []))
+    assert max(map(len, (first, *more))) <= WIDTH and all(line[:2] == "  " for line in more)
+    assert " · ".join([first, *(line[2:] for line in more)]).split(" · ") == ["api", *facts]
 
 
 def test_passages() -> None:

@@ -68,6 +68,18 @@ def test_openai(web: Web) -> None:
     assert "── prompt 2, sample 1 of 1 · length ─" in answer
 
 
+def test_streams(web: Web) -> None:
+    """A stream is shown as its samples, generated or stored: its events are put together."""
+    asked = {**BODY, "text": "A stream", "stream": True}
+    seen = []
+    for said in ("MISS", "HIT"):
+        _, answer = web.ask("/generate", asked)
+        assert answer.startswith(f"cache: {said} · "), answer
+        assert "no end" not in answer
+        seen.append(re.findall(r"── (sample \d of 2 · length · 3 tokens).*\n(.*)", answer))
+    assert len(seen[0]) == 2 and seen[0] == seen[1]
+
+
 def test_errors(web: Web) -> None:
     """What upstream refuses is shown with its reason."""
     _, answer = web.ask("/generate", {"text": "a", "sampling_params": {"top_p": 7}})
