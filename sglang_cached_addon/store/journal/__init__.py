@@ -54,7 +54,7 @@ class Journal:
             raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
         self.room, self.has_room = self._queue.room, self._queue.has_room
         self.announce = self._guard.announce
-        self._kept = KeptIndex(folder)
+        self._kept = KeptIndex(self.path)
         self._compaction = Compaction(self._file, self._queue, self._guard, self._kept)
         self._writer = JournalWriter(
             self._file, self._queue, self._guard, self._kept, self._compaction

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.store.files import StoreError
-from sglang_cached_addon.store.journal.extents import Extent, Place
+from sglang_cached_addon.store.journal.extents import FILE, Extent, Place
 from sglang_cached_addon.store.journal.index import Index
+from sglang_cached_addon.store.journal.kept import read as read_kept
 from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, samples_of, scan
 from sglang_cached_addon.store.journal.loading import PROGRESS_LINES, Loaded
 from sglang_cached_addon.store.journal.reader import FileReader
@@ -44,7 +45,8 @@ class Follower:
         self.index = Index()
         self._lock = threading.Lock()
         self._news: deque[bytes] = deque()
-        self._lines = self._end = 0
+        self._lines = self._end = self._first = 0
+        """How many lines, and bytes, the index is of, and at which offset the file begins there."""
         self._skipped = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -77,7 +79,7 @@ class Follower:
         samples: list[Sample] = []
         try:
             for extent in extents:
-                line = reader.read(extent.place.offset, extent.place.length, waits=waits)
+                line = reader.read(extent.place.offset % FILE, extent.place.length, waits=waits)
                 if line is None:
                     return None
                 samples += samples_of(line, key)[extent.skip : extent.skip + extent.samples]
@@ -92,7 +94,7 @@ class Follower:
         with self._lock:
             extents, reader = self.index.extents(key), self._reader
         places = [extent.place for extent in extents]
-        found = [reader.read(place.offset, place.length, waits=True) or b"" for place in places]
+        found = [reader.read(p.offset % FILE, p.length, waits=True) or b"" for p in places]
         return list(zip(extents, found, strict=True))
 
     def extents(self, key: bytes) -> list[Extent]:
@@ -181,10 +183,20 @@ class Follower:
             reader = FileReader(self.path)
             with self._lock:
                 self.index, self._reader = Index(), reader
-                self._lines = self._end = 0
+                self._lines = self._end = self._first = 0
                 self.resets += 1
+        if now.st_size and not self._end:
+            self._take_kept()
         if now.st_size > self._end:
             self._read_on(now.st_size, progress)
+
+    def _take_kept(self) -> None:
+        """Begins with the index that the owner has kept, if that is of the file that is read."""
+        kept = read_kept(self.path)
+        if kept and self._reader.is_same(self.path.stat()):
+            with self._lock:
+                self.index, self._first = kept.index, kept.number * FILE
+                self._lines, self._end = kept.lines, kept.bytes
 
     def _read_on(self, size: int, progress: Callable[[float], object]) -> None:
         with open(self.path, "rb", buffering=1 << 20) as lines:
@@ -194,7 +206,7 @@ class Follower:
             for line in lines:
                 if not line.endswith(b"\n") or self._closing.is_set():
                     return  # it is being written
-                place = Place(self._end, len(line))
+                place = Place(self._first + self._end, len(line))
                 self._end += len(line)
                 self._lines += 1
                 if self._lines % PROGRESS_LINES == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
@@ -30,34 +31,61 @@ INDEX_BYTES = 64 << 20
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An index that was kept, and of what."""
+
+    index: Index
+    lines: int
+    bytes: int
+    """The lines, and the bytes, at the beginning of the journal that it is of."""
+    number: int
+    """The number of the file in its offsets."""
+    others: int
+    """As `JournalFile.others`."""
+
+
+def read(journal: Path) -> Kept | None:
+    """The index that was kept of a journal, for whoever has its folder; None where none is of
+    use."""
+    path = _beside(journal)
+    try:
+        with open(path, "rb") as kept:
+            head, data = orjson.loads(kept.readline()), kept.read()
+        lines, size, number = int(head["lines"]), int(head["bytes"]), int(head["number"])
+        if head["v"] != INDEX_VERSION or head["sum"] != zlib.crc32(data):
+            raise ValueError("damaged, or of another version")
+        if not 0 <= number < FILES or head["tail"] != _tail(journal, size):
+            raise ValueError("not of this file")
+        return Kept(Index.load(data), lines, size, number, int(head["others"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, AttributeError, *BROKEN) as e:
+        logger.info("%s: %s; made anew", path, e)
+        return None
+
+
+def _beside(journal: Path) -> Path:
+    return journal.with_suffix(".index")
+
+
 class KeptIndex:
     """The index file of one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "cache.index"
+    def __init__(self, journal: Path) -> None:
+        self._path = _beside(journal)
         self._bytes = 0
         """The bytes of the journal that the index file is of."""
 
     def load(self, file: JournalFile, queue: Queue) -> tuple[int, int]:
         """Takes over the index that was kept of this journal. Returns of how many lines, and bytes,
         at the beginning of the file that is: none where no index is of use."""
-        try:
-            with open(self._path, "rb") as kept:
-                head, data = orjson.loads(kept.readline()), kept.read()
-            lines, size, number = int(head["lines"]), int(head["bytes"]), int(head["number"])
-            if head["v"] != INDEX_VERSION or head["sum"] != zlib.crc32(data):
-                raise ValueError("damaged, or of another version")
-            if not 0 <= number < FILES or head["tail"] != _tail(file.path, size):
-                raise ValueError("not of this file")
-            index, others = Index.load(data), int(head["others"])
-        except FileNotFoundError:
+        kept = read(file.path)
+        if kept is None:
             return 0, 0
-        except (OSError, AttributeError, *BROKEN) as e:
-            logger.info("%s: %s; made anew", self._path, e)
-            return 0, 0
-        queue.index, file.others, self._bytes = index, others, size
-        queue.readers.renumber(number)
-        return lines, size
+        queue.index, file.others, self._bytes = kept.index, kept.others, kept.bytes
+        queue.readers.renumber(kept.number)
+        return kept.lines, kept.bytes
 
     def keep(self, index: Index, file: JournalFile, number: int) -> None:
         """Writes the index, if the journal is large and has grown. No line may wait."""

@@ -43,6 +43,33 @@ def has(store: DiskStore, *numbers: int) -> bool:
     }
 
 
+def test_a_large_journal_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of which the owner has kept the index are not read, those behind them are; one that is
+    not of the file that is there is of no use."""
+    monkeypatch.setattr("sglang_cached_addon.store.journal.kept.INDEX_BYTES", 1)
+    scan, read = follower.scan, list[bytes]()
+    monkeypatch.setattr(follower, "scan", lambda line: read.append(line) or scan(line))
+    with opened(tmp_path) as owner:
+        fill(owner, 1, 2)
+        settle(owner)
+        owner.journal.compact().result(10)  # the file has another number from now on
+        fill(owner, 3)
+    with opened(tmp_path) as owner:
+        with following(tmp_path) as store:
+            assert store.loaded == Loaded(3, 3)
+            assert has(store, 1, 2, 3)
+            assert len(read) == 0
+            fill(owner, 4)
+            until(lambda: has(store, 1, 2, 3, 4))
+            assert len(read) == 1
+        owner.remove(key_of(2))
+        owner.journal.compact().result(10)
+        read.clear()
+        with following(tmp_path) as store:
+            assert has(store, 1, 3, 4)
+            assert len(read) == 3
+
+
 def test_beside_the_owner(tmp_path: Path) -> None:
     """A follower has what the owner has, and what the owner adds."""
     with opened(tmp_path) as owner:
