@@ -109,7 +109,8 @@ class Reports:
     def past(self, after: float) -> dict[str, Any]:
         """What was counted since a Unix time."""
         self._opened()
-        assert self.history
+        if self.history is None:
+            raise OSError("what was counted over time is known to a running proxy only")
         return self.history.as_json(after)
 
     @property

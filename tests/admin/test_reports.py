@@ -50,6 +50,8 @@ def test_members(tmp_path: Path) -> None:
                 parts, settings_of(tmp_path), None, 0.0, history=History(parts, float)
             )
             assert set(NAMES) < STATS
+            with pytest.raises(OSError, match="running proxy"):
+                Reports(parts, settings_of(tmp_path), None, 0.0).past(0.0)
             assert reports.past(-1.0)["points"]
             stats, info, health = reports.stats(), reports.info(), reports.health()
             assert set(stats) == STATS
