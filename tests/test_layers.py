@@ -53,6 +53,7 @@ IO_MODULES = {
 PURE_ROOMS = {"core", "wire", "dialects", "admin"}
 PURE = {
     "settings.py", "option.py", "cli/diagnosis.py", "cli/server_diagnosis.py",
+    "cli/requests.py", "cli/tally.py",
     "proxy/start.py",
     "service/exchange.py", "service/flights.py",
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",

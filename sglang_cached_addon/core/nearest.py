@@ -94,14 +94,14 @@ def nearest(asked: bytes, model: bytes, calls: Iterable[StoredCall]) -> list[Nea
     return [near for _, near in sorted(found, key=lambda pair: pair[0])[:MAX_CALLS]]
 
 
-def sentence(found: Sequence[Near], *, with_values: bool) -> str:
-    """What is nearest, in words. Without values, only the places are told."""
+def sentence(found: Sequence[Near], key: bytes, *, with_values: bool) -> str:
+    """What is nearest to the call of a key, in words. Without values, only the places are told."""
     if not found:
         return "Nothing is stored for this API."
     near = found[0]
     text = f"The nearest stored call (key {near.key[:SHOWN].hex()})"
     if not near.differences:
-        whose = "with too few samples" if near.is_same_model else "of another model or credential"
+        whose = "with too few samples" if near.key == key else "of another model or credential"
         return f"{text} is the same, but {whose}."
     told = "; ".join(_told(difference, with_values) for difference in near.differences[:MAX_SHOWN])
     count = len(near.differences) - MAX_SHOWN

@@ -11,8 +11,7 @@ import orjson
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.planning import Plan
-from sglang_cached_addon.service.findings import Known
-from sglang_cached_addon.service.lookup import events_of
+from sglang_cached_addon.service.findings import Known, events_of
 from sglang_cached_addon.wire import sse
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from sglang_cached_addon.core import identity
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.dialects.base import Dialect
-from sglang_cached_addon.wire import http1
+from sglang_cached_addon.wire import http1, sse
 
 if TYPE_CHECKING:
     from sglang_cached_addon.service.claims import Claim
@@ -172,6 +173,19 @@ class Landed:
     """The samples in it; None where there are none."""
     refusal: Reason | None = None
     """Why it is not to be stored."""
+
+
+def events_of(
+    known: Known, samples: Sequence[Sequence[Sample]], *, is_counted: bool = True
+) -> list[bytes]:
+    """A stream of whole samples; with the usage that its client wants, if they are counted."""
+    dialect, call = known.dialect, known.call
+    script = dialect.script(call, samples)
+    events = [*script.in_turn(), *script.finishes]
+    wants_usage = is_counted and call.stream is not None and call.stream.usage
+    if wants_usage and (usage := dialect.usage(call, samples)):
+        events.append(usage)
+    return [*events, sse.DONE]
 
 
 def model_of(body: Any) -> str:

@@ -26,8 +26,8 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Dialect
-from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, model_of
-from sglang_cached_addon.wire import http1, sse
+from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, events_of, model_of
+from sglang_cached_addon.wire import http1
 
 MEMO_BYTES = 16 << 20
 """How many bytes the bodies read before may take, with what was made of them: an estimate."""
@@ -244,16 +244,3 @@ class Lookup:
     def forget(self) -> None:
         """Forgets the calls that were read, and their answers."""
         self._memo.clear()
-
-
-def events_of(
-    known: Known, samples: Sequence[Sequence[Sample]], *, is_counted: bool = True
-) -> list[bytes]:
-    """A stream of whole samples; with the usage that its client wants, if they are counted."""
-    dialect, call = known.dialect, known.call
-    script = dialect.script(call, samples)
-    events = [*script.in_turn(), *script.finishes]
-    wants_usage = is_counted and call.stream is not None and call.stream.usage
-    if wants_usage and (usage := dialect.usage(call, samples)):
-        events.append(usage)
-    return [*events, sse.DONE]

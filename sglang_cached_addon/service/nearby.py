@@ -27,12 +27,14 @@ class Nearest:
     """What is nearest to a call, the nearest first."""
 
     calls: Sequence[Near] = ()
+    key: bytes = b""
+    """The key of that call."""
     share: float = 1.0
     """The part of what is stored that was looked through."""
 
     def sentence(self, *, with_values: bool = True) -> str:
         """In words, for people."""
-        text = sentence(self.calls, with_values=with_values)
+        text = sentence(self.calls, self.key, with_values=with_values)
         if self.share < 1.0:
             text += f" So far, {self.share:.0%} of what is stored was looked through."
         return text
@@ -60,7 +62,8 @@ class Nearby:
         index = self._store.index
         stored = [call for call in found.calls if call[0] in index]
         model = keys.prefix(self._lookup.fingerprint)
-        return Nearest(await asyncio.to_thread(nearest, content, model, stored), found.share)
+        calls = await asyncio.to_thread(nearest, content, model, stored)
+        return Nearest(calls, known.keys[item], found.share)
 
     def close(self) -> None:
         """Nothing is looked through any more."""

@@ -32,7 +32,7 @@ def told(asked: Any, *stored: Any, with_values: bool = True) -> str:
     """What is said of stored calls, whose keys are numbered from 1 on."""
     calls = [(key(i), "chat", json.dumps(call).encode()) for i, call in enumerate(stored, 1)]
     raw = json.dumps(asked).encode()
-    return sentence(nearest(raw, MODEL, calls), with_values=with_values)
+    return sentence(nearest(raw, MODEL, calls), KEY, with_values=with_values)
 
 
 LONG = "x" * 100
@@ -119,13 +119,17 @@ def test_nearest_wherever() -> None:
 def test_other_models(order: tuple[int, int]) -> None:
     """An equal call of this model is nearer than one of another, which is told of if alone."""
     same = [(key(1, OTHER), "chat", b'{"a":1}'), (KEY, "chat", b'{"a":1}')][:: order[0]]
-    said = sentence(nearest(b'{"a":1}', MODEL, same), with_values=True)
+    said = sentence(nearest(b'{"a":1}', MODEL, same), KEY, with_values=True)
     assert said == f"{NEAR} is the same, but with too few samples."
     foreign = nearest(b'{"a":1}', MODEL, [(key(1, OTHER), "chat", b'{"a":1}')])
-    said = sentence(foreign, with_values=True)
+    said = sentence(foreign, KEY, with_values=True)
     assert said.endswith("is the same, but of another model or credential.")
     assert key(1, OTHER)[:16].hex() in said
     assert [near.is_same_model for near in foreign] == [False]
+    other = nearest(b'{"a":1}', MODEL, [(key(2), "chat", b'{"a":1}')])  # of another credential
+    assert [near.is_same_model for near in other] == [True]
+    said = sentence(other, KEY, with_values=True)
+    assert said.endswith("is the same, but of another model or credential.")
 
 
 def test_the_least_behind() -> None:

@@ -16,11 +16,13 @@ from tests.service.stage import GENERATE, Stage, staged
 from tests.tables import each
 
 
-def explaining(stage: Stage, mode: Mode = Mode.READWRITE) -> Explaining:
+def explaining(stage: Stage, mode: Mode = Mode.READWRITE, *, isolates: bool = False) -> Explaining:
     exchange, store = stage.exchange, stage.store
     nearby = Nearby(store, exchange.lookup, None)
     runs = stage.service.runs
-    return Explaining(exchange, stage.upstream, store, nearby, runs, CallHeads(), mode=mode)
+    return Explaining(
+        exchange, stage.upstream, store, nearby, runs, CallHeads(), mode=mode, isolates=isolates
+    )
 
 
 async def explain(
@@ -175,3 +177,15 @@ async def test_callers(stage: Stage) -> None:
     for headers, is_admitted in (({"authorization": "key"}, True), ({}, False)):
         found = await explain(stage, asking("a"), **headers)
         assert (found.outcome, found.is_admitted) == (Kind.HIT, is_admitted)
+
+
+@staged(keys={"a", "b"}, isolates=True)
+async def test_caches_of_their_own(stage: Stage) -> None:
+    """Where each credential has a cache of its own, the headers say which one is looked at."""
+    await stage.stores("x", key="a")
+    for key, outcome in ((b"a", Kind.HIT), (b"b", Kind.MISS)):
+        body = json.dumps(asking("x")).encode()
+        fields = ((b"Authorization", key),)
+        found = await explaining(stage, isolates=True).explain(GENERATE, body, fields)
+        assert found.outcome is outcome
+    assert found.text.endswith("is the same, but of another model or credential.")

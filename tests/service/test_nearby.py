@@ -66,6 +66,6 @@ async def test_on_disk(tmp_path: Path) -> None:
 def test_not_all_was_looked_through() -> None:
     """It is told how much was looked through, unless that is all."""
     assert (
-        Nearest((), 0.25).sentence().endswith("So far, 25% of what is stored was looked through.")
+        Nearest(share=0.25).sentence().endswith("So far, 25% of what is stored was looked through.")
     )
     assert Nearest().sentence() == "Nothing is stored for this API."
