@@ -18,7 +18,7 @@ from sglang_cached_addon.cli import server_diagnosis
 from sglang_cached_addon.cli.diagnosis import Finding
 from sglang_cached_addon.cli.server_diagnosis import Server
 from sglang_cached_addon.core.identity import Identity
-from sglang_cached_addon.upstream.asking import Questions
+from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers
 from sglang_cached_addon.wire.tls import tls_context
@@ -36,9 +36,20 @@ async def ask_server(url: str, api_key: str, *, insecure: bool) -> tuple[Server,
     with closing(Questions(url, tls)) as questions, closing(Client(url, tls=tls)) as client:
         said = await questions.round(headers)
         if said.identity is None:
-            return Server(url, said.verdict), None
+            failure = await _failure(client) if said.verdict is Verdict.DOWN else ""
+            return Server(url, said.verdict, failure=failure), None
         statuses, skew = await _probe(client, headers, said.identity)
         return Server(url, said.verdict, said.identity, statuses), skew
+
+
+async def _failure(client: Client) -> str:
+    """Why a server cannot be reached; empty if it can by now."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await client.ask("GET", "/health", ())
+    except (Unreachable, Broken, TimeoutError) as e:
+        return str(e)
+    return ""
 
 
 async def _probe(

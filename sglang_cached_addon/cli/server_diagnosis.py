@@ -25,13 +25,15 @@ class Server:
     identity: Identity | None = None
     statuses: Mapping[str, int | None] | None = None
     """What came of the smallest call of each route; None where there was no answer."""
+    failure: str = ""
+    """Why it cannot be reached."""
 
 
 _NO_NAME = {
     Verdict.DOWN: (
         State.FAIL,
         "cannot be reached, or speaks no HTTP",
-        "Start it, or mend --sglang-url.",
+        "Start it, or mend --sglang-url; --insecure is for a certificate that nobody vouches for.",
     ),
     Verdict.SLOW: (State.FAIL, "does not answer in time", "See its log and its load."),
     Verdict.TROUBLED: (
@@ -59,7 +61,8 @@ def upstream(server: Server) -> list[Finding]:
     """What the server is, whether its version is known, and what it accepts."""
     if server.identity is None:
         state, what, remedy = _NO_NAME[server.verdict]
-        return [Finding("upstream", state, f"{server.url} {what}.", remedy)]
+        why = f": {server.failure}" if server.failure else ""
+        return [Finding("upstream", state, f"{server.url} {what}{why}.", remedy)]
     model = server.identity.model
     named = Finding("upstream", State.OK, f"{server.url} answers, and has {model}.")
     return [named, _version(server.identity), _accepts(server.statuses or {})]

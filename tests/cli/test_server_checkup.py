@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from sglang_cached_addon.cli.server_checkup import ask_server
 from sglang_cached_addon.upstream.asking import Verdict
+from tests.certificates import self_signed
+from tests.conftest import corpus
 from tests.redis import free_port
+from tests.replayer import replaying
 from tests.simulator import Profile, running
 
 
@@ -24,6 +28,18 @@ def test_keys() -> None:
 
 
 def test_nobody() -> None:
-    """A server that is not there has said nothing."""
+    """Of a server that is not there, it is told why it cannot be reached."""
     server, skew = asyncio.run(ask_server(f"http://127.0.0.1:{free_port()}", "", insecure=False))
     assert (server.verdict, server.identity, skew) == (Verdict.DOWN, None, None)
+    assert "refused" in server.failure.lower()
+
+
+def test_certificate(tmp_path: Path) -> None:
+    """So it is with a certificate that nobody vouches for; `insecure` takes it."""
+    with replaying(self_signed(tmp_path)) as replayer:
+        (replayer.pair,) = corpus("generate-n1")
+        url = replayer.url.replace("http:", "https:")
+        server, _ = asyncio.run(ask_server(url, "", insecure=False))
+        assert server.verdict is Verdict.DOWN and "CERTIFICATE" in server.failure
+        server, _ = asyncio.run(ask_server(url, "", insecure=True))
+        assert server.verdict is Verdict.KNOWN

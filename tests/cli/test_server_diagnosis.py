@@ -47,6 +47,8 @@ def test_findings(finding: Finding, state: State, words: list[str]) -> None:
     ("server", "states", "words"),
     [
         (Server(URL, Verdict.DOWN), [FAIL], ["cannot be reached", "--sglang-url"]),
+        (Server(URL, Verdict.DOWN, failure="bad certificate"), [FAIL],
+         [": bad certificate.", "--insecure"]),
         (Server(URL, Verdict.SLOW), [FAIL], ["in time"]),
         (Server(URL, Verdict.TROUBLED), [FAIL], ["error"]),
         (Server(URL, Verdict.REFUSED), [WARN], ["--api-key"]),
