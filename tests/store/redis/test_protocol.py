@@ -43,4 +43,7 @@ def test_answers() -> None:
     ):
         assert numbers(answer) == wanted, answer
     for fields in ([b"key", b"x"], {b"key": b"x"}):
-        assert entries([[b"1-0", fields], (b"1-1", fields)]) == [("1-0", b"x"), ("1-1", b"x")]
+        assert entries([[b"1-0", fields], (b"1-1", fields)]) == [
+            ("1-0", b"key", b"x"),
+            ("1-1", b"key", b"x"),
+        ]
