@@ -58,7 +58,7 @@ PURE = {
     "service/exchange.py", "service/flights.py",
     "service/landing.py", "service/relay.py", "service/slices.py", "service/stream.py",
     "upstream/belief.py", "upstream/changes.py", "store/placing.py", "store/journal/index.py",
-    "store/journal/lines.py", "store/journal/extents.py", "store/memory.py",
+    "store/journal/lines.py", "store/journal/extents.py", "store/memory.py", "store/pool.py",
     "store/removals.py", "catalog/entry.py", "catalog/query.py", "catalog/sieve.py",
     "store/redis/clears.py", "store/redis/element.py", "store/redis/protocol.py", "store/totals.py",
 }  # fmt: skip
@@ -66,7 +66,7 @@ PURE = {
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.
 VALUES_ONLY = {
-    "wire/location.py": {"urllib"}, "admin/routes.py": {"urllib"},
+    "wire/location.py": {"urllib"}, "admin/request.py": {"urllib"},
     "settings.py": {"pathlib"}, "service/flights.py": {"asyncio"},
     "service/stream.py": {"asyncio"}, "upstream/changes.py": {"asyncio"},
     "option.py": {"pathlib"}, "wire/failures.py": {"os", "socket", "ssl"},

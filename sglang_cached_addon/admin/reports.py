@@ -135,7 +135,8 @@ class Reports:
     async def delete(self, prefix: str, *, now: bool) -> dict[str, Any]:
         """As `Parts.delete`."""
         key, samples = await self._opened().delete(prefix, now=now)
-        return {"deleted": key.hex(), "samples": samples, "is_compacted": now}
+        is_gone = now or self._opened().store.journal is None
+        return {"deleted": key.hex(), "samples": samples, "is_compacted": is_gone}
 
     async def clear(self, which: str) -> dict[str, Any]:
         """As `Parts.clear`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 import orjson
 
@@ -17,21 +16,10 @@ from sglang_cached_addon.admin.access import Caller, RouteAnswer, error, refusal
 from sglang_cached_addon.admin.explained import explained
 from sglang_cached_addon.admin.page import page
 from sglang_cached_addon.admin.reports import Reports
+from sglang_cached_addon.admin.request import Request
 from sglang_cached_addon.catalog import Ambiguous
 from sglang_cached_addon.catalog.query import BadQuery, NotFound, Query
-from sglang_cached_addon.core.runs import checked
 from sglang_cached_addon.service.runs import Shown
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of a route."""
-
-    method: str
-    path: str
-    query: str
-    body: bytes
-
 
 Handler = Callable[[Reports, Request], Awaitable[dict[str, Any] | bytes | RouteAnswer]]
 """Tells, or does, what is asked; in JSON where it is large. Raises BadQuery for what is not
@@ -76,27 +64,11 @@ async def _to_page(reports: Reports, request: Request) -> RouteAnswer:
 
 
 async def _history(reports: Reports, request: Request) -> dict[str, Any]:
-    name, _, value = (request.query or "after=-inf").partition("=")
-    try:
-        return reports.past(float(value if name == "after" else ""))
-    except ValueError:
-        message = "/cache/history takes ?after=TIME, in Unix seconds, and nothing else"
-        raise BadQuery(message) from None
+    return reports.past(request.after)
 
 
 async def _clear(reports: Reports, request: Request) -> dict[str, Any]:
-    # Nothing else is understood, nor are words in another way: what is cleared is gone.
-    query = request.query
-    name, _, written = query.partition("=") if query else ("model", "=", "all")
-    which = unquote(written)
-    is_odd = bool(set(written) & set("=&;?#+")) or (which in CLEARABLE and which != written)
-    if name != "model" or not which or is_odd:
-        named = "|".join((*CLEARABLE, "NAME", "KEY"))
-        raise BadQuery(
-            f"/cache/clear takes ?model={named}, once, and nothing else; "
-            "the KEY of a model is in /cache/info"
-        )
-    return await reports.clear(which)
+    return await reports.clear(request.cleared)
 
 
 async def _explain(reports: Reports, request: Request) -> dict[str, Any]:
@@ -107,28 +79,18 @@ async def _explain(reports: Reports, request: Request) -> dict[str, Any]:
 
 
 async def _entries(reports: Reports, request: Request) -> bytes:
-    return await reports.catalog.entries(Query.read(_pairs(request), reports.time))
+    query = Query.read(request.parameters.items(), reports.time)
+    return await reports.catalog.entries(query)
 
 
 async def _entry(reports: Reports, request: Request) -> dict[str, Any] | bytes:
-    key, query = _part(request), dict(_pairs(request))
-    if request.method != "DELETE":
-        return await reports.catalog.entry(key)
-    if query not in ({}, {"now": "true"}, {"now": "false"}):
-        raise BadQuery(f"DELETE {request.path} takes ?now=true, and nothing else")
-    return await reports.delete(key, now=query.get("now") == "true")
+    if request.method == "DELETE":
+        return await reports.delete(request.named, now=request.is_now)
+    return await reports.catalog.entry(request.named)
 
 
 async def _flights(reports: Reports, request: Request) -> dict[str, Any]:
     return reports.flights()
-
-
-def _pairs(request: Request) -> list[tuple[str, str]]:
-    """The members of a query. Raises BadQuery for what stands there twice."""
-    pairs = parse_qsl(request.query, keep_blank_values=True)
-    if len(dict(pairs)) < len(pairs):
-        raise BadQuery(f"{request.path} takes each of its parameters once")
-    return pairs
 
 
 async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
@@ -136,10 +98,9 @@ async def _runs(reports: Reports, request: Request) -> dict[str, Any]:
 
 
 async def _run(reports: Reports, request: Request) -> dict[str, Any]:
-    name, runs = _name(request), reports.runs
+    name, runs = request.run, reports.runs
     if request.method == "POST":
-        if not _is_fresh(request.body):
-            raise BadQuery(f'{request.path} takes {{"fresh": true}}, and nothing else')
+        request.check_fresh()
         return _found(name, await runs.begin(name))
     if request.method == "DELETE":
         return _found(name, await runs.delete(name))
@@ -147,8 +108,7 @@ async def _run(reports: Reports, request: Request) -> dict[str, Any]:
 
 
 async def _rewind(reports: Reports, request: Request) -> dict[str, Any]:
-    name = _name(request)
-    return _found(name, await reports.runs.rewind(name))
+    return _found(request.run, await reports.runs.rewind(request.run))
 
 
 def _found(name: str, run: Shown | None) -> Shown:
@@ -156,30 +116,6 @@ def _found(name: str, run: Shown | None) -> Shown:
         raise NotFound(f"there is no run {name}")
     return run
 
-
-def _name(request: Request) -> str:
-    """The run that a path names."""
-    try:
-        return checked(_part(request))
-    except ValueError as e:
-        raise BadQuery(str(e)) from None
-
-
-def _part(request: Request) -> str:
-    """What a path has where its route has a name in braces."""
-    return request.path.split("/")[3]
-
-
-def _is_fresh(body: bytes) -> bool:
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        return False
-    return isinstance(value, dict) and value.pop("fresh", None) is True and not value
-
-
-CLEARABLE = ("current", "other", "all")
-"""Whose samples can be cleared, beside those of models by their name, or of one by its key."""
 
 ROUTES = {
     route.path: route

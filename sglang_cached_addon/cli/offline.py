@@ -19,6 +19,7 @@ import orjson
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.admin.access import Caller
 from sglang_cached_addon.admin.reports import Reports
+from sglang_cached_addon.admin.request import Request
 from sglang_cached_addon.assembly import Parts, Target, assemble
 from sglang_cached_addon.cli.online import read
 from sglang_cached_addon.cli.reach import CacheError
@@ -68,7 +69,7 @@ class Offline:
             raise CacheError(f"{path} is for a proxy that runs")
         asked = urlencode({name: value for name, value in query.items() if value is not None})
         data = b"" if body is None else orjson.dumps(body)
-        request = routes.Request(method, path, asked, data)
+        request = Request(method, path, asked, data)
         reports = Reports(self._parts, self._settings, None, time.monotonic(), time=time.time())
         answer = self._runner.run(routes.answer(route, request, HERE, "", reports))
         return read(answer.status, answer.body, path)

@@ -18,6 +18,7 @@ from mitmproxy.log import ALERT
 
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.admin.access import Caller
+from sglang_cached_addon.admin.request import Request
 from sglang_cached_addon.dialects import layout, rendering
 from sglang_cached_addon.proxy.desk import Desk
 
@@ -84,7 +85,7 @@ class CacheCommands:
         route = routes.find(target)
         assert route
         path, _, query = target.partition("?")
-        request = routes.Request(method, path, query, body)
+        request = Request(method, path, query, body)
         answer = routes.answer(route, request, HERE, "", self._desk.reports)
 
         async def tell() -> None:

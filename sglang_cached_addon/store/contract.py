@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.redis.runs import SharedRuns
 
 
+def done() -> Future[None]:
+    """What has happened already."""
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
 class Holder(Protocol):
     """Who knows the epochs of models."""
 
@@ -94,6 +101,7 @@ class OpenStore(Store, Protocol):
 
     def compact(self) -> Future[None]:
         """Has the folder rid of what was removed; the future is done when that has happened."""
+        return done()
 
     def start(self, holder: Holder) -> None:
         """Begins to share, in the background, where there is somebody to share with."""

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from itertools import chain
 from math import inf
 from pathlib import Path
 
@@ -22,14 +21,12 @@ from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.follower import Follower
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.loading import Loaded
-from sglang_cached_addon.store.limits import NO_LIMITS, Limits, Sweep
+from sglang_cached_addon.store.limits import NO_LIMITS, Limits
 from sglang_cached_addon.store.memory import MemoryStore
+from sglang_cached_addon.store.shrinking import Shrinking
 from sglang_cached_addon.store.state import StateFile
 
 logger = logging.getLogger(__name__)
-
-VICTIMS = 256
-"""At most so many entries go at once: callers wait meanwhile."""
 
 READS = 5
 """How often pools are read from the disk again, because samples were removed meanwhile."""
@@ -56,7 +53,7 @@ class DiskStore(OpenStore):
             Follower(folder) if is_follower else Journal(folder, fsync)
         )
         self.memory = MemoryStore(limits.memory, evicted=self.journal.touch)
-        self._sweep = Sweep()
+        self._shrinking = Shrinking(self.memory, self.journal, limits)
         self._removals = 0
         """Rises when samples are removed that are not in memory."""
         self._resets = 0
@@ -76,7 +73,7 @@ class DiskStore(OpenStore):
             for key in list(self.index):
                 self.journal.expire(key, now - limits.ttl, now)
         if not is_follower:
-            self._limit(self.journal.forget, inf)
+            self._shrinking.limit(self.journal.forget, inf)
 
     @property
     def index(self) -> Index:
@@ -108,8 +105,8 @@ class DiskStore(OpenStore):
 
     def get(self, key: bytes) -> Sequence[Sample]:
         self._heed_resets()
-        if self._limits.ttl < inf:
-            self._expire(key)
+        if self.ttl < inf:
+            self._removals += self._shrinking.expire(key)
         pool = self.memory.get(key)
         if not pool and key in self.index:
             self._hold(key, self.journal.read(key, waits=False))
@@ -184,40 +181,13 @@ class DiskStore(OpenStore):
             self.memory.place(addition, places[:kept])
         elif kept and addition.since > -inf:
             self._removals += 1
-        if self.ttl < inf:
-            for each in self._sweep.next(self.index):
-                self._expire(each)
-        self._limit(self.journal.remove)
+        self._removals += self._shrinking.expire_some()
+        self._removals += self._shrinking.limit(self.journal.remove)
         return kept == len(samples)
 
     def remove(self, key: bytes) -> None:
         self.memory.remove(key)
         self.journal.remove(key)
-        self._removals += 1
-
-    def _expire(self, key: bytes) -> None:
-        """Lets go of the samples of a pool that have expired, in memory and in the index."""
-        now = self.now
-        since = now - self.ttl
-        is_gone = self.memory.expire(key, since, now)
-        if is_gone or (key not in self.memory and not self.index.is_within(key, since, now)):
-            self.journal.expire(key, since, now)
-            self._removals += 1
-
-    def _limit(self, remove: Callable[[bytes], object], most: float = VICTIMS) -> None:
-        """Removes what was not used for the longest time, if there is too much."""
-        index = self.index
-        entries, size = len(index), index.bytes
-        if self._limits.allow(entries, size):
-            return
-        # What is in memory was used after what is not.
-        has_cold = len(self.memory) < entries
-        cold = (key for key in index if key not in self.memory) if has_cold else ()
-        hot = (key for key in self.memory if key in index)
-        victims = self._limits.victims(chain(cold, hot), entries, size, index.weight, most)
-        for key in victims:
-            self.memory.remove(key)
-            remove(key)
         self._removals += 1
 
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:

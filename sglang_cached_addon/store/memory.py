@@ -11,58 +11,17 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from concurrent.futures import Future
 from contextlib import nullcontext
 from math import inf
-from typing import Any
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
-from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.contract import OpenStore, done
 from sglang_cached_addon.store.journal.loading import Loaded
+from sglang_cached_addon.store.pool import Nowhere, Pool
 from sglang_cached_addon.store.removals import Removals
 from sglang_cached_addon.store.snapshot import keys_of
 from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
 """An estimate of the bytes of memory that a sample takes beside its answer."""
-
-
-class _Pool(list[Sample]):
-    """The samples of a key, their API, and the names of the bodies that they answer."""
-
-    __slots__ = ("call", "dialect", "names", "newest", "oldest")
-
-    def __init__(self, dialect: str, call: bytes) -> None:
-        super().__init__()
-        self.dialect = dialect
-        self.call = call
-        """The canonical call, where it is kept; else empty."""
-        self.names: tuple[bytes, ...] = ()
-        self.oldest, self.newest = inf, -inf
-        """When the oldest and the newest sample were stored: Unix seconds."""
-
-    def date(self) -> None:
-        """Finds out when its samples were stored."""
-        self.oldest, self.newest = inf, -inf
-        self.date_with(self)
-
-    def date_with(self, samples: Sequence[Sample]) -> None:
-        """Takes account of samples that were added."""
-        for sample in samples:
-            self.oldest = min(self.oldest, sample.stored_at)
-            self.newest = max(self.newest, sample.stored_at)
-
-
-class Nowhere:
-    """A `Document` that nobody keeps."""
-
-    is_rejected = False
-
-    def load(self) -> dict[str, Any]:
-        return {}
-
-    def reject(self, why: str) -> None:
-        """Nothing was loaded."""
-
-    def save(self, document: dict[str, Any]) -> None:
-        """Nothing is kept."""
 
 
 class MemoryStore(Totals, OpenStore):
@@ -89,7 +48,7 @@ class MemoryStore(Totals, OpenStore):
         self._limit, self._ttl, self._evicted = limit, ttl, evicted
         self._keeps_calls = keeps_calls
         self._removals = Removals()
-        self._pools: OrderedDict[bytes, _Pool] = OrderedDict()
+        self._pools: OrderedDict[bytes, Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
 
@@ -174,7 +133,7 @@ class MemoryStore(Totals, OpenStore):
         pool = self._pools.get(key)
         if pool is None:
             call = addition.content if self._keeps_calls else b""
-            pool = self._pools[key] = _Pool(addition.dialect, call)
+            pool = self._pools[key] = Pool(addition.dialect, call)
             self.tally(key, addition.dialect, 0, len(call))
         replaced = [pool[place] for place in places if place < len(pool)]
         for place, sample in zip(places, samples, strict=True):
@@ -241,7 +200,7 @@ class MemoryStore(Totals, OpenStore):
         for raw in pool.names:
             self._keys.pop(raw, None)
 
-    def _count(self, key: bytes, pool: _Pool, samples: Sequence[Sample], sign: int) -> None:
+    def _count(self, key: bytes, pool: Pool, samples: Sequence[Sample], sign: int) -> None:
         size = sum(len(sample.answer) + len(sample.deltas) for sample in samples)
         self.tally(key, pool.dialect, sign * len(samples), sign * size)
 
@@ -256,20 +215,10 @@ class MemoryStore(Totals, OpenStore):
         else:
             for key in [key for key in self._pools if key.startswith(model) is not others]:
                 self._forget(key)
-        return _done()
+        return done()
 
     def delete(self, key: bytes) -> Future[None]:
         """As `remove`, for good: what was on its way is not kept. It is done when this returns."""
         self.remove(key)
         self._removals.note(key)
-        return _done()
-
-    def compact(self) -> Future[None]:
-        """Nothing is left of what was removed."""
-        return _done()
-
-
-def _done() -> Future[None]:
-    done: Future[None] = Future()
-    done.set_result(None)
-    return done
+        return done()

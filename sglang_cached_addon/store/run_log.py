@@ -99,16 +99,18 @@ class RunLog:
     # The thread
 
     def _write(self) -> None:
-        while not self._is_closing.is_set():
+        is_last = False
+        while not is_last:
             self._is_noted.wait(SYNC_SECONDS if self._owed else None)
             self._is_closing.wait(FLUSH_SECONDS)
             self._is_noted.clear()
+            is_last = self._is_closing.is_set()  # before what there is by then is taken
             said, changed = self._take()
             self._owed |= changed.keys()
             lines = [line for _, line in said] + [run_lines.taken(*x) for x in changed.items()]
             is_due = time.monotonic() > self._totals_at + TOTALS_SECONDS
             self._owed = {run for run in self._owed if not run.is_over}
-            if self._owed and (is_due or self._is_closing.is_set()):
+            if self._owed and (is_due or is_last):
                 lines += map(run_lines.totals, self._owed)
                 self._owed, self._totals_at = set(), time.monotonic()
             try:

@@ -9,7 +9,8 @@ from itertools import product
 from typing import Any
 
 from sglang_cached_addon.admin.access import Caller, RouteAnswer
-from sglang_cached_addon.admin.routes import ROUTES, Request, answer, find
+from sglang_cached_addon.admin.request import Request
+from sglang_cached_addon.admin.routes import ROUTES, answer, find
 from sglang_cached_addon.catalog import Ambiguous
 from sglang_cached_addon.catalog.query import NotFound, Query
 from sglang_cached_addon.core.outcome import Kind

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from itertools import accumulate, islice, takewhile
 from pathlib import Path
-from typing import NamedTuple
 
 from sglang_cached_addon.store.journal.extents import FILE, PENDING, Extent, Head, Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.reader import FileReader, FileReaders
+from sglang_cached_addon.store.journal.waiting import Line, Waiting
 from sglang_cached_addon.store.snapshot import keys_of
 
 MAX_PENDING = 64 << 20
@@ -37,19 +35,6 @@ logger = logging.getLogger(__name__)
 
 Move = tuple[bytes, int, int, int, Place]
 """A key, the offset, slot and number of samples of a line that was copied, and where they are."""
-
-
-class Line(NamedTuple):
-    """A line that waits to be written."""
-
-    head: Head
-    data: bytes
-    place: Place
-    """Stands for the line in the index until it is in the file."""
-    since: float
-    """When it came: monotonic, in seconds."""
-    done: Future[None] | None = None
-    """Done when the line is in the file; fails when the disk refuses it, which is tried on."""
 
 
 class Queue:
@@ -72,13 +57,8 @@ class Queue:
         self.is_closing = False
         """Whether the writer is to end."""
         self._path = path
-        self._serial = 0
-        """The number of lines that ever waited."""
-        self._waiting: dict[int, Line] = {}
-        """The lines that are not in the file, in their order, by the offsets that stand for
-        them."""
-        self.size = 0
-        """The bytes of those lines: never more than `MAX_PENDING`."""
+        self._waiting = Waiting()
+        """The lines that are not in the file: hardly more bytes than `MAX_PENDING`."""
         self._room: list[Future[None]] = []
         """Callers that wait for room."""
         self._is_dropping = False
@@ -91,21 +71,21 @@ class Queue:
         return len(self._waiting)
 
     @property
+    def size(self) -> int:
+        """The bytes of those lines."""
+        return self._waiting.size
+
+    @property
     def lag(self) -> float:
         """For how many seconds the oldest line has waited; 0 where none waits."""
         with self.changed:
-            first = next(iter(self._waiting.values()), None)
-        return time.monotonic() - first.since if first else 0.0
+            return self._waiting.lag
 
     def add(self, head: Head, data: bytes) -> bool:
         """Adds a line; False if too much is waiting already: the line is not kept, then."""
         with self.changed:
-            if self.size + len(data) <= MAX_PENDING:
-                self._serial += 1
-                place = Place(PENDING + self._serial, len(data))
-                self.index.add(head, place)
-                self._waiting[place.offset] = Line(head, data, place, time.monotonic())
-                self.size += len(data)
+            if self._waiting.size + len(data) <= MAX_PENDING:
+                self.index.add(head, self._waiting.add(head, data))
                 if len(self._waiting) == 1:
                     self.changed.notify()
                 return True
@@ -124,12 +104,7 @@ class Queue:
         with self.changed:
             self.index.remove(key)
             self.drop(lambda line: line.head.key == key)
-            self._serial += 1
-            place = Place(PENDING + self._serial, len(data))
-            self._waiting[place.offset] = Line(
-                Head(key, b"", 0, "", 0.0, 0), data, place, time.monotonic(), done
-            )
-            self.size += len(data)
+            self._waiting.add(Head(key, b"", 0, "", 0.0, 0), data, done)
             self.changed.notify()
         return done
 
@@ -137,7 +112,7 @@ class Queue:
         """A future that is done when there is room for more; None if there is room, or if the disk
         refuses, so that waiting would be for nothing."""
         with self.changed:
-            if self.size <= ROOM or self.failure or self.is_closing:
+            if self._waiting.size <= ROOM or self.failure or self.is_closing:
                 return None
             room: Future[None] = Future()
             self._room.append(room)
@@ -145,13 +120,13 @@ class Queue:
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes could be kept. A disk that refuses is not counted on."""
-        return self.failure is None or self.size + size <= MAX_PENDING
+        return self.failure is None or self._waiting.size + size <= MAX_PENDING
 
     def find(self, key: bytes) -> list[tuple[Extent, bytes | None, FileReader | None]]:
         """The extents of a pool, each with its line if that waits, or with who reads it."""
         with self.changed:
             return [
-                (extent, self._waiting[extent.place.offset].data, None)
+                (extent, self._waiting[extent.place].data, None)
                 if extent.place.offset >= PENDING
                 else (extent, None, self.readers.of(extent.place))
                 for extent in self.index.extents(key)
@@ -160,7 +135,7 @@ class Queue:
     def waiting(self) -> list[Line]:
         """The lines that are not in the file, in their order."""
         with self.changed:
-            return list(self._waiting.values())
+            return list(self._waiting)
 
     def extents(self, key: bytes) -> list[Extent]:
         """As `Index.extents`, from any thread."""
@@ -181,13 +156,7 @@ class Queue:
     def drop(self, is_dropped: Callable[[Line], object]) -> None:
         """Forgets lines, but for those that somebody waits for, though the writer may be writing
         them now. The index is the caller's."""
-        waiting = self._waiting.values()
-        for line in [line for line in waiting if not line.done and is_dropped(line)]:
-            self._forget(line)
-
-    def _forget(self, line: Line) -> None:
-        if self._waiting.pop(line.place.offset, None):
-            self.size -= len(line.data)
+        self._waiting.drop(is_dropped)
 
     # For the writer
 
@@ -195,14 +164,12 @@ class Queue:
         """The lines to be written now, in their order: not many more bytes than `BATCH`, as a copy
         of them is made."""
         with self.changed:
-            sizes = accumulate(len(line.data) for line in self._waiting.values())
-            count = 1 + sum(1 for _ in takewhile(lambda size: size < BATCH, sizes))
-            return list(islice(self._waiting.values(), count))
+            return self._waiting.first(BATCH)
 
     @property
     def is_behind(self) -> bool:
         """There is a whole batch to be written, and the disk takes it."""
-        return self.failure is None and self.size >= BATCH
+        return self.failure is None and self._waiting.size >= BATCH
 
     def written(self, lines: Sequence[Line], offset: int) -> bool:
         """Notes that these lines are in the file, side by side from `offset` on. True if lines had
@@ -212,7 +179,7 @@ class Queue:
             with self.changed:
                 for line in lines[start : start + SLICE]:
                     self.index.put(line.head.key, line.place, offset)
-                    self._forget(line)
+                    self._waiting.forget(line)
                     offset += len(line.data)
         with self.changed:
             was_dropping, self._is_dropping = self._is_dropping, False
@@ -231,7 +198,7 @@ class Queue:
     def settle(self) -> None:
         """The writer has done what it could with the lines that it took."""
         with self.changed:
-            if self.size <= ROOM or self.failure or self.is_closing:
+            if self._waiting.size <= ROOM or self.failure or self.is_closing:
                 for room in self._room:
                     if room.set_running_or_notify_cancel():
                         room.set_result(None)
@@ -240,20 +207,20 @@ class Queue:
     @property
     def lost(self) -> int:
         """The number of samples that wait."""
-        return sum(line.head.samples for line in self._waiting.values())
+        return sum(line.head.samples for line in self._waiting)
 
     @property
     def live(self) -> int:
         """The bytes of the lines in the file that count."""
         with self.changed:
-            return self.index.bytes - self.size
+            return self.index.bytes - self._waiting.size
 
     def cut(self) -> int:
         """Somebody has cut the file: only the lines that wait are left. Returns the number of
         samples that are lost."""
         with self.changed:
             before, index = self.index.samples, Index()
-            for line in self._waiting.values():
+            for line in self._waiting:
                 index.add(line.head, line.place)
             self.index = index
             self.readers.renumber()

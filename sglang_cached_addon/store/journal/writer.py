@@ -23,7 +23,8 @@ from sglang_cached_addon.store.journal.compaction import (
 from sglang_cached_addon.store.journal.file import JournalFile, try_to
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.kept import KeptIndex
-from sglang_cached_addon.store.journal.queue import Line, Queue
+from sglang_cached_addon.store.journal.queue import Queue
+from sglang_cached_addon.store.journal.waiting import Line
 
 FLUSH_SECONDS = 0.01
 """How long a line may wait for company."""
