@@ -12,7 +12,10 @@ from sglang_cached_addon.cli.frame import about_a_cache
 from sglang_cached_addon.cli.output import Output, Value, shown_age, shown_size, shown_text
 from sglang_cached_addon.cli.reach import Cache
 
-HEADS = ("KEY", "MODEL", "API", "SAMPLES", "TOKENS", "SIZE", "AGE", "REQUEST")
+HEADS = ("KEY", "AGE", "SAMPLES", "TOKENS", "SIZE", "REQUEST", "API", "MODEL")
+
+REQUEST = 60
+"""So many characters of what was asked are shown."""
 
 KEY_DIGITS = 24
 """So many digits of a key are shown, which `show` and `delete` take; the first 16 are of the
@@ -37,6 +40,8 @@ def ls(cache: Cache, output: Output, query: dict[str, Any], limit: int, cursor: 
     """List what is stored, the newest first."""
     pages = Pages(cache, query, cursor, limit)
     output.list(pages, HEADS, _row)
+    if not pages.count:
+        click.echo(f"no such entry; {pages.total} are stored", err=True)
     if pages.cursor:
         click.echo(
             f"{pages.count} entries are shown of {pages.total} that are stored; "
@@ -73,11 +78,11 @@ class Pages:
 def _row(entry: Value) -> tuple[str, ...]:
     return (
         entry["key"][:KEY_DIGITS],
-        shown_text(entry["model"] or "-", 40),
-        shown_text(entry["api"], 40),
+        shown_age(entry["last_stored_at"]),
         str(entry["samples"]),
         str(entry["tokens"]),
         shown_size(entry["bytes"]),
-        shown_age(entry["last_stored_at"]),
-        shown_text(entry["request"]),
+        shown_text(entry["request"], REQUEST),
+        shown_text(entry["api"], 40),
+        shown_text(entry["model"] or "-", 40),
     )

@@ -11,7 +11,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample
 from tests.archive.test_writing import take
-from tests.cli.test_ls import filled
+from tests.cli.test_ls import filled, settled
 from tests.cli.test_merge import asked
 from tests.cli.typed import surroundings, typed
 from tests.conftest import COMMAND, Proxy
@@ -26,7 +26,7 @@ def folder(proxy: Proxy, tmp_path: Path) -> Path:
     asked(proxy, "beta", 2)
     body = {"input_ids": [1, 2], "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}
     assert proxy.session.post(f"{proxy.url}/generate", json=body, timeout=20).ok
-    proxy.stats()
+    settled(proxy)
     return tmp_path / "cache"
 
 

@@ -110,6 +110,7 @@ def test_weights_that_were_changed(
     body = asking(GENERATE, "after a change")
     assert post(proxy, "/update_weights_from_disk", {"model_path": "simulated"}).ok
     assert ask(proxy, GENERATE, body).ok
+    settled(proxy, has_runs=False)
     exported = subprocess.run(
         [COMMAND, "export"], env=surroundings(tmp_path / "cache"), capture_output=True, timeout=60
     )

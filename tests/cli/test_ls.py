@@ -25,10 +25,11 @@ def chatted(proxy: Proxy, text: str) -> None:
     proxy.stats()
 
 
-def settled(proxy: Proxy) -> None:
-    """Returns when the file of runs says what is taken, which comes a moment later."""
+def settled(proxy: Proxy, *, has_runs: bool = True) -> None:
+    """Returns when all is in the files, which comes a moment later."""
+    until(lambda: not proxy.stats()["pending_writes"])
     path = Path(proxy.stats()["cache_file"]).with_name("runs.jsonl")
-    until(lambda: b'"taken"' in path.read_bytes())
+    until(lambda: not has_runs or b'"taken"' in path.read_bytes())
 
 
 def filled(proxy: Proxy) -> None:
@@ -87,9 +88,10 @@ def test_ls(proxy: Proxy, tmp_path: Path) -> None:
         assert found == NEWEST_FIRST
         done = typed("ls", "--limit", "2", cache=folder)
         head, first, second = done.stdout.splitlines()
-        assert re.match(r"KEY +MODEL +API +SAMPLES", head)
-        assert re.match(r"[0-9a-f]{24}  simulated  openai-chat +1 +\d+ +.*Zeta\?\\x1b\[31m$", first)
-        assert re.match(r"[0-9a-f]{24}  simulated  sglang-generate +1 +4 .* epsilon$", second)
+        assert re.match(r"KEY +AGE +SAMPLES +TOKENS +SIZE +REQUEST", head)
+        zeta = r"[0-9a-f]{24} .* 1 +\d+ .*B  Zeta\?\\x1b\[31m +openai-chat +simulated$"
+        assert re.match(zeta, first)
+        assert re.match(r"[0-9a-f]{24} .* 1 +4 .* epsilon +sglang-generate +simulated$", second)
         assert "2 entries are shown of 6 that are stored" in done.stderr
 
 
