@@ -31,6 +31,11 @@ from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.wire import descriptors
 
 
+WEB_COLUMNS = ["icon", "path", "comment", "method", "status", "size", "time"]
+"""What mitmweb's list of flows shows: mitmproxy's own choice has no comments, which say what the
+cache did."""
+
+
 def run(start: Start) -> int:
     """Serves until SIGINT or SIGTERM; the process's exit code."""
     settle = output.guard()
@@ -108,7 +113,7 @@ def _web_master(options: Options, addon: SglangCached) -> Master:
     from mitmproxy.tools.web.master import WebMaster
 
     master = WebMaster(options, with_termlog=False)
-    options.update(web_open_browser=False)
+    options.update(web_open_browser=False, web_columns=WEB_COLUMNS)
     master.addons.add(addon)
     return master
 

@@ -33,12 +33,12 @@ def comment(outcome: Outcome, request: bytes, fetches: Iterable[str], run: str) 
         named.append(f"key {outcome.key[:SHOWN].hex()}")
     if run:
         named.append(f"run {run}")
-    return ", ".join([f"cache: {verdict}", *named])
+    return ", ".join([verdict, *named])
 
 
 def waiting(request: bytes, fetches: Iterable[str]) -> str:
     """The comment on a client's flow that is not answered yet."""
-    return ", ".join(["cache: not answered yet", *_named(request, fetches)])
+    return ", ".join(["not answered yet", *_named(request, fetches)])
 
 
 def _named(request: bytes, fetches: Iterable[str]) -> list[str]:

@@ -141,10 +141,10 @@ class Fetch:
         if self.is_shared:
             samples += " for equal calls"
         elif not self.is_whole:
-            samples += f" of {self.plan.call.total}, the others are stored"
+            samples += f" (of {self.plan.call.total})"
         key = self.known.key[:SHOWN].hex()
         named = (f"key {key}" * bool(key), f"run {run}" * bool(run))
-        return ", ".join([f"fetch {request_id}: {samples}", *filter(None, named)])
+        return ", ".join([f"fetch of {samples}", f"id {request_id}", *filter(None, named)])
 
     @property
     def keys(self) -> frozenset[bytes]:

@@ -119,8 +119,8 @@ def test_miss(front: Front, upstream: Simulator) -> None:
     assert fetch["connected"] <= fetch["times"][2]
     name = sent.headers["x-request-id"]
     key = cache_status_key(answer)
-    assert fetch["comment"] == f"fetch {name}: 1 sample, key {key}"
-    assert client["comment"] == f"cache: miss 0/1, fetch {name}, key {key}"
+    assert fetch["comment"] == f"fetch of 1 sample, id {name}, key {key}"
+    assert client["comment"] == f"miss 0/1, fetch {name}, key {key}"
     assert (client["marked"], fetch["marked"]) == (":large_blue_circle:", ":outbox_tray:")
     assert client["answer"] == answer.text
 
@@ -139,13 +139,13 @@ def test_partial_and_hit(front: Front, upstream: Simulator) -> None:
     assert json.loads(fetch["body"])["sampling_params"]["n"] == 2
     assert len(json.loads(fetch["answer"])) == 2
     assert len(json.loads(client["answer"])) == 3
-    assert ": 2 samples of 3, the others are stored, key " in fetch["comment"]
-    assert client["comment"].startswith("cache: partial 1/3, fetch ")
+    assert fetch["comment"].startswith("fetch of 2 samples (of 3), id ")
+    assert client["comment"].startswith("partial 1/3, fetch ")
     assert client["marked"] == ":yellow_circle:"
     front.proxy.stats()
     assert front.ask("topped-up", n=2).headers["X-Cache"] == "HIT"
     client, _ = front.seen("topped-up", 2)
-    assert client["comment"] == f"cache: hit 2/2, key {cache_status_key(answer)}"
+    assert client["comment"] == f"hit 2/2, key {cache_status_key(answer)}"
     assert (client["marked"], client["replay"]) == (":green_circle:", "response")
     body = asking(GENERATE, "topped-up one two")
     post(front.proxy, f"/run/eval-1{GENERATE}", body)
@@ -169,7 +169,7 @@ def test_stream(form: str, front: Front, upstream: Simulator) -> None:
     assert shown["answer"].encode() == b"".join(events)
     assert fetch["answer"].encode().endswith(DONE)
     kind = {"fetched": "miss 0/1", "stored": "hit 1/1"}[form]
-    assert shown["comment"].startswith(f"cache: {kind}, ")
+    assert shown["comment"].startswith(f"{kind}, ")
     front.proxy.stats()
 
 
@@ -197,7 +197,7 @@ def test_what_is_not_for_the_cache(front: Front) -> None:
     """What passes is shown with its body, and why it passes."""
     answer = post(front.proxy, "/tokenize", {"model": "m", "prompt": "passes one two"})
     client, _ = front.seen("passes", 0)
-    assert (client["comment"], client["marked"]) == ("cache: bypass (route)", ":white_circle:")
+    assert (client["comment"], client["marked"]) == ("bypass (route)", ":white_circle:")
     assert client["answer"] == answer.text
     denied = post(
         front.proxy,
@@ -207,7 +207,7 @@ def test_what_is_not_for_the_cache(front: Front) -> None:
     )
     client, _ = front.seen("denied", 0)
     assert (denied.status_code, client["marked"]) == (504, ":no_entry:")
-    assert client["comment"].startswith("cache: denied 0/1 (only-if-cached), key ")
+    assert client["comment"].startswith("denied 0/1 (only-if-cached), key ")
 
 
 def test_a_header_more(front: Front, upstream: Simulator) -> None:
@@ -238,7 +238,7 @@ def test_altered(front: Front, upstream: Simulator) -> None:
         assert front.proxy.stats()["not_stored"]["altered"] >= 2
         assert len(sampled(upstream)) - before == calls
         client, _ = front.seen(word, 2)
-        assert client["comment"].startswith("cache: miss 0/1 (altered), fetch ")
+        assert client["comment"].startswith("miss 0/1 (altered), fetch ")
     assert front.ask("other-status").status_code == 503
 
 
@@ -281,7 +281,7 @@ def test_killed(front: Front, upstream: Simulator) -> None:
         assert cache_status(answer.headers).endswith("fwd-status=502; detail=killed")
         client, (fetch,) = front.seen(word)
         assert fetch["error"] == "Connection killed."
-        assert client["comment"].startswith("cache: miss 0/1 (killed), fetch ")
+        assert client["comment"].startswith("miss 0/1 (killed), fetch ")
         assert len(sampled(upstream)) - before == calls
     assert front.kinds("after-a-kill") == ["MISS", "HIT"]
 
@@ -338,7 +338,7 @@ def test_without_upstream(front: Front, upstream: Simulator) -> None:
     assert front.ask("is-cut").status_code == 502
     client, (fetch,) = front.seen("is-cut")
     assert "hung up" in fetch["error"]
-    assert client["comment"].startswith("cache: miss 0/1 (cut), fetch ")
+    assert client["comment"].startswith("miss 0/1 (cut), fetch ")
     upstream.down()
     try:
         assert front.ask("is-gone").status_code == 502

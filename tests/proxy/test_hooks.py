@@ -65,8 +65,8 @@ def test_people_recognise_a_hit(addon: SglangCached, upstream: Replayer, tmp_pat
     miss, hit = asyncio.run(run())
     key = "key [0-9a-f]{32}"
     assert (miss.is_replay, hit.is_replay) == (None, "response")
-    assert re.fullmatch(rf"cache: miss 0/1, fetch \S+, {key}", miss.comment)
-    assert re.fullmatch(f"cache: hit 1/1, {key}", hit.comment)
+    assert re.fullmatch(rf"miss 0/1, fetch \S+, {key}", miss.comment)
+    assert re.fullmatch(f"hit 1/1, {key}", hit.comment)
     assert [flow.marked for flow in (miss, hit)] == [MARKERS[Kind.MISS], MARKERS[Kind.HIT]]
     assert hit.response and miss.response
     assert hit.response.content == miss.response.content

@@ -86,9 +86,7 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
         bare = url.partition("?")[0]
         flows = session.get(f"{bare}flows", timeout=10).json()
     comments = [flow["comment"] for flow in flows if flow["request"]["path"] == "/generate"]
-    words = [comment.split()[:2] for comment in comments]
-    assert [said[0] for said in words] == ["cache:", "fetch", "cache:"]
-    assert (words[0][1], words[2][1]) == ("miss", "hit")
+    assert [comment.split()[0] for comment in comments] == ["miss", "fetch", "hit"]
     if HAS_TOKEN:  # another user of the machine can find the port, but not the token
         assert requests.get(f"{bare}flows", timeout=10).status_code == 403
     assert requests.put(f"{bare}options", json={}, timeout=10).status_code == 403

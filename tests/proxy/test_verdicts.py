@@ -16,13 +16,13 @@ NAMED = KEY[:16].hex()
 @each(
     ("outcome", "fetches", "run", "text"),
     [
-        (Outcome(Kind.HIT, 1, 1, key=KEY), (), "", f"cache: hit 1/1, key {NAMED}"),
-        (Outcome(Kind.HIT, 2, 2, detail="greedy"), (), "r", "cache: hit 2/2 (greedy), run r"),
+        (Outcome(Kind.HIT, 1, 1, key=KEY), (), "", f"hit 1/1, key {NAMED}"),
+        (Outcome(Kind.HIT, 2, 2, detail="greedy"), (), "r", "hit 2/2 (greedy), run r"),
         (Outcome(Kind.PARTIAL, 1, 3, key=KEY), ("me.1", "you.2"), "r",
-         f"cache: partial 1/3, fetch me.1, waited for fetch you.2, key {NAMED}, run r"),
+         f"partial 1/3, fetch me.1, waited for fetch you.2, key {NAMED}, run r"),
         (Outcome(Kind.COLLAPSED, 0, 1), ("me2.1",), "",
-         "cache: collapsed 0/1, waited for fetch me2.1"),
-        (Outcome(Kind.BYPASS, reason=Reason.QUERY), (), "", "cache: bypass (query)"),
+         "collapsed 0/1, waited for fetch me2.1"),
+        (Outcome(Kind.BYPASS, reason=Reason.QUERY), (), "", "bypass (query)"),
     ],
 )  # fmt: skip
 def test_comment(outcome: Outcome, fetches: tuple[str, ...], run: str, text: str) -> None:
@@ -32,7 +32,7 @@ def test_comment(outcome: Outcome, fetches: tuple[str, ...], run: str, text: str
 
 def test_waiting() -> None:
     """Who waits is told for what."""
-    text = "cache: not answered yet, waited for fetch you.2, fetch me.1"
+    text = "not answered yet, waited for fetch you.2, fetch me.1"
     assert verdicts.waiting(b"me", ("you.2", "me.1")) == text
 
 
