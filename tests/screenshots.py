@@ -1,7 +1,8 @@
 """Makes the pictures of the docs: `make screenshots`, or `python -m tests.screenshots NAME...`.
 
 Each is of a real proxy in front of the simulator, in a real browser. What is random differs from
-one time to the next.
+one time to the next. The markers in mitmweb want a font that has them: on Debian, that of the
+package fonts-noto-color-emoji.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ import requests
 
 from tests.browser import Chromium
 from tests.conftest import Proxy, end
+from tests.proxy.test_lifetime import free_port, line_of
 from tests.simulator import Profile, running
 
 if TYPE_CHECKING:
@@ -39,13 +42,14 @@ QUESTIONS = (
 Picture = Callable[["Page", Proxy], None]
 
 
-def _ask(proxy: Proxy, question: str, n: int, run: str = "") -> None:
+def _ask(proxy: Proxy, question: str, n: int, run: str = "", **more: Any) -> None:
     messages = [
         {"role": "system", "content": "You are a careful assistant."},
         {"role": "user", "content": question},
     ]
     body = {"model": "simulated", "messages": messages, "temperature": 0.8, "max_tokens": 48}
-    requests.post(f"{proxy.url}{run}{CHAT}", json={**body, "n": n}, timeout=30).raise_for_status()
+    body |= {"n": n, **more}
+    requests.post(f"{proxy.url}{run}{CHAT}", json=body, timeout=30).raise_for_status()
 
 
 def _fill(proxy: Proxy) -> None:
@@ -91,10 +95,37 @@ def _entry(tab: Page, proxy: Proxy) -> None:
     tab.get_by_role("article").first.wait_for()
 
 
+def _flows(tab: Page, proxy: Proxy) -> None:
+    tab.goto(line_of(proxy, "web"))
+    tab.get_by_text("bypass (route)").wait_for()
+
+
+def _fetch(tab: Page, proxy: Proxy) -> None:
+    _flows(tab, proxy)
+    tab.locator("tr", has_text="fetch of 2 samples (of 3), id ").click()
+    tab.get_by_role("link", name="Response", exact=True).click()
+    tab.get_by_text("sample 2 of 2").wait_for()
+
+
+def _watch(proxy: Proxy) -> None:
+    """A call of each outcome, for mitmweb."""
+    _ask(proxy, QUESTIONS[0], 1)
+    proxy.stats()
+    _ask(proxy, QUESTIONS[0], 3, "/run/monday")
+    proxy.stats()
+    _ask(proxy, QUESTIONS[0], 2)
+    _ask(proxy, QUESTIONS[1], 1, stream=True)
+    with ThreadPoolExecutor(3) as clients:
+        list(clients.map(lambda _: _ask(proxy, QUESTIONS[2], 1), range(3)))
+    requests.get(f"{proxy.url}/v1/models", timeout=30).raise_for_status()
+
+
 PICTURES: dict[str, tuple[Picture, dict[str, Any]]] = {
     "page-overview": (_overview, {"viewport": SIZE}),
     "page-entries": (_entries, {"viewport": {"width": 390, "height": 720}, "color_scheme": "dark"}),
     "page-entry": (_entry, {"viewport": SIZE}),
+    "mitmweb-flows": (_flows, {"viewport": {"width": 1100, "height": 560}}),
+    "mitmweb-fetch": (_fetch, {"viewport": {"width": 1200, "height": 600}}),
 }
 """How each is made, and what its browser is like."""
 
@@ -108,6 +139,14 @@ def _take(browser: Chromium, proxy: Proxy, name: str) -> None:
     context.close()
 
 
+def _start(url: str, folder: Path, *, is_web: bool) -> Proxy:
+    folder.mkdir()
+    place = ["--sglang-url", url, "--port", "0", "--cache-path", str(folder / "cache")]
+    sets = [f"confdir={folder}", f"web_port={free_port()}", "view_filter=~u /v1/"]
+    web = ["--web", *(word for name in sets for word in ("--set", name))]
+    return Proxy([*place, *(web if is_web else [])], folder, executed=True)
+
+
 def main(names: list[str]) -> None:
     path = shutil.which("chromium")
     if path is None:
@@ -115,18 +154,16 @@ def main(names: list[str]) -> None:
     IMAGES.mkdir(exist_ok=True)
     profile = Profile(time_to_first_token=0.1, tokens_per_second=80)
     with TemporaryDirectory() as folder, running(profile) as simulator, ExitStack() as ends:
-        proxy = Proxy(
-            ["--sglang-url", simulator.url, "--port", "0", "--cache-path", f"{folder}/cache"],
-            Path(folder),
-            executed=True,
-        )
-        ends.callback(end, proxy)
-        proxy.wait_until_ready()
-        _fill(proxy)
         browser = Chromium(path)
         ends.callback(browser.close)
-        for name in names or PICTURES:
-            browser.do(_take, browser, proxy, name)
+        for kind, fill in (("page", _fill), ("mitmweb", _watch)):
+            if wanted := [name for name in names or PICTURES if name.startswith(kind)]:
+                proxy = _start(simulator.url, Path(folder) / kind, is_web=kind == "mitmweb")
+                ends.callback(end, proxy)
+                proxy.wait_until_ready()
+                fill(proxy)
+                for name in wanted:
+                    browser.do(_take, browser, proxy, name)
 
 
 if __name__ == "__main__":

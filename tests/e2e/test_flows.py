@@ -352,3 +352,25 @@ def test_questions(front: Front) -> None:
     """What upstream is asked for the cache itself is no flow, unless that is wanted."""
     paths = {flow["path"] for flow in front.flows("") if flow["asks"]}
     assert paths == {GENERATE}
+
+
+def test_questions_that_are_shown(upstream: Simulator, tmp_path: Path) -> None:
+    """They are, with `--show-probes`."""
+    file = tmp_path / "flows"
+    arguments = ("-s", str(SCRIPT), "--set", f"onlooker_file={file}", "--show-probes")
+    proxy = WAYS["lane"](upstream.url, tmp_path, *arguments)
+    try:
+        proxy.wait_until_ready()
+        front = Front(proxy, file)
+        front.ask("questions")
+        _, (fetch,) = front.seen("questions")
+
+        def shown() -> dict[str, str]:
+            flows = [flow for flow in front.flows("") if flow["asks"] and flow["status"]]
+            return {flow["path"]: flow["marked"] for flow in flows if flow["id"] != fetch["id"]}
+
+        until(lambda: {"/model_info", "/server_info", GENERATE} <= shown().keys())
+        assert set(shown().values()) == {":satellite:"}
+        assert proxy.stop() == 0
+    finally:
+        end(proxy)
