@@ -30,7 +30,6 @@ from sglang_cached_addon.proxy.lifetime import Lifetime
 from sglang_cached_addon.proxy.start import Start
 from sglang_cached_addon.wire import descriptors
 
-
 WEB_COLUMNS = ["icon", "path", "comment", "method", "status", "size", "time"]
 """What mitmweb's list of flows shows: mitmproxy's own choice has no comments, which say what the
 cache did."""
