@@ -223,7 +223,7 @@ def test_entry(filled: Proxy, visit: Visit) -> None:
     boxes = [sample.bounding_box() for sample in samples.all()]
     assert boxes[0] and boxes[1] and boxes[0]["y"] == boxes[1]["y"]
     for sample in samples.all():
-        shows(sample, re.compile("length8 tokens.*ago.*Used in passes"))
+        shows(sample, re.compile("length8 tokens.*(ago|just now).*Used in passes"))
         sample.get_by_text("As stored").click()
         assert json.loads(sample.locator(".code").inner_text())["object"] == "chat.completion"
     samples.first.get_by_role("link", name="passes").click()
@@ -330,6 +330,33 @@ def test_hostile_texts(simulator: Simulator, start_proxy: StartProxy, visit: Vis
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
     for text in (HOSTILE[0], HOSTILE[1], "⟨202E⟩gnp.exe⟨202C⟩", "bell⟨0000⟩", *HOSTILE[3:]):
         assert seen.count(text) >= 3, text
+
+
+def test_parts(simulator: Simulator, start_proxy: StartProxy, visit: Visit) -> None:
+    """Prompts that are no plain text are readable, too: parts of messages, calls of tools, token
+    ids; what is no text is there for who opens it, and no number is rounded."""
+    proxy = start_proxy(simulator.url)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUFB"}}
+    parts = [{"type": "text", "text": "what is this?"}, image]
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "a cat", "tool_call_id": "c1"},
+    ]
+    ask(proxy, CHAT, {**asking(CHAT, ""), "messages": messages, "seed": 2**63 - 1})
+    ids: dict[str, Any] = asking(GENERATE, "")
+    del ids["text"]
+    ask(proxy, GENERATE, {**ids, "input_ids": [11, 12, 13]})
+    tab = visit(proxy, f"#/entry/{key_of(proxy, api='openai-chat')}")
+    request = tab.locator(".request")
+    shows(request, re.compile(r"user.*what is this\?.*assistant.*look.*tool.*a cat", re.S))
+    request.get_by_text("image_url, ").click()
+    shows(request, "base64,QUFB")
+    shows(tab.locator(".fields"), "9223372036854775807")
+    tab.goto(f"{proxy.url}/cache/#/entry/{key_of(proxy, api='sglang-generate')}")
+    request.get_by_text("3 token ids").click()
+    shows(request, "11 12 13")
 
 
 def test_large_texts(simulator: Simulator, start_proxy: StartProxy, visit: Visit) -> None:

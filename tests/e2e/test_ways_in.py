@@ -106,6 +106,7 @@ def test_other_routes(front: Proxy) -> None:
     """What is not cached passes, and the proxy's own routes answer."""
     assert requests.get(f"{front.url}/v1/models", timeout=30).json()["object"] == "list"
     assert requests.get(f"{front.url}/health", timeout=30).status_code == 200
+    assert requests.get(f"{front.url}/cache", timeout=30).text.startswith("<!doctype html>")
     assert front.stats()["num_keys"] == 0
     stray = post(front, "/generate", {"text": "one two", "sampling_params": {"n": 0}})
     assert cache_status(stray.headers) == "sglang-cached; fwd=bypass; detail=malformed"

@@ -2,50 +2,39 @@
 
 const SIDE_BY_SIDE = 24;
 
-// The part of a message's content that is text, or the whole of it as JSON.
+// A part of a content: its text, or all of it to who opens it.
+function partOf(part) {
+  if (typeof part === "string") return passage(part);
+  if (typeof part?.text === "string") return passage(part.text);
+  const summary = `${seen(part?.type ?? "part")}, ${size(JSON.stringify(part).length)}`;
+  return folded(summary, () => json(part));
+}
+
+// What stands in a message, or is the prompt: text, parts, messages, token ids.
 function said(content) {
   if (content === null || content === undefined) return null;
   if (typeof content === "string") return passage(content);
   if (!Array.isArray(content)) return json(content);
-  return el(
-    "div",
-    {},
-    content.map((part) =>
-      typeof part?.text === "string"
-        ? passage(part.text)
-        : folded(`${seen(part?.type ?? "part")}, ${size(JSON.stringify(part).length)}`, () =>
-            json(part),
-          ),
-    ),
-  );
+  if (content.some((part) => part?.role)) return conversation(content);
+  if (typeof content[0] !== "number") return el("div", {}, content.map(partOf));
+  return folded(counted(content.length, "token id"), () => passage(content.join(" "), "text code"));
+}
+
+function conversation(messages) {
+  return el("ol", { class: "messages" }, messages.map(message));
 }
 
 function message(value) {
   const { role, content, ...others } = value ?? {};
-  return el(
-    "li",
-    {},
-    el("h3", {}, seen(role ?? "message")),
-    said(content),
-    Object.keys(others).length ? json(others) : null,
-  );
+  const more = Object.keys(others).length ? json(others) : null;
+  return el("li", {}, el("h3", {}, seen(role ?? "message")), said(content), more);
 }
 
 const PROMPTS = ["prompt", "text", "input", "input_ids", "instructions", "system"];
 
 function prompts(call) {
-  const made = [];
-  for (const name of PROMPTS.filter((known) => call[known] !== undefined && call[known] !== null)) {
-    const value = call[name];
-    const isNumbers = Array.isArray(value) && typeof value[0] === "number";
-    made.push(
-      el("h3", {}, name),
-      isNumbers
-        ? folded(counted(value.length, "token id"), () => passage(value.join(" "), "text code"))
-        : said(value),
-    );
-  }
-  return made;
+  const given = PROMPTS.filter((name) => call[name] !== undefined && call[name] !== null);
+  return given.flatMap((name) => [el("h3", {}, name), said(call[name])]);
 }
 
 function fieldOf([name, value]) {
@@ -60,7 +49,7 @@ function request(call) {
   const isChat = Array.isArray(messages);
   const fields = Object.entries(isChat ? others : call).filter(([name]) => !PROMPTS.includes(name));
   return [
-    isChat ? el("ol", { class: "messages" }, messages.map(message)) : "",
+    isChat ? conversation(messages) : "",
     ...prompts(call),
     fields.length ? el("dl", { class: "fields" }, fields.map(fieldOf)) : "",
   ];
