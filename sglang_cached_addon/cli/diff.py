@@ -120,6 +120,8 @@ def _tell(lines: int) -> None:
 def _counted(found: Iterable[Compared], counts: Counter[str]) -> Iterator[Compared]:
     """What is not the same, while all is counted."""
     for one in found:
+        if not counts:
+            _tell(0)  # all is read
         counts[one.verdict] += 1
         if one.verdict != "same":
             yield one

@@ -63,8 +63,12 @@ class SketchFile:
                 pass
         uri = f"{path.absolute().as_uri()}?mode=rw"
         self._connection = sqlite3.connect(uri, uri=True, isolation_level=None)
-        if is_new:
-            self._prepare()
+        try:
+            if is_new:
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
 
     def _prepare(self) -> None:
         # What is lost in a power cut is made anew, as the mark tells.
