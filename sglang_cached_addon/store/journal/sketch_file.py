@@ -94,19 +94,16 @@ class SketchFile:
         found = self._connection.execute("SELECT offset, tail FROM mark").fetchone()
         return Mark(*found) if found else Mark()
 
-    def add(
-        self, sketches: Sequence[tuple[int, Collection[int]]], before: Mark, after: Mark
-    ) -> None:
-        """Adds sketches, each with the offset of its line: of the lines between two marks. Raises
-        `Overtaken`. Those that are added from the beginning replace all."""
-        rows = [(at, " ".join([f"{number:x}" for number in some])) for at, some in sketches]
+    def add(self, sketches: Sequence[tuple[int, str]], before: Mark, after: Mark) -> None:
+        """Adds sketches in `words`, each with the offset of its line: of the lines between two
+        marks. Raises `Overtaken`. Those that are added from the beginning replace all."""
         with self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             if before.offset == 0:
                 connection.execute("INSERT INTO sketch (sketch) VALUES ('delete-all')")
             elif self.mark != before:
                 raise Overtaken
-            connection.execute(_ADD, (orjson.dumps(rows).decode(),))
+            connection.execute(_ADD, (orjson.dumps(sketches).decode(),))
             connection.execute("DELETE FROM mark")
             connection.execute("INSERT INTO mark VALUES (?, ?)", after)
 
@@ -121,3 +118,8 @@ class SketchFile:
             for offset in offsets:
                 scores[offset] += weight
         return [int(offset) for offset, _ in scores.most_common(count)]
+
+
+def words(numbers: Collection[int]) -> str:
+    """A sketch as it is kept."""
+    return " ".join([f"{number:x}" for number in numbers])

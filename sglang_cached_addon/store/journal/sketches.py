@@ -166,22 +166,21 @@ class Sketches:
 
     def _read_on(self, file: SketchFile, lines: IO[bytes], before: Mark, end: int) -> None:
         lines.seek(offset := before.offset)
-        batch = list[tuple[int, frozenset[int]]]()
-        turn = time.monotonic() + TURN_SECONDS
+        from sglang_cached_addon.store.journal.sketch_file import words
+
+        batch, turns = list[tuple[int, str]](), _Turns()
         while offset < end and not self._is_closing:
             line = lines.readline()
             if not line.endswith(b"\n"):
                 break  # it is being written
             if call := call_of(line):
                 with suppress(*BROKEN):
-                    batch.append((offset, sketch(call[1], call[2])))
+                    batch.append((offset, words(sketch(call[1], call[2]))))
             offset += len(line)
             if len(batch) >= _BATCH:
                 file.add(batch, before, before := _mark(lines, offset))
                 batch, self._share = [], offset / end
-            if time.monotonic() > turn:
-                time.sleep(0)
-                turn = time.monotonic() + TURN_SECONDS
+            turns.look()
         if offset > before.offset or not offset:
             file.add(batch, before, _mark(lines, offset))
 
@@ -192,12 +191,33 @@ def remove(folder: Path) -> None:
         (folder / f"cache.sketches{name}").unlink(missing_ok=True)
 
 
+class _Turns:
+    """Lets other threads have the interpreter now and then: one that computes keeps it for 5 ms
+    whenever they want it, which they do several times for each request."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic() + TURN_SECONDS
+
+    def look(self) -> None:
+        """Lets others have it, if it is time."""
+        if time.monotonic() > self._end:
+            time.sleep(0)
+            self._end = time.monotonic() + TURN_SECONDS
+
+
 def likest(calls: Iterable[StoredCall], dialect: str, numbers: frozenset[int]) -> list[StoredCall]:
     """The calls of an API that have most in common with these numbers."""
-    same = {key: (key, api, content) for key, api, content in calls if api == dialect}
-    return heapq.nlargest(
-        CANDIDATES, same.values(), lambda call: len(numbers & sketch(dialect, call[2]))
-    )
+    turns, same = _Turns(), dict[bytes, StoredCall]()
+
+    def likeness(call: StoredCall) -> int:
+        turns.look()
+        return len(numbers & sketch(dialect, call[2]))
+
+    for call in calls:
+        turns.look()
+        if call[1] == dialect:
+            same[call[0]] = call
+    return heapq.nlargest(CANDIDATES, same.values(), likeness)
 
 
 def _mark(lines: IO[bytes], offset: int) -> Mark:

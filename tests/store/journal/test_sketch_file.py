@@ -13,6 +13,7 @@ from sglang_cached_addon.store.journal.sketch_file import (
     Mark,
     Overtaken,
     SketchFile,
+    words,
 )
 
 
@@ -21,8 +22,8 @@ def test_find(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with SketchFile(path, is_new=True) as file:
         assert file.mark == Mark()
-        many = [(at, {1, 2, 3}) for at in range(2 * NEWEST)]
-        file.add([*many, (5000, {1, 7}), (6000, {7, 8})], Mark(), Mark(7000, 5))
+        many = [(at, words({1, 2, 3})) for at in range(2 * NEWEST)]
+        file.add([*many, (5000, words({1, 7})), (6000, words({7, 8}))], Mark(), Mark(7000, 5))
     with SketchFile(path, is_new=False) as file:
         assert file.mark == Mark(7000, 5)
         assert set(file.find({7, 8, 1, 2}, 2)) == {5000, 6000}
@@ -38,13 +39,13 @@ def test_several_writers(tmp_path: Path) -> None:
     begins anew replaces all."""
     with SketchFile(tmp_path / "x", is_new=True) as one, SketchFile(tmp_path / "x",
                                                                   is_new=True) as two:  # fmt: skip
-        one.add([(1, {1})], Mark(), Mark(10, 1))
-        one.add([(11, {1})], Mark(10, 1), Mark(20, 2))
+        one.add([(1, words({1}))], Mark(), Mark(10, 1))
+        one.add([(11, words({1}))], Mark(10, 1), Mark(20, 2))
         for mark in (Mark(10, 1), Mark(20, 3)):
             with pytest.raises(Overtaken):
-                two.add([(11, {1})], mark, Mark(30, 3))
+                two.add([(11, words({1}))], mark, Mark(30, 3))
         assert sorted(two.find({1}, 9)) == [1, 11]
-        two.add([(5, {1})], Mark(), Mark(6, 6))
+        two.add([(5, words({1}))], Mark(), Mark(6, 6))
         assert (one.find({1}, 9), one.mark) == ([5], Mark(6, 6))
 
 
@@ -52,7 +53,7 @@ def test_another_version(tmp_path: Path) -> None:
     """A file of another version is made anew."""
     path = tmp_path / "x"
     with SketchFile(path, is_new=True) as file:
-        file.add([(1, {1})], Mark(), Mark(10, 1))
+        file.add([(1, words({1}))], Mark(), Mark(10, 1))
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
