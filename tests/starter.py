@@ -185,7 +185,11 @@ if __name__ == "__main__":
 
     from mitmproxy.tools.main import mitmdump, mitmweb
 
+    import sglang_cached_addon.archive.exporting
+    import sglang_cached_addon.archive.importing
+    import sglang_cached_addon.archive.merging
     import sglang_cached_addon.cli
+    import sglang_cached_addon.cli.offline
     import sglang_cached_addon.dialects
     import sglang_cached_addon.proxy.runner
 

@@ -49,9 +49,6 @@ class Snapshot:
                 except (OtherVersion, *BROKEN):
                     self.broken += 1
 
-    def __len__(self) -> int:
-        return len(self._index)
-
     def pools(self, is_wanted: Callable[[bytes], bool] = lambda key: True) -> Iterator[Addition]:
         """The pools whose keys are wanted, those first that were not added to for the longest
         time, each with its call and all of its samples. Raises `StoreError`."""

@@ -18,8 +18,9 @@ def some(*numbers: int, at: float = 1.0) -> list[Sample]:
 
 
 def test_pools(tmp_path: Path) -> None:
-    """Each pool is there with its call and with what was not replaced, also while it is held, and
-    what comes later is not seen. What cannot be read is left out, and counted."""
+    """Each pool is there with its call and with what was not replaced, also when the file is
+    compacted meanwhile; what comes later is not seen. What cannot be read is left out, and
+    counted."""
     path = tmp_path / "cache.jsonl"
     with opened(tmp_path) as journal:
         journal.journal.append(Addition(A, "chat", b'{"q":1}', some(1, 2)))
@@ -29,10 +30,13 @@ def test_pools(tmp_path: Path) -> None:
         with open(path, "ab") as file:
             file.write(b'broken\n{"v":1}\n' + encode(Addition(B, "chat", b"", some(6)))[:-1])
         snapshot = Snapshot(path)
-        journal.journal.clear().result(10)
-        with open(path, "ab") as file:
-            file.write(encode(Addition(B, "chat", b"", some(7))))
-    assert (len(snapshot), snapshot.broken) == (2, 2)
+        journal.journal.compact().result(10)
+        journal.journal.append(Addition(B, "chat", b"", some(7)), 1)
+        journal.settle()
+    b, a = snapshot.pools()
+    assert b == Addition(B, "chat", b'{"q":2}', some(5))
+    assert a == Addition(A, "chat", b'{"q":1}', [*some(1), *some(3, 4, at=2.0)])
+    assert snapshot.broken == 2
 
 
 def test_order(tmp_path: Path) -> None:
@@ -45,9 +49,7 @@ def test_order(tmp_path: Path) -> None:
         encode(Addition(A, "chat", b"", some(3, 4, at=2.0)), 1),
     ]
     path.write_bytes(b"".join(lines))
-    b, a = Snapshot(path).pools()
-    assert b == Addition(B, "chat", b'{"q":2}', some(5))
-    assert a == Addition(A, "chat", b'{"q":1}', [*some(1), *some(3, 4, at=2.0)])
+    assert [pool.key for pool in Snapshot(path).pools()] == [B, A]
     assert [pool.key for pool in Snapshot(path).pools(lambda key: key == A)] == [A]
 
 
