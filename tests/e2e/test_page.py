@@ -140,14 +140,15 @@ def test_live(simulator: Simulator, start_proxy: StartProxy, visit: Visit) -> No
     for again in (tab, visit(proxy)):
         chart = again.get_by_role("img", name=re.compile("Requests over 1 hour: 3 hit, 1 miss"))
         has(chart, 1)
-        has(again.get_by_role("img", name=re.compile(r"^Hit rate over 1 hour: .*75 %")), 1)
+        shows(again.locator("figure").filter(has_text="Hit rate"), "Hit rate75 %")
+        has(again.get_by_role("img", name=re.compile("Hit rate over 1 hour: between .* %")), 1)
     # What is there for the eye alone is not read out.
     assert "1 hour ago" not in tab.locator("figure").first.aria_snapshot()
     tab.get_by_role("radio", name="1 hour").focus()
     tab.keyboard.press("ArrowRight")
     has(tab.get_by_role("img", name=re.compile("Requests over 1 day: 3 hit")), 1)
     tab.get_by_text("The same in numbers").click()
-    shows(tab.locator(".numbers tbody tr"), re.compile("75 %48"))
+    shows(tab.locator(".numbers tbody tr").first, re.compile(r"\d\d:\d\d.* %"))
 
 
 def test_search(filled: Proxy, visit: Visit) -> None:
