@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sglang_cached_addon.service.lookup import Lookup
 from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.store.contract import OpenStore
+from sglang_cached_addon.store.journal.asides import scrub
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Deletion:
         await asyncio.wrap_future(is_done)
         if now:
             await asyncio.wrap_future(self.store.compact())
+            if self.store.journal:
+                await asyncio.to_thread(scrub, self.store.journal.path, key)
         return samples
 
     async def clear(

@@ -68,3 +68,18 @@ def test_written() -> None:
     ):  # fmt: skip
         assert written(places) == text
         assert [place for span in read(text) for place in span] == list(places)
+
+
+def test_dropped() -> None:
+    """Where the samples of a pool are gone, all its places are free, also those below a floor; what
+    is of other pools stays."""
+    places = Places()
+    for pool in (1, 2):
+        for place in (0, 1, 3):
+            places.take(pool, place)
+    places.begin_at(3, 5)
+    assert places.drop(1) and places.drop(3) and not places.drop(9)
+    assert list(places[1]) == [] and list(places[2]) == [0, 1, 3]
+    assert places.count == 3
+    assert places.lowest([1], 2) == (range(2),) == places.lowest([3], 2)
+    assert places.dropped == [1, 3]

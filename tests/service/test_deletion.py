@@ -94,3 +94,24 @@ async def test_models(stage: Stage) -> None:
     await stage.stores("a")
     assert await clear(None) == (1, 1)
     assert isinstance(stage.service.runs, Runs)
+
+
+@staged()
+async def test_a_call_of_a_run_that_is_cut(stage: Stage) -> None:
+    """Who had a sample of a deleted pool, and did not get it, gives back no place that another call
+    has meanwhile."""
+    await stage.stores("a")
+    run = {"x-cache-run": "r"}
+    body = {"text": "a", "sampling_params": {"n": 1}}
+    early = stage.make("/generate", body, run)
+    assert (await stage.receive(early)).outcome.places == b"0"
+    await deletion(stage).delete(key_of(stage), now=False)
+    await stage.stores("a")
+    late = stage.make("/generate", body, run)
+    assert (await stage.receive(late)).outcome.places == b"0"
+    early.settle(is_delivered=False)
+    late.settle(is_delivered=True)
+    third = stage.ask("/generate", body, x_cache_run="r")
+    stage.generated(await stage.asked())
+    got = await third
+    assert (got.places, got.texts) == (b"1", ["a 3"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.service.runs import Runs
 
 
@@ -36,5 +38,29 @@ def test_changed() -> None:
         begun = await runs.begin("b")
         assert begun
         assert begun["calls"] == 0
+
+    asyncio.run(test())
+
+
+def test_forgotten_pools() -> None:
+    """A pool whose samples are gone is forgotten by all runs that have used it; who has which
+    sample is told."""
+
+    async def test() -> None:
+        runs, key, other = Runs(), b"k" * 32, b"o" * 32
+        for name, places in (("a", (0, 1)), ("b", (1,)), ("c", ())):
+            run = runs.use(name, time.time())
+            for place in places:
+                run.places.take(pool_of(key), place)
+        runs.use("c", time.time()).places.take(pool_of(other), 0)
+        samples = [Sample(b"{}", 1.0, 0.0, 1)] * 3
+        assert await runs.users(key, samples) == [["a"], ["a", "b"], []]
+        used = await runs.used("b")
+        assert used and used.has(key, samples) and not used.has(other, samples)
+        assert await runs.used("x") is None
+        runs.forget(key)
+        assert await runs.users(key, samples) == [[], [], []]
+        assert await runs.users(other, samples) == [["c"], [], []]
+        assert used.pools == {pool_of(key)}
 
     asyncio.run(test())

@@ -143,3 +143,22 @@ def test_expiry_without_a_folder() -> None:
     assert store.generation > generation
     assert store.is_expired(now - 101)
     assert not MemoryStore().is_expired(now - 101)
+
+
+def test_calls() -> None:
+    """What was asked is kept where it is to be had from nowhere else, and counts; it is gone with
+    its pool."""
+    for keeps in (True, False):
+        store = MemoryStore(keeps_calls=keeps)
+        store.append(Addition(b"k" * 32, "chat", b'{"q":1}', [Sample(b"{}", 1.0, 0.0, 1)]))
+        store.append(Addition(b"k" * 32, "chat", b"", [Sample(b"{}", 2.0, 0.0, 1)]))
+        found = store.peek(b"k" * 32)
+        assert found and found[:2] == ("chat", b'{"q":1}' if keeps else b"")
+        assert [sample.stored_at for sample in found[2]] == [1.0, 2.0]
+        assert store.bytes == 4 + len(found[1])
+        before = store.cleared([b"k" * 32]), store.cleared([b"o" * 32]), store.clears
+        store.delete(b"k" * 32).result()
+        assert store.peek(b"k" * 32) is None
+        assert (store.bytes, store.samples, len(store)) == (0, 0, 0)
+        assert store.cleared([b"k" * 32]) > before[0] and store.clears > before[2]
+        assert store.cleared([b"o" * 32]) == before[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from tests.store.journal.opened import (
     numbers,
     of_a,
     opened,
+    pool,
     read,
     write,
 )
@@ -107,6 +109,48 @@ def test_clear_of_all_beside_one_of_a_part(tmp_path: Path, monkeypatch: pytest.M
                 assert done.result(10) is None
         between = [] if part_first else [line(B, b'{"x":1}')]
         assert read(folder) == [*between, line(A, b'{"x":"after"}')], part_first
+
+
+def test_deletions(tmp_path: Path) -> None:
+    """A deleted pool is gone when its deletion is done, for who opens a copy of the folder as it is
+    then; what comes later is there, and others are left. Compacted, the file has no text of it."""
+    with opened(tmp_path / "one") as journal:
+        for n in range(3):
+            journal.append(line(A, b'{"x":%d}' % n))
+            journal.append(line(B, b'{"x":%d}' % (n + 10)))
+        journal.journal.delete(A).result(10)
+        assert pool(journal, A) == [] and A not in journal.journal.index
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        journal.append(line(A, b'{"x":7}'))
+        assert pool(journal, A) == [7]
+        journal.journal.compact().result(10)
+        assert pool(journal, A) == [7] and pool(journal, B) == [10, 11, 12]
+        assert b'{"x":0}' not in journal.journal.path.read_bytes()
+    assert numbers(tmp_path / "one") == [10, 11, 12, 7]
+    with opened(tmp_path / "two") as journal:
+        assert pool(journal, A) == [] and pool(journal, B) == [10, 11, 12]
+
+
+def test_deletions_while_it_is_written_anew(tmp_path: Path) -> None:
+    """However a deletion and a compaction that was under way meet, no line of the pool that was
+    there before is left by one that is asked for behind it, and no line of others is lost."""
+    wanted: list[int] = []
+    with opened(tmp_path) as journal:
+        done = []
+        for n in range(200):
+            journal.append(line(A, b'{"x":%d}' % n))
+            journal.append(line(B, b'{"x":%d}' % (n + 1000)))
+            wanted.append(n + 1000)
+            if n % 20 == 9:
+                done.append(journal.journal.compact())
+            if n % 20 == 13:
+                done.append(journal.journal.delete(A))
+            time.sleep(0.001 * (n % 3))
+        done += [journal.journal.delete(A), journal.journal.compact()]
+        for each in done:
+            assert each.result(10) is None
+        assert pool(journal, A) == [] and pool(journal, B) == wanted
+    assert numbers(tmp_path) == wanted
 
 
 def test_clears_of_parts_under_load(tmp_path: Path) -> None:

@@ -127,6 +127,16 @@ elif end == "compact":
     seen["compacted"] = path.stat().st_size
     limit(resource.RLIM_INFINITY)
     until(lambda: journal.pending == 0)
+elif end == "delete":
+    limit(size - 1)
+    done = journal.delete(b"a" * 32)
+    try:
+        done.result(3)
+    except StoreError as e:
+        seen["error"] = str(e)
+    append(1000)
+    limit(resource.RLIM_INFINITY)
+    until(lambda: journal.pending == 0)
 elif end == "part":
     done = journal.clear(lambda key: key == b"a" * 32)
     append(1000)
@@ -200,6 +210,17 @@ def test_compact_while_disk_is_full(tmp_path: Path) -> None:
     seen = refused(tmp_path, "compact")
     assert 0 < seen["compacted"] < before
     assert numbers(tmp_path) == [-1, *range(201)]
+
+
+def test_deletion_while_disk_is_full(tmp_path: Path) -> None:
+    """A deletion that the disk refuses is told of, and happens as soon as there is room: what
+    waited is not written, and what came later is left."""
+    seen = refused(tmp_path, "delete")
+    assert str(tmp_path / "cache.jsonl") in seen["error"]
+    assert seen["lost"] == 0
+    with opened(tmp_path) as journal:
+        assert pool(journal, A) == [1000]
+        assert not any(b'"x":5}' in each for each in [journal.journal.path.read_bytes()])
 
 
 def test_clear_of_a_part_while_disk_is_full(tmp_path: Path) -> None:
