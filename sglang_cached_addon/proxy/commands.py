@@ -1,7 +1,7 @@
 """mitmproxy's commands `cache.*`: what the proxy's own routes do, for who sits at mitmproxy.
 
-mitmproxy waits for no command. One that has to wait itself, for the disk or for another server,
-writes its text into mitmproxy's log when it has it. Decides nothing: the routes do.
+mitmproxy waits for no command, and mitmweb shows what one returns in a single line. So texts are
+written into mitmproxy's log, when they are there. Decides nothing: the routes do.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from urllib.parse import quote
 
 import orjson
 from mitmproxy import command, exceptions, flow, http
-from mitmproxy.log import ALERT
 
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.admin.access import Caller
 from sglang_cached_addon.admin.request import Request
+from sglang_cached_addon.core.printable import MAX_LINE, printable
 from sglang_cached_addon.dialects import layout, rendering
+from sglang_cached_addon.dialects.display import shortened
 from sglang_cached_addon.proxy.desk import Desk
 
 logger = logging.getLogger("sglang_cached_addon")
@@ -27,8 +28,17 @@ logger = logging.getLogger("sglang_cached_addon")
 HERE = Caller(is_local=True, host="localhost")
 """Who sits at mitmproxy may do all that can be done on this machine."""
 
+SUMMARY = (
+    "{num_keys} entries, {total_responses} samples; {hits} hits, {partial_hits} partial, "
+    "{misses} misses, {collapsed} collapsed; {hit_rate:.0%} of calls answered without waiting"
+)
+"""What is said of the counts in a line."""
+
 SHOWN_KEYS = 10
 """How many keys of a call with many prompts are shown."""
+
+SHOWN_BODY = 100
+"""How many characters of a call are shown, by which people know it."""
 
 Words = Callable[[dict[str, Any]], Iterable[str]]
 """A function that puts what a route has answered into lines for people."""
@@ -50,7 +60,8 @@ class CacheCommands:
             found = self._desk.reports.stats()
         except OSError as e:
             raise exceptions.CommandError(str(e)) from None
-        return "\n".join(text for _, text in layout.table(found))
+        _say(["sglang-cached:", *(text for _, text in layout.table(found))])
+        return SUMMARY.format(**found)
 
     @command.command("cache.clear")
     def clear(self, model: str = "all") -> str:
@@ -73,12 +84,14 @@ class CacheCommands:
         """Tell what would become of a flow's call now, and which stored calls are nearest."""
         if not isinstance(of, http.HTTPFlow) or of.request.raw_content is None:
             raise exceptions.CommandError("there is no call in this flow")
-        asked = {
-            "path": of.request.path,
-            "body": of.request.raw_content.decode(errors="replace"),
-            "headers": dict(of.request.headers),
-        }
-        return self._ask("POST", "/cache/explain", _explained, orjson.dumps(asked))
+        path, body = of.request.path, of.request.raw_content.decode(errors="replace")
+        asked = {"path": path, "body": body, "headers": dict(of.request.headers)}
+        named = f"{path} {shortened(' '.join(body.split()), SHOWN_BODY)}"
+
+        def words(found: dict[str, Any]) -> Iterable[str]:
+            return _explained(named, found)
+
+        return self._ask("POST", "/cache/explain", words, orjson.dumps(asked))
 
     def _ask(self, method: str, target: str, words: Words, body: bytes = b"") -> str:
         """Asks one of the proxy's own routes; the log has in words what it answers."""
@@ -92,7 +105,7 @@ class CacheCommands:
             told = await answer
             found = orjson.loads(told.body)
             if told.status == 200:
-                logger.log(ALERT, "%s", "\n".join(words(found)))
+                _say(words(found))
             else:
                 keys = "".join(f"\n{key}" for key in found.get("keys", ()))
                 logger.warning("sglang-cached: %s%s", found["error"]["message"], keys)
@@ -101,6 +114,11 @@ class CacheCommands:
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
         return "the text is in the event log as soon as it is there"
+
+
+def _say(lines: Iterable[str]) -> None:
+    """Writes lines into the log; what was sent by others moves no terminal."""
+    logger.info("%s", "\n".join(printable(line, MAX_LINE) for line in lines))
 
 
 def _shown(found: dict[str, Any]) -> Iterable[str]:
@@ -118,9 +136,10 @@ def _deleted(found: dict[str, Any]) -> Iterable[str]:
     )
 
 
-def _explained(found: dict[str, Any]) -> Iterable[str]:
+def _explained(named: str, found: dict[str, Any]) -> Iterable[str]:
     because = f" ({found['reason']})" if found["reason"] else ""
-    yield f"sglang-cached: it would be a {found['outcome']}{because}. {found['text']}"
+    yield f"sglang-cached: {named}"
+    yield f"would be a {found['outcome']}{because}. {found['text']}"
     yield from (f"key {key}" for key in found["keys"][:SHOWN_KEYS])
     if found["looked_through"] < 1:
         yield f"{found['looked_through']:.0%} of what is stored was looked through; ask again"
