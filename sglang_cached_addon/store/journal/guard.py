@@ -45,7 +45,9 @@ class Guard:
 
     def close(self) -> None:
         """Frees the folder."""
-        os.close(self._lock)
+        with self._noting:  # the number of the descriptor is another file's soon
+            os.close(self._lock)
+            self._lock = -1
 
     def look(self, file: JournalFile) -> None:
         """Sees to it that the path names the file, or notes that it is astray."""

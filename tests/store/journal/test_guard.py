@@ -95,6 +95,9 @@ def test_where_it_listens(tmp_path: Path) -> None:
         assert before == Owner(str(os.getpid()), "http://127.0.0.1:1")
         folder.rename(tmp_path / "elsewhere")
         until(lambda: owner_of(folder) == before)
+    with open(tmp_path / "other", "wb") as other:
+        journal.journal.announce("http://127.0.0.1:2")  # too late
+        assert other.seek(0, 2) == 0
 
 
 # What others do to the file
