@@ -187,7 +187,8 @@ class Sketches:
 
 def remove(folder: Path) -> None:
     """Removes the file of a folder, as what it says is not true any more; raises OSError."""
-    for name in ("", "-wal", "-shm"):
+    # The file itself at last: what is beside a new one, somebody may be using already.
+    for name in ("-shm", "-wal", ""):
         (folder / f"cache.sketches{name}").unlink(missing_ok=True)
 
 
