@@ -54,7 +54,9 @@ class Catalog:
         self._models, self._runs = models, runs
         journal = store.journal
         self._shelf: Shelf = (
-            JournalShelf(journal, dialects) if journal else MemoryShelf(store.memory, dialects)
+            JournalShelf(journal, dialects, store.is_expired)
+            if journal
+            else MemoryShelf(store.memory, dialects)
         )
         self._threads = ThreadPoolExecutor(1, "catalog")
 

@@ -7,7 +7,7 @@ keys have come last. Does not know what is looked for but by a `Sieve`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
@@ -64,6 +64,8 @@ class JournalShelf:
     journal: Journal | Follower
     dialects: Mapping[str, Dialect]
     """By name."""
+    is_expired: Callable[[float], bool] = lambda stored_at: False
+    """Whether what was stored then is too old to exist."""
 
     def get(self, key: bytes, *, seeks_call: bool = False) -> Entry | None:
         api, content, samples, weights = "", b"", list[Sample](), dict[int, int]()
@@ -72,7 +74,7 @@ class JournalShelf:
                 some = lines.samples_of(line, key)[extent.skip : extent.skip + extent.samples]
             except (lines.OtherVersion, *lines.BROKEN):
                 continue
-            samples += some
+            samples += (one for one in some if not self.is_expired(one.stored_at))
             weights[extent.place.offset] = extent.place.length
             found = lines.call_of(line)
             content = found[2] if found else content
@@ -192,7 +194,8 @@ class MemoryShelf:
         if not found:
             return None
         api, content, samples = found
-        if api == FAMILY:
+        samples = tuple(s for s in samples if not self.memory.is_expired(s.stored_at))
+        if api == FAMILY or not samples:
             return None
         size = len(content) + sum(len(s.answer) + len(s.deltas) for s in samples)
         return Entry(key, api, samples, content, size, self.dialects.get(api))

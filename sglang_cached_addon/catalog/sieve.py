@@ -15,7 +15,7 @@ import orjson
 
 from sglang_cached_addon.catalog.entry import Entry, Models
 from sglang_cached_addon.catalog.query import NotFound, Query
-from sglang_cached_addon.core.keys import PREFIX
+from sglang_cached_addon.core.keys import FORMAT_VERSION, PREFIX
 from sglang_cached_addon.core.places import Used
 
 
@@ -86,7 +86,7 @@ class Sieve:
         return reversed([match.start() for match in _in_any_case(text).finditer(lines)])
 
 
-START = b'{"v":4,"key":"'
+START = b'{"v":%d,"key":"' % FORMAT_VERSION
 """How a line of the journal begins."""
 
 _HEAD = re.compile(re.escape(START) + rb"([0-9a-f]{31})")

@@ -175,3 +175,15 @@ def test_lines_that_wait(tmp_path: Path) -> None:
         add(store, 20, "new", at=1.9e9)
         assert look(shelf)[0] == 20
         assert look(shelf, text="new") == [20]
+
+
+def test_what_is_too_old(tmp_path: Path) -> None:
+    """Samples that have expired are not shown, nor is an entry that has no others."""
+    with closing(DiskStore(tmp_path)) as store:
+        fill(store)
+        assert store.journal
+        shelf = JournalShelf(store.journal, DIALECTS, lambda at: at < 1.8e9 + 7.5)
+        assert look(shelf) == look(shelf, text="i") == [5, *range(19, 7, -1)]
+        entry = shelf.get(key_of(5))
+        assert entry and [entry.said(each) for each in entry.samples] == ["more", "still more"]
+        assert shelf.get(key_of(7)) is None

@@ -19,6 +19,9 @@ from sglang_cached_addon.store.journal.reader import FileReader
 PIECE = 1 << 17
 """Bytes that are read, and looked through, in one go: they fit into a processor's own memory."""
 
+LATELY = 128 << 20
+"""Bytes at the end of a file: lines that waited a moment ago are in these."""
+
 Hits = Callable[[bytes], Iterator[int]]
 """Where in some lines there is something, from the end on."""
 
@@ -74,7 +77,7 @@ def lines_before(
     if mark and mark.offset >= PENDING:
         is_there = any(offset == mark.offset for offset, _ in pending)
         pending = [one for one in pending if one[0] < mark.offset] if is_there else []
-        mark = None if is_there else mark
+        mark = None if is_there else mark  # else it has come to be in the file
     elif mark:
         pending = []
     file = FileReader(path)
@@ -116,7 +119,20 @@ def _end(file: FileReader, mark: Mark | None) -> int:
     line = file.read(mark.offset, mark.length, waits=True) if mark.offset < size else None
     if line and len(line) == mark.length and _sum(line) == mark.sum:
         return mark.offset
+    if mark.offset >= PENDING and (start := _lately(file, mark)) is not None:
+        return start
     return _without(file, _before(file, _whole(file, size), mark.at), mark)
+
+
+def _lately(file: FileReader, mark: Mark) -> int | None:
+    """Where the line of a mark begins, if that was written lately."""
+    needle, end = b',"sum":"%b"}\n' % mark.sum.encode(), _whole(file, file.size)
+    for start, lines in _pieces(file, end):
+        if (at := lines.rfind(needle)) >= 0:
+            return start + lines.rfind(b"\n", 0, at) + 1
+        if end - start > LATELY:
+            break
+    return None
 
 
 def _whole(file: FileReader, end: int) -> int:
