@@ -13,7 +13,7 @@ import requests
 
 from tests import onlooker
 from tests.browser import Chromium
-from tests.conftest import Proxy, StartProxy
+from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import CHAT, asking, post, sampled
 from tests.proxy.test_lifetime import free_port, line_of
 from tests.simulator import Fault, Simulator
@@ -69,7 +69,12 @@ class Looking:
 @pytest.fixture
 def proxy(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> Proxy:
     """`start --web`, with a script that looks on."""
-    sets = [f"web_port={free_port()}", f"confdir={tmp_path}", f"onlooker_file={tmp_path / 'flows'}"]
+    sets = [
+        f"web_port={free_port()}",
+        f"confdir={tmp_path}",
+        f"onlooker_file={tmp_path / 'flows'}",
+        f"view_filter=~u {CHAT}",
+    ]  # the page has only those rows that there is room for
     options = [word for name in sets for word in ("--set", name)]
     return start_proxy(simulator.url, "--web", "-s", onlooker.__file__, *options)
 
@@ -107,6 +112,7 @@ def test_what_is_seen(person: Looking, simulator: Simulator, chromium: Chromium)
     simulator.faults.append(Fault.HOLD)
     calls = [person.call("At once?") for _ in range(2)]
     person.flow("not answered yet, waited for fetch ")
+    until(lambda: simulator.waiting)
     simulator.release()
     assert {call.result().headers["X-Cache"] for call in calls} == {"MISS", "COLLAPSED"}
     person.flow("collapsed 1/1, waited for fetch ").locator("text=🔗").wait_for()
