@@ -41,7 +41,7 @@ def transport_fields() -> str:
         if f"`{path}`" not in paths:
             paths.append(f"`{path}`")
     rows = [
-        f"| {', '.join(sorted(paths))} | {', '.join(f'`{name}`' for name in fields)} |"
+        f"| {', '.join(sorted(paths))} | {', '.join(f'`{name}`' for name in fields) or 'none'} |"
         for fields, paths in sorted(by_fields.items(), key=lambda row: row[1])
     ]
     return "\n".join(["| API | fields that are not in the key |", "|---|---|", *rows])

@@ -51,6 +51,13 @@ class Call:
     """The call names a seed, so that each of its samples may depend on its place."""
     is_greedy: bool = False
     """The likeliest token is always chosen, so that one sample is as good as another."""
+    is_pure: bool = False
+    """Nothing is drawn or generated: each item has one answer, and its pool one sample."""
+    is_verbatim: bool = True
+    """A call for one sample is answered by that sample as it is kept."""
+    rows: tuple[int, ...] = ()
+    """The item that each row of the client's list is, where some stand in it more than once. Empty:
+    they are the items."""
 
     @property
     def total(self) -> int:

@@ -8,7 +8,7 @@ answer for any `n`, and `split` is its inverse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.families import Ended, Variant
@@ -110,10 +110,6 @@ class Dialect(Protocol):
         """The upstream call that fetches `shortfalls[i]` samples of item i; not all of them are
         0."""
 
-    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
-        """The body of a call for one prompt and one sample as one for a list of `count` equal
-        prompts; None where the API has none."""
-
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         """Takes the parsed JSON that answers `sent` apart into samples.
 
@@ -123,11 +119,20 @@ class Dialect(Protocol):
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         """The JSON answer to `call`, made of `n` samples of each item."""
 
+
+class Generating(Dialect, Protocol):
+    """An API that generates, so that its calls may be of runs, be aborted, and be streamed. A
+    dialect whose calls all are `Call.is_pure` need have nothing of this."""
+
+    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        """The body of a call for one prompt and one sample as one for a list of `count` equal
+        prompts; None where the API has none."""
+
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
         """The answer for `n=1`, without a token, to such a call that was aborted at this Unix time
         while it waited."""
 
-    # Streams. A dialect whose `read` refuses them is not asked for the rest.
+    # Streams
 
     def record(self, call: Call, sent: UpstreamCall) -> Recorder:
         """A recorder of the stream that answers `sent`."""
@@ -153,3 +158,8 @@ class Dialect(Protocol):
     def cut(self, event: Any) -> None:
         """Changes the parsed data of an event that has all of a choice so far (`Part.STATE`) into
         its last one, as if the choice had been aborted then."""
+
+
+def generating(dialect: Dialect) -> Generating:
+    """The dialect of a call that is not pure."""
+    return cast(Generating, dialect)

@@ -153,7 +153,8 @@ class Service:
         self._introduce(ask)
         ask.task = asyncio.current_task()
         with ExitStack() as exits:
-            exits.enter_context(self.aborts.attend(ask, known.call.rids))
+            if not known.call.is_pure:  # there is nothing that could break off
+                exits.enter_context(self.aborts.attend(ask, known.call.rids))
             try:
                 answer = await self._pursue(ask, known, terms)
             except asyncio.CancelledError:

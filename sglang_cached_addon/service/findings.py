@@ -130,7 +130,8 @@ class Fetch:
     @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for just what the client asked for."""
-        is_all = self.sent.total == self.plan.call.total and not any(self.sent.skip)
+        call = self.plan.call
+        is_all = self.sent.total == call.total and not (any(self.sent.skip) or call.rows)
         return is_all and not self.is_shared
 
     @property

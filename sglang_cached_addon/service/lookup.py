@@ -25,7 +25,7 @@ from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, generating
 from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, model_of
 from sglang_cached_addon.wire import http1, sse
 
@@ -130,7 +130,8 @@ class Lookup:
             return Reason.INSEPARABLE
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
-        is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
+        is_one = call.total == 1 and not (call.batched or call.rids or call.stream)
+        is_plain = is_one and call.is_verbatim
         naming = partial(self._naming.keys, dialect.name, tenant)
         names = naming(call.items)
         name = raw if is_plain else b""
@@ -142,7 +143,7 @@ class Lookup:
             self.model_version,
             name,
             has_model=bool(self._naming.fingerprint),
-            draws=not (call.is_greedy or self._is_fixed(call)),
+            draws=not (call.is_greedy or call.is_pure or self._is_fixed(call)),
             pools=tuple(map(pool_of, names)),
             naming=naming,
         )
@@ -232,7 +233,7 @@ def events_of(
     known: Known, samples: Sequence[Sequence[Sample]], *, is_counted: bool = True
 ) -> list[bytes]:
     """A stream of whole samples; with the usage that its client wants, if they are counted."""
-    dialect, call = known.dialect, known.call
+    dialect, call = generating(known.dialect), known.call
     script = dialect.script(call, samples)
     events = [*script.in_turn(), *script.finishes]
     wants_usage = is_counted and call.stream is not None and call.stream.usage

@@ -17,7 +17,7 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Part, Recorded, Split, UpstreamCall, without_skipped
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import MAX_STREAM, Reason, Refused
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from sglang_cached_addon.wire import sse
 
 
@@ -33,7 +33,7 @@ class Relay:
     """One stream of upstream's, as it comes."""
 
     def __init__(
-        self, dialect: Dialect, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
+        self, dialect: Generating, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
     ) -> None:
         """`longest` is the number of bytes that are recorded."""
         self.is_done = False
@@ -198,7 +198,7 @@ def _choices(plan: Plan, sent: UpstreamCall) -> list[int]:
 class View:
     """A stream as one client sees it."""
 
-    def __init__(self, dialect: Dialect, call: Call) -> None:
+    def __init__(self, dialect: Generating, call: Call) -> None:
         self._dialect = dialect
         self._rids = call.rids
         self._wants_usage = call.stream is not None and call.stream.usage

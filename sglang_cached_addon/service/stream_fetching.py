@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.dialects.base import generating
 from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.fetching import Fetching, Means
@@ -47,7 +48,7 @@ class StreamFetching(Fetching):
         self.stream.open()
         self._tell(Arrived(response.headers, is_stream=True))
         fetch, stream, pieces = self._fetch, self.stream, response.pieces()
-        relay = Relay(fetch.known.dialect, fetch.plan, fetch.sent)
+        relay = Relay(generating(fetch.known.dialect), fetch.plan, fetch.sent)
         is_topped_up = fetch.plan.have > 0
         arrived: Arrived | None = None
         size = 0

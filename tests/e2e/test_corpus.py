@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 
+from sglang_cached_addon.dialects import installed
 from tests.conftest import Proxy, corpus
 from tests.e2e.conftest import StartFront
 from tests.replayer import INFO, Replayer, replaying
@@ -17,7 +18,7 @@ from tests.tables import each
 
 # The proxy answers this path itself.
 PAIRS = [pair for pair in corpus() if pair["request"]["path"] != "/health"]
-ROUTES = {"/generate", "/v1/completions", "/v1/chat/completions"}
+ROUTES = {path for _, path in installed()}
 
 
 @pytest.fixture(scope="module")

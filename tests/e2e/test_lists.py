@@ -1,0 +1,92 @@
+"""APIs that generate nothing: each row of a list is looked up for itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import requests
+
+from tests.conftest import Proxy, StartProxy
+from tests.e2e.calls import post
+from tests.simulator import Profile, Simulator, running
+from tests.tables import each
+
+KNOWN, NEW = ["one two", "three"], ["four five six", "seven"]
+LISTS: dict[str, tuple[dict[str, Any], str, list[Any], list[Any]]] = {
+    # a body without its rows, the field that has them, some of them, and more
+    "/v1/tokenize": ({"model": "m"}, "prompt", KNOWN, NEW),
+    "/tokenize": ({}, "prompt", KNOWN, NEW),
+    "/v1/detokenize": ({"model": "m"}, "tokens", [[1000, 1001], [1002]], [[1003], [1004, 1000]]),
+    "/detokenize": ({}, "tokens", [[1000, 1001], [1002]], [[1003], [1004, 1000]]),
+}
+ROWS = each(
+    ("path", "body", "field", "known", "new"), [(path, *row) for path, row in LISTS.items()]
+)
+
+
+def told(answer: requests.Response) -> Any:
+    """An answer, but for what differs from one call to the next."""
+    assert answer.status_code == 200, answer.text
+    return json.loads(answer.content)
+
+
+def asked(simulator: Simulator, path: str, field: str) -> list[Any]:
+    """The rows of each call that has come to the server at this path."""
+    bodies = [json.loads(request.body) for request in simulator.received if request.path == path]
+    return [body[field] for body in bodies if field in body]
+
+
+@pytest.mark.shared
+@ROWS
+def test_rows_of_lists(
+    path: str,
+    body: dict[str, Any],
+    field: str,
+    known: list[Any],
+    new: list[Any],
+    simulator: Simulator,
+    proxy: Proxy,
+) -> None:
+    """Of a list, those rows go upstream that were not asked for before, in one call, each once;
+    the answer is what the server says to the whole list. A lone row has the same key."""
+
+    def direct(rows: Any) -> Any:
+        return told(requests.post(simulator.url + path, json={**body, field: rows}, timeout=30))
+
+    whole = [new[1], *known, new[0], known[0], new[1]]
+    wanted = {str(rows): direct(rows) for rows in (known, whole, known[1], new[0])}
+    simulator.received.clear()
+    for rows, outcome in (
+        (known, "MISS"), (known, "HIT"), (known[1], "HIT"), (whole, "PARTIAL"), (whole, "HIT"),
+        (new[0], "HIT"),
+    ):  # fmt: skip
+        answer = post(proxy, path, {**body, field: rows})
+        assert answer.headers["X-Cache"] == outcome, rows
+        assert told(answer) == wanted[str(rows)], rows
+        proxy.stats()
+    assert asked(simulator, path, field) == [known, [new[1], new[0]]]
+
+
+def test_rows_outlive_the_process(start_proxy: StartProxy) -> None:
+    """What was answered is on disk: a new process answers from there, offline as well, and a client
+    that wants it anew replaces it."""
+    before = {}
+    with running(Profile()) as simulator:
+        first = start_proxy(simulator.url)
+        for path, (body, field, known, _) in LISTS.items():
+            before[path] = told(post(first, path, {**body, field: known}))
+            first.stats()
+            stored = first.stats()["total_responses"]
+            no_cache = {"Cache-Control": "no-cache"}
+            fresh = post(first, path, {**body, field: known}, headers=no_cache)
+            assert (fresh.headers["X-Cache"], told(fresh)) == ("MISS", before[path])
+            assert first.stats()["total_responses"] == stored
+        first.stop()
+    offline = start_proxy(simulator.url, "--mode", "offline")
+    for path, (body, field, known, new) in LISTS.items():
+        for rows, status in ((known, 200), (known[::-1], 200), ([*known, *new], 504)):
+            again = post(offline, path, {**body, field: rows})
+            assert again.status_code == status
+        assert told(post(offline, path, {**body, field: known})) == before[path]
