@@ -17,7 +17,7 @@ from sglang_cached_addon import simulator as demonstration
 from sglang_cached_addon.dialects import installed
 from tests.conftest import until
 from tests.dialects.streams import record
-from tests.simulator import Fault, Profile, Simulator, running
+from tests.simulator import Fault, Profile, Simulator, lists, running
 from tests.tables import each
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ OUT_OF_SCOPE = {
 } | {
     name: "texts and ids of lists only as e2e tests need them"
     for name, pair in CORPUS.items()
-    if "tokenize" in pair["request"]["path"] and name != "tokenize"
+    if pair["request"]["path"] in lists.ROUTES and name not in ("tokenize", "embeddings-error")
 }
 OTHER_LENGTH = {
     "bytes": "bytes of a word",

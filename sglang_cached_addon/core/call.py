@@ -61,8 +61,13 @@ class Call:
 
     @property
     def total(self) -> int:
-        """How many samples the whole answer has."""
+        """How many samples the whole answer is made of."""
         return len(self.items) * self.n
+
+    @property
+    def size(self) -> int:
+        """How many samples a client sees, each as often as it was asked for."""
+        return (len(self.rows) or len(self.items)) * self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,11 @@ class UpstreamCall:
     them."""
     counts: bool = False
     """Each delta of the stream has the usage so far only because the proxy asks for it."""
+    texts: tuple[str, ...] = ()
+    """The texts of its rows, where their tokens are to be counted, as the answer tells only what
+    they come to."""
+    tokens: tuple[int, ...] = ()
+    """How many tokens each of these has; empty where that is not known."""
 
     @property
     def total(self) -> int:

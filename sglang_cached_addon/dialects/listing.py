@@ -15,7 +15,7 @@ from sglang_cached_addon.core.call import Call, Mint, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import reading, trimming
+from sglang_cached_addon.dialects import judging, reading, trimming
 from sglang_cached_addon.dialects.base import TransportTable
 
 T = TypeVar("T")
@@ -25,8 +25,6 @@ class Listing(ABC):
     """The dialect of such an API."""
 
     transport: TransportTable = MappingProxyType({})
-    forms: Collection[str] = ()
-    """The fields of a body that say how the answer is written, and no more: none of the key."""
     is_verbatim = True
     """As `Call.is_verbatim`."""
 
@@ -34,6 +32,11 @@ class Listing(ABC):
     def columns(self, body: dict[str, Any]) -> tuple[str, ...]:
         """The fields of a body whose lists have a value for each row; none where it is not for a
         list. Raises `Refused` for a body that is not understood."""
+
+    def content(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a body that are part of the key. Those that only say how an answer is
+        written are not, as far as they are understood."""
+        return reading.content_fields(body, self.transport)
 
     @abstractmethod
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
@@ -44,8 +47,7 @@ class Listing(ABC):
     def read(self, body: dict[str, Any]) -> Call:
         reading.refuse_unstorable(body)
         columns = self.columns(body)
-        content = reading.content_fields(body, self.transport)
-        content = {name: value for name, value in content.items() if name not in self.forms}
+        content = self.content(body)
         lists = [name for name in columns if name in content]
         contents = canonical_each(content, lists) if lists else [canonical(content)]
         items = {content: i for i, content in enumerate(dict.fromkeys(contents))}
@@ -121,6 +123,22 @@ def columns_of(
     if any(len(body[name]) != count for name in own):
         raise Refused(Reason.MALFORMED)
     return tuple(own)
+
+
+def rows_in(answer: Any, member: str, count: int | None) -> list[dict[str, Any]]:
+    """The rows of an answer that has them in this member, with an `index` each, in order; `count`
+    of them, if there is to be a certain number. Raises `Refused`."""
+    rows = answer.get(member) if isinstance(answer, dict) else None
+    if judging.is_error(answer):
+        raise Refused(Reason.ERROR)
+    if not isinstance(rows, list) or not rows or (count is not None and len(rows) != count):
+        raise Refused(Reason.UNREADABLE)
+    if not all(isinstance(row, dict) and type(row.get("index")) is int for row in rows):
+        raise Refused(Reason.UNREADABLE)
+    by_index = {row["index"]: row for row in rows}
+    if by_index.keys() != set(range(len(rows))):
+        raise Refused(Reason.UNREADABLE)
+    return [by_index[k] for k in range(len(rows))]
 
 
 def first_of_each(order: Iterable[int], values: Iterable[T]) -> list[tuple[int, T]]:

@@ -21,6 +21,7 @@ from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
+from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.drawing import Drawing
 from sglang_cached_addon.service.exchange import Exchange
@@ -81,6 +82,7 @@ class Service:
             self._denials,
             gathering or Gathering(),
             Spelling(upstream),
+            Counting(upstream),
         )
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:

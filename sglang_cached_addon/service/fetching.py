@@ -18,6 +18,7 @@ from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
+from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Fetch, Landed, unreachable
@@ -51,6 +52,7 @@ class Means:
     denials: Denials
     gathering: Gathering
     spelling: Spelling
+    counting: Counting
 
 
 class Fetching:
@@ -81,6 +83,7 @@ class Fetching:
         self._upstream = means.upstream
         self._flights = means.flights
         self._storing = means.storing
+        self._counting = means.counting
         self._is_alone = is_alone
         self._began_at = 0.0
         """When upstream was asked: a monotonic time in seconds."""
@@ -150,16 +153,19 @@ class Fetching:
         upstream.confirming.watch(ask.credential_headers)
         self._began_at = time.monotonic()
         body = ask.body if fetch.body is None else fetch.body
-        async with upstream.client.open(
-            ask.head.method, ask.head.path, ask.fields, body
-        ) as response:
-            shown = (*ask.credential_headers, *ask.routing_headers)
-            upstream.heard(ask.asker, shown, response.status, time.monotonic())
-            self.flight.greeting = response.greeting
-            found = await self._take(response)
-        if not isinstance(found, BytesIO):
-            return found
-        landed = await self._read(response.status, found)
+        with self._counting.beside(ask, fetch.sent.texts) as counts:
+            async with upstream.client.open(
+                ask.head.method, ask.head.path, ask.fields, body
+            ) as response:
+                shown = (*ask.credential_headers, *ask.routing_headers)
+                upstream.heard(ask.asker, shown, response.status, time.monotonic())
+                self.flight.greeting = response.greeting
+                found = await self._take(response)
+            if not isinstance(found, BytesIO):
+                return found
+            if counts and response.status == 200:
+                fetch = replace(fetch, sent=replace(fetch.sent, tokens=await counts))
+        landed = await self._read(fetch, response.status, found)
         is_misunderstood = self._exchange.learn(fetch, landed)
         return None if is_misunderstood else self._land(Arrived(response.headers, landed))
 
@@ -174,9 +180,9 @@ class Fetching:
                 return self._land(Arrived(response.headers, too_large))
         return body
 
-    async def _read(self, status: int, body: BytesIO) -> Landed:
+    async def _read(self, fetch: Fetch, status: int, body: BytesIO) -> Landed:
         """What the answer comes to."""
-        fetch, exchange = self._fetch, self._exchange
+        exchange = self._exchange
         if fetch.known.call.total < policy.LARGE_SAMPLES and body.tell() <= slices.LARGE:
             return exchange.land(fetch, status, body)
 

@@ -130,8 +130,7 @@ class Fetch:
     @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for just what the client asked for."""
-        call = self.plan.call
-        is_all = self.sent.total == call.total and not (any(self.sent.skip) or call.rows)
+        is_all = self.sent.total == self.plan.call.size and not any(self.sent.skip)
         return is_all and not self.is_shared
 
     @property

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
+from sglang_cached_addon.core.call import Call
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import installed, tokenize
+from sglang_cached_addon.dialects import embeddings, encode, installed, tokenize
+from sglang_cached_addon.dialects.base import NULL
 from sglang_cached_addon.dialects.listing import Listing
 from tests.conftest import corpus
-from tests.dialects.bodies import item, minter, refusal
+from tests.dialects.bodies import counts, item, minter, refusal
 from tests.tables import each
 
 VALUES: tuple[Any, ...] = ("x", True, 1, 1.5, {"x": "y"}, None)
 NOTHING: dict[str, set[type]] = {}
+OPENAI = {"rid": {str, list, NULL}, "user": {str, NULL}, "priority": {int, NULL}}
+NATIVE = {
+    "rid": {str, list, NULL}, "log_metrics": {bool}, "background": {bool}, "priority": {int, NULL},
+    "routing_key": {str, NULL}, "external_trace_header": {dict, NULL},
+    "received_time": {int, float, NULL},
+}  # fmt: skip
 OURS: list[tuple[Listing, dict[str, Any], str, Any, dict[str, set[type]]]] = [
     # a body for one row, the field that has the rows, another row, and the fields that are
     # left out of the key, with their types
+    (embeddings.DIALECT, {"model": "m", "input": "a"}, "input", "b", OPENAI),
+    (encode.DIALECT, {"text": "a"}, "text", "b", NATIVE),
     (tokenize.TOKENIZE, {"prompt": "a"}, "prompt", "b", NOTHING),
     (tokenize.DETOKENIZE, {"tokens": [1, 2]}, "tokens", [3], NOTHING),
 ]
@@ -121,6 +133,14 @@ RECORDED = [
 ]
 
 
+def written_once(answer: bytes | str, call: Call) -> Any:
+    """An answer with the first of equal rows alone."""
+    said = json.loads(answer)
+    if "data" in said:
+        said["data"] = [said["data"][call.rows.index(item)] for item in range(len(call.items))]
+    return said
+
+
 @each("pair", RECORDED, ids=[pair["name"] for pair in RECORDED])
 def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
     """A recorded answer is the same, byte for byte, after it was taken apart and written."""
@@ -130,12 +150,16 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
         call = dialect.read(json.loads(request["body"]))
     except Refused:
         return  # it is passed on
-    sent = dialect.trim(call, (1,) * len(call.items), minter())
+    sent = dialect.trim(call, (1,) * len(call.items), minter(), Server(SGLANG))
+    sent = replace(sent, tokens=tuple(counts()[text] for text in sent.texts))
     split = dialect.split(call, sent, json.loads(recorded))
     assert split.refusal is None
     assert [generation.item for generation in split.generations] == list(range(len(call.items)))
     pools = [[generation.answer] for generation in split.generations]
-    assert dialect.write(call, pools) == recorded.encode()
+    if call.rows:  # SGLang's numbers differ in the last bits, even of equal inputs in one list
+        assert written_once(dialect.write(call, pools), call) == written_once(recorded, call)
+    else:
+        assert dialect.write(call, pools) == recorded.encode()
 
 
 def test_installed() -> None:

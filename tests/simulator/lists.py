@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
+from array import array
+from base64 import b64encode
 from typing import Any
 
 from sglang_cached_addon.simulator.handler import Routes
-from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH
-from sglang_cached_addon.simulator.words import token_ids, word
+from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH, Json
+from sglang_cached_addon.simulator.words import Prompt, token_ids, word
 from tests.simulator.checks import missing
 from tests.simulator.handler import Handler
+
+SIZE = 8
+"""Numbers of a vector, where a call does not say."""
 
 
 async def tokenize(handler: Handler) -> None:
@@ -30,7 +37,70 @@ async def detokenize(handler: Handler) -> None:
     handler.reply({"text": ["".join(map(word, ids)) for ids in tokens]})
 
 
+def vector(prompt: Prompt, size: int) -> list[float]:
+    """Numbers of float32 that are always the same for a text, some of them small."""
+    dice = random.Random(f"{prompt}")
+    numbers = array("f", (dice.uniform(-1, 1) ** 9 for _ in range(size)))
+    return numbers.tolist()
+
+
+def inputs(given: Any) -> list[Prompt]:
+    """The inputs of a call, however it gives them."""
+    is_many = isinstance(given, list) and bool(given) and not isinstance(given[0], int)
+    return given if is_many else [given]
+
+
+def usage(prompts: list[Prompt]) -> Json:
+    tokens = sum(len(token_ids(prompt)) for prompt in prompts)
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": None,
+        "reasoning_tokens": 0,
+        "completion_tokens_details": None,
+    }
+
+
+async def embeddings(handler: Handler) -> None:
+    body = handler.document()
+    if not body.get("input"):
+        raise missing("input")
+    prompts = inputs(body["input"])
+    rows = []
+    for index, prompt in enumerate(prompts):
+        numbers: Any = vector(prompt, body.get("dimensions") or SIZE)
+        if body.get("encoding_format") == "base64":
+            numbers = b64encode(array("f", numbers)).decode()
+        rows.append({"embedding": numbers, "index": index, "object": "embedding"})
+    model = handler.engine.profile.model
+    handler.reply({"data": rows, "model": model, "object": "list", "usage": usage(prompts)})
+
+
+async def encode(handler: Handler) -> None:
+    body = handler.document()
+    prompts = inputs(body["text"] if "text" in body else body["input_ids"])
+    rids = body.get("rid") or [f"{dice:032x}" for dice in range(len(prompts))]
+    found = [
+        {
+            "embedding": vector(prompt, body.get("dimensions") or SIZE),
+            "meta_info": {
+                "id": rid,
+                "finish_reason": {"type": "length", "length": 0},
+                "prompt_tokens": len(token_ids(prompt)),
+                "weight_version": handler.engine.loaded.profile.weight_version,
+            },
+        }
+        for prompt, rid in zip(prompts, [rids] if isinstance(rids, str) else rids, strict=True)
+    ]
+    is_many = prompts is body.get("text") or prompts is body.get("input_ids")
+    said = json.dumps(found if is_many else found[0], separators=(",", ":"))
+    handler.reply(said.encode(), kind="application/json")
+
+
 ROUTES: Routes = {
+    "/v1/embeddings": (("POST",), embeddings),
+    **dict.fromkeys(("/encode", "/classify"), (("POST", "PUT"), encode)),
     **dict.fromkeys(("/tokenize", "/v1/tokenize"), (("POST",), tokenize)),
     **dict.fromkeys(("/detokenize", "/v1/detokenize"), (("POST",), detokenize)),
 }

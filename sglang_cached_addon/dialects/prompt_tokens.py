@@ -1,0 +1,53 @@
+"""Each row's own part of a usage that is told for all together.
+
+Pure. A share is exact where the tokens of each row are known, and come to what the answer says.
+Others are by length, with the total kept: that will do for the answer as a whole, and for nothing
+that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_cached_addon.core.call import UpstreamCall
+from sglang_cached_addon.dialects.openai.choices import merge_usage
+from sglang_cached_addon.dialects.openai.shares import apportion
+
+_TOTALS = ("prompt_tokens", "total_tokens")
+
+
+def share(usage: Any, sent: UpstreamCall, inputs: Sequence[Any]) -> tuple[list[Any], bool]:
+    """Each row's own `usage`, and whether all are exact; `inputs` are what was sent of each: texts,
+    or lists of ids."""
+    count = len(inputs)
+    if not isinstance(usage, dict) or count == 1:
+        return [usage] * count, True
+    total = usage.get("prompt_tokens")
+    if type(total) is not int:
+        return [usage] + [None] * (count - 1), False
+    parts = _counts(sent, inputs)
+    others = {name: value for name, value in usage.items() if name not in _TOTALS}
+    is_exact = bool(parts) and sum(parts) == total == usage.get("total_tokens", total)
+    is_exact = is_exact and not any(others.values())
+    if not is_exact:
+        parts = apportion(total, [len(each) for each in inputs])
+    totals = [name for name in _TOTALS if name in usage]
+    rows = [{**usage, **dict.fromkeys(totals, part)} for part in parts]
+    if any(others.values()):  # all of it is the first row's, so that they come to it together
+        rows[1:] = [{**row, **dict.fromkeys(others)} for row in rows[1:]]
+    return rows, is_exact
+
+
+def _counts(sent: UpstreamCall, inputs: Sequence[Any]) -> Sequence[int]:
+    """How many tokens each row has; empty where that is not known."""
+    if all(isinstance(each, list) and set(map(type, each)) <= {int} for each in inputs):
+        return [len(each) for each in inputs]
+    return sent.tokens if len(sent.tokens) == len(inputs) else ()
+
+
+def merged(usages: Sequence[Any]) -> Any:
+    """The usage of an answer from those of its rows."""
+    if not all(isinstance(usage, dict) for usage in usages):
+        return usages[0]
+    return merge_usage([[usage] for usage in usages])
