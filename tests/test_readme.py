@@ -137,7 +137,7 @@ def test_what_is_typed() -> None:
     """Each flag, variable, command and target that a page names is there."""
     commands = {name: {o for p in c.params for o in p.opts} for name, c in main.commands.items()}
     flags = set().union(*commands.values(), {"--help", "--version"})
-    others = {"--mode", "--resolution", "--sglang"}  # of other programs
+    others = {"--mode", "--resolution", "--sglang", "--enable-mis"}  # of other programs
     variables = {flag.variable for flag in FLAGS}
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:

@@ -92,6 +92,8 @@ class UpstreamCall:
     them."""
     counts: bool = False
     """Each delta of the stream has the usage so far only because the proxy asks for it."""
+    is_wider: bool = False
+    """It asks for more than the client is shown, whose answer is written anew."""
     texts: tuple[str, ...] = ()
     """The texts of its rows, where their tokens are to be counted, as the answer tells only what
     they come to."""

@@ -8,15 +8,13 @@ base64 are made of it. Checked against SGLang 0.5.23.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.call import Call, Generation, Mint, Split, UpstreamCall
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, judging, listing, prompt_tokens, reading, vectors
+from sglang_cached_addon.dialects import base, counted, listing, reading, vectors
 
 # In a list a list in one of these holds a value for each input.
 _PER_ROW = ("input", "rid", "lora_path", "embed_overrides")
@@ -31,7 +29,7 @@ TRANSPORT: base.TransportTable = {
 """Request identity and scheduling: nothing of it reaches the model."""
 
 
-class Embeddings(listing.Listing):
+class Embeddings(counted.Counted):
     """The dialect of POST `/v1/embeddings`."""
 
     name = "openai-embedding"
@@ -58,64 +56,34 @@ class Embeddings(listing.Listing):
             return listing.columns_of(body, 1, _PER_ROW)
         return listing.columns_of(body, listing.count_of(given), _PER_ROW)
 
-    def trim(
-        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> UpstreamCall:
-        sent = super().trim(call, shortfalls, mint, server)
-        inputs = sent.body["input"]
-        is_counted = server.engine == SGLANG and call.batched and len(inputs) > 1
-        return replace(sent, texts=tuple(inputs)) if is_counted and _are_texts(inputs) else sent
+    def inputs(self, body: dict[str, Any]) -> list[Any]:
+        inputs: list[Any] = body["input"]
+        return inputs
 
-    def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
-        rows = listing.rows_in(answer, "data", sent.total if call.batched else None)
+    def rows(self, answer: dict[str, Any]) -> list[dict[str, Any]]:
+        rows = counted.in_order(answer.get("data"))
         for row in rows:
             vectors.packed(row)
             if "embedding" not in row or _is_odd(row["embedding"]):
                 raise Refused(Reason.UNREADABLE)
-        usage = answer.get("usage")
-        if not call.batched:
-            return Split((Generation(0, judging.dump({**answer, "data": rows}), 0),))
-        usages, is_exact = prompt_tokens.share(usage, sent, sent.body["input"])
-        parts = listing.first_of_each(sent.order, zip(rows, usages, strict=True))
-        return Split(
-            tuple(Generation(item, _sample(answer, row, own), 0) for item, (row, own) in parts),
-            None if is_exact else Reason.SHARED_USAGE,
-        )
+        return [{"data": [{**row, "index": 0}]} for row in rows]
 
-    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        kept = [orjson.loads(some[0]) for some in samples]
-        answers = listing.spread(call, [[answer] for answer in kept])
+    def joined(self, call: Call, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
         is_base64 = call.body.get("encoding_format") == "base64"
         rows: list[orjson.Fragment] = []
-        for row in (row for answer in answers for row in answer["data"]):
+        for row in (row for answer in answers for row in counted.in_order(answer["data"])):
             vector = row["embedding"]
             shown = (
                 vectors.in_base64(vector) if is_base64 else orjson.Fragment(vectors.in_json(vector))
             )
-            rows.append(
-                orjson.Fragment(orjson.dumps({**row, "embedding": shown, "index": len(rows)}))
-            )
-        merged = {**answers[0], "data": rows}
-        if len(answers) > 1 and "usage" in merged:
-            merged["usage"] = prompt_tokens.merged([answer.get("usage") for answer in answers])
-        return judging.dump(merged)
-
-
-def _sample(answer: dict[str, Any], row: dict[str, Any], usage: Any) -> bytes:
-    """The answer to one input."""
-    sample = {**answer, "data": [{**row, "index": 0}]}
-    if "usage" in answer:
-        sample["usage"] = usage
-    return judging.dump(sample)
+            said = orjson.dumps({**row, "embedding": shown, "index": len(rows)})
+            rows.append(orjson.Fragment(said))
+        return {"data": rows}
 
 
 def _is_odd(vector: Any) -> bool:
     """Whether a text is no vector in base64, so that no numbers could be made of it."""
     return isinstance(vector, str) and not vectors.is_packed(vector)
-
-
-def _are_texts(inputs: Any) -> bool:
-    return all(isinstance(each, str) for each in inputs)
 
 
 def _are_objects(inputs: Any) -> bool:

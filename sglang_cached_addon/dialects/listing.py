@@ -15,7 +15,7 @@ from sglang_cached_addon.core.call import Call, Mint, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, reading, trimming
+from sglang_cached_addon.dialects import reading, trimming
 from sglang_cached_addon.dialects.base import TransportTable
 
 T = TypeVar("T")
@@ -123,22 +123,6 @@ def columns_of(
     if any(len(body[name]) != count for name in own):
         raise Refused(Reason.MALFORMED)
     return tuple(own)
-
-
-def rows_in(answer: Any, member: str, count: int | None) -> list[dict[str, Any]]:
-    """The rows of an answer that has them in this member, with an `index` each, in order; `count`
-    of them, if there is to be a certain number. Raises `Refused`."""
-    rows = answer.get(member) if isinstance(answer, dict) else None
-    if judging.is_error(answer):
-        raise Refused(Reason.ERROR)
-    if not isinstance(rows, list) or not rows or (count is not None and len(rows) != count):
-        raise Refused(Reason.UNREADABLE)
-    if not all(isinstance(row, dict) and type(row.get("index")) is int for row in rows):
-        raise Refused(Reason.UNREADABLE)
-    by_index = {row["index"]: row for row in rows}
-    if by_index.keys() != set(range(len(rows))):
-        raise Refused(Reason.UNREADABLE)
-    return [by_index[k] for k in range(len(rows))]
 
 
 def first_of_each(order: Iterable[int], values: Iterable[T]) -> list[tuple[int, T]]:

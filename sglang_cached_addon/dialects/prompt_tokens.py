@@ -19,7 +19,7 @@ _TOTALS = ("prompt_tokens", "total_tokens")
 
 def share(usage: Any, sent: UpstreamCall, inputs: Sequence[Any]) -> tuple[list[Any], bool]:
     """Each row's own `usage`, and whether all are exact; `inputs` are what was sent of each: texts,
-    or lists of ids."""
+    lists of ids, or None."""
     count = len(inputs)
     if not isinstance(usage, dict) or count == 1:
         return [usage] * count, True
@@ -31,7 +31,7 @@ def share(usage: Any, sent: UpstreamCall, inputs: Sequence[Any]) -> tuple[list[A
     is_exact = bool(parts) and sum(parts) == total == usage.get("total_tokens", total)
     is_exact = is_exact and not any(others.values())
     if not is_exact:
-        parts = apportion(total, [len(each) for each in inputs])
+        parts = apportion(total, [len(each or "") for each in inputs])
     totals = [name for name in _TOTALS if name in usage]
     rows = [{**usage, **dict.fromkeys(totals, part)} for part in parts]
     if any(others.values()):  # all of it is the first row's, so that they come to it together

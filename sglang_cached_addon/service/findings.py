@@ -131,7 +131,7 @@ class Fetch:
     def is_whole(self) -> bool:
         """Whether upstream is asked for just what the client asked for."""
         is_all = self.sent.total == self.plan.call.size and not any(self.sent.skip)
-        return is_all and not self.is_shared
+        return is_all and not (self.is_shared or self.sent.is_wider)
 
     @property
     def keys(self) -> frozenset[bytes]:

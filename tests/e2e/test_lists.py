@@ -18,6 +18,8 @@ KNOWN, NEW = ["one two", "three"], ["four five six", "seven"]
 LISTS: dict[str, tuple[dict[str, Any], str, list[Any], list[Any]]] = {
     # a body without its rows, the field that has them, some of them, and more
     "/v1/embeddings": ({"model": "m"}, "input", KNOWN, NEW),
+    "/v1/classify": ({"model": "m"}, "input", KNOWN, NEW),
+    "/v1/score": ({"query": "is ", "label_token_ids": [1, 2, 3]}, "items", KNOWN, NEW),
     "/encode": ({}, "text", KNOWN, NEW),
     "/classify": ({"dimensions": 3}, "input_ids", [[1000, 1001], [1002]], [[1003], [1004, 1000]]),
     "/v1/tokenize": ({"model": "m"}, "prompt", KNOWN, NEW),
@@ -92,5 +94,55 @@ def test_rows_outlive_the_process(start_proxy: StartProxy) -> None:
     for path, (body, field, known, new) in LISTS.items():
         for rows, status in ((known, 200), (known[::-1], 200), ([*known, *new], 504)):
             again = post(offline, path, {**body, field: rows})
-            assert again.status_code == status
+            assert again.status_code == status, (path, rows, again.text)
         assert told(post(offline, path, {**body, field: known})) == before[path]
+
+
+@pytest.mark.shared
+def test_rerank(simulator: Simulator, proxy: Proxy) -> None:
+    """Each document is scored once for a query; the order, the best ones, and the documents are as
+    the server would have them for each client."""
+    whole = {"query": "who", "documents": ["one", "two three", "four", "one"]}
+    others = (["four", "one"], ["five", "four"])
+    calls = [whole, {**whole, "top_n": 2}, {**whole, "return_documents": False}]
+    calls += [{**whole, "documents": documents} for documents in others]
+    wanted = [
+        told(requests.post(f"{simulator.url}/v1/rerank", json=call, timeout=30)) for call in calls
+    ]
+    for turn in range(2):
+        simulator.received.clear()
+        for call, want in reversed(list(zip(calls, wanted, strict=True))):
+            assert told(post(proxy, "/v1/rerank", call)) == want
+            proxy.stats()
+        missing = [["five", "four"], ["one"], ["two three"]]
+        assert asked(simulator, "/v1/rerank", "documents") == ([] if turn else missing)
+
+
+@pytest.mark.shared
+def test_best_alone(simulator: Simulator, proxy: Proxy) -> None:
+    """Who wants the best alone has the server asked for all, and the next one as well nobody."""
+    best = {"query": "what", "documents": ["one", "two", "three"], "top_n": 1}
+    (want,) = told(requests.post(f"{simulator.url}/v1/rerank", json=best, timeout=30))
+    simulator.received.clear()
+    for turn in range(2):
+        answer = post(proxy, "/v1/rerank", best)
+        assert (answer.headers["X-Cache"], told(answer)) == ("HIT" if turn else "MISS", [want])
+        proxy.stats()
+    (sent,) = [json.loads(r.body) for r in simulator.received if r.path == "/v1/rerank"]
+    assert sent == {name: value for name, value in best.items() if name != "top_n"}
+
+
+@pytest.mark.shared
+def test_questions(simulator: Simulator, proxy: Proxy) -> None:
+    """A call with questions is answered from the store as a whole."""
+    question = {"id": "q", "type": "yes_no", "question": "Is it?"}
+    for path, body in (
+        ("/v1/decisions", {"input": "a", "questions": [question]}),
+        ("/v1/systemone", {"model": "m", "state": "a", "questions": {"q": {"type": "noul"}}}),
+    ):
+        first = told(post(proxy, path, body))
+        proxy.stats()
+        again = post(proxy, path, body)
+        assert (again.headers["X-Cache"], told(again)) == ("HIT", first)
+        assert post(proxy, path, {**body, "temperature": 2}).headers["X-Cache"] == "MISS"
+        proxy.stats()

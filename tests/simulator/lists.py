@@ -98,7 +98,52 @@ async def encode(handler: Handler) -> None:
     handler.reply(said.encode(), kind="application/json")
 
 
+async def classify(handler: Handler) -> None:
+    body = handler.document()
+    prompts = inputs(body["input"])
+    rows = []
+    for index, prompt in enumerate(prompts):
+        probs = [abs(number) for number in vector(prompt, 2)]
+        label = f"LABEL_{probs.index(max(probs))}"
+        rows.append({"index": index, "label": label, "probs": probs, "num_classes": 2})
+    said = {"id": f"classify-{0:032x}", "object": "list", "created": 1, "model": "m", "data": rows}
+    handler.reply({**said, "usage": usage(prompts)})
+
+
+async def score(handler: Handler) -> None:
+    body = handler.document()
+    prompts: list[Prompt] = [body["query"] + item for item in inputs(body["items"])]
+    rows = [vector(prompt, len(body["label_token_ids"])) for prompt in prompts]
+    said = {"scores": rows, "pooled_hidden_states": None, "token_logprobs": None}
+    model = body.get("model", "default")
+    handler.reply({**said, "model": model, "usage": usage(prompts), "object": "scoring"})
+
+
+async def rerank(handler: Handler) -> None:
+    body = handler.document()
+    rows: list[Json] = []
+    for index, document in enumerate(body["documents"]):
+        shown = {"document": document} if body.get("return_documents", True) else {}
+        (number,) = vector(f"{body['query']} {document}", 1)
+        rows.append({"score": number, **shown, "index": index, "meta_info": None})
+    rows.sort(key=lambda row: float(row["score"]), reverse=True)
+    said = json.dumps(rows[: body.get("top_n")], separators=(",", ":"), ensure_ascii=False)
+    handler.reply(said.encode(), kind="application/json")
+
+
+async def decide(handler: Handler) -> None:
+    body = handler.document()
+    asked = body["questions"]
+    names = list(asked) if isinstance(asked, dict) else [question["id"] for question in asked]
+    answers = {name: {"score": vector(f"{body} {name}", 1)[0]} for name in names}
+    handler.reply({"model": body.get("model", "default"), "answers": answers, "usage": {}})
+
+
 ROUTES: Routes = {
+    "/v1/classify": (("POST",), classify),
+    "/v1/score": (("POST",), score),
+    "/v1/rerank": (("POST", "PUT"), rerank),
+    **dict.fromkeys(("/v1/decisions", "/v1/systemone"), (("POST",), decide)),
     "/v1/embeddings": (("POST",), embeddings),
     **dict.fromkeys(("/encode", "/classify"), (("POST", "PUT"), encode)),
     **dict.fromkeys(("/tokenize", "/v1/tokenize"), (("POST",), tokenize)),
