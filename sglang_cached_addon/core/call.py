@@ -55,6 +55,8 @@ class Call:
     """Nothing is drawn or generated: each item has one answer, and its pool one sample."""
     is_verbatim: bool = True
     """A call for one sample is answered by that sample as it is kept."""
+    is_part: bool = False
+    """It is a portion of a call: its answer is put together with others."""
     rows: tuple[int, ...] = ()
     """The item that each row of the client's list is, where some stand in it more than once. Empty:
     they are the items."""

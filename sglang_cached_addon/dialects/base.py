@@ -160,6 +160,19 @@ class Generating(Dialect, Protocol):
         its last one, as if the choice had been aborted then."""
 
 
+class Portioned(Protocol):
+    """A dialect whose calls for long lists can be taken a portion at a time: all of them are
+    `Call.is_pure`."""
+
+    def portions(self, call: Call, size: int) -> list[Call]:
+        """Calls for so many items of a call each, in its order."""
+
+
+def portioned(dialect: Dialect) -> Portioned | None:
+    """A dialect as such a one, if it is."""
+    return cast(Portioned, dialect) if hasattr(dialect, "portions") else None
+
+
 def generating(dialect: Dialect) -> Generating:
     """The dialect of a call that is not pure."""
     return cast(Generating, dialect)

@@ -5,12 +5,12 @@ A sample is the answer to one input. Checked against SGLang 0.5.23.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.dialects import base, counted, listing
+from sglang_cached_addon.dialects import base, counted, judging, listing
 
 TRANSPORT: base.TransportTable = {
     "rid": (str, list, base.NULL),
@@ -46,9 +46,9 @@ class Classify(counted.Counted):
         is_failed = any((row.get("label"), row.get("probs")) == failed for row in answer["data"])
         return Reason.ERROR if is_failed else None
 
-    def joined(self, call: Call, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def joined(self, call: Call, answers: Iterable[dict[str, Any]]) -> dict[str, list[bytes]]:
         rows = (row for answer in answers for row in answer["data"])
-        return {"data": [{**row, "index": index} for index, row in enumerate(rows)]}
+        return {"data": [judging.dump({**row, "index": k}) for k, row in enumerate(rows)]}
 
 
 DIALECT = Classify()

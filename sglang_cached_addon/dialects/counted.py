@@ -6,7 +6,7 @@ Pure. A sample is the answer to one row, with its own usage.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +31,9 @@ class Counted(listing.Listing):
         kept otherwise than it came is changed in place. Raises `Refused`."""
 
     @abstractmethod
-    def joined(self, call: Call, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The members of the answer to a call, made of those to its rows."""
+    def joined(self, call: Call, answers: Iterable[dict[str, Any]]) -> dict[str, list[bytes]]:
+        """The members that have the rows in the answer to a call, each value in JSON; `answers` are
+        those to its rows, one at a time."""
 
     def refusal(self, answer: dict[str, Any]) -> Reason | None:
         """Why an answer is not stored, as far as it tells."""
@@ -66,12 +67,17 @@ class Counted(listing.Listing):
         )
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        kept = [[orjson.loads(some[0])] for some in samples]
-        answers = listing.spread(call, kept)
-        merged = {**answers[0], **self.joined(call, answers)}
-        if len(answers) > 1 and "usage" in merged:
-            merged["usage"] = prompt_tokens.merged([answer.get("usage") for answer in answers])
-        return judging.dump(merged)
+        kept, total = listing.spread(call, samples), prompt_tokens.Total()
+
+        def answers() -> Iterator[dict[str, Any]]:
+            for sample in kept:
+                answer = orjson.loads(sample)
+                total.add(answer.get("usage"))
+                yield answer
+
+        lists, envelope = self.joined(call, answers()), orjson.loads(kept[0])
+        used = {"usage": total.usage} if "usage" in envelope else {}
+        return listing.together({**envelope, **used}, lists)
 
 
 def _sample(answer: dict[str, Any], row: dict[str, Any], usage: Any) -> bytes:

@@ -7,14 +7,14 @@ base64 are made of it. Checked against SGLang 0.5.23.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, counted, listing, reading, vectors
+from sglang_cached_addon.dialects import base, counted, judging, listing, reading, vectors
 
 # In a list a list in one of these holds a value for each input.
 _PER_ROW = ("input", "rid", "lora_path", "embed_overrides")
@@ -68,16 +68,15 @@ class Embeddings(counted.Counted):
                 raise Refused(Reason.UNREADABLE)
         return [{"data": [{**row, "index": 0}]} for row in rows]
 
-    def joined(self, call: Call, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def joined(self, call: Call, answers: Iterable[dict[str, Any]]) -> dict[str, list[bytes]]:
         is_base64 = call.body.get("encoding_format") == "base64"
-        rows: list[orjson.Fragment] = []
+        rows: list[bytes] = []
         for row in (row for answer in answers for row in counted.in_order(answer["data"])):
             vector = row["embedding"]
             shown = (
                 vectors.in_base64(vector) if is_base64 else orjson.Fragment(vectors.in_json(vector))
             )
-            said = orjson.dumps({**row, "embedding": shown, "index": len(rows)})
-            rows.append(orjson.Fragment(said))
+            rows.append(judging.dump({**row, "embedding": shown, "index": len(rows)}))
         return {"data": rows}
 
 

@@ -7,6 +7,7 @@ in its order. A sample is such an object, with its vector in base64. Checked aga
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import orjson
@@ -87,11 +88,13 @@ class Encode(listing.Listing):
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         rids = call.rids or [None] * len(listing.rows_of(call))
-        shown = [
-            _shown(sample, rid)
-            for sample, rid in zip(listing.spread(call, samples), rids, strict=True)
-        ]
-        return b"[" + b",".join(shown) + b"]" if call.batched else shown[0]
+        pairs = zip(listing.spread(call, samples), rids, strict=True)
+        shown = (_shown(sample, rid) for sample, rid in pairs)
+        if not call.batched:
+            return next(shown)
+        answer = BytesIO()
+        listing.write_list(answer, shown)
+        return answer.getvalue()
 
 
 def _shown(sample: bytes, rid: str | None) -> bytes:

@@ -7,15 +7,19 @@ an answer is taken apart, and put together again, is each dialect's own.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from io import BytesIO
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+import orjson
 
 from sglang_cached_addon.core.call import Call, Mint, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical, canonical_each
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import reading, trimming
+from sglang_cached_addon.dialects import judging, reading, trimming
 from sglang_cached_addon.dialects.base import TransportTable
 
 T = TypeVar("T")
@@ -63,6 +67,18 @@ class Listing(ABC):
             rows=tuple([items[content] for content in contents]) if is_repeated else (),
         )
 
+    def portions(self, call: Call, size: int) -> list[Call]:
+        """Calls for so many items of a call each, in its order."""
+        firsts, columns = list(_first_rows(call).values()), self.columns(call.body)
+        found = []
+        for begin in range(0, len(firsts), size):
+            taken, body = firsts[begin : begin + size], dict(call.body)
+            trimming.take(body, columns, taken)
+            rids = tuple([call.rids[row] for row in taken]) if call.rids else ()
+            items = call.items[begin : begin + size]
+            found.append(replace(call, body=body, items=items, rids=rids, is_part=True, rows=()))
+        return found
+
     def trim(
         self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
     ) -> UpstreamCall:
@@ -70,7 +86,7 @@ class Listing(ABC):
         taken: Sequence[int] = range(len(order))
         body = dict(call.body)
         if not all(shortfalls):
-            firsts = {item: row for row, item in reversed(list(enumerate(order)))}
+            firsts = _first_rows(call)
             taken = [firsts[item] for item, short in enumerate(shortfalls) if short]
             order = [order[row] for row in taken]
             trimming.take(body, self.columns(body), taken)
@@ -86,9 +102,45 @@ def rows_of(call: Call) -> Sequence[int]:
     return call.rows or range(len(call.items))
 
 
+def _first_rows(call: Call) -> dict[int, int]:
+    """The first row of each item, in their order."""
+    firsts: dict[int, int] = {}
+    for row, item in enumerate(rows_of(call)):
+        firsts.setdefault(item, row)
+    return firsts
+
+
 def spread(call: Call, samples: Sequence[Sequence[T]]) -> list[T]:
     """The sample of each row of a call."""
     return [samples[item][0] for item in rows_of(call)]
+
+
+def together(envelope: dict[str, Any], lists: Mapping[str, Iterable[bytes]]) -> bytes:
+    """An answer whose members of these names are lists of values in JSON. Each is written by
+    itself, so that nobody waits while a long answer is."""
+    holes = dict.fromkeys(lists, orjson.Fragment(_HOLE))
+    head, *tails = judging.dump({**envelope, **holes}).split(_HOLE)
+    order = [name for name in {**envelope, **holes} if name in lists]
+    answer = BytesIO()
+    answer.write(head)
+    for name, tail in zip(order, tails, strict=True):
+        write_list(answer, lists[name])
+        answer.write(tail)
+    return answer.getvalue()
+
+
+def write_list(answer: BytesIO, values: Iterable[bytes]) -> None:
+    """Writes a list of values in JSON."""
+    between = b"["
+    for value in values:
+        answer.write(between)
+        answer.write(value)
+        between = b","
+    answer.write(b"]" if between == b"," else b"[]")
+
+
+_HOLE = b"\0"
+"""A byte that is in no JSON."""
 
 
 def count_of(value: Any, *, texts: bool = True, ids: bool = True) -> int | None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_cached_addon.core.call import UpstreamCall
-from sglang_cached_addon.dialects.openai.choices import merge_usage
 from sglang_cached_addon.dialects.openai.shares import apportion
 
 _TOTALS = ("prompt_tokens", "total_tokens")
@@ -34,7 +33,8 @@ def share(usage: Any, sent: UpstreamCall, inputs: Sequence[Any]) -> tuple[list[A
         parts = apportion(total, [len(each or "") for each in inputs])
     totals = [name for name in _TOTALS if name in usage]
     rows = [{**usage, **dict.fromkeys(totals, part)} for part in parts]
-    if any(others.values()):  # all of it is the first row's, so that they come to it together
+    if not is_exact:  # what is left over is the first row's, so that they come to it together
+        rows[0] |= {name: usage[name] - sum(parts[1:]) for name in totals}
         rows[1:] = [{**row, **dict.fromkeys(others)} for row in rows[1:]]
     return rows, is_exact
 
@@ -46,8 +46,21 @@ def _counts(sent: UpstreamCall, inputs: Sequence[Any]) -> Sequence[int]:
     return sent.tokens if len(sent.tokens) == len(inputs) else ()
 
 
-def merged(usages: Sequence[Any]) -> Any:
-    """The usage of an answer from those of its rows."""
-    if not all(isinstance(usage, dict) for usage in usages):
-        return usages[0]
-    return merge_usage([[usage] for usage in usages])
+class Total:
+    """The usage of an answer, from those of its rows."""
+
+    def __init__(self) -> None:
+        self.usage: Any = None
+
+    def add(self, usage: Any) -> None:
+        """Takes the next one."""
+        self.usage = _sum(self.usage, usage)
+
+
+def _sum(one: Any, other: Any) -> Any:
+    """Numbers are summed, in objects too; of other values, the first one counts that is any."""
+    if type(one) is int and type(other) is int:
+        return one + other
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {name: _sum(one.get(name), other.get(name)) for name in {**one, **other}}
+    return other if one is None else one

@@ -6,13 +6,13 @@ A sample is the answer to one item. Answers of a server that puts all items into
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import counted, listing
+from sglang_cached_addon.dialects import counted, judging, listing
 
 # Lists that are one value, whatever the number of items.
 _SHARED = ("query", "label_token_ids", "query_embed_overrides")
@@ -70,9 +70,13 @@ class Score(counted.Counted):
         told = {name: value for name, value in lists.items() if value}
         return [{name: [value[k]] for name, value in told.items()} for k in range(len(scores))]
 
-    def joined(self, call: Call, answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        told = [name for name in _LISTS if all(one.get(name) for one in answers)]
-        return {name: [value for one in answers for value in one[name]] for name in told}
+    def joined(self, call: Call, answers: Iterable[dict[str, Any]]) -> dict[str, list[bytes]]:
+        lists: dict[str, list[bytes]] = {}
+        for answer in answers:
+            for name in _LISTS:
+                if values := answer.get(name):
+                    lists.setdefault(name, []).extend(map(judging.dump, values))
+        return lists
 
 
 DIALECT = Score()

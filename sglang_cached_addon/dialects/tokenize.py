@@ -44,9 +44,12 @@ class _Tokens(listing.Listing):
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         if not call.batched:
             return samples[0][0]
-        answers = listing.spread(call, [[orjson.loads(one) for one in some] for some in samples])
-        lists = {name: [answer[name] for answer in answers] for name in self.told}
-        return judging.dump({**answers[0], **lists})
+        kept = listing.spread(call, samples)
+        lists: dict[str, list[bytes]] = {name: [] for name in self.told}
+        for answer in map(orjson.loads, kept):
+            for name in self.told:
+                lists[name].append(judging.dump(answer[name]))
+        return listing.together(orjson.loads(kept[0]), lists)
 
 
 class Tokenize(_Tokens):

@@ -26,9 +26,10 @@ from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.drawing import Drawing
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
-from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known
+from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known, model_of
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering
+from sglang_cached_addon.service.lists import Lists
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs, SharedRuns
@@ -84,6 +85,7 @@ class Service:
             Spelling(upstream),
             Counting(upstream),
         )
+        self._lists = Lists(self.means)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call: a hit at once, and all else as a coroutine."""
@@ -93,6 +95,8 @@ class Service:
             terms = policy.terms(self._mode, head.directives, now)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
+        if self._lists.is_long(ask):
+            return self._receive_list(ask, terms)
         found = self._find(ask, terms)
         if isinstance(found, Reason):
             return self._denials.let_pass(self._exchange.bypass(found), terms)
@@ -111,10 +115,37 @@ class Service:
         head = ask.head
         if head.refusal:
             return head.refusal
-        tenant = head.credential + head.routing if self._isolates else head.routing
+        tenant, is_of_run = self._tenant(ask), bool(head.run)
         return self._lookup.find(
-            head.method, head.path, ask.body, terms, tenant, is_of_run=bool(head.run)
+            head.method, head.path, ask.body, terms, tenant, is_of_run=is_of_run
         )
+
+    def _tenant(self, ask: Ask) -> bytes:
+        """What is part of a call's keys, beside its body."""
+        head = ask.head
+        return head.credential + head.routing if self._isolates else head.routing
+
+    async def _receive_list(self, ask: Ask, terms: Terms) -> Answer:
+        """Answers a call that is to be read beside the event loop."""
+        calls = ask.head.refusal or await self._lists.read(ask)
+        if isinstance(calls, Reason):
+            return self._denials.let_pass(self._exchange.bypass(calls), terms)
+        self._introduce(ask)
+        ask.model = model_of(calls[0].body)
+        for _ in range(ATTEMPTS):
+            if not self._upstream.admits(ask.asker, time.monotonic()):
+                shown = ask.credential_headers, ask.routing_headers
+                if reason := await self._upstream.admit(ask.asker, *shown):
+                    return self._denials.let_pass(self._exchange.bypass(reason), terms)
+            is_alone = not self._collapses or terms != policy.PLAIN
+            tenant = self._tenant(ask)
+            if len(calls) == 1:
+                known = self._lists.known(ask, calls[0], tenant)
+                return await self._attend(ask, known, terms)
+            answer = await self._lists.answer(ask, calls, tenant, terms, is_alone=is_alone)
+            if answer:
+                return answer
+        return self._denials.let_pass(self._exchange.bypass(Reason.MODEL_CHANGED), terms)
 
     def heard(self, ask: Ask, status: int) -> None:
         """Notes the status of upstream's answer to a call that was passed on to it."""

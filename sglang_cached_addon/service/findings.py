@@ -131,7 +131,8 @@ class Fetch:
     def is_whole(self) -> bool:
         """Whether upstream is asked for just what the client asked for."""
         is_all = self.sent.total == self.plan.call.size and not any(self.sent.skip)
-        return is_all and not (self.is_shared or self.sent.is_wider)
+        is_other = self.is_shared or self.sent.is_wider or self.plan.call.is_part
+        return is_all and not is_other
 
     @property
     def keys(self) -> frozenset[bytes]:

@@ -130,6 +130,10 @@ class Lookup:
             return Reason.INSEPARABLE
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
+        return self.know(dialect, tenant, call, raw)
+
+    def know(self, dialect: Dialect, tenant: bytes, call: Call, raw: bytes = b"") -> Known:
+        """A call that was read, with its keys; `raw` names its body."""
         is_one = call.total == 1 and not (call.batched or call.rids or call.stream)
         is_plain = is_one and call.is_verbatim
         naming = partial(self._naming.keys, dialect.name, tenant)
