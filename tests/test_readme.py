@@ -38,6 +38,7 @@ def transport_fields() -> str:
     by_fields: dict[tuple[str, ...], list[str]] = {}
     for (_, path), dialect in installed().items():
         paths = by_fields.setdefault(tuple(sorted(dialect.transport)), [])
+        path = path.partition("?")[0]
         if f"`{path}`" not in paths:
             paths.append(f"`{path}`")
     rows = [

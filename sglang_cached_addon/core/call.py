@@ -139,17 +139,20 @@ class Part(Enum):
     FINISH = "the end of a choice, behind the last delta of all choices"
     USAGE = "the usage of the whole answer"
     ERROR = "an error"
+    END = "the last event of the stream"
     OTHER = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The events of a stream that is made from stored samples, but for the last, `[DONE]`."""
+    """The events of a stream that is made from stored samples, but for the last."""
 
     deltas: tuple[list[bytes], ...]
     """For each choice, its events."""
     finishes: list[bytes] = field(default_factory=list)
     """The events that come when the last choice has ended."""
+    end: bytes = b""
+    """The last event; empty where that is `[DONE]`."""
 
     def in_turn(self) -> list[bytes]:
         """The deltas of all choices in turn, as a server that generates them together sends

@@ -39,6 +39,8 @@ NAMES = frozenset(
         b"x-ms-model-mesh-model-name",
         b"extra-parameters",
         b"openai-beta",
+        b"anthropic-beta",
+        b"anthropic-version",
     }
 )
 

@@ -7,7 +7,8 @@ answer for any `n`, and `split` is its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
@@ -79,10 +80,31 @@ def family_of(dialect: Dialect) -> Family | None:
     return getattr(dialect, "family", None)
 
 
+@dataclass(frozen=True, slots=True)
+class Nature:
+    """How an API that generates differs from most."""
+
+    has_n: bool = True
+    """A call may be for more than one sample."""
+    shows_aborts: bool = True
+    """An answer tells whether it was aborted. If not, one is stored only where nothing that may
+    abort it came to upstream meanwhile, and where it has ended in good order."""
+    event_names: Collection[bytes] = ()
+    """The names that the events of its streams have."""
+
+
+USUAL = Nature()
+
+
+def nature_of(dialect: Dialect) -> Nature:
+    """In what an API differs from most, if it does."""
+    return getattr(dialect, "nature", USUAL)
+
+
 class Dialect(Protocol):
     """One HTTP API. Third parties add theirs through the entry-point group
     `sglang_cached.dialects`; the entry point names an instance. One that has families has a
-    member `family`."""
+    member `family`, and one that is not as most are has a `nature`."""
 
     @property
     def name(self) -> str:
@@ -91,7 +113,8 @@ class Dialect(Protocol):
 
     @property
     def routes(self) -> Iterable[tuple[str, str]]:
-        """The (method, path) pairs whose requests it reads."""
+        """The (method, path) pairs whose requests it reads; a path may have a query, which then
+        has to be as it is there."""
 
     @property
     def transport(self) -> TransportTable:

@@ -69,6 +69,8 @@ class FlowHooks:
             return None
         if parts := self._desk.parts:
             live.outcome = parts.exchange.bypass(reason).outcome
+            if updates.ends_calls(flow.request.path):
+                live.passed = parts.service.aborts.passing()
         change = updates.change(flow.request.method, flow.request.path)
         if change is Change.ADAPTER and is_short(flow.request):
             return None  # its body names the adapter
@@ -159,6 +161,8 @@ class FlowHooks:
         if live.update:
             has_reached = flow.server_conn.timestamp_tcp_setup is not None
             live.update.ended(status, has_reached=has_reached)
+        if live.passed:
+            live.passed()
         if live.aborted:
             live.aborted(status == 200)
         if live.streamed:

@@ -84,6 +84,7 @@ class Service:
             gathering or Gathering(),
             Spelling(upstream),
             Counting(upstream),
+            self.aborts,
         )
         self._lists = Lists(self.means)
 

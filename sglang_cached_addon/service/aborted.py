@@ -51,6 +51,8 @@ def events(
     nobody knows how many tokens its events were, and no usage is told."""
     samples = _empty(known, rid, now)
     script = generating(known.dialect).script(known.call, samples)
+    if script.end and has_begun:  # such a stream begins once
+        return [*script.finishes, script.end]
     if script.finishes or not (states or ended):
         return events_of(known, samples, is_counted=not has_begun)
     found = []

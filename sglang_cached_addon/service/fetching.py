@@ -16,7 +16,9 @@ from io import BytesIO
 from sglang_cached_addon.core import planning, policy
 from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.dialects.base import nature_of
 from sglang_cached_addon.service import slices
+from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials
@@ -53,6 +55,7 @@ class Means:
     gathering: Gathering
     spelling: Spelling
     counting: Counting
+    aborts: Aborts
 
 
 class Fetching:
@@ -84,6 +87,9 @@ class Fetching:
         self._flights = means.flights
         self._storing = means.storing
         self._counting = means.counting
+        self._nature = nature_of(fetch.known.dialect)
+        self._is_calm = means.aborts.watch()
+        """Tells whether nothing came to upstream since that may have ended the call there."""
         self._is_alone = is_alone
         self._began_at = 0.0
         """When upstream was asked: a monotonic time in seconds."""
@@ -197,6 +203,9 @@ class Fetching:
     def _land(self, arrived: Arrived) -> Arrived:
         """What upstream has said is at hand from now on, for all who want it."""
         landed, flight = arrived.landed, self.flight
+        if not (landed.refusal or self._nature.shows_aborts or self._is_calm()):
+            landed = replace(landed, refusal=Reason.ABORT)
+            arrived = replace(arrived, landed=landed)
         generations = landed.split.generations if landed.split else ()
         seconds = time.monotonic() - self._began_at
         samples = tuple(planning.samples(generations, time.time(), seconds))

@@ -243,4 +243,4 @@ def events_of(
     wants_usage = is_counted and call.stream is not None and call.stream.usage
     if wants_usage and (usage := dialect.usage(call, samples)):
         events.append(usage)
-    return [*events, sse.DONE]
+    return [*events, script.end or sse.DONE]

@@ -15,6 +15,7 @@ from sglang_cached_addon.core.cache import Brought, Sample
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.dialects.base import nature_of
 from sglang_cached_addon.service.asking import Answer, Ask, Reply
 from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Fetching, Means
@@ -60,7 +61,7 @@ class Pursuit:
         self.terms = terms
         self.claim = ask.claim if isinstance(ask.claim, Claim) else None
         self.plan = self._plan()
-        self.is_alone = is_alone
+        self.is_alone = is_alone or (self.claim is not None and not nature_of(known.dialect).has_n)
         self.has_waited = False
         """It has waited for what others were fetching."""
         self.merge = merge or Merge(means, known, self.claim)

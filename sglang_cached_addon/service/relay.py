@@ -17,7 +17,7 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Part, Recorded, Split, UpstreamCall, without_skipped
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import MAX_STREAM, Reason, Refused
-from sglang_cached_addon.dialects.base import Generating
+from sglang_cached_addon.dialects.base import Generating, nature_of
 from sglang_cached_addon.wire import sse
 
 
@@ -51,6 +51,7 @@ class Relay:
         """How many bytes of the stream the present recorder has seen."""
         self._splitter = sse.Splitter()
         self._sent = sent
+        self._names = nature_of(dialect).event_names
         self._is_plain = not (plan.have or sent.counts or sent.skip)
         """Whether upstream's events are the client's as they are."""
         self._choices = _choices(plan, sent)
@@ -96,7 +97,7 @@ class Relay:
 
     def _take(self, event: bytes, events: list[Event]) -> None:
         """Adds what becomes of one of upstream's events."""
-        said = sse.data(event)
+        said = sse.data(event, self._names)
         if said is None:
             if not sse.is_silent(event):
                 self.reason = self.reason or Reason.UNREADABLE
@@ -116,6 +117,7 @@ class Relay:
             events.append(Event(event, Part.OTHER))
             return
         part, choice = self._record(value, said)
+        self.is_done = self.is_done or part is Part.END
         if part in _OF_ONE and self._sent.is_skipped(choice):
             return
         if part is Part.DELTA and self._sent.counts:

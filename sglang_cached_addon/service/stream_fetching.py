@@ -76,6 +76,8 @@ class StreamFetching(Fetching):
             if arrived is None:
                 stream.publish(relay.remains())
                 raise
+            if not self._nature.shows_aborts:  # its server may have been ending
+                self.flight.refusal = self.flight.refusal or Reason.CUT
         stream.publish(relay.remains())
         stream.end(complete=True)  # be it too early, it ended in good order
         return arrived or self._land(

@@ -43,6 +43,10 @@ def test_installed() -> None:
         ("POST", "/tokenize"): "sglang-tokenize",
         ("POST", "/v1/detokenize"): "sglang-detokenize",
         ("POST", "/detokenize"): "sglang-detokenize",
+        ("POST", "/v1/messages"): "anthropic-messages",
+        ("POST", "/v1/messages?beta=true"): "anthropic-messages",
+        ("POST", "/v1/messages/count_tokens"): "anthropic-count-tokens",
+        ("POST", "/v1/messages/count_tokens?beta=true"): "anthropic-count-tokens",
     }
 
 

@@ -23,6 +23,7 @@ from sglang_cached_addon.dialects import (
 )
 from sglang_cached_addon.dialects.base import NULL
 from sglang_cached_addon.dialects.listing import Listing
+from sglang_cached_addon.dialects.messages import COUNT_TOKENS
 from tests.conftest import corpus
 from tests.dialects.bodies import counts, item, minter, refusal
 from tests.tables import each
@@ -183,4 +184,4 @@ def test_recorded_answers_come_together_again(pair: dict[str, Any]) -> None:
 def test_installed() -> None:
     """All of ours are held to this."""
     found = {dialect for dialect in installed().values() if isinstance(dialect, Listing)}
-    assert found == {*DIALECTS, *OTHERS}
+    assert found == {*DIALECTS, *OTHERS, COUNT_TOKENS}

@@ -66,6 +66,8 @@ def _is_whole(pair: dict[str, Any]) -> bool:
         return False
     if "completions-list" in pair["name"]:
         return False  # the proxy asks for more, so that each prompt's own tokens are told
+    if "max_tokens" in body and "/v1/messages" in pair["request"]["path"]:
+        return "tools-cut" not in pair["name"]
     return not body.get("stream") or "text" in body or "stream_options" in body
 
 

@@ -21,6 +21,8 @@ from tests.simulator.engine import Engine
 from tests.simulator.jobs import Job
 from tests.simulator.profile import INFO_ROUTES, Fault, Received
 
+MESSAGES = "/v1/messages"
+
 
 class Recorder(RequestHandler):
     """Records each request."""
@@ -96,6 +98,11 @@ class Handler(Recorder, small.Handler):
 
     async def emit(self, data: bytes) -> None:
         self.engine.events += 1  # before the client can look
+        if self.request.path == MESSAGES:  # its events have names
+            event = {"type": "message_stop"} if data == b"[DONE]" else orjson.loads(data)
+            event = {"type": "error", **event}
+            self.write(b"event: %b\n" % event["type"].encode())
+            data = orjson.dumps(event)
         await super().emit(data)
 
     async def send(self, body: bytes) -> None:
