@@ -125,6 +125,8 @@ def memory_bytes(settings: Settings) -> float:
 
 def _around(store: OpenStore, log: RunLog | None, settings: Settings, target: Target) -> Parts:
     known = dialects.installed()
+    if not settings.messages:
+        known = dialects.showing_aborts(known)
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
     def entered(upstream: Upstream) -> None:

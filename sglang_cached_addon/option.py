@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import inf
+from pathlib import Path
 from typing import Any
 
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -125,6 +126,16 @@ def entries(table: type, prefix: str = "") -> Iterator[Option]:
     for each in fields(table):
         if found := each.metadata.get("option"):
             yield replace(found, attribute=each.name, name=prefix + each.name)
+
+
+def folder(text: str) -> Path:
+    """Reads the path of a folder."""
+    if not (path := text.strip()):
+        raise ValueError("must name a folder")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {e}") from None
 
 
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)")

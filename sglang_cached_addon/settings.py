@@ -18,18 +18,9 @@ from sglang_cached_addon.core import runs
 from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
 from sglang_cached_addon.core.policy import Fsync, Mode, Restart
 from sglang_cached_addon.core.routing import KeyHeaders
-from sglang_cached_addon.option import SIZES, TIMES, amount, entries, option
+from sglang_cached_addon.option import SIZES, TIMES, amount, entries, folder, option
 
 CACHE_PATH = "~/.sglang_cache"
-
-
-def _folder(text: str) -> Path:
-    if not (path := text.strip()):
-        raise ValueError("must name a folder")
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as e:
-        raise ValueError(f"{path}: {e}") from None
 
 
 def _key_headers(text: str) -> KeyHeaders:
@@ -48,7 +39,7 @@ class Settings:
     cache_path: Path = option(
         CACHE_PATH,
         "Folder where answers are kept, made if missing. It belongs to one process at a time.",
-        parse=_folder,
+        parse=folder,
         metavar="FOLDER",
     )
     mode: Mode = option(
@@ -117,6 +108,12 @@ class Settings:
         "A stored greedy answer also answers equal calls with another limit of tokens.",
         flag="--no-greedy-reuse",
         flag_help="Let greedy calls that differ in their limit of tokens each go to the server.",
+    )
+    messages: bool = option(
+        True,
+        "Answers to /v1/messages are cached, which do not show whether they were aborted.",
+        flag="--no-messages",
+        flag_help="Pass /v1/messages on, whose answers do not show whether they were aborted.",
     )
     run: str = option(
         "",

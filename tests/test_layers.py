@@ -60,7 +60,8 @@ PURE = {
 # Pure by what they do with it: a path is a value there.
 # Who waits for whom is no I/O either, though it takes an event loop.
 VALUES_ONLY = {
-    "wire/location.py": {"urllib"}, "settings.py": {"pathlib"}, "service/flights.py": {"asyncio"},
+    "wire/location.py": {"urllib"}, "settings.py": {"pathlib"}, "option.py": {"pathlib"},
+    "service/flights.py": {"asyncio"},
     "service/stream.py": {"asyncio"}, "upstream/changes.py": {"asyncio"},
 }  # fmt: skip
 DOES_IO = {"wire/client.py", "wire/connection.py", "wire/descriptors.py", "wire/tls.py"}

@@ -22,10 +22,11 @@ from sglang_cached_addon.wire import sse
 def script(sample: Recorded) -> Script:
     """The events of a sample."""
     answer: Json = orjson.loads(sample.answer)
-    told: Json = orjson.loads(sample.deltas) if sample.deltas else {"blocks": _whole(answer)}
+    blocks: list[Any] = orjson.loads(sample.deltas) if sample.deltas else _whole(answer)
+    told: Json = blocks.pop() if blocks and isinstance(blocks[-1], dict) else {}
     message = told.get("begins") or messages_answer.begins(answer)
     said = [_event({"type": "message_start", "message": message})]
-    said += map(_event, _of_blocks(answer["content"], told))
+    said += map(_event, _of_blocks(answer["content"], blocks, told))
     end = _event(told.get("ends") or messages_answer.ends(answer))
     return Script((said,), [end], _event({"type": "message_stop"}))
 
@@ -51,15 +52,15 @@ def _whole(answer: Json) -> list[list[Any]]:
     return blocks
 
 
-def _of_blocks(content: list[Json], told: Json) -> Iterator[Json]:
-    """The events of all blocks."""
+def _of_blocks(content: list[Json], blocks: list[Any], told: Json) -> Iterator[Json]:
+    """The events of all blocks; `told` is what does not follow from these."""
     texts = {
         kind: StringIO("".join(block[name] for block in content if block["type"] == kind))
         for kind, name in TEXTS.items()
     }
     others = (block for block in content if block["type"] not in TEXTS)
     signatures = (block["signature"] for block in content if "signature" in block)
-    for index, (kind, *steps) in enumerate(told["blocks"]):
+    for index, (kind, *steps) in enumerate(blocks):
         whole = None if kind in TEXTS else next(others)
         first = told.get("begun", {}).get(str(index)) or messages_answer.begun(kind, whole)
         if kind in TEXTS:

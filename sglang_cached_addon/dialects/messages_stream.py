@@ -1,12 +1,10 @@
 """Streams of `/v1/messages`: events to samples.
 
 A message begins; then its blocks come one after the other, each with its beginning, its deltas and
-its end; then why it ended, and what it took. A sample's `deltas` is an object:
-
-    blocks  a list for each block: its type, and its deltas, which are a number of characters of
-            text or thinking, a piece of a tool's input as it came, or null for the signature
-    begins  how the message began, where that does not follow from the answer; so `ends`, for how
-            it ended, and `begun`, for how blocks began, by their numbers
+its end; then why it ended, and what it took. A sample's `deltas` is a list of blocks, each a list
+of its type and its deltas: a number of characters of text or thinking, a piece of a tool's input as
+it came, or null for the signature. Behind them, in an object, is what does not follow from the
+answer: how the message `begins` and `ends`, and how blocks have `begun`, by their numbers.
 
 Checked against SGLang 0.5.23, whose JSON has thinking, text and tools in this order.
 """
@@ -184,8 +182,8 @@ class Recorder:
         answer["usage"] = {**usage, **last}
         return split(answer, judging.dump(self._deltas(answer, content)))
 
-    def _deltas(self, answer: Json, content: list[Json]) -> Json:
-        told: Json = {"blocks": [[block.kind, *block.steps] for block in self._blocks]}
+    def _deltas(self, answer: Json, content: list[Json]) -> list[Any]:
+        told: Json = {}
         if not is_same(self._message, begins(answer)):
             told["begins"] = self._message
         if not is_same(self._end, ends(answer)):
@@ -196,7 +194,9 @@ class Recorder:
             for k, (block, whole) in pairs
             if not is_same(block.first, begun(block.kind, whole))
         }
-        return {**told, "begun": odd} if odd else told
+        told |= {"begun": odd} if odd else {}
+        blocks = [[block.kind, *block.steps] for block in self._blocks]
+        return [*blocks, told] if told else blocks
 
 
 def _as_sglang(blocks: list[Json]) -> list[Json]:

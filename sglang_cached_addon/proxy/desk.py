@@ -12,6 +12,7 @@ from sglang_cached_addon.assembly import Parts
 from sglang_cached_addon.core import printable
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.dialects import Registry, installed
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.findings import Bypass
 from sglang_cached_addon.settings import Settings
@@ -32,6 +33,11 @@ class Desk:
         """The cache, while it is open."""
         self.failure: str | None = None
         """Why there is no cache, once that is known."""
+
+    @property
+    def dialects(self) -> Registry:
+        """The APIs whose calls are looked up."""
+        return self.parts.dialects if self.parts else installed()
 
     @property
     def upstream_url(self) -> str:

@@ -15,7 +15,6 @@ from mitmproxy import http
 from mitmproxy.connection import Client
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.core import directives, updates
 from sglang_cached_addon.core.call_head import CallHeads, by_name
@@ -44,7 +43,6 @@ class FlowHooks:
         """The flows that are not answered in full."""
         self.front = Front(desk, self.flows)
         self._desk = desk
-        self._dialects = dialects.installed()
         self._connections = connections
 
     # Hooks
@@ -64,7 +62,7 @@ class FlowHooks:
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
             return None
-        reason = unread(flow.request, self._dialects)
+        reason = unread(flow.request, self._desk.dialects)
         if not reason or self._is_denied(flow.request, reason):
             return None
         if parts := self._desk.parts:
@@ -87,7 +85,7 @@ class FlowHooks:
             return None
         if route := routes.find(flow.request.path):
             return self._serve_own(flow, route)
-        reason = unread(flow.request, self._dialects)
+        reason = unread(flow.request, self._desk.dialects)
         if reason and self._is_denied(flow.request, reason):
             flow.response = responses.denied(flow.request.path)
             return None
