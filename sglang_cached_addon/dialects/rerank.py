@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Mint, Split, UpstreamCall
-from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging, listing, reading
 
@@ -59,8 +59,8 @@ class Rerank(listing.Listing):
     ) -> UpstreamCall:
         sent = super().trim(call, shortfalls, mint, server)
         top = sent.body.get("top_n")
-        if top is None or top >= call.size:
-            return sent
+        if top is None or top >= call.size or server.engine != SGLANG:
+            return sent  # what others answer is not read, so that they are not asked twice
         body = {name: value for name, value in sent.body.items() if name != "top_n"}
         return replace(sent, body=body, is_wider=True)
 

@@ -8,7 +8,7 @@ digits SGLang writes: these are made again. What is not a list of float32 is kep
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 from array import array
 from base64 import b64encode
@@ -71,12 +71,22 @@ def in_json(kept: Any) -> bytes:
     return orjson.dumps(unpack(kept) if isinstance(kept, str) else kept)
 
 
-_SMALL = re.compile(rb"-?(?:0\.0000[0-9]*|[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]+)(?![0-9])")
-
-
 def in_python_json(kept: Any) -> bytes:
     """The same as Python's own `json` writes it: `/encode` of SGLang does."""
-    return _SMALL.sub(lambda found: repr(float(found[0])).encode(), in_json(kept))
+    if not isinstance(kept, str):
+        return json.dumps(kept, separators=(",", ":"), ensure_ascii=False).encode()
+    written = in_json(kept)
+    if b"e" not in written and b"0.0000" not in written:
+        return written
+    # Of all but these, the digits are the same.
+    numbers = written[1:-1].split(b",")
+    return b"[%b]" % b",".join(
+        [_in_python(n) if b"e" in n or b"0.0000" in n else n for n in numbers]
+    )
+
+
+def _in_python(number: bytes) -> bytes:
+    return repr(float(number)).encode()
 
 
 def packed(row: Any) -> Any:

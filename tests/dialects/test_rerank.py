@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.rerank import DIALECT
 from tests.conftest import corpus
@@ -57,10 +58,11 @@ def test_all_are_asked_for() -> None:
     for, too."""
     for top, is_wider in ((None, False), (1, True), (3, False), (4, False)):
         call = DIALECT.read({**BODY, "top_n": top})
-        sent = DIALECT.trim(call, (1, 1, 1), minter())
+        sent = DIALECT.trim(call, (1, 1, 1), minter(), Server(SGLANG))
         assert sent.is_wider is is_wider
         assert ("top_n" in sent.body) is not is_wider
-    some = DIALECT.trim(DIALECT.read({**BODY, "top_n": 1}), (0, 1, 1), minter())
+        assert DIALECT.trim(call, (1, 1, 1), minter()).body == call.body
+    some = DIALECT.trim(DIALECT.read({**BODY, "top_n": 1}), (0, 1, 1), minter(), Server(SGLANG))
     assert some.body == {"query": "q", "documents": ["b", "c"]} and some.order == (1, 2)
 
 
