@@ -19,6 +19,7 @@ from sglang_cached_addon.dialects import (
     installed,
     rerank,
     score,
+    systemone,
     tokenize,
 )
 from sglang_cached_addon.dialects.base import NULL
@@ -46,7 +47,7 @@ OURS: list[tuple[Listing, dict[str, Any], str, Any, dict[str, set[type]]]] = [
     (tokenize.TOKENIZE, {"prompt": "a"}, "prompt", "b", NOTHING),
     (tokenize.DETOKENIZE, {"tokens": [1, 2]}, "tokens", [3], NOTHING),
 ]
-OTHERS = (rerank.DIALECT, decisions.DECISIONS, decisions.SYSTEMONE)
+OTHERS = (rerank.DIALECT, decisions.DIALECT, systemone.DIALECT)
 """Those that know no lone row, or no rows at all."""
 DIALECTS = [dialect for dialect, *_ in OURS]
 ROWS = each(

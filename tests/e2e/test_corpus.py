@@ -64,7 +64,7 @@ def _is_whole(pair: dict[str, Any]) -> bool:
     body, answer = json.loads(pair["request"]["body"]), pair["response"]["body"]
     if '"error"' in answer:
         return False
-    if "completions-list" in pair["name"]:
+    if "completions-list" in pair["name"] or pair["name"] == "decisions":
         return False  # the proxy asks for more, so that each prompt's own tokens are told
     if "max_tokens" in body and "/v1/messages" in pair["request"]["path"]:
         return "tools-cut" not in pair["name"]

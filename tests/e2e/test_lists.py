@@ -134,15 +134,22 @@ def test_best_alone(simulator: Simulator, proxy: Proxy) -> None:
 
 @pytest.mark.shared
 def test_questions(simulator: Simulator, proxy: Proxy) -> None:
-    """A call with questions is answered from the store as a whole."""
-    question = {"id": "q", "type": "yes_no", "question": "Is it?"}
-    for path, body in (
-        ("/v1/decisions", {"input": "a", "questions": [question]}),
-        ("/v1/systemone", {"model": "m", "state": "a", "questions": {"q": {"type": "noul"}}}),
-    ):
-        first = told(post(proxy, path, body))
-        proxy.stats()
-        again = post(proxy, path, body)
-        assert (again.headers["X-Cache"], told(again)) == ("HIT", first)
-        assert post(proxy, path, {**body, "temperature": 2}).headers["X-Cache"] == "MISS"
+    """Each question is answered once for its input, and has its own usage in the answer; those of
+    an API whose models may answer them together are answered together."""
+    first, second, third = ({"id": name, "type": "yes_no", "question": name} for name in "xyz")
+    whole = {"input": "one two", "questions": [first, second]}
+    calls = [whole, {**whole, "questions": [second]}, {**whole, "questions": [third, first]}]
+    path = "/v1/decisions"
+    wanted = [told(requests.post(simulator.url + path, json=call, timeout=30)) for call in calls]
+    simulator.received.clear()
+    for outcomes in (("MISS", "HIT", "PARTIAL"), ("HIT", "HIT", "HIT")):
+        for call, want, outcome in zip(calls, wanted, outcomes, strict=True):
+            answer = post(proxy, path, call)
+            assert (answer.headers["X-Cache"], told(answer)) == (outcome, want)
+            proxy.stats()
+    assert asked(simulator, path, "questions") == [[first, second], [third]]
+    body = {"model": "m", "state": "a", "questions": {"q": {"type": "noul"}}}
+    for more, outcome in (({}, "MISS"), ({}, "HIT"), ({"temperature": 2}, "MISS")):
+        answer = post(proxy, "/v1/systemone", {**body, **more})
+        assert answer.headers["X-Cache"] == outcome
         proxy.stats()

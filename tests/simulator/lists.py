@@ -132,11 +132,18 @@ async def rerank(handler: Handler) -> None:
 
 
 async def decide(handler: Handler) -> None:
+    """Each question is put in a prompt of its own, and those of `/v1/systemone` in one."""
     body = handler.document()
     asked = body["questions"]
     names = list(asked) if isinstance(asked, dict) else [question["id"] for question in asked]
-    answers = {name: {"score": vector(f"{body} {name}", 1)[0]} for name in names}
-    handler.reply({"model": body.get("model", "default"), "answers": answers, "usage": {}})
+    prompts: list[Prompt] = [f"{body.get('input')} {name}" for name in names]
+    answers: Json = {}
+    for name, prompt in zip(names, prompts, strict=True):
+        answers[name] = {"score": vector(prompt, 1)[0]}
+        if body.get("return_prompt_token_ids"):
+            answers[name] |= {"prompt_token_ids": token_ids(prompt), "label_token_ids": [1]}
+    said = {"model": body.get("model", "default"), "answers": answers}
+    handler.reply({**said, "usage": usage(prompts)})
 
 
 ROUTES: Routes = {
