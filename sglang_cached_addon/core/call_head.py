@@ -32,10 +32,18 @@ class CallHead:
     """A digest of the header fields by which the client shows who it is; empty without them."""
     routing: bytes = b""
     """A digest of the header fields by which a gateway chooses a model; empty without them."""
+    versions: bytes = b""
+    """A digest of the header fields by which it says which version of an API it means; empty
+    without them."""
     run: str = ""
     """The run that the call belongs to; empty where it belongs to none."""
     is_relayed: bool = False
     """A proxy has sent it on: who is behind it is not who is connected."""
+
+    @property
+    def in_key(self) -> bytes:
+        """What is part of each key, beside the body."""
+        return self.routing + self.versions
 
     def asker(self, model: str | None) -> Asker:
         """Who asks for that model, as upstream tells clients apart."""
@@ -70,6 +78,7 @@ class CallHeads:
             policy.lookup_refusal(headers),
             admission.credential(headers, self.credential_fields),
             self.key_headers.digest(headers),
+            self.key_headers.versions(headers),
             named.decode("latin-1") if named is not None else run or self._run,
             is_relayed(headers),
         )

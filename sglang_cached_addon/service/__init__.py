@@ -124,7 +124,7 @@ class Service:
     def _tenant(self, ask: Ask) -> bytes:
         """What is part of a call's keys, beside its body."""
         head = ask.head
-        return head.credential + head.routing if self._isolates else head.routing
+        return head.credential + head.in_key if self._isolates else head.in_key
 
     async def _receive_list(self, ask: Ask, terms: Terms) -> Answer:
         """Answers a call that is to be read beside the event loop."""

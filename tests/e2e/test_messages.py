@@ -245,13 +245,19 @@ def test_offline(simulator: Simulator, start_proxy: StartProxy) -> None:
     first = start_proxy(simulator.url)
     streamed = {**CALL, "stream": True}
     before = [ask(first, BETA, streamed), ask(first, COUNT, CALL)]
-    first.stats()
+    mine = {"x-api-key": "k", "anthropic-version": "2023-06-01"}
+    assert kind(ask(first, PATH, streamed)) == "HIT"  # it is open to everybody
+    named = ask(first, PATH, CALL, mine)
+    assert [kind(answer) for answer in (*before, named)] == ["MISS"] * 3
     first.stop()
+    simulator.down()
+    again = start_proxy(simulator.url)
+    answer = ask(again, PATH, CALL, mine)
+    assert (kind(answer), answer.content) == ("HIT", named.content)
+    again.stop()
+    simulator.up()
     offline = start_proxy(simulator.url, "--mode", "offline")
-    for path, body, given in (
-        (PATH, {**CALL, "stream": True}, before[0]),
-        (COUNT, CALL, before[1]),
-    ):
+    for (path, body), given in zip(((PATH, streamed), (COUNT, CALL)), before, strict=True):
         answer = ask(offline, path, body)
         assert (kind(answer), answer.content) == ("HIT", given.content)
     assert ask(offline, PATH, {**CALL, "max_tokens": 9}).status_code == 504
