@@ -113,7 +113,9 @@ class Merge:
         if landed.split is None and not fetch.is_whole and landed.status in MISUNDERSTOOD:
             # It may ignore `n`, or not take a list: what it makes of the client's own call is the
             # client's to know.
-            partial_calls.failed(dialect, time.monotonic())
+            # A row that nothing is generated for is refused for itself, whatever it stands with.
+            if landed.status == 200 or not self._known.call.is_pure:
+                partial_calls.failed(dialect, time.monotonic())
             return exchange.bypass(Reason.UNREADABLE)
         if fetch.asks_more and landed.status in (400, 422):
             # An older vLLM refuses fields that it does not know.

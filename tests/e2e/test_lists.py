@@ -153,3 +153,38 @@ def test_questions(simulator: Simulator, proxy: Proxy) -> None:
         answer = post(proxy, "/v1/systemone", {**body, **more})
         assert answer.headers["X-Cache"] == outcome
         proxy.stats()
+
+
+@pytest.mark.shared
+def test_runs_and_directives(simulator: Simulator, proxy: Proxy) -> None:
+    """Nothing is drawn, so that each call of a run has what any other has; what a client wants of
+    the cache holds for each input."""
+    for path, (body, field, known, new) in LISTS.items():
+        listed = {**body, field: [*known, *new], "of": "runs"}
+        first = told(post(proxy, path, listed))
+        proxy.stats()
+        simulator.received.clear()
+        for run in ("/run/one", "/run/one", "/run/two", ""):
+            again = post(proxy, f"{run}{path}", listed)
+            assert (again.headers["X-Cache"], told(again)) == ("HIT", first), path
+        other = {**listed, "of": "directives"}
+        for directive, status in (("only-if-cached", 504), ("no-store", 200), ("max-age=0", 200)):
+            headers = {"Cache-Control": directive}
+            assert post(proxy, path, other, headers=headers).status_code == status
+            proxy.stats()
+        assert len(asked(simulator, path, field)) == 2, path
+
+
+def test_credentials(start_proxy: StartProxy) -> None:
+    """What is stored is given to those alone whom the server has accepted on the same route."""
+    with running(Profile(api_key="right")) as simulator:
+        proxy = start_proxy(simulator.url)
+        for path, (body, field, known, _) in LISTS.items():
+            listed = {**body, field: known}
+            for key, status in (("right", 200), ("wrong", 401), ("right", 200), ("", 401)):
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                answer = post(proxy, path, listed, headers=headers)
+                assert answer.status_code == status, (path, key)
+                proxy.stats()
+            last = post(proxy, path, listed, headers={"Authorization": "Bearer right"})
+            assert last.headers["X-Cache"] == "HIT", path
