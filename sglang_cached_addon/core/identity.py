@@ -155,14 +155,8 @@ class Identity:
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
         reuse = families.reuse(self.greedy, self.version)
-        return Server(
-            self.engine,
-            self.weight_version,
-            not is_old,
-            self.streams_usage,
-            reuse,
-            self.fuses_scores,
-        )
+        flags = not is_old, self.streams_usage
+        return Server(self.engine, self.weight_version, *flags, reuse, self.fuses_scores)
 
 
 def identify(info: Any, server: Any, models: Any) -> Identity | None:

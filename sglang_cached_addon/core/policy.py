@@ -25,9 +25,6 @@ MAX_BODY = 10 * 1024 * 1024
 MAX_SAMPLES = 10_000
 """How many samples a call may want that is looked up: that takes 35 ms."""
 
-MAX_ROWS = 200_000
-"""How many inputs a list may have that is looked up a portion at a time."""
-
 MAX_STREAM = 256 << 20
 """Bytes of a stream that is recorded. A longer one, or one without end, is passed on only."""
 
@@ -73,9 +70,8 @@ class Reason(StrEnum):
     CROSS_ORIGIN = "cross-origin", "a browser's `Origin`, which the answer's CORS headers depend on"
     TOO_LARGE = (
         "too-large",
-        "what would hold others up while it is read: a body over 10 MiB, or of more than about "
-        "700,000 numbers; more than 10,000 samples, or 200,000 inputs of a list; an answer over "
-        "512 MiB, a stream over 256 MiB",
+        "what would hold others up: a body over 10 MiB, or of over 700,000 numbers or so; over "
+        "10,000 samples, 200,000 inputs; an answer over 512 MiB, a stream over 256 MiB",
     )
     STATE = "state", "state held by the server: `session_params`, `previous_response_id`"
     SERVER_TOOLS = "server-tools", "tools that the server itself uses, live, such as `web_search`"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sglang_cached_addon.core import keys, policy
+from sglang_cached_addon.core import keys
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.planning import Plan
@@ -24,6 +24,9 @@ from sglang_cached_addon.service.pursuit import Pursuit
 
 PORTION = 1024
 """So many inputs are looked up in one go, in 10 to 20 ms, and asked for in one call."""
+
+MAX_ROWS = 200_000
+"""How many inputs a list may have that is looked up."""
 
 SHORT = 2 << 10
 """A body of so many bytes has not more inputs than a portion."""
@@ -99,7 +102,7 @@ def _read(dialect: Dialect, body: bytes) -> Sequence[Call] | Reason:
         call = dialect.read(keys.parse(body))
     except Refused as refused:
         return refused.reason
-    if call.size > policy.MAX_ROWS:
+    if call.size > MAX_ROWS:
         return Reason.TOO_LARGE
     if len(call.items) <= PORTION:
         return (call,)

@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 import pytest
 
-from sglang_cached_addon.core import policy
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.service import lists
 from tests.service.stage import Stage, standing
@@ -155,7 +154,7 @@ async def test_offline(stage: Stage, server: Server) -> None:
 @portioned()
 async def test_too_many(stage: Stage, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list of more rows than that is passed on, and so is what is not understood."""
-    monkeypatch.setattr(policy, "MAX_ROWS", 19)
+    monkeypatch.setattr(lists, "MAX_ROWS", 19)
     for rows, reason in ((LONG, Reason.TOO_LARGE), ([*LONG, "x"], Reason.MALFORMED)):
         got = await stage.ask(PATH, {"tokens": rows})
         assert (got.kind, got.reason) == ("bypass", reason)
