@@ -53,8 +53,8 @@ class Pursuit:
         is_alone: bool,
         merge: Merge | None = None,
     ) -> None:
-        """A call that `is_alone` neither waits for others nor is waited for. One that is a part of
-        another is put together by the `merge` of that."""
+        """One that `is_alone` neither waits for others nor is waited for; `merge` is that of the
+        call that it is a part of."""
         self.means = means
         self.ask = ask
         self.known = known
@@ -75,8 +75,7 @@ class Pursuit:
         found = await self.gather(lambda: self.merge.is_confirmed(self.plan))
         if not isinstance(found, Plan):
             return found
-        answer = await self.merge.answer(found, is_collapsed=self.has_waited)
-        return self._reusing.told(answer)
+        return self._reusing.told(await self.merge.answer(found, is_collapsed=self.has_waited))
 
     async def gather(self, is_done: Callable[[], Awaitable[bool]]) -> Plan | Answer | None:
         """As `run`, but for the answer to a call that lacks nothing: then its plan. Before that, it
