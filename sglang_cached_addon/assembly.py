@@ -144,6 +144,8 @@ def _around(
     observer: Observer | None,
 ) -> Parts:
     known = dialects.installed()
+    if not settings.messages:
+        known = dialects.showing_aborts(known)
     exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
 
     def entered(upstream: Upstream) -> None:

@@ -128,6 +128,16 @@ def entries(table: type, prefix: str = "") -> Iterator[Option]:
             yield replace(found, attribute=each.name, name=prefix + each.name)
 
 
+def folder(text: str) -> Path:
+    """Reads the path of a folder."""
+    if not (path := text.strip()):
+        raise ValueError("must name a folder")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]*)")
 
 
@@ -148,13 +158,3 @@ def amount(units: Mapping[str, int], empty: float | None) -> Callable[[str], flo
         return int(number) if number.is_integer() else number
 
     return parse
-
-
-def folder(text: str) -> Path:
-    """Reads the name of a folder."""
-    if not (path := text.strip()):
-        raise ValueError("must name a folder")
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError as e:
-        raise ValueError(f"{path}: {e}") from None

@@ -105,6 +105,12 @@ class Settings:
         flag="--no-greedy-reuse",
         flag_help="Let greedy calls that differ in their limit of tokens each go to the server.",
     )
+    messages: bool = option(
+        True,
+        "Answers to /v1/messages are cached, which do not show whether they were aborted.",
+        flag="--no-messages",
+        flag_help="Pass /v1/messages on, whose answers do not show whether they were aborted.",
+    )
     run: str = option(
         "",
         "The run of calls that name none: in a run, the k-th equal call gets the k-th sample. A "

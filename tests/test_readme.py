@@ -38,10 +38,11 @@ def transport_fields() -> str:
     by_fields: dict[tuple[str, ...], list[str]] = {}
     for (_, path), dialect in installed().items():
         paths = by_fields.setdefault(tuple(sorted(dialect.transport)), [])
+        path = path.partition("?")[0]
         if f"`{path}`" not in paths:
             paths.append(f"`{path}`")
     rows = [
-        f"| {', '.join(sorted(paths))} | {', '.join(f'`{name}`' for name in fields)} |"
+        f"| {', '.join(sorted(paths))} | {', '.join(f'`{name}`' for name in fields) or 'none'} |"
         for fields, paths in sorted(by_fields.items(), key=lambda row: row[1])
     ]
     return "\n".join(["| API | fields that are not in the key |", "|---|---|", *rows])
@@ -137,7 +138,7 @@ def test_what_is_typed() -> None:
     """Each flag, variable, command and target that a page names is there."""
     commands = {name: {o for p in c.params for o in p.opts} for name, c in main.commands.items()}
     flags = set().union(*commands.values(), {"--help", "--version"})
-    others = {"--mode", "--resolution", "--sglang"}  # of other programs
+    others = {"--mode", "--resolution", "--sglang", "--enable-mis"}  # of other programs
     variables = {flag.variable for flag in FLAGS} | {"SGLANG_CACHED_URL"}
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     for page in PAGES:

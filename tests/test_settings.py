@@ -86,7 +86,7 @@ def test_defaults() -> None:
     assert settings.has_folder
     switches = {option.attribute for option in OPTIONS if option.type is bool}
     on = {name for name in switches if getattr(settings, name)}
-    assert on == {"express", "collapse", "greedy_reuse"}
+    assert on == {"express", "collapse", "greedy_reuse", "messages"}
 
 
 READ: list[tuple[str, object, object]] = [

@@ -17,14 +17,13 @@ from sglang_cached_addon import simulator as demonstration
 from sglang_cached_addon.dialects import installed
 from tests.conftest import until
 from tests.dialects.streams import record
-from tests.simulator import Fault, Profile, Simulator, running
+from tests.simulator import Fault, Profile, Simulator, lists, running
 from tests.tables import each
 
 Json = dict[str, Any]
 CORPUS = {path.stem: json.loads(path.read_text("utf-8"))
           for path in sorted((Path(__file__).parent / "corpus").glob("*.json"))}  # fmt: skip
 OUT_OF_SCOPE = {
-    "detokenize": "no detokenizer: the ids of prompt words are one-way",
     "generate-unknown-param": "any sampling parameter is taken",
     "embeddings-error": "no embedding route",
     "messages-anthropic": "no Anthropic route",
@@ -32,6 +31,10 @@ OUT_OF_SCOPE = {
     "options-chat": "no CORS",
     "responses": "no Responses route",
     "score": "no scoring route",
+} | {
+    name: "texts and ids of lists only as e2e tests need them"
+    for name, pair in CORPUS.items()
+    if pair["request"]["path"] in lists.ROUTES and name not in ("tokenize", "embeddings-error")
 }
 OTHER_LENGTH = {
     "bytes": "bytes of a word",

@@ -51,11 +51,25 @@ class Call:
     """The call names a seed, so that each of its samples may depend on its place."""
     is_greedy: bool = False
     """The likeliest token is always chosen, so that one sample is as good as another."""
+    is_pure: bool = False
+    """Nothing is drawn or generated: each item has one answer, and its pool one sample."""
+    is_verbatim: bool = True
+    """A call for one sample is answered by that sample as it is kept."""
+    is_part: bool = False
+    """It is a portion of a call: its answer is put together with others."""
+    rows: tuple[int, ...] = ()
+    """The item that each row of the client's list is, where some stand in it more than once. Empty:
+    they are the items."""
 
     @property
     def total(self) -> int:
-        """How many samples the whole answer has."""
+        """How many samples the whole answer is made of."""
         return len(self.items) * self.n
+
+    @property
+    def size(self) -> int:
+        """How many samples a client sees, each as often as it was asked for."""
+        return (len(self.rows) or len(self.items)) * self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,13 @@ class UpstreamCall:
     them."""
     counts: bool = False
     """Each delta of the stream has the usage so far only because the proxy asks for it."""
+    is_wider: bool = False
+    """It asks for more than the client is shown, whose answer is written anew."""
+    texts: tuple[str, ...] = ()
+    """The texts of its rows, where their tokens are to be counted, as the answer tells only what
+    they come to."""
+    tokens: tuple[int, ...] = ()
+    """How many tokens each of these has; empty where that is not known."""
 
     @property
     def total(self) -> int:
@@ -118,17 +139,20 @@ class Part(Enum):
     FINISH = "the end of a choice, behind the last delta of all choices"
     USAGE = "the usage of the whole answer"
     ERROR = "an error"
+    END = "the last event of the stream"
     OTHER = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """The events of a stream that is made from stored samples, but for the last, `[DONE]`."""
+    """The events of a stream that is made from stored samples, but for the last."""
 
     deltas: tuple[list[bytes], ...]
     """For each choice, its events."""
     finishes: list[bytes] = field(default_factory=list)
     """The events that come when the last choice has ended."""
+    end: bytes = b""
+    """The last event; empty where that is `[DONE]`."""
 
     def in_turn(self) -> list[bytes]:
         """The deltas of all choices in turn, as a server that generates them together sends

@@ -32,6 +32,9 @@ class CallHead:
     """A digest of the header fields by which the client shows who it is; empty without them."""
     routing: bytes = b""
     """A digest of the header fields by which a gateway chooses a model; empty without them."""
+    versions: bytes = b""
+    """A digest of the header fields by which it says which version of an API it means; empty
+    without them."""
     run: str = ""
     """The run that the call belongs to; empty where it belongs to none."""
     is_relayed: bool = False
@@ -42,7 +45,8 @@ class CallHead:
     def tenant(self, *, isolates: bool) -> bytes:
         """What is part of the call's keys beside its body; with `isolates`, each credential has a
         cache of its own."""
-        return self.credential + self.routing if isolates else self.routing
+        named = self.routing + self.versions
+        return self.credential + named if isolates else named
 
     def asker(self, model: str | None) -> Asker:
         """Who asks for that model, as upstream tells clients apart."""
@@ -77,6 +81,7 @@ class CallHeads:
             policy.lookup_refusal(headers),
             admission.credential(headers, self.credential_fields),
             self.key_headers.digest(headers),
+            self.key_headers.versions(headers),
             named.decode("latin-1") if named is not None else run or self._run,
             is_relayed(headers),
             request_ids.of_client(headers),

@@ -87,6 +87,10 @@ What is left out, though it looks alike:
 - keys, hosts, ports, logs, live state (`internal_states`), the command line that has them all.
 """
 
+SERVER_FLAGS = frozenset({"enable_mis"})
+"""Keys that count where they are true, so that other servers keep the names that they had before
+these were known."""
+
 SERVER_PREFIXES = ("speculative_",)
 """A draft model and its thresholds decide which of the likely tokens are taken."""
 
@@ -112,6 +116,8 @@ class Server:
     """Its streams end with their usage, whether that is asked for or not."""
     reuse: Reuse = families.NONE
     """What its greedy answers can be used for."""
+    fuses_scores: bool = False
+    """It puts all items of a call for scores into one sequence."""
 
 
 UNKNOWN = Server()
@@ -140,6 +146,8 @@ class Identity:
     """As `Server.streams_usage`."""
     greedy: str = ""
     """What it says of its greedy answers, as `families.reuse` reads it."""
+    fuses_scores: bool = False
+    """As `Server.fuses_scores`."""
 
     @property
     def server(self) -> Server:
@@ -147,7 +155,8 @@ class Identity:
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
         reuse = families.reuse(self.greedy, self.version)
-        return Server(self.engine, self.weight_version, not is_old, self.streams_usage, reuse)
+        flags = not is_old, self.streams_usage
+        return Server(self.engine, self.weight_version, *flags, reuse, self.fuses_scores)
 
 
 def identify(info: Any, server: Any, models: Any) -> Identity | None:
@@ -180,6 +189,7 @@ def identify(info: Any, server: Any, models: Any) -> Identity | None:
             version=str(_member(server, "version") or ""),
             streams_usage=_member(server, "stream_response_default_include_usage") is True,
             greedy=families.told(server, info),
+            fuses_scores=_member(server, "enable_mis") is True,
         )
     except TypeError:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No
@@ -202,7 +212,9 @@ def _chosen(server: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in server.items()
-        if name in SERVER_KEYS or name.startswith(SERVER_PREFIXES)
+        if name in SERVER_KEYS
+        or name.startswith(SERVER_PREFIXES)
+        or (name in SERVER_FLAGS and value is True)
     }
 
 

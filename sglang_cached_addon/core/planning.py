@@ -220,6 +220,6 @@ def stored_choices(plan: Plan) -> list[int]:
     return [i * n + j for i, pool in enumerate(plan.stored) for j in range(len(pool))]
 
 
-def answers(plan: Plan) -> list[list[bytes]]:
+def answers(plan: Plan) -> list[tuple[bytes, ...]]:
     """For each item, the answers of its stored samples."""
-    return [[sample.answer for sample in pool] for pool in plan.stored]
+    return [tuple([sample.answer for sample in pool]) for pool in plan.stored]

@@ -70,10 +70,11 @@ class Reason(StrEnum):
     CROSS_ORIGIN = "cross-origin", "a browser's `Origin`, which the answer's CORS headers depend on"
     TOO_LARGE = (
         "too-large",
-        "what would hold others up while it is read: a body over 10 MiB, or of more than about "
-        "700,000 numbers; more than 10,000 samples; an answer over 512 MiB, a stream over 256 MiB",
+        "what would hold others up: a body over 10 MiB, or of over 700,000 numbers or so; over "
+        "10,000 samples, 200,000 inputs; an answer over 512 MiB, a stream over 256 MiB",
     )
     STATE = "state", "state held by the server: `session_params`, `previous_response_id`"
+    SERVER_TOOLS = "server-tools", "tools that the server itself uses, live, such as `web_search`"
     MEDIA = "media-by-reference", "media by URL or path, which may change behind an equal body"
     DISAGGREGATION = "disaggregation", "`bootstrap_*` and the like, of prefill and decode servers"
     BEAM = "beam", "beam search"
@@ -92,7 +93,7 @@ class Reason(StrEnum):
     # looked up and forwarded, but the answer is not stored
     STATUS = "status", "the upstream's status is not 200"
     ERROR = "error", "an error in a 200"
-    ABORT = "abort", "an aborted sample anywhere in the answer"
+    ABORT = "abort", "an aborted sample; of `/v1/messages`, any abort or pause that came meanwhile"
     UNFINISHED = "unfinished", "a sample without a finish reason"
     MIXED_WEIGHTS = "mixed-weights", "the model's weights changed during the generation"
     NO_USAGE = "no-usage", "a stream that does not tell its usage, which a JSON answer has"

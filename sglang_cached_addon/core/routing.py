@@ -1,4 +1,5 @@
-"""Headers that say who is to answer: gateways choose a model or a provider by them.
+"""Headers that say who is to answer, by which gateways choose a model or a provider, and in which
+version of an API.
 
 Pure. What they say goes into the key, beside the body: two calls that differ in one of them are
 two calls. What names one request, or what it belongs to, does not. Header names are lower-case.
@@ -42,6 +43,9 @@ NAMES = frozenset(
     }
 )
 
+VERSIONS = (b"anthropic-beta", b"anthropic-version")
+"""Headers that say how an API is meant, and nothing of who is to answer, or who may ask."""
+
 _OF_ONE_REQUEST = re.compile(
     rb".*-((trace|span|request|session|event|call|log|inference|user)-?id"
     rb"|(session|span)-(name|path)|collect-log|timeout)"
@@ -80,3 +84,10 @@ class KeyHeaders:
         """32 bytes that name what a request's headers say of who is to answer. Empty where they say
         nothing of it, as in nearly all requests."""
         return fields_digest(self.fields(headers), b"headers")
+
+    def versions(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """As `digest`, of what they say of the version of the API."""
+        fields = tuple(
+            (name, headers[name]) for name in VERSIONS if name in headers and not self.has(name)
+        )
+        return fields_digest(fields, b"versions")

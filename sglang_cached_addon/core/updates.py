@@ -1,4 +1,5 @@
-"""Requests that change the model behind a URL: its weights, its settings, its adapters.
+"""Requests that change the model behind a URL: its weights, its settings, its adapters; and those
+that may end calls of others.
 
 Pure: takes a method, a target and a body, says what may be another thing afterwards. Which model
 that is, and whether upstream carries it out, is not known here.
@@ -39,6 +40,8 @@ _CHANGES_BEGIN = {
     "unload_lora_adapter": Change.ADAPTER,
 }
 
+_ENDS_CALLS = frozenset(("abort_request", "pause_generation"))
+
 # A character a byte is enough: all names of routes are ASCII.
 _ESCAPED = re.compile("%([0-9A-Fa-f]{2})")
 
@@ -53,16 +56,27 @@ def change(method: str, path: str) -> Change | None:
     """
     if method in ("HEAD", "OPTIONS"):
         return None
+    found = [what for name in _names(path) if (what := _change(name))]
+    return Change.MODEL if Change.MODEL in found else next(iter(found), None)
+
+
+def ends_calls(path: str) -> bool:
+    """Whether a request with this target may end calls under way, of whomever: as over-inclusive,
+    for the same reasons."""
+    return any(name in _ENDS_CALLS for name in _names(path))
+
+
+def _names(path: str) -> list[str]:
+    """The segments of a target, as some server may read them."""
     # Servers cut a fragment, too, though no client should send one.
     plain = re.split("[?#]", path, maxsplit=1)[0]
     for _ in range(_DECODINGS):
         plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), plain)
-    found = [what for segment in re.split(r"[/\\]", plain) if (what := _change(segment.strip()))]
-    return Change.MODEL if Change.MODEL in found else next(iter(found), None)
+    segments = (segment.strip() for segment in re.split(r"[/\\]", plain))
+    return [segment.partition(";")[0].lower() for segment in segments]
 
 
-def _change(segment: str) -> Change | None:
-    name = segment.partition(";")[0].lower()
+def _change(name: str) -> Change | None:
     if name in _CHANGES:
         return _CHANGES[name]
     return next((what for begin, what in _CHANGES_BEGIN.items() if name.startswith(begin)), None)

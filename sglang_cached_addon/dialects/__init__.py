@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, nature_of
 
 GROUP = "sglang_cached.dialects"
 
@@ -30,6 +30,11 @@ def registry(dialects: Iterable[Dialect]) -> Registry:
                 )
             routes[route] = dialect
     return routes
+
+
+def showing_aborts(known: Registry) -> Registry:
+    """Those whose answers tell whether they were aborted."""
+    return {route: each for route, each in known.items() if nature_of(each).shows_aborts}
 
 
 @cache

@@ -7,8 +7,9 @@ answer for any `n`, and `split` is its inverse.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.families import Ended, Variant
@@ -79,10 +80,32 @@ def family_of(dialect: Dialect) -> Family | None:
     return getattr(dialect, "family", None)
 
 
+@dataclass(frozen=True, slots=True)
+class Nature:
+    """How an API that generates differs from most."""
+
+    has_n: bool = True
+    """A call may be for more than one sample."""
+    shows_aborts: bool = True
+    """An answer tells whether it was aborted. If not, one is stored only where nothing that may
+    abort it came to upstream meanwhile, and where it has ended in good order."""
+    event_names: Collection[bytes] = ()
+    """The names that the events of its streams have."""
+
+
+USUAL = Nature()
+
+
+def nature_of(dialect: Dialect) -> Nature:
+    """In what an API differs from most, if it does."""
+    return getattr(dialect, "nature", USUAL)
+
+
 class Dialect(Protocol):
     """One HTTP API. Third parties add theirs through the entry-point group
     `sglang_cached.dialects`; the entry point names an instance. One that has families has a
-    member `family`, and one whose bodies people see in words a member `display`."""
+    member `family`, one that is not as most are a `nature`, and one whose bodies people see in
+    words a `display`."""
 
     @property
     def name(self) -> str:
@@ -91,7 +114,8 @@ class Dialect(Protocol):
 
     @property
     def routes(self) -> Iterable[tuple[str, str]]:
-        """The (method, path) pairs whose requests it reads."""
+        """The (method, path) pairs whose requests it reads; a path may have a query, which then
+        has to be as it is there."""
 
     @property
     def transport(self) -> TransportTable:
@@ -110,10 +134,6 @@ class Dialect(Protocol):
         """The upstream call that fetches `shortfalls[i]` samples of item i; not all of them are
         0."""
 
-    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
-        """The body of a call for one prompt and one sample as one for a list of `count` equal
-        prompts; None where the API has none."""
-
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         """Takes the parsed JSON that answers `sent` apart into samples.
 
@@ -123,11 +143,20 @@ class Dialect(Protocol):
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
         """The JSON answer to `call`, made of `n` samples of each item."""
 
+
+class Generating(Dialect, Protocol):
+    """An API that generates, so that its calls may be of runs, be aborted, and be streamed. A
+    dialect whose calls all are `Call.is_pure` need have nothing of this."""
+
+    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
+        """The body of a call for one prompt and one sample as one for a list of `count` equal
+        prompts; None where the API has none."""
+
     def aborted(self, call: Call, rid: str, now: float) -> bytes:
         """The answer for `n=1`, without a token, to such a call that was aborted at this Unix time
         while it waited."""
 
-    # Streams. A dialect whose `read` refuses them is not asked for the rest.
+    # Streams
 
     def record(self, call: Call, sent: UpstreamCall) -> Recorder:
         """A recorder of the stream that answers `sent`."""
@@ -153,3 +182,21 @@ class Dialect(Protocol):
     def cut(self, event: Any) -> None:
         """Changes the parsed data of an event that has all of a choice so far (`Part.STATE`) into
         its last one, as if the choice had been aborted then."""
+
+
+class Portioned(Protocol):
+    """A dialect whose calls for long lists can be taken a portion at a time: all of them are
+    `Call.is_pure`."""
+
+    def portions(self, call: Call, size: int) -> list[Call]:
+        """Calls for so many items of a call each, in its order."""
+
+
+def portioned(dialect: Dialect) -> Portioned | None:
+    """A dialect as such a one, if it is."""
+    return cast(Portioned, dialect) if hasattr(dialect, "portions") else None
+
+
+def generating(dialect: Dialect) -> Generating:
+    """The dialect of a call that is not pure."""
+    return cast(Generating, dialect)

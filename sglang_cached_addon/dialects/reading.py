@@ -135,6 +135,14 @@ def is_elsewhere(value: Any) -> bool:
     return True
 
 
+def refuse_images(body: dict[str, Any]) -> None:
+    """Raises `Refused` where any of a body's `images` is fetched by the server."""
+    images = body.get("images") or []
+    urls = [image.get("url") if isinstance(image, dict) else image for image in images]
+    if any(not isinstance(url, str) or is_elsewhere(url) for url in urls):
+        raise Refused(Reason.MEDIA)
+
+
 _BASE64 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
 
 

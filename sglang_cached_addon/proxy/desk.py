@@ -19,6 +19,7 @@ from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.core.request_ids import Ids
 from sglang_cached_addon.core.timings import Timings
+from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.proxy.every import Every
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.findings import Bypass
@@ -74,6 +75,11 @@ class Desk:
         for timer in self._timers:
             timer.end()
         return parts
+
+    @property
+    def dialects(self) -> Registry:
+        """The APIs whose calls are looked up."""
+        return self.parts.dialects if self.parts else dialects.installed()
 
     @property
     def upstream_url(self) -> str:

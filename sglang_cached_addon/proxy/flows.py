@@ -51,6 +51,8 @@ class Live:
     """The answer, if it is given piece by piece."""
     update: Update | None = None
     """The change of the model that it asks for, if it asks for one."""
+    passed: Callable[[], None] | None = None
+    """To be called when it is over, as it may end calls of others."""
     aborted: Callable[[bool], None] | None = None
     """To be called when upstream has agreed to an abort."""
 

@@ -16,7 +16,6 @@ from mitmproxy import http
 from mitmproxy.connection import Client
 from mitmproxy.proxy.mode_specs import ReverseMode
 
-from sglang_cached_addon import dialects
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.core import directives, updates
 from sglang_cached_addon.core.call_head import by_name
@@ -53,7 +52,6 @@ class FlowHooks:
         """The flows that are not answered in full."""
         self.front = Front(desk, self.flows)
         self._desk = desk
-        self._dialects = dialects.installed()
         self._connections = connections
         self._onlookers = onlookers
 
@@ -75,11 +73,13 @@ class FlowHooks:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
             live.id = handed.ask.id
             return None
-        reason = unread(flow.request, self._dialects)
+        reason = unread(flow.request, self._desk.dialects)
         if not reason or self._is_denied(flow.request, reason):
             return None
         if parts := self._desk.parts:
             live.outcome = parts.exchange.bypass(reason).outcome
+            if updates.ends_calls(flow.request.path):
+                live.passed = parts.service.aborts.passing()
         change = updates.change(flow.request.method, flow.request.path)
         if change is Change.ADAPTER and is_short(flow.request):
             return None  # its body names the adapter
@@ -98,7 +98,7 @@ class FlowHooks:
         if route := routes.find(flow.request.path):
             host = self.front.hosts.get(flow.request, "")
             return own_routes.serve(self._desk, flow, route, host)
-        reason = unread(flow.request, self._dialects)
+        reason = unread(flow.request, self._desk.dialects)
         if reason and self._is_denied(flow.request, reason):
             self._deny(flow, live, reason)
             return None
@@ -175,6 +175,8 @@ class FlowHooks:
         if live.update:
             has_reached = flow.server_conn.timestamp_tcp_setup is not None
             live.update.ended(status, has_reached=has_reached)
+        if live.passed:
+            live.passed()
         if live.aborted:
             live.aborted(status == 200)
         if live.streamed:

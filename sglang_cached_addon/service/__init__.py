@@ -21,13 +21,15 @@ from sglang_cached_addon.core.policy import Mode, Reason, Terms
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
+from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials, Nearest
 from sglang_cached_addon.service.drawing import Drawing
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
-from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known
+from sglang_cached_addon.service.findings import EVENTS, JSON, Bypass, Hit, Known, model_of
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering
+from sglang_cached_addon.service.lists import Lists
 from sglang_cached_addon.service.partial import PartialCalls
 from sglang_cached_addon.service.pursuit import Pursuit
 from sglang_cached_addon.service.runs import Runs, SharedRuns
@@ -81,8 +83,11 @@ class Service:
             self._denials,
             gathering or Gathering(),
             Spelling(upstream),
+            Counting(upstream),
+            self.aborts,
             self._heads,
         )
+        self._lists = Lists(self.means)
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call: a hit at once, and all else as a coroutine."""
@@ -92,6 +97,8 @@ class Service:
             terms = policy.terms(self._mode, head.directives, now)
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
+        if self._lists.is_long(ask):
+            return self._receive_list(ask, terms)
         found = self._find(ask, terms)
         if isinstance(found, Reason):
             return self._denials.let_pass(found, terms)
@@ -114,6 +121,28 @@ class Service:
         return self._lookup.find(
             head.method, head.path, ask.body, terms, tenant, is_of_run=bool(head.run)
         )
+
+    async def _receive_list(self, ask: Ask, terms: Terms) -> Answer:
+        """Answers a call that is to be read beside the event loop."""
+        calls = ask.head.refusal or await self._lists.read(ask)
+        if isinstance(calls, Reason):
+            return self._denials.let_pass(calls, terms)
+        self._introduce(ask)
+        ask.model = model_of(calls[0].body)
+        for _ in range(ATTEMPTS):
+            if not self._upstream.admits(ask.asker, time.monotonic()):
+                shown = ask.credential_headers, ask.routing_headers
+                if reason := await self._upstream.admit(ask.asker, *shown):
+                    return self._denials.let_pass(reason, terms)
+            is_alone = not self._collapses or terms != policy.PLAIN
+            tenant = ask.head.tenant(isolates=self._isolates)
+            if len(calls) == 1:
+                known = self._lists.known(ask, calls[0], tenant)
+                return await self._attend(ask, known, terms)
+            answer = await self._lists.answer(ask, calls, tenant, terms, is_alone=is_alone)
+            if answer:
+                return answer
+        return self._denials.let_pass(Reason.MODEL_CHANGED, terms)
 
     def heard(self, ask: Ask, status: int) -> None:
         """Notes the status of upstream's answer to a call that was passed on to it."""
@@ -154,7 +183,8 @@ class Service:
         self._introduce(ask)
         ask.task = asyncio.current_task()
         with ExitStack() as exits:
-            exits.enter_context(self.aborts.attend(ask, known.call.rids))
+            if not known.call.is_pure:  # there is nothing that could break off
+                exits.enter_context(self.aborts.attend(ask, known.call.rids))
             try:
                 answer = await self._pursue(ask, known, terms)
             except asyncio.CancelledError:

@@ -11,6 +11,7 @@ import orjson
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.planning import Plan
+from sglang_cached_addon.dialects.base import generating
 from sglang_cached_addon.service.findings import Known, events_of
 from sglang_cached_addon.wire import sse
 
@@ -48,14 +49,16 @@ def events(
     have all of it so far; choices that have `ended` are as they are. Where the stream `has_begun`,
     nobody knows how many tokens its events were, and no usage is told."""
     samples = _empty(known, rid, now)
-    script = known.dialect.script(known.call, samples)
+    script = generating(known.dialect).script(known.call, samples)
+    if script.end and has_begun:  # such a stream begins once
+        return [*script.finishes, script.end]
     if script.finishes or not (states or ended):
         return events_of(known, samples, is_counted=not has_begun)
     found = []
     for choice, said in enumerate(script.deltas):
         if states and choice in states:
             value = orjson.loads(sse.data(states[choice]) or b"null")
-            known.dialect.cut(value)
+            generating(known.dialect).cut(value)
             found.append(sse.event(orjson.dumps(value)))
         elif choice not in ended:
             found += said
@@ -64,5 +67,5 @@ def events(
 
 def _empty(known: Known, rid: str, now: float) -> list[list[Sample]]:
     """Samples without a token, for all that the call asks for."""
-    aborted = known.dialect.aborted(known.call, rid, now)
+    aborted = generating(known.dialect).aborted(known.call, rid, now)
     return [[Sample(aborted, now, 0.0, 0)] * known.call.n for _ in known.call.items]

@@ -1,8 +1,9 @@
 """The calls under way, by the request ids (`rid`) of their clients, and what an abort does to them.
 
 A fetch that nobody else wants is aborted by upstream, under the id that upstream knows. A fetch
-that others want, too, goes on: only the client that is meant gets its answer at once. This module
-knows asyncio, and neither mitmproxy nor what an answer looks like.
+that others want, too, goes on: only the client that is meant gets its answer at once. What is
+fetched while an abort is on its way may have been cut off by it. This module knows asyncio, and
+neither mitmproxy nor what an answer looks like.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ class Aborts:
         """The calls by the ids that their clients gave them."""
         self._attended: set[Ask] = set()
         """All calls that wait for an answer, or whose client reads one."""
+        self._passing = 0
+        """How many requests are on their way to upstream that may end calls there."""
+        self._passed = 0
+        """How many have begun to be, so far."""
 
     def __len__(self) -> int:
         return len(self._attended)
@@ -40,6 +45,22 @@ class Aborts:
                 self._named[rid].discard(ask)
                 if not self._named[rid]:
                     del self._named[rid]
+
+    def passing(self) -> Callable[[], None]:
+        """Notes that a request is on its way to upstream that may end any calls there. The function
+        that is returned has to be called when it is over."""
+        self._passing += 1
+        self._passed += 1
+
+        def ended() -> None:
+            self._passing -= 1
+
+        return ended
+
+    def watch(self) -> Callable[[], bool]:
+        """A function that tells whether none was on its way from now on."""
+        before = None if self._passing else self._passed
+        return lambda: before == self._passed
 
     def is_known(self, rid: str) -> bool:
         """Whether a call under way has this id."""

@@ -98,10 +98,12 @@ class Ask:
             claim.settle(is_delivered=is_delivered and not self.is_aborted)
 
     def is_shown(self, fields: Headers, call_heads: CallHeads) -> bool:
-        """Whether header fields show its credential, and the routing that is part of its key."""
+        """Whether header fields show its credential, and the routing and the versions that are part
+        of its key."""
         sent = by_name(fields)
         shown = call_heads.credential_headers(sent), call_heads.routing_headers(sent)
-        return shown == (self.credential_headers, self.routing_headers)
+        is_same = call_heads.key_headers.versions(sent) == self.head.versions
+        return is_same and shown == (self.credential_headers, self.routing_headers)
 
     @property
     def is_local(self) -> bool:

@@ -83,7 +83,8 @@ class Exchange:
                 body = orjson.dumps(sent.body)
                 return Fetch(known, plan, sent, body, terms, stamp, claim, manner)
         sent = dialect.trim(known.call, shortfalls, self.mint, server)
-        own = None if sent.body == known.call.body else orjson.dumps(sent.body)
+        is_own = sent.body == known.call.body and not known.call.is_part
+        own = None if is_own else orjson.dumps(sent.body)
         return Fetch(known, plan, sent, own, terms, stamp, claim)
 
     def learn(self, fetch: Fetch, landed: Landed) -> bool:

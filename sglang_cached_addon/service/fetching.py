@@ -18,8 +18,11 @@ from sglang_cached_addon.core import planning, policy, request_ids
 from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.dialects.base import nature_of
 from sglang_cached_addon.service import slices
+from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Arrived, Ask
+from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Fetch, Landed, killed, unreachable
@@ -55,6 +58,8 @@ class Means:
     denials: Denials
     gathering: Gathering
     spelling: Spelling
+    counting: Counting
+    aborts: Aborts
     heads: CallHeads
 
 
@@ -96,6 +101,10 @@ class Fetching:
         self._flights = means.flights
         self._storing = means.storing
         self._heads = means.heads
+        self._counting = means.counting
+        self._nature = nature_of(fetch.known.dialect)
+        self._is_calm = means.aborts.watch()
+        """Tells whether nothing came to upstream since that may have ended the call there."""
         self._is_alone = is_alone
         self._began_at = 0.0
         """When upstream was asked: a monotonic time in seconds."""
@@ -170,18 +179,21 @@ class Fetching:
         body = ask.body if fetch.body is None else fetch.body
         fields = request_ids.shown(ask.fields, self.flight.id)
         sender = upstream.sender(lambda: fetch.caption(self.flight.id, ask.head.run))
-        async with sender.open(ask.head.method, ask.head.path, fields, body) as response:
-            is_same = response.sent is None or ask.is_shown(response.sent, self._heads)
-            self._is_altered = response.is_altered or not is_same
-            if not self._is_altered:
-                shown = (*ask.credential_headers, *ask.routing_headers)
-                upstream.heard(ask.asker, shown, response.status, time.monotonic())
-            self._exchange.counters.upstream_answers[response.status] += 1
-            self.flight.greeting = response.greeting
-            found = await self._take(response)
-        if not isinstance(found, BytesIO):
-            return found
-        landed = await self._read(response.status, found)
+        with self._counting.beside(ask, fetch.sent.texts) as counts:
+            async with sender.open(ask.head.method, ask.head.path, fields, body) as response:
+                is_same = response.sent is None or ask.is_shown(response.sent, self._heads)
+                self._is_altered = response.is_altered or not is_same
+                if not self._is_altered:
+                    shown = (*ask.credential_headers, *ask.routing_headers)
+                    upstream.heard(ask.asker, shown, response.status, time.monotonic())
+                self._exchange.counters.upstream_answers[response.status] += 1
+                self.flight.greeting = response.greeting
+                found = await self._take(response)
+            if not isinstance(found, BytesIO):
+                return found
+            if counts and response.status == 200:
+                fetch = replace(fetch, sent=replace(fetch.sent, tokens=await counts))
+        landed = await self._read(fetch, response.status, found)
         is_misunderstood = self._exchange.learn(fetch, landed)
         return None if is_misunderstood else self._land(Arrived(response.headers, landed))
 
@@ -196,9 +208,9 @@ class Fetching:
                 return self._land(Arrived(response.headers, too_large))
         return body
 
-    async def _read(self, status: int, body: BytesIO) -> Landed:
+    async def _read(self, fetch: Fetch, status: int, body: BytesIO) -> Landed:
         """What the answer comes to."""
-        fetch, exchange = self._fetch, self._exchange
+        exchange = self._exchange
         if fetch.known.call.total < policy.LARGE_SAMPLES and body.tell() <= slices.LARGE:
             return exchange.land(fetch, status, body)
 
@@ -213,6 +225,9 @@ class Fetching:
     def _land(self, arrived: Arrived) -> Arrived:
         """What upstream has said is at hand from now on, for all who want it."""
         landed, flight = arrived.landed, self.flight
+        if not (landed.refusal or self._nature.shows_aborts or self._is_calm()):
+            landed = replace(landed, refusal=Reason.ABORT)
+            arrived = replace(arrived, landed=landed)
         generations = landed.split.generations if landed.split else ()
         seconds = time.monotonic() - self._began_at
         samples = tuple(planning.samples(generations, time.time(), seconds))

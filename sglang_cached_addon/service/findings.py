@@ -19,7 +19,7 @@ from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, generating
 from sglang_cached_addon.wire import http1, sse
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ class Fetch:
     @property
     def is_whole(self) -> bool:
         """Whether upstream is asked for just what the client asked for."""
-        is_all = self.sent.total == self.plan.call.total and not any(self.sent.skip)
-        return is_all and not self.is_shared
+        is_all = self.sent.total == self.plan.call.size and not any(self.sent.skip)
+        is_other = self.is_shared or self.sent.is_wider or self.plan.call.is_part
+        return is_all and not is_other
 
     def caption(self, request_id: str, run: str) -> str:
         """What it is for, in words for people."""
@@ -179,13 +180,13 @@ def events_of(
     known: Known, samples: Sequence[Sequence[Sample]], *, is_counted: bool = True
 ) -> list[bytes]:
     """A stream of whole samples; with the usage that its client wants, if they are counted."""
-    dialect, call = known.dialect, known.call
+    dialect, call = generating(known.dialect), known.call
     script = dialect.script(call, samples)
     events = [*script.in_turn(), *script.finishes]
     wants_usage = is_counted and call.stream is not None and call.stream.usage
     if wants_usage and (usage := dialect.usage(call, samples)):
         events.append(usage)
-    return [*events, sse.DONE]
+    return [*events, script.end or sse.DONE]
 
 
 def model_of(body: Any) -> str:

@@ -144,7 +144,12 @@ class Lookup:
             return Reason.INSEPARABLE
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
-        is_plain = call.total == 1 and not (call.batched or call.rids or call.stream)
+        return self.know(dialect, tenant, call, raw)
+
+    def know(self, dialect: Dialect, tenant: bytes, call: Call, raw: bytes = b"") -> Known:
+        """A call that was read, with its keys; `raw` names its body."""
+        is_one = call.total == 1 and not (call.batched or call.rids or call.stream)
+        is_plain = is_one and call.is_verbatim
         naming = partial(self._naming.keys, dialect.name, tenant)
         names = naming(call.items)
         name = raw if is_plain else b""
@@ -156,7 +161,7 @@ class Lookup:
             self.model_version,
             name,
             has_model=bool(self.fingerprint),
-            draws=not (call.is_greedy or self._is_fixed(call)),
+            draws=not (call.is_greedy or call.is_pure or self._is_fixed(call)),
             pools=tuple(map(pool_of, names)),
             naming=naming,
         )

@@ -14,6 +14,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from sglang_cached_addon.core import planning
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.call_head import Fields
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
@@ -42,18 +44,24 @@ class Merge:
         self._partial_calls = means.partial_calls
         self._known = known
         self._claim = claim
-        self._fetched: list[Arrived] = []
-        """What the call has fetched itself."""
+        self._headers: Fields | None = None
+        """The header fields of what the call has fetched itself last; None if it has not."""
+        self._refusal: Reason | None = None
+        """Why something of that is not stored."""
+        self._own: list[Sample] = []
+        """The samples that it has fetched itself."""
         self._has_waited = False
         """Upstream had its time to confirm the parts."""
 
     def add(self, arrived: Arrived) -> None:
         """The call has fetched a part of its answer itself."""
-        self._fetched.append(arrived)
+        self._headers = arrived.headers
+        self._refusal = self._refusal or arrived.landed.refusal
+        self._own += [sample for _, sample in arrived.samples]
 
     def saved(self, plan: Plan) -> Saved:
         """What the samples save that the call has not fetched itself."""
-        own = {id(sample) for arrived in self._fetched for _, sample in arrived.samples}
+        own = set(map(id, self._own))
         return Saved.of(sample for sample in plan.samples() if id(sample) not in own)
 
     def outcome(self, plan: Plan, reason: Reason | None = None) -> Outcome:
@@ -64,22 +72,28 @@ class Merge:
         total, key = self._known.call.total, self._known.key
         return Outcome(kind, have, total, reason, key=key, places=places)
 
-    async def answer(self, plan: Plan, *, is_collapsed: bool) -> Hit | Reply | None:
-        """The answer of a plan that lacks nothing; `is_collapsed`: the call has waited for what
-        others were fetching. None where upstream had to confirm something first: then all is to be
-        looked at anew."""
+    async def is_confirmed(self, plan: Plan) -> bool:
+        """Whether an answer of a plan that lacks nothing may be given. Not where upstream had to
+        confirm something first: then all is to be looked at anew."""
         if not self._has_waited and (tasks := self._unconfirmed(plan)):
             self._has_waited = True
             await asyncio.wait(tasks, timeout=MERGE_SECONDS)
-            return None
+            return False
+        return True
+
+    async def answer(self, plan: Plan, *, is_collapsed: bool) -> Hit | Reply:
+        """The answer of a plan that lacks nothing; `is_collapsed`: the call has waited for what
+        others were fetching."""
         exchange, known = self._exchange, self._known
-        if self._fetched:
-            refusals = (arrived.landed.refusal for arrived in self._fetched)
-            outcome = self.outcome(plan, next(filter(None, refusals), None))
-            saved = self.saved(plan)
-            body = await _beside(plan, lambda: exchange.lookup.answer(known, plan))
+        if self._headers is not None:
+
+            def told() -> tuple[Outcome, Saved, bytes]:
+                body = exchange.lookup.answer(known, plan)
+                return self.outcome(plan, self._refusal), self.saved(plan), body
+
+            outcome, saved, body = await _beside(plan, told)
             exchange.counters.add(outcome, saved)
-            return Reply(200, self._fetched[-1].headers, body, outcome)
+            return Reply(200, self._headers, body, outcome)
         hit = await _beside(plan, lambda: exchange.lookup.hit(known, plan))
         if not is_collapsed:
             exchange.counters.hit(hit.saved)
@@ -98,7 +112,9 @@ class Merge:
         if landed.split is None and not fetch.is_whole and landed.status in MISUNDERSTOOD:
             # It may ignore `n`, or not take a list: what it makes of the client's own call is the
             # client's to know.
-            partial_calls.failed(dialect, time.monotonic())
+            # A row that nothing is generated for is refused for itself, whatever it stands with.
+            if landed.status == 200 or not self._known.call.is_pure:
+                partial_calls.failed(dialect, time.monotonic())
             return exchange.bypass(Reason.UNREADABLE)
         if fetch.asks_more and landed.status in (400, 422):
             # An older vLLM refuses fields that it does not know.

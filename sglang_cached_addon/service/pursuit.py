@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from sglang_cached_addon.core.cache import Brought, Sample
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.dialects.base import nature_of
 from sglang_cached_addon.service.asking import Answer, Ask, Reply
 from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Fetching, Means
@@ -43,19 +44,27 @@ class Pursuit:
     """Whether it waits where others fetch something of what is short, and not all of it."""
 
     def __init__(
-        self, means: Means, ask: Ask, known: Known, terms: Terms, *, is_alone: bool
+        self,
+        means: Means,
+        ask: Ask,
+        known: Known,
+        terms: Terms,
+        *,
+        is_alone: bool,
+        merge: Merge | None = None,
     ) -> None:
-        """A call that `is_alone` neither waits for others nor is waited for."""
+        """One that `is_alone` neither waits for others nor is waited for; `merge` is that of the
+        call that it is a part of."""
         self.means = means
         self.ask = ask
         self.known = known
         self.terms = terms
         self.claim = ask.claim if isinstance(ask.claim, Claim) else None
         self.plan = self._plan()
-        self.is_alone = is_alone
+        self.is_alone = is_alone or (self.claim is not None and not nature_of(known.dialect).has_n)
         self.has_waited = False
         """It has waited for what others were fetching."""
-        self.merge = Merge(means, known, self.claim)
+        self.merge = merge or Merge(means, known, self.claim)
         self._others: Others | None = None
         """Calls of the same run that it fetches for, too, once there was time for them to come."""
         self._reusing = Reusing(means, ask, known, terms)
@@ -63,12 +72,24 @@ class Pursuit:
     async def run(self) -> Answer | None:
         """The answer; None where another model has come meanwhile, or the credential was refused:
         then the call is to be admitted and pursued anew."""
+        found = await self.gather(lambda: self.merge.is_confirmed(self.plan))
+        if not isinstance(found, Plan):
+            return found
+        return self._reusing.told(await self.merge.answer(found, is_collapsed=self.has_waited))
+
+    async def gather(self, is_done: Callable[[], Awaitable[bool]]) -> Plan | Answer | None:
+        """As `run`, but for the answer to a call that lacks nothing: then its plan. Before that, it
+        looks whether all `is_done`."""
         while True:
             if self.claim and await self.claim.ready():
                 if not self._is_current():
                     return None
                 self.plan = self.claim.plan()
-            if (answer := await self.take(self.decide())) is not None:
+            step = self.decide()
+            if isinstance(step, Complete):
+                if await is_done():
+                    return self.plan
+            elif (answer := await self.take(step)) is not None:
                 return answer
             if not self._is_current():
                 return None
@@ -124,9 +145,6 @@ class Pursuit:
     async def take(self, step: Step) -> Answer | None:
         """Takes a step; None if all is to be looked at again."""
         match step:
-            case Complete():
-                answer = await self.merge.answer(self.plan, is_collapsed=self.has_waited)
-                return self._reusing.told(answer)
             case Hold(abort):
                 await asyncio.shield(abort)
                 return None

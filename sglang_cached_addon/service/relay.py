@@ -17,7 +17,7 @@ from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Part, Recorded, Split, UpstreamCall, without_skipped
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import MAX_STREAM, Reason, Refused
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating, nature_of
 from sglang_cached_addon.wire import sse
 
 
@@ -33,7 +33,7 @@ class Relay:
     """One stream of upstream's, as it comes."""
 
     def __init__(
-        self, dialect: Dialect, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
+        self, dialect: Generating, plan: Plan, sent: UpstreamCall, longest: int = MAX_STREAM
     ) -> None:
         """`longest` is the number of bytes that are recorded."""
         self.is_done = False
@@ -51,6 +51,7 @@ class Relay:
         """How many bytes of the stream the present recorder has seen."""
         self._splitter = sse.Splitter()
         self._sent = sent
+        self._names = nature_of(dialect).event_names
         self._is_plain = not (plan.have or sent.counts or sent.skip)
         """Whether upstream's events are the client's as they are."""
         self._choices = _choices(plan, sent)
@@ -96,7 +97,7 @@ class Relay:
 
     def _take(self, event: bytes, events: list[Event]) -> None:
         """Adds what becomes of one of upstream's events."""
-        said = sse.data(event)
+        said = sse.data(event, self._names)
         if said is None:
             if not sse.is_silent(event):
                 self.reason = self.reason or Reason.UNREADABLE
@@ -116,6 +117,7 @@ class Relay:
             events.append(Event(event, Part.OTHER))
             return
         part, choice = self._record(value, said)
+        self.is_done = self.is_done or part is Part.END
         if part in _OF_ONE and self._sent.is_skipped(choice):
             return
         if part is Part.DELTA and self._sent.counts:
@@ -198,7 +200,7 @@ def _choices(plan: Plan, sent: UpstreamCall) -> list[int]:
 class View:
     """A stream as one client sees it."""
 
-    def __init__(self, dialect: Dialect, call: Call) -> None:
+    def __init__(self, dialect: Generating, call: Call) -> None:
         self._dialect = dialect
         self._rids = call.rids
         self._wants_usage = call.stream is not None and call.stream.usage

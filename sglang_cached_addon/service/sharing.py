@@ -14,6 +14,7 @@ from sglang_cached_addon.core.call import Mint, UpstreamCall
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects.base import generating
 from sglang_cached_addon.service.findings import Known, Landed, Manner
 
 _OF_N = re.compile(rb"(?<![\\\w])n(?!\w)")
@@ -101,7 +102,7 @@ def _as_list(known: Known, plan: Plan, others: Mapping[bytes, int]) -> tuple[Kno
     """The same as a call for a list of equal prompts, each once; None where there is no such."""
     call, (key, *more) = known.call, known.keys
     count = sum(plan.shortfalls) + others.get(key, 0)
-    body = None if more else known.dialect.repeated(call.body, count)
+    body = None if more else generating(known.dialect).repeated(call.body, count)
     if body is None:
         return None
     try:

@@ -18,6 +18,7 @@ import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
+from sglang_cached_addon.dialects import vectors
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.judging import dump
 
@@ -34,7 +35,8 @@ _HEAD = 64 << 10
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\Z)|[{}]', re.DOTALL)
 """Texts, and the braces that are in none. It never goes back; a text that does not end is one."""
 
-_CHOICES = b'"choices":['
+_HOLDERS = ("choices", "data")
+"""The members that have the samples of an answer that is no list itself."""
 
 Pause = Callable[[], object]
 """A function that lets others have their turn. It is called behind each sample."""
@@ -61,8 +63,8 @@ def read(body: bytes, unseen: Collection[str], largest: float, pause: Pause) -> 
     try:
         samples = Samples(body, largest, pause)
         if not samples.is_list:
-            choices = [_light(choice, unseen) for choice in samples]
-            return {**samples.envelope(), "choices": choices}
+            found = [_light(sample, unseen) for sample in samples]
+            return {**samples.envelope(), samples.holder: found}
     except Odd:
         pass
     _bound(body, 0, len(body), largest)
@@ -88,25 +90,32 @@ def _split_list(dialect: Dialect, call: Call, sent: UpstreamCall, samples: Sampl
     one = replace(call, batched=False, n=1)
     generations: list[Generation] = []
     refusal, versions = None, frozenset[str]()
+    count, seen = 0, set[int]()
     for sample in samples:
-        if len(generations) == sent.total:
+        if count == sent.total:
             raise Refused(Reason.UNREADABLE)
-        item = sent.order[len(generations) // sent.n]
+        item = sent.order[count // sent.n]
+        count += 1
+        if call.is_pure and item in seen:
+            continue
+        seen.add(item)
         part = dialect.split(one, replace(sent, order=(item,), n=1, skip=()), sample)
         del sample  # before the next one is read
         generations += part.generations
         refusal = refusal or part.refusal
         versions |= part.versions
-    if len(generations) < sent.total:
+    if count < sent.total:
         raise Refused(Reason.UNREADABLE)
     return Split(tuple(generations), refusal, versions)
 
 
 def _light(choice: Any, unseen: Collection[str]) -> Any:
     """A choice with log-probabilities that are only to be handed on, as they take most of the room;
-    and of what nobody sees, only how much it is. All that tells tokens or weights is left."""
+    and of what nobody sees, only how much it is. All that tells tokens or weights is left. A vector
+    is as it will be kept."""
     if not isinstance(choice, dict):
         return choice
+    vectors.packed(choice)
     for name in unseen:
         if isinstance(choice.get(name), list):
             choice[name] = [None] * len(choice[name])
@@ -149,11 +158,16 @@ class Samples:
         self._body = body
         self._largest, self._pause = largest, pause
         self.is_list = body.startswith(b"[")
+        self.holder = ""
+        """The member that has them, where the answer is no list."""
         self._start = 1
         if not self.is_list:
-            self._start = body.find(_CHOICES, 0, _HEAD) + len(_CHOICES)
-            if self._start < len(_CHOICES) or not body.startswith(b"{", self._start):
+            begins = ((body.find(b'"%b":[{' % n.encode(), 0, _HEAD), n) for n in _HOLDERS)
+            found = next(((begin, name) for begin, name in begins if begin >= 0), None)
+            if not found:
                 raise Odd
+            begin, self.holder = found
+            self._start = begin + len(self.holder) + 4
         self._end = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -198,6 +212,6 @@ class Samples:
             found = orjson.loads(self._body[: self._start] + self._body[self._end :])
         except ValueError:
             raise Odd from None
-        if not isinstance(found, dict) or found.get("choices") != []:
+        if not isinstance(found, dict) or found.get(self.holder) != []:
             raise Odd
         return found

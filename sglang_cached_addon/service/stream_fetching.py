@@ -15,6 +15,7 @@ from typing import Any
 
 from sglang_cached_addon.core import planning
 from sglang_cached_addon.core.policy import Reason
+from sglang_cached_addon.dialects.base import generating
 from sglang_cached_addon.service import slices
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.fetching import Fetching, Means
@@ -48,7 +49,7 @@ class StreamFetching(Fetching):
         self.stream.open()
         self._tell(Arrived(response.headers, is_stream=True))
         fetch, stream, pieces = self._fetch, self.stream, response.pieces()
-        relay = Relay(fetch.known.dialect, fetch.plan, fetch.sent)
+        relay = Relay(generating(fetch.known.dialect), fetch.plan, fetch.sent)
         is_topped_up = fetch.plan.have > 0
         arrived: Arrived | None = None
         size = 0
@@ -76,6 +77,8 @@ class StreamFetching(Fetching):
             if arrived is None:
                 stream.publish(relay.remains())
                 raise
+            if not self._nature.shows_aborts:  # its server may have been ending
+                self.flight.refusal = self.flight.refusal or Reason.CUT
         stream.publish(relay.remains())
         stream.end(complete=True)  # be it too early, it ended in good order
         return arrived or self._land(

@@ -15,6 +15,7 @@ from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome, Saved
 from sglang_cached_addon.core.policy import Reason, Terms
+from sglang_cached_addon.dialects.base import generating
 from sglang_cached_addon.service import aborted
 from sglang_cached_addon.service.asking import Answer, Ask, Streamed
 from sglang_cached_addon.service.fetching import Means
@@ -117,7 +118,7 @@ class StreamPursuit(Pursuit):
     async def _show(self, stream: Stream, reader: Reader) -> AsyncIterator[list[bytes]]:
         """A stream in a client's own words."""
         known, ask = self.known, self.ask
-        view, ask.stream = View(known.dialect, known.call), stream
+        view, ask.stream = View(generating(known.dialect), known.call), stream
         states: dict[int, Event] = {}
 
         def show(events: list[Event]) -> list[bytes]:

@@ -82,9 +82,10 @@ def _identity(value: Any) -> Identity | None:
     needed = {one.name for one in fields(Identity) if one.default is MISSING}
     if not isinstance(value, dict) or not needed <= value.keys() <= names:
         raise ValueError("'identity' has not the members of an identity")
-    version, streams_usage = value["weight_version"], value.get("streams_usage", False)
-    is_typed = isinstance(version, str | None) and type(streams_usage) is bool
-    if not is_typed or not _is_texts({**value, "weight_version": "", "streams_usage": ""}):
+    flags = {one.name for one in fields(Identity) if type(one.default) is bool}
+    is_typed = all(type(value[name]) is bool for name in flags & value.keys())
+    is_typed = is_typed and isinstance(value["weight_version"], str | None)
+    if not is_typed or not _is_texts({**value, "weight_version": "", **dict.fromkeys(flags, "")}):
         raise ValueError("'identity' has a member that is no text")
     return Identity(**value)
 

@@ -8,7 +8,7 @@ a chunk of HTTP, but other servers, and proxies between, may not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 DONE = b"data: [DONE]\n\n"
 """The event that ends a complete stream."""
@@ -79,15 +79,16 @@ class Splitter:
         self._last, self._size = rest[-2:], len(rest)
 
 
-def data(event: bytes) -> bytes | None:
-    """The data of an event; None where it has none, as a comment, or where the event has a name."""
+def data(event: bytes, names: Collection[bytes] = ()) -> bytes | None:
+    """The data of an event; None where it has none, as a comment, or where the event has a name
+    that is none of these."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
     said = []
     for name, value in _fields(event):
         if name == b"data":
             said.append(value)
-        elif name == b"event" and value not in (b"", b"message"):
+        elif name == b"event" and value not in (b"", b"message", *names):
             return None
     return b"\n".join(said) if said else None
 
@@ -104,6 +105,6 @@ def _fields(event: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield name, value.removeprefix(b" ")
 
 
-def event(said: bytes) -> bytes:
+def event(said: bytes, name: bytes = b"") -> bytes:
     """An event with this data, which is one line."""
-    return b"data: %b\n\n" % said
+    return b"event: %b\ndata: %b\n\n" % (name, said) if name else b"data: %b\n\n" % said

@@ -222,7 +222,16 @@ def test_no_secret_is_kept() -> None:
     who = known(INFO, SERVER)
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown
-    of_program = {"engine", "version", "streams_usage", "greedy"}
+    of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores"}
     of_model = {"digest", "model", "weight_version", "incarnation"}
     assert set(Identity.__slots__) == of_program | of_model
     assert not SECRETS.keys() & SERVER_KEYS
+
+
+def test_items_in_one_sequence() -> None:
+    """A server that puts all items of a call for scores into one sequence is another one; one that
+    does not keeps its name, whether it says so or not."""
+    plain = known(INFO, SERVER)
+    assert known(INFO, {**SERVER, "enable_mis": False}) == plain and not plain.server.fuses_scores
+    fused = known(INFO, {**SERVER, "enable_mis": True})
+    assert fused.server.fuses_scores and fused.digest != plain.digest

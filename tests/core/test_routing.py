@@ -41,6 +41,17 @@ def test_out(name: bytes) -> None:
     assert KeyHeaders().digest({name: b"1"}) == b""
 
 
+@each("name", [b"anthropic-beta", b"anthropic-version"])
+def test_versions(name: bytes) -> None:
+    """Headers that say which version of an API is meant are part of the key, and choose nobody,
+    unless they are named in the settings as such that do."""
+    headers, named = KeyHeaders(), KeyHeaders([name.decode()])
+    found = {headers.versions({b"host": b"a", name: value}) for value in (b"", b"a", b"b")}
+    assert len(found) == 3
+    assert headers.versions({b"host": b"a"}) == headers.digest({name: b"1"}) == b""
+    assert named.versions({name: b"1"}) == b"" != named.digest({name: b"1"})
+
+
 def test_named() -> None:
     """Headers that are named in the settings are part of the key, whatever they are."""
     headers = KeyHeaders(["X-Team", "x-request-id", "x-team"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sglang_cached_addon.core.updates import Change, adapter_name, change
+from sglang_cached_addon.core.updates import Change, adapter_name, change, ends_calls
 from tests.tables import each
 
 MODEL_ROUTES = [
@@ -45,6 +45,15 @@ def test_requests_that_change_answers(
     """Each request that changes a model or an adapter is seen, however its path is spelled."""
     for method in ("POST", "PUT", "GET", "DELETE", "head"):
         assert change(method, spelling(path)) is what
+
+
+@each("spelling", SPELLINGS)
+def test_requests_that_end_calls(spelling: Callable[[str], str]) -> None:
+    """Each request that may end calls of others is seen, however its path is spelled."""
+    for path in ("/abort_request", "/pause_generation"):
+        assert ends_calls(spelling(path))
+    for path in ("/v1/messages", "/continue_generation", "/flush_cache", "/abort_requests"):
+        assert not ends_calls(spelling(path))
 
 
 @each("method", ["HEAD", "OPTIONS"])

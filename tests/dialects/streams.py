@@ -13,7 +13,7 @@ import orjson
 from sglang_cached_addon.core.call import Generation
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Refused
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from sglang_cached_addon.wire import sse
 
 SERVER = Server(SGLANG)
@@ -27,7 +27,9 @@ def worded(event: Any) -> bytes:
     return sse.event(orjson.dumps(event))
 
 
-def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Sequence[Generation]:
+def record(
+    dialect: Generating, body: dict[str, Any], events: Sequence[Any]
+) -> Sequence[Generation]:
     """The samples of a stream; raises `Refused` where they may not be stored."""
     call = dialect.read(body)
     names = (f"minted{number}" for number in range(100))
@@ -41,7 +43,7 @@ def record(dialect: Dialect, body: dict[str, Any], events: Sequence[Any]) -> Seq
     return split.generations
 
 
-def replay(dialect: Dialect, body: dict[str, Any], samples: Sequence[Generation]) -> list[Any]:
+def replay(dialect: Generating, body: dict[str, Any], samples: Sequence[Generation]) -> list[Any]:
     """The events of each choice, its finish being the last, and then that of the usage."""
     call = dialect.read(body)
     pools = [samples[i * call.n : (i + 1) * call.n] for i in range(len(call.items))]

@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.policy import MAX_SAMPLES, Reason, Refused
-from sglang_cached_addon.dialects import chat, completions, generate, installed
-from sglang_cached_addon.dialects.base import NULL, Dialect
+from sglang_cached_addon.dialects import chat, completions, generate, installed, messages
+from sglang_cached_addon.dialects.base import NULL, Dialect, Generating
+from sglang_cached_addon.dialects.listing import Listing
 from tests.conftest import corpus
 from tests.dialects import test_chat as chats
 from tests.dialects import test_completions as texts
@@ -46,12 +47,16 @@ def with_n(body: dict[str, Any], n: Any) -> dict[str, Any]:
 
 
 def test_ours_are_dialects() -> None:
-    """Each installed dialect has all that a dialect must have."""
-    members = [name for name in vars(Dialect) if not name.startswith("_")]
-    assert "read" in members
-    assert set(installed().values()) == {dialect for dialect, _, _ in OURS}
-    for dialect, _, _ in OURS:
-        assert all(hasattr(dialect, name) for name in members), dialect.name
+    """Each installed dialect has all that a dialect must have, and each that generates all that
+    such a one must have."""
+    own = {kind: [name for name in vars(kind) if name[0] != "_"] for kind in (Dialect, Generating)}
+    assert "read" in own[Dialect] and "record" in own[Generating]
+    generating = {dialect for dialect in installed().values() if not isinstance(dialect, Listing)}
+    assert generating == {*(dialect for dialect, _, _ in OURS), messages.MESSAGES}
+    for dialect in installed().values():
+        assert all(hasattr(dialect, name) for name in own[Dialect]), dialect.name
+    for dialect in generating:
+        assert all(hasattr(dialect, name) for name in own[Generating]), dialect.name
 
 
 def test_transport() -> None:

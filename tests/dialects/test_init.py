@@ -11,7 +11,7 @@ import pytest
 from sglang_cached_addon.core.call import Call, Generation, Part
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import chat, completions, generate, installed, registry
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
 from tests.dialects import test_generate_stream as natives
@@ -28,6 +28,25 @@ def test_installed() -> None:
         ("PUT", "/generate"): "sglang-generate",
         ("POST", "/v1/completions"): "openai-completion",
         ("POST", "/v1/chat/completions"): "openai-chat",
+        ("POST", "/v1/embeddings"): "openai-embedding",
+        ("POST", "/v1/classify"): "openai-classify",
+        ("POST", "/v1/score"): "sglang-score",
+        ("POST", "/v1/rerank"): "sglang-rerank",
+        ("PUT", "/v1/rerank"): "sglang-rerank",
+        ("POST", "/v1/decisions"): "sglang-decisions",
+        ("POST", "/v1/systemone"): "sglang-systemone",
+        ("POST", "/encode"): "sglang-encode",
+        ("PUT", "/encode"): "sglang-encode",
+        ("POST", "/classify"): "sglang-encode",
+        ("PUT", "/classify"): "sglang-encode",
+        ("POST", "/v1/tokenize"): "sglang-tokenize",
+        ("POST", "/tokenize"): "sglang-tokenize",
+        ("POST", "/v1/detokenize"): "sglang-detokenize",
+        ("POST", "/detokenize"): "sglang-detokenize",
+        ("POST", "/v1/messages"): "anthropic-messages",
+        ("POST", "/v1/messages?beta=true"): "anthropic-messages",
+        ("POST", "/v1/messages/count_tokens"): "anthropic-count-tokens",
+        ("POST", "/v1/messages/count_tokens?beta=true"): "anthropic-count-tokens",
     }
 
 
@@ -50,7 +69,7 @@ def test_registry() -> None:
             registry([dialect, Rival()])
 
 
-ABORTS: dict[str, tuple[Dialect, dict[str, Any]]] = {
+ABORTS: dict[str, tuple[Generating, dict[str, Any]]] = {
     "chat": (chat.DIALECT, {**chats.ONE, "model": "m"}),
     "chat, n": (chat.DIALECT, chats.TWO),
     "chat, rid": (chat.DIALECT, {**chats.ONE, "rid": "mine"}),
@@ -67,14 +86,14 @@ ABORTS: dict[str, tuple[Dialect, dict[str, Any]]] = {
 }
 
 
-def aborted(dialect: Dialect, call: Call) -> list[list[Generation]]:
+def aborted(dialect: Generating, call: Call) -> list[list[Generation]]:
     """As many samples as a call wants, none of which has begun."""
     answer = dialect.aborted(call, "minted", 1234.5)
     return [[Generation(i, answer, 0)] * call.n for i in range(len(call.items))]
 
 
 @each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
-def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
+def test_aborted(dialect: Generating, body: dict[str, Any]) -> None:
     """The answer to an aborted call looks like SGLang's own, and is not stored."""
     call = dialect.read({**body, "stream": False})
     one = dialect.read({n: v for n, v in body.items() if n not in ("n", "sampling_params", "rid")})
@@ -92,7 +111,7 @@ def test_aborted(dialect: Dialect, body: dict[str, Any]) -> None:
 
 
 @each(("dialect", "body"), ABORTS.values(), ids=ABORTS)
-def test_aborted_script(dialect: Dialect, body: dict[str, Any]) -> None:
+def test_aborted_script(dialect: Generating, body: dict[str, Any]) -> None:
     """As above, of a stream; it has the client's own id, the time and the model."""
     call = dialect.read(body)
     samples = aborted(dialect, call)

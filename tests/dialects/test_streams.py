@@ -12,7 +12,7 @@ import pytest
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate, installed
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from tests.conftest import corpus
 from tests.dialects import test_chat_stream as chats
 from tests.dialects import test_completions_stream as texts
@@ -39,7 +39,7 @@ Body = dict[str, Any]
 class Api(NamedTuple):
     """An API, and streams of it."""
 
-    dialect: Dialect
+    dialect: Generating
     one: Body
     two: Body
     good: list[Any]

@@ -14,6 +14,7 @@ import requests
 
 from tests.conftest import Proxy, StartProxy, corpus
 from tests.e2e.calls import post
+from tests.hearing import Answering, Upstream, serving
 from tests.replayer import INFO, replaying
 
 pytestmark = pytest.mark.one_way
@@ -37,7 +38,7 @@ def worked(proxy: Proxy) -> float:
 
 
 @contextmanager
-def hitting(proxy: Proxy, body: object) -> Iterator[list[float]]:
+def hitting(proxy: Proxy, body: object, path: str = "/generate") -> Iterator[list[float]]:
     """Another client, whose answer is stored: the seconds for which the proxy has worked while each
     of its hits was waited for. A busy machine makes the wait longer, and not the work."""
     over, seconds = Event(), [0.0]
@@ -46,7 +47,7 @@ def hitting(proxy: Proxy, body: object) -> Iterator[list[float]]:
         with requests.Session() as session:
             while not over.wait(0.01):
                 began = worked(proxy)
-                answer = session.post(f"{proxy.url}/generate", json=body, timeout=60)
+                answer = session.post(f"{proxy.url}{path}", json=body, timeout=60)
                 seconds.append(worked(proxy) - began)
                 assert answer.headers["X-Cache"] == "HIT"
 
@@ -75,6 +76,58 @@ def test_large_bodies(start_proxy: StartProxy) -> None:
             assert upstream.received.pop() == body, name
             assert "detail=too-large" in answer.headers["Cache-Status"], name
             assert max(seconds) < 0.5, name
+
+
+class Embedder(Upstream):
+    """An upstream whose vectors are made of the ids that they are for."""
+
+    def __init__(self) -> None:
+        super().__init__(_Embedding)
+        self.sizes: list[int] = []
+        """How many inputs each call had."""
+
+
+class _Embedding(Answering):
+    server: Embedder
+
+    def do_GET(self) -> None:
+        found = {"/model_info": {"model_path": "m"}, "/server_info": {"version": "0.5.23"}}
+        self.reply(200 if self.path in found else 404, found.get(self.path, {}))
+
+    def do_POST(self) -> None:
+        given = json.loads(self.body())["input"]
+        if given != ".":
+            self.server.sizes.append(len(given))
+        self.reply(200, vectors_of([[0]] if given == "." else given))
+
+
+def vectors_of(lists: list[list[int]]) -> dict[str, object]:
+    """Its answer to lists of ids."""
+    rows = [
+        {"embedding": [ids[0] / 8, 0.5], "index": k, "object": "embedding"}
+        for k, ids in enumerate(lists)
+    ]
+    count = sum(map(len, lists))
+    usage = {"prompt_tokens": count, "total_tokens": count, "completion_tokens": 0}
+    return {"data": rows, "model": "m", "object": "list", "usage": usage}
+
+
+def test_long_lists(start_proxy: StartProxy) -> None:
+    """Hits of others do not wait while a list of 100,000 inputs is answered, new or stored; what is
+    short of it is asked for in portions, and all of it is the answer that upstream would give."""
+    lists, small = [[k] for k in range(100_000)], {"model": "m", "input": [[7]]}
+    with serving(Embedder()) as upstream:
+        proxy = start_proxy(upstream.url, "--poll-seconds", "3600")
+        assert post(proxy, "/v1/embeddings", small).headers["X-Cache"] == "MISS"
+        proxy.stats()
+        for outcome in ("PARTIAL", "HIT"):
+            with hitting(proxy, small, "/v1/embeddings") as seconds:
+                answer = post(proxy, "/v1/embeddings", {**small, "input": lists}, timeout=600)
+            assert (answer.status_code, answer.headers["X-Cache"]) == (200, outcome)
+            assert answer.json() == vectors_of(lists)
+            assert max(seconds) < 0.5, outcome
+            proxy.stats()
+        assert max(upstream.sizes) <= 1024 and sum(upstream.sizes) == len(lists)
 
 
 ROW = {"token": " word", "logprob": -0.123456789, "bytes": [32, 119], "top_logprobs": []}

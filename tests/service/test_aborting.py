@@ -3,10 +3,15 @@ gives."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 from sglang_cached_addon.core.policy import Reason
-from tests.service.stage import Stage, staged
+from tests.dialects.test_messages_answer import GOOD
+from tests.dialects.test_messages_stream import named, said, text
+from tests.service.stage import Got, Stage, staged, until
 from tests.tables import each
-from tests.upstream.scripted import settled
+from tests.upstream.scripted import Asked, settled
 
 
 @staged()
@@ -77,3 +82,96 @@ async def test_abort_all_that_is_overtaken(
     assert (b"abort" in got.body) == is_agreed
     assert not is_agreed or b"a 1" in got.body  # what there was by then
     assert stage.is_quiet
+
+
+CALL = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]}
+
+
+def messages(stage: Stage, form: dict[str, bool]) -> asyncio.Task[Got]:
+    return stage.ask("/v1/messages", {**CALL, **form})
+
+
+def say(asked: Asked, *, is_stream: bool) -> None:
+    """Upstream's answer to such a call."""
+    if not is_stream:
+        asked.answer(200, GOOD)
+        return
+    asked.begin()
+    for event in said(text(0, "a", "b")):
+        asked.send(named(event))
+    asked.end()
+
+
+FORMS = each("form", [{}, {"stream": True}], ids=["json", "stream"])
+
+
+@FORMS
+@each(
+    ("begins", "ends", "is_stored"),
+    [
+        ("never", "never", True), ("before", "before", True), ("before", "meanwhile", False),
+        ("before", "later", False), ("meanwhile", "meanwhile", False),
+        ("meanwhile", "later", False), ("later", "later", True),
+    ],
+)  # fmt: skip
+@staged()
+async def test_answers_that_do_not_tell(
+    stage: Stage, begins: str, ends: str, is_stored: bool, form: dict[str, bool]
+) -> None:
+    """An answer of an API that shows no aborts is stored only if no request that may end calls was
+    on its way to upstream while it was generated; its client gets it anyhow, and so does one who
+    waits, who asks for himself."""
+    over: list[Callable[[], None]] = []
+
+    def pass_by(moment: str) -> None:
+        if moment == begins:
+            over.append(stage.service.aborts.passing())
+        if moment == ends != "never":
+            over.pop()()
+
+    pass_by("before")
+    task = messages(stage, form)
+    asked = await stage.asked()
+    pass_by("meanwhile")
+    say(asked, is_stream=bool(form))
+    got = await task
+    assert got.brief == ("miss 200" if is_stored else "miss 200 abort")
+    pass_by("later")
+    await stage.settled()
+    assert stage.stored == is_stored
+    if is_stored:
+        assert (await messages(stage, {})).kind == (await messages(stage, {"stream": True})).kind
+
+
+@staged()
+async def test_aborts_that_tell(stage: Stage) -> None:
+    """An answer that says how it ended is stored, whatever passes."""
+    task, asked = await stage.lead("a")
+    stage.service.aborts.passing()()
+    stage.generated(asked)
+    assert (await task).brief == "miss 200"
+    await stage.settled()
+    assert stage.stored == 1
+
+
+@staged()
+async def test_abort_of_a_stream_that_has_begun(stage: Stage) -> None:
+    """A stream of messages that is aborted for one of its clients does not begin again: what comes
+    is its end."""
+    mine, theirs = (messages(stage, {"stream": True}) for _ in range(2))
+    asked = await stage.asked()
+    await stage.waiting(1)
+    events = [named(event) for event in said(text(0, "a"))]
+    asked.begin()
+    for event in events[:3]:
+        asked.send(event)
+    await until(lambda: len(stage.seen) == 6)
+    stage.service.aborts.aborting(None)(True)
+    for got in (await mine, await theirs):
+        assert got.brief.endswith("200 abort")
+        assert got.pieces[:3] == events[:3]
+        assert [piece.split(b"\n")[0] for piece in got.pieces[3:]] == [
+            b"event: message_delta",
+            b"event: message_stop",
+        ]
+    asked.cut()

@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from sglang_cached_addon.service.gathering import Gathering
+from tests.dialects import test_messages_stream as messages
+from tests.dialects.test_messages_answer import GOOD
 from tests.service.stage import GENERATE, Got, Stage, standing
 from tests.upstream.scripted import run, settled
 
@@ -64,5 +66,35 @@ def test_without_a_window() -> None:
             await settled()
             stage.generated(asked)
             assert await sent(stage, [first, *tasks]) == [5]
+
+    run(test)
+
+
+def test_an_api_without_n() -> None:
+    """Calls of a run at an API that has no `n` each go upstream, all at once, and each has a sample
+    of its own."""
+
+    async def test() -> None:
+        for form in ({}, {"stream": True}):
+            async with standing(gathering=Gathering(0.02)) as stage:
+                tasks = [
+                    stage.ask("/v1/messages", {**messages.ASKED, **form}, x_cache_run="a")
+                    for _ in range(3)
+                ]
+                all_asked = [await stage.asked() for _ in tasks]
+                for k, asked in enumerate(all_asked):
+                    assert asked.json == {**messages.ASKED, **form}
+                    if not form:
+                        asked.answer(200, {**GOOD, "id": f"msg_{k}"})
+                        continue
+                    asked.begin()
+                    for event in messages.said(messages.text(0, f"{k}")):
+                        asked.send(messages.named(event))
+                    asked.end()
+                assert len({(await task).body for task in tasks}) == 3
+                await stage.settled()
+                again = [stage.ask("/v1/messages", messages.ASKED, x_cache_run="b") for _ in tasks]
+                assert len({(await task).body for task in again}) == 3
+                assert stage.is_quiet
 
     run(test)

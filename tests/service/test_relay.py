@@ -17,7 +17,7 @@ from sglang_cached_addon.core.cache import Addition, Sample
 from sglang_cached_addon.core.call import Part
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions, generate
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from sglang_cached_addon.service.relay import Event, Relay, View
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.wire import sse
@@ -34,7 +34,10 @@ class ToppedUp:
     """A call that is topped up: `stored` holds streams of one choice each, by prompt."""
 
     def __init__(
-        self, dialect: Dialect, body: dict[str, Any], stored: dict[str, list[Events]] | None = None
+        self,
+        dialect: Generating,
+        body: dict[str, Any],
+        stored: dict[str, list[Events]] | None = None,
     ) -> None:
         self.dialect = dialect
         self.call = dialect.read(body)
@@ -96,7 +99,7 @@ def without(events: Events, index: int) -> Events:
     return [e for e in events if not e["choices"] or e["choices"][0]["index"] != index]
 
 
-PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
+PASSING: dict[str, tuple[Generating, dict[str, Any], list[Any]]] = {
     "chat": (chat.DIALECT, {**CHAT, "n": 2}, NEW),
     "completions": (completions.DIALECT, texts.BATCH, [*texts.mixed(texts.FOUR, 1), texts.END]),
     "generate": (generate.DIALECT, natives.BATCH, natives.mixed(natives.FOUR, 1)),
@@ -106,7 +109,7 @@ PASSING: dict[str, tuple[Dialect, dict[str, Any], list[Any]]] = {
 
 
 @each(("dialect", "body", "events"), PASSING.values(), ids=PASSING)
-def test_nothing_stored(dialect: Dialect, body: dict[str, Any], events: list[Any]) -> None:
+def test_nothing_stored(dialect: Generating, body: dict[str, Any], events: list[Any]) -> None:
     """A client whose answer is upstream's alone gets upstream's bytes, however these were cut."""
     data = b": ping\n\n" + b"".join(worded(event) for event in events) + sse.DONE + b"data: be"
     case = ToppedUp(dialect, body)
@@ -429,7 +432,7 @@ def test_usage_is_shown_to_who_wants_it(options: Any, wants: bool, rid: str | No
     ],
 )
 def test_client_rids(
-    dialect: Dialect, body: dict[str, Any], events: list[Any], ids: list[str]
+    dialect: Generating, body: dict[str, Any], events: list[Any], ids: list[str]
 ) -> None:
     """A client finds its own ids in each event."""
     case = ToppedUp(dialect, {**body, "rid": "mine", "stream_options": {"include_usage": True}})

@@ -12,6 +12,7 @@ import pytest
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service import stream_fetching
 from sglang_cached_addon.wire import sse
+from tests.dialects import test_messages_stream as messages
 from tests.service.stage import (
     COMPLETIONS,
     DONE,
@@ -123,3 +124,44 @@ async def test_an_event_that_is_too_long(stage: Stage, monkeypatch: pytest.Monke
     assert got.is_cut
     assert got.reason is Reason.CUT
     assert not any(b"xxx" in piece for piece in got.pieces)
+
+
+@each("ending", ["in order", "cut", "no end"])
+@staged()
+async def test_messages_whose_connection_breaks(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """A stream that does not tell an abort is stored only if its connection has ended in order, be
+    it that the stream itself is whole; its client has all of it."""
+    monkeypatch.setattr(stream_fetching, "GRACE_SECONDS", 0.1)
+    task = stage.ask("/v1/messages", messages.STREAM)
+    asked = await stage.asked()
+    events = [messages.named(event) for event in messages.said(messages.text(0, "a", "b"))]
+    asked.begin()
+    for event in events:
+        asked.send(event)
+    if ending != "no end":
+        await until(lambda: len(stage.seen) == len(events))
+        asked.end() if ending == "in order" else asked.cut()
+    got = await task
+    assert got.pieces == events
+    await until(lambda: not len(stage.service.flights))
+    assert stage.stored == (ending == "in order")
+    assert got.brief == ("miss 200" if ending == "in order" else "miss 200 cut")
+    if ending == "no end":
+        asked.cut()
+
+
+@staged()
+async def test_an_event_of_no_name_it_knows(stage: Stage) -> None:
+    """A stream with an event whose name its API does not have is passed on, and not stored."""
+    task = stage.ask("/v1/messages", messages.STREAM)
+    asked = await stage.asked()
+    asked.begin()
+    events = [messages.named(event) for event in messages.said(messages.text(0, "a"))]
+    events.insert(2, b'event: surprise\ndata: {"type":"surprise"}\n\n')
+    for event in events:
+        asked.send(event)
+    asked.end()
+    got = await task
+    assert (got.brief, got.pieces) == ("miss 200 unreadable-answer", events)

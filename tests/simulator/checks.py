@@ -60,6 +60,7 @@ SCHEMA: dict[str, Callable[[Json], None]] = {
     "/generate": _generate,
     "/v1/completions": partial(_openai, needed="prompt"),
     "/v1/chat/completions": partial(_openai, needed="messages"),
+    "/v1/messages": partial(_openai, needed="messages"),
 }
 """For each route the check that its body fits, which raises Refusal."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import orjson
 from tornado.web import RequestHandler
 from tornado.websocket import WebSocketHandler
 
+from sglang_cached_addon.dialects import installed
+from sglang_cached_addon.dialects.listing import Listing
 from sglang_cached_addon.simulator import handler as small
 from sglang_cached_addon.simulator import sampling
 from sglang_cached_addon.simulator.jobs import Left
@@ -17,6 +20,8 @@ from tests.simulator import checks
 from tests.simulator.engine import Engine
 from tests.simulator.jobs import Job
 from tests.simulator.profile import INFO_ROUTES, Fault, Received
+
+MESSAGES = "/v1/messages"
 
 
 class Recorder(RequestHandler):
@@ -93,6 +98,11 @@ class Handler(Recorder, small.Handler):
 
     async def emit(self, data: bytes) -> None:
         self.engine.events += 1  # before the client can look
+        if self.request.path == MESSAGES:  # its events have names
+            event = {"type": "message_stop"} if data == b"[DONE]" else orjson.loads(data)
+            event = {"type": "error", **event}
+            self.write(b"event: %b\n" % event["type"].encode())
+            data = orjson.dumps(event)
         await super().emit(data)
 
     async def send(self, body: bytes) -> None:
@@ -136,8 +146,22 @@ class Echo(WebSocketHandler, Recorder):
 def is_probe(body: bytes) -> bool:
     """Whether a body asks for as little as can be."""
     with contextlib.suppress(ValueError):
-        return sampling.is_probe(orjson.loads(body))
+        asked = orjson.loads(body)
+        return sampling.is_probe(asked) or (
+            isinstance(asked, dict) and _but_model(asked) in _probes()
+        )
     return False
+
+
+def _but_model(body: Json) -> Json:
+    return {name: value for name, value in body.items() if name != "model"}
+
+
+@functools.cache
+def _probes() -> list[Json]:
+    """The smallest calls of the APIs that generate nothing."""
+    listings = {dialect for dialect in installed().values() if isinstance(dialect, Listing)}
+    return [body for dialect in listings for body in dialect.probes("")]
 
 
 def _wake(rest: asyncio.Future[None]) -> None:

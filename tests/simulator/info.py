@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from sglang_cached_addon.simulator import info as small
 from sglang_cached_addon.simulator.profile import CONTEXT_LENGTH
-from sglang_cached_addon.simulator.words import token_ids, word
-from tests.simulator.checks import missing
 from tests.simulator.handler import Handler
-
-
-async def tokenize(handler: Handler) -> None:
-    body = handler.document()
-    if not isinstance(body.get("prompt"), str):
-        raise missing("prompt")
-    ids = token_ids(body["prompt"])
-    handler.reply({"tokens": ids, "count": len(ids), "max_model_len": CONTEXT_LENGTH})
-
-
-async def detokenize(handler: Handler) -> None:
-    handler.reply({"text": ["".join(map(word, ids)) for ids in handler.document()["tokens"]]})
 
 
 async def models(handler: Handler) -> None:

@@ -15,17 +15,17 @@ from typing import Any
 
 from sglang_cached_addon.simulator import server as small
 from sglang_cached_addon.simulator.handler import Routes
-from tests.simulator import control, faults, info
+from tests.simulator import control, faults, info, lists, messages
 from tests.simulator.engine import DEFAULT_PROFILE, Engine
 from tests.simulator.handler import Echo, Handler
 from tests.simulator.profile import Profile
 
 _ROUTES: Routes = {
     **small.ROUTES,
-    **{path: (small.ROUTES[path][0], faults.sample) for path in faults.APIS},
+    **{path: (small.ROUTES.get(path, (("POST",),))[0], faults.sample) for path in faults.APIS},
     **control.ROUTES,
-    "/tokenize": (("POST",), info.tokenize),
-    "/detokenize": (("POST",), info.detokenize),
+    **lists.ROUTES,
+    **messages.ROUTES,
     "/v1/models": (("GET",), info.models),
     **dict.fromkeys(("/model_info", "/get_model_info"), (("GET",), info.model_info)),
     **dict.fromkeys(("/server_info", "/get_server_info"), (("GET",), info.server_info)),

@@ -13,7 +13,7 @@ from sglang_cached_addon.core.call import Generation, Part
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Generating
 from sglang_cached_addon.dialects.openai.recording import CHOICE, refuse_unknown
 from sglang_cached_addon.wire import sse
 from tests.dialects import test_chat_stream as chats
@@ -152,7 +152,7 @@ WORDS = [" sea", "a", "b", '\u00e9\n"', "m", "id0", "content", "text", "index", 
 """Texts, of which some are elsewhere in a chunk, too, as a name or a value."""
 
 
-def spoken(dialect: Dialect, words: Sequence[str]) -> list[dict[str, Any]]:
+def spoken(dialect: Generating, words: Sequence[str]) -> list[dict[str, Any]]:
     """A stream of these texts."""
     if dialect is completions.DIALECT:
         return [*stream(words), usage(3, len(words))]
@@ -161,7 +161,7 @@ def spoken(dialect: Dialect, words: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def recorded(
-    dialect: Dialect, events: Sequence[bytes], *, n: int = 1, is_quick: bool = True
+    dialect: Generating, events: Sequence[bytes], *, n: int = 1, is_quick: bool = True
 ) -> tuple[list[Any], Any, int]:
     """What each event is, what all come to, and how many were not parsed."""
     call = dialect.read({**(chats.ONE if dialect is chat.DIALECT else ONE), "n": n})
@@ -188,7 +188,7 @@ OPENAI = (chat.DIALECT, completions.DIALECT)
 
 
 @each(("dialect", "n", "quick"), [(d, n, q) for d in OPENAI for n, q in ((1, 3), (2, 0))])
-def test_texts(dialect: Dialect, n: int, quick: int) -> None:
+def test_texts(dialect: Generating, n: int, quick: int) -> None:
     """A chunk that differs from the one before in its text alone is not parsed, unless it may be of
     another choice."""
     words = ["a", " sea", "\u00e9", "\n", "", "b"]
@@ -223,7 +223,7 @@ def spoiled(event: dict[str, Any], rng: random.Random) -> bytes:
 
 @each("seed", range(8))
 @each("dialect", OPENAI)
-def test_what_is_not_parsed(dialect: Dialect, seed: int) -> None:
+def test_what_is_not_parsed(dialect: Generating, seed: int) -> None:
     """Whatever comes, a stream is recorded as if each chunk had been parsed."""
     rng = random.Random(seed)
     quick = 0
