@@ -15,7 +15,7 @@ from sglang_cached_addon.core.call import Recorded, Script
 from sglang_cached_addon.dialects import judging, messages_answer
 from sglang_cached_addon.dialects.base import Json
 from sglang_cached_addon.dialects.messages_answer import TEXTS
-from sglang_cached_addon.dialects.messages_stream import DELTAS
+from sglang_cached_addon.dialects.messages_block import DELTAS
 from sglang_cached_addon.wire import sse
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from sglang_cached_addon.core.call import Part, Split
 from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
 from sglang_cached_addon.dialects.base import Json
+from sglang_cached_addon.dialects.frame import Frame
 from sglang_cached_addon.dialects.messages_answer import TEXTS, begins, begun, ends, is_same, split
+from sglang_cached_addon.dialects.messages_block import Block
 
 EVENTS = (
     b"message_start",
@@ -35,9 +35,6 @@ EVENTS = (
 )
 """The names of events; the data of each has its name as `type`."""
 
-DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
-"""By type of block, the type of its deltas, and their member."""
-
 _MEMBERS = {
     "message_start": {"type", "message"},
     "content_block_start": {"type", "index", "content_block"},
@@ -47,59 +44,17 @@ _MEMBERS = {
 """By name of event, its members, where others would be lost."""
 
 
-class _Block:
-    """One block as it comes."""
-
-    def __init__(self, first: Json) -> None:
-        self.kind: str = first["type"]
-        self.first = first
-        self.steps: list[Any] = []
-        self.is_open = True
-        self._texts: list[str] = []
-        self._signature: str | None = None
-
-    def add(self, delta: Any) -> None:
-        """Takes a delta. Raises `Refused`."""
-        kind = delta.get("type") if isinstance(delta, dict) else None
-        if not self.is_open or not isinstance(delta, dict) or len(delta) != 2:
-            raise Refused(Reason.UNREADABLE)
-        if (self.kind, kind) == ("thinking", "signature_delta") and self._signature is None:
-            self._signature = _text(delta, "signature")
-            self.steps.append(None)
-        elif (self.kind, kind) == ("tool_use", "input_json_delta"):
-            self.steps.append(self._say(_text(delta, "partial_json")))
-        elif self.kind in DELTAS and kind == DELTAS[self.kind][0]:
-            self.steps.append(len(self._say(_text(delta, DELTAS[self.kind][1]))))
-        else:
-            raise Refused(Reason.UNREADABLE)
-
-    def _say(self, text: str) -> str:
-        self._texts.append(text)
-        return text
-
-    def whole(self) -> Json:
-        """The block as JSON has it. Raises `Refused`."""
-        said = "".join(self._texts)
-        if self.is_open:
-            raise Refused(Reason.UNFINISHED)
-        if self.kind in TEXTS:
-            name = TEXTS[self.kind]
-            block = {**self.first, name: _text(self.first, name) + said}
-            return block if self._signature is None else {**block, "signature": self._signature}
-        if self.kind != "tool_use" or not said:
-            return self.first
-        return {**self.first, "input": _input(said)}
-
-
 class Recorder:
     """Makes a sample of a stream, as `base.Recorder`."""
 
     def __init__(self, server: Server) -> None:
         self._is_sglang = server.engine == SGLANG
         self._message: Json = {}
-        self._blocks: list[_Block] = []
+        self._blocks: list[Block] = []
         self._end: Json = {}
         self._is_error = False
+        self._frame: Frame | None = None
+        """The frame of the event before, if it was a text."""
         self._takes: dict[str, Callable[[Json], None]] = {
             "message_start": self._take_start,
             "content_block_start": self._take_block,
@@ -109,9 +64,13 @@ class Recorder:
         }
 
     def repeats(self, said: bytes) -> bool:
-        return False
+        text = self._frame.text(said) if self._frame else ""
+        if text:
+            self._blocks[-1].say(text)
+        return bool(text)
 
     def add(self, event: Any, said: bytes = b"") -> tuple[Part, int]:
+        self._frame = None
         kind = event.get("type") if isinstance(event, dict) else None
         if kind == "message_stop":
             return Part.END, 0
@@ -126,6 +85,8 @@ class Recorder:
         if is_first == bool(self._message) or event.keys() != _MEMBERS.get(kind, event.keys()):
             raise Refused(Reason.UNREADABLE)
         self._takes[kind](event)
+        if said and kind == "content_block_delta":
+            self._frame = self._blocks[-1].frame(said, len(self._blocks) - 1)
         return Part.DELTA, 0
 
     def _take_start(self, event: Json) -> None:
@@ -140,9 +101,9 @@ class Recorder:
             raise Refused(Reason.UNREADABLE)
         if event.get("index") != len(self._blocks) or any(block.is_open for block in self._blocks):
             raise Refused(Reason.UNREADABLE)
-        self._blocks.append(_Block(first))
+        self._blocks.append(Block(first))
 
-    def _block_of(self, event: Json) -> _Block:
+    def _block_of(self, event: Json) -> Block:
         """The block that an event is about: the last one."""
         if not self._blocks or event.get("index") != len(self._blocks) - 1:
             raise Refused(Reason.UNREADABLE)
@@ -213,21 +174,3 @@ def _as_sglang(blocks: list[Json]) -> list[Json]:
 
 def _calls_tools(content: list[Json]) -> bool:
     return any(block["type"] == "tool_use" for block in content)
-
-
-def _input(said: str) -> Json:
-    """The input of a tool. Raises `Refused` for what JSON could not have."""
-    try:
-        given = orjson.loads(said)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        raise Refused(Reason.UNREADABLE)
-    return given
-
-
-def _text(holder: Json, name: str) -> str:
-    text = holder.get(name)
-    if type(text) is not str:
-        raise Refused(Reason.UNREADABLE)
-    return text

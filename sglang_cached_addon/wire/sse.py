@@ -18,6 +18,8 @@ DONE_DATA = b"[DONE]"
 # Lines of SGLang's streams end with LF; CR LF is read too. Nobody ends them with CR alone.
 _END = re.compile(rb"\n\r?\n")
 _LINE = re.compile(rb"\r?\n")
+_NAMED = re.compile(rb"event: ([a-z_]+)\ndata: ([^\r\n]*)\n\n")
+"""An event with a name and one line of data, as servers write them."""
 _SILENT = (b"", b"id", b"retry")
 
 MAX_EVENT = 64 << 20
@@ -84,6 +86,8 @@ def data(event: bytes, names: Collection[bytes] = ()) -> bytes | None:
     that is none of these."""
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
         return event[6:-2]
+    if names and (plain := _NAMED.fullmatch(event)) and plain[1] in names:
+        return plain[2]
     said = []
     for name, value in _fields(event):
         if name == b"data":

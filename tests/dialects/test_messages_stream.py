@@ -260,6 +260,31 @@ def test_parts() -> None:
         assert not recorder.repeats(orjson.dumps(event))
 
 
+@each("kind", ["text", "thinking", "tool"])
+def test_texts_are_not_parsed(kind: str) -> None:
+    """A delta of text or thinking behind another one is taken as it is, and comes to the same as
+    one that is parsed; what looks like it, and is another, is not taken so."""
+    make = {"text": text, "thinking": thinking, "tool": tool}[kind]
+    events = said(make(0, '"a', '": ', "[]", "", " "), reason="tool_use")
+    events[2:3] = make(0, '{"a')[1:2]
+    events[-4:-3] = make(0, "}")[1:2]
+    call = MESSAGES.read(STREAM)
+    recorder = MESSAGES.record(call, MESSAGES.trim(call, [1], minter()))
+    quick = []
+    for event in events:
+        raw = orjson.dumps(event)
+        for odd in (b" " + raw, raw.replace(b'"index":0', b'"index":1'), raw[:-2] + b',"x":1}}'):
+            assert not recorder.repeats(odd)
+        if recorder.repeats(raw):
+            quick.append(event)
+        else:
+            recorder.add(event, raw)
+    wanted = record(events)
+    (sample,) = recorder.split().generations
+    assert sample == wanted
+    assert len(quick) == (0 if kind == "tool" else 3)
+
+
 @each("seed", range(8))
 def test_whatever_comes(seed: int) -> None:
     """Whatever upstream sends is recorded or refused, and what is recorded can be told again."""

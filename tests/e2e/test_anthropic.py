@@ -16,7 +16,7 @@ from tests.tables import each
 
 IS_REAL = "SGLANG_URL" in os.environ
 MODEL = "default"
-ANSWERS = 120
+ANSWERS = 60
 
 Json = dict[str, Any]
 
@@ -78,11 +78,14 @@ def counted(client: Any, **body: Any) -> Any:
     return client.messages.count_tokens(model=MODEL, **body)
 
 
+# A tiny model may not come to the end of a tool's input, and a stream that is cut off in it is not
+# stored.
+TOOLS: Json = {"tools": [WEATHER], "tool_choice": {"type": "auto" if IS_REAL else "any"}}
 FORMS: dict[str, Json] = {
     "plain": {},
     "a system": {"system": "Be brief.", "temperature": 0.5, "stop_sequences": ["###"]},
     "blocks": {"system": [{"type": "text", "text": "Be brief.", **CACHED}]},
-    "tools": {"tools": [WEATHER], "tool_choice": {"type": "any"}, "max_tokens": 800},
+    "tools": TOOLS,
     **({} if IS_REAL else {"thinking": {"thinking": {"type": "enabled", "budget_tokens": 1024}}}),
 }
 

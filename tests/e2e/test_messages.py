@@ -4,7 +4,9 @@ show."""
 from __future__ import annotations
 
 import json
+import random
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -212,6 +214,45 @@ def test_aborts(
         assert "detail=abort" in answer.headers["Cache-Status"]
     proxy.stats()
     assert [kind(ask(proxy, PATH, body)) for _ in range(2)] == ["MISS", "HIT"]
+
+
+@pytest.mark.one_way
+def test_aborts_at_random(simulator: Simulator, proxy: Proxy) -> None:
+    """Whatever is aborted amid whatever else, what is stored is whole."""
+    dice = random.Random(1)
+    bodies = [{**CALL, "temperature": 0, "max_tokens": 20, "system": f"{k}"} for k in range(12)]
+
+    def call(number: int) -> None:
+        form = {"stream": True} if number % 2 else {}
+        requests.post(proxy.url + BETA, json={**bodies[number % 12], **form}, timeout=60)
+
+    def is_over(calls: list[Future[None]]) -> bool:
+        simulator.release()
+        return all(each.done() for each in calls)
+
+    with ThreadPoolExecutor(8) as clients:
+        for path, asked in ABORTS * 2:
+            simulator.faults += dice.choices([Fault.PAUSE, Fault.HOLD], k=10)
+            calls = [clients.submit(call, number) for number in range(12)]
+            until(lambda: len(simulator.jobs) >= 4)  # those that nothing was stored for
+            assert post(proxy, path, asked).status_code == 200
+            requests.post(f"{simulator.url}/continue_generation", json={}, timeout=30)
+            simulator.faults.clear()
+            until(partial(is_over, calls))
+            proxy.stats()
+            for body in bodies:
+                known = post(proxy, PATH, body, headers={"Cache-Control": "only-if-cached"})
+                if known.status_code == 200:
+                    whole = requests.post(simulator.url + PATH, json=body, timeout=60).json()
+                    assert known.json()["content"] == whole["content"]
+            post(proxy, "/cache/clear", None)
+    assert proxy.stats()["not_stored"]["abort"] > 0
+
+
+ABORTS: list[tuple[str, dict[str, Any]]] = [
+    ("/abort_request", {"abort_all": True}), ("/abort_request", {"rid": ""}),
+    ("/pause_generation", {}),
+]  # fmt: skip
 
 
 @pytest.mark.shared

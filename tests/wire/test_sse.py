@@ -115,6 +115,21 @@ DATA = {
 def test_data(event: bytes, said: bytes | None) -> None:
     """The data of an event is read as the format has it."""
     assert sse.data(event) == said
+    assert sse.data(event, (b"ping",)) == said
+
+
+@each(
+    ("event", "said"),
+    [
+        (b"event: ping\ndata: 1\n\n", b"1"), (b"event:ping\r\ndata:1\r\n\r\n", b"1"),
+        (b"data: 1\nevent: stop\n\n", b"1"), (b"event: ping\ndata: 1\ndata: 2\n\n", b"1\n2"),
+        (b"event: other\ndata: 1\n\n", None), (b"event: pin\ndata: 1\n\n", None),
+        (b"event: ping\n\n", None), (b"data: 1\n\n", b"1"), (b": ping\n\n", None),
+    ],
+)  # fmt: skip
+def test_data_of_named_events(event: bytes, said: bytes | None) -> None:
+    """The data of an event is read if its name is known."""
+    assert sse.data(event, (b"ping", b"stop")) == said
 
 
 @each(

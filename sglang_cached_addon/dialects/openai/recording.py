@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import orjson
 
@@ -17,6 +17,7 @@ from sglang_cached_addon.core.call import Part, Split, with_deltas
 from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
+from sglang_cached_addon.dialects.frame import Frame
 from sglang_cached_addon.dialects.openai import choices as answers
 
 CHOICE = ("index", "logprobs", "finish_reason", "matched_stop")
@@ -64,25 +65,6 @@ def refuse_unknown(choice: dict[str, Any], known: Set[str], *, is_end: bool) -> 
     for name, value in choice.items():
         if name not in known and value is not None and (not is_end or type(value) in (list, dict)):
             raise Refused(Reason.UNREADABLE)
-
-
-class Frame(NamedTuple):
-    """The data of a chunk before and behind its text. What has them, too, and just a string
-    between them, is the same chunk with another text."""
-
-    before: bytes
-    behind: bytes
-
-    def text(self, said: bytes) -> str:
-        """The text of such a chunk; empty where it is empty, or another chunk."""
-        before, behind = self
-        if not (said.startswith(before) and said.endswith(behind)):
-            return ""
-        try:
-            text = orjson.loads(said[len(before) : -len(behind)])
-        except ValueError:
-            return ""
-        return text if type(text) is str else ""
 
 
 class Recorder:
