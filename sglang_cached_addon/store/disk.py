@@ -53,6 +53,7 @@ class DiskStore(OpenStore):
             Follower(folder) if is_follower else Journal(folder, fsync)
         )
         self.memory = MemoryStore(limits.memory, evicted=self.journal.touch)
+        self._follows = is_follower
         self._shrinking = Shrinking(self.memory, self.journal, limits)
         self._removals = 0
         """Rises when samples are removed that are not in memory."""
@@ -85,7 +86,11 @@ class DiskStore(OpenStore):
         return self.memory.generation + self._removals
 
     def _heed_resets(self) -> None:
-        """Where the journal was cut or replaced, what was read of it may be no more."""
+        """Where the journal was cut or replaced, what was read of it may be no more; nor, where it
+        is another process's, what that has added to or removed."""
+        if self._follows:
+            for key in self.journal.news():
+                self.memory.remove(key)
         if self.journal.resets != self._resets:
             self._resets = self.journal.resets
             self.memory.clear()
@@ -140,8 +145,7 @@ class DiskStore(OpenStore):
         return self.index.find(raw)
 
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
-        for key in self.journal.news():  # the pool has grown behind our back
-            self.memory.remove(key)
+        self._heed_resets()
         far = [key for key in needs if key not in self.memory and key in self.index]
         return self._bring(far) if far else None
 

@@ -36,6 +36,9 @@ from sglang_cached_addon.store.redis.protocol import DELETED, REPLACED, Result
 from sglang_cached_addon.store.redis.runs import SharedRuns
 from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
+PATIENCE_SECONDS = 5.0
+"""How long who deletes waits for a server that does not answer."""
+
 
 class SharedStore:
     """Pools at hand, and those of a server behind them: an `OpenStore`. Belongs to an event loop,
@@ -193,7 +196,7 @@ class SharedStore:
     async def _deleted(self, local: Future[None], is_there: asyncio.Future[Result]) -> None:
         await asyncio.wrap_future(local)
         with suppress(TimeoutError):
-            async with asyncio.timeout(SECONDS if self.is_up else 0):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 result = await is_there
                 if not isinstance(result, Exception):
                     return
