@@ -1,7 +1,7 @@
 """Chats, as data sets for training have them: the messages that were sent, and a sample's answer.
 
 Pure. A prompt that is no chat is the message of a user. What has no text of its own, as a prompt of
-token ids, is no chat.
+token ids, is no chat, and neither is what nothing was generated for, as a vector.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.catalog.entry import Entry
+from sglang_cached_addon.dialects.base import generates
 
 _OF_CALL = ("tools", "parallel_tool_calls")
 _OF_ANSWER = ("content", "refusal", "tool_calls", "function_call")
@@ -20,7 +21,10 @@ _OF_TOOL_CALL = ("id", "type", "function")
 
 
 def chats(entry: Entry) -> Iterator[dict[str, Any]]:
-    """A chat for each sample of an entry; none where it has no text."""
+    """A chat for each sample of an entry; none where it has no text, or is of an API that generates
+    nothing."""
+    if entry.dialect and not generates(entry.dialect):
+        return
     call = entry.call or {}
     messages = call.get("messages")
     prompt = call.get("text", call.get("prompt"))
@@ -42,7 +46,10 @@ def chats(entry: Entry) -> Iterator[dict[str, Any]]:
 
 
 def _message(answer: Any) -> dict[str, Any] | None:
-    """What an assistant has said, as OpenAI's chats have it; None where it is no such answer."""
+    """What an assistant has said, as OpenAI's chats or Anthropic's messages have it; None where it
+    is no such answer."""
+    if isinstance(answer, dict) and answer.get("type") == "message" and "content" in answer:
+        return {"content": answer["content"]}
     try:
         message = answer["choices"][0]["message"]
         found = {name: message[name] for name in _OF_ANSWER if message.get(name) is not None}

@@ -13,6 +13,11 @@ from typing import Any
 import orjson
 
 _PATHS = {
+    "documents": "/v1/rerank",
+    "label_token_ids": "/v1/score",
+    "state": "/v1/systemone",
+    "questions": "/v1/decisions",
+    "tokens": "/v1/detokenize",
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",
     "text": "/generate",
@@ -20,7 +25,8 @@ _PATHS = {
     "input_embeds": "/generate",
     "sampling_params": "/generate",
 }
-"""The path of a body that has this member."""
+"""The path of a body that has this member: that of the first of them. One that has an `input` may
+be for several."""
 
 
 @dataclass(frozen=True, slots=True)

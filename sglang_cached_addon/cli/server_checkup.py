@@ -18,10 +18,14 @@ from sglang_cached_addon.cli import server_diagnosis
 from sglang_cached_addon.cli.diagnosis import Finding
 from sglang_cached_addon.cli.server_diagnosis import Server
 from sglang_cached_addon.core.identity import Identity
+from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers
 from sglang_cached_addon.wire.tls import tls_context
+
+_OF_TOKENIZERS = ("sglang-tokenize", "sglang-detokenize", "anthropic-count-tokens")
+"""APIs that are answered whatever the model is."""
 
 PROBE_SECONDS = 10.0
 """How long a call may take."""
@@ -59,9 +63,7 @@ async def _probe(
     statuses: dict[str, int | None] = {}
     skew = None
     fields = (*headers, (b"Content-Type", b"application/json"))
-    for (method, path), dialect in dialects.installed().items():
-        if method != "POST":
-            continue
+    for path, dialect in _asked().items():
         body = orjson.dumps(dialect.probes(identity.model)[0])
         try:
             async with asyncio.timeout(PROBE_SECONDS):
@@ -72,6 +74,16 @@ async def _probe(
             statuses[path] = answer.status
             skew = _ahead(answer.headers) if skew is None else skew
     return statuses, skew
+
+
+def _asked() -> dict[str, Dialect]:
+    """A route of each API whose calls the model itself answers."""
+    found: dict[str, Dialect] = {}
+    for (method, path), dialect in dialects.installed().items():
+        is_new = method == "POST" and dialect not in found.values()
+        if is_new and dialect.name not in _OF_TOKENIZERS:
+            found[path] = dialect
+    return found
 
 
 def _ahead(fields: Headers) -> float | None:

@@ -79,13 +79,14 @@ def _version(identity: Identity) -> Finding:
 
 
 def _accepts(statuses: Mapping[str, int | None]) -> Finding:
-    told = ", ".join(f"{path} {status or 'no answer'}" for path, status in statuses.items())
+    in_order = sorted(statuses.items(), key=lambda each: each[1] != 200)  # what it can, first
+    told = ", ".join(f"{path} {status or 'no answer'}" for path, status in in_order)
     if 200 in statuses.values():
-        return Finding("accepts", State.OK, f"It generates: {told}.")
+        return Finding("accepts", State.OK, f"It answers: {told}.")
     if any(status in _REFUSALS for status in statuses.values()):
         text = f"It wants a key ({told}): answers are for clients whose key it accepts."
         return Finding("accepts", State.OK, text, "To look with one: --api-key.")
-    return Finding("accepts", State.FAIL, f"It generates nothing: {told}.", "See its log.")
+    return Finding("accepts", State.FAIL, f"It answers nothing: {told}.", "See its log.")
 
 
 def redis(name: str, failure: str, info: Mapping[str, Any] | None) -> Finding:

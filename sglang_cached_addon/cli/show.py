@@ -47,7 +47,7 @@ def _lines(entry: Value) -> Iterator[str]:
     for number, answer in enumerate(entry["answers"]):
         facts = [
             answer["finish_reason"],
-            f"{answer['tokens']} tokens",
+            f"{answer['tokens']} tokens" if answer["tokens"] or answer["finish_reason"] else None,
             f"{answer['seconds']:.2f} s",
             shown_time(answer["stored_at"]),
             f"in {', '.join(answer['runs'])}" if answer["runs"] else None,

@@ -91,6 +91,8 @@ class Nature:
     abort it came to upstream meanwhile, and where it has ended in good order."""
     event_names: Collection[bytes] = ()
     """The names that the events of its streams have."""
+    last_event: str = ""
+    """The type of the last event of its streams; empty where that is `[DONE]`."""
 
 
 USUAL = Nature()
@@ -195,6 +197,11 @@ class Portioned(Protocol):
 def portioned(dialect: Dialect) -> Portioned | None:
     """A dialect as such a one, if it is."""
     return cast(Portioned, dialect) if hasattr(dialect, "portions") else None
+
+
+def generates(dialect: Dialect) -> bool:
+    """Whether an API generates, as far as its dialect knows."""
+    return hasattr(dialect, "script")
 
 
 def generating(dialect: Dialect) -> Generating:

@@ -10,7 +10,8 @@ from typing import Any
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.dialects import base, counted, judging, listing
+from sglang_cached_addon.dialects import base, counted, judging, listing, listing_display
+from sglang_cached_addon.dialects.display import written
 
 TRANSPORT: base.TransportTable = {
     "rid": (str, list, base.NULL),
@@ -20,12 +21,18 @@ TRANSPORT: base.TransportTable = {
 """Request identity and scheduling: nothing of it reaches the model."""
 
 
+def _said(row: dict[str, Any]) -> str:
+    """A class, and how likely each of them is."""
+    return f"{written(row.get('label'))} ({listing_display.numbers(row.get('probs'))})"
+
+
 class Classify(counted.Counted):
     """The dialect of POST `/v1/classify`."""
 
     name = "openai-classify"
     routes = (("POST", "/v1/classify"),)
     transport = TRANSPORT
+    display = listing_display.ListDisplay(("input",), listing_display.of_data(_said))
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         return ({**({"model": model} if model else {}), "input": "."},)

@@ -16,7 +16,7 @@ import orjson
 from sglang_cached_addon.core.call import Call, Generation, Mint, Split, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, listing, prompt_tokens, reading
+from sglang_cached_addon.dialects import judging, listing, listing_display, prompt_tokens, reading
 
 _TELLS = "return_prompt_token_ids"
 """The field that makes each answer tell its tokens."""
@@ -31,6 +31,7 @@ class Decisions(listing.Listing):
     name = "sglang-decisions"
     routes = (("POST", "/v1/decisions"),)
     is_verbatim = False
+    display = listing_display.ListDisplay(("input", "questions"), listing_display.of_answers)
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         question = {"id": ".", "type": "score", "question": ".", "levels": ["0", "1"]}

@@ -147,18 +147,33 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def prompts(name: str, value: Any) -> list[Passage]:
-    """The prompts of a field: one, or a list of them."""
+def parted(thought: str, said: str, calls: Sequence[str]) -> str:
+    """What a sample says, with what it thinks and what it calls told apart from that."""
+    parts = [("reasoning", thought), ("answer", said), ("tool calls", "\n".join(calls))]
+    found = [(label, text) for label, text in parts if text]
+    if [label for label, _ in found] == ["answer"]:
+        return said
+    return "\n\n".join(f"({label})\n{text}" for label, text in found)
+
+
+def prompts(name: str, value: Any, heading: str = "prompt") -> list[Passage]:
+    """The prompts of a field, one or a list of them; `name` is what those consist of that are no
+    texts."""
     each = value if isinstance(value, list) and not _is_one(value) else [value]
     total = len(each)
     return [
         Passage(
-            "prompt" if total == 1 else f"prompt {i + 1} of {total}",
+            heading if total == 1 else f"{heading} {i + 1} of {total}",
             said if isinstance(said, str) else shortened(written(said), MAX_TEXT),
-            () if isinstance(said, str) else (f"{len(listed(said))} {name}",),
+            (f"{len(said)} {name}",) if _is_of_parts(said) else (),
         )
         for i, said in enumerate(each)
     ]
+
+
+def _is_of_parts(prompt: Any) -> bool:
+    """Whether a prompt consists of token ids, or of vectors: not of texts, as a pair does."""
+    return isinstance(prompt, list) and not any(isinstance(part, str | dict) for part in prompt)
 
 
 def _is_one(prompt: list[Any]) -> bool:

@@ -14,7 +14,15 @@ import orjson
 
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, counted, judging, listing, reading, vectors
+from sglang_cached_addon.dialects import (
+    base,
+    counted,
+    judging,
+    listing,
+    listing_display,
+    reading,
+    vectors,
+)
 
 # In a list a list in one of these holds a value for each input.
 _PER_ROW = ("input", "rid", "lora_path", "embed_overrides")
@@ -35,6 +43,9 @@ class Embeddings(counted.Counted):
     name = "openai-embedding"
     routes = (("POST", "/v1/embeddings"),)
     transport = TRANSPORT
+    display = listing_display.ListDisplay(
+        ("input",), listing_display.of_data(listing_display.vector)
+    )
     is_verbatim = False
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:

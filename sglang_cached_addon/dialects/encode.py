@@ -14,7 +14,14 @@ import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import base, judging, listing, reading, vectors
+from sglang_cached_addon.dialects import (
+    base,
+    judging,
+    listing,
+    listing_display,
+    reading,
+    vectors,
+)
 
 _MEDIA = ("image_data", "video_data", "audio_data")
 
@@ -41,6 +48,9 @@ class Encode(listing.Listing):
         (method, path) for path in ("/encode", "/classify") for method in ("POST", "PUT")
     )
     transport = TRANSPORT
+    display = listing_display.ListDisplay(
+        ("text", "input_ids"), listing_display.of_list(listing_display.vector)
+    )
     is_verbatim = False
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:

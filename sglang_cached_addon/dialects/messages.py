@@ -29,6 +29,7 @@ from sglang_cached_addon.dialects import (
     judging,
     listing,
     messages_answer,
+    messages_display,
     messages_stream,
     reading,
 )
@@ -60,7 +61,10 @@ class Messages:
     name = "anthropic-messages"
     routes = (("POST", _PATH), ("POST", _PATH + _BETA))
     transport = TRANSPORT
-    nature = base.Nature(has_n=False, shows_aborts=False, event_names=EVENTS)
+    nature = base.Nature(
+        has_n=False, shows_aborts=False, event_names=EVENTS, last_event="message_stop"
+    )
+    display = messages_display.MessagesDisplay()
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         named = {"model": model} if model else {}
@@ -138,6 +142,7 @@ class CountTokens(listing.Listing):
 
     name = "anthropic-count-tokens"
     routes = (("POST", _COUNT), ("POST", _COUNT + _BETA))
+    display = messages_display.CountDisplay()
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         named = {"model": model} if model else {}

@@ -14,7 +14,7 @@ import orjson
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.policy import Refused
 from sglang_cached_addon.dialects import installed, layout
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, generates, nature_of
 from sglang_cached_addon.dialects.display import (
     MAX_TEXT,
     Display,
@@ -44,7 +44,7 @@ def request(dialect: Dialect, data: bytes, said: Sequence[str]) -> Iterator[layo
         yield from as_it_is(data)
         return
     display = display_of(dialect)
-    yield from layout.opening(dialect.name, _wanted(value), said)
+    yield from layout.opening(dialect.name, _wanted(dialect, value), said)
     yield from _asked(display, value)
 
 
@@ -55,7 +55,7 @@ def answer(
     reader, errors = display_of(dialect).reader(), []
     notes: list[str] = []
     if is_stream:
-        events, notes = _events(data)
+        events, notes = _events(data, nature_of(dialect).last_event)
     elif (value := _parsed(data)) is not None:
         events = [value]
     else:
@@ -81,15 +81,20 @@ def entry(
     api: str, call: dict[str, Any], answers: Sequence[Mapping[str, Any]]
 ) -> Iterator[layout.Line]:
     """An entry of the store: its call, and its samples as `/cache/entries/KEY` tells them."""
-    display = display_of(next((d for d in installed().values() if d.name == api), None))
+    dialect = next((d for d in installed().values() if d.name == api), None)
+    display, is_generated = display_of(dialect), dialect is None or generates(dialect)
     yield from layout.opening(api, [f"{len(answers)} samples"], ())
     yield from _asked(display, call)
-    samples = [_stored(f"sample {k + 1} of {len(answers)}", each) for k, each in enumerate(answers)]
+    headings = [f"sample {k + 1} of {len(answers)}" for k in range(len(answers))]
+    pairs = zip(headings, answers, strict=True)
+    samples = [_stored(heading, each, is_generated=is_generated) for heading, each in pairs]
     yield from layout.passages(samples)
 
 
-def _stored(heading: str, told: Mapping[str, Any]) -> Passage:
-    facts = [str(told["finish_reason"] or "unfinished"), f"{told['tokens']} tokens"]
+def _stored(heading: str, told: Mapping[str, Any], *, is_generated: bool) -> Passage:
+    facts: list[str] = []
+    if is_generated:
+        facts = [str(told["finish_reason"] or "unfinished"), f"{told['tokens']} tokens"]
     return Passage(heading, told["text"], (*facts, *(f"run {name}" for name in told["runs"])))
 
 
@@ -112,21 +117,26 @@ def as_it_is(data: bytes) -> Iterator[layout.Line]:
         yield layout.Style.ERROR, f"{len(data) - MAX_TEXT:,} more bytes are not shown"
 
 
-def _wanted(body: dict[str, Any]) -> list[str]:
+def _wanted(dialect: Dialect, body: dict[str, Any]) -> list[str]:
     """What a request wants, in a line."""
+    named = [written(body["model"])] if body.get("model") else []
+    if not generates(dialect):
+        return named
     params = members(body.get("sampling_params"))
     n = body.get("n", params.get("n", 1))
-    wanted = [written(body["model"])] if body.get("model") else []
-    return [*wanted, f"n={written(n)}", *(["stream"] if body.get("stream") is True else [])]
+    many = [f"n={written(n)}"] if nature_of(dialect).has_n else []
+    return [*named, *many, *(["stream"] if body.get("stream") is True else [])]
 
 
 def _labelled(samples: Sequence[Shown], call: Call | None) -> Iterator[Passage]:
     """Samples with a heading each: by prompts, where it is known that the call has several."""
     n = call.n if call else 0
-    total = max([call.total if call else 0, *(sample.index + 1 for sample in samples)])
+    total = max([call.size if call else 0, *(sample.index + 1 for sample in samples)])
     for sample in samples:
         heading = f"sample {sample.index + 1} of {total}"
-        if call and len(call.items) > 1 and sample.index >= 0:
+        if call and call.is_pure:
+            heading = f"input {sample.index + 1} of {total}"
+        elif call and len(call.items) > 1 and sample.index >= 0:
             heading = f"prompt {sample.index // n + 1}, sample {sample.index % n + 1} of {n}"
         yield Passage(heading, sample.text, sample.facts)
 
@@ -145,9 +155,9 @@ def _error(value: Any) -> Any:
     return told.get("error") or (told if told.get("object") == "error" else None)
 
 
-def _events(data: bytes) -> tuple[list[Any], list[str]]:
+def _events(data: bytes, last: str) -> tuple[list[Any], list[str]]:
     """The parsed events of a stream, with None where some are left out; and what is to be said of
-    it."""
+    it. `last` is as in `Nature`."""
     notes = []
     head, tail = data, b""
     if len(data) > MAX_EVENTS:
@@ -161,7 +171,7 @@ def _events(data: bytes) -> tuple[list[Any], list[str]]:
     if tail:
         more, is_done = _parsed_events(tail)
         events += [None, *more]
-    if not is_done:
+    if not is_done and not (last and events and members(events[-1]).get("type") == last):
         notes.append("the stream has no end: it is under way, or was cut")
     return events, notes
 

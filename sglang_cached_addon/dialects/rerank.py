@@ -16,7 +16,12 @@ import orjson
 from sglang_cached_addon.core.call import Call, Generation, Mint, Split, UpstreamCall
 from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, listing, reading
+from sglang_cached_addon.dialects import judging, listing, listing_display, reading
+from sglang_cached_addon.dialects.display import written
+
+
+def _said(row: dict[str, Any]) -> str:
+    return f"score {written(row.get('score'))}"
 
 
 class Rerank(listing.Listing):
@@ -25,6 +30,7 @@ class Rerank(listing.Listing):
     name = "sglang-rerank"
     routes = (("POST", "/v1/rerank"), ("PUT", "/v1/rerank"))
     is_verbatim = False
+    display = listing_display.ListDisplay(("query", "documents"), listing_display.of_list(_said))
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         return ({**({"model": model} if model else {}), "query": ".", "documents": ["."]},)

@@ -12,7 +12,8 @@ from typing import Any
 
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import counted, judging, listing
+from sglang_cached_addon.dialects import counted, judging, listing, listing_display
+from sglang_cached_addon.dialects.display import listed, members
 
 # Lists that are one value, whatever the number of items.
 _SHARED = ("query", "label_token_ids", "query_embed_overrides")
@@ -25,11 +26,17 @@ _UNCOUNTED = ("query_embed_overrides", "item_embed_overrides", "score_extraction
 _LISTS = ("scores", "pooled_hidden_states", "token_logprobs")
 
 
+def _scores(answer: Any) -> listing_display.Rows:
+    rows = listed(members(answer).get("scores"))
+    return [(None, listing_display.numbers(scores)) for scores in rows]
+
+
 class Score(counted.Counted):
     """The dialect of POST `/v1/score`."""
 
     name = "sglang-score"
     routes = (("POST", "/v1/score"),)
+    display = listing_display.ListDisplay(("query", "items"), _scores)
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         # SGLang answers no items with no scores.

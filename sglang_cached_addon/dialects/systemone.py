@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, listing, reading
+from sglang_cached_addon.dialects import judging, listing, listing_display, reading
 
 
 class SystemOne(listing.Listing):
@@ -19,6 +19,7 @@ class SystemOne(listing.Listing):
 
     name = "sglang-systemone"
     routes = (("POST", "/v1/systemone"),)
+    display = listing_display.ListDisplay(("state", "questions"), listing_display.of_answers)
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         question = {"type": "score", "criteria": ["0", "1"]}

@@ -14,7 +14,19 @@ import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, listing
+from sglang_cached_addon.dialects import judging, listing, listing_display
+from sglang_cached_addon.dialects.display import listed, members, written
+
+
+def _tokens(answer: Any) -> listing_display.Rows:
+    found = listed(members(answer).get("tokens"))
+    rows = found if found and isinstance(found[0], list) else [found]
+    return [(None, listing_display.numbers(ids, "tokens")) for ids in rows]
+
+
+def _texts(answer: Any) -> listing_display.Rows:
+    found = members(answer).get("text")
+    return [(None, written(text)) for text in (found if isinstance(found, list) else [found])]
 
 
 class _Tokens(listing.Listing):
@@ -58,6 +70,7 @@ class Tokenize(_Tokens):
     name = "sglang-tokenize"
     routes = (("POST", "/v1/tokenize"), ("POST", "/tokenize"))
     told = ("tokens", "count")
+    display = listing_display.ListDisplay(("prompt", "messages"), _tokens)
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         return ({**({"model": model} if model else {}), "prompt": ""},)
@@ -78,6 +91,7 @@ class Detokenize(_Tokens):
     name = "sglang-detokenize"
     routes = (("POST", "/v1/detokenize"), ("POST", "/detokenize"))
     told = ("text",)
+    display = listing_display.ListDisplay(("tokens",), _texts)
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:
         return ({**({"model": model} if model else {}), "tokens": []},)

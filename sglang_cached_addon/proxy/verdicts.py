@@ -21,6 +21,10 @@ FETCH, QUESTION = ":outbox_tray:", ":satellite:"
 """Those of what upstream is asked."""
 
 
+MOST_FETCHES = 8
+"""How many fetches a comment names: a long list has one for each portion."""
+
+
 def comment(outcome: Outcome, request: bytes, fetches: Iterable[str], run: str) -> str:
     """The comment on a client's flow; `fetches` were begun for its request, or waited for."""
     verdict = str(outcome.kind)
@@ -42,7 +46,10 @@ def waiting(request: bytes, fetches: Iterable[str]) -> str:
 
 
 def _named(request: bytes, fetches: Iterable[str]) -> list[str]:
-    return [
+    all_of_them = list(fetches)
+    named = [
         f"{'fetch' if request_ids.is_for(fetch, request) else 'waited for fetch'} {fetch}"
-        for fetch in fetches
+        for fetch in all_of_them[:MOST_FETCHES]
     ]
+    left_out = len(all_of_them) - MOST_FETCHES
+    return [*named, f"{left_out} more fetches"] if left_out > 0 else named

@@ -17,6 +17,8 @@ from sglang_cached_addon.core.call_head import CallHead, CallHeads, Fields, by_n
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Mode, Reason, Terms
+from sglang_cached_addon.dialects.base import portioned
+from sglang_cached_addon.service import lists
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.families import Families
 from sglang_cached_addon.service.findings import Known
@@ -90,27 +92,31 @@ class Explaining:
         named = headers.get(runs.HEADER)
         name = runs.chosen(in_path, named.decode("latin-1") if named is not None else None)
         head = self._heads.read("POST", path, headers, name)
-        found = self._read(head, body)
-        dialect = self._lookup.dialects.get(("POST", path.partition("?")[0]))
+        found = await self._read(head, body)
+        dialects = self._lookup.dialects
+        dialect = dialects.get(("POST", path)) or dialects.get(("POST", path.partition("?")[0]))
         if isinstance(found, Reason):
             text = f"It is not looked up: {found.meaning}."
             return Explanation(Kind.BYPASS, found, text, dialect.name if dialect else None)
         return await self._look(head, *found)
 
-    def _read(self, head: CallHead, body: bytes) -> tuple[Known, Terms] | Reason:
+    async def _read(self, head: CallHead, body: bytes) -> tuple[Known, Terms] | Reason:
         """What is asked, or why it is not looked up."""
-        path, _, query = head.path.partition("?")
+        path = head.path
         if ("POST", path) not in self._lookup.dialects:
-            return Reason.ROUTE
-        if query or path != head.path:
-            return Reason.QUERY
+            is_known = ("POST", path.partition("?")[0]) in self._lookup.dialects
+            return Reason.QUERY if is_known else Reason.ROUTE
         terms = policy.terms(self._mode, head.directives, time.time())
         if isinstance(terms, Reason) or head.refusal:
             return terms if isinstance(terms, Reason) else head.refusal or Reason.HEADER
         if len(body) > policy.MAX_BODY:
             return Reason.TOO_LARGE
         tenant = head.tenant(isolates=self._isolates)
-        found = self._lookup.read("POST", path, body, tenant)
+        dialect = self._lookup.dialects["POST", path]
+        if portioned(dialect):
+            found = await lists.looked_at(self._lookup, dialect, body, tenant)
+        else:
+            found = self._lookup.read("POST", path, body, tenant)
         if isinstance(found, Reason):
             return found
         return (found, terms) if found.has_model else Reason.NO_MODEL

@@ -141,6 +141,8 @@ class Fetch:
         samples = f"{count} sample{'s' * (count != 1)}"
         if self.is_shared:
             samples += " for equal calls"
+        elif self.plan.call.is_part:
+            samples += " (a portion of a list)"
         elif not self.is_whole:
             samples += f" (of {self.plan.call.total})"
         key = self.known.key[:SHOWN].hex()

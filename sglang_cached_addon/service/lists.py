@@ -19,6 +19,7 @@ from sglang_cached_addon.dialects.base import Dialect, portioned
 from sglang_cached_addon.service.asking import Answer, Ask
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Known, model_of
+from sglang_cached_addon.service.lookup import Lookup
 from sglang_cached_addon.service.merging import Merge
 from sglang_cached_addon.service.pursuit import Pursuit
 
@@ -90,6 +91,16 @@ class Lists:
         if not self._lookup.is_present(whole):
             return None
         return await merge.answer(plan, is_collapsed=has_waited)
+
+
+async def looked_at(lookup: Lookup, dialect: Dialect, body: bytes, tenant: bytes) -> Known | Reason:
+    """A call of such an API, all in one, for who does not answer it; or why it is not looked up."""
+
+    def read() -> Known | Reason:
+        calls = _read(dialect, body)
+        return calls if isinstance(calls, Reason) else lookup.know(dialect, tenant, calls[0])
+
+    return await asyncio.to_thread(read) if keys.is_quick(body) else Reason.TOO_LARGE
 
 
 async def _at_once() -> bool:

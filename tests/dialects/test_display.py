@@ -25,7 +25,7 @@ from tests.tables import each
                          Passage("prompt 2 of 2", "[2,3]", ("2 token ids",))]),
         ([[0.5], [1.5]], [Passage("prompt", "[[0.5],[1.5]]", ("2 token ids",))]),
         ([], []),
-        ({"x": 1}, [Passage("prompt", '{"x":1}', ("0 token ids",))]),
+        ({"x": 1}, [Passage("prompt", '{"x":1}')]),
     ],
 )  # fmt: skip
 def test_prompts(value: Any, passages: list[Passage]) -> None:

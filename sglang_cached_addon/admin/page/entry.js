@@ -55,6 +55,14 @@ function request(call) {
   ];
 }
 
+// What there is to tell of an answer that was generated; vectors and the like were not.
+function generated(answer) {
+  return [
+    el("span", {}, seen(answer.finish_reason ?? "no finish reason")),
+    el("span", {}, counted(answer.tokens, "token")),
+  ];
+}
+
 function sample(answer, at) {
   const runs = answer.runs.flatMap((name) => [
     " ",
@@ -70,8 +78,7 @@ function sample(answer, at) {
       el(
         "p",
         { class: "meta" },
-        el("span", {}, seen(answer.finish_reason ?? "no finish reason")),
-        el("span", {}, counted(answer.tokens, "token")),
+        ...(answer.finish_reason || answer.tokens ? generated(answer) : []),
         el("span", {}, duration(answer.seconds)),
         el("span", {}, ago(answer.stored_at)),
       ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sglang_cached_addon.dialects.display import GAP, Shown, listed, members, told, written
+from sglang_cached_addon.dialects.display import GAP, Shown, listed, members, parted, told, written
 
 _SAID = ("content", "text", "refusal")
 _THOUGHT = ("reasoning_content", "reasoning")
@@ -49,11 +49,7 @@ class _Choice:
     def text(self) -> str:
         said, thought = "".join(self._said), "".join(self._thought)
         calls = [f"{call['name']}({call['arguments']})" for call in self._calls.values()]
-        parts = [("reasoning", thought), ("answer", said), ("tool calls", "\n".join(calls))]
-        found = [(label, text) for label, text in parts if text]
-        if [label for label, _ in found] == ["answer"]:
-            return said
-        return "\n\n".join(f"({label})\n{text}" for label, text in found)
+        return parted(thought, said, calls)
 
 
 class Reader:
