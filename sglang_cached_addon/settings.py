@@ -138,8 +138,7 @@ class Settings:
         metavar="N",
     )
     isolate_by_credential: bool = option(
-        False,
-        "A cache for each credential, such as an API key, apart from the others'.",
+        False, "A cache for each credential, such as an API key, apart from the others'."
     )
     key_headers: KeyHeaders = option(
         "",
@@ -187,13 +186,10 @@ class Settings:
     )
     quiet: bool = option(False, "No log line for each request.")
     log_format: LogFormat = option(
-        LogFormat.TEXT.value,
-        "The log: text, or json, one object a line.",
-        choices=LogFormat,
+        LogFormat.TEXT.value, "The log: text, or json, one object a line.", choices=LogFormat
     )
     show_probes: bool = option(
-        False,
-        "In mitmweb and mitmdump, show what the server is asked for the cache itself, too.",
+        False, "In mitmweb and mitmdump, show what the server is asked for the cache itself, too."
     )
     express: bool = option(
         True,

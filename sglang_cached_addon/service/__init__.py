@@ -139,7 +139,11 @@ class Service:
             if len(calls) == 1:
                 known = self._lists.known(ask, calls[0], tenant)
                 return await self._attend(ask, known, terms)
-            answer = await self._lists.answer(ask, calls, tenant, terms, is_alone=is_alone)
+            try:
+                answer = await self._lists.answer(ask, calls, tenant, terms, is_alone=is_alone)
+            except asyncio.CancelledError:  # the client has left
+                self._exchange.counters.add(Outcome(Kind.MISS, 0, calls[0].total, Reason.CUT))
+                raise
             if answer:
                 return answer
         return self._denials.let_pass(Reason.MODEL_CHANGED, terms)

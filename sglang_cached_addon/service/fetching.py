@@ -30,7 +30,7 @@ from sglang_cached_addon.service.flight import Errand, Flight
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.partial import PartialCalls
-from sglang_cached_addon.service.pauses import pausing, release
+from sglang_cached_addon.service.pauses import beside
 from sglang_cached_addon.service.spelling import Spelling
 from sglang_cached_addon.service.storing import Storing
 from sglang_cached_addon.service.stream import Stream
@@ -99,9 +99,7 @@ class Fetching:
         self._exchange = means.exchange
         self._upstream = means.upstream
         self._flights = means.flights
-        self._storing = means.storing
-        self._heads = means.heads
-        self._counting = means.counting
+        self._means = means
         self._nature = nature_of(fetch.known.dialect)
         self._is_calm = means.aborts.watch()
         """Tells whether nothing came to upstream since that may have ended the call there."""
@@ -110,8 +108,7 @@ class Fetching:
         """When upstream was asked: a monotonic time in seconds."""
         self._is_altered = False
         """Others have changed what was asked, or what was answered."""
-        self._arrival: asyncio.Future[Arrived | Brought]
-        self._arrival = asyncio.get_running_loop().create_future()
+        self._arrival: asyncio.Future[Arrived | Brought] = asyncio.Future()
         """Done when the client that asked can be answered, or has to look anew."""
 
     async def arrival(self) -> Arrived | Brought:
@@ -142,7 +139,7 @@ class Fetching:
             arrived = await self._receive()
             self._tell(arrived or Brought())
             if arrived:
-                await self._storing.keep(fetch, self.flight, self._ask.credential_headers)
+                await self._means.storing.keep(fetch, self.flight, self._ask.credential_headers)
         except (Unreachable, Broken) as e:
             self._fail(e)
         except Exception:  # who waits would wait for ever
@@ -179,9 +176,9 @@ class Fetching:
         body = ask.body if fetch.body is None else fetch.body
         fields = request_ids.shown(ask.fields, self.flight.id)
         sender = upstream.sender(lambda: fetch.caption(self.flight.id, ask.head.run))
-        with self._counting.beside(ask, fetch.sent.texts) as counts:
+        with self._means.counting.beside(ask, fetch.sent.texts) as counts:
             async with sender.open(ask.head.method, ask.head.path, fields, body) as response:
-                is_same = response.sent is None or ask.is_shown(response.sent, self._heads)
+                is_same = response.sent is None or ask.is_shown(response.sent, self._means.heads)
                 self._is_altered = response.is_altered or not is_same
                 if not self._is_altered:
                     shown = (*ask.credential_headers, *ask.routing_headers)
@@ -213,21 +210,13 @@ class Fetching:
         exchange = self._exchange
         if fetch.known.call.total < policy.LARGE_SAMPLES and body.tell() <= slices.LARGE:
             return exchange.land(fetch, status, body)
-
-        def land() -> Landed:
-            try:
-                return exchange.land(fetch, status, body, pausing())
-            finally:
-                release()
-
-        return await asyncio.to_thread(land)  # others have their turn meanwhile
+        return await beside(lambda pause: exchange.land(fetch, status, body, pause))
 
     def _land(self, arrived: Arrived) -> Arrived:
         """What upstream has said is at hand from now on, for all who want it."""
         landed, flight = arrived.landed, self.flight
         if not (landed.refusal or self._nature.shows_aborts or self._is_calm()):
             landed = replace(landed, refusal=Reason.ABORT)
-            arrived = replace(arrived, landed=landed)
         generations = landed.split.generations if landed.split else ()
         seconds = time.monotonic() - self._began_at
         samples = tuple(planning.samples(generations, time.time(), seconds))

@@ -7,14 +7,31 @@ glibc, it is kept.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 RELEASE_SECONDS = 0.005
 """How long what was freed is kept at least: to give it back takes a millisecond or so."""
 
 _trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+_T = TypeVar("_T")
+
+
+async def beside(work: Callable[[Callable[[], None]], _T]) -> _T:
+    """What long work comes to, done in a thread; it is given what it calls for its pauses."""
+
+    def all_of_it() -> _T:
+        try:
+            return work(pausing())
+        finally:
+            release()
+
+    return await asyncio.to_thread(all_of_it)
 
 
 def release() -> None:

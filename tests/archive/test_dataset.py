@@ -83,6 +83,23 @@ CALLED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": 
         (entry("sglang-generate", {"input_ids": [1]}, {"text": "one", "meta_info": {}}), []),
         (entry("openai-completion", {"prompt": [1, 2]}, {"choices": []}), []),
         (entry("unknown", {"x": 1}, {"y": 2}), []),
+        (
+            entry(
+                "anthropic-messages",
+                {"messages": [ASKED], "system": "be kind", "max_tokens": 9},
+                {"type": "message", "content": [{"type": "text", "text": "one"}]},
+            ),
+            [{"messages": [
+                {"role": "system", "content": "be kind"}, ASKED,
+                {"role": "assistant", "content": [{"type": "text", "text": "one"}]},
+            ]}],
+        ),
+        # nothing was generated for these
+        (entry("sglang-tokenize", {"prompt": "hi"}, {"tokens": [1], "count": 1}), []),
+        (entry("sglang-tokenize", {"messages": [ASKED]}, {"tokens": [1], "count": 1}), []),
+        (entry("sglang-encode", {"text": "hi"}, {"embedding": [0.5]}), []),
+        (entry("openai-embedding", {"input": "hi"}, {"data": [{"embedding": "AAAA"}]}), []),
+        (entry("anthropic-count-tokens", {"messages": [ASKED]}, {"input_tokens": 1}), []),
     ],
 )  # fmt: skip
 def test_chats(found: Entry, wanted: list[dict[str, Any]]) -> None:

@@ -35,10 +35,26 @@ def test_read(case: str) -> None:
     assert read(f" {json.dumps(value)}\n".encode(), path) == expected
 
 
+@each(
+    ("body", "path"),
+    [
+        ({"query": "a", "documents": ["b"]}, "/v1/rerank"),
+        ({"items": [], "label_token_ids": []}, "/v1/score"),
+        ({"input": "a", "questions": []}, "/v1/decisions"),
+        ({"state": "a", "questions": {}}, "/v1/systemone"),
+        ({"tokens": [1]}, "/v1/detokenize"),
+    ],
+)
+def test_guessed(body: Any, path: str) -> None:
+    """The members that only one API has tell the path."""
+    assert read(json.dumps(body).encode()).path == path
+
+
 BAD: dict[str, tuple[bytes, str]] = {
     "no JSON": (b"{", "not JSON"),
     "no object": (b"[]", "not a JSON object"),
     "nothing to guess by": (b'{"a":1}', "cannot be guessed, .* --path"),
+    "an input for several": (b'{"input":"a"}', "cannot be guessed, .* --path"),
     "another method": (b'{"url":"/x","method":"GET","body":{}}', "only POST"),
     "no path": (b'{"url":"http://x/y","body":{}}', "has to begin with /"),
 }

@@ -138,7 +138,8 @@ def test_both_kinds() -> None:
         (b"POST", b"/generate?x=1", b"{}", True),
         (b"POST", b"/generate", b"", False),
         (b"GET", b"/generate", b"{}", False),
-        (b"POST", b"/tokenize", b"{}", False),
+        (b"POST", b"/v1/messages?beta=true", b"{}", True),
+        (b"POST", b"/v1/audio/speech", b"{}", False),
     ],
 )
 def test_whose(method: bytes, path: bytes, body: bytes, is_ours: bool) -> None:

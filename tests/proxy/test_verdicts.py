@@ -22,6 +22,8 @@ NAMED = KEY[:16].hex()
          f"partial 1/3, fetch me.1, waited for fetch you.2, key {NAMED}, run r"),
         (Outcome(Kind.COLLAPSED, 0, 1), ("me2.1",), "",
          "collapsed 0/1, waited for fetch me2.1"),
+        (Outcome(Kind.MISS, 0, 20), tuple(f"me.{k}" for k in range(20)), "",
+         "miss 0/20, " + "".join(f"fetch me.{k}, " for k in range(8)) + "12 more fetches"),
         (Outcome(Kind.BYPASS, reason=Reason.QUERY), (), "", "bypass (query)"),
     ],
 )  # fmt: skip

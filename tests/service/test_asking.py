@@ -52,11 +52,12 @@ def test_reply() -> None:
         ([(b"Authorization", b"Bearer a"), (b"X-Model", b"n")], False),
         ([(b"Authorization", b"Bearer a")], False),
         ([(b"Authorization", b"Bearer a"), (b"X-Model", b"m"), (b"X-Api-Key", b"k")], False),
+        ([(b"Authorization", b"Bearer a"), (b"X-Model", b"m"), (b"Anthropic-Beta", b"b")], False),
     ],
 )
 def test_who_is_shown(fields: list[tuple[bytes, bytes]], is_shown: bool) -> None:
-    """Upstream is asked for a client where it is shown that client's credential and routing, and no
-    others."""
+    """Upstream is asked for a client where it is shown that client's credential, routing and
+    version of an API, and no others."""
     heads = CallHeads(KeyHeaders(["x-model"]))
     own = {b"authorization": b"Bearer a", b"x-model": b"m"}
     ask = Ask(heads.read("POST", "/generate", own), b"", tuple(own.items()))

@@ -9,7 +9,7 @@ import pytest
 
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.outcome import Kind
-from sglang_cached_addon.core.policy import Mode, Reason
+from sglang_cached_addon.core.policy import MAX_SAMPLES, Mode, Reason
 from sglang_cached_addon.service.explaining import Explaining, Explanation
 from sglang_cached_addon.service.nearby import Nearby
 from tests.service.stage import GENERATE, Stage, staged
@@ -47,6 +47,41 @@ def state(stage: Stage) -> Any:
 
 def asking(text: Any, n: int = 1, **more: Any) -> dict[str, Any]:
     return {"text": text, "sampling_params": {"n": n, **more}}
+
+
+@staged()
+async def test_queries(stage: Stage) -> None:
+    """A query that a dialect knows is looked up as it stands; no other is."""
+    await stage.stores("a")
+    asked = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
+    for path, outcome, reason in (
+        ("/v1/messages?beta=true", Kind.MISS, None),
+        ("/v1/messages?x=1", Kind.BYPASS, Reason.QUERY),
+        ("/v1/messages", Kind.MISS, None),
+        ("/x?beta=true", Kind.BYPASS, Reason.ROUTE),
+    ):
+        found = await explain(stage, asked, path)
+        assert (found.outcome, found.reason) == (outcome, reason), path
+
+
+@staged()
+async def test_versions(stage: Stage) -> None:
+    """What names the version of an API is part of the key, as it is of that of the call itself."""
+    await stage.stores("a")
+    assert (await explain(stage, asking("a"))).outcome is Kind.HIT
+    found = await explain(stage, asking("a"), anthropic_beta="x")
+    assert found.outcome is Kind.MISS
+
+
+@staged()
+async def test_long_lists(stage: Stage) -> None:
+    """A list of more inputs than a call may want samples is explained as it is answered."""
+    await stage.stores("a")
+    tokens = [[k] for k in range(MAX_SAMPLES + 1)]
+    found = await explain(stage, {"tokens": tokens}, "/v1/detokenize")
+    assert brief(found) == ("miss", 0, len(tokens))
+    found = await explain(stage, {"tokens": [[0]] * 200_001}, "/v1/detokenize")
+    assert found.reason is Reason.TOO_LARGE
 
 
 def brief(found: Explanation) -> tuple[str, int, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.service.pauses import RELEASE_SECONDS, pausing
+from sglang_cached_addon.service.pauses import RELEASE_SECONDS, beside, pausing
 
 
 def test_others_have_their_turn() -> None:
@@ -40,3 +41,16 @@ def test_memory_is_given_back() -> None:
     pause()
     assert resident() < full - (60 << 20)
     assert pieces
+
+
+def test_beside() -> None:
+    """Work that is done in a thread leaves the loop to others, and what it raises is raised."""
+
+    async def main() -> None:
+        turn = threading.Event()
+        asyncio.get_running_loop().call_later(0, turn.set)
+        assert await beside(lambda pause: (turn.wait(30), pause())) == (True, None)
+        with pytest.raises(ZeroDivisionError):
+            await beside(lambda pause: 1 // 0)
+
+    asyncio.run(main())
