@@ -201,18 +201,10 @@ def _around(
         isolates=settings.isolate_by_credential,
     )
     by_name = {dialect.name: dialect for dialect in known.values()}
+    catalog = Catalog(store, by_name, lambda: models_of(upstream), known_runs)
+    deletion = Deletion(store, exchange.lookup, known_runs)
     return Parts(
-        known,
-        heads,
-        store,
-        upstream,
-        exchange,
-        service,
-        explaining,
-        nearby,
-        log,
-        Catalog(store, by_name, lambda: models_of(upstream), known_runs),
-        Deletion(store, exchange.lookup, known_runs),
+        known, heads, store, upstream, exchange, service, explaining, nearby, log, catalog, deletion
     )
 
 

@@ -188,9 +188,7 @@ class Settings:
     log_format: LogFormat = option(
         LogFormat.TEXT.value, "The log: text, or json, one object a line.", choices=LogFormat
     )
-    show_probes: bool = option(
-        False, "In mitmweb and mitmdump, show what the server is asked for the cache itself, too."
-    )
+    show_probes: bool = option(False, "Let mitmweb show what the cache itself asks the server.")
     express: bool = option(
         True,
         "Answer plain calls in the fast lane, unseen by other addons. Off by itself where other "

@@ -56,6 +56,13 @@ class Live:
     aborted: Callable[[bool], None] | None = None
     """To be called when upstream has agreed to an abort."""
 
+    def gave(self, begun: Callable[[float], object], size: int) -> None:
+        """Something goes out of an answer that is given piece by piece; of the first of it, `begun`
+        is told, with when the request came."""
+        if not self.size:
+            begun(self.started)
+        self.size = (self.size or 0) + size
+
 
 class Flows:
     """The flows under way of all clients."""
@@ -98,9 +105,8 @@ _HEADERS = "sglang_cached"
 def note(flow: http.HTTPFlow, live: Live) -> None:
     """Notes what has become of a request where mitmproxy shows it."""
     if outcome := live.outcome:
-        ask = live.ask
-        run, fetches = (ask.head.run, ask.fetches) if ask else (live.run, ())
-        flow.comment = verdicts.comment(outcome, live.id, fetches, run)
+        fetches = live.ask.fetches if live.ask else ()
+        flow.comment = verdicts.comment(outcome, live.id, fetches, live.run)
         if flow.marked in ("", *verdicts.MARKERS.values()):  # else somebody else has marked it
             flow.marked = verdicts.MARKERS[outcome.kind]
         if outcome.reason is not Reason.ROUTE:
@@ -109,6 +115,8 @@ def note(flow: http.HTTPFlow, live: Live) -> None:
 
 def note_fetches(flow: http.HTTPFlow, ask: Ask, onlookers: Onlookers) -> None:
     """Notes what a call waits for that is not answered yet."""
+    if not onlookers.is_there:
+        return
     flow.comment = verdicts.waiting(ask.id, ask.fetches)
     onlookers.update(flow)
 

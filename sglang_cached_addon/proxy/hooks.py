@@ -71,7 +71,7 @@ class FlowHooks:
             return None
         if handed:
             live.ask, live.outcome = handed.ask, handed.bypass.outcome
-            live.id = handed.ask.id
+            live.id, live.run = handed.ask.id, handed.ask.head.run
             return None
         reason = unread(flow.request, self._desk.dialects)
         if not reason or self._is_denied(flow.request, reason):
@@ -106,9 +106,9 @@ class FlowHooks:
             return control.abort(self._desk, flow, live)
         if self._desk.parts and live.outcome is None:
             live.ask = ask_of(flow, self._desk.parts.heads, live.run, live.id)
+            live.run = live.ask.head.run
             live.ask.is_chunkable = self.front.is_chunkable(flow)
-            if self._onlookers.is_there:
-                live.ask.on_fetch = partial(note_fetches, flow, live.ask, self._onlookers)
+            live.ask.on_fetch = partial(note_fetches, flow, live.ask, self._onlookers)
             answer = self._desk.receive(live.ask)
             if isinstance(answer, Coroutine):
                 return self._wait(flow, live, answer)
@@ -122,18 +122,19 @@ class FlowHooks:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         live = self.flows.get(flow)
-        if flow.response and live and live.feed:
-            kept.pass_on(flow.response, is_seen=self._onlookers.is_there)
+        if live is None or flow.response is None:
             return
-        if live is None or flow.response is None or flow.server_conn.timestamp_start is None:
-            return  # not ours, or not from upstream
+        if live.feed is None and flow.server_conn.timestamp_start is None:
+            return  # not from upstream
+        kept.pass_on(flow.response, is_seen=self._onlookers.is_there)
+        if live.feed:
+            return
         status = flow.response.status_code
         if parts := self._desk.parts:
             parts.upstream.seen(True)
             if live.ask:
                 parts.service.heard(live.ask, status)
         fields = answering.lead_here(flow.response.headers.fields, self._desk.upstream_url)
-        kept.pass_on(flow.response, is_seen=self._onlookers.is_there)
         if live.outcome and live.outcome.reason is not Reason.ROUTE:
             live.outcome = replace(live.outcome, status=status)
             note(flow, live)
@@ -145,8 +146,7 @@ class FlowHooks:
             self._end(flow, flow.response.status_code)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        if flow.response:
-            kept.broke_off(flow.response)
+        kept.broke_off(flow.response)
         self._end(flow, None)
 
     def left(self, client: Client) -> None:
@@ -185,9 +185,8 @@ class FlowHooks:
         if live.outcome:
             note(flow, live)
             size = live.size or (length(flow.response) if status and flow.response else None)
-            run = live.ask.head.run if live.ask else live.run
             self._desk.log(
-                flow.request.path, live.outcome, live.started, live.id, run, status, size
+                flow.request.path, live.outcome, live.started, live.id, live.run, status, size
             )
 
     def _is_denied(self, request: http.Request, reason: Reason) -> bool:
@@ -196,12 +195,6 @@ class FlowHooks:
             return True
         headers = by_name(request.headers.fields)
         return reason is not Reason.ROUTE and directives.parse(headers).only_if_cached
-
-    def _gave(self, live: Live, size: int) -> None:
-        """Something goes out of an answer that is given piece by piece."""
-        if not live.size:
-            self._desk.begun(live.started)
-        live.size = (live.size or 0) + size
 
     def _deny(self, flow: http.HTTPFlow, live: Live, reason: Reason) -> None:
         """Answers in place of upstream, which is not to be asked."""
@@ -244,7 +237,7 @@ class FlowHooks:
         if pieces and live.ask and live.ask.is_chunkable:
             ended = live.streamed.close if live.streamed else bool
             shown = responses.answered(answer, upstream, live.id)
-            live.feed = FeedAnswer(shown, pieces, partial(self._gave, live), ended)
+            live.feed = FeedAnswer(shown, pieces, partial(live.gave, self._desk.begun), ended)
         else:
             assert not isinstance(answer, Streamed)
             body = b"".join(http1.unchunked(answer.body)) if pieces else answer.body

@@ -19,9 +19,9 @@ def pass_on(message: http.Message, *, is_seen: bool) -> None:
         message.stream = Kept(message) if is_seen else True
 
 
-def broke_off(message: http.Message) -> None:
+def broke_off(message: http.Message | None) -> None:
     """There is no more of a body that is not complete."""
-    if isinstance(message.stream, Kept):
+    if message and isinstance(message.stream, Kept):
         message.stream.end()
 
 

@@ -40,9 +40,8 @@ class Drawn:
         self, log: Log, run: Run, pools: Sequence[Pool], places: Sequence[Sequence[int]]
     ) -> None:
         """Takes these places of each pool, which are its lowest free ones."""
-        self.run = run
-        self._log, self._pools, self._places, self._rewinds = log, pools, places, run.rewinds
-        self._drops = len(run.places.dropped)
+        self.run, self._log, self._pools, self._places = run, log, pools, places
+        self._rewinds, self._drops = run.rewinds, len(run.places.dropped)
         run.reused += run.places.take_lowest(pools, places)
         log.note(run, pools)
 
@@ -199,8 +198,7 @@ class LocalClaim(Claim):
         self.run = run
         self._log = log
         self._size = size
-        self._rewinds = run.rewinds
-        self._drops = len(run.places.dropped)
+        self._rewinds, self._drops = run.rewinds, len(run.places.dropped)
 
     def draw(self) -> None:
         super().draw()

@@ -99,7 +99,10 @@ class Lookup:
             return known
         if terms.since == -inf and (hit := self._remembered(known, FIRST)):
             return hit
-        return self._hit(known, terms) or known
+        plan = self.plan(known, terms)
+        if plan.have < known.call.total:
+            return known
+        return self._written(known, plan, FIRST if terms.since == -inf else None) or known
 
     def read(self, method: str, path: str, body: bytes, tenant: bytes) -> Known | Reason:
         """As `find`, but nothing is looked up, and nothing remembered."""
@@ -170,12 +173,6 @@ class Lookup:
         """Whether a prompt that stands twice in a list gets the same sample twice, which a call
         for two of them does not: where a seed is all that samples differ by."""
         return self._is_fixed(call) and len(set(call.items)) < len(call.items)
-
-    def _hit(self, known: Known, terms: Terms) -> Hit | None:
-        plan = self.plan(known, terms)
-        if plan.have < known.call.total:
-            return None
-        return self._written(known, plan, FIRST if terms.since == -inf else None)
 
     def _written(self, known: Known, plan: Plan, places: Places | None) -> Hit | None:
         """The answer of a plan that lacks nothing, unless it is large; it is remembered as that of

@@ -72,7 +72,7 @@ def test_who_hits(locked: Simulator, behind: Proxy) -> None:
             )
             assert (refused.status_code, refused.content) == (401, direct.content), key
             assert status_of(refused) == BYPASS
-            ours = {"Cache-Status", "X-Cache", "Date"}
+            ours = {"Cache-Status", "X-Cache", "X-Request-Id", "Date"}
             fields = {name: refused.headers[name] for name in refused.headers if name not in ours}
             assert fields == {n: v for n, v in direct.headers.items() if n not in ours}
         for key in (TWO, ONE):

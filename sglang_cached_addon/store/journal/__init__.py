@@ -53,6 +53,7 @@ class Journal:
             name = e.filename or self.path
             raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
         self.room, self.has_room = self._queue.room, self._queue.has_room
+        self.keys, self.extents = self._queue.keys, self._queue.extents
         self.announce = self._guard.announce
         self._kept = KeptIndex(self.path)
         self._compaction = Compaction(self._file, self._queue, self._guard, self._kept)
@@ -137,14 +138,6 @@ class Journal:
                 line = reader.read(extent.place.offset % FILE, extent.place.length, waits=True)
             found.append((extent, line or b""))
         return found
-
-    def extents(self, key: bytes) -> list[Extent]:
-        """The extents of a key, for any thread."""
-        return self._queue.extents(key)
-
-    def keys(self) -> list[bytes]:
-        """All keys, for any thread."""
-        return self._queue.keys()
 
     def waiting(self) -> list[tuple[int, bytes]]:
         """The lines that are not yet in the file, in their order, each with a number that rises;

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from math import inf
@@ -55,6 +55,7 @@ class SharedStore:
         self.ttl, self.is_expired = local.ttl, local.is_expired
         self.get, self.find, self.touch = local.get, local.find, local.touch
         self.remove, self.room, self.has_room = local.remove, local.room, local.has_room
+        self.compact, self.cleared = local.compact, local.cleared
         self._state = SharedDocument(local.state, lambda: read_epochs(url), self.publish)
         self.state: Document = self._state
         self._pools = SharedPools(local, self._link, lambda: self._news.clears)
@@ -81,9 +82,6 @@ class SharedStore:
     @property
     def now(self) -> float:
         return self._local.now
-
-    def cleared(self, keys: Iterable[bytes]) -> int:
-        return self._local.cleared(keys)
 
     @property
     def lost(self) -> int:
@@ -208,9 +206,6 @@ class SharedStore:
     def _delete_local(self, key: bytes) -> Future[None]:
         self._pools.forget(lambda one: one == key)
         return self._local.delete(key)
-
-    def compact(self) -> Future[None]:
-        return self._local.compact()
 
     def _clear_local(self, kind: str) -> Future[None]:
         self._pools.forget(lambda key: concerns(kind, key))
