@@ -26,7 +26,18 @@ CORPUS = {path.stem: json.loads(path.read_text("utf-8"))
 OUT_OF_SCOPE = {
     "generate-unknown-param": "any sampling parameter is taken",
     "embeddings-error": "no embedding route",
-    "messages-anthropic": "no Anthropic route",
+    "messages-image": "pictures are not looked at",
+    "messages-too-long-stream": "what is too long is refused before a stream begins",
+    **dict.fromkeys(
+        (
+            "messages-thinking",
+            "messages-thinking-stream",
+            "messages-beta-stream",
+            "messages-not-thinking-stream",
+            "messages-tools-cut-stream",
+        ),
+        "the recorded server thinks first, and always",
+    ),
     "ollama-chat": "no Ollama route",
     "options-chat": "no CORS",
     "responses": "no Responses route",
@@ -44,8 +55,10 @@ OTHER_LENGTH = {
 OTHER_NULL = {"cached_tokens_details": "null only while nothing of the prompt was cached"}
 NOT_TOLD = {"embedding"}
 IN_SCOPE = [name for name in CORPUS if name not in OUT_OF_SCOPE]
-STREAMS = [name for name in IN_SCOPE if '"stream": true' in str(CORPUS[name]["request"]["body"])]
-PLAIN = [name for name in IN_SCOPE if name not in STREAMS]
+ASKED = [name for name in IN_SCOPE if '"stream": true' in str(CORPUS[name]["request"]["body"])]
+PLAIN = [name for name in IN_SCOPE if name not in ASKED]
+NAMED = [name for name in ASKED if name.startswith("messages-")]
+STREAMS = [name for name in ASKED if name not in NAMED]
 CHAT = {"messages": [{"role": "user", "content": "What is 2+2?"}]}
 ROUTES: dict[str, Json] = {
     "/generate": {"text": "one two", "sampling_params": {"max_new_tokens": 8}},
@@ -244,6 +257,35 @@ def is_streamed_like_recorded(name: str, simulator: demonstration.Simulator) -> 
             assert differences(samples[0][0], samples[1][0], lengths=lengths) == []
     if "error" in theirs[0]:
         assert theirs == ours
+
+
+def named(text: str) -> list[tuple[str, Any]]:
+    """The events of a stream whose events have names, each once where it comes again and again:
+    what it is of, and its data."""
+    found: list[tuple[str, Any]] = []
+    for event in text.split("\n\n")[:-1]:
+        name, data = event.split("\n")
+        value = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {value['type']}"
+        part = value.get("delta") or value.get("content_block") or {}
+        kind = f"{value['type']} {part.get('type', '')}"
+        if not found or found[-1][0] != kind:
+            found.append((kind, value))
+    return found
+
+
+@each("name", NAMED)
+def test_named_stream_like_recorded(name: str, shared: Simulator) -> None:
+    """One event per HTTP chunk, the recorded kinds in the recorded order, with their keys."""
+    asked, real = CORPUS[name]["request"], CORPUS[name]["response"]
+    head, chunks, ended = http_chunks(read_all(connect(shared, asked["path"], asked["body"])))
+    assert head.startswith("HTTP/1.1 200 ") and "text/event-stream; charset=utf-8" in head
+    assert ended
+    assert [chunk.count("\n\n") for chunk in chunks] == [1] * len(chunks)
+    theirs, ours = named(real["body"]), named("".join(chunks))
+    assert [kind for kind, _ in theirs] == [kind for kind, _ in ours]
+    for (_, real_event), (_, own_event) in zip(theirs, ours, strict=True):
+        assert differences(real_event, own_event) == []
 
 
 # ---------------------------------------------------------------- rid, content

@@ -16,6 +16,7 @@ from sglang_cached_addon.simulator import handler as small
 from sglang_cached_addon.simulator import sampling
 from sglang_cached_addon.simulator.jobs import Left
 from sglang_cached_addon.simulator.profile import Json
+from sglang_cached_addon.simulator.refusals import Refusal
 from tests.simulator import checks
 from tests.simulator.engine import Engine
 from tests.simulator.jobs import Job
@@ -95,6 +96,14 @@ class Handler(Recorder, small.Handler):
     def document(self) -> Json:
         kind = self.request.headers.get("Content-Type", "")
         return checks.document(self.request.path, kind, self.request.body)
+
+    def refuse(self, refusal: Refusal) -> None:
+        if self.request.path.startswith(MESSAGES):
+            body = refusal.body if isinstance(refusal.body, dict) else {}
+            kind = "invalid_request_error" if refusal.status == 400 else "api_error"
+            error = {"type": kind, "message": body.get("message", "Internal server error")}
+            refusal = Refusal(refusal.status, {"type": "error", "error": error})
+        super().refuse(refusal)
 
     async def emit(self, data: bytes) -> None:
         self.engine.events += 1  # before the client can look

@@ -14,6 +14,7 @@ from sglang_cached_addon.simulator.refusals import Flaw
 from sglang_cached_addon.simulator.sample import Api, Ask, Run
 from sglang_cached_addon.simulator.words import token_ids
 from tests.simulator import handler as handlers
+from tests.simulator.checks import missing
 from tests.simulator.handler import Handler
 
 PATH = handlers.MESSAGES
@@ -28,7 +29,7 @@ def _read(body: Json) -> Ask:
     system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
     asked = {name: body[name] for name in _SAME if name in body}
     asked |= {"messages": system + body["messages"], "stop": body.get("stop_sequences")}
-    if tools := body.get("tools"):
+    if tools := [tool for tool in body.get("tools", ()) if "input_schema" in tool]:
         functions = [{"name": tool["name"], "parameters": tool["input_schema"]} for tool in tools]
         asked["tools"] = [{"type": "function", "function": function} for function in functions]
         kind = body.get("tool_choice", {}).get("type", "auto")
@@ -112,7 +113,7 @@ MESSAGES = Api(_read, _answer, _events, _last_events)
 async def count_tokens(handler: Handler) -> None:
     body = handler.document()
     if not body.get("messages"):
-        raise Flaw("messages: Field required")
+        raise missing("messages")
     ask = _read({"max_tokens": 1, **body})
     handler.reply({"input_tokens": sum(len(token_ids(prompt)) for prompt in ask.prompts)})
 
