@@ -89,8 +89,7 @@ class Settings:
         choices=Fsync,
     )
     readonly: bool = option(
-        False,
-        "Use a folder that another process owns, follow what that stores, and store nothing.",
+        False, "Use a folder that another process owns, follow what that stores, and store nothing."
     )
     overwrite_cache: bool = option(False, "Empty the cache first.")
     collapse: bool = option(

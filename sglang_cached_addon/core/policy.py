@@ -117,10 +117,7 @@ class Reason(StrEnum):
         "model-changed",
         "the model behind the URL changed, or may have, while the answer was on its way",
     )
-    UNCONFIRMED = (
-        "unconfirmed",
-        "the upstream could not be asked whether it still is the same model",
-    )
+    UNCONFIRMED = "unconfirmed", "the upstream could not be asked whether it is the same model"
     READONLY = "readonly", "`--mode readonly`"
     CLEARED = "cleared", "the cache was cleared while the answer was on its way"
     DISK = "disk", "the disk takes nothing, and 64 MB wait for it already"

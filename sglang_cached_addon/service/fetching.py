@@ -165,8 +165,6 @@ class Fetching:
         if not self._arrival.done():  # it may have left, or not wait for the end of a stream
             self._arrival.set_result(arrived)
 
-    # What upstream answers
-
     async def _receive(self) -> Arrived | None:
         """What upstream answers; None where it is of no use: what is there is of another model, or
         upstream was asked in a manner that it does not understand."""

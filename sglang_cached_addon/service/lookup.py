@@ -143,8 +143,8 @@ class Lookup:
             return refused.reason
         if call.total > policy.MAX_SAMPLES:
             return Reason.TOO_LARGE
-        if self._draws_copies(call):
-            return Reason.INSEPARABLE
+        if self._is_fixed(call) and len(set(call.items)) < len(call.items):
+            return Reason.INSEPARABLE  # two samples of a prompt would be one sample twice
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
         return self.know(dialect, tenant, call, raw)
@@ -152,10 +152,9 @@ class Lookup:
     def know(self, dialect: Dialect, tenant: bytes, call: Call, raw: bytes = b"") -> Known:
         """A call that was read, with its keys; `raw` names its body."""
         is_one = call.total == 1 and not (call.batched or call.rids or call.stream)
-        is_plain = is_one and call.is_verbatim
         naming = partial(self._naming.keys, dialect.name, tenant)
         names = naming(call.items)
-        name = raw if is_plain else b""
+        name = raw if is_one and call.is_verbatim else b""
         return Known(
             dialect,
             call,
@@ -168,11 +167,6 @@ class Lookup:
             pools=tuple(map(pool_of, names)),
             naming=naming,
         )
-
-    def _draws_copies(self, call: Call) -> bool:
-        """Whether a prompt that stands twice in a list gets the same sample twice, which a call
-        for two of them does not: where a seed is all that samples differ by."""
-        return self._is_fixed(call) and len(set(call.items)) < len(call.items)
 
     def _written(self, known: Known, plan: Plan, places: Places | None) -> Hit | None:
         """The answer of a plan that lacks nothing, unless it is large; it is remembered as that of

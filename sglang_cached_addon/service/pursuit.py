@@ -228,8 +228,7 @@ class Pursuit:
             return None
         if self.claim:
             self.plan = self.claim.plan()
-        status = arrived.landed.status
-        if fetch.is_shared and not arrived.samples and status in MISUNDERSTOOD:
+        if fetch.is_shared and not arrived.samples and arrived.landed.status in MISUNDERSTOOD:
             self.is_alone = True  # each gets the answer to its own call
             return None
         self.merge.add(arrived)

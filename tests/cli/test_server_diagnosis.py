@@ -56,7 +56,7 @@ def test_findings(finding: Finding, state: State, words: list[str]) -> None:
         (Server(URL, Verdict.KNOWN, identity(), {"/generate": 200}), [OK, OK, OK],
          ["has m", "SGLang 0.5.23", "/generate 200"]),
         (Server(URL, Verdict.KNOWN, identity(version=""), {"/generate": 404, "/v1/x": 200}),
-         [OK, WARN, OK], ["/server_info", "/generate 404, /v1/x 200"]),
+         [OK, WARN, OK], ["/server_info", "It answers: /v1/x 200, /generate 404."]),
         (Server(URL, Verdict.KNOWN, identity("vllm", ""), {"/generate": 401}), [OK, OK, OK],
          ["vllm", "wants a key", "--api-key"]),
         (Server(URL, Verdict.KNOWN, identity(), {"/generate": None}), [OK, OK, FAIL],

@@ -294,3 +294,38 @@ def test_clear_of_a_name(start_proxy: StartProxy, simulator: Simulator, tmp_path
     assert requests.post(url, params={"model": name}, timeout=30).json()["cleared_keys"] == 1
     assert files_with(tmp_path, "secret words") == []
     assert keys(proxy) == []
+
+
+def test_what_was_not_generated(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """Vectors, tokens and counts are listed, found by what was asked, shown, counted by API, and
+    left out of data sets of chats; so are messages, which are chats."""
+    proxy = start_proxy(simulator.url)
+    user = {"role": "user", "content": "a deep sea"}
+    for path, body in (
+        ("/v1/embeddings", {"model": "m", "input": ["a blue sky", "a green hill"]}),
+        ("/tokenize", {"prompt": "a blue sea"}),
+        ("/v1/rerank", {"query": "a colour", "documents": ["a blue hill", "a red sky"]}),
+        ("/v1/messages/count_tokens", {"model": "m", "messages": [user]}),
+        ("/v1/messages", {"model": "m", "max_tokens": 9, "messages": [user]}),
+    ):
+        for outcome in ("MISS", "HIT"):
+            assert post(proxy, path, body).headers["X-Cache"] == outcome, path
+            proxy.stats()
+    found = {entry["request"]: entry for entry in get(proxy, "entries", text="blue")["entries"]}
+    assert sorted(found) == ["a blue sea", "a blue sky", "a colour a blue hill"]
+    vector, tokens = found["a blue sky"], found["a blue sea"]
+    assert vector["api"] == "openai-embedding" and " numbers: [" in vector["answer"]
+    assert "tokens: [" in tokens["answer"]
+    one = get(proxy, f"entries/{vector['key']}")
+    (sample,) = one["answers"]
+    assert (sample["finish_reason"], sample["tokens"]) == (None, 0)
+    assert isinstance(sample["answer"]["data"][0]["embedding"], str)
+    assert len(keys(proxy, api="openai-embedding")) == 2
+    said = get(proxy, "entries", api="anthropic-messages")["entries"]
+    assert [entry["request"] for entry in said] == ["a deep sea"] and said[0]["tokens"] > 0
+    metrics = requests.get(f"{proxy.url}/cache/metrics", timeout=30).text
+    for api in ("openai-embedding", "sglang-tokenize", "sglang-rerank", "anthropic-messages"):
+        assert f'dialect="{api}",outcome="hit"' in metrics.replace(" ", "")
+    delete(proxy, vector["key"], now="true")
+    body = {"model": "m", "input": ["a blue sky", "a green hill"]}
+    assert post(proxy, "/v1/embeddings", body).headers["X-Cache"] == "PARTIAL"

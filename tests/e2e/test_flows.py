@@ -130,6 +130,43 @@ def cache_status_key(answer: requests.Response) -> str:
     return answer.headers["Cache-Status"].partition('key="')[2].partition('"')[0]
 
 
+def test_lists(front: Front, upstream: Simulator) -> None:
+    """What is short of a list is one fetch, and the portions of a long one are one each; one that
+    is killed is a 502, and nothing of it is stored."""
+    path = "/v1/detokenize"
+
+    def ask(tokens: Any) -> requests.Response:
+        return post(front.proxy, path, {"tokens": tokens, "model": "of-a-list"})
+
+    first = [[1000, k] for k in range(3)]
+    assert ask(first[:1]).headers["X-Cache"] == "MISS"
+    front.proxy.stats()
+    answer = ask(first)
+    client, (_, fetch) = front.seen("of-a-list", 2)
+    assert json.loads(fetch["body"])["tokens"] == first[1:]
+    assert fetch["comment"].startswith("fetch of 2 samples (of 3), id ")
+    assert client["comment"].startswith("partial 1/3, fetch ")
+    assert json.loads(client["answer"]) == answer.json()
+
+    long = [[1000, k] for k in range(10, 2000)]
+    sent = post(front.proxy, path, {"tokens": long, "model": "of-portions"})
+    assert len(sent.json()["text"]) == len(long)
+    client, fetches = front.seen("of-portions", 2)
+    assert [len(json.loads(fetch["body"])["tokens"]) for fetch in fetches] == [1024, 966]
+    captions = [fetch["comment"].partition(", id ")[0] for fetch in fetches]
+    assert captions == [
+        "fetch of 1024 samples (a portion of a list)",
+        "fetch of 966 samples (a portion of a list)",
+    ]
+    assert client["comment"].count("fetch ") == 2
+
+    for _ in range(2):
+        tokens = [[1001, k] for k in range(2)]
+        killed = post(front.proxy, path, {"tokens": tokens, "model": "kill-answer"})
+        assert killed.status_code == 502, killed.text
+    front.seen("kill-answer", 2)
+
+
 def test_partial_and_hit(front: Front, upstream: Simulator) -> None:
     """Of a partial answer, the fetch has the trimmed request and upstream's own part; a hit has no
     fetch. The name of a run is in the comments."""
