@@ -37,6 +37,14 @@ DELAY_SECONDS = 0.25
 OTHER = "other"
 """Stands for the dialect of requests that are none of samples."""
 
+Receive = Callable[[Ask], Answer | Coroutine[Any, Any, Answer]]
+"""What takes a call, and answers it."""
+
+
+def _pass_on(ask: Ask) -> Answer:
+    """What takes calls where there is no cache."""
+    return PASSED_ON
+
 
 class Desk:
     """Takes the calls of both transports to the open cache."""
@@ -48,6 +56,8 @@ class Desk:
         """The settings of now; None before mitmproxy has told them."""
         self.parts: Parts | None = None
         """The cache, while it is open."""
+        self.receive: Receive = _pass_on
+        """As `Service.receive`."""
         self._dialects = {path: found.name for (_, path), found in dialects.installed().items()}
         self.ids = Ids(secrets.token_hex(4))
         """Those of requests whose clients give them none."""
@@ -63,7 +73,8 @@ class Desk:
 
     def open(self, parts: Parts) -> None:
         """Has this cache answer, on the loop that runs."""
-        self.parts, self.history = parts, (past := History(parts, time.time))
+        self.parts, self.receive = parts, parts.service.receive
+        self.history = past = History(parts, time.time)
         self._timers = [
             Every(DELAY_SECONDS, self.timings.loop_delay.add),
             Every(history.SECONDS, lambda late: past.note()),
@@ -71,7 +82,7 @@ class Desk:
 
     def close(self) -> Parts | None:
         """No cache answers any more; the one that did."""
-        parts, self.parts = self.parts, None
+        parts, self.parts, self.receive = self.parts, None, _pass_on
         for timer in self._timers:
             timer.end()
         return parts
@@ -113,10 +124,6 @@ class Desk:
     def begun(self, started: float) -> None:
         """The first event goes out of the stream that answers a call of that time."""
         self.timings.first_event.add(time.monotonic() - started)
-
-    def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
-        """As `Service.receive`; without a cache, calls are passed on."""
-        return self.parts.service.receive(ask) if self.parts else PASSED_ON
 
     def hit(self, ask: Ask, outcome: Outcome, started: float, size: int) -> None:
         """As `log`, of a hit that the fast lane has written in one go: as cheap as can be."""

@@ -91,10 +91,9 @@ class Service:
 
     def receive(self, ask: Ask) -> Answer | Coroutine[Any, Any, Answer]:
         """The answer to a call: a hit at once, and all else as a coroutine."""
-        head, now = ask.head, time.time()
-        terms = self._default_terms
+        head, terms = ask.head, self._default_terms
         if head.directives is not directives.DEFAULT:
-            terms = policy.terms(self._mode, head.directives, now)
+            terms = policy.terms(self._mode, head.directives, time.time())
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
         if self._lists.is_long(ask):
@@ -106,7 +105,7 @@ class Service:
         if not self._upstream.admits(head.asker(found.model), time.monotonic()):
             return self._admit(ask, terms)
         if isinstance(found, Known) and head.run and found.draws:
-            found = self._drawing.draw(ask, found, terms, now)
+            found = self._drawing.draw(ask, found, terms, time.time())
         if isinstance(found, Hit):
             self._exchange.counters.hit(found.saved)
             return found

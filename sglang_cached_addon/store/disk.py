@@ -136,9 +136,7 @@ class DiskStore(OpenStore):
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
-            if key in self.memory:
-                self.memory.get(key)
-            else:
+            if not self.memory.get(key):  # which is its use
                 self.journal.touch(key)
 
     def find(self, raw: bytes) -> bytes | None:
