@@ -199,7 +199,8 @@ StartProxy = Callable[..., Proxy]
 def pytest_sessionstart() -> None:
     """What is started is what lies here."""
     if WHEEL.is_dir():
-        files = (path for path in SOURCE.rglob("*.*") if path.suffix != ".pyc")
+        # What Python compiles beside the sources comes and goes.
+        files = (path for path in SOURCE.rglob("*.*") if path.parent.name != "__pycache__")
         names = [path.relative_to(SOURCE) for path in files if path.is_file()]
         _, others, absent = filecmp.cmpfiles(SOURCE, WHEEL, names, shallow=False)
         if others or absent:
