@@ -144,6 +144,26 @@ async def test_another_model_between(stage: Stage, server: Server) -> None:
     assert len(firsts) == 2
 
 
+@portioned()
+async def test_client_leaves(stage: Stage, server: Server) -> None:
+    """A call whose client leaves is counted once; what had come for it is stored."""
+    is_held = asyncio.Event()
+
+    def hold(asked: Asked) -> bool:
+        if is_second := LONG[8] in asked.json["tokens"]:
+            is_held.set()
+        return is_second
+
+    server.says = hold
+    task = stage.ask(PATH, {"tokens": LONG})
+    await is_held.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await stage.settled()
+    assert (stage.counters.misses, stage.stored) == (1, 8)
+
+
 @portioned(mode=Mode.OFFLINE)
 async def test_offline(stage: Stage, server: Server) -> None:
     """Nobody is asked for what is not stored."""
