@@ -178,14 +178,18 @@ def _around(
 
     nearby = Nearby(store, exchange.lookup, Sketches(store.journal.path) if store.journal else None)
     known_runs = store.runs or Runs(log, settings.run_ttl)
-    heads = CallHeads(settings.key_headers, settings.credential_headers, settings.run)
+    heads = CallHeads(
+        settings.key_headers,
+        settings.credential_headers,
+        settings.run,
+        isolates=settings.isolate_by_credential,
+    )
     service = Service(
         exchange,
         upstream,
         heads,
         mode=settings.mode,
         collapses=settings.collapse,
-        isolates=settings.isolate_by_credential,
         nearest=nearby.sentence,
         runs=known_runs,
         gathering=Gathering(settings.gather_ms / 1000, settings.gather_max),
@@ -198,7 +202,6 @@ def _around(
         known_runs,
         heads,
         mode=settings.mode,
-        isolates=settings.isolate_by_credential,
     )
     by_name = {dialect.name: dialect for dialect in known.values()}
     catalog = Catalog(store, by_name, lambda: models_of(upstream), known_runs)

@@ -35,18 +35,14 @@ class CallHead:
     versions: bytes = b""
     """A digest of the header fields by which it says which version of an API it means; empty
     without them."""
+    tenant: bytes = b""
+    """What is part of the call's keys beside its body: digests of header fields."""
     run: str = ""
     """The run that the call belongs to; empty where it belongs to none."""
     is_relayed: bool = False
     """A proxy has sent it on: who is behind it is not who is connected."""
     request_id: bytes = b""
     """The id that the client has given it; empty without a sane one."""
-
-    def tenant(self, *, isolates: bool) -> bytes:
-        """What is part of the call's keys beside its body; with `isolates`, each credential has a
-        cache of its own."""
-        named = self.routing + self.versions
-        return self.credential + named if isolates else named
 
     def asker(self, model: str | None) -> Asker:
         """Who asks for that model, as upstream tells clients apart."""
@@ -61,12 +57,16 @@ class CallHeads:
         key_headers: KeyHeaders | None = None,
         credential_fields: Collection[bytes] = admission.CREDENTIAL_FIELDS,
         run: str = "",
+        *,
+        isolates: bool = False,
     ) -> None:
         """`key_headers` are part of each key; a credential is made of `credential_fields`, which
-        are lower-case names; `run` is the run of calls that name none."""
+        are lower-case names; `run` is the run of calls that name none. With `isolates`, each
+        credential has a cache of its own."""
         self.key_headers = key_headers or KeyHeaders()
         self.credential_fields = credential_fields
         self._run = run
+        self._isolates = isolates
 
     def read(
         self, method: str, path: str, headers: Mapping[bytes, bytes], run: str = ""
@@ -74,14 +74,17 @@ class CallHeads:
         """What header fields say; `run` is the run that stood in the path. Names of fields are
         lower-case."""
         named = headers.get(runs.HEADER)
+        credential = admission.credential(headers, self.credential_fields)
+        routing, versions = self.key_headers.digest(headers), self.key_headers.versions(headers)
         return CallHead(
             method,
             path,
             directives.parse(headers),
             policy.lookup_refusal(headers),
-            admission.credential(headers, self.credential_fields),
-            self.key_headers.digest(headers),
-            self.key_headers.versions(headers),
+            credential,
+            routing,
+            versions,
+            (credential if self._isolates else b"") + routing + versions,
             named.decode("latin-1") if named is not None else run or self._run,
             is_relayed(headers),
             request_ids.of_client(headers),

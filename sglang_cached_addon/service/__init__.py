@@ -18,7 +18,7 @@ from sglang_cached_addon.core import directives, policy
 from sglang_cached_addon.core.call_head import CallHeads, by_name
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason, Terms
-from sglang_cached_addon.service import aborted
+from sglang_cached_addon.service import aborted, lists
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Answer, Ask, Reply, Streamed
 from sglang_cached_addon.service.counting import Counting
@@ -53,13 +53,11 @@ class Service:
         *,
         mode: Mode = Mode.READWRITE,
         collapses: bool = True,
-        isolates: bool = False,
         nearest: Nearest | None = None,
         runs: Runs | SharedRuns | None = None,
         gathering: Gathering | None = None,
     ) -> None:
-        """With `collapses`, equal calls share a fetch; with `isolates`, each credential has a cache
-        of its own."""
+        """With `collapses`, equal calls share a fetch."""
         self.runs = runs or Runs()
         self.flights = Flights()
         self.aborts = Aborts()
@@ -72,7 +70,6 @@ class Service:
         self._default_terms = policy.terms(mode, directives.DEFAULT, 0.0)
         """Those of a call that asks for nothing special."""
         self._collapses = collapses
-        self._isolates = isolates
         self._denials = Denials(exchange, nearest)
         self.means = Means(
             exchange,
@@ -96,7 +93,7 @@ class Service:
             terms = policy.terms(self._mode, head.directives, time.time())
         if isinstance(terms, Reason):
             return self._exchange.bypass(terms)
-        if self._lists.is_long(ask):
+        if len(ask.body) > lists.SHORT and self._lists.is_long(ask):
             return self._receive_list(ask, terms)
         found = self._find(ask, terms)
         if isinstance(found, Reason):
@@ -116,9 +113,8 @@ class Service:
         head = ask.head
         if head.refusal:
             return head.refusal
-        tenant = head.tenant(isolates=self._isolates)
         return self._lookup.find(
-            head.method, head.path, ask.body, terms, tenant, is_of_run=bool(head.run)
+            head.method, head.path, ask.body, terms, head.tenant, is_of_run=bool(head.run)
         )
 
     async def _receive_list(self, ask: Ask, terms: Terms) -> Answer:
@@ -134,7 +130,7 @@ class Service:
                 if reason := await self._upstream.admit(ask.asker, *shown):
                     return self._denials.let_pass(reason, terms)
             is_alone = not self._collapses or terms != policy.PLAIN
-            tenant = ask.head.tenant(isolates=self._isolates)
+            tenant = ask.head.tenant
             if len(calls) == 1:
                 known = self._lists.known(ask, calls[0], tenant)
                 return await self._attend(ask, known, terms)

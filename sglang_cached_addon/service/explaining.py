@@ -76,12 +76,11 @@ class Explaining:
         heads: CallHeads,
         *,
         mode: Mode = Mode.READWRITE,
-        isolates: bool = False,
     ) -> None:
         self._lookup = exchange.lookup
         self._upstream, self._store, self._nearby = upstream, store, nearby
         self._runs, self._heads = known_runs, heads
-        self._mode, self._isolates = mode, isolates
+        self._mode = mode
 
     async def explain(self, path: str, body: bytes, fields: Fields = ()) -> Explanation:
         """What would become of a POST with this body. Raises ValueError for a bad name of a
@@ -111,12 +110,11 @@ class Explaining:
             return terms if isinstance(terms, Reason) else head.refusal or Reason.HEADER
         if len(body) > policy.MAX_BODY:
             return Reason.TOO_LARGE
-        tenant = head.tenant(isolates=self._isolates)
         dialect = self._lookup.dialects["POST", path]
         if portioned(dialect):
-            found = await lists.looked_at(self._lookup, dialect, body, tenant)
+            found = await lists.looked_at(self._lookup, dialect, body, head.tenant)
         else:
-            found = self._lookup.read("POST", path, body, tenant)
+            found = self._lookup.read("POST", path, body, head.tenant)
         if isinstance(found, Reason):
             return found
         return (found, terms) if found.has_model else Reason.NO_MODEL

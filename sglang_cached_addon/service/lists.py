@@ -44,11 +44,11 @@ class Lists:
         self._lookup = means.exchange.lookup
 
     def is_long(self, ask: Ask) -> bool:
-        """Whether a call may be for so much that it is to be read beside the event loop."""
-        body = ask.body
-        if len(body) <= SHORT or not portioned(self._dialect(ask)):
+        """Whether a call whose body is not `SHORT` may be for so much that it is to be read beside
+        the event loop."""
+        if not portioned(self._dialect(ask)):
             return False
-        return len(body) > LONG or body.count(b",") > PORTION
+        return len(ask.body) > LONG or ask.body.count(b",") > PORTION
 
     def _dialect(self, ask: Ask) -> Dialect:
         return self._lookup.dialects[ask.head.method, ask.head.path]

@@ -74,6 +74,7 @@ class Stage:
         script: Script,
         store: Any = MemoryStore,
         kept: Kept | None = None,
+        isolates: bool = False,
         **kwargs: Any,
     ) -> None:
         ids = itertools.count(1)
@@ -93,7 +94,8 @@ class Stage:
                 upstream.model.version,
             ),
         )
-        self.service = Service(self.exchange, self.upstream, **kwargs)
+        self.heads = CallHeads(isolates=isolates)
+        self.service = Service(self.exchange, self.upstream, self.heads, **kwargs)
         self.counters = self.exchange.counters
         self.tasks: list[asyncio.Task[Any]] = []
         self.seen: list[bytes] = []
@@ -108,7 +110,7 @@ class Stage:
     def make(self, path: str, body: Any, headers: dict[str, str], **kwargs: Any) -> Ask:
         fields = {"content-type": "application/json", **headers}
         raw = {name.encode(): value.encode() for name, value in fields.items()}
-        head = CallHeads().read("POST", path, raw)
+        head = self.heads.read("POST", path, raw)
         return Ask(head, json.dumps(body).encode(), tuple(raw.items()), **kwargs)
 
     async def receive(self, ask: Ask) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import MAX_SAMPLES, Mode, Reason
 from sglang_cached_addon.service.explaining import Explaining, Explanation
@@ -16,13 +15,11 @@ from tests.service.stage import GENERATE, Stage, staged
 from tests.tables import each
 
 
-def explaining(stage: Stage, mode: Mode = Mode.READWRITE, *, isolates: bool = False) -> Explaining:
+def explaining(stage: Stage, mode: Mode = Mode.READWRITE) -> Explaining:
     exchange, store = stage.exchange, stage.store
     nearby = Nearby(store, exchange.lookup, None)
     runs = stage.service.runs
-    return Explaining(
-        exchange, stage.upstream, store, nearby, runs, CallHeads(), mode=mode, isolates=isolates
-    )
+    return Explaining(exchange, stage.upstream, store, nearby, runs, stage.heads, mode=mode)
 
 
 async def explain(
@@ -221,6 +218,6 @@ async def test_caches_of_their_own(stage: Stage) -> None:
     for key, outcome in ((b"a", Kind.HIT), (b"b", Kind.MISS)):
         body = json.dumps(asking("x")).encode()
         fields = ((b"Authorization", key),)
-        found = await explaining(stage, isolates=True).explain(GENERATE, body, fields)
+        found = await explaining(stage).explain(GENERATE, body, fields)
         assert found.outcome is outcome
     assert found.text.endswith("is the same, but of another model or credential.")
