@@ -74,6 +74,7 @@ def lines_before(
     piece of the file. `waiting` are lines that are not in the file yet, in their order. Raises
     OSError."""
     pending = list(waiting)
+    written = {line for _, line in pending}  # some may have come to be in the file meanwhile
     if mark and mark.offset >= PENDING:
         is_there = any(offset == mark.offset for offset, _ in pending)
         pending = [one for one in pending if one[0] < mark.offset] if is_there else []
@@ -84,7 +85,6 @@ def lines_before(
     end = _end(file, mark)
     for offset, line in reversed(pending):
         yield Step(offset, line, any(True for _ in hits(line)))
-    written = {line for _, line in pending}  # some may have come to be in the file meanwhile
     for start, lines in _pieces(file, end):
         begin = len(lines)
         for hit in hits(lines):

@@ -105,7 +105,10 @@ def test_lines_that_wait(tmp_path: Path, lines: list[bytes]) -> None:
     mark = Mark.read(str(Mark.of(*waiting[2])))
     assert read(path, mark, waiting) == [*new[1::-1], *lines[::-1]]
     with open(path, "ab") as file:
-        file.write(b"".join([*new, line(-100)]))  # the last one brings its own time
+        file.write(b"".join(new))
+    assert read(path, mark, waiting) == [*new[1::-1], *lines[::-1]], "they waited when it began"
+    with open(path, "ab") as file:
+        file.write(line(-100))  # it brings its own time
     assert read(path, mark) == [*new[1::-1], *lines[::-1]]
     first = Mark.read(str(Mark.of(0, lines[0])))
     assert read(path, first, waiting) == []
