@@ -605,7 +605,7 @@ def test_info_and_clear(simulator: Simulator, start_proxy: StartProxy) -> None:
     for count, name in enumerate(names, 1):
         if name != names[0]:
             simulator.become(model=name)
-            noticed(proxy, fingerprints[-1])
+            settled(proxy, simulator, fingerprints[-1])
         for i in range(count):
             assert ask(proxy, CHAT, greedy(CHAT, f"{i}")).headers["X-Cache"] == "MISS"
         fingerprints.append(proxy.info()["model"]["fingerprint"])
@@ -613,13 +613,14 @@ def test_info_and_clear(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert told["model"]["name"] == names[-1]
     assert told["model"]["weight_version"] == "default"
     assert told["model"]["asks_keys"] is False
-    shown = {m["name"]: (m["fingerprint"], m["samples"]) for m in told["models"]}
+    models = [m for m in told["models"] if m["samples"]]
+    shown = {m["name"]: (m["fingerprint"], m["samples"]) for m in models}
     assert shown == {
         name: (fingerprint, count)
         for count, (name, fingerprint) in enumerate(zip(names, fingerprints, strict=True), 1)
     }
     status = ask(proxy, CHAT, greedy(CHAT, "0")).headers["Cache-Status"]
-    (prefix,) = [m["key"] for m in told["models"] if m["name"] == names[-1]]
+    (prefix,) = [m["key"] for m in models if m["name"] == names[-1]]
     assert f'key="{prefix}' in status
 
     def clear(query: str) -> int:
@@ -630,7 +631,7 @@ def test_info_and_clear(simulator: Simulator, start_proxy: StartProxy) -> None:
         return cleared
 
     simulator.become(model="second")
-    noticed(proxy, fingerprints[2])
+    settled(proxy, simulator, fingerprints[2])
     assert clear("?model=current") == 2
     assert cached(proxy, CHAT, greedy(CHAT, "0")) is None
     assert {m["name"]: m["samples"] for m in proxy.info()["models"] if m["samples"]} == {
