@@ -13,8 +13,8 @@ from sglang_cached_addon.core.cache import Addition, Sample
 from tests.archive.test_writing import take
 from tests.cli.test_ls import filled, settled
 from tests.cli.test_merge import asked
-from tests.cli.typed import surroundings, typed
-from tests.conftest import COMMAND, Proxy
+from tests.cli.typed import glanced_at, surroundings, typed
+from tests.conftest import Proxy
 
 CHATS = ["beta", "epsilon", "Zeta?\x1b[31m"]
 
@@ -89,17 +89,7 @@ def test_a_closed_pipe(tmp_path: Path) -> None:
     answer = b'{"text":"%b"}' % (b"x" * 10_000)
     samples = [Sample(answer, float(number), 0.5, 1) for number in range(100)]
     take(tmp_path, Addition(b"a" * 32, "odd", b"{}", samples))  # more than a pipe holds
-    with subprocess.Popen(
-        [COMMAND, "export"],
-        env=surroundings(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout and process.stderr
-        assert process.stdout.read(1)
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(60) == 1
+    glanced_at(tmp_path, "export")
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:

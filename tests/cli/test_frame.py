@@ -17,8 +17,7 @@ from sglang_cached_addon.cli.frame import Commands, about_a_cache, prints_json
 from sglang_cached_addon.cli.output import Output
 from sglang_cached_addon.cli.reach import CacheError
 from sglang_cached_addon.store import StoreError
-from tests.cli.typed import surroundings
-from tests.conftest import COMMAND
+from tests.cli.typed import glanced_at
 from tests.tables import each
 
 
@@ -80,18 +79,7 @@ def test_options_have_one_help() -> None:
 def test_a_closed_pipe(is_json: bool, tmp_path: Path) -> None:
     """A reader that has seen enough ends the command, which says nothing of it."""
     (tmp_path / "cache.jsonl").write_text("x\n" * 50_000)
-    options = ["--json"] if is_json else []
-    with subprocess.Popen(
-        [str(COMMAND), "verify", *options],
-        env=surroundings(tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stdout and process.stderr
-        assert process.stdout.read(1)
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(60) == 1
+    glanced_at(tmp_path, "verify", *(["--json"] if is_json else []))
 
 
 def test_ctrl_c(tmp_path: Path) -> None:

@@ -38,3 +38,19 @@ def surroundings(cache: Path | None, **environment: str) -> dict[str, Any]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SGLANG_CACHED_")}
     named = {"SGLANG_CACHED_CACHE_PATH": str(cache)} if cache else {}
     return kept | named | environment
+
+
+def glanced_at(cache: Path, *arguments: str) -> None:
+    """Reads a byte of what a command prints and closes the pipe, which ends the command without a
+    word."""
+    with subprocess.Popen(
+        [str(COMMAND), *arguments],
+        env=surroundings(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
