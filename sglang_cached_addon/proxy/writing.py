@@ -74,6 +74,8 @@ class Writer:
         )
         if ask.claim:
             self._wrote(ask)
+        if hit.is_stream:
+            self._desk.begun(started)
         self._desk.hit(ask, outcome, started, len(hit.body))
         return True
 
