@@ -99,10 +99,10 @@ class Outcome:
     def headers(self, now: float) -> list[tuple[str, str]]:
         """The header fields that are added to the answer, at this Unix time."""
         fields = [("Cache-Status", self.cache_status), ("X-Cache", self.kind.upper())]
-        if self.kind is Kind.HIT:
-            fields.append(("Age", str(self.age(now))))
         if self.places:
             fields.append(("X-Cache-Sample", self.places.decode()))
+        if self.kind is Kind.HIT:
+            fields.append(("Age", str(self.age(now))))
         return fields
 
     def line(self, path: str, seconds: float) -> str:

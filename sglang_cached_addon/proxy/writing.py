@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from sglang_cached_addon.core.outcome import Kind, Outcome, hit_status
+from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.proxy.delivery import Delivery
@@ -68,10 +68,7 @@ class Writer:
         if len(hit.body) > LARGE or (hit.is_stream and self._desk.replay_rate):
             return False
         outcome = hit.outcome
-        status, age = hit_status(outcome.key, outcome.detail), outcome.age(time.time())
-        self._transport.write(
-            http1.hit(hit.body, age, status, outcome.places, ask.id, is_stream=hit.is_stream)
-        )
+        self._transport.write(http1.hit(hit.head, outcome.age(time.time()), ask.id, hit.body))
         if ask.claim:
             self._wrote(ask)
         if hit.is_stream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,7 +16,7 @@ import orjson
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
-from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved
+from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved, hit_status
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
@@ -32,7 +33,7 @@ EVENTS = ((b"Content-Type", http1.EVENT_STREAM.encode()),)
 """The header fields of a stream that is ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hit:
     """Every sample was stored: the answer's body."""
 
@@ -45,6 +46,13 @@ class Hit:
     is_stream: bool = False
     longest: int = 0
     """Completion tokens of the longest of its samples."""
+
+    @cached_property
+    def head(self) -> bytes:
+        """As of `http1.hit_head`: most hits are given again, so it is written once."""
+        status = hit_status(self.outcome.key, self.outcome.detail)
+        places = self.outcome.places
+        return http1.hit_head(len(self.body), status, places, is_stream=self.is_stream)
 
     def seconds(self, rate: float) -> float:
         """How long a stream takes at a pace in tokens a second; 0: no time at all."""

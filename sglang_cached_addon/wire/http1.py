@@ -126,21 +126,24 @@ class HeadReader:
         return PlainHead(call, len(raw), head.length, closes=connection == b"close")
 
 
-def hit(
-    body: bytes, age: int, status: bytes, places: bytes, request_id: bytes, *, is_stream: bool
-) -> bytes:
-    """A hit as it goes over the wire, byte for byte as the hooks have it sent. `status` is the
-    value of `Cache-Status`, `places` that of `X-Cache-Sample`. The body of a stream is in chunks
-    already."""
+def hit_head(size: int, status: bytes, places: bytes, *, is_stream: bool) -> bytes:
+    """What each answer of a hit begins with: its head as far as the name of `Age`. `size` is its
+    body's in bytes, `status` the value of `Cache-Status`, `places` that of `X-Cache-Sample`."""
     sample = b"X-Cache-Sample: %b\r\n" % places if places else b""
     if is_stream:
-        return _STREAM_HIT % (status, age, sample, request_id, body)
-    return _HIT % (len(body), status, age, sample, request_id, body)
+        return _STREAM_HIT % (status, sample)
+    return _HIT % (size, status, sample)
+
+
+def hit(head: bytes, age: int, request_id: bytes, body: bytes) -> bytes:
+    """A hit as it goes over the wire, byte for byte as the hooks have it sent. `head` is as of
+    `hit_head`; the body of a stream is in chunks already."""
+    return b"%b%d\r\nX-Request-Id: %b\r\n\r\n%b" % (head, age, request_id, body)
 
 
 _HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: %d\r\n"
-    b"Cache-Status: %b\r\nX-Cache: HIT\r\nAge: %d\r\n%bX-Request-Id: %b\r\n\r\n%b"
+    b"Cache-Status: %b\r\nX-Cache: HIT\r\n%bAge: "
 )
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -148,7 +151,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 _STREAM_HIT = (
     b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nTransfer-Encoding: chunked\r\n"
-    b"Cache-Status: %%b\r\nX-Cache: HIT\r\nAge: %%d\r\n%%bX-Request-Id: %%b\r\n\r\n%%b"
+    b"Cache-Status: %%b\r\nX-Cache: HIT\r\n%%bAge: "
 ) % EVENT_STREAM.encode()
 
 

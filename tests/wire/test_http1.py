@@ -15,6 +15,7 @@ from sglang_cached_addon.wire.http1 import (
     PlainHead,
     chunked,
     hit,
+    hit_head,
     unchunked,
 )
 from tests.tables import each
@@ -187,23 +188,24 @@ def test_hit(key: bytes) -> None:
     """A hit is a whole HTTP message."""
     status = hit_status(key)
     for places, line in ((b"", b""), (b"0,3-4", b"X-Cache-Sample: 0,3-4\r\n")):
-        assert hit(b"{}", 7, status, places, b"r1", is_stream=False) == (
+        assert hit(hit_head(2, status, places, is_stream=False), 7, b"r1", b"{}") == (
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\ncontent-length: 2\r\n"
             b"Cache-Status: "
             + status
-            + b"\r\nX-Cache: HIT\r\nAge: 7\r\n"
+            + b"\r\nX-Cache: HIT\r\n"
             + line
-            + b"X-Request-Id: r1\r\n\r\n{}"
+            + b"Age: 7\r\nX-Request-Id: r1\r\n\r\n{}"
         )
 
 
 def test_stream_hit() -> None:
     """As above, of a stream."""
     body = chunked([b"data: 100%\n\n", b"data: [DONE]\n\n"])
-    assert hit(body, 7, hit_status(b""), b"1", b"r1", is_stream=True) == (
+    begins = hit_head(len(body), hit_status(b""), b"1", is_stream=True)
+    assert hit(begins, 7, b"r1", body) == (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
         b"Transfer-Encoding: chunked\r\nCache-Status: sglang-cached; hit\r\nX-Cache: HIT\r\n"
-        b"Age: 7\r\nX-Cache-Sample: 1\r\nX-Request-Id: r1\r\n\r\n"
+        b"X-Cache-Sample: 1\r\nAge: 7\r\nX-Request-Id: r1\r\n\r\n"
         b"c\r\ndata: 100%\n\n\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
     )
 
