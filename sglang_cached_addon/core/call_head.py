@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sglang_cached_addon.core import admission, directives, policy, request_ids, runs
+from sglang_cached_addon.core import admission, directives, refusals, request_ids, runs
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.directives import Directives
 from sglang_cached_addon.core.policy import Reason
@@ -80,7 +80,7 @@ class CallHeads:
             method,
             path,
             directives.parse(headers),
-            policy.lookup_refusal(headers),
+            refusals.lookup_refusal(headers),
             credential,
             routing,
             versions,

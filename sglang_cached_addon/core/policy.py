@@ -1,14 +1,13 @@
 """What may be looked up, and what may be stored; every "no" has a name.
 
-Pure: takes heads and values, gives a `Reason` or None. A reason reaches the user in
-`Cache-Status` (`detail`), in the log line and in a counter of `/cache/stats`.
-Rules that need to know one API's fields live in its dialect, which raises `Refused`
-with a reason from here. Unknown means: forward untouched, and do not store.
+Pure. A reason reaches the user in `Cache-Status` (`detail`), in the log line and in a counter of
+`/cache/stats`. Rules about heads of requests are in `refusals`; those that need to know one API's
+fields live in its dialect, which raises `Refused` with a reason from here. Unknown means: forward
+untouched, and do not store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -48,6 +47,10 @@ class Reason(StrEnum):
 
     # not looked up: the call is passed on untouched (bypass)
     ROUTE = "route", "another route: passed on, with no headers added"
+    AUDIO = "audio", "`/v1/audio/*`: a body in parts, and long audio is several generations"
+    OLLAMA = "ollama", "Ollama's routes, where an aborted answer looks as if it were whole"
+    REALTIME = "realtime", "`/v1/realtime`: a conversation, none of whose parts is an answer"
+    FILE = "file", "`/generate_from_file`: the prompt is in a file"
     STREAM = (
         "stream",
         "a stream with fields that it answers in another form than JSON does, as "
@@ -73,11 +76,16 @@ class Reason(StrEnum):
         "what would hold others up: a body over 10 MiB, or of over 700,000 numbers or so; over "
         "10,000 samples, 200,000 inputs; an answer over 512 MiB, a stream over 256 MiB",
     )
-    STATE = "state", "state held by the server: `session_params`, `previous_response_id`"
+    STATE = (
+        "state",
+        "state held by the server: `session_params`, `previous_response_id`, `audio` of a chat, "
+        "`/open_session`, `/close_session`",
+    )
     SERVER_TOOLS = "server-tools", "tools that the server itself uses, live, such as `web_search`"
     MEDIA = "media-by-reference", "media by URL or path, which may change behind an equal body"
     DISAGGREGATION = "disaggregation", "`bootstrap_*` and the like, of prefill and decode servers"
     BEAM = "beam", "beam search"
+    BEST_OF = "best-of", "`best_of` above 1: where it is heeded, each sample is the best of several"
     INSEPARABLE = "inseparable", "a list or `n > 1` with fields that cannot be told apart by prompt"
     HTTP_1_0 = "http-1.0", "a stream for a client that cannot be answered in chunks"
     NO_STORE = "no-store", "the client asked for it: `Cache-Control: no-store`"
@@ -138,41 +146,6 @@ class Refused(Exception):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-# Headers that change what is returned, or how the body is to be read (RFC 9110 §8.4).
-_REFUSED_HEADERS = {
-    b"content-encoding": Reason.ENCODED,
-    b"x-body-compressed": Reason.ENCODED,
-    # The answer's CORS headers are a function of Origin and of upstream's set-up.
-    b"origin": Reason.CROSS_ORIGIN,
-}
-
-# Headers of SGLang that put something into the request, or into the answer; of these, some are of
-# no more account than the fields of a body that they stand for.
-_REFUSED_PREFIXES = (b"x-override-", b"x-sglext-")
-_HARMLESS_HEADERS = frozenset((b"x-override-priority", b"x-override-conversation-id"))
-
-# What a client may well say of its connection (RFC 9110 §7.6.1). With any other name in it, a
-# header of the message is for us alone: upstream would not see it, and the key would have it.
-_OF_THE_CONNECTION = frozenset(
-    (b"", b"close", b"keep-alive", b"te", b"trailer", b"trailers", b"upgrade", b"http2-settings")
-)
-
-
-def lookup_refusal(headers: Mapping[bytes, bytes]) -> Reason | None:
-    """Why a request with this head is not looked up. Header names are lower-case."""
-    for name in headers:
-        if name in _REFUSED_HEADERS:
-            return _REFUSED_HEADERS[name]
-        if name.startswith(_REFUSED_PREFIXES) and name not in _HARMLESS_HEADERS:
-            return Reason.HEADER
-    named = headers.get(b"connection", b"").lower().split(b",")
-    if any(name.strip() not in _OF_THE_CONNECTION for name in named):
-        return Reason.HEADER
-    media_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower()
-    # SGLang refuses other types on these routes, so a hit would open what it had closed.
-    return None if media_type == b"application/json" else Reason.CONTENT_TYPE
 
 
 def store_refusal(status: int) -> Reason | None:

@@ -48,9 +48,10 @@ class Chat(Api):
         if not isinstance(messages, list) or not messages:
             raise Refused(Reason.MALFORMED)
         n = reading.read_n(body)
-        asking.refuse_shared_report(body, n)
-        if any(_names_media(message) for message in messages):
-            raise Refused(Reason.MEDIA)
+        asking.refuse_dependent(body, n)
+        if body.get("audio") is not None:
+            raise Refused(Reason.STATE)  # an answer in audio has an id, by which it is known later
+        reading.refuse_media(messages)
         content = reading.content_fields(body, asking.TRANSPORT)
         content.pop("n", None)
         rids, stream = reading.read_rids(body, n, False, 1), asking.streaming(body)
@@ -70,20 +71,6 @@ class Chat(Api):
 
     def wants_rows(self, call: Call) -> bool:
         return bool(call.body.get("logprobs"))
-
-
-def _names_media(message: Any) -> bool:
-    """Whether a part of the message is fetched by the server from elsewhere."""
-    parts = message.get("content") if isinstance(message, dict) else None
-    if not isinstance(parts, list):
-        return False
-    return any(
-        reading.is_elsewhere(value)
-        for part in parts
-        if isinstance(part, dict)
-        for name, value in part.items()
-        if name.endswith("_url") or name in ("image", "video", "audio", "url")
-    )
 
 
 DIALECT = Chat()

@@ -52,7 +52,7 @@ class Completions(Api):
         size = _batch_size(body.get("prompt"))
         n = reading.read_n(body)
         reading.refuse_too_many(size or 1, n)
-        asking.refuse_shared_report(body, n * (size or 1))
+        asking.refuse_dependent(body, n * (size or 1))
         rids = reading.read_rids(body, n, size is not None, size or 1)
         content = reading.content_fields(body, asking.TRANSPORT)
         content.pop("n", None)

@@ -46,6 +46,8 @@ TRANSPORT: base.TransportTable = {
     "background": (bool,),
     "priority": (int, base.NULL),
     "routing_key": (str, base.NULL),
+    "routed_dp_rank": (int, base.NULL),
+    "data_parallel_rank": (int, base.NULL),
     "conversation_id": (str, base.NULL),
     "custom_labels": (dict, base.NULL),
     "external_trace_header": (dict, base.NULL),

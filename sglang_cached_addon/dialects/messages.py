@@ -51,8 +51,12 @@ _OF_SERVERS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "t
 moment. SGLang has none, and leaves them out."""
 
 
-TRANSPORT: base.TransportTable = {"stream": (bool,), "metadata": (dict, base.NULL)}
-"""Framing, and what names a user: nothing of it reaches the model."""
+TRANSPORT: base.TransportTable = {
+    "stream": (bool, base.NULL),
+    "metadata": (dict, base.NULL),
+    "routed_dp_rank": (int, base.NULL),
+}
+"""Framing, what names a user, and scheduling: nothing of it reaches the model."""
 
 
 class Messages:

@@ -51,6 +51,8 @@ _UNSTORABLE = {
     "encoder_urls": Reason.DISAGGREGATION,
     "http_worker_ipc": Reason.DISAGGREGATION,
     "kv_hints": Reason.DISAGGREGATION,
+    "disagg_prefill_dp_rank": Reason.DISAGGREGATION,
+    "kv_transfer_params": Reason.DISAGGREGATION,  # vLLM's
 }
 
 
@@ -58,14 +60,18 @@ def refuse_unstorable(body: dict[str, Any]) -> None:
     """Raises `Refused` for a body with fields that no dialect looks up."""
     for name in given(body, _UNSTORABLE):
         raise Refused(_UNSTORABLE[name])
+    if body.get("use_beam_search"):  # vLLM's, where `n` is the width
+        raise Refused(Reason.BEAM)
 
 
 def is_stream(body: dict[str, Any], unstreamable: Collection[str]) -> bool:
-    """Whether a body asks for a stream. Raises `Refused` if it does so together with one of these
-    fields, for which streams have another form."""
-    stream = body.get("stream", False)
+    """Whether a body asks for a stream; null does not, wherever it is taken. Raises `Refused` if it
+    does so together with one of these fields, for which streams have another form."""
+    stream = body.get("stream")
+    if stream is None:
+        return False
     if type(stream) is not bool:
-        raise Refused(Reason.MALFORMED)  # null too, says SGLang
+        raise Refused(Reason.MALFORMED)
     if stream and any(body.get(name) for name in unstreamable):
         raise Refused(Reason.STREAM)
     return stream
@@ -129,10 +135,31 @@ def is_elsewhere(value: Any) -> bool:
     if isinstance(value, str):
         return not (value.startswith("data:") or _is_base64(value))
     if isinstance(value, dict):
-        return "url" in value and is_elsewhere(value["url"])
+        return any(is_elsewhere(value[name]) for name in _SOURCES if name in value)
     if isinstance(value, list):
         return any(is_elsewhere(member) for member in value)
     return True
+
+
+_SOURCES = ("url", "path", "file_id", "image", "video", "audio")
+"""What may refer to something else in an object that stands for a picture, a video or a sound."""
+
+
+def refuse_media(messages: Any) -> None:
+    """Raises `Refused` where the server fetches a part of a chat from elsewhere."""
+    contents = [m.get("content") for m in messages if isinstance(m, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    if any(_names_media(part) for part in parts if isinstance(part, dict)):
+        raise Refused(Reason.MEDIA)
+
+
+def _names_media(part: dict[str, Any]) -> bool:
+    """Whether a part of a message is fetched by the server from elsewhere."""
+    return any(
+        is_elsewhere(value)
+        for name, value in part.items()
+        if name.endswith("_url") or name in ("image", "video", "audio", "url", "file")
+    )
 
 
 def refuse_images(body: dict[str, Any]) -> None:

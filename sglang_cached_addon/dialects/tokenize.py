@@ -14,7 +14,7 @@ import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall
 from sglang_cached_addon.core.policy import Reason, Refused
-from sglang_cached_addon.dialects import judging, listing, listing_display
+from sglang_cached_addon.dialects import judging, listing, listing_display, reading
 from sglang_cached_addon.dialects.display import listed, members, written
 
 
@@ -77,7 +77,8 @@ class Tokenize(_Tokens):
 
     def columns(self, body: dict[str, Any]) -> tuple[str, ...]:
         prompt, messages = body.get("prompt"), body.get("messages")
-        if messages is not None and prompt is None:
+        if isinstance(messages, list) and prompt is None:
+            reading.refuse_media(messages)
             return ()
         if messages is not None:
             raise Refused(Reason.MALFORMED)

@@ -9,7 +9,7 @@ from mitmproxy import http
 from mitmproxy.connection import Client
 
 from sglang_cached_addon.admin import access
-from sglang_cached_addon.core import policy, runs
+from sglang_cached_addon.core import policy, refusals, runs
 from sglang_cached_addon.core.call_head import CallHeads, by_name, is_relayed
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Ask
@@ -47,8 +47,9 @@ def length(message: http.Request | http.Response) -> int:
 def unread(request: http.Request, known: Container[tuple[str, str]]) -> Reason | None:
     """Why a request's body is not read at all; `known` are the methods and paths of dialects."""
     if (request.method, request.path) not in known:
-        has_query = (request.method, request.path.split("?", 1)[0]) in known
-        return Reason.QUERY if has_query else Reason.ROUTE
+        path = request.path.split("?", 1)[0]
+        has_query = (request.method, path) in known
+        return Reason.QUERY if has_query else refusals.route_refusal(path)
     return Reason.TOO_LARGE if length(request) > policy.MAX_BODY else None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from sglang_cached_addon.core import planning, policy, runs
+from sglang_cached_addon.core import planning, policy, refusals, runs
 from sglang_cached_addon.core.call_head import CallHead, CallHeads, Fields, by_name
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.planning import Plan
@@ -103,8 +103,9 @@ class Explaining:
         """What is asked, or why it is not looked up."""
         path = head.path
         if ("POST", path) not in self._lookup.dialects:
-            is_known = ("POST", path.partition("?")[0]) in self._lookup.dialects
-            return Reason.QUERY if is_known else Reason.ROUTE
+            bare = path.partition("?")[0]
+            is_known = ("POST", bare) in self._lookup.dialects
+            return Reason.QUERY if is_known else refusals.route_refusal(bare)
         terms = policy.terms(self._mode, head.directives, time.time())
         if isinstance(terms, Reason) or head.refusal:
             return terms if isinstance(terms, Reason) else head.refusal or Reason.HEADER

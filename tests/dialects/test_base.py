@@ -23,13 +23,15 @@ VALUES: tuple[Any, ...] = ("x", True, 1, 1.5, ["x"], {"x": "y"}, None)
 OPENAI = {
     "rid": {str, list, NULL}, "stream": {bool}, "stream_options": {dict, NULL},
     "user": {str, NULL}, "session_id": {str, NULL}, "priority": {int, NULL},
-    "custom_labels": {dict, NULL},
+    "custom_labels": {dict, NULL}, "routed_dp_rank": {int, NULL}, "data_parallel_rank": {int, NULL},
+    "prompt_cache_key": {str, NULL}, "safety_identifier": {str, NULL},
 }  # fmt: skip
 GENERATE = {
     "rid": {str, list, NULL}, "stream": {bool}, "session_id": {str, NULL}, "log_metrics": {bool},
     "no_logs": {bool}, "background": {bool}, "priority": {int, NULL}, "routing_key": {str, NULL},
     "conversation_id": {str, NULL}, "custom_labels": {dict, NULL},
     "external_trace_header": {dict, NULL}, "received_time": {int, float, NULL},
+    "routed_dp_rank": {int, NULL}, "data_parallel_rank": {int, NULL},
 }  # fmt: skip
 OURS: list[tuple[Dialect, dict[str, Any], dict[str, set[type]]]] = [
     # a body with one prompt, and the fields that may be left out of the key, with their types

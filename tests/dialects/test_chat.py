@@ -49,12 +49,15 @@ def part(name: str, url: Any) -> dict[str, Any]:
         ({"model": "m"}, Reason.MALFORMED),
         *((chat(messages=m), Reason.MALFORMED) for m in (None, [], "a", {"role": "user"})),
         (chat(n=2, return_routed_experts=True), Reason.INSEPARABLE),
+        (chat(best_of=2), Reason.BEST_OF),
+        (chat(modalities=["text", "audio"], audio={"voice": "x"}), Reason.STATE),
         *((part(*named), Reason.MEDIA) for named in (
             ("image_url", {"url": "http://example.com/a.png"}),
             ("image_url", "http://example.com/a.png"),
             ("video_url", {"url": "file:///tmp/a.mp4"}),
             ("audio_url", {"url": "/tmp/a.wav"}),
             ("image", "a.png"), ("video", "a.mp4"), ("audio", ["a.wav"]),
+            ("file", {"file_id": "file-1"}),
         )),
     ],
 )  # fmt: skip

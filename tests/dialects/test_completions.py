@@ -86,6 +86,8 @@ def test_prompts_of_a_batch_are_those_of_single_calls() -> None:
         (batch(lora_path=list("wxyz")), Reason.MALFORMED),
         (batch(not_yet_invented=[1, 2, 3]), Reason.INSEPARABLE),
         (one(n=2, return_routed_experts=True), Reason.INSEPARABLE),
+        (one(best_of=2), Reason.BEST_OF),
+        (one(n=2, use_beam_search=True), Reason.BEAM),
         (batch(return_routed_experts=True), Reason.INSEPARABLE),
     ],
 )  # fmt: skip

@@ -93,10 +93,17 @@ def test_refusals(more: dict[str, Any], reason: Reason) -> None:
     assert refusal(COUNT_TOKENS, {**ONE, **more}) is reason
 
 
-@each("stream", ["true", 1, None])
+@each("stream", ["true", 1, 0])
 def test_odd_stream(stream: Any) -> None:
     """What is no yes or no is upstream's to refuse."""
     assert refusal(MESSAGES, {**ONE, "stream": stream}) is Reason.MALFORMED
+
+
+def test_no_stream() -> None:
+    """Null means no, as SGLang has it."""
+    call, plain = (MESSAGES.read({**ONE, "stream": stream}) for stream in (None, False))
+    assert call.items == plain.items
+    assert call.stream is None
 
 
 def test_strange_bodies() -> None:

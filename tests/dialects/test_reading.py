@@ -44,8 +44,8 @@ def test_n() -> None:
     [
         ("session_params previous_response_id", Reason.STATE),
         ("bootstrap_host bootstrap_port bootstrap_room bootstrap_pair_key decode_tp_size "
-         "need_wait_for_mm_inputs num_items_assigned encoder_urls http_worker_ipc kv_hints",
-         Reason.DISAGGREGATION),
+         "need_wait_for_mm_inputs num_items_assigned encoder_urls http_worker_ipc kv_hints "
+         "disagg_prefill_dp_rank kv_transfer_params", Reason.DISAGGREGATION),
     ],
 )  # fmt: skip
 def test_unstorable(fields: str, reason: Reason) -> None:
@@ -57,8 +57,17 @@ def test_unstorable(fields: str, reason: Reason) -> None:
             assert caught.value.reason is reason, field
 
 
+def test_beam_search() -> None:
+    """Where `n` is the width of a beam, a call for more is no call for more of the same."""
+    reading.refuse_unstorable({"text": "a", "use_beam_search": False})
+    with pytest.raises(Refused) as caught:
+        reading.refuse_unstorable({"text": "a", "use_beam_search": True})
+    assert caught.value.reason is Reason.BEAM
+
+
 def test_unstreamable() -> None:
-    """A stream with a field that it answers in another form is refused."""
+    """A stream with a field that it answers in another form is refused; null is no stream."""
+    assert not reading.is_stream({"stream": None, "a": True}, ("a",))
     assert reading.is_stream({"stream": True, "a": False, "b": 1}, ("a",))
     assert not reading.is_stream({"a": True}, ("a",))
     with pytest.raises(Refused) as caught:
@@ -90,6 +99,8 @@ HERE = [
     "/9j/" + "A" * 80, {"url": f"data:image/png;base64,{PICTURE}", "detail": "low"},
     [PICTURE, None, [PICTURE]], [], {"format": "processor_output", "pixels": 1},
     {"data": PICTURE, "format": "wav"},
+    {"url": PICTURE, "audio": f"data:audio/wav;base64,{PICTURE}"},
+    {"file_data": f"data:application/pdf;base64,{PICTURE}", "filename": "a.pdf"},
 ]  # fmt: skip
 ELSEWHERE = [
     "http://example.com/a.png", "https://example.com/a.png", "HTTPS://EXAMPLE.COM/A.PNG",
@@ -97,7 +108,8 @@ ELSEWHERE = [
     " data:image/png;base64,xx", "/tmp/" + "x" * 80 + ".png", "s3://bucket/" + "x" * 80,
     "/data/" + "x" * 80, PICTURE + "-_", {"url": "http://example.com/a.png"},
     {"url": {"url": "/tmp/a.png"}}, [PICTURE, "http://example.com/a.png"],
-    [[PICTURE, ["/tmp/a.png"]]], 1, True,
+    [[PICTURE, ["/tmp/a.png"]]], 1, True, {"path": "/tmp/a.png"}, {"file_id": "file-1"},
+    {"url": PICTURE, "audio": "http://example.com/a.wav"}, {"video": ["a.png", "b.png"]},
 ]  # fmt: skip
 
 

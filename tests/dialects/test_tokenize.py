@@ -19,6 +19,9 @@ def test_a_chat_is_one_item() -> None:
     assert item(TOKENIZE, CHAT) != item(TOKENIZE, {**CHAT, "tools": []})
     assert refusal(TOKENIZE, {**CHAT, "prompt": "a"}) is Reason.MALFORMED
     assert refusal(TOKENIZE, {"model": "m"}) is Reason.MALFORMED
+    picture = {"type": "image_url", "image_url": {"url": "http://example.com/a.png"}}
+    named = {"messages": [{"role": "user", "content": [picture]}]}
+    assert refusal(TOKENIZE, named) is Reason.MEDIA
 
 
 def test_only_texts_are_prompts_and_only_ids_are_tokens() -> None:

@@ -21,8 +21,13 @@ TRANSPORT: base.TransportTable = {
     "session_id": (str, base.NULL),
     "priority": (int, base.NULL),
     "custom_labels": (dict, base.NULL),
+    "routed_dp_rank": (int, base.NULL),
+    "data_parallel_rank": (int, base.NULL),
+    "prompt_cache_key": (str, base.NULL),
+    "safety_identifier": (str, base.NULL),
 }
-"""Request identity, scheduling and framing: nothing of it reaches the model."""
+"""Request identity, scheduling and framing: nothing of it reaches the model. The last two are
+OpenAI's, and name a client as `user` does."""
 
 UNSTREAMABLE = (
     "return_hidden_states",
@@ -38,8 +43,13 @@ UNSTREAMABLE = (
 )
 """Fields that a stream answers in chunks of their own, or not at all."""
 
-# Reported for the first sample only, so other samples of the call have none to keep.
-_FIRST_SAMPLE_ONLY = ("return_routed_experts",)
+# Reported for the first sample only, or for all of them in one place, so that samples have none of
+# their own to keep.
+_SHARED_REPORTS = (
+    "return_routed_experts",
+    "return_cached_tokens_details",
+    "return_spec_tokens_details",
+)
 
 
 def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
@@ -48,9 +58,11 @@ def probes(model: str, prompt: dict[str, Any]) -> Sequence[dict[str, Any]]:
     return ({**named, **prompt, "max_tokens": 1, "temperature": 0},)
 
 
-def refuse_shared_report(body: dict[str, Any], total: int) -> None:
-    """Raises `Refused` where an answer of many samples would report on only one of them."""
-    if total > 1 and any(body.get(name) for name in _FIRST_SAMPLE_ONLY):
+def refuse_dependent(body: dict[str, Any], total: int) -> None:
+    """Raises `Refused` where what is said of a sample depends on the others of its call."""
+    if body.get("best_of") not in (None, 1):
+        raise Refused(Reason.BEST_OF)
+    if total > 1 and any(body.get(name) for name in _SHARED_REPORTS):
         raise Refused(Reason.INSEPARABLE)
 
 

@@ -35,7 +35,7 @@ from tests.tables import each
         ({"stream": True, "stream_options": {"include_usage": "true"}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, Reason.MALFORMED),
         ({"stream": True, "stream_options": [1]}, Reason.MALFORMED),
-        ({"stream": "true"}, Reason.MALFORMED), ({"stream": None}, Reason.MALFORMED),
+        ({"stream": "true"}, Reason.MALFORMED), ({"stream": None}, None),
         *(({"stream": True, name: True}, Reason.STREAM) for name in asking.UNSTREAMABLE),
         *(({"stream": False, name: True}, None) for name in asking.UNSTREAMABLE),
     ],
@@ -73,13 +73,23 @@ def test_usage_is_asked_for(options: dict[str, Any], asked: dict[str, Any]) -> N
 
 
 @each("total", [1, 2, 3])
-def test_report_on_the_first_sample(total: int) -> None:
-    """A report on the first sample alone is refused for several samples."""
-    asking.refuse_shared_report({"return_routed_experts": False}, total)
-    asking.refuse_shared_report({}, total)
+@each("name", ["routed_experts", "cached_tokens_details", "spec_tokens_details"])
+def test_reports_that_samples_share(total: int, name: str) -> None:
+    """A report on the first sample, or on all of them in one place, is refused for several."""
+    asking.refuse_dependent({f"return_{name}": False}, total)
+    asking.refuse_dependent({}, total)
     with pytest.raises(Refused) if total > 1 else nullcontext() as caught:
-        asking.refuse_shared_report({"return_routed_experts": True}, total)
+        asking.refuse_dependent({f"return_{name}": True}, total)
     assert caught is None or caught.value.reason is Reason.INSEPARABLE
+
+
+@each("best_of", [None, 1, 2, 0, "2", [1]])
+def test_best_of(best_of: Any) -> None:
+    """Where a sample is the best of several, none of them stands for itself."""
+    for total in (1, 3):
+        with nullcontext() if best_of in (None, 1) else pytest.raises(Refused) as caught:
+            asking.refuse_dependent({"best_of": best_of}, total)
+        assert caught is None or caught.value.reason is Reason.BEST_OF
 
 
 def test_only_what_the_client_has_not_asked_for_is_told_as_such() -> None:
