@@ -46,11 +46,7 @@ class Deletion:
         model: the numbers of entries and samples. Returns when that has happened. Raises
         OSError."""
         which = [None] if models is None else models
-        index = self.store.index
-        entries, samples = index.entries, index.samples
-        is_done = [self.store.clear(model, others=others) for model in which]
+        are_done = [self.store.clear(model, others=others) for model in which]
         self.lookup.forget()
-        entries, samples = entries - index.entries, samples - index.samples
-        for each in is_done:
-            await asyncio.wrap_future(each)
-        return entries, samples
+        cleared = await asyncio.gather(*map(asyncio.wrap_future, are_done))
+        return sum(one.entries for one in cleared), sum(one.samples for one in cleared)

@@ -10,12 +10,13 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from sglang_cached_addon.core.cache import Document, Sample, Store, counts
 from sglang_cached_addon.core.epochs import Epochs
 
 if TYPE_CHECKING:
+    from sglang_cached_addon.store.clearing import Cleared
     from sglang_cached_addon.store.journal import Journal
     from sglang_cached_addon.store.journal.follower import Follower
     from sglang_cached_addon.store.journal.index import Index
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
     from sglang_cached_addon.store.redis.runs import SharedRuns
 
 
-def done() -> Future[None]:
-    """What has happened already."""
-    future: Future[None] = Future()
-    future.set_result(None)
+_T = TypeVar("_T")
+
+
+def done(result: _T) -> Future[_T]:
+    """What has happened already, with its result."""
+    future: Future[_T] = Future()
+    future.set_result(result)
     return future
 
 
@@ -91,9 +95,10 @@ class OpenStore(Store, Protocol):
         """The samples of these pools as they are now, those of the disk and of a shared server,
         too. They do not count as used for that."""
 
-    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
-        """Empties memory now and the rest in its turn; the future is done when it has happened.
-        With a `model`, only what belongs to it (as a key begins), or to all `others`."""
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[Cleared]:
+        """Empties the store: nothing that is there now is given from now on. The future is done
+        when no restart brings it back. With a `model`, only what belongs to it is removed (as a key
+        begins), or what belongs to all `others`."""
 
     def delete(self, key: bytes) -> Future[None]:
         """Removes a pool for good, from memory now and from the rest in its turn; the future is
@@ -101,7 +106,7 @@ class OpenStore(Store, Protocol):
 
     def compact(self) -> Future[None]:
         """Has the folder rid of what was removed; the future is done when that has happened."""
-        return done()
+        return done(None)
 
     def start(self, holder: Holder) -> None:
         """Begins to share, in the background, where there is somebody to share with."""

@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from math import inf
 from pathlib import Path
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.policy import Fsync
 from sglang_cached_addon.store import placing
+from sglang_cached_addon.store.clearing import Cleared, Clearings, after
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.follower import Follower
@@ -54,6 +56,9 @@ class DiskStore(OpenStore):
         )
         self.memory = MemoryStore(limits.memory, evicted=self.journal.touch)
         self._follows = is_follower
+        self._clearings = Clearings(
+            self._forget, lambda: self.index, self.memory.keys, lambda: list(self.index)
+        )
         self._shrinking = Shrinking(self.memory, self.journal, limits)
         self._removals = 0
         """Rises when samples are removed that are not in memory."""
@@ -110,6 +115,8 @@ class DiskStore(OpenStore):
 
     def get(self, key: bytes) -> Sequence[Sample]:
         self._heed_resets()
+        if self._clearings:
+            self._clearings.heed(key)
         if self.ttl < inf:
             self._removals += self._shrinking.expire(key)
         pool = self.memory.get(key)
@@ -120,13 +127,16 @@ class DiskStore(OpenStore):
 
     def _hold(self, key: bytes, samples: Sequence[Sample] | None) -> None:
         """Puts a pool into memory that was read from the disk, if it is still the whole pool."""
+        self._clearings.heed(key)
         if samples and key not in self.memory and len(samples) == self.index.count(key):
             self.memory.append(Addition(key, "", b"", samples))
 
     def size(self, key: bytes) -> float:
+        self._clearings.heed(key)
         return max(self.memory.size(key), self.index.count(key))
 
     async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        self._clearings.heed(*keys)
         here = [key for key in keys if key in self.memory]
         far = [key for key in keys if key not in self.memory and key in self.index]
         found = dict(await self.memory.look(here))
@@ -144,6 +154,7 @@ class DiskStore(OpenStore):
 
     def bring(self, needs: Mapping[bytes, int], *, claims: bool) -> Awaitable[Brought] | None:
         self._heed_resets()
+        self._clearings.heed(*needs)
         far = [key for key in needs if key not in self.memory and key in self.index]
         return self._bring(far) if far else None
 
@@ -168,6 +179,7 @@ class DiskStore(OpenStore):
         # which nothing counts any more hands it on when it goes.
         self._heed_resets()
         key, samples = addition.key, addition.samples
+        self._clearings.store(key)
         is_new = key not in self.index
         is_at_hand = is_new or key in self.memory
         have = len(self.memory.get(key))
@@ -192,12 +204,18 @@ class DiskStore(OpenStore):
         self.journal.remove(key)
         self._removals += 1
 
-    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
-        if model is None:
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[Cleared]:
+        if isinstance(self.journal, Follower) or model is None:
+            cleared = Cleared(self.index.entries, self.index.samples)
             self.memory.clear()
-            return self.journal.clear()
-        self.memory.clear(model, others=others)
-        return self.journal.clear(lambda key: key.startswith(model) is not others)
+            return after(self.journal.clear(), cleared)
+        self.memory.note_clear()
+        return self._clearings.begin(model, others, partial(self.journal.purge, self.journal.mark))
+
+    def _forget(self, key: bytes) -> None:
+        """Lets go of a pool until the folder is opened again."""
+        self.memory.forget(key)
+        self.journal.forget(key)
 
     def delete(self, key: bytes) -> Future[None]:
         self.memory.delete(key)
@@ -215,7 +233,6 @@ class DiskStore(OpenStore):
         return self.journal.has_room(size)
 
     def close(self) -> None:
-        """Writes what is pending, and lets go of the folder."""
         self.journal.close()
 
 

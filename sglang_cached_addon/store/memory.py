@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from contextlib import nullcontext
 from math import inf
 
-from sglang_cached_addon.core.cache import Addition, Brought, Sample, counts, slots
+from sglang_cached_addon.core.cache import Addition, Brought, Sample, slots
+from sglang_cached_addon.store.clearing import Cleared, Clearings, let_go
 from sglang_cached_addon.store.contract import OpenStore, done
 from sglang_cached_addon.store.journal.loading import Loaded
 from sglang_cached_addon.store.pool import Nowhere, Pool
@@ -48,6 +49,7 @@ class MemoryStore(Totals, OpenStore):
         self._limit, self._ttl, self._evicted = limit, ttl, evicted
         self._keeps_calls = keeps_calls
         self._removals = Removals()
+        self._clearings = Clearings(self.forget, lambda: self, self.keys)
         self._pools: OrderedDict[bytes, Pool] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
@@ -83,11 +85,17 @@ class MemoryStore(Totals, OpenStore):
         pool = self._pools.get(key)
         return (pool.dialect, pool.call, tuple(pool)) if pool else None
 
+    def keys(self) -> list[bytes]:
+        """The keys, in no order: for the event loop, which it holds as shortly as can be."""
+        return list(dict.__iter__(self._pools))
+
     def by_age(self) -> list[bytes]:
         """The keys, those whose pools are oldest first; for any thread."""
         return keys_of(lambda: dict.__iter__(self._pools), nullcontext())
 
     def get(self, key: bytes) -> Sequence[Sample]:
+        if self._clearings:
+            self._clearings.heed(key)
         if self._ttl < inf:
             self.expire(key, (now := self.now) - self._ttl, now)
         pool = self._pools.get(key)
@@ -97,9 +105,11 @@ class MemoryStore(Totals, OpenStore):
         return pool
 
     def size(self, key: bytes) -> float:
+        self._clearings.heed(key)
         return len(self._pools.get(key, ()))
 
     async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
+        self._clearings.heed(*keys)
         pools = {key: self._pools.get(key, ()) for key in keys}
         return {
             key: [sample for sample in pool if not self.is_expired(sample.stored_at)]
@@ -118,6 +128,7 @@ class MemoryStore(Totals, OpenStore):
         return None  # there is nothing else
 
     def append(self, addition: Addition) -> bool:
+        self._clearings.store(addition.key)
         pool, count = self._pools.get(addition.key, ()), len(addition.samples)
         places: Sequence[int] = range(len(pool), len(pool) + count)
         if addition.since > -inf:
@@ -135,9 +146,7 @@ class MemoryStore(Totals, OpenStore):
             call = addition.content if self._keeps_calls else b""
             pool = self._pools[key] = Pool(addition.dialect, call)
             self.tally(key, addition.dialect, 0, len(call))
-        replaced = [pool[place] for place in places if place < len(pool)]
-        for place, sample in zip(places, samples, strict=True):
-            pool[place : place + 1] = [sample]
+        replaced = pool.put(samples, places)
         if raw and raw not in pool.names:
             pool.names += (raw,)
             self._keys[raw] = key
@@ -147,9 +156,6 @@ class MemoryStore(Totals, OpenStore):
             # body that asks for one. Each sample of the key is that, so whichever is first is.
             self._count(key, pool, replaced, -1)
             self.generation += 1
-            pool.date()
-        else:
-            pool.date_with(samples)
         self._pools.move_to_end(key)
         # What has just come is there for who waits for it, whatever its size.
         self._make_room(key)
@@ -161,40 +167,35 @@ class MemoryStore(Totals, OpenStore):
         return True
 
     def expire(self, key: bytes, since: float, now: float) -> bool:
-        """Drops the samples of a key that do not count (see `counts`); whether there were any."""
+        """Drops the samples of a key that do not count; whether there were any."""
         pool = self._pools.get(key)
-        if pool is None or (counts(pool.oldest, since, now) and counts(pool.newest, since, now)):
+        if pool is None or not (gone := pool.expire(since, now)):
             return False
-        kept = [sample for sample in pool if counts(sample.stored_at, since, now)]
-        gone = [sample for sample in pool if not counts(sample.stored_at, since, now)]
-        pool[:] = kept
-        pool.date()
         self._count(key, pool, gone, -1)
         self.generation += 1
         if not pool:
-            self._forget(key)
+            self.forget(key)
         return True
 
     def remove(self, key: bytes) -> None:
         if key in self._pools:
-            self._forget(key)
+            self.forget(key)
             self.generation += 1
 
     def _make_room(self, kept: bytes) -> None:
         """Lets go of the pools that were not used for the longest time, but for one key."""
-        while self._weight > self._limit and len(self._pools) > 1:
+        while self.bytes + OVERHEAD * self.samples > self._limit and len(self._pools) > 1:
             key = next(iter(self._pools))
             if key == kept:
                 return  # it is the last one: all others are used less lately
-            self._forget(key)
+            self.forget(key)
             self._evicted(key)
 
-    @property
-    def _weight(self) -> int:
-        return self.bytes + OVERHEAD * self.samples
-
-    def _forget(self, key: bytes) -> None:
-        pool = self._pools.pop(key)
+    def forget(self, key: bytes) -> None:
+        """Lets go of a pool, if there is one, without a new generation."""
+        pool = self._pools.pop(key, None)
+        if pool is None:
+            return
         self._count(key, pool, pool, -1)
         self.tally(key, pool.dialect, 0, -len(pool.call))
         for raw in pool.names:
@@ -204,21 +205,23 @@ class MemoryStore(Totals, OpenStore):
         size = sum(len(sample.answer) + len(sample.deltas) for sample in samples)
         self.tally(key, pool.dialect, sign * len(samples), sign * size)
 
-    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
-        """Forgets the pools that belong to a `model` (as a key begins), or to all `others`; all, if
-        there is no model. It is done when this returns."""
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[Cleared]:
+        self.note_clear()
+        if model is not None:
+            return self._clearings.begin(model, others, lambda _: done(None))
+        cleared = Cleared(self.entries, self.samples)
+        let_go(self._pools, self._keys)
+        self._pools, self._keys = OrderedDict(), {}
+        self.empty()
+        return done(cleared)
+
+    def note_clear(self) -> None:
+        """All, or a part of it, is cleared from now on."""
         self.generation += 1
         self._removals.note_all()
-        if model is None:  # at once, however much there is
-            self._pools, self._keys = OrderedDict(), {}
-            self.empty()
-        else:
-            for key in [key for key in self._pools if key.startswith(model) is not others]:
-                self._forget(key)
-        return done()
 
     def delete(self, key: bytes) -> Future[None]:
         """As `remove`, for good: what was on its way is not kept. It is done when this returns."""
         self.remove(key)
         self._removals.note(key)
-        return done()
+        return done(None)

@@ -17,6 +17,7 @@ import pytest
 
 from sglang_cached_addon.core.cache import Addition, Sample, slots
 from sglang_cached_addon.store import DiskStore, Limits, Loaded, StoreError
+from sglang_cached_addon.store.clearing import Cleared
 from sglang_cached_addon.store.journal.reader import calls_of
 from tests.conftest import until
 from tests.tables import each
@@ -148,11 +149,15 @@ def test_clear_of_a_model(model: bytes | None, others: bool, left: str, tmp_path
                 store.append(
                     Addition(key(one, n), "chat", asked, [sample(b'{"x":1}')], one * 15 + b"%d" % n)
                 )
-        done = store.clear(model and model * 8, others=others)
+
+        async def clear(one: DiskStore = store) -> Cleared:
+            is_done = one.clear(model and model * 8, others=others)
+            assert (one.generation, one.clears) == (1, 1)
+            return await asyncio.wrap_future(is_done)
+
+        assert asyncio.run(clear()) == Cleared(9 - 3 * len(left), 9 - 3 * len(left))
         expected = {(one.encode() * 8).hex(): 3 for one in left}
         assert store.index.by_model() == expected
-        assert (store.generation, store.clears) == (1, 1)
-        assert done.result(10) is None
         store.append(Addition(key(b"x", 9), "chat", b'{"q":9}', [sample(b"{}")]))
         store.append(Addition(key(b"x", 0), "chat", b'{"q":0}', [sample(b"{}")]))
     with opened(folder) as store:
@@ -191,7 +196,7 @@ def test_what_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with opened(tmp_path) as store:
         store.append(Addition(A, "chat", b'{"q":1}', [sample(b'{"x":1}')], b"r" * 16))
         with monkeypatch.context() as patch:
-            patch.setattr("sglang_cached_addon.store.journal.queue.MAX_PENDING", 0)
+            patch.setattr("sglang_cached_addon.store.journal.backlog.MAX_PENDING", 0)
             assert not store.append(
                 Addition(A, "chat", b'{"q":1}', [sample(b'{"x":2}')], since=inf)
             )
@@ -222,7 +227,7 @@ def test_samples_of_several_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with opened(tmp_path) as store:
         new = [sample(b'{"x":1}', 1.0), sample(b'{"x":2}', 2.0)]
         assert store.append(Addition(A, "chat", b'{"q":1}', new, b"r" * 16))
-        monkeypatch.setattr("sglang_cached_addon.store.journal.queue.MAX_PENDING", 5000)
+        monkeypatch.setattr("sglang_cached_addon.store.journal.backlog.MAX_PENDING", 5000)
         some = [sample(b'{"x":3}', 1.0), big]
         assert not store.append(Addition(B, "chat", b'{"q":2}', some))
         assert list(store.memory.get(A)) == new

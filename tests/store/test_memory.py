@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from math import inf
@@ -85,7 +86,12 @@ def test_a_pool_that_grows_is_not_what_makes_room() -> None:
 
 
 def test_against_lists() -> None:
-    """Whatever happens in whatever order, pools, names and counts are those of plain lists."""
+    """Whatever happens in whatever order, pools, names and counts are those of plain lists, while
+    clears are under way, too."""
+    asyncio.run(against_lists())
+
+
+async def against_lists() -> None:
     rng, memory = random.Random(0), MemoryStore()
     keys = [model * 8 + b"%024d" % n for model in (b"x", b"y") for n in range(4)]
     lists: dict[bytes, list[Sample]] = {key: [] for key in keys}
@@ -106,6 +112,8 @@ def test_against_lists() -> None:
             dialect, pool = "chat" if key < b"y" else "generate", lists[key]
             memory.append(Addition(key, dialect, b"", new, raw, since=since))
             names[raw] = key
+            if rng.random() < 0.1:
+                await asyncio.sleep(0)
             for place in slots([one.stored_at for one in pool], len(new), since, inf):
                 pool[place : place + 1] = new[:1]
             new.clear()  # which is the caller's
@@ -127,7 +135,7 @@ def test_one_key_of_two_dialects() -> None:
     memory.append(Addition(A, "chat", b"", [sample(b"1", 1.0)]))
     memory.append(Addition(A, "chbt", b"", [sample(b"2", 2.0)], since=2.0))
     assert memory.by_dialect == {"chat": 1}
-    memory.clear(b"")
+    memory.clear()
     assert (memory.by_dialect, len(memory.get(A))) == ({}, 0)
 
 

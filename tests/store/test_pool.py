@@ -12,11 +12,16 @@ def test_times() -> None:
     """A pool knows when its oldest and its newest sample were stored."""
     pool = Pool("chat", b"{}")
     assert (pool.oldest, pool.newest) == (inf, -inf)
-    pool += [Sample(b"{}", at, 0.0, 1) for at in (3.0, 1.0, 2.0)]
-    pool.date_with(pool[:1])
+    three, one, two, four = (Sample(b"{}", at, 0.0, 1) for at in (3.0, 1.0, 2.0, 4.0))
+    assert pool.put([three], [0]) == []
     assert (pool.oldest, pool.newest) == (3.0, 3.0)
-    pool.date()
+    assert pool.put([one, two], [1, 2]) == []
     assert (pool.oldest, pool.newest) == (1.0, 3.0)
+    assert pool.put([four, one], [0, 3]) == [three]
+    assert (pool, pool.oldest, pool.newest) == ([four, one, two, one], 1.0, 4.0)
+    assert pool.expire(1.0, 9.0) == []
+    assert pool.expire(2.0, 9.0) == [one, one]
+    assert (pool, pool.oldest, pool.newest) == ([four, two], 2.0, 4.0)
     assert (pool.dialect, pool.call, pool.names) == ("chat", b"{}", ())
 
 

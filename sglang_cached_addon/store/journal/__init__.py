@@ -16,25 +16,24 @@ from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
-from sglang_cached_addon.core.cache import Addition, Sample
+from sglang_cached_addon.core.cache import Addition
 from sglang_cached_addon.core.policy import Fsync
+from sglang_cached_addon.store.clearing import IsCleared, let_go
 from sglang_cached_addon.store.files import CHOOSE_ANOTHER, StoreError, close_to_others
 from sglang_cached_addon.store.journal.compaction import Compaction, Purpose, Wish
-from sglang_cached_addon.store.journal.extents import FILE, Extent, Head, Place
+from sglang_cached_addon.store.journal.extents import Head
 from sglang_cached_addon.store.journal.file import JournalFile
 from sglang_cached_addon.store.journal.guard import Guard
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.kept import KeptIndex
-from sglang_cached_addon.store.journal.lines import BROKEN, OtherVersion, encode, samples_of
+from sglang_cached_addon.store.journal.lines import encode
 from sglang_cached_addon.store.journal.loading import Loaded, load
+from sglang_cached_addon.store.journal.pools import PoolReader
 from sglang_cached_addon.store.journal.queue import Queue
 from sglang_cached_addon.store.journal.reader import FileReader
 from sglang_cached_addon.store.journal.writer import JournalWriter
 
 logger = logging.getLogger(__name__)
-
-IsCleared = Callable[[bytes], bool]
-"""Tells whether the lines of a key are to go."""
 
 
 class Journal:
@@ -53,6 +52,8 @@ class Journal:
             name = e.filename or self.path
             raise StoreError(f"cannot write {name}: {e.strerror}; {CHOOSE_ANOTHER}") from e
         self.room, self.has_room = self._queue.room, self._queue.has_room
+        reading = PoolReader(self.path, self._queue)
+        self.read, self.lines = reading.read, reading.lines
         self.keys, self.extents = self._queue.keys, self._queue.extents
         self.announce = self._guard.announce
         self._kept = KeptIndex(self.path)
@@ -60,7 +61,6 @@ class Journal:
         self._writer = JournalWriter(
             self._file, self._queue, self._guard, self._kept, self._compaction
         )
-        self._cannot_read = False
 
     # What is there
 
@@ -88,12 +88,12 @@ class Journal:
     @property
     def dropped(self) -> int:
         """The number of samples that were not kept, because too much was waiting for the disk."""
-        return self._queue.dropped
+        return self._queue.backlog.dropped
 
     @property
     def errors(self) -> int:
         """How often the disk refused what was written."""
-        return self._queue.errors
+        return self._queue.backlog.errors
 
     @property
     def lost(self) -> int:
@@ -103,41 +103,6 @@ class Journal:
     def before_restoring(self, action: Callable[[], object]) -> None:
         """Has `action` called before a file is put back that was removed."""
         self._guard.before_restoring = action
-
-    def read(self, key: bytes, *, waits: bool) -> list[Sample] | None:
-        """The samples of a key; None if the disk would have to be waited for and is not to be, or
-        if it fails. A broken line is logged, and not found any more."""
-        samples: list[Sample] = []
-        for extent, line, reader in self._queue.find(key):
-            try:
-                if reader:
-                    line = reader.read(extent.place.offset % FILE, extent.place.length, waits=waits)
-                if line is None:
-                    return None
-                samples += samples_of(line, key)[extent.skip : extent.skip + extent.samples]
-            except OSError as e:
-                if not self._cannot_read:  # each look would say it again
-                    logger.warning("cannot read %s: %s", self.path, e.strerror)
-                self._cannot_read = True
-                return None
-            except (OtherVersion, *BROKEN) as e:
-                self._lose(key, extent.place, e)
-        return samples
-
-    def _lose(self, key: bytes, place: Place, why: Exception) -> None:
-        if self._queue.lose(key, place):
-            at = place.offset % FILE  # nobody has counted which line it is
-            logger.warning("%s: the line at byte %d is not used: %s", self.path, at, why)
-
-    def lines(self, key: bytes) -> list[tuple[Extent, bytes]]:
-        """The extents of a key, each with its line as it is read now, for any thread; raises
-        OSError."""
-        found = []
-        for extent, line, reader in self._queue.find(key):
-            if reader:
-                line = reader.read(extent.place.offset % FILE, extent.place.length, waits=True)
-            found.append((extent, line or b""))
-        return found
 
     def waiting(self) -> list[tuple[int, bytes]]:
         """The lines that are not yet in the file, in their order, each with a number that rises;
@@ -190,17 +155,27 @@ class Journal:
         in it, where the disk takes it."""
         return self._compaction.ask(Purpose.COMPACT)
 
-    def clear(self, is_cleared: IsCleared | None = None) -> Future[None]:
-        """Removes some keys' lines, or all: at once from the index and from what waits, and in its
-        turn from the file. The future is done then."""
+    def clear(self) -> Future[None]:
+        """Removes all lines: at once from the index and from what waits, and in its turn from the
+        file. The future is done then."""
         with self._queue.changed:
-            self.index.clear(is_cleared)
-            self._queue.drop(lambda line: is_cleared is None or is_cleared(line.head.key))
-            if is_cleared:
-                return self._compaction.ask(Purpose.CLEAR)
+            let_go(*self.index.clear())
+            self._queue.drop(lambda line: True)
             wish = Wish(Future(), Purpose.CLEAR)
             self._writer.clear(wish)
         return wish.done
+
+    @property
+    def mark(self) -> int:
+        """Tells lines that were queued before now from those that come later."""
+        return self._queue.mark
+
+    def purge(self, before: int, is_cleared: IsCleared) -> Future[None]:
+        """Rids the file of keys that were forgotten: `before` is the `mark` of then, and what was
+        queued later stays. The future is done when that has happened."""
+        with self._queue.changed:
+            self._queue.drop(lambda ln: ln.place.offset <= before and is_cleared(ln.head.key))
+            return self._compaction.ask(Purpose.CLEAR)
 
     # Before serving, and after
 

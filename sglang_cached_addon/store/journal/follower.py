@@ -147,7 +147,7 @@ class Follower:
     def forget(self, key: bytes) -> None:
         """Nothing is removed."""
 
-    def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> Future[None]:
+    def clear(self) -> Future[None]:
         return self._refused("clear")
 
     def delete(self, key: bytes) -> Future[None]:

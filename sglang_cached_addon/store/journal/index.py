@@ -146,14 +146,13 @@ class Index(Totals):
         if records := self._entries.pop(key, None):
             self._entries[key] = records
 
-    def clear(self, is_cleared: Callable[[bytes], bool] | None = None) -> None:
-        """Drops the entries whose keys are to go: all, if nothing else is said."""
-        if is_cleared is None:  # at once, however much there is
-            self._entries, self._names = {}, {}
-            self.empty()
-            return
-        for key in [key for key in self._entries if is_cleared(key)]:
-            self.remove(key)
+    def clear(self) -> tuple[dict[bytes, bytes], ...]:
+        """Drops all entries, however many there are; returns what they were in, which nobody has
+        any more."""
+        former = self._entries, self._names
+        self._entries, self._names = {}, {}
+        self.empty()
+        return former
 
     # The index as bytes, so that a large journal need not be read to be opened
 

@@ -1,8 +1,8 @@
 """The lines that wait for the disk, and the index of all lines, under one lock.
 
 The event loop adds lines and looks up where others are; the writer takes lines, and says where in
-the file they have come to be. While the disk refuses, `MAX_PENDING` bytes wait, and no line beyond
-those is kept. Touches no disk, and does not know what a line says but for its head.
+the file they have come to be. How much may wait, `backlog` knows. Touches no disk, and does not
+know what a line says but for its head.
 """
 
 from __future__ import annotations
@@ -13,17 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from sglang_cached_addon.store.journal.backlog import Backlog
 from sglang_cached_addon.store.journal.extents import FILE, PENDING, Extent, Head, Place
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.journal.reader import FileReader, FileReaders
 from sglang_cached_addon.store.journal.waiting import Line, Waiting
 from sglang_cached_addon.store.snapshot import keys_of
-
-MAX_PENDING = 64 << 20
-"""Bytes of lines that may wait for the disk."""
-
-ROOM = 4 << 20
-"""A caller that has much to store waits while more bytes than this wait for a disk that works."""
 
 BATCH = 1 << 20
 """Bytes of lines that are written in one go."""
@@ -48,20 +43,11 @@ class Queue:
         """All lines that are in the file or wait for it."""
         self.readers = FileReaders(reader)
         """Who reads the files in which lines are. Changed under the lock."""
-        self.dropped = 0
-        """Samples that were not kept, because too much was waiting for the disk."""
-        self.errors = 0
-        """How often the disk refused what was written."""
-        self.failure: OSError | None = None
-        """Why the disk refused what was written last; None if it took it."""
-        self.is_closing = False
-        """Whether the writer is to end."""
         self._path = path
         self._waiting = Waiting()
-        """The lines that are not in the file: hardly more bytes than `MAX_PENDING`."""
-        self._room: list[Future[None]] = []
-        """Callers that wait for room."""
-        self._is_dropping = False
+        """The lines that are not in the file."""
+        self.backlog = Backlog(self._waiting)
+        """What of them is too much. Changed under the lock."""
 
     # For the event loop
 
@@ -81,16 +67,20 @@ class Queue:
         with self.changed:
             return self._waiting.lag
 
+    @property
+    def mark(self) -> int:
+        """The offset that stands, or stood, for the line that came last."""
+        return self._waiting.last
+
     def add(self, head: Head, data: bytes) -> bool:
         """Adds a line; False if too much is waiting already: the line is not kept, then."""
         with self.changed:
-            if self._waiting.size + len(data) <= MAX_PENDING:
+            if self.backlog.fits(len(data)):
                 self.index.add(head, self._waiting.add(head, data))
                 if len(self._waiting) == 1:
                     self.changed.notify()
                 return True
-            self.dropped += head.samples
-            is_first, self._is_dropping = not self._is_dropping, True
+            is_first = self.backlog.drop(head.samples)
         if is_first:
             logger.warning(
                 "%s: the disk does not keep up; answers are not kept until it does", self._path
@@ -109,18 +99,13 @@ class Queue:
         return done
 
     def room(self) -> Future[None] | None:
-        """A future that is done when there is room for more; None if there is room, or if the disk
-        refuses, so that waiting would be for nothing."""
+        """As `Backlog.wait`."""
         with self.changed:
-            if self._waiting.size <= ROOM or self.failure or self.is_closing:
-                return None
-            room: Future[None] = Future()
-            self._room.append(room)
-        return room
+            return self.backlog.wait()
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes could be kept. A disk that refuses is not counted on."""
-        return self.failure is None or self._waiting.size + size <= MAX_PENDING
+        return self.backlog.failure is None or self.backlog.fits(size)
 
     def find(self, key: bytes) -> list[tuple[Extent, bytes | None, FileReader | None]]:
         """The extents of a pool, each with its line if that waits, or with who reads it."""
@@ -169,7 +154,7 @@ class Queue:
     @property
     def is_behind(self) -> bool:
         """There is a whole batch to be written, and the disk takes it."""
-        return self.failure is None and self._waiting.size >= BATCH
+        return self.backlog.failure is None and self._waiting.size >= BATCH
 
     def written(self, lines: Sequence[Line], offset: int) -> bool:
         """Notes that these lines are in the file, side by side from `offset` on. True if lines had
@@ -182,27 +167,15 @@ class Queue:
                     self._waiting.forget(line)
                     offset += len(line.data)
         with self.changed:
-            was_dropping, self._is_dropping = self._is_dropping, False
-            self.failure = None
-        return was_dropping
+            return self.backlog.taken()
 
     def refused(self, why: OSError) -> None:
         """Notes that the disk takes no lines. They wait on, but for those whose samples are not in
         the index any more."""
         with self.changed:
-            self.failure = why
-            self.errors += 1
+            self.backlog.refused(why)
             of = self.index.extents_of
             self.drop(lambda line: line.head.samples and not of(line.head.key, line.place))
-
-    def settle(self) -> None:
-        """The writer has done what it could with the lines that it took."""
-        with self.changed:
-            if self._waiting.size <= ROOM or self.failure or self.is_closing:
-                for room in self._room:
-                    if room.set_running_or_notify_cancel():
-                        room.set_result(None)
-                self._room.clear()
 
     @property
     def lost(self) -> int:

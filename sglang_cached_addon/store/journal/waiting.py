@@ -48,10 +48,15 @@ class Waiting:
     def __getitem__(self, place: Place) -> Line:
         return self._lines[place.offset]
 
+    @property
+    def last(self) -> int:
+        """The offset that stands, or stood, for the line that came last."""
+        return PENDING + self._serial
+
     def add(self, head: Head, data: bytes, done: Future[None] | None = None) -> Place:
         """Adds a line; returns what stands for it."""
         self._serial += 1
-        place = Place(PENDING + self._serial, len(data))
+        place = Place(self.last, len(data))
         self._lines[place.offset] = Line(head, data, place, time.monotonic(), done)
         self.size += len(data)
         return place

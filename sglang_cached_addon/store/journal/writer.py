@@ -75,7 +75,7 @@ class JournalWriter:
         if not self.is_started:
             return
         with self._queue.changed:
-            self._queue.is_closing = True
+            self._queue.backlog.is_closing = True
             self._queue.changed.notify()
         self._thread.join()
 
@@ -101,7 +101,7 @@ class JournalWriter:
         with queue.changed:
             clears, self._clears = self._clears, []
             lines = queue.take()
-            is_closing = queue.is_closing
+            is_closing = queue.backlog.is_closing
         if clears:
             self._clear(clears)
         if lines:
@@ -113,8 +113,8 @@ class JournalWriter:
         else:
             self._compaction.step()
         with queue.changed:
-            queue.settle()
-            if not is_closing or self._clears or (queue.count and not queue.failure):
+            queue.backlog.settle()
+            if not is_closing or self._clears or (queue.count and not queue.backlog.failure):
                 return True
             self.lost = queue.lost
         if self.lost:
@@ -122,7 +122,7 @@ class JournalWriter:
                 "%s: %d samples could not be written and are lost: %s",
                 self._file.path,
                 self.lost,
-                queue.failure and (queue.failure.strerror or queue.failure),
+                queue.backlog.failure and (queue.backlog.failure.strerror or queue.backlog.failure),
             )
         return False
 
@@ -131,7 +131,7 @@ class JournalWriter:
         queue = self._queue
         with queue.changed:
             while not self._is_urgent():
-                if queue.count and not queue.failure:
+                if queue.count and not queue.backlog.failure:
                     queue.changed.wait_for(self._is_urgent, FLUSH_SECONDS)
                     return
                 if not queue.changed.wait(RETRY_SECONDS if queue.count else LOOK_SECONDS):
@@ -139,7 +139,7 @@ class JournalWriter:
 
     def _is_urgent(self) -> bool:
         queue = self._queue
-        is_behind = queue.is_closing or queue.is_behind
+        is_behind = queue.backlog.is_closing or queue.is_behind
         return bool(is_behind or self._clears or self._compaction.is_urgent)
 
     def _append(self, lines: Sequence[Line]) -> None:
@@ -148,7 +148,7 @@ class JournalWriter:
         try:
             offset = self._file.add([line.data for line in lines])
         except OSError as e:
-            if self._queue.failure is None:
+            if self._queue.backlog.failure is None:
                 logger.warning("cannot write %s: %s; trying on", self._file.path, e.strerror or e)
             self._queue.refused(e)
             _tell(lines, cannot("write", self._file.path, e))
@@ -162,7 +162,7 @@ class JournalWriter:
             logger.warning(
                 "%s: the disk keeps up again; %d samples in all were not kept",
                 self._file.path,
-                self._queue.dropped,
+                self._queue.backlog.dropped,
             )
 
     def _clear(self, clears: Sequence[Wish]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from sglang_cached_addon.core.cache import Addition, Brought, Document, Sample
 from sglang_cached_addon.core.epochs import SPAN
+from sglang_cached_addon.store.clearing import Cleared
 from sglang_cached_addon.store.contract import Holder, OpenStore
 from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.memory import MemoryStore
@@ -154,7 +155,7 @@ class SharedStore:
 
     # Clearing
 
-    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[None]:
+    def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[Cleared]:
         """Empties what is at hand now, and the server and the other proxies in their turn; the
         future is done when the server has it. It fails with `OSError` if that is away, and then
         has it before it is read again."""
@@ -164,8 +165,8 @@ class SharedStore:
         loop = asyncio.get_running_loop()
         return asyncio.run_coroutine_threadsafe(self._clear_all(local), loop)
 
-    async def _clear_all(self, local: Future[None]) -> None:
-        await asyncio.wrap_future(local)
+    async def _clear_all(self, local: Future[Cleared]) -> Cleared:
+        cleared = await asyncio.wrap_future(local)
         if self.is_up:
             with suppress(Away):
                 await self._news.tell_clears()
@@ -176,6 +177,7 @@ class SharedStore:
             )
         if not self._link.server.is_cluster:  # whose eviction removes what nobody reads
             self._link.spawn(self._news.sweep())
+        return cleared
 
     def delete(self, key: bytes) -> Future[None]:
         """Removes a pool here now, and from the server and the other proxies in its turn; the
@@ -207,7 +209,7 @@ class SharedStore:
         self._pools.forget(lambda one: one == key)
         return self._local.delete(key)
 
-    def _clear_local(self, kind: str) -> Future[None]:
+    def _clear_local(self, kind: str) -> Future[Cleared]:
         self._pools.forget(lambda key: concerns(kind, key))
         model, others = meaning(kind)
         return self._local.clear(model, others=others)

@@ -23,6 +23,7 @@ from tests.store.journal.opened import (
     break_rename,
     break_sync,
     changed,
+    clear_some,
     fail,
     line,
     names,
@@ -42,7 +43,7 @@ def test_clear_of_a_part(tmp_path: Path) -> None:
     path = tmp_path / "cache.jsonl"
     path.chmod(0o600)
     with opened(tmp_path) as journal:
-        journal.journal.clear(of_a).result(10)
+        clear_some(journal.journal, of_a).result(10)
         kept = [one for one in before if A.hex().encode() not in one]
         assert path.read_bytes().splitlines(keepends=True) == kept
         journal.append(line(A, b'{"x":"after"}'))
@@ -63,7 +64,7 @@ def test_clear_of_a_part_destroys_nothing_that_it_cannot_read(tmp_path: Path) ->
     path = tmp_path / "cache.jsonl"
     path.write_bytes(b"".join(one + b"\n" for one in (*unknown, *good, newer, *unknown)))
     with opened(tmp_path) as journal:
-        journal.journal.clear(lambda key: True).result(10)
+        clear_some(journal.journal, lambda key: True).result(10)
     assert path.read_bytes() == newer + b"\n"
     aside = (tmp_path / "cache.jsonl.broken").read_bytes()
     assert aside == b"".join(one + b"\n" for one in (*unknown, *unknown))
@@ -76,10 +77,10 @@ def test_pending_lines_keep_their_place(tmp_path: Path, monkeypatch: pytest.Monk
         held = Held(monkeypatch)
         for key in (A, B, C):
             journal.append(line(key, b'{"x":"before"}'))
-        first = journal.journal.clear(of_a)
+        first = clear_some(journal.journal, of_a)
         for key in (A, B, C):
             journal.append(line(key, b'{"x":"between"}'))
-        second = journal.journal.clear(lambda key: key == B)
+        second = clear_some(journal.journal, lambda key: key == B)
         for key in (A, B, C):
             journal.append(line(key, b'{"x":"after"}'))
         held.release()
@@ -102,7 +103,8 @@ def test_clear_of_all_beside_one_of_a_part(tmp_path: Path, monkeypatch: pytest.M
             clears = []
             for is_part in (part_first, not part_first):
                 journal.append(line(B, b'{"x":%d}' % is_part))
-                clears.append(journal.journal.clear(of_a if is_part else None))
+                one = journal.journal
+                clears.append(clear_some(one, of_a) if is_part else one.clear())
             journal.append(line(A, b'{"x":"after"}'))
             held.release()
             for done in clears:
@@ -163,7 +165,7 @@ def test_clears_of_parts_under_load(tmp_path: Path) -> None:
             journal.append(line(B, b'{"x":%d}' % (n + 1000)))
             wanted.append(n + 1000)
             if n % 30 == 29:
-                clears.append(journal.journal.clear(of_a))
+                clears.append(clear_some(journal.journal, of_a))
             time.sleep(0.001 * (n % 3))
         for done in clears:
             assert done.result(10) is None
@@ -218,7 +220,7 @@ def test_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = write(folder, *lines)
         path = folder / "cache.jsonl"
         with opened(folder) as journal:
-            asks = {"clear": lambda j=journal: j.journal.clear(of_a)}
+            asks = {"clear": lambda j=journal: clear_some(j.journal, of_a)}
             asks["compact"] = journal.journal.compact
             for what, ask in asks.items():
                 with monkeypatch.context() as patch:
@@ -231,7 +233,7 @@ def test_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             journal.append(line(C, b'{"x":3}'))
             journal.settle()
             assert path.read_bytes().startswith(before)
-            journal.journal.clear(of_a).result(10)
+            clear_some(journal.journal, of_a).result(10)
         assert read(folder) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')], break_it
 
 
@@ -242,7 +244,7 @@ def test_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr("sglang_cached_addon.store.journal.rewriting.sync_folder", fail)
             with pytest.raises(StoreError, match="No space left"):
-                journal.journal.clear(of_a).result(10)
+                clear_some(journal.journal, of_a).result(10)
         journal.append(line(C, b'{"x":3}'))
     assert read(tmp_path) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')]
 
@@ -257,7 +259,7 @@ def test_killed_in_the_middle_of_a_clear(tmp_path: Path) -> None:
         assert journal.lines == lines
         assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
         aside.write_bytes(b"x" * 9999)
-        journal.journal.clear(of_a).result(10)
+        clear_some(journal.journal, of_a).result(10)
     assert read(tmp_path) == [line(B, b'{"x":2}')]
     assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
 
@@ -275,7 +277,9 @@ def replace(*names):
         renaming(*names)
     os._exit(7)
 os.replace = replace
-journal.clear(lambda key: key == b"a" * 32).result(10)
+before = journal.mark
+journal.forget(b"a" * 32)
+journal.purge(before, lambda key: key == b"a" * 32).result(10)
 """
 
 

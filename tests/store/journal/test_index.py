@@ -150,7 +150,10 @@ def test_kept() -> None:
     assert {key: again.extents(key) for key in keys} == {key: index.extents(key) for key in keys}
     assert facts(again) == facts(index)
     assert [again.find(raw) for raw in raws] == [index.find(raw) for raw in raws]
-    again.clear(lambda key: True)
+    assert [len(held) for held in again.clear()] == [
+        len(index),
+        sum(map(bool, map(index.find, raws))),
+    ]
     assert facts(again) == (0, 0, 0, {})
     assert facts(Index.load(b"".join(Index().dump()))) == (0, 0, 0, {})
 

@@ -12,7 +12,6 @@ from sglang_cached_addon.store.journal import Journal
 from tests.conftest import until
 from tests.store.journal.opened import (
     BROKEN,
-    SEALED,
     A,
     B,
     C,
@@ -91,21 +90,6 @@ def test_broken_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
             assert f"{path}:{number}:" in caplog.text, name
         assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 3, name
         assert path.read_bytes().count(bad + b"\n") >= 3, name
-
-
-def test_broken_line_that_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A line whose sum is right but that says nothing sensible is forgotten once it is read."""
-    good = write(tmp_path, line(A, b'{"x":1}'))
-    path = tmp_path / "cache.jsonl"
-    for name, bad in SEALED.items():
-        caplog.clear()
-        path.write_bytes(good + bad + b"\n")
-        with opened(tmp_path) as journal:
-            for _ in range(2):
-                assert journal.journal.read(C, waits=True) == [], name
-            assert list(journal.journal.index) == [A], name
-        (record,) = caplog.records
-        assert f"{path}: the line at byte {len(good)} is not used" in record.getMessage(), name
 
 
 def test_lines_without_a_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

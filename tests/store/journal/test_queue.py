@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sglang_cached_addon.store.journal import queue
+from sglang_cached_addon.store.journal import backlog
 from sglang_cached_addon.store.journal.extents import Head
 from sglang_cached_addon.store.journal.queue import BATCH, Queue
 from sglang_cached_addon.store.journal.reader import FileReader
@@ -21,7 +21,7 @@ def test_bounded(
 ) -> None:
     """Lines beyond the limit are not kept, in memory or on disk, which the log says once; the
     others keep their order."""
-    monkeypatch.setattr(queue, "MAX_PENDING", MAX_PENDING)
+    monkeypatch.setattr(backlog, "MAX_PENDING", MAX_PENDING)
     write(tmp_path, line(A, b"{}"))
     big = b'{"x":%d,"y":"' + b"y" * (MAX_PENDING // 8) + b'"}'
     with opened(tmp_path) as journal:
@@ -44,7 +44,7 @@ def test_bounded(
 
 def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cleared does not wait any more."""
-    monkeypatch.setattr(queue, "MAX_PENDING", MAX_PENDING)
+    monkeypatch.setattr(backlog, "MAX_PENDING", MAX_PENDING)
     write(tmp_path, line(A, b"{}"))
     big = b'{"x":"' + b"x" * (MAX_PENDING // 2) + b'"}'
     with opened(tmp_path) as journal:
@@ -61,7 +61,7 @@ def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller waits for room while the disk has much to take, and for nothing once it is
     closed."""
-    monkeypatch.setattr(queue, "ROOM", 1000)
+    monkeypatch.setattr(backlog, "ROOM", 1000)
     big = line(A, b'{"x":"' + b"x" * 1000 + b'"}')
     with opened(tmp_path) as journal:
         assert journal.journal.room() is None
@@ -86,7 +86,7 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
         assert waiting.add(Head(key, b"", 0, "chat", 1.0, samples), b"line")
     assert [line.head.key for line in waiting.take()] == [A, B, C]
     assert (waiting.count, waiting.size) == (3, 12)
-    waiting.index.clear(lambda key: key == A)
+    waiting.index.remove(A)
     waiting.refused(OSError(28, "No space left on device"))
     assert waiting.add(Head(A, b"", 0, "chat", 2.0, 1), b"newer")
     taken = waiting.take()
@@ -95,7 +95,7 @@ def test_cleared_while_it_is_written(tmp_path: Path) -> None:
     waiting.drop(lambda line: line.head.key == C)
     assert (waiting.count, waiting.size) == (2, 9)
     assert not waiting.written(taken, 100)
-    waiting.settle()
+    waiting.backlog.settle()
     assert (waiting.count, waiting.size, waiting.index.extents(B)[0].place.offset) == (0, 0, 100)
 
 
@@ -113,7 +113,7 @@ def test_batches(tmp_path: Path) -> None:
         lines = waiting.take()
         taken += [line.head.slot for line in lines]
         assert not waiting.written(lines, 0)
-        waiting.settle()
+        waiting.backlog.settle()
         assert (len(lines), waiting.is_behind) == (count, is_behind)
     assert taken == [0, 1, 2, 3, 4]
     assert (waiting.count, waiting.size) == (0, 0)

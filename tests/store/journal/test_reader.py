@@ -6,7 +6,18 @@ from pathlib import Path
 
 from sglang_cached_addon.store.journal.extents import FILE, FILES, Place
 from sglang_cached_addon.store.journal.reader import FileReader, FileReaders, calls_of
-from tests.store.journal.opened import BROKEN, A, B, C, changed, line, of_a, opened, write
+from tests.store.journal.opened import (
+    BROKEN,
+    A,
+    B,
+    C,
+    changed,
+    clear_some,
+    line,
+    of_a,
+    opened,
+    write,
+)
 
 
 def test_calls(tmp_path: Path) -> None:
@@ -42,7 +53,7 @@ def test_calls_do_not_disturb(tmp_path: Path) -> None:
         reading = calls_of(journal.journal.path, 10_000, 10)
         assert next(reading)[0] == A
         journal.append(line(A, b'{"x":1}'))
-        journal.journal.clear(of_a).result(10)
+        clear_some(journal.journal, of_a).result(10)
         assert len(list(reading)) == 1499
         cut = calls_of(journal.journal.path, 10_000, 10)
         assert next(cut)[0] == B

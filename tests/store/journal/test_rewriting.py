@@ -18,7 +18,7 @@ from sglang_cached_addon.store.journal import Journal
 from sglang_cached_addon.store.journal.reader import calls_of
 from sglang_cached_addon.store.journal.verify import examine
 from tests.conftest import until
-from tests.store.journal.opened import A, B, C, names
+from tests.store.journal.opened import A, B, C, clear_some, names, of_a
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def test_cleared_meanwhile(is_all: bool, tmp_path: Path, held: Held) -> None:
         assert held.entered.wait(10)
         put(journal, A, 3)
         until(lambda: journal.pending == 0)
-        cleared = journal.clear(None if is_all else lambda key: key == A)
+        cleared = journal.clear() if is_all else clear_some(journal, of_a)
         put(journal, A, 4)
         held.release()
         assert cleared.result(10) is compacted.result(10) is None

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from sglang_cached_addon.store.journal.sketches import Sketches
-from tests.store.journal.opened import A, B, C, Opened, line, of_a, opened
+from tests.store.journal.opened import A, B, C, Opened, clear_some, line, of_a, opened
 from tests.tables import each
 
 SECONDS = 60.0
@@ -76,10 +76,10 @@ def test_written_anew(tmp_path: Path, is_open: bool) -> None:
         with looking(tmp_path) as sketches:
             assert sorted(found(sketches)) == [A, B]
             if is_open:
-                journal.journal.clear(of_a).result(SECONDS)
+                clear_some(journal.journal, of_a).result(SECONDS)
                 assert found(sketches) == [B]
         if not is_open:
-            journal.journal.clear(of_a).result(SECONDS)
+            clear_some(journal.journal, of_a).result(SECONDS)
             assert not [path for path in tmp_path.iterdir() if path.name.startswith(NAME)]
         with looking(tmp_path) as sketches:
             assert found(sketches) == [B]
