@@ -22,7 +22,7 @@ from sglang_cached_addon.core import families, identity, keys
 from sglang_cached_addon.core.admission import Asker
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, generates
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.deletion import Deletion
 from sglang_cached_addon.service.exchange import Exchange
@@ -31,7 +31,7 @@ from sglang_cached_addon.service.gathering import Gathering
 from sglang_cached_addon.service.nearby import Nearby
 from sglang_cached_addon.service.runs import Runs
 from sglang_cached_addon.settings import Settings
-from sglang_cached_addon.store import DiskStore, Limits, machine_memory, run_log
+from sglang_cached_addon.store import DiskStore, Limits, ignore_file, machine_memory, run_log
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.journal.sketches import Sketches
 from sglang_cached_addon.store.memory import MemoryStore
@@ -146,7 +146,10 @@ def _around(
     known = dialects.installed()
     if not settings.messages:
         known = dialects.showing_aborts(known)
-    exchange = Exchange(known, store, lambda: uuid.uuid4().hex)
+    folder = settings.cache_path if settings.has_folder else None
+    apis = {dialect.name for dialect in known.values() if generates(dialect)}
+    ignoring = ignore_file.ignoring(settings.ignore, folder, apis)
+    exchange = Exchange(known, store, lambda: uuid.uuid4().hex, ignoring)
 
     def entered(upstream: Upstream) -> None:
         server = upstream.model.identity.server if upstream.model.identity else identity.UNKNOWN
@@ -195,13 +198,7 @@ def _around(
         gathering=Gathering(settings.gather_ms / 1000, settings.gather_max),
     )
     explaining = Explaining(
-        exchange,
-        upstream,
-        store,
-        nearby,
-        known_runs,
-        heads,
-        mode=settings.mode,
+        exchange, upstream, store, nearby, known_runs, heads, mode=settings.mode
     )
     by_name = {dialect.name: dialect for dialect in known.values()}
     catalog = Catalog(store, by_name, lambda: models_of(upstream), known_runs)

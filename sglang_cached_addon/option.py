@@ -41,8 +41,8 @@ class Option:
     short: str = ""
     """The flag in one letter, as `-s`."""
     has_flag: bool = True
-    is_many: bool = False
-    """The flag may be repeated; the option takes several with commas between."""
+    between: str = ""
+    """What the option has between several; the flag may be repeated, then."""
     shown: str = ""
     """Its member of `/cache/info`, where that is not the name."""
     is_secret: bool = False
@@ -55,6 +55,10 @@ class Option:
     @property
     def type(self) -> type:
         return type(self.default)
+
+    @property
+    def is_many(self) -> bool:
+        return bool(self.between)
 
     @property
     def long(self) -> str:
@@ -70,7 +74,8 @@ class Option:
     @property
     def option_help(self) -> str:
         """The help of mitmproxy's option."""
-        return self._more("several with commas between")
+        is_listed = self.between == ","
+        return self._more(f"several {'with commas between' if is_listed else 'in a line each'}")
 
     @property
     def long_help(self) -> str:
@@ -83,7 +88,7 @@ class Option:
     def held(self, given: Value) -> bool | int | str:
         """What mitmproxy holds for what was given with the flag."""
         if isinstance(given, tuple):
-            return ",".join(given)
+            return self.between.join(given)
         if self.long.startswith("--no-"):
             return not given
         return str(given) if isinstance(given, float) else given

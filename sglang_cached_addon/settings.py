@@ -14,19 +14,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from sglang_cached_addon.core import runs
-from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS
+from sglang_cached_addon.core import ignore_rules, runs
+from sglang_cached_addon.core.ignoring import Rule
 from sglang_cached_addon.core.log_line import LogFormat
 from sglang_cached_addon.core.policy import Fsync, Mode, Restart
-from sglang_cached_addon.core.routing import KeyHeaders
+from sglang_cached_addon.core.routing import KeyHeaders, credential_fields
 from sglang_cached_addon.option import SIZES, TIMES, amount, entries, folder, option
 
 CACHE_PATH = "~/.sglang_cache"
-
-
-def _credential_headers(text: str) -> tuple[bytes, ...]:
-    names = (name.encode() for name in KeyHeaders.of(text).named)
-    return tuple(dict.fromkeys((*CREDENTIAL_FIELDS, *names)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +131,15 @@ class Settings:
         bounds=(1, 10_000),
         metavar="N",
     )
+    ignore: tuple[Rule, ...] = option(
+        "",
+        "What is left out of keys: what REGEX matches in the strings at PATH of a call's JSON, as "
+        "in 'messages[*].content=Today is .*'; or claude-code, for the changing line of Claude "
+        "Code.",
+        parse=ignore_rules.of_option,
+        metavar="PATH=REGEX",
+        between="\n",
+    )
     isolate_by_credential: bool = option(
         False, "A cache for each credential, such as an API key, apart from the others'."
     )
@@ -145,15 +149,15 @@ class Settings:
         "model are anyway.",
         parse=KeyHeaders.of,
         metavar="NAME",
-        is_many=True,
+        between=",",
     )
     credential_headers: tuple[bytes, ...] = option(
         "",
         "A header in which clients show the server who they are, beside Authorization, X-Api-Key, "
         "Api-Key and the like. Cookies are none unless they are named here.",
-        parse=_credential_headers,
+        parse=credential_fields,
         metavar="NAME",
-        is_many=True,
+        between=",",
     )
     admin_token: str = option(
         "",
@@ -236,7 +240,7 @@ def _json(value: Any) -> Any:
     if isinstance(value, KeyHeaders):
         return value.named
     if isinstance(value, tuple):
-        return [name.decode() for name in value]
+        return [one.as_json() if isinstance(one, Rule) else one.decode() for one in value]
     return str(value) if isinstance(value, Path) else None if value == inf else value
 
 

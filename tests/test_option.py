@@ -16,7 +16,7 @@ class Table:
 
     tries: int = option(3, "How often.", bounds=(1, 9), metavar="N")
     waits: bool = option(True, "Wait.", flag="--no-wait", flag_help="Do not wait.")
-    peers: str = option("", "A peer.", is_many=True, is_secret=True)
+    peers: str = option("", "A peer.", between=",", is_secret=True)
 
 
 def test_a_new_setting_is_one_entry() -> None:

@@ -74,6 +74,7 @@ class Reports:
             "settings": {
                 **settings.as_json(),
                 "memory_bytes": int(memory_bytes(settings)),
+                "ignore": [rule.as_json() for rule in parts.exchange.lookup.rules],
                 "store": store.name,
             },
             "dialects": {

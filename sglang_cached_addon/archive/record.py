@@ -6,9 +6,10 @@
      "seconds":<s>,"stored_at":<unix s>,"runs":["..",..],"answer":{..},"deltas":[..]},..]}
 
 `answer` is the whole answer of the API for n=1, and `deltas` are the boundaries of its events,
-where it came as a stream: both are what is stored, byte for byte. `call` is what was asked, and
-`model` is null where nobody knows it. `texts`, `text`, `finish_reason` and `runs` are for people,
-and are not read again. Pure.
+where it came as a stream: both are what is stored, byte for byte. A sample of a key from which a
+rule leaves something out has an `origin`, too: 32 hexadecimal digits, as in the journal. `call` is
+what was asked, and `model` is null where nobody knows it. `texts`, `text`, `finish_reason` and
+`runs` are for people, and are not read again. Pure.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ def _sample(sample: Sample, told: Told) -> dict[str, Any]:
         "runs": list(told.runs),
         "answer": orjson.Fragment(sample.answer),
         **({"deltas": orjson.Fragment(sample.deltas)} if sample.deltas else {}),
+        **({"origin": sample.origin.hex()} if sample.origin else {}),
     }
 
 
@@ -140,7 +142,16 @@ def _read_sample(value: Any) -> Sample:
         raise ValueError("a sample has a number below 0")
     answer = _dumped("answer", _typed(value, "answer", dict))
     deltas = _typed(value, "deltas", list | None) if "deltas" in value else None
-    return Sample(answer, at, seconds, tokens, b"" if deltas is None else _dumped("deltas", deltas))
+    steps = b"" if deltas is None else _dumped("deltas", deltas)
+    return Sample(answer, at, seconds, tokens, steps, _read_origin(value))
+
+
+def _read_origin(value: dict[str, Any]) -> bytes:
+    try:
+        origin = bytes.fromhex(value.get("origin", ""))
+    except (TypeError, ValueError):
+        raise ValueError("'origin' is not hexadecimal") from None
+    return origin
 
 
 def _typed(value: dict[str, Any], name: str, kind: Any) -> Any:

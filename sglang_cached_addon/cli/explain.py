@@ -81,6 +81,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
             ("reason", found["reason"]),
             ("api", found["api"]),
             ("run", found["run"]),
+            ("ignored", ", ".join(found["ignored"]) or None),
             ("samples", f"{found['has']} of {found['wants']}" if found["keys"] else None),
             *(("key", key) for key in found["keys"][:10]),
         )

@@ -13,9 +13,15 @@ from sglang_cached_addon.option import Option
 from sglang_cached_addon.proxy.start import FLAGS, Start
 
 
+class Lines(click.types.StringParamType):
+    """Text, of which an environment variable has several in a line each."""
+
+    envvar_list_splitter = "\n"
+
+
 def flag(option: Option) -> click.Option:
     """An entry of the settings as click has it."""
-    kind: Any = None
+    kind: Any = Lines() if option.between == "\n" else None
     default: dict[str, Any] = {"default": option.default}
     if option.choices:
         kind = click.Choice([choice.value for choice in option.choices])

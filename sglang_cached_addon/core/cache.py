@@ -26,6 +26,9 @@ class Sample:
     """How many completion tokens it has."""
     deltas: bytes = b""
     """As `Generation.deltas`."""
+    origin: bytes = b""
+    """16 bytes that tell the call that it was generated for from others with the same key, where a
+    rule leaves out what they differ by (`LeftOut.origin`); empty where none does."""
 
 
 SKEW = 5.0

@@ -64,7 +64,7 @@ class Outcome:
     places: bytes = b""
     """Which samples of its pools the answer holds, as `X-Cache-Sample` has it."""
     detail: str = ""
-    """What else is to be said of a hit."""
+    """What else is to be said of it."""
 
     @property
     def cache_status(self) -> str:
@@ -87,9 +87,12 @@ class Outcome:
                 detail.insert(0, f"{self.have} of {self.want} stored")
         if self.key:
             parts.append(f'key="{self.key[:SHOWN].hex()}"')
+        if self.detail:
+            detail.append(self.detail)
         if detail:
             value = ", ".join(detail)
-            parts.append(f'detail="{value}"' if self.kind is Kind.PARTIAL else f"detail={value}")
+            is_name = detail == [self.reason]
+            parts.append(f"detail={value}" if is_name else f'detail="{value}"')
         return "; ".join(parts)
 
     def age(self, now: float) -> int:

@@ -145,10 +145,12 @@ def _counting(
 
 
 def samples(
-    generations: Iterable[Generation], now: float, seconds: float
+    generations: Iterable[Generation], now: float, seconds: float, origins: Sequence[bytes] = ()
 ) -> list[tuple[int, Sample]]:
-    """The samples that are stored of what upstream generated, each with the number of its item."""
-    return [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
+    """The samples that are stored of what upstream generated, each with the number of its item;
+    `origins` are theirs for each item, where they have any."""
+    new = [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
+    return [(i, replace(s, origin=origins[i])) for i, s in new] if origins else new
 
 
 PIECE = 1 << 20

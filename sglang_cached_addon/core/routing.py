@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from sglang_cached_addon.core.admission import fields_digest
+from sglang_cached_addon.core.admission import CREDENTIAL_FIELDS, fields_digest
 
 PREFIXES = (
     b"x-portkey-",
@@ -91,3 +91,10 @@ class KeyHeaders:
             (name, headers[name]) for name in VERSIONS if name in headers and not self.has(name)
         )
         return fields_digest(fields, b"versions")
+
+
+def credential_fields(text: str) -> tuple[bytes, ...]:
+    """The names, in lower case, of the header fields by which upstream knows clients: of those that
+    users name, with commas between, and of the usual ones. Raises ValueError as `KeyHeaders.of`."""
+    names = (name.encode() for name in KeyHeaders.of(text).named)
+    return tuple(dict.fromkeys((*CREDENTIAL_FIELDS, *names)))

@@ -43,9 +43,9 @@ class Start:
         "Run in mitmweb, and print the URL where flows can be watched.",
     )
     scripts: tuple[str, ...] = option(
-        (), "A mitmproxy script to load as well.", metavar="FILE", short="-s", is_many=True
+        (), "A mitmproxy script to load as well.", metavar="FILE", short="-s", between=","
     )
-    sets: tuple[str, ...] = option((), "A mitmproxy option.", metavar="NAME=VALUE", is_many=True)
+    sets: tuple[str, ...] = option((), "A mitmproxy option.", metavar="NAME=VALUE", between=",")
 
     @classmethod
     def parse(cls, given: Mapping[str, Value]) -> Start:

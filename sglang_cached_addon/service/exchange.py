@@ -16,6 +16,7 @@ import orjson
 from sglang_cached_addon.core import identity, planning, policy
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, Store
 from sglang_cached_addon.core.call import Mint, Split, without_skipped
+from sglang_cached_addon.core.ignoring import Ignoring
 from sglang_cached_addon.core.outcome import Counters, Kind, Outcome
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
@@ -32,10 +33,12 @@ from sglang_cached_addon.service.sharing import Sharing
 class Exchange:
     """The cache in front of one upstream."""
 
-    def __init__(self, dialects: Registry, store: Store, mint: Mint) -> None:
-        """`mint` gives ids that nobody else has."""
+    def __init__(
+        self, dialects: Registry, store: Store, mint: Mint, ignoring: Ignoring | None = None
+    ) -> None:
+        """`mint` gives ids that nobody else has; `ignoring` is as `Lookup` has it."""
         self.counters = Counters()
-        self.lookup = Lookup(dialects, store)
+        self.lookup = Lookup(dialects, store, ignoring)
         self.families = Families(self.lookup, store)
         self.sharing = Sharing()
         self.mint = mint

@@ -24,6 +24,7 @@ from sglang_cached_addon.service.families import Families
 from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.nearby import NOTHING, Nearby, Nearest
 from sglang_cached_addon.service.peek import Peek
+from sglang_cached_addon.service.reducing import ignored
 from sglang_cached_addon.service.runs import Runs, SharedRuns
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.upstream import Upstream
@@ -42,6 +43,8 @@ class Explanation:
     wants: int = 0
     nearest: Nearest = NOTHING
     run: str = ""
+    ignored: tuple[str, ...] = ()
+    """The names of the rules that leave something out of its keys."""
     is_admitted: bool | None = None
     """Whether upstream has ever let such a caller generate; it is asked first where it has not.
     None for a call that is passed on."""
@@ -58,6 +61,7 @@ class Explanation:
             "nearest": [near.as_json() for near in self.nearest.calls],
             "looked_through": round(self.nearest.share, 3),
             "run": self.run or None,
+            "ignored": list(self.ignored),
             "is_admitted": self.is_admitted,
             "text": self.text,
         }
@@ -135,6 +139,11 @@ class Explaining:
         if kind is not Kind.HIT and empty is not None:
             nearest = await self._nearby.of(known, empty)
         text = f"{has} of {wants} samples are stored{detail}."
+        rules = tuple(dict.fromkeys(name for one in known.left_out for name in one.rules))
+        if rules:
+            text = f"{text} Left out of its key is what these rules match: {', '.join(rules)}."
+        if known.left_out and ignored(known, plan):
+            text = f"{text} Some of it is stored for calls in which that was something else."
         if kind is not Kind.HIT and run:
             text = f"{text} It is a call of run {run}: samples that the run has taken do not count."
         if kind is not Kind.HIT and terms.since > -inf:
@@ -151,6 +160,7 @@ class Explaining:
             wants,
             nearest,
             run,
+            rules,
             self._is_admitted(head, known),
         )
 

@@ -139,7 +139,7 @@ class Families:
         variants = [(has, one) for one in bodies if (has := family.variant(one))]
         for has, one in sorted(variants, key=lambda v: (v[0].limit < wanted.limit, v[0].limit)):
             if has.may_serve(wanted):
-                yield has, known.naming(known.dialect.read(one).items)
+                yield has, known.keys_of(one)
 
 
 @dataclass(slots=True)

@@ -83,6 +83,7 @@ class Fetching:
             credential=ask.head.credential,
             stream=stream,
             is_addition=not fetch.terms.replaces,
+            origins=fetch.origins,
             errand=Errand(
                 id=request_ids.of_fetch(ask.id, secrets.token_hex(4)) or None,
                 api=fetch.known.dialect.name,
@@ -98,7 +99,6 @@ class Fetching:
         self._fetch = fetch
         self._exchange = means.exchange
         self._upstream = means.upstream
-        self._flights = means.flights
         self._means = means
         self._nature = nature_of(fetch.known.dialect)
         self._is_calm = means.aborts.watch()
@@ -115,7 +115,7 @@ class Fetching:
         """Asks upstream for what is short, unless others have stored something of it. What is
         streamed is here with its head."""
         ask, flight = self._ask, self.flight
-        self._flights.begin(flight, alone=self._is_alone)
+        self._means.flights.begin(flight, alone=self._is_alone)
         ask.flight, ask.rids = flight, self._fetch.sent.rids
         ask.joins(flight)
         try:
@@ -150,7 +150,7 @@ class Fetching:
                 lease.release()
             if self.flight.stream:
                 self.flight.stream.end(complete=False)
-            self._flights.end(self.flight)
+            self._means.flights.end(self.flight)
             self._arrival.cancel()
 
     def _has_more(self) -> bool:
@@ -216,12 +216,12 @@ class Fetching:
         if not (landed.refusal or self._nature.shows_aborts or self._is_calm()):
             landed = replace(landed, refusal=Reason.ABORT)
         generations = landed.split.generations if landed.split else ()
-        seconds = time.monotonic() - self._began_at
-        samples = tuple(planning.samples(generations, time.time(), seconds))
+        times = time.time(), time.monotonic() - self._began_at
+        samples = tuple(planning.samples(generations, *times, self._fetch.known.origins))
         if self._is_altered:
             landed = replace(landed, refusal=landed.refusal or Reason.ALTERED)
-        arrived = replace(arrived, landed=landed, samples=samples)
         self._exchange.counters.samples_from_upstream += len(samples)
+        arrived = replace(arrived, landed=landed, samples=samples)
         flight.refusal, flight.answer = landed.refusal, arrived
         brings = {} if landed.refusal else planning.by_key(self._fetch.plan, samples)
 
@@ -230,7 +230,7 @@ class Fetching:
                 new = ((self._fetch.plan.keys[item], sample) for item, sample in samples)
                 claim.generated(new, is_alone=self._is_alone)
 
-        self._flights.land(flight, brings, first)
+        self._means.flights.land(flight, brings, first)
         return arrived
 
     def _fail(self, error: Unreachable | Broken) -> None:

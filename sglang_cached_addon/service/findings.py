@@ -16,6 +16,7 @@ import orjson
 from sglang_cached_addon.core import identity
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
+from sglang_cached_addon.core.ignoring import LeftOut
 from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved, hit_status
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
@@ -95,11 +96,24 @@ class Known:
     """Its pools, as runs have them."""
     naming: Callable[[Iterable[bytes]], tuple[bytes, ...]] = tuple
     """Gives the keys that other items would have in such a call of the same client."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What rules have left out of the key of each item; empty if that is nothing of the call."""
+    contents: Callable[[dict[str, Any]], Iterable[bytes]] | None = None
+    """Gives what the items of another body would be named by, where something is left out."""
 
     @property
     def key(self) -> bytes:
         """The key of its pool; empty where it has several, or nobody knows which model answers."""
         return self.keys[0] if len(self.keys) == 1 and self.has_model else b""
+
+    def keys_of(self, body: dict[str, Any]) -> tuple[bytes, ...]:
+        """The keys that another body would have as such a call of the same client."""
+        return self.naming(self.contents(body) if self.contents else self.dialect.read(body).items)
+
+    @property
+    def origins(self) -> list[bytes]:
+        """What its own samples have as `Sample.origin`, for each item; empty if they have none."""
+        return [left_out.origin for left_out in self.left_out]
 
 
 class Manner(Enum):
@@ -142,6 +156,13 @@ class Fetch:
         is_all = self.sent.total == self.plan.call.size and not any(self.sent.skip)
         is_other = self.is_shared or self.sent.is_wider or self.plan.call.is_part
         return is_all and not is_other
+
+    @property
+    def origins(self) -> list[set[bytes]]:
+        """What the samples of each item have as `Sample.origin`: those that are stored, and those
+        that it brings. Empty if that is nothing."""
+        pairs = zip(self.known.origins, self.plan.stored, strict=False)
+        return [{own, *(sample.origin for sample in pool)} for own, pool in pairs]
 
     def caption(self, request_id: str, run: str) -> str:
         """What it is for, in words for people."""

@@ -46,6 +46,8 @@ class Flight:
     """The events of a streamed fetch."""
     is_addition: bool = True
     """What it brings is an addition to what is stored, and does not replace that."""
+    origins: Sequence[Collection[bytes]] = ()
+    """As `Fetch.origins`."""
     task: asyncio.Task[None] | None = None
     greeting: asyncio.Future[Any] | None = None
     """What upstream says of itself on the connection that its answer comes on."""

@@ -18,6 +18,7 @@ from sglang_cached_addon.core.cache import Sample, Store
 from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.ignoring import Ignoring
 from sglang_cached_addon.core.memo import Memo
 from sglang_cached_addon.core.naming import Naming
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
@@ -27,6 +28,7 @@ from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, events_of, model_of
+from sglang_cached_addon.service.reducing import Reducing, ignored
 from sglang_cached_addon.wire import http1
 
 MEMO_BYTES = 16 << 20
@@ -45,14 +47,18 @@ FIRST: Places = ()
 class Lookup:
     """Finds what is stored for calls."""
 
-    def __init__(self, dialects: Registry, store: Store) -> None:
+    def __init__(self, dialects: Registry, store: Store, ignoring: Ignoring | None = None) -> None:
+        """With `ignoring`, rules leave something out of keys."""
         self.dialects = dialects
+        self.rules = ignoring.rules if ignoring else ()
+        """What is left out of keys."""
         self.server = identity.UNKNOWN
         """What is known of the server that answers."""
         self.model_version = 0
         """The version of the model that answers: it rises when another one may have answered in
         between."""
         self._store = store
+        self._reducing = Reducing(ignoring, store) if ignoring else None
         self._naming = Naming()
         self._memo: Memo[tuple[str, bytes, bytes], Known | Reason] = Memo(MEMO_BYTES)
 
@@ -147,7 +153,8 @@ class Lookup:
             return Reason.INSEPARABLE  # two samples of a prompt would be one sample twice
         if call.stream and self.server.streams_usage:
             call = replace(call, stream=replace(call.stream, usage=True))
-        return self.know(dialect, tenant, call, raw)
+        known = self.know(dialect, tenant, call, raw)
+        return self._reducing.reduced(known) if self._reducing else known
 
     def know(self, dialect: Dialect, tenant: bytes, call: Call, raw: bytes = b"") -> Known:
         """A call that was read, with its keys; `raw` names its body."""
@@ -203,9 +210,10 @@ class Lookup:
         outcome = Outcome(Kind.HIT, total, total, oldest=oldest, key=known.key, places=places)
         longest = max(sample.tokens for sample in samples)
         is_stream = known.call.stream is not None
-        body = (
-            http1.chunked(events_of(known, plan.stored)) if is_stream else self.answer(known, plan)
-        )
+        events = http1.chunked(events_of(known, plan.stored)) if is_stream else b""
+        body = events or self.answer(known, plan)
+        if known.left_out:
+            outcome = replace(outcome, detail=ignored(known, plan))
         return Hit(body, outcome, Saved.of(samples), known.model, is_stream, longest)
 
     def is_present(self, known: Known) -> bool:

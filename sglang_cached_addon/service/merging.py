@@ -23,6 +23,7 @@ from sglang_cached_addon.service.asking import Arrived, Reply
 from sglang_cached_addon.service.claims import Claim
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
+from sglang_cached_addon.service.reducing import ignored
 
 _T = TypeVar("_T")
 
@@ -70,7 +71,8 @@ class Merge:
         kind = Kind.PARTIAL if have else Kind.MISS
         places = b"" if reason else planning.shown_places(plan)
         total, key = self._known.call.total, self._known.key
-        return Outcome(kind, have, total, reason, key=key, places=places)
+        detail = ignored(self._known, plan) if self._known.left_out else ""
+        return Outcome(kind, have, total, reason, key=key, places=places, detail=detail)
 
     async def is_confirmed(self, plan: Plan) -> bool:
         """Whether an answer of a plan that lacks nothing may be given. Not where upstream had to

@@ -49,4 +49,5 @@ class Reusing:
         """The answer, which says so if it was cut."""
         if not (answer and self._detail):
             return answer
-        return replace(answer, outcome=replace(answer.outcome, detail=self._detail))
+        detail = ", ".join(filter(None, [self._detail, answer.outcome.detail]))
+        return replace(answer, outcome=replace(answer.outcome, detail=detail))

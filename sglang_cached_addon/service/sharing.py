@@ -114,6 +114,13 @@ def _as_list(known: Known, plan: Plan, others: Mapping[bytes, int]) -> tuple[Kno
     keys = (key,) * count
     places: tuple[Sequence[int], ...] = ((),) * count
     return (
-        Known(known.dialect, listed, keys, known.model, known.model_version),
+        Known(
+            known.dialect,
+            listed,
+            keys,
+            known.model,
+            known.model_version,
+            left_out=known.left_out * count,
+        ),
         Plan(listed, keys, ((),) * count, places),
     )

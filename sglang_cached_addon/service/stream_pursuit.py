@@ -22,6 +22,7 @@ from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Fetch, Known
 from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.pursuit import Pursuit
+from sglang_cached_addon.service.reducing import ignored_along
 from sglang_cached_addon.service.relay import Event, View
 from sglang_cached_addon.service.steps import Follow, Lead, PassOn, Step
 from sglang_cached_addon.service.stream import Reader, Stream
@@ -60,7 +61,8 @@ class StreamPursuit(Pursuit):
         """The answer that another call fetches; None if it does not come to one."""
         known, ask, stream = self.known, self.ask, flight.stream
         assert stream
-        outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key)
+        detail = ignored_along(known, flight)
+        outcome = Outcome(Kind.COLLAPSED, 0, known.call.total, key=known.key, detail=detail)
         self.has_waited = True
         ask.joins(flight)
         with ExitStack() as exits:

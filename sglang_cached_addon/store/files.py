@@ -19,8 +19,11 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
-_OURS = ("cache.jsonl", "cache.index", "cache.lock", "cache.sketches", "runs.jsonl", "state.json")
-"""The beginnings of the names of all files that a store makes."""
+_OURS = (
+    "cache.jsonl", "cache.index", "cache.lock", "cache.sketches", "ignore.toml", "runs.jsonl",
+    "state.json",
+)  # fmt: skip
+"""The beginnings of the names of all files that a cache has."""
 
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01
 """How often a lock that somebody has is asked for, and for how many seconds it is left between."""

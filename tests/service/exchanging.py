@@ -16,6 +16,7 @@ from sglang_cached_addon.core import keys, planning
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.ignoring import Ignoring
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry
@@ -51,13 +52,19 @@ class Done:
 class Setup:
     """A client, the exchange, and an upstream that answers `/generate` as SGLang does."""
 
-    def __init__(self, store: MemoryStore | None = None, fingerprint: str = "") -> None:
+    def __init__(
+        self,
+        store: MemoryStore | None = None,
+        fingerprint: str = "",
+        ignoring: Ignoring | None = None,
+    ) -> None:
         numbers = itertools.count(1)
         self.store = MemoryStore() if store is None else store
         self.exchange = Exchange(
             registry([generate.DIALECT, completions.DIALECT, chat.DIALECT]),
             self.store,
             lambda: f"{next(numbers):032x}",
+            ignoring,
         )
         if fingerprint:
             self.exchange.lookup.enter(fingerprint, Epochs(), UNKNOWN, 0)
@@ -109,7 +116,7 @@ class Setup:
         body = None if landed.body == raw else landed.body
         if landed.split is None:
             return Done(landed.status, body, landed.refusal)
-        new = planning.samples(landed.split.generations, now, 2.0)
+        new = planning.samples(landed.split.generations, now, 2.0, fetch.known.origins)
         reason = landed.refusal or store(self.exchange, fetch, new)
         if not fetch.is_whole:
             assert landed.body == b""

@@ -1,16 +1,17 @@
 """The lines of a journal, one self-describing JSON object each.
 
     {"v":4,"key":"<64 hex>","raw":"<32 hex>","slot":<n>,"dialect":"...","at":<unix s>,
-     "seconds":<s>,"tokens":[..],"deltas":[..],"call":{..},"answers":[{..},..],
+     "seconds":<s>,"tokens":[..],"deltas":[..],"origins":[..],"call":{..},"answers":[{..},..],
      "sum":"<8 hex>"}
 
 `answers` are samples, each the whole answer of its API for n=1. They take the slots of the key's
 pool from `slot` on, and replace what earlier lines have there, so that the file alone, and no
 clock, says the order of a pool. A line without answers removes the pool. `deltas`, where samples
-came as streams, holds the boundaries of each one's events, or null; `call` is what was asked, on
-the first line of a key; `raw` names a body that the first answer of the key answers; `at` says when
-the samples were stored; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so that a damaged
-line is never taken for another one. Pure.
+came as streams, holds the boundaries of each one's events, or null; `origins`, where a rule leaves
+something out of the key, the 32 hexadecimal digits that name what that was for each; `call` is what
+was asked, on the first line of a key; `raw` names a body that the first answer of the key answers;
+`at` says when the samples were stored; `sum` is the CRC-32 of the line's bytes before `,"sum":`, so
+that a damaged line is never taken for another one. Pure.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def encode(line: Addition, slot: int = 0) -> bytes:
     }
     if any(sample.deltas for sample in samples):
         record["deltas"] = [orjson.Fragment(sample.deltas or b"null") for sample in samples]
+    if any(sample.origin for sample in samples):
+        record["origins"] = [sample.origin.hex() for sample in samples]
     if line.content:
         record["call"] = orjson.Fragment(line.content)
     record["answers"] = [orjson.Fragment(sample.answer) for sample in samples]
@@ -83,8 +86,8 @@ _HEAD = re.compile(
     rb'"dialect":"([^"\\]*)","at":([\d.e+-]+),"seconds":([\d.e+-]+),"tokens":\[([\d,]+)\],'
     % FORMAT_VERSION
 )
-_DELTAS, _ANSWERS, _SEAL = b'"deltas":', b'"answers":[', 20
-"""What stands before deltas and answers, and how many bytes behind those."""
+_MORE, _ANSWERS, _SEAL = (b'"deltas":', b'"origins":'), b'"answers":[', 20
+"""What stands before deltas, origins and answers, and how many bytes behind those."""
 
 
 def scan(line: bytes) -> Head:
@@ -107,7 +110,7 @@ def scan(line: bytes) -> Head:
 def samples_of(line: bytes, key: bytes) -> list[Sample]:
     """The samples of a line that was found by its key. Raises as `parse` does."""
     found = _HEAD.match(line)
-    if found and line.count(_ANSWERS) == 1 and not line.startswith(_DELTAS, found.end()):
+    if found and line.count(_ANSWERS) == 1 and not line.startswith(_MORE, found.end()):
         # A hit from disk comes this way: nothing is parsed that is not used.
         name, _, _, _, at, seconds, tokens = found.groups()
         if b"," not in tokens:
@@ -192,9 +195,10 @@ def parse(line: bytes) -> tuple[Head, list[Sample]]:
     deltas = record.get("deltas", [None] * len(answers))
     if not (isinstance(deltas, list) and all(isinstance(d, list | None) for d in deltas)):
         raise TypeError("deltas are not a list of lists")
+    origins = [bytes.fromhex(one) for one in record.get("origins", [""] * len(answers))]
     samples = [
-        Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps))
-        for answer, count, steps in zip(answers, tokens, deltas, strict=True)
+        Sample(dumps(answer), at, seconds, count, b"" if steps is None else dumps(steps), origin)
+        for answer, count, steps, origin in zip(answers, tokens, deltas, origins, strict=True)
     ]
     raw = bytes.fromhex(record.get("raw", ""))
     if len(raw) not in (0, 16):

@@ -25,6 +25,7 @@ def encode(dialect: str, sample: Sample) -> bytes:
         "tokens": sample.tokens,
         "answer": len(sample.answer),
         "deltas": len(sample.deltas),
+        **({"origin": sample.origin.hex()} if sample.origin else {}),
     }
     at = repr(float(sample.stored_at)).encode()
     rest = b"%b\n%b%b" % (orjson.dumps(head), sample.answer, sample.deltas)
@@ -49,7 +50,9 @@ def decode(element: bytes) -> tuple[str, Sample]:
         line, _, body = rest.partition(b"\n")
         head = orjson.loads(line)
         length, stored_at = head["answer"], float(at)
-        sample = Sample(body[:length], stored_at, head["seconds"], head["tokens"], body[length:])
+        origin = bytes.fromhex(head.get("origin", ""))
+        seconds, tokens = head["seconds"], head["tokens"]
+        sample = Sample(body[:length], stored_at, seconds, tokens, body[length:], origin)
     except (KeyError, TypeError) as e:
         raise ValueError(f"not a sample: {e!r}") from None
     return "" if dialect == _UNKNOWN else dialect.decode(), sample
