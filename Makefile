@@ -13,7 +13,7 @@ PYTEST = $(BIN)/python -m pytest -q
 unexport PYTHONDONTWRITEBYTECODE
 SOURCES = pyproject.toml README.md $(shell find sglang_cached_addon -type f -not -name '*.pyc')
 
-.PHONY: demo test axe screenshots cover lint bench test-sglang clean
+.PHONY: demo test clients screenshots cover lint bench test-sglang clean
 
 demo: $(VENV)/.demo
 	$(BIN)/sglang-cached demo
@@ -21,10 +21,17 @@ demo: $(VENV)/.demo
 test: $(VENV)/.wheel
 	$(PYTEST) -n 3 --dist worksteal $(ARGS)
 
-# What looks for barriers in the pages: the tests that need it are skipped where it is not there.
-axe: node_modules/axe-core/axe.min.js
-node_modules/axe-core/axe.min.js:
-	npm install --no-save --no-package-lock --no-audit --no-fund --silent axe-core@4.11
+# What npm and PyPI have for single tests, which are skipped where it is not there: axe-core looks for
+# barriers in the pages; OpenAI's and Anthropic's clients for Node, and litellm, are tried.
+clients: node_modules/.clients .venv-litellm/.clients
+node_modules/.clients: Makefile
+	npm install --no-save --no-package-lock --no-audit --no-fund --silent \
+	  axe-core@4.11 openai@7.57 @anthropic-ai/sdk@1.14
+	touch $@
+.venv-litellm/.clients: Makefile | $(VENV)/.dev
+	rm -rf $(@D) && $(BIN)/python -m venv --without-pip $(@D)
+	$(or $(UV),$(BIN)/uv) pip install --quiet --python $(@D)/bin/python litellm==1.110.2
+	touch $@
 
 # The pictures in docs/images.
 screenshots: $(VENV)/.dev
@@ -39,7 +46,9 @@ cover: $(VENV)/.wheel
 test-sglang: $(VENV)/.wheel
 	@test -n "$(URL)" || { echo "usage: make test-sglang URL=http://localhost:30000"; exit 2; }
 	SGLANG_URL=$(URL) SGLANG_START="$(START)" $(PYTEST) \
-	  tests/e2e/test_sglang.py tests/e2e/test_sglang_model.py tests/e2e/test_clients.py $(ARGS)
+	  tests/e2e/test_sglang.py tests/e2e/test_sglang_model.py tests/e2e/test_clients.py \
+	  tests/e2e/test_anthropic.py tests/e2e/test_claude_code.py tests/e2e/test_litellm.py \
+	  tests/e2e/test_openai.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -50,7 +59,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) node_modules build dist .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) .venv-litellm node_modules build dist .pytest_cache .mypy_cache .ruff_cache .coverage*
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 AXE = Path(__file__).parents[1] / "node_modules/axe-core/axe.min.js"
-"""What `make axe` fetches."""
+"""What `make clients` fetches."""
 
 ARGUMENTS = [
     "--no-sandbox",  # root has none
@@ -105,7 +105,7 @@ def barriers(tab: Page) -> list[str]:
     """What keeps people with disabilities from using the page, as far as axe-core sees it: what it
     calls serious or critical."""
     if not AXE.is_file():
-        pytest.skip("there is no axe-core; `make axe` fetches it")
+        pytest.skip("there is no axe-core; `make clients` fetches it")
     if not tab.evaluate("'axe' in window"):
         tab.evaluate(AXE.read_text())
     found = tab.evaluate("axe.run().then(found => found.violations)")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mitmproxy, Proxy, StartProxy
+from tests.e2e.programs import litellm, node  # noqa: F401 (for all tests)
 from tests.simulator import Profile, Simulator, running
 
 EVERY_WAY = bool(os.environ.get("EVERY_WAY"))

@@ -3,7 +3,6 @@ it asks a second time asks the server nothing, and gets equal answers."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,10 +10,10 @@ import pytest
 import requests
 
 from tests.conftest import Proxy
+from tests.e2e.programs import IS_REAL, Ask, Calls, twice
 from tests.e2e.test_sglang import prompt
 from tests.tables import each
 
-IS_REAL = "SGLANG_URL" in os.environ
 MODEL = "default"
 ANSWERS = 60
 
@@ -131,37 +130,15 @@ def test_counts(client: Any, front: Proxy, upstream_url: str) -> None:
     assert found == [direct["input_tokens"]] * 2
 
 
-def conversation(client: Any, name: str) -> list[Any]:
-    """What a coding agent asks in a session: a small question about the topic, then turns with many
-    tools, whose answers it appends."""
-    tools = [tool(f"tool_{k}", path={"type": "string", "maxLength": 4}) for k in range(20)]
-    tools[-1] |= CACHED
-    system = [
-        {"type": "text", "text": "You are a coding agent."},
-        {"type": "text", "text": "Rules: " + "be careful. " * 20, **CACHED},
+def test_node(node: Ask, front: Proxy) -> None:
+    """So it is for Anthropic's client for Node, which Claude Code is made with."""
+    asked: Json = {"model": MODEL, "messages": [user(prompt(), **CACHED)]}
+    betas = {"max_tokens": 16, "betas": ["interleaved-thinking-2025-05-14"]}
+    calls: Calls = [
+        ("anthropic.messages.create", {**asked, "max_tokens": 16}),
+        ("anthropic.messages.create", {**asked, **TOOLS, "max_tokens": 17, "stream": True}),
+        ("anthropic.beta.messages.create", {**asked, **betas}),
+        ("anthropic.beta.messages.create", {**asked, **betas, "temperature": 0.5, "stream": True}),
+        ("anthropic.messages.countTokens", asked),
     ]
-    headers = {"anthropic-beta": "claude-code-20250219", "x-app": "cli"}
-    told: Json = {"metadata": {"user_id": f"user_{name}"}, "extra_headers": headers}
-    thinks = {} if IS_REAL else {"thinking": {"type": "enabled", "budget_tokens": 1024}}
-    said = [create(client, messages=[user("topic?")], max_tokens=8, **told)]
-    messages = [user("Fix the bug.")]
-    for turn in range(3):
-        shown = [*messages[:-1], user(messages[-1]["content"][0]["text"], **CACHED)]
-        asked: Json = {"system": system, "tools": tools, "tool_choice": {"type": "none"}}
-        said.append(stream(client, messages=shown, max_tokens=24, **asked, **thinks, **told))
-        content = [_known(block.model_dump()) for block in said[-1].content]
-        text = [block for block in content if block["type"] == "text" and block["text"]]
-        messages += [
-            {"role": "assistant", "content": text or "ok"},
-            user(f"Go on, {turn}."),
-        ]
-    return said
-
-
-def test_a_coding_agent(client: Any, front: Proxy) -> None:
-    """A session that is repeated asks the server nothing: what it has appended is what it got."""
-    first = conversation(client, "one")
-    before = front.stats()
-    assert conversation(client, "two") == first
-    after = front.stats()
-    assert (after["misses"], after["hits"]) == (before["misses"], before["hits"] + len(first))
+    twice(node, front, calls)
