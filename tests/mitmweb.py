@@ -11,7 +11,7 @@ from typing import Any
 import requests
 
 from tests.conftest import HAS_TOKEN, START_SECONDS, Mitmproxy, end, until
-from tests.proxy.test_lifetime import free_port
+from tests.ports import free_port
 
 PASSWORD = "mitmweb-password"
 SETS = ("web_open_browser=false", *([f"web_password={PASSWORD}"] if HAS_TOKEN else []))

@@ -17,16 +17,12 @@ from typing import Any
 import pytest
 import redis
 
+from tests.ports import free_port
+
 needs_redis = pytest.mark.skipif(
     shutil.which("redis-server") is None,
     reason="NO redis-server HERE: nothing that is shared is tested (apt-get install redis-server)",
 )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager
@@ -44,7 +40,7 @@ def running_redis(folder: Path, *arguments: str, port: int) -> Iterator[None]:
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     """Returns when something answers."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -22,7 +22,8 @@ import requests
 
 from tests.browser import Chromium
 from tests.conftest import Proxy, end
-from tests.proxy.test_lifetime import free_port, line_of
+from tests.ports import free_port
+from tests.proxy.test_lifetime import line_of
 from tests.simulator import Profile, running
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from sglang_cached_addon.assembly import Parts, Target, assemble
 from sglang_cached_addon.settings import OPTIONS, Settings
 from sglang_cached_addon.store import StoreError
 from sglang_cached_addon.upstream import Upstream
-from tests.upstream.scripted import dead_url
+from tests.ports import dead_url
 
 DEFAULTS = {option.name: option.default for option in OPTIONS}
 

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from sglang_cached_addon.cli import main
 from tests.cli.typed import typed
 from tests.conftest import HAS_TOKEN, Proxy, StartProxy
-from tests.redis import RedisServer, free_port, needs_redis
+from tests.ports import free_port
+from tests.redis import RedisServer, needs_redis
 from tests.simulator import Simulator
 from tests.tables import each
 

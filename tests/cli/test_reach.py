@@ -11,9 +11,8 @@ import requests
 from sglang_cached_addon.store.files import lock, note, owner_of
 from tests.cli.typed import typed
 from tests.conftest import Mitmproxy, Proxy, StartProxy, end, until
-from tests.proxy.test_lifetime import free_port
+from tests.ports import dead_url, free_port
 from tests.simulator import Simulator
-from tests.upstream.scripted import dead_url
 
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}
 

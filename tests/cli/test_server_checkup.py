@@ -9,7 +9,7 @@ from sglang_cached_addon.cli.server_checkup import ask_server
 from sglang_cached_addon.upstream.asking import Verdict
 from tests.certificates import self_signed
 from tests.conftest import corpus
-from tests.redis import free_port
+from tests.ports import free_port
 from tests.replayer import replaying
 from tests.simulator import Profile, running
 

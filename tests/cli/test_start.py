@@ -16,11 +16,11 @@ import requests
 
 from tests.certificates import self_signed
 from tests.conftest import COMMAND, Proxy, StartProxy, corpus, end, starter, until
-from tests.proxy.test_lifetime import free_port, line_of
+from tests.ports import dead_url, free_port
+from tests.proxy.test_lifetime import line_of
 from tests.replayer import replaying
 from tests.simulator import Simulator
 from tests.tables import each
-from tests.upstream.scripted import dead_url
 
 TOKEN = "token-of-the-admin"
 GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9}}

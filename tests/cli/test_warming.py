@@ -9,8 +9,9 @@ from typing import Any
 from sglang_cached_addon.cli.requests import Request
 from sglang_cached_addon.cli.tally import Tally
 from sglang_cached_addon.cli.warming import Lines, Manner, warm
+from tests.ports import dead_url
 from tests.tables import each
-from tests.upstream.scripted import Script, bounded, dead_url, serving, until
+from tests.upstream.scripted import Script, bounded, serving, until
 
 FIELDS = [(b"Authorization", b"Bearer k")]
 

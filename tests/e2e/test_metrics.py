@@ -16,7 +16,7 @@ import requests
 from tests.admin.test_metrics import values
 from tests.conftest import Proxy, until
 from tests.e2e.calls import BODIES, GENERATE, post
-from tests.redis import free_port
+from tests.ports import free_port
 from tests.simulator import Simulator
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

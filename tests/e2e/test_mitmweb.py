@@ -15,7 +15,8 @@ from tests import onlooker
 from tests.browser import Chromium
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import CHAT, asking, post, sampled
-from tests.proxy.test_lifetime import free_port, line_of
+from tests.ports import free_port
+from tests.proxy.test_lifetime import line_of
 from tests.simulator import Fault, Simulator
 
 if TYPE_CHECKING:

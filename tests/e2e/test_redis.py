@@ -25,7 +25,8 @@ from sglang_cached_addon.store.redis import element
 from tests.certificates import certificate
 from tests.conftest import Proxy, until
 from tests.e2e.calls import PARAMS, post, raw, sampled
-from tests.redis import RedisServer, free_port, needs_redis, running_redis
+from tests.ports import free_port
+from tests.redis import RedisServer, needs_redis, running_redis
 from tests.simulator import Fault, Simulator
 
 pytestmark = [needs_redis, pytest.mark.shared]

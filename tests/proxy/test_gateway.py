@@ -12,7 +12,7 @@ import requests
 from sglang_cached_addon.core.policy import MAX_BODY
 from tests.conftest import StartProxy
 from tests.hearing import hearing, saying
-from tests.upstream.scripted import dead_url
+from tests.ports import dead_url
 
 GARBAGE = {
     "nothing": b"",

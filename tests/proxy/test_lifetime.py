@@ -18,10 +18,10 @@ import requests
 
 from tests.conftest import START_SECONDS, Proxy, StartProxy, corpus, until
 from tests.hearing import saying
+from tests.ports import dead_url, free_port
 from tests.replayer import replaying
 from tests.simulator import Fault, Simulator
 from tests.tables import each
-from tests.upstream.scripted import dead_url
 
 
 def request(text: str) -> dict[str, Any]:
@@ -30,12 +30,6 @@ def request(text: str) -> dict[str, Any]:
 
 def post(url: str, text: str = "one two", **kwargs: Any) -> requests.Response:
     return requests.post(f"{url}/generate", json=request(text), timeout=30, **kwargs)
-
-
-def free_port() -> int:
-    port = urlsplit(dead_url()).port
-    assert port
-    return port
 
 
 def refuses(url: str) -> bool:

@@ -18,7 +18,8 @@ import requests
 from sglang_cached_addon.proxy.output import MAX_KEPT, Output
 from tests.conftest import START_SECONDS, Proxy, StartProxy, until
 from tests.e2e.calls import BODIES
-from tests.proxy.test_lifetime import free_port, refuses
+from tests.ports import free_port
+from tests.proxy.test_lifetime import refuses
 from tests.simulator import Simulator
 from tests.tables import each
 

@@ -10,7 +10,8 @@ import requests
 
 from tests.certificates import self_signed
 from tests.conftest import HAS_TOKEN, START_SECONDS, Mitmproxy, StartProxy, corpus, end, until
-from tests.proxy.test_lifetime import free_port, line_of, post
+from tests.ports import free_port
+from tests.proxy.test_lifetime import line_of, post
 from tests.replayer import replaying
 from tests.simulator import Simulator
 from tests.tables import each

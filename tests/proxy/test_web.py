@@ -14,7 +14,7 @@ from mitmproxy.test import taddons
 
 from sglang_cached_addon.proxy.web import WebPage, is_here
 from tests.conftest import HAS_TOKEN, START_SECONDS, Mitmproxy, StartProxy, end, until
-from tests.proxy.test_lifetime import free_port
+from tests.ports import free_port
 from tests.simulator import Simulator
 from tests.tables import each
 

@@ -18,6 +18,7 @@ from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.store.state import StateFile
 from sglang_cached_addon.upstream import Health, Upstream
 from sglang_cached_addon.upstream.facts import Facts, FactsWriter
+from tests.ports import dead_url
 from tests.tables import each
 from tests.upstream.scripted import (
     Kept,
@@ -25,7 +26,6 @@ from tests.upstream.scripted import (
     asking,
     bounded,
     changed,
-    dead_url,
     refusal,
     run,
     serving,

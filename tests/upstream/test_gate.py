@@ -10,6 +10,7 @@ import pytest
 
 from sglang_cached_addon.upstream.gate import Gate
 from sglang_cached_addon.wire.client import Client
+from tests.ports import dead_url
 from tests.tables import each
 from tests.upstream.scripted import (
     PROBE,
@@ -19,7 +20,6 @@ from tests.upstream.scripted import (
     bounded,
     clock,
     credential_headers,
-    dead_url,
     serving,
     settled,
 )

@@ -6,6 +6,7 @@ import time
 
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Upstream
+from tests.ports import dead_url
 from tests.tables import each
 from tests.upstream.scripted import (
     INFO,
@@ -18,7 +19,6 @@ from tests.upstream.scripted import (
     asking,
     bounded,
     clock,
-    dead_url,
     probes,
     refusal,
     scripted,

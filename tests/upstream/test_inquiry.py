@@ -13,6 +13,7 @@ from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.upstream import Health, Upstream
 from sglang_cached_addon.wire.tls import tls_context
 from tests.certificates import self_signed
+from tests.ports import dead_url
 from tests.tables import each
 from tests.upstream.scripted import (
     ANOTHER,
@@ -30,7 +31,6 @@ from tests.upstream.scripted import (
     bounded,
     clock,
     credential_headers,
-    dead_url,
     infos,
     probes,
     refusal,

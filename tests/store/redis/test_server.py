@@ -16,7 +16,8 @@ from sglang_cached_addon.store.redis.server import (
     SharedServer,
     ask_once,
 )
-from tests.redis import RedisServer, free_port, needs_redis
+from tests.ports import free_port
+from tests.redis import RedisServer, needs_redis
 
 
 @needs_redis
