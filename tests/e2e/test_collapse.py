@@ -43,6 +43,9 @@ pytestmark = pytest.mark.shared
 
 CLIENTS = 1000
 
+SLOW_SECONDS = 25.0
+"""How long an upstream takes that is slow to say who it is; nobody waits for that, and no test."""
+
 
 @pytest.fixture(scope="module")
 def files() -> Iterator[None]:
@@ -453,7 +456,7 @@ def test_slow_word(form: Any, start_proxy: StartProxy, text: str) -> None:
             answers = [crowd.lead(CHAT, body)]
             answers += [crowd.ask(CHAT, body) for _ in range(3)]
             waiting(proxy, 3)
-            upstream.profile = replace(upstream.profile, info_delay=8.0)
+            upstream.profile = replace(upstream.profile, info_delay=SLOW_SECONDS)
             began = time.monotonic()
             upstream.release()
             assert kinds(answers) == {"MISS": 1, "COLLAPSED": 3}
@@ -462,8 +465,8 @@ def test_slow_word(form: Any, start_proxy: StartProxy, text: str) -> None:
             new = [crowd.ask(CHAT, other, **no_cache), crowd.ask(CHAT, body, **no_cache)]
             assert kinds(new) == {"MISS": 2}
             assert post(proxy, CHAT, other).headers["X-Cache"] == "HIT"
-            assert time.monotonic() - began < 6
-            assert proxy.stats()["total_responses"] == 1
+            assert time.monotonic() - began < SLOW_SECONDS
+            assert proxy.stats(settled=False)["total_responses"] == 1
             upstream.profile = replace(upstream.profile, info_delay=0.0)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from tests.conftest import Proxy, StartProxy
+from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import BODIES, post, sampled
 from tests.e2e.conftest import StartFront
 from tests.simulator import Simulator
@@ -144,17 +147,27 @@ def test_strangers_on_this_machine(headers: dict[str, str], shared: Proxy) -> No
 
 
 @pytest.mark.one_way
-def test_health_waits_for_nobody(start_proxy: StartProxy) -> None:
+def test_health_waits_for_nobody(start_proxy: StartProxy, tmp_path: Path) -> None:
     """A probe of the proxy succeeds while its upstream says nothing."""
+    folders = map(str, count())
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        proxy = start_proxy(f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with ThreadPoolExecutor(1) as pool, closing(silent.accept()[0]):
-            waits = pool.submit(post, proxy, "/generate", BODIES["/generate"])
-            for path in ("/health", "/cache/stats", "/cache/info"):
-                # It takes two seconds to give up on upstream.
-                assert requests.get(proxy.url + path, timeout=1.5).status_code == 200
-            proxy.stop(signal.SIGKILL)
-            assert isinstance(waits.exception(), requests.RequestException)
+
+        def seconds() -> float:
+            """How long the routes take of a proxy that has just started."""
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            proxy = start_proxy(url, cache=tmp_path / next(folders))
+            with ThreadPoolExecutor(1) as pool, closing(silent.accept()[0]):
+                waits = pool.submit(post, proxy, "/generate", BODIES["/generate"])
+                began = time.monotonic()
+                for path in ("/health", "/cache/stats", "/cache/info"):
+                    assert requests.get(proxy.url + path, timeout=30).status_code == 200
+                found = time.monotonic() - began
+                proxy.stop(signal.SIGKILL)
+                assert isinstance(waits.exception(), requests.RequestException)
+            return found
+
+        # It takes two seconds to give up on upstream. A machine may be busy with much else once.
+        until(lambda: seconds() < 1.5)
 
 
 def test_adapter_without_end(shared: Proxy) -> None:
