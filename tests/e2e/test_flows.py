@@ -391,6 +391,8 @@ def test_without_upstream(front: Front, upstream: Simulator) -> None:
 
 def test_questions(front: Front) -> None:
     """What upstream is asked for the cache itself is no flow, unless that is wanted."""
+    front.ask("no-questions")
+    front.seen("no-questions")
     paths = {flow["path"] for flow in front.flows("") if flow["asks"]}
     assert GENERATE in paths and paths <= {GENERATE, LISTS}
 
