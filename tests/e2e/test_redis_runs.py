@@ -14,8 +14,9 @@ import pytest
 import requests
 
 from tests.conftest import Proxy, until
+from tests.e2e.calls import post
 from tests.e2e.test_redis import Started, shared, unless_late, until_state
-from tests.e2e.test_runs import APIS, GENERATE, body, calls, draw, texts
+from tests.e2e.test_runs import APIS, GENERATE, body, calls, draw, leave, texts
 from tests.redis import RedisServer, needs_redis
 from tests.simulator import Fault, Profile, Simulator, running
 
@@ -193,15 +194,15 @@ def test_a_client_that_leaves(upstream: Simulator, two: list[Proxy], name: str) 
     for fault in (Fault.HOLD, Fault.ERROR_503, Fault.CUT):
         for form in ({}, {"stream": True}):
             upstream.faults.append(fault)
-            answer = None
-            try:
-                patience = 0.5 if fault is Fault.HOLD else 30
-                url = f"{two[0].url}/run/{name}{GENERATE}"
-                answer = requests.post(url, json={**pair, **form}, timeout=patience)
-            except requests.RequestException:
-                assert fault is not Fault.ERROR_503
+            answer, path = None, f"/run/{name}{GENERATE}"
+            if fault is Fault.HOLD:
+                leave(two[0], upstream, path, {**pair, **form})
+            else:
+                try:
+                    answer = post(two[0], path, {**pair, **form})
+                except requests.RequestException:
+                    assert fault is not Fault.ERROR_503
             assert answer is None or answer.status_code in (502, 503), (fault, form)
-            upstream.release()
             until(lambda: told(two[1], name)["places"] == 0)
     assert places([draw(two[1], name, GENERATE, asked)]) == ["0"]
 

@@ -16,7 +16,7 @@ from tests.conftest import Mitmproxy, Proxy, cache_status, until
 from tests.e2e import test_runs as runs
 from tests.e2e.calls import BODIES, DONE, Stream, post, sampled, sampling, stream, texts
 from tests.e2e.conftest import WAYS, StartFront
-from tests.simulator import Profile, Simulator, running
+from tests.simulator import Fault, Profile, Simulator, running
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +86,13 @@ def test_runs(front: Proxy) -> None:
 def test_stream_comes_as_it_is_made(front: Proxy, upstream: Simulator) -> None:
     """The first words of a stream are there before the last are made."""
     body = {**sampling("/generate", tokens=30), "stream": True}
+    upstream.faults.append(Fault.PAUSE)
     with closing(Stream(front, "/generate", body)) as client:
         chunks = client.begin().chunks()
         assert next(chunks).startswith(b"data: {")
         assert upstream.running == 1
+        until(lambda: upstream.waiting)
+        upstream.release()
         assert list(chunks)[-1] == DONE
 
 
