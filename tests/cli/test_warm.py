@@ -115,6 +115,8 @@ def test_interrupted(proxy: Proxy, simulator: Simulator, tmp_path: Path) -> None
     process = subprocess.Popen(
         [str(COMMAND), "warm", "--json", "--concurrency", "1", str(file)],
         env=surroundings(tmp_path / "cache"), stdout=subprocess.PIPE, text=True,
+        # A shell has what it starts in the background ignore Ctrl+C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     until(lambda: simulator.samples == 1 and proxy.stats()["fetches_in_flight"] == 1)
     process.send_signal(signal.SIGINT)
