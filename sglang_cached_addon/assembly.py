@@ -12,17 +12,15 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-import orjson
-
 from sglang_cached_addon import dialects
 from sglang_cached_addon.catalog import Catalog
 from sglang_cached_addon.catalog.entry import Models
 from sglang_cached_addon.catalog.sieve import models_named
 from sglang_cached_addon.core import families, identity, keys
-from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.admission import Asker, Probe
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Mode
-from sglang_cached_addon.dialects.base import Dialect, generates
+from sglang_cached_addon.dialects.base import Dialect, generates, probes_of
 from sglang_cached_addon.service import Service
 from sglang_cached_addon.service.deletion import Deletion
 from sglang_cached_addon.service.exchange import Exchange
@@ -159,10 +157,9 @@ def _around(
             upstream.model.fingerprint, upstream.model.epochs, server, upstream.model.version
         )
 
-    def probes(asker: Asker) -> list[bytes]:
+    def probes(asker: Asker) -> list[Probe]:
         """The smallest calls that tell whether an asker may generate."""
-        dialect = known[asker.method, asker.path]
-        return [orjson.dumps(body) for body in dialect.probes(asker.model or "")]
+        return probes_of(known[asker.method, asker.path], asker.model or "")
 
     upstream = Upstream(
         target.url,

@@ -11,14 +11,12 @@ import time
 from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 
-import orjson
-
 from sglang_cached_addon import dialects
 from sglang_cached_addon.cli import server_diagnosis
 from sglang_cached_addon.cli.diagnosis import Finding
 from sglang_cached_addon.cli.server_diagnosis import Server
 from sglang_cached_addon.core.identity import Identity
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, probes_of
 from sglang_cached_addon.upstream.asking import Questions, Verdict
 from sglang_cached_addon.wire.client import Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers
@@ -62,9 +60,9 @@ async def _probe(
     """What comes of the smallest call of each route, and how far the clock is ahead."""
     statuses: dict[str, int | None] = {}
     skew = None
-    fields = (*headers, (b"Content-Type", b"application/json"))
     for path, dialect in _asked().items():
-        body = orjson.dumps(dialect.probes(identity.model)[0])
+        body, own = probes_of(dialect, identity.model)[0]
+        fields = (*headers, *own, (b"Content-Type", b"application/json"))
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 answer = await client.ask("POST", path, fields, body)

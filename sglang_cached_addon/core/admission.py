@@ -47,6 +47,14 @@ MAX_RENEWED = 64
 """How many askers have their acceptances renewed: those that asked last."""
 
 
+class Probe(NamedTuple):
+    """The smallest call of an API, whose answer tells whether an asker may generate."""
+
+    body: bytes
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """The header fields that a call of this API has, whoever makes it."""
+
+
 class Asker(NamedTuple):
     """Who asks, and what for."""
 

@@ -11,6 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import orjson
+
+from sglang_cached_addon.core.admission import Probe
 from sglang_cached_addon.core.call import Call, Mint, Part, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.families import Ended, Variant
 from sglang_cached_addon.core.identity import UNKNOWN, Server
@@ -82,7 +85,7 @@ def family_of(dialect: Dialect) -> Family | None:
 
 @dataclass(frozen=True, slots=True)
 class Nature:
-    """How an API that generates differs from most."""
+    """How an API differs from most."""
 
     has_n: bool = True
     """A call may be for more than one sample."""
@@ -93,6 +96,9 @@ class Nature:
     """The names that the events of its streams have."""
     last_event: str = ""
     """The type of the last event of its streams; empty where that is `[DONE]`."""
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """Header fields without which a server may refuse a call, and which say nothing of who makes
+    it."""
 
 
 USUAL = Nature()
@@ -184,6 +190,12 @@ class Generating(Dialect, Protocol):
     def cut(self, event: Any) -> None:
         """Changes the parsed data of an event that has all of a choice so far (`Part.STATE`) into
         its last one, as if the choice had been aborted then."""
+
+
+def probes_of(dialect: Dialect, model: str) -> list[Probe]:
+    """The smallest calls of an API, as `Dialect.probes` has them."""
+    fields = nature_of(dialect).fields
+    return [Probe(orjson.dumps(body), fields) for body in dialect.probes(model)]
 
 
 class Portioned(Protocol):

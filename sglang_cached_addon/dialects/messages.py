@@ -51,6 +51,10 @@ _OF_SERVERS = ("web_search_", "web_fetch_", "code_execution_", "mcp_toolset", "t
 moment. SGLang has none, and leaves them out."""
 
 
+_VERSION = (b"anthropic-version", b"2023-06-01")
+"""What Anthropic's own server, and some others, want each call to say; there is no later one."""
+
+
 TRANSPORT: base.TransportTable = {
     "stream": (bool, base.NULL),
     "metadata": (dict, base.NULL),
@@ -66,7 +70,11 @@ class Messages:
     routes = (("POST", _PATH), ("POST", _PATH + _BETA))
     transport = TRANSPORT
     nature = base.Nature(
-        has_n=False, shows_aborts=False, event_names=EVENTS, last_event="message_stop"
+        has_n=False,
+        shows_aborts=False,
+        event_names=EVENTS,
+        last_event="message_stop",
+        fields=(_VERSION,),
     )
     display = messages_display.MessagesDisplay()
 
@@ -146,6 +154,7 @@ class CountTokens(listing.Listing):
 
     name = "anthropic-count-tokens"
     routes = (("POST", _COUNT), ("POST", _COUNT + _BETA))
+    nature = base.Nature(fields=(_VERSION,))
     display = messages_display.CountDisplay()
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from sglang_cached_addon.core.admission import Admission, Asker
+from sglang_cached_addon.core.admission import Admission, Asker, Probe
 from sglang_cached_addon.upstream.asking import REFUSALS
 from sglang_cached_addon.upstream.single import Single, within
 from sglang_cached_addon.wire.client import Client, Unreachable
@@ -21,9 +21,9 @@ from sglang_cached_addon.wire.connection import Broken, Headers
 
 logger = logging.getLogger("sglang_cached_addon")
 
-Probes = Callable[[Asker], Sequence[bytes]]
-"""The bodies of the smallest calls of an asker's route, the mildest first. A status other than 200,
-401 and 403 says nothing, and then the next one is tried."""
+Probes = Callable[[Asker], Sequence[Probe]]
+"""The smallest calls of an asker's route, the mildest first. A status other than 200, 401 and 403
+says nothing, and then the next one is tried."""
 
 PROBE_SECONDS = 2.0
 """How long a call waits to learn whether its asker is accepted."""
@@ -127,8 +127,8 @@ class Gate:
 
     async def _status(self, asker: Asker, headers: Headers) -> int:
         status = 0
-        for body in self._probes(asker):
-            fields = (*headers, _JSON)
+        for body, own in self._probes(asker):
+            fields = (*headers, *own, _JSON)
             status = (await self._client.ask(asker.method, asker.path, fields, body)).status
             if status == 200 or status in REFUSALS:
                 break

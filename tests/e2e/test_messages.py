@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import Proxy, StartProxy, until
+from tests.conftest import Proxy, StartProxy, corpus, until
 from tests.e2e.calls import ask, post
+from tests.e2e.test_proxy import whole
+from tests.hearing import Heard, hearing
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.tables import each
 
@@ -309,3 +311,27 @@ def test_offline(simulator: Simulator, start_proxy: StartProxy) -> None:
         assert answers[0].json()["id"] != answers[1].json()["id"]
         assert all("X-Cache" not in answer.headers for answer in answers)
     assert kind(ask(off, COUNT, CALL)) == "HIT"
+
+
+def wants_a_version(heard: Heard) -> bytes:
+    """What a server says that refuses calls of Anthropic's API without a version of it."""
+    if heard.target == "/model_info":
+        return whole("200 OK", json.dumps({"model_path": "m", "weight_version": "default"}))
+    if not heard.target.startswith(PATH):
+        return whole("404 Not Found", "{}")
+    if "anthropic-version" not in heard.fields:
+        return whole("400 Bad Request", json.dumps({"type": "error", "error": {"message": "no"}}))
+    (pair,) = corpus("messages-anthropic")
+    return whole("200 OK", pair["response"]["body"])
+
+
+def test_a_server_that_wants_a_version(start_proxy: StartProxy) -> None:
+    """A client without a key is answered from the cache by a server that refuses each call without
+    `anthropic-version`; the server itself refuses who says none."""
+    with hearing() as upstream:
+        upstream.answer = wants_a_version
+        proxy = start_proxy(upstream.url)
+        said = {"anthropic-version": "2023-06-01"}
+        answers = [post(proxy, PATH, CALL, headers=said) for _ in range(2)]
+        assert [kind(answer) for answer in answers] == ["MISS", "HIT"]
+        assert post(proxy, PATH, CALL).status_code == 400

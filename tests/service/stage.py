@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_cached_addon import dialects
+from sglang_cached_addon.core.admission import Probe
 from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.identity import UNKNOWN
@@ -86,7 +87,7 @@ class Stage:
             script.url,
             self.kept,
             is_offline=kwargs.get("mode") is Mode.OFFLINE,
-            probes=lambda asker: (PROBE,),
+            probes=lambda asker: (Probe(PROBE),),
             entered=lambda upstream: self.exchange.lookup.enter(
                 upstream.model.fingerprint,
                 upstream.model.epochs,

@@ -18,7 +18,7 @@ import pytest
 
 from sglang_cached_addon import upstream as module
 from sglang_cached_addon.core import admission
-from sglang_cached_addon.core.admission import Asker
+from sglang_cached_addon.core.admission import Asker, Probe
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
 from sglang_cached_addon.upstream import (
@@ -326,7 +326,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @asynccontextmanager
 async def asking(url: str, kept: Kept | None = None, **kwargs: Any) -> AsyncIterator[Upstream]:
     """An upstream that is hung up on at the end."""
-    upstream = Upstream(url, kept or Kept(), probes=lambda asker: (PROBE,), **kwargs)
+    upstream = Upstream(url, kept or Kept(), probes=lambda asker: (Probe(PROBE),), **kwargs)
     try:
         yield upstream
     finally:

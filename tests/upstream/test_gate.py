@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from sglang_cached_addon.core.admission import Probe
 from sglang_cached_addon.upstream.gate import Gate
 from sglang_cached_addon.wire.client import Client
 from tests.ports import dead_url
@@ -26,10 +27,13 @@ from tests.upstream.scripted import (
 
 __all__ = ["clock"]
 
+VERSION = (b"X-Version", b"1")
+"""What each probe of these tests is sent with."""
+
 
 @asynccontextmanager
 async def gate(url: str, probes: Sequence[bytes] = (PROBE,)) -> AsyncIterator[Gate]:
-    made = Gate(Client(url), lambda asker: probes)
+    made = Gate(Client(url), lambda asker: [Probe(body, (VERSION,)) for body in probes])
     try:
         yield made
     finally:
@@ -39,13 +43,15 @@ async def gate(url: str, probes: Sequence[bytes] = (PROBE,)) -> AsyncIterator[Ga
 
 @bounded
 async def test_milder_probes_first() -> None:
-    """A probe that tells nothing is followed by the next; one that does is the last."""
+    """A probe that tells nothing is followed by the next; one that does is the last. Each is sent
+    with the header fields that are its own."""
 
     async def asked(script: Script, probes: Sequence[bytes]) -> tuple[list[bytes], bool]:
         async with gate(script.url, probes) as made:
             await made.tries(asker("key"), credential_headers("key"))
             admits = made.admission.admits(asker("key"), 0.0)
         bodies = [one.body for one in script.asked]
+        assert all(one.headers["x-version"] == "1" for one in script.asked)
         script.asked.clear()
         return bodies, admits
 
