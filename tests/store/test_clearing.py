@@ -105,14 +105,14 @@ def test_calls_that_come_meanwhile(tmp_path: Path) -> None:
         put(store, X, 0, "c")
         put(store, X, 0, "d")
         put(store, X, 999, "e")
+        store.delete(key(X, 4))
+        put(store, X, 4, "f")
         assert store.size(key(X, 1)) == 0
         looked = await store.look([key(X, 2), key(X, 0)])
         assert [len(looked.get(key(X, n), ())) for n in (2, 0)] == [0, 2]
         if bringing := store.bring({key(X, 3): 1}, claims=False):
             await bringing
         assert texts(store, X, 3) == ""
-        store.delete(key(X, 4))
-        put(store, X, 4, "f")
         # One of them was deleted, which is no part of the clear.
         assert await asyncio.wrap_future(is_done) == Cleared(299, 299)
         assert [texts(store, X, n) for n in (0, 1, 4, 999)] == ["cd", "", "f", "e"]
