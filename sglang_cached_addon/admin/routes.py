@@ -20,6 +20,7 @@ from sglang_cached_addon.admin.request import Request
 from sglang_cached_addon.catalog import Ambiguous
 from sglang_cached_addon.catalog.query import BadQuery, NotFound, Query
 from sglang_cached_addon.service.runs import Shown
+from sglang_cached_addon.store.contract import Unavailable
 
 Handler = Callable[[Reports, Request], Awaitable[dict[str, Any] | bytes | RouteAnswer]]
 """Tells, or does, what is asked; in JSON where it is large. Raises BadQuery for what is not
@@ -179,6 +180,8 @@ async def answer(
         return RouteAnswer(409, orjson.dumps({**told, "keys": e.keys}))
     except NotFound as e:
         return error(404, "NotFound", str(e))
+    except Unavailable as e:
+        return error(503, "Unavailable", str(e))
     except OSError as e:
         return error(500, "StorageError", str(e))
 

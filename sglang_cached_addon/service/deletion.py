@@ -26,10 +26,10 @@ class Deletion:
 
     async def delete(self, key: bytes, *, now: bool) -> int:
         """Removes a pool for good; the number of its samples. Returns when no restart brings it
-        back; with `now`, when its text is not in the folder any more either. Raises OSError."""
-        samples = self.store.index.samples
-        is_done = self.store.delete(key)
-        samples -= self.store.index.samples
+        back; with `now`, when its text is not in the folder any more either. Raises OSError, and
+        `Unavailable` where nothing is removed."""
+        samples = self.store.index.count(key)
+        is_done = await self.store.delete_everywhere(key)
         self.lookup.forget()
         self.runs.forget(key)
         await asyncio.wrap_future(is_done)

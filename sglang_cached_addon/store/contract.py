@@ -35,6 +35,10 @@ def done(result: _T) -> Future[_T]:
     return future
 
 
+class Unavailable(OSError):
+    """It cannot be done now, as a shared server does not answer."""
+
+
 class Holder(Protocol):
     """Who knows the epochs of models."""
 
@@ -101,8 +105,14 @@ class OpenStore(Store, Protocol):
         begins), or what belongs to all `others`."""
 
     def delete(self, key: bytes) -> Future[None]:
-        """Removes a pool for good, from memory now and from the rest in its turn; the future is
-        done when no restart brings it back. Its text is in the folder until that is compacted."""
+        """Removes a pool here for good, from memory now and from the rest in its turn; the future
+        is done when no restart brings it back. Its text is in the folder until that is
+        compacted."""
+
+    async def delete_everywhere(self, key: bytes) -> Future[None]:
+        """As `delete`, and for all with whom the pool is shared, before this returns. Raises
+        `Unavailable` where they cannot be told, and then has not removed it here."""
+        return self.delete(key)
 
     def compact(self) -> Future[None]:
         """Has the folder rid of what was removed; the future is done when that has happened."""

@@ -104,16 +104,17 @@ class MemoryStore(Totals, OpenStore):
         self._pools.move_to_end(key)
         return pool
 
-    def size(self, key: bytes) -> float:
+    def count(self, key: bytes) -> int:
         self._clearings.heed(key)
         return len(self._pools.get(key, ()))
 
+    size = count
+
     async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
         self._clearings.heed(*keys)
-        pools = {key: self._pools.get(key, ()) for key in keys}
         return {
-            key: [sample for sample in pool if not self.is_expired(sample.stored_at)]
-            for key, pool in pools.items()
+            key: [one for one in self._pools.get(key, ()) if not self.is_expired(one.stored_at)]
+            for key in keys
         }
 
     def touch(self, keys: Sequence[bytes]) -> None:
@@ -130,11 +131,11 @@ class MemoryStore(Totals, OpenStore):
     def append(self, addition: Addition) -> bool:
         self._clearings.store(addition.key)
         pool, count = self._pools.get(addition.key, ()), len(addition.samples)
-        places: Sequence[int] = range(len(pool), len(pool) + count)
-        if addition.since > -inf:
+        if addition.since == -inf:
+            self.place(addition, range(len(pool), len(pool) + count))
+        else:
             times = [sample.stored_at for sample in pool]
-            places = slots(times, count, addition.since, self.now)
-        self.place(addition, places)
+            self.place(addition, slots(times, count, addition.since, self.now))
         return True
 
     def place(self, addition: Addition, places: Sequence[int]) -> None:
@@ -221,7 +222,6 @@ class MemoryStore(Totals, OpenStore):
         self._removals.note_all()
 
     def delete(self, key: bytes) -> Future[None]:
-        """As `remove`, for good: what was on its way is not kept. It is done when this returns."""
         self.remove(key)
         self._removals.note(key)
         return done(None)

@@ -17,6 +17,7 @@ from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.explaining import Explanation
 from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.store.contract import Unavailable
 
 URL = "http://10.0.0.7:30000"
 STATS = {"hits": 1, "cache_file": "/x/cache.jsonl", "shared": {"url": "redis://x", "state": "up"}}
@@ -316,6 +317,13 @@ def test_clear_that_fails() -> None:
     found = ask("/cache/clear", "POST", Telling(OSError("no space")))
     error = json.loads(found.body)["error"]
     assert (found.status, error["code"], error["message"]) == (500, 500, "no space")
+
+
+def test_what_is_not_done_now() -> None:
+    """What a server that is away keeps from being done may be asked for again."""
+    found = ask("/cache/clear", "POST", Telling(Unavailable("redis is away")))
+    error = json.loads(found.body)["error"]
+    assert (found.status, error["type"], error["message"]) == (503, "Unavailable", "redis is away")
 
 
 BODIES = {"/cache/explain": b'{"path":"/x","body":{}}'}

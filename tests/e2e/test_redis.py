@@ -450,6 +450,7 @@ def test_model_change(
 def test_frozen(simulator: Simulator, trio: list[Proxy], server: RedisServer) -> None:
     """Nothing waits for a Redis that does not answer, and all is made up for once it does."""
     old = ask(trio[0], "one")
+    key = requests.get(f"{trio[0].url}/cache/entries", timeout=10).json()["entries"][0]["key"]
     logs = [len(proxy.log) for proxy in trio]
     server.signal(signal.SIGSTOP)
     try:
@@ -457,6 +458,8 @@ def test_frozen(simulator: Simulator, trio: list[Proxy], server: RedisServer) ->
             found = [pool.submit(ask, trio[i % 3], f"new {i}", 1, 10) for i in range(24)]
             assert all(len(one.result()) == 1 for one in found)
         assert ask(trio[0], "one") == old
+        refused = requests.delete(f"{trio[0].url}/cache/entries/{key}", timeout=10)
+        assert (refused.status_code, ask(trio[0], "one")) == (503, old)
         update = f"{trio[0].url}/update_weights_from_tensor"
         assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=10).ok
         assert requests.post(f"{trio[0].url}/cache/clear", timeout=10).status_code == 500

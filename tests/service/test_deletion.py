@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import Future
 from typing import Any
+
+import pytest
 
 from sglang_cached_addon.service.deletion import Deletion
 from sglang_cached_addon.service.runs import Runs
+from sglang_cached_addon.store.contract import Unavailable
 from tests.service.stage import Stage, briefs, staged
 
 
@@ -38,6 +42,33 @@ async def test_asked_again(stage: Stage) -> None:
     assert stage.stored == 0
     assert (await stage.stores("a")).texts == ["a 2"]
     assert (await stage.generate("a")).texts == ["a 2"]
+
+
+class NotShared:
+    """A store whose server is away."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.index = stage.store.index
+
+    async def delete_everywhere(self, key: bytes) -> Future[None]:
+        raise Unavailable("away")
+
+
+@staged()
+async def test_refused(stage: Stage) -> None:
+    """Where nothing is deleted, nothing is forgotten either: what was remembered, or what runs have
+    taken."""
+    await stage.stores("a")
+    body = {"text": "a", "sampling_params": {"n": 1}}
+    assert (await stage.ask("/generate", body, x_cache_run="r")).places == b"0"
+    store: Any = NotShared(stage)
+    refusing = Deletion(store, stage.exchange.lookup, stage.service.runs)
+    with pytest.raises(Unavailable, match="away"):
+        await refusing.delete(key_of(stage), now=False)
+    assert (await stage.generate("a")).brief == "hit 200"
+    second = stage.ask("/generate", body, x_cache_run="r")
+    stage.generated(await stage.asked())
+    assert (await second).places == b"1"
 
 
 @staged()

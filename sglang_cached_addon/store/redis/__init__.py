@@ -28,17 +28,16 @@ from sglang_cached_addon.store.journal.index import Index
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis.bringing import Bringing
 from sglang_cached_addon.store.redis.clears import concerns, kind_of, meaning
+from sglang_cached_addon.store.redis.deletions import Deletions
 from sglang_cached_addon.store.redis.document import Heard, SharedDocument
 from sglang_cached_addon.store.redis.link import Link
 from sglang_cached_addon.store.redis.news import News, read_epochs
-from sglang_cached_addon.store.redis.outbox import Write
 from sglang_cached_addon.store.redis.pools import SharedPools
-from sglang_cached_addon.store.redis.protocol import DELETED, REPLACED, Result
+from sglang_cached_addon.store.redis.protocol import REPLACED
 from sglang_cached_addon.store.redis.runs import SharedRuns
 from sglang_cached_addon.store.redis.server import SECONDS, Away, SharedServer
 
-PATIENCE_SECONDS = 5.0
-"""How long who deletes waits for a server that does not answer."""
+UNLESS_IT_ENDS = "; not if this proxy ends before"
 
 
 class SharedStore:
@@ -61,9 +60,10 @@ class SharedStore:
         self.state: Document = self._state
         self._pools = SharedPools(local, self._link, lambda: self._news.clears)
         self._news = News(
-            self._link.outbox, self._clear_local, self._pools.agree, self._delete_local, self._note
+            self._link.outbox, self._clear_local, self._pools.agree, self.delete, self._note
         )
         self._bringing = Bringing(local, self._link, self._pools, self._is_usable)
+        self._deletions = Deletions(self._link.outbox, self.name, self._pools.list_of, self.delete)
         self._holder: Holder | None = None
 
     # What is at hand
@@ -158,7 +158,7 @@ class SharedStore:
     def clear(self, model: bytes | None = None, *, others: bool = False) -> Future[Cleared]:
         """Empties what is at hand now, and the server and the other proxies in their turn; the
         future is done when the server has it. It fails with `OSError` if that is away, and then
-        has it before it is read again."""
+        has it before it is read again, where there is a folder by a later process, too."""
         kind = kind_of(model, others=others)
         local = self._clear_local(kind)
         self._news.untold.append(kind)
@@ -171,43 +171,24 @@ class SharedStore:
             with suppress(Away):
                 await self._news.tell_clears()
         if self._news.untold:
+            self._state.known = self._news.heard()
+            is_kept = await asyncio.to_thread(self._state.note) and self.journal is not None
             raise OSError(
-                f"cleared here, but {self.name} does not answer: it is cleared there, and "
-                "where else it is shared, before it is used again"
+                f"cleared here, but {self.name} does not answer: it is cleared there, and where "
+                f"else it is shared, before it is used again{'' if is_kept else UNLESS_IT_ENDS}"
             )
         if not self._link.server.is_cluster:  # whose eviction removes what nobody reads
             self._link.spawn(self._news.sweep())
         return cleared
 
     def delete(self, key: bytes) -> Future[None]:
-        """Removes a pool here now, and from the server and the other proxies in its turn; the
-        future is done when the server has it. It fails with `OSError` if that is away."""
-        local, is_there = self._delete_local(key), asyncio.get_running_loop().create_future()
-
-        def done(result: Result) -> None:
-            if not is_there.done():
-                is_there.set_result(result)
-
-        self._link.outbox.queue(Write(lambda: ("UNLINK", self._pools.list_of(key)), key, done=done))
-        self._news.tell(DELETED, key)
-        loop = asyncio.get_running_loop()
-        return asyncio.run_coroutine_threadsafe(self._deleted(local, is_there), loop)
-
-    async def _deleted(self, local: Future[None], is_there: asyncio.Future[Result]) -> None:
-        await asyncio.wrap_future(local)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                result = await is_there
-                if not isinstance(result, Exception):
-                    return
-        raise OSError(
-            f"deleted here, but {self.name} does not answer: it is deleted there, and where else "
-            "it is shared, when it does; not if this proxy ends before"
-        )
-
-    def _delete_local(self, key: bytes) -> Future[None]:
         self._pools.forget(lambda one: one == key)
         return self._local.delete(key)
+
+    async def delete_everywhere(self, key: bytes) -> Future[None]:
+        if not self.is_up:
+            raise self._deletions.unavailable()
+        return await self._deletions.delete(key)
 
     def _clear_local(self, kind: str) -> Future[Cleared]:
         self._pools.forget(lambda key: concerns(kind, key))

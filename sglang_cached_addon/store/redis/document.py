@@ -31,17 +31,21 @@ class Heard:
     """The number of the last clear of each kind."""
     replaced: str = ""
     """The id of the last replacement in the server's stream."""
+    untold: list[str] = field(default_factory=list)
+    """The kinds of clears that the server has not heard of."""
 
     @classmethod
     def read(cls, value: Any) -> Heard:
         """Raises ValueError for anything that was not written here."""
         match value:
             case {"clears": dict(numbers), "replaced": str(replaced)}:
-                for kind, number in numbers.items():
+                untold = value.get("untold", [])  # a former version had none
+                for kind in (*numbers, *untold):
                     clears.meaning(kind)
+                for number in numbers.values():
                     if type(number) is not int or number < 0:
                         raise ValueError(f"{_SHARED}: a number that is none of 0 or more")
-                return cls(numbers, replaced)
+                return cls(numbers, replaced, untold)
         raise ValueError(f"{_SHARED}: does not say what was cleared and replaced")
 
 
@@ -93,12 +97,14 @@ class SharedDocument:
         finally:
             self._publish()
 
-    def note(self) -> None:
-        """Writes down what is known by now; a disk that refuses is only logged."""
+    def note(self) -> bool:
+        """Writes down what is known by now; False, and a line in the log, if the disk refuses."""
         try:
             self._save(None)
         except OSError as e:
             logger.warning("sglang-cached: %s", e)
+            return False
+        return True
 
     def _save(self, document: dict[str, Any] | None) -> None:
         with self._writing:

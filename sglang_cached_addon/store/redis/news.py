@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any
 
 from sglang_cached_addon.store.contract import Holder
 from sglang_cached_addon.store.redis import protocol
@@ -34,9 +36,9 @@ class News:
     def __init__(
         self,
         outbox: Outbox,
-        cleared: Callable[[str], object],
+        cleared: Callable[[str], Future[Any]],
         replaced: Callable[[bytes], Awaitable[object]],
-        deleted: Callable[[bytes], object],
+        deleted: Callable[[bytes], Future[Any]],
         note: Callable[[Heard], object],
     ) -> None:
         """`cleared` is told the kind of each clear of others, and `replaced` each pool whose
@@ -47,6 +49,10 @@ class News:
         """The kinds of clears that the server has not heard of."""
         self._outbox, self._cleared, self._note = outbox, cleared, note
         self._replaced, self._deleted = replaced, deleted
+        self._happening: dict[str, Future[Any]] = {}
+        """The clears of others that this proxy is making, by their kinds."""
+        self._noted: dict[str, int] = {}
+        """The numbers of the clears that have happened here, too."""
         self._is_current = False
         """Whether all clears that are known of have happened to what is at hand."""
         self._position = ""
@@ -58,6 +64,7 @@ class News:
     def resume(self, known: Heard) -> None:
         """Goes on from what an earlier process has heard of."""
         self.clears, self._position = Clears(known.clears), known.replaced
+        self.untold, self._noted = list(known.untold), dict(known.clears)
         self._is_current = True
 
     async def sync(self, holder: Holder) -> None:
@@ -66,14 +73,14 @@ class News:
             control = protocol.numbers(await self._do("ZRANGE", CONTROL, 0, -1, "WITHSCORES"))
             for kind in self.clears.take(_part(control, _CLEAR)):
                 if self._is_current:
-                    self._cleared(kind)
+                    self._happening[kind] = self._cleared(kind)
             await self._read_changes()
             self._is_current = True
             mine = {f"{_CLEAR}{kind}": number for kind, number in self.clears.numbers.items()}
             if lost := {name: n for name, n in mine.items() if n > control.get(name, 0)}:
                 await self._do(*protocol.raise_numbers(lost))
             await self._tell_clears()
-            self._note(Heard(dict(self.clears.numbers), self._position))
+            self._note(self.heard())
         self._epochs = _part(control, _EPOCH)
         await self.tell_epochs(holder)
         known = holder.epochs.as_numbers()
@@ -85,6 +92,13 @@ class News:
         if isinstance(result, Exception):
             raise Away(str(result))
         return result
+
+    def heard(self) -> Heard:
+        """What is to outlive this process. A clear that has not happened here is made again."""
+        self._happening = {kind: one for kind, one in self._happening.items() if _is_open(one)}
+        former = {kind: self._noted.get(kind, 0) for kind in self._happening}
+        self._noted = self.clears.numbers | former
+        return Heard(self._noted, self._position, list(self.untold))
 
     # Clears
 
@@ -103,7 +117,7 @@ class News:
             self._outbox.tell(protocol.publish_change())
             self.untold.pop(0)
             self.clears.take({kind: number})
-            self._note(Heard(dict(self.clears.numbers), self._position))
+            self._note(self.heard())
 
     async def sweep(self) -> None:
         """Removes the lists that were cleared, which nobody reads any more, as far as the server
@@ -137,8 +151,10 @@ class News:
         while True:
             start = f"({self._position}"
             found = protocol.entries(await self._do("XRANGE", CHANGES, start, "+", "COUNT", STEP))
-            for key in {key for _, what, key in found if what == DELETED}:
-                self._deleted(key)
+            deleted = {key for _, what, key in found if what == DELETED}
+            # It is not noted as heard of before the disk has it, or has refused it.
+            gone = (asyncio.wrap_future(self._deleted(key)) for key in deleted)
+            await asyncio.gather(*gone, return_exceptions=True)
             if found:
                 replaced = {key for _, what, key in found if what == REPLACED}
                 await asyncio.gather(*(self._replaced(key) for key in replaced))
@@ -163,6 +179,11 @@ def read_epochs(url: str) -> dict[str, int]:
     """The epochs that a server knows, in bounded time, from any thread; none if it is away."""
     answer = ask_once(url, "ZRANGE", CONTROL, 0, -1, "WITHSCORES")
     return _part(protocol.numbers(answer), _EPOCH) if answer else {}
+
+
+def _is_open(one: Future[Any]) -> bool:
+    """Whether something has not happened, or has failed."""
+    return not one.done() or one.cancelled() or one.exception() is not None
 
 
 def _part(control: Mapping[str, int], prefix: str) -> dict[str, int]:

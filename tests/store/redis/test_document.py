@@ -18,6 +18,7 @@ ODD_STATES = [
     {"shared": {"clears": {"all": "2"}, "replaced": ""}},
     {"shared": {"clears": {"odd": 2}, "replaced": ""}},
     {"shared": {"clears": {}, "replaced": None}},
+    {"shared": {"clears": {}, "replaced": "", "untold": ["odd"]}},
     {"epochs": 7},
     {"epochs": {"last": "1", "floor": 0, "models": {}, "adapters": {}}},
 ]
@@ -43,11 +44,11 @@ def test_what_is_known_is_kept(tmp_path: Path) -> None:
     assert state.load() == {}
     state.known = Heard({"all": 3}, "1-0")
     state.save({"url": "x"})
-    state.known = Heard({"all": 4}, "1-1")
-    state.note()
+    state.known = Heard({"all": 4}, "1-1", ["all"])
+    assert state.note()
     assert len(told) == 1
     again = SharedDocument(StateFile(tmp_path), lambda: {"m:model": 7}, lambda: None)
     document = again.load()
-    assert again.known == Heard({"all": 4}, "1-1")
+    assert again.known == Heard({"all": 4}, "1-1", ["all"])
     assert document["url"] == "x"
     assert Epochs.from_json(document["epochs"]).of("model") == 7

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sglang_cached_addon.core.cache import Brought
 from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.store import DiskStore
+from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
+from sglang_cached_addon.store.redis.document import Heard
 from sglang_cached_addon.store.redis.news import News
 from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CONTROL
@@ -118,6 +124,10 @@ def test_epochs(server: RedisServer) -> None:
     sharing(server, work)
 
 
+def never(what: object) -> Future[Any]:
+    raise AssertionError(what)
+
+
 class Slow(Outbox):
     """Answers as a server that knows nothing; while it is told of epochs, one is raised."""
 
@@ -139,7 +149,7 @@ def test_epochs_only_rise() -> None:
     async def main() -> None:
         knows = Knows(7)
         knows.epochs.raise_model("model")
-        news = News(Slow(knows), print, lambda key: asyncio.sleep(0), print, print)
+        news = News(Slow(knows), never, lambda key: asyncio.sleep(0), never, print)
         await news.sync(knows)
         assert knows.epochs.of("model") == knows.epochs.last > (1 << 20) + 7
 
@@ -157,9 +167,9 @@ def test_deleted(server: RedisServer) -> None:
         await two.bring(2)
         await two.bring(1, OTHER)
         assert (two.texts(), two.texts(OTHER)) == ("ab", "o")
-        deleting = one.store.delete(KEY)
+        is_done = await one.store.delete_everywhere(KEY)
         assert one.texts() == ""
-        await asyncio.wrap_future(deleting)
+        await asyncio.wrap_future(is_done)
         assert lists(server) == {}
         await until(lambda: not two.texts())
         assert two.texts(OTHER) == "o" and lists(server, OTHER) == {"0": "o"}
@@ -169,7 +179,7 @@ def test_deleted(server: RedisServer) -> None:
         await one.bring(1)
         assert one.texts() == "c"
         one.append("d", at=3.0)
-        await asyncio.wrap_future(one.store.delete(KEY))
+        await one.store.delete_everywhere(KEY)
         await until(lambda: not two.texts())
         await two.written()
         assert lists(server) == {}
@@ -177,24 +187,83 @@ def test_deleted(server: RedisServer) -> None:
     sharing(server, work)
 
 
-def test_deleted_while_away(server: RedisServer) -> None:
-    """Who deletes while the server is away is told so, and it is deleted when the server is back;
-    other proxies bring nothing of it back, though they have something to write."""
+class Cleared(Outbox):
+    """Answers as a server on which another proxy has cleared all, for the third time."""
 
-    async def work(one: Proxy, two: Proxy) -> None:
+    def __init__(self) -> None:
+        super().__init__(SharedServer("redis://127.0.0.1:1"), print)
+
+    def ask(self, *command: Any) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result([b"clear:all", 3] if command[0] == "ZRANGE" else [])
+        return answer
+
+
+def test_a_clear_that_has_not_happened_here() -> None:
+    """The clear of another proxy is noted as heard of when it has happened to what is at hand, so
+    that it is made again by a process that follows one that was killed before."""
+
+    async def main() -> None:
+        noted: list[Heard] = []
+        made: list[Future[Any]] = []
+
+        def clear(kind: str) -> Future[Any]:
+            made.append(Future())
+            return made[-1]
+
+        def begun() -> News:
+            news = News(Cleared(), clear, lambda key: asyncio.sleep(0), never, noted.append)
+            news.resume(Heard({"all": 2}, "0-0"))
+            return news
+
+        news = begun()
+        await news.sync(Knows(7))
+        assert news.clears.numbers == {"all": 3} and noted[-1].clears == {"all": 2}
+        made[0].set_result(None)
+        await news.sync(Knows(7))
+        assert (noted[-1].clears, len(made)) == ({"all": 3}, 1)
+        news = begun()
+        await news.sync(Knows(7))
+        made[1].set_exception(OSError("no space"))
+        await news.sync(Knows(7))
+        assert noted[-1].clears == {"all": 2}
+
+    asyncio.run(main())
+
+
+def test_a_clear_that_a_later_process_tells(server: RedisServer, tmp_path: Path) -> None:
+    """A clear while the server is away is made up for, though the proxy ends before that is
+    back."""
+
+    async def used(store: SharedStore, work: Callable[[Proxy], Awaitable[None]]) -> None:
+        proxy = Proxy(store)
+        store.state.load()
+        store.start(proxy.knows)
+        try:
+            await until(lambda: store.is_up)
+            await work(proxy)
+        finally:
+            store.close()
+            await asyncio.sleep(0)
+
+    async def clears(one: Proxy) -> None:
         one.append("a")
         await one.written()
-        await two.bring(1)
         server.signal(signal.SIGSTOP)
-        await until(lambda: not (one.store.is_up or two.store.is_up))
-        with pytest.raises(OSError, match="deleted here"):
-            await asyncio.wrap_future(one.store.delete(KEY))
-        two.append("b", at=2.0)
-        server.signal(signal.SIGCONT)
-        await until(lambda: one.store.is_up and two.store.is_up)
-        await one.written()
-        await until(lambda: "a" not in two.texts() + lists(server).get("0", ""))
-        await two.bring(2)
-        assert "a" not in one.texts() + two.texts()
+        with pytest.raises(OSError, match=r"before it is used again$"):
+            await asyncio.wrap_future(one.store.clear())
 
-    sharing(server, work)
+    async def finds_nothing(one: Proxy) -> None:
+        assert (await one.bring(1)).lease and one.texts() == ""
+
+    async def says_so(one: Proxy) -> None:
+        server.signal(signal.SIGSTOP)
+        with pytest.raises(OSError, match=r"not if this proxy ends before$"):
+            await asyncio.wrap_future(one.store.clear())
+
+    for work, folder in (
+        (clears, tmp_path), (finds_nothing, tmp_path), (finds_nothing, None), (says_so, None),
+    ):  # fmt: skip
+        local: OpenStore = DiskStore(folder) if folder else MemoryStore()
+        asyncio.run(used(SharedStore(server.url, local), work))
+        server.signal(signal.SIGCONT)
