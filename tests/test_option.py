@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -34,6 +34,9 @@ def test_a_new_setting_is_one_entry() -> None:
     assert peers.long_help == "A peer; may be repeated."
     assert [tries.held(4), waits.held(True), waits.held(False)] == [4, False, True]
     assert peers.held(("a", "b")) == "a,b"
+    lines = replace(peers, between="\n")
+    assert lines.option_help == "A peer; several in a line each."
+    assert lines.held(("a, b", "c")) == "a, b\nc"
     assert tries.read(4) == 4
     for wrong in (0, 10):
         with pytest.raises(ValueError, match=f"^sglang_tries: {wrong}: must be a number from 1"):

@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
-_OURS = (
-    "cache.jsonl", "cache.index", "cache.lock", "cache.sketches", "ignore.toml", "runs.jsonl",
-    "state.json",
-)  # fmt: skip
-"""The beginnings of the names of all files that a cache has."""
+_OURS = ("cache.jsonl", "cache.index", "cache.lock", "cache.sketches", "runs.jsonl", "state.json")
+"""The beginnings of the names of all files that a store makes."""
+
+IGNORE = "ignore.toml"
+"""The name of a file that people write for it."""
 
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01
 """How often a lock that somebody has is asked for, and for how many seconds it is left between."""
@@ -52,7 +52,9 @@ def close_to_others(folder: Path) -> None:
     """Makes what is there already the owner's alone, and logs it once."""
     theirs = [path for path in folder.iterdir() if not path.name.startswith(_OURS)]
     # A folder of other things as well, or one for all, as /tmp, is not ours to close.
-    is_ours = not theirs and not folder.stat().st_mode & stat.S_ISVTX
+    is_ours = (
+        all(path.name == IGNORE for path in theirs) and not folder.stat().st_mode & stat.S_ISVTX
+    )
     wanted = [(folder, FOLDER_MODE)] if is_ours else []
     wanted += [(path, FILE_MODE) for path in folder.iterdir() if path not in theirs]
     changed, failure = [], ""

@@ -13,11 +13,9 @@ from pathlib import Path
 
 from sglang_cached_addon.core import ignore_rules
 from sglang_cached_addon.core.ignoring import Ignoring, Rule
-from sglang_cached_addon.store.files import StoreError
+from sglang_cached_addon.store.files import IGNORE, StoreError
 
 logger = logging.getLogger(__name__)
-
-NAME = "ignore.toml"
 
 
 def ignoring(
@@ -25,7 +23,7 @@ def ignoring(
 ) -> Ignoring | None:
     """The rules that were given, and those of a folder; None where there are none. `apis` are the
     names of those that generate. Raises ValueError, which says what is wrong, and `StoreError`."""
-    rules = [*given, *(_read(folder / NAME, apis) if folder else ())]
+    rules = [*given, *(_read(folder / IGNORE, apis) if folder else ())]
     return Ignoring(ignore_rules.unique(rules), time.thread_time, _Late()) if rules else None
 
 

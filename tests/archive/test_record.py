@@ -20,7 +20,10 @@ POOL = Addition(
     KEY,
     "sglang-generate",
     b'{"sampling_params":{"temperature":0.0},"text":"one"}',
-    [Sample(ANSWER, 1764211144.123456, 0.1, 3, b"[[3,null]]"), Sample(b"{}", 2.0, 0.0, 0)],
+    [
+        Sample(ANSWER, 1764211144.123456, 0.1, 3, b"[[3,null]]"),
+        Sample(b"{}", 2.0, 0.0, 0, origin=b"o" * 16),
+    ],
 )
 WHOLE = Record(
     POOL, FINGERPRINT, "tiny", ["one"], [Told("caf\u00e9", "stop", ["monday"]), Told("", None, [])]
@@ -40,6 +43,7 @@ def test_there_and_back() -> None:
         >= {"text": "caf\u00e9", "runs": ["monday"], "tokens": 3}.items()
     )
     assert "deltas" not in shown["samples"][1]
+    assert "origin" not in shown["samples"][0]
 
 
 def test_what_is_not_known() -> None:
@@ -100,6 +104,8 @@ for _ in range(300):
         (with_sample(stored_at="now"), "'stored_at' is of the wrong type"),
         (with_sample(seconds=-1), "a sample has a number below 0"),
         (with_sample(deltas={}), "'deltas' is of the wrong type"),
+        (with_sample(origin="x"), "'origin' is not hexadecimal"),
+        (with_sample(origin=7), "'origin' is not hexadecimal"),
     ],
 )
 def test_what_is_odd(line: bytes, why: str) -> None:

@@ -83,6 +83,10 @@ HIT, MISS, PARTIAL, COLLAPSED, BYPASS, DENIED = (
             'fwd=partial; fwd-status=503; detail="1 of 3 stored, status"',
             Outcome(PARTIAL, 1, 3, Reason.STATUS, 503),
         ),
+        (
+            'fwd=partial; stored; detail="1 of 3 stored, ignored: a, b"',
+            Outcome(PARTIAL, 1, 3, detail="ignored: a, b"),
+        ),
         ("fwd=bypass; detail=stream", Outcome(BYPASS, reason=Reason.STREAM)),
         (f"hit; key={SHOWN}", Outcome(HIT, 1, 1, key=KEY)),
         (f"fwd=miss; stored; key={SHOWN}", Outcome(MISS, 0, 1, key=KEY)),

@@ -34,6 +34,8 @@ LINES: dict[str, tuple[Any, ...]] = {
     "both": ("generate", b"{}", ONE, RAW, 999_999_999),
     "many": ("chat", b"{}", [*ONE, Sample(b'{"y":[]}', 1.5, 0.25, 0)]),
     "streamed": ("chat", b"{}", [Sample(b"{}", 1.5, 0.25, 3, b"[1,2]")]),
+    "of a rule": ("chat", b"{}", [Sample(b"{}", 1.5, 0.25, 3, origin=b"o" * 16)]),
+    "of two calls": ("chat", b"{}", [*ONE, Sample(b"{}", 1.5, 0.25, 3, b"[1]", b"o" * 16)]),
     "tricky call": ("chat", TRICKY, ONE),
     "tricky answer": ("chat", b"{}", [Sample(TRICKY, 1.5, 0.25, 3)]),
     "another api": ("génération", b"{}", ONE),
