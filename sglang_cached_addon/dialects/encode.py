@@ -60,7 +60,7 @@ class Encode(listing.Listing):
 
     def columns(self, body: dict[str, Any]) -> tuple[str, ...]:
         media = reading.given(body, _MEDIA)
-        if any(reading.is_elsewhere(body[name]) for name in media):
+        if any(reading.is_elsewhere(body[name], name) for name in media):
             raise Refused(Reason.MEDIA)
         text: Any = body.get("text")
         ids = body.get("input_ids")

@@ -80,7 +80,7 @@ class Generate:
         n = generate_body.read_n(body.get("sampling_params"), size)
         reading.refuse_too_many(size or 1, n)
         media = reading.given(body, generate_body.MEDIA)
-        if any(reading.is_elsewhere(body[name]) for name in media):
+        if any(reading.is_elsewhere(body[name], name) for name in media):
             raise Refused(Reason.MEDIA)
         if (batched or n > 1) and reading.given(body, generate_body.FORM_DEPENDENT):
             raise Refused(Reason.INSEPARABLE)

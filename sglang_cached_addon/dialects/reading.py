@@ -124,23 +124,27 @@ def read_rids(body: dict[str, Any], n: int, batched: bool, size: int) -> tuple[s
     return rids if n == 1 else ()
 
 
-def is_elsewhere(value: Any) -> bool:
-    """Whether a media value, however nested, refers to something outside of the body.
+def is_elsewhere(value: Any, name: str = "") -> bool:
+    """Whether a media value, however nested, refers to something outside of the body; `name` is
+    that of the field that has it.
 
     URLs and paths are read by the server at the time of the call; `data:` and bare
-    base64 are content.
+    base64 are content, but for sound, where SGLang takes whatever is bare for a path.
     """
     if value is None:
         return False
     if isinstance(value, str):
-        return not (value.startswith("data:") or _is_base64(value))
+        is_bare = name not in _SOUND and _is_base64(value)
+        return not (value.startswith("data:") or is_bare)
     if isinstance(value, dict):
-        return any(is_elsewhere(value[name]) for name in _SOURCES if name in value)
+        found = [(source, value[source]) for source in _SOURCES if source in value]
+        return any(is_elsewhere(v, source if source in _SOUND else name) for source, v in found)
     if isinstance(value, list):
-        return any(is_elsewhere(member) for member in value)
+        return any(is_elsewhere(member, name) for member in value)
     return True
 
 
+_SOUND = ("audio", "audio_url", "audio_data")
 _SOURCES = ("url", "path", "file_id", "image", "video", "audio")
 """What may refer to something else in an object that stands for a picture, a video or a sound."""
 
@@ -156,7 +160,7 @@ def refuse_media(messages: Any) -> None:
 def _names_media(part: dict[str, Any]) -> bool:
     """Whether a part of a message is fetched by the server from elsewhere."""
     return any(
-        is_elsewhere(value)
+        is_elsewhere(value, name)
         for name, value in part.items()
         if name.endswith("_url") or name in ("image", "video", "audio", "url", "file")
     )

@@ -30,6 +30,11 @@ def test_scores(more: dict[str, Any], scores: bytes | None) -> None:
     assert (variant and variant.scores) == scores
 
 
+def test_best_of_one() -> None:
+    """The best of one is that one, of whatever limit."""
+    assert FAMILY.variant({**BODY[DIALECT], "best_of": 1})
+
+
 def test_rows() -> None:
     """The log-probabilities tell the texts of tokens, too, and are cut with these."""
     found = answer(DIALECT, logprobs=ROWS)

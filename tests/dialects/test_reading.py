@@ -119,6 +119,16 @@ def test_media() -> None:
     assert not [value for value in ELSEWHERE if not reading.is_elsewhere(value)]
 
 
+def test_sound() -> None:
+    """SGLang opens what is no URL as a file, where a sound is wanted."""
+    for name in ("audio_data", "audio_url", "audio"):
+        for value in (PICTURE, [PICTURE], {"url": PICTURE}):
+            assert reading.is_elsewhere(value, name), (name, value)
+        assert not reading.is_elsewhere([{"url": f"data:audio/wav;base64,{PICTURE}"}], name)
+    assert reading.is_elsewhere({"url": PICTURE, "audio": PICTURE}, "video_data")
+    assert not reading.is_elsewhere({"url": PICTURE}, "video_data")
+
+
 def test_too_many() -> None:
     """A call for more samples than may be asked for at once is refused as too large."""
     for size, n in ((MAX_SAMPLES, 1), (1, MAX_SAMPLES), (2, MAX_SAMPLES // 2)):

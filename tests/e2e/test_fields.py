@@ -17,7 +17,7 @@ from sglang_cached_addon.dialects import installed
 from tests.conftest import Proxy, cache_status
 from tests.e2e.calls import post
 from tests.e2e.conftest import StartFront
-from tests.fields import Row, rows
+from tests.fields import BASES, Row, rows
 from tests.hearing import Hearing, hearing
 from tests.simulator import Simulator
 from tests.tables import each
@@ -42,6 +42,22 @@ def test_fields(row: Row, simulator: Simulator, proxy: Proxy) -> None:
     assert answer.headers["X-Cache"] == KINDS[row.kind]
     if row.reason:
         assert answer.headers["Cache-Status"].endswith(f"detail={row.reason}")
+
+
+@pytest.mark.shared
+def test_null_is_no_stream(simulator: Simulator, proxy: Proxy) -> None:
+    """A call whose `stream` is null is answered as the server answers it, and where that takes it
+    for no stream, from the cache."""
+    for path, kinds in {
+        "/v1/chat/completions": ["MISS", "HIT"],
+        "/v1/messages": ["HIT", "HIT"],
+        "/generate": ["MISS", "MISS"],  # the simulator refuses it, as SGLang does
+    }.items():
+        own = {"call_of": f"null {path}"}
+        post(proxy, path, {**BASES[path], **own})
+        answers = [post(proxy, path, {**BASES[path], **own, "stream": None}) for _ in range(2)]
+        assert [answer.headers["X-Cache"] for answer in answers] == kinds, path
+        assert all("json" in answer.headers["Content-Type"] for answer in answers)
 
 
 REAL = pytest.mark.skipif("SGLANG_URL" not in os.environ, reason="SGLANG_URL names a real server")

@@ -28,6 +28,7 @@ _KNOWN = (
     *("temperature", "top_p", "top_k", "min_p", "logit_bias", "min_tokens", "ignore_eos"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty"),
     *("stop", "stop_token_ids", "stop_regex", "no_stop_trim", "skip_special_tokens"),
+    "best_of",  # which is 1
     *("chat_template_kwargs", "reasoning_effort", "continue_final_message"),
     *("tool_choice", "parallel_tool_calls", "separate_reasoning", "stream_reasoning"),
     *(*LIMITS, *_SCORES, *_GRAMMARS),
