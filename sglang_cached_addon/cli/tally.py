@@ -44,6 +44,8 @@ class Tally:
     seconds: float = 0.0
     not_stored: Counter[str] = field(default_factory=Counter)
     """Answers that are not stored, by reason."""
+    denied: Counter[str] = field(default_factory=Counter)
+    """Calls whose samples are not all stored, where upstream was not to be asked, by reason."""
     failures: Counter[str] = field(default_factory=Counter)
     """Calls without an answer, by what was said."""
     failed: list[dict[str, Any]] = field(default_factory=list)
@@ -59,10 +61,15 @@ class Tally:
             self.failed.append({"line": number, "custom_id": name or None, "why": why})
 
     def take(self, answer: WholeResponse) -> None:
-        """Counts a call that was answered with a 200."""
-        headers = {name: value.decode("latin-1") for name, value in by_name(answer.headers).items()}
+        """Counts a call that was answered with a 200, or denied."""
+        headers = _headers(answer)
         kind = headers.get(b"x-cache", "BYPASS").lower()
         said = headers.get(b"cache-status", "")
+        reason = _DETAIL.search(said)
+        if kind == Kind.DENIED:
+            self.sent += 1
+            self.denied[reason[1] if reason else kind] += 1
+            return
         is_stream = headers.get(b"content-type", "").startswith("text/event-stream")
         samples, tokens = _counted(_events(answer.body) if is_stream else _parsed(answer.body))
         self.sent += 1
@@ -77,18 +84,28 @@ class Tally:
         if kind in (Kind.MISS, Kind.BYPASS, Kind.PARTIAL):
             self.generated += samples - (int(have[1]) if have else 0)
             if "; stored" not in said and not is_stream:
-                reason = _DETAIL.search(said)
                 self.not_stored[reason[1] if reason else "route"] += 1
 
     @property
     def is_whole(self) -> bool:
         """Whether all calls were answered."""
-        return not (self.failures or self.stopped)
+        return not (self.denied or self.failures or self.stopped)
 
     def as_json(self) -> dict[str, Any]:
         members = {each.name: getattr(self, each.name) for each in fields(self)}
-        counts = {"not_stored": dict(self.not_stored), "failures": dict(self.failures)}
+        counts = {
+            name: dict(value) for name, value in members.items() if isinstance(value, Counter)
+        }
         return {**members, **counts, "seconds": round(self.seconds, 3)}
+
+
+def is_denied(answer: WholeResponse) -> bool:
+    """Whether the cache was not to ask upstream, and has not all that was asked for."""
+    return _headers(answer).get(b"x-cache", "").lower() == Kind.DENIED
+
+
+def _headers(answer: WholeResponse) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in by_name(answer.headers).items()}
 
 
 def told(answer: WholeResponse) -> str:

@@ -1,7 +1,7 @@
 """`sglang-cached warm`: sends calls through the running proxy, so that they are stored.
 
-Exit codes: 0, 1 if a call has failed or was not sent, 2 for a file with something else in it,
-130 after Ctrl+C.
+Exit codes: 0, 1 if a call has failed, was denied or was not sent, 2 for a file with something else
+in it, 130 after Ctrl+C.
 """
 
 from __future__ import annotations
@@ -157,13 +157,17 @@ def _lines(tally: Tally, total: int) -> Iterator[str]:
             ("collapsed", tally.collapsed),
             ("misses", tally.misses),
             ("bypasses", tally.bypasses),
+            ("denied", tally.denied.total()),
             ("failures", tally.failures.total()),
             ("samples", f"{tally.samples}, {tally.generated} of them generated"),
             ("tokens", tally.tokens),
             ("time", f"{tally.seconds:.1f} s, {tally.sent / max(0.001, tally.seconds):.1f}/s"),
         )
     )
-    for what, counts in (("not stored", tally.not_stored), ("failed", tally.failures)):
+    said = (
+        ("not stored", tally.not_stored), ("denied", tally.denied), ("failed", tally.failures),
+    )  # fmt: skip
+    for what, counts in said:
         for reason, count in counts.most_common(MOST_TOLD):
             yield from members([(what, f"{count} x {reason}")])
     for one in tally.failed[:MOST_TOLD]:

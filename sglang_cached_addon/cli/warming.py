@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from sglang_cached_addon.cli.requests import Request
-from sglang_cached_addon.cli.tally import Tally, told
+from sglang_cached_addon.cli.tally import Tally, is_denied, told
 from sglang_cached_addon.wire.client import Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers, WholeResponse
 
@@ -95,7 +95,7 @@ class _Warming:
             self._done()
 
     async def _attempt(self, request: Request) -> WholeResponse:
-        """The answer to a call that is not a failure; raises `_Failed`, or `Unreachable`."""
+        """The answer to a call, if that is no failure; raises `_Failed`, or `Unreachable`."""
         pause = self._manner.pause
         for left in reversed(range(self._manner.attempts)):
             try:
@@ -112,7 +112,7 @@ class _Warming:
             except TimeoutError:
                 raise _Failed(f"no answer within {self._manner.seconds:g} s") from None
             else:
-                if answer.status == 200:
+                if answer.status == 200 or is_denied(answer):
                     return answer
                 if answer.status not in PASSING or not left:
                     raise _Failed(told(answer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sglang_cached_addon.cli.tally import MOST_FAILED, Tally, told
+from sglang_cached_addon.cli.tally import MOST_FAILED, Tally, is_denied, told
 from sglang_cached_addon.wire.connection import WholeResponse
 from tests.tables import each
 
@@ -84,6 +84,17 @@ def test_take(case: str) -> None:
     expected = {**Tally().as_json(), "sent": 1, **TAKEN[case][1]}
     assert tally.as_json() == expected
     assert tally.is_whole
+
+
+def test_denied() -> None:
+    """A call that the cache denied is no failure, but not all was answered."""
+    tally = Tally()
+    tally.take(answer({}, "DENIED detail=offline; key=aa", 504))
+    tally.take(answer({}, 'DENIED detail="offline"', 504))
+    tally.take(answer({}, "DENIED detail=only-if-cached", 504))
+    assert tally.as_json()["denied"] == {"offline": 2, "only-if-cached": 1}
+    assert (tally.sent, tally.failures, tally.is_whole) == (3, {}, False)
+    assert not is_denied(answer({}, "MISS fwd=miss", 504))
 
 
 def test_failures() -> None:

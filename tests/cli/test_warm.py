@@ -12,7 +12,7 @@ import requests
 
 from sglang_cached_addon.store import DiskStore
 from tests.cli.typed import surroundings, typed
-from tests.conftest import COMMAND, Proxy, until
+from tests.conftest import COMMAND, Proxy, StartProxy, until
 from tests.simulator import Fault, Simulator
 from tests.tables import each
 
@@ -128,3 +128,21 @@ def test_interrupted(proxy: Proxy, simulator: Simulator, tmp_path: Path) -> None
     simulator.faults.clear()
     again = told(str(file), cache=tmp_path / "cache")
     assert (again["sent"], again["hits"]) == (3, 1)
+
+
+def test_denied(
+    simulator: Simulator, proxy: Proxy, start_proxy: StartProxy, tmp_path: Path
+) -> None:
+    """What a proxy that does not ask upstream has not stored is denied: it is told so, at once."""
+    file = written(tmp_path / "calls.jsonl", [CALLS[0]])
+    told(str(file), cache=tmp_path / "cache")
+    assert proxy.stop() == 0
+    offline = start_proxy(simulator.url, "--mode", "offline")
+    written(file, [CALLS[0], CALLS[2]])
+    at = ("--url", offline.url)
+    found = told(*at, str(file), cache=tmp_path / "cache", code=1)
+    assert (found["sent"], found["hits"], found["denied"]) == (2, 1, {"offline": 1})
+    assert (found["failures"], found["failed"]) == ({}, [])
+    people = typed("warm", *at, str(file), cache=tmp_path / "cache").stdout
+    assert "denied        1\nfailures      0\n" in people
+    assert "\ndenied  1 x offline\n" in people
