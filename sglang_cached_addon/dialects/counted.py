@@ -39,6 +39,10 @@ class Counted(listing.Listing):
         """Why an answer is not stored, as far as it tells."""
         return None
 
+    def asks_once(self, call: Call, server: Server) -> bool:
+        # What each row has used has to be known, as it is used again.
+        return server.engine == SGLANG or prompt_tokens.are_ids(self.inputs(call.body))
+
     # As `Dialect`
 
     def trim(

@@ -42,6 +42,11 @@ class Listing(ABC):
         written are not, as far as they are understood."""
         return reading.content_fields(body, self.transport)
 
+    def asks_once(self, call: Call, server: Server) -> bool:
+        """Whether the answer to a call whose list has something more than once can be made of one
+        for which this server was asked for each once."""
+        return True
+
     @abstractmethod
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         """As `Dialect`."""
@@ -85,7 +90,7 @@ class Listing(ABC):
         order = rows_of(call)
         taken: Sequence[int] = range(len(order))
         body = dict(call.body)
-        if not all(shortfalls):
+        if not all(shortfalls) or (call.rows and self.asks_once(call, server)):
             firsts = _first_rows(call)
             taken = [firsts[item] for item, short in enumerate(shortfalls) if short]
             order = [order[row] for row in taken]

@@ -41,9 +41,14 @@ def share(usage: Any, sent: UpstreamCall, inputs: Sequence[Any]) -> tuple[list[A
 
 def _counts(sent: UpstreamCall, inputs: Sequence[Any]) -> Sequence[int]:
     """How many tokens each row has; empty where that is not known."""
-    if all(isinstance(each, list) and set(map(type, each)) <= {int} for each in inputs):
+    if are_ids(inputs):
         return [len(each) for each in inputs]
     return sent.tokens if len(sent.tokens) == len(inputs) else ()
+
+
+def are_ids(inputs: Sequence[Any]) -> bool:
+    """Whether these are lists of ids, whose tokens anybody can count."""
+    return all(isinstance(each, list) and set(map(type, each)) <= {int} for each in inputs)
 
 
 class Total:

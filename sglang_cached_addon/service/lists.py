@@ -2,29 +2,36 @@
 
 Each portion is looked up, and what is short of it fetched, as a call of its own; all of them are
 put together to one answer, of one model. So the work between two turns of the loop does not grow
-with the list. Knows asyncio, and nothing of mitmproxy.
+with the list, and of what has come only the answers are held, no object for each. Knows asyncio,
+and nothing of mitmproxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
 
 from sglang_cached_addon.core import keys
-from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call
+from sglang_cached_addon.core.call_head import Fields
+from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome, Saved
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Refused, Terms
 from sglang_cached_addon.dialects.base import Dialect, portioned
-from sglang_cached_addon.service.asking import Answer, Ask
+from sglang_cached_addon.service.asking import Answer, Ask, Reply
 from sglang_cached_addon.service.fetching import Means
-from sglang_cached_addon.service.findings import Known, model_of
+from sglang_cached_addon.service.findings import Hit, Known, model_of
 from sglang_cached_addon.service.lookup import Lookup
-from sglang_cached_addon.service.merging import Merge
+from sglang_cached_addon.service.merging import MERGE_SECONDS, Merge, collapsed
 from sglang_cached_addon.service.pursuit import Pursuit
 
 PORTION = 1024
 """So many inputs are looked up in one go, in 10 to 20 ms, and asked for in one call."""
+
+AT_ONCE = 4
+"""So many portions are asked for at a time: while one is taken in, upstream has others to do."""
 
 MAX_ROWS = 200_000
 """How many inputs a list may have that is looked up."""
@@ -71,26 +78,114 @@ class Lists:
         call, *portions = calls
         dialect, version = self._dialect(ask), self._lookup.model_version
         whole = Known(dialect, call, (), model_of(call.body), version)
-        merge = Merge(self._means, whole)
-        stored: list[tuple[Sample, ...]] = []
-        has_waited = False
-        for portion in portions:
-            if not self._lookup.is_present(whole):
-                return None
-            known = self._lookup.know(dialect, tenant, portion)
-            pursuit = Pursuit(self._means, ask, known, terms, is_alone=is_alone, merge=merge)
-            found = await pursuit.gather(_at_once)
-            if not isinstance(found, Plan):
-                return found
-            whole.keys += known.keys
-            stored += found.stored
-            has_waited |= pursuit.has_waited
-            await asyncio.sleep(0)  # others have their turn
-        plan = Plan(call, whole.keys, tuple(stored))
-        await merge.is_confirmed(plan)
+        found = [_Found() for _ in portions]
+        slots, end = asyncio.Semaphore(AT_ONCE), _End()
+        under_way: set[asyncio.Task[None]] = set()
+
+        async def bring(pursuit: Pursuit, into: _Found) -> None:
+            try:
+                plan = await pursuit.gather(_at_once)
+            finally:
+                slots.release()
+            if isinstance(plan, Plan):
+                into.take(plan, pursuit)
+                return
+            end.is_known, end.answer = True, plan
+            for task in under_way - {asyncio.current_task()}:
+                task.cancel()  # at once: the call has one end, and is counted once
+            raise end
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for portion, into in zip(portions, found, strict=True):
+                    known = self._lookup.know(dialect, tenant, portion)
+                    pursuit = Pursuit(
+                        self._means, ask, known, terms,
+                        is_alone=is_alone, merge=Merge(self._means, whole),
+                    )  # fmt: skip
+                    if pursuit.plan.needs:
+                        await slots.acquire()
+                        if not end.is_known:
+                            under_way.add(task := tasks.create_task(bring(pursuit, into)))
+                            task.add_done_callback(under_way.discard)
+                    else:
+                        into.take(pursuit.plan, pursuit)
+                    await asyncio.sleep(0)  # others have their turn
+                    if end.is_known or not self._lookup.is_present(whole):
+                        raise end
+        except* _End:
+            pass
+        if end.is_known or not self._lookup.is_present(whole):
+            return end.answer
+        return await self._together(whole, found)
+
+    async def _together(self, whole: Known, found: Sequence[_Found]) -> Hit | Reply | None:
+        """The answer of all portions."""
+        if confirming := {task for one in found for task in one.confirming if not task.done()}:
+            await asyncio.wait(confirming, timeout=MERGE_SECONDS)
         if not self._lookup.is_present(whole):
             return None
-        return await merge.answer(plan, is_collapsed=has_waited)
+
+        def written() -> bytes:
+            answers = [(answer,) for one in found for answer in one.answers]
+            return whole.dialect.write(whole.call, answers)
+
+        body = await asyncio.to_thread(written)
+        exchange, total = self._means.exchange, whole.call.total
+        saved = Saved(
+            sum(one.saved.samples for one in found),
+            sum(one.saved.tokens for one in found),
+            max(one.saved.seconds for one in found),
+        )
+        headers = next((one.headers for one in reversed(found) if one.headers is not None), None)
+        if headers is not None:
+            kind = Kind.PARTIAL if saved.samples else Kind.MISS
+            reason = next((one.refusal for one in found if one.refusal), None)
+            outcome = Outcome(kind, saved.samples, total, reason)
+            exchange.counters.add(outcome, saved)
+            return Reply(200, headers, body, outcome)
+        oldest = min(one.oldest for one in found)
+        hit = Hit(body, Outcome(Kind.HIT, total, total, oldest=oldest), saved, whole.model)
+        if any(one.has_waited for one in found):
+            return collapsed(exchange, hit, saved)
+        exchange.counters.hit(saved)
+        return hit
+
+
+class _End(Exception):
+    """What is missing of a call's portions is not wanted any more."""
+
+    is_known = False
+    """One of them has told what becomes of the call."""
+    answer: Answer | None = None
+    """What its client gets then; None where it is to be pursued anew."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What has come for a portion."""
+
+    answers: Sequence[bytes] = ()
+    """The sample of each of its items."""
+    saved: Saved = NOTHING
+    oldest: float = inf
+    """When the oldest of them was stored."""
+    confirming: set[asyncio.Task[None]] = field(default_factory=set)
+    """As `Merge.confirming`."""
+    headers: Fields | None = None
+    refusal: Reason | None = None
+    """As in `Merge`."""
+    has_waited: bool = False
+
+    def take(self, plan: Plan, pursuit: Pursuit) -> None:
+        """Takes what was found for a plan that lacks nothing."""
+        merge = pursuit.merge
+        samples = [pool[0] for pool in plan.stored]
+        self.answers = [sample.answer for sample in samples]
+        self.oldest = min(sample.stored_at for sample in samples)
+        self.saved, self.confirming = merge.saved(plan), merge.confirming(plan)
+        self.headers, self.refusal = merge.headers, merge.refusal
+        self.has_waited = pursuit.has_waited
 
 
 async def looked_at(lookup: Lookup, dialect: Dialect, body: bytes, tenant: bytes) -> Known | Reason:

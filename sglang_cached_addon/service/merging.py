@@ -21,8 +21,10 @@ from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.asking import Arrived, Reply
 from sglang_cached_addon.service.claims import Claim
+from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.fetching import Means
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
+from sglang_cached_addon.service.flight import Flight
 from sglang_cached_addon.service.reducing import ignored
 
 _T = TypeVar("_T")
@@ -45,9 +47,9 @@ class Merge:
         self._partial_calls = means.partial_calls
         self._known = known
         self._claim = claim
-        self._headers: Fields | None = None
+        self.headers: Fields | None = None
         """The header fields of what the call has fetched itself last; None if it has not."""
-        self._refusal: Reason | None = None
+        self.refusal: Reason | None = None
         """Why something of that is not stored."""
         self._own: list[Sample] = []
         """The samples that it has fetched itself."""
@@ -56,8 +58,8 @@ class Merge:
 
     def add(self, arrived: Arrived) -> None:
         """The call has fetched a part of its answer itself."""
-        self._headers = arrived.headers
-        self._refusal = self._refusal or arrived.landed.refusal
+        self.headers = arrived.headers
+        self.refusal = self.refusal or arrived.landed.refusal
         self._own += [sample for _, sample in arrived.samples]
 
     def saved(self, plan: Plan) -> Saved:
@@ -87,23 +89,21 @@ class Merge:
         """The answer of a plan that lacks nothing; `is_collapsed`: the call has waited for what
         others were fetching."""
         exchange, known = self._exchange, self._known
-        if self._headers is not None:
+        if self.headers is not None:
 
             def told() -> tuple[Outcome, Saved, bytes]:
                 body = exchange.lookup.answer(known, plan)
-                return self.outcome(plan, self._refusal), self.saved(plan), body
+                return self.outcome(plan, self.refusal), self.saved(plan), body
 
             outcome, saved, body = await _beside(plan, told)
             exchange.counters.add(outcome, saved)
-            return Reply(200, self._headers, body, outcome)
+            return Reply(200, self.headers, body, outcome)
         hit = await _beside(plan, lambda: exchange.lookup.hit(known, plan))
         if not is_collapsed:
             exchange.counters.hit(hit.saved)
             return hit
-        outcome = replace(hit.outcome, kind=Kind.COLLAPSED)
         is_new = self._claim and self._claim.has_new  # generated for it, together with others
-        exchange.counters.add(outcome, NOTHING if is_new else hit.saved)
-        return replace(hit, outcome=outcome)
+        return collapsed(exchange, hit, NOTHING if is_new else hit.saved)
 
     def alone(self, plan: Plan, fetch: Fetch, arrived: Arrived) -> Reply | Bypass | None:
         """What has come, where it is not a part of the answer but all of it, or none."""
@@ -123,6 +123,10 @@ class Merge:
             return exchange.bypass(Reason.UNREADABLE)
         if not fetch.is_whole and landed.refusal in (Reason.OTHER_WEIGHTS, Reason.MIXED_WEIGHTS):
             return exchange.bypass(landed.refusal)
+        is_repeated = bool(self._known.call.rows)
+        if not fetch.is_whole and is_repeated and landed.refusal is Reason.SHARED_USAGE:
+            # Nobody knows how much of it comes once more, for what the list has more than once.
+            return exchange.bypass(landed.refusal)
         if not fetch.is_whole and landed.split:
             partial_calls.worked(dialect)
             return None
@@ -131,17 +135,31 @@ class Merge:
         exchange.counters.add(reply.outcome)
         return reply
 
+    def confirming(self, plan: Plan) -> set[asyncio.Task[None]]:
+        """The fetches that have brought something of a plan, and are not yet confirmed to be of the
+        model that the call is for."""
+        return {flight.task for flight in self._landed(plan) if flight.task}
+
     def _unconfirmed(self, plan: Plan) -> set[asyncio.Task[None]]:
-        """The fetches whose samples are together with others in the answer, and are not yet
-        confirmed to be of the model that the call is for."""
-        landed = self._flights.landed(set(self._known.keys))
-        flights = {flight for flight in landed if flight.task and not flight.task.done()}
+        """Those of them whose samples are together with others in the answer."""
+        flights = self._landed(plan)
         if len(flights) == 1:
             (flight,) = flights
             ids = {id(sample) for samples in flight.brings.values() for sample in samples}
             if all(id(sample) in ids for sample in plan.samples()):
                 return set()
-        return {flight.task for flight in flights if flight.task}
+        return self.confirming(plan)
+
+    def _landed(self, plan: Plan) -> set[Flight]:
+        landed = self._flights.landed(set(plan.keys))
+        return {flight for flight in landed if flight.task and not flight.task.done()}
+
+
+def collapsed(exchange: Exchange, hit: Hit, saved: Saved) -> Hit:
+    """Counts a hit that is one only since the call has waited for what others were fetching."""
+    outcome = replace(hit.outcome, kind=Kind.COLLAPSED)
+    exchange.counters.add(outcome, saved)
+    return replace(hit, outcome=outcome)
 
 
 async def _beside(plan: Plan, make: Callable[[], _T]) -> _T:

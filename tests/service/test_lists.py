@@ -14,7 +14,7 @@ import pytest
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.service import lists
 from tests.service.stage import Stage, standing
-from tests.upstream.scripted import Asked, AsyncTest, Test, entering
+from tests.upstream.scripted import Asked, AsyncTest, Test, entering, until
 
 PATH = "/v1/detokenize"
 LONG = [[k, 7] for k in range(20)]
@@ -91,6 +91,37 @@ async def test_equal_lists(stage: Stage, server: Server) -> None:
 
 
 @portioned()
+async def test_overlapping_lists(stage: Stage, server: Server) -> None:
+    """Of two lists that have rows in common, these are asked for once, whoever asks first; each
+    client has its own list, in its order."""
+    one, other = LONG[:15], LONG[:4:-1]
+    got = await asyncio.gather(*(stage.ask(PATH, {"tokens": rows}) for rows in (one, other)))
+    assert [each.body for each in got] == [text(one), text(other)]
+    assert sum(sizes(server)) == len(LONG)
+    await stage.settled()
+    assert stage.stored == len(LONG)
+
+
+@portioned()
+async def test_answers_of_another_length(stage: Stage, server: Server) -> None:
+    """Where upstream answers a portion with fewer rows, or with more, nothing of that is used: the
+    client gets what upstream makes of its whole list."""
+    for change in (-1, 1):
+
+        def miscount(asked: Asked) -> bool:
+            rows = asked.json["tokens"]
+            texts = [" ".join(map(str, ids)) for ids in [*rows, *rows][: len(rows) + change]]  # noqa: B023
+            asked.answer(200, {"text": texts})
+            return True
+
+        server.says = miscount
+        got = await stage.ask(PATH, {"tokens": LONG})
+        assert (got.kind, got.reason) == ("bypass", Reason.UNREADABLE)
+        await stage.settled()
+        assert stage.stored == 0
+
+
+@portioned()
 async def test_refused_portion(stage: Stage, server: Server) -> None:
     """What upstream makes of a row that it refuses is the client's to know: it gets the whole
     call."""
@@ -110,8 +141,12 @@ async def test_refused_portion(stage: Stage, server: Server) -> None:
 
 
 @portioned()
-async def test_failed_portion(stage: Stage, server: Server) -> None:
-    """A failure of the server is the answer; what has come before it is stored."""
+async def test_failed_portion(
+    stage: Stage, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure of the server is the answer, and counted once; what has come before it is stored,
+    and the portions behind it are not asked for."""
+    monkeypatch.setattr(lists, "AT_ONCE", 1)
 
     def fail(asked: Asked) -> bool:
         is_failing = LONG[12] in asked.json["tokens"]
@@ -123,7 +158,35 @@ async def test_failed_portion(stage: Stage, server: Server) -> None:
     got = await stage.ask(PATH, {"tokens": LONG})
     assert got.brief == "miss 503 status" and got.json == {"message": "busy"}
     await stage.settled()
-    assert stage.stored == 8
+    assert (stage.stored, stage.counters.misses, sizes(server)) == (8, 1, [8, 8])
+
+
+@portioned(4)
+async def test_portions_at_once(stage: Stage, server: Server) -> None:
+    """So many portions are under way at a time, and no more. Where all of them fail at once, their
+    client has one answer."""
+    held: list[Asked] = []
+
+    def hold(asked: Asked) -> bool:
+        held.append(asked)
+        return True
+
+    server.says = hold
+    for status in (503, 200):
+        task = stage.ask(PATH, {"tokens": LONG})
+        await until(lambda: len(held) == lists.AT_ONCE)
+        assert sizes(server) == [4] * lists.AT_ONCE and len(LONG) > 4 * lists.AT_ONCE
+        if status == 200:
+            server.says = lambda asked: False
+        for asked in reversed(held):  # they come together in the client's order all the same
+            told = asked.json["tokens"]
+            asked.answer(status, orjson.loads(text(told)) if status == 200 else {"n": len(told)})
+        held.clear()
+        server.asked.clear()
+        got = await task
+        assert (got.kind, got.status) == ("miss", status)
+    assert got.body == text(LONG)
+    assert stage.counters.misses == 2
 
 
 @portioned()
@@ -145,8 +208,10 @@ async def test_another_model_between(stage: Stage, server: Server) -> None:
 
 
 @portioned()
-async def test_client_leaves(stage: Stage, server: Server) -> None:
-    """A call whose client leaves is counted once; what had come for it is stored."""
+async def test_client_leaves(stage: Stage, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call whose client leaves is counted once; what had come for it is stored, and the rest is
+    not asked for."""
+    monkeypatch.setattr(lists, "AT_ONCE", 1)
     is_held = asyncio.Event()
 
     def hold(asked: Asked) -> bool:
@@ -161,7 +226,7 @@ async def test_client_leaves(stage: Stage, server: Server) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     await stage.settled()
-    assert (stage.counters.misses, stage.stored) == (1, 8)
+    assert (stage.counters.misses, stage.stored, sizes(server)) == (1, 8, [8, 8])
 
 
 @portioned(mode=Mode.OFFLINE)
