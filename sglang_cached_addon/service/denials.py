@@ -19,6 +19,9 @@ _TEXTS = {
     Reason.OFFLINE: "not stored, and sglang-cached runs with --mode offline.",
 }
 
+_SHOWN = 10
+"""So many prompts of a list are named."""
+
 
 class Denials:
     """Answers in upstream's place."""
@@ -31,7 +34,7 @@ class Denials:
         """The answer to a call that is not all stored."""
         assert terms.denial
         outcome = Outcome(Kind.DENIED, 0, known.call.total, terms.denial, 504, key=known.key)
-        text = _TEXTS[terms.denial]
+        text = _TEXTS[terms.denial] + self._which(known)
         if isinstance(ask.claim, Claim):
             lacking = sum(ask.claim.lacks().values())
             run = ask.head.run
@@ -39,6 +42,18 @@ class Denials:
         elif self._nearest and terms.denial is Reason.OFFLINE:
             text = f"{text} {await self._nearest(known, ask.is_local)}"
         return self._reply(text, outcome)
+
+    def _which(self, known: Known) -> str:
+        """Which prompts of a list are not stored, in words; empty where that is all there is."""
+        size, call = self._exchange.lookup.size, known.call
+        short = [k for k, key in enumerate(known.keys) if size(key) < call.n]
+        if not short or len(short) == len(known.keys):
+            return ""
+        if call.is_part:
+            return f" Of {len(known.keys)} of its inputs, {len(short)} are not."
+        indices = [call.rows.index(item) if call.rows else item for item in short[:_SHOWN]]
+        shown = ", ".join(map(str, indices)) + ", ..." * (len(short) > _SHOWN)
+        return f" Of its {len(known.keys)} inputs, {len(short)} are not: those at index {shown}."
 
     def let_pass(self, reason: Reason, terms: Terms) -> Bypass | Reply:
         """What is not looked up is passed on, unless upstream is not to be asked."""

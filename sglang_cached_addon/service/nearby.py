@@ -71,8 +71,10 @@ class Nearby:
             self._sketches.close()
 
     async def sentence(self, known: Known, with_values: bool) -> str:
-        """What is nearest to the first prompt of a call, in words."""
-        return (await self.of(known)).sentence(with_values=with_values)
+        """What is nearest to the first prompt of a call that is not stored, in words."""
+        sizes = enumerate(map(self._lookup.size, known.keys))
+        short = next((item for item, size in sizes if size < known.call.n), 0)
+        return (await self.of(known, short)).sentence(with_values=with_values)
 
 
 def _of_recent(recent: Sequence[Known], dialect: str, content: bytes) -> Alike:

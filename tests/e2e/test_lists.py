@@ -95,6 +95,8 @@ def test_rows_outlive_the_process(start_proxy: StartProxy) -> None:
         for rows, status in ((known, 200), (known[::-1], 200), ([*known, *new], 504)):
             again = post(offline, path, {**body, field: rows})
             assert again.status_code == status, (path, rows, again.text)
+        message = again.json()["error"]["message"]
+        assert "Of its 4 inputs, 2 are not: those at index 2, 3." in message
         assert told(post(offline, path, {**body, field: known})) == before[path]
 
 

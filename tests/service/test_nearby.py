@@ -16,7 +16,7 @@ from tests.service.exchanging import Setup, body, native
 from tests.upstream.scripted import bounded
 
 
-def asked(setup: Setup, text: str, **more: Any) -> Known:
+def asked(setup: Setup, text: Any, **more: Any) -> Known:
     raw = json.dumps({**body(), "text": text, **more}).encode()
     found = setup.exchange.lookup.read("POST", "/generate", raw, b"")
     assert isinstance(found, Known)
@@ -57,6 +57,9 @@ async def test_on_disk(tmp_path: Path) -> None:
             assert 'text (asked "one two thirty", stored "one two three")' in said
             said = await nearby.sentence(asked(setup, "one two thirty"), with_values=False)
             assert said.endswith("differs in text.")
+            listed = asked(setup, ["one two three", "five six nine"])
+            said = await nearby.sentence(listed, with_values=True)  # of the one that is missing
+            assert 'text (asked "five six nine", stored "five six seven")' in said
             near = await nearby.of(asked(setup, "one two thirty"))
             store.remove(near.calls[0].key)
             again = await nearby.of(asked(setup, "one two thirty"))
