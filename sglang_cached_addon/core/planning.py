@@ -150,7 +150,7 @@ def samples(
     """The samples that are stored of what upstream generated, each with the number of its item;
     `origins` are theirs for each item, where they have any."""
     new = [(g.item, Sample(g.answer, now, seconds, g.tokens, g.deltas)) for g in generations]
-    return [(i, replace(s, origin=origins[i])) for i, s in new] if origins else new
+    return [(i, s._replace(origin=origins[i])) for i, s in new] if origins else new
 
 
 PIECE = 1 << 20

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -185,7 +185,7 @@ class _Making:
         if is_bare:
             steps = self.family.without_scores(answer, steps)
         deltas = dump(steps) if steps else b""
-        return replace(sample, answer=dump(answer), deltas=deltas, tokens=count)
+        return sample._replace(answer=dump(answer), deltas=deltas, tokens=count)
 
     async def _text(self, answer: Any, steps: list[Any] | None, count: int) -> str | None:
         """The text of the first tokens; None where it is not certain."""

@@ -16,13 +16,15 @@ from sglang_cached_addon.core.cache import Addition, Brought, Sample, slots
 from sglang_cached_addon.store.clearing import Cleared, Clearings, let_go
 from sglang_cached_addon.store.contract import OpenStore, done
 from sglang_cached_addon.store.journal.loading import Loaded
-from sglang_cached_addon.store.pool import Nowhere, Pool
+from sglang_cached_addon.store.pool import Kept, Nowhere, Pool, Samples
 from sglang_cached_addon.store.removals import Removals
 from sglang_cached_addon.store.snapshot import keys_of
 from sglang_cached_addon.store.totals import Totals
 
 OVERHEAD = 512
 """An estimate of the bytes of memory that a sample takes beside its answer."""
+
+_KEPT = Pool._fields.index("kept")
 
 
 class MemoryStore(Totals, OpenStore):
@@ -50,7 +52,7 @@ class MemoryStore(Totals, OpenStore):
         self._keeps_calls = keeps_calls
         self._removals = Removals()
         self._clearings = Clearings(self.forget, lambda: self, self.keys)
-        self._pools: OrderedDict[bytes, Pool] = OrderedDict()
+        self._pools: OrderedDict[bytes, Kept] = OrderedDict()
         self._keys: dict[bytes, bytes] = {}
         """The key of each body that has a name."""
 
@@ -82,8 +84,8 @@ class MemoryStore(Totals, OpenStore):
     def peek(self, key: bytes) -> tuple[str, bytes, tuple[Sample, ...]] | None:
         """The API, the canonical call and the samples of a pool, whose use this is not; for any
         thread. The call is empty where it is not kept."""
-        pool = self._pools.get(key)
-        return (pool.dialect, pool.call, tuple(pool)) if pool else None
+        pool = self._pool(key)
+        return (pool.dialect, pool.call, tuple(pool.samples)) if pool else None
 
     def keys(self) -> list[bytes]:
         """The keys, in no order: for the event loop, which it holds as shortly as can be."""
@@ -102,18 +104,27 @@ class MemoryStore(Totals, OpenStore):
         if pool is None:
             return ()
         self._pools.move_to_end(key)
-        return pool
+        kept = pool[_KEPT]
+        return (Sample._make(kept[0]),) if len(kept) == 1 else Samples(kept)
+
+    def _pool(self, key: bytes) -> Pool | None:
+        pool = self._pools.get(key)
+        return Pool._make(pool) if pool else None
+
+    def _samples(self, key: bytes) -> Sequence[Sample]:
+        return pool.samples if (pool := self._pool(key)) else ()
 
     def count(self, key: bytes) -> int:
         self._clearings.heed(key)
-        return len(self._pools.get(key, ()))
+        pool = self._pools.get(key)
+        return len(pool[_KEPT]) if pool else 0
 
     size = count
 
     async def look(self, keys: Collection[bytes]) -> Mapping[bytes, Sequence[Sample]]:
         self._clearings.heed(*keys)
         return {
-            key: [one for one in self._pools.get(key, ()) if not self.is_expired(one.stored_at)]
+            key: [one for one in self._samples(key) if not self.is_expired(one.stored_at)]
             for key in keys
         }
 
@@ -130,11 +141,11 @@ class MemoryStore(Totals, OpenStore):
 
     def append(self, addition: Addition) -> bool:
         self._clearings.store(addition.key)
-        pool, count = self._pools.get(addition.key, ()), len(addition.samples)
+        samples, count = self._samples(addition.key), len(addition.samples)
         if addition.since == -inf:
-            self.place(addition, range(len(pool), len(pool) + count))
+            self.place(addition, range(len(samples), len(samples) + count))
         else:
-            times = [sample.stored_at for sample in pool]
+            times = [sample.stored_at for sample in samples]
             self.place(addition, slots(times, count, addition.since, self.now))
         return True
 
@@ -142,15 +153,16 @@ class MemoryStore(Totals, OpenStore):
         """Puts as many samples as there are places into these places of a pool: those of former
         samples, or behind its end."""
         key, raw, samples = addition.key, addition.raw, addition.samples[: len(places)]
-        pool = self._pools.get(key)
+        pool = self._pool(key)
         if pool is None:
             call = addition.content if self._keeps_calls else b""
-            pool = self._pools[key] = Pool(addition.dialect, call)
+            pool = Pool(addition.dialect, call)
             self.tally(key, addition.dialect, 0, len(call))
-        replaced = pool.put(samples, places)
+        pool, replaced = pool.put(samples, places)
         if raw and raw not in pool.names:
-            pool.names += (raw,)
+            pool = pool._replace(names=(*pool.names, raw))
             self._keys[raw] = key
+        self._pools[key] = tuple(pool)
         self._count(key, pool, samples, 1)
         if replaced:
             # A raw name stays true: it says that the pool's first sample is the whole answer to a
@@ -169,12 +181,14 @@ class MemoryStore(Totals, OpenStore):
 
     def expire(self, key: bytes, since: float, now: float) -> bool:
         """Drops the samples of a key that do not count; whether there were any."""
-        pool = self._pools.get(key)
-        if pool is None or not (gone := pool.expire(since, now)):
+        before = self._pool(key)
+        pool, gone = before.expire(since, now) if before else (None, ())
+        if not (pool and gone):
             return False
+        self._pools[key] = tuple(pool)
         self._count(key, pool, gone, -1)
         self.generation += 1
-        if not pool:
+        if not pool.kept:
             self.forget(key)
         return True
 
@@ -194,10 +208,10 @@ class MemoryStore(Totals, OpenStore):
 
     def forget(self, key: bytes) -> None:
         """Lets go of a pool, if there is one, without a new generation."""
-        pool = self._pools.pop(key, None)
-        if pool is None:
+        if not (pool := self._pool(key)):
             return
-        self._count(key, pool, pool, -1)
+        del self._pools[key]
+        self._count(key, pool, pool.samples, -1)
         self.tally(key, pool.dialect, 0, -len(pool.call))
         for raw in pool.names:
             self._keys.pop(raw, None)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -411,7 +410,7 @@ def test_a_clock_that_runs_ahead(
         (name,) = (key for key in client.keys("*}:[0-9]*") if client.type(key) == b"list")
         for place, one in enumerate(client.lrange(name, 0, -1)):
             dialect, sample = element.decode(one)
-            later = replace(sample, stored_at=sample.stored_at + 3600)
+            later = sample._replace(stored_at=sample.stored_at + 3600)
             client.lset(name, place, element.encode(dialect, later))
         assert ask(trio[1], "one", 2) == old, "to who does not ask for its age, it is as any other"
         first = ask(trio[1], "one", **{"Cache-Control": "max-age=60"})

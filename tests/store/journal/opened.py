@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def line(key: bytes, *answers: bytes, dialect: str = "chat") -> Line:
 
 
 def at(one: Line, when: float) -> Line:
-    return one[0], one[1], tuple(replace(sample, stored_at=when) for sample in one[2])
+    return one[0], one[1], tuple(sample._replace(stored_at=when) for sample in one[2])
 
 
 def write(folder: Path, *lines: Line) -> bytes:

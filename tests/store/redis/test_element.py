@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from sglang_cached_addon.core.cache import Sample
@@ -14,7 +12,7 @@ SAMPLE = Sample(b'{"text":"a\xc3\xa4 b"}', 1712345678.1234567, 0.25, 8, b'[[1,"a
 PLAIN = Sample(b'{"text":"b"}', 1712345678.5, 1.0, 2)
 
 
-@each("sample", [SAMPLE, PLAIN, replace(SAMPLE, origin=b"o" * 16)])
+@each("sample", [SAMPLE, PLAIN, SAMPLE._replace(origin=b"o" * 16)])
 @each("dialect", ["generate", ""])
 def test_round_trip(sample: Sample, dialect: str) -> None:
     assert element.decode(element.encode(dialect, sample)) == (dialect, sample)
