@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_cached_addon.cli.diagnosis import Finding, State, numbers
-from sglang_cached_addon.core.identity import SGLANG, Identity
+from sglang_cached_addon.core.identity import Identity
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.upstream.asking import Verdict
 
 OLDEST_REDIS = (6, 2)

@@ -12,8 +12,12 @@ from enum import Enum
 from itertools import zip_longest
 from typing import Any
 
+import orjson
+
 from sglang_cached_addon.core.cache import Sample
-from sglang_cached_addon.core.identity import UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.keys import canonical
+from sglang_cached_addon.core.neighbours import VLLM
 from sglang_cached_addon.core.policy import Reason
 
 Mint = Callable[[], str]
@@ -55,6 +59,8 @@ class Call:
     """Nothing is drawn or generated: each item has one answer, and its pool one sample."""
     is_verbatim: bool = True
     """A call for one sample is answered by that sample as it is kept."""
+    is_apart: bool = False
+    """Its items are those of streams alone (`as_streams`)."""
     is_part: bool = False
     """It is a portion of a call: its answer is put together with others."""
     rows: tuple[int, ...] = ()
@@ -70,6 +76,14 @@ class Call:
     def size(self) -> int:
         """How many samples a client sees, each as often as it was asked for."""
         return (len(self.rows) or len(self.items)) * self.n
+
+
+def as_streams(call: Call) -> Call:
+    """The same call with items that nobody asks for but in the same manner, as a stream with the
+    same options."""
+    manner = {n: call.body[n] for n in ("stream", "stream_options") if call.body.get(n) is not None}
+    items = (canonical({**orjson.loads(item), **manner}) for item in call.items)
+    return replace(call, items=tuple(items), is_apart=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,96 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core import families, keys
+from sglang_cached_addon.core import families, keys, neighbours, server_keys
 from sglang_cached_addon.core.families import Reuse
-
-SERVER_KEYS = frozenset(
-    {
-        # which weights and which tokenizer, and how they are read
-        "model_path",
-        "served_model_name",
-        "revision",
-        "load_format",
-        "model_impl",
-        "json_model_override_args",
-        "tokenizer_path",
-        "tokenizer_mode",
-        "tokenizer_backend",
-        "skip_tokenizer_init",
-        "mm_process_config",
-        # numbers: another of these gives other logits
-        "dtype",
-        "quantization",
-        "kv_cache_dtype",
-        "attention_backend",
-        "prefill_attention_backend",
-        "decode_attention_backend",
-        "sampling_backend",
-        "enable_deterministic_inference",
-        "enable_fp32_lm_head",
-        "rl_on_policy_target",
-        "tp_size",
-        "pp_size",
-        # the prompt, and where it ends
-        "chat_template",
-        "hf_chat_template_name",
-        "default_chat_template_kwargs",
-        "completion_template",
-        "context_length",
-        "allow_auto_truncate",
-        # what may be sampled
-        "sampling_defaults",
-        "preferred_sampling_params",
-        "grammar_backend",
-        "constrained_json_whitespace_pattern",
-        "constrained_json_disable_any_whitespace",
-        "constrained_json_max_whitespace_cnt",
-        "enable_strict_thinking",
-        "enable_watermark",
-        "watermark_default_enabled",
-        "watermark_enforce_all",
-        # how the answer is written
-        "reasoning_parser",
-        "tool_call_parser",
-        "enable_cache_report",
-        "return_input_ids",
-        "return_output_ids",
-        "incremental_streaming_output",
-        "stream_response_default_include_usage",
-        # which program
-        "version",
-        "frontend",
-    }
-)
-"""The keys of `/server_info` that an answer depends on; the `SERVER_PREFIXES` are more of them.
-
-What is left out, though it looks alike:
-- `max_total_num_tokens`, and what follows from it: it bounds very long answers, but differs by
-  a few tokens from one start to the next on the same machine, and would empty the cache.
-- `random_seed` and `startup_time`, which name the process (`Identity.incarnation`).
-- `weight_version`: `/model_info` has the one that counts, this is the one of the start.
-- `lora_paths` and the like: adapters come and go, and have epochs of their own.
-- keys, hosts, ports, logs, live state (`internal_states`), the command line that has them all.
-"""
-
-SERVER_FLAGS = frozenset({"enable_mis"})
-"""Keys that count where they are true, so that other servers keep the names that they had before
-these were known."""
-
-SERVER_PREFIXES = ("speculative_",)
-"""A draft model and its thresholds decide which of the likely tokens are taken."""
+from sglang_cached_addon.core.neighbours import SGLANG
 
 _PROCESS_KEYS = ("startup_time", "random_seed")
-_UNSTABLE_OF_MODELS = ("created", "permission")
-"""Members of an entry of `/v1/models` that differ from one request to the next."""
-
-
-SGLANG, VLLM = "sglang", "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +29,7 @@ class Server:
     """Who answers, as far as it matters to what is asked of it and how its answers are read."""
 
     engine: str = ""
-    """Which program it is: `sglang`, `vllm`, or empty where that is not known."""
+    """Which program it is, by the names that `neighbours` has; empty where that is not known."""
     weight_version: str | None = None
     """The name that SGLang gives its weights, and puts into each JSON answer."""
     names_spans: bool = True
@@ -118,6 +40,9 @@ class Server:
     """What its greedy answers can be used for."""
     fuses_scores: bool = False
     """It puts all items of a call for scores into one sequence."""
+    streams_apart: bool = False
+    """Nobody knows how it would write as a stream what it has said in JSON, or the other way round:
+    each is kept as it came, and given to who asks in that manner."""
 
 
 UNKNOWN = Server()
@@ -148,6 +73,8 @@ class Identity:
     """What it says of its greedy answers, as `families.reuse` reads it."""
     fuses_scores: bool = False
     """As `Server.fuses_scores`."""
+    streams_apart: bool = False
+    """As `Server.streams_apart`."""
 
     @property
     def server(self) -> Server:
@@ -155,41 +82,59 @@ class Identity:
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
         reuse = families.reuse(self.greedy, self.version)
-        flags = not is_old, self.streams_usage
-        return Server(self.engine, self.weight_version, *flags, reuse, self.fuses_scores)
+        return Server(
+            self.engine,
+            self.weight_version,
+            not is_old,
+            self.streams_usage,
+            reuse,
+            self.fuses_scores,
+            self.streams_apart,
+        )
 
 
-def identify(info: Any, server: Any, models: Any) -> Identity | None:
+def identify(
+    info: Any,
+    server: Any,
+    models: Any,
+    more: Mapping[str, Any] = MappingProxyType({}),
+    moment: float | None = None,
+) -> Identity | None:
     """Who answers, from the parsed `/model_info`, `/server_info` and `/v1/models`, each None where
-    there is no such document. None if they name no model.
+    there is no such document. None if they name no model, or more than one for one name. `more` has
+    what `neighbours.ROUTES` have answered, and `moment` is the Unix time of the list of models.
 
     The models count only where there is no info. A server whose `/server_info` is missing has
     another digest than with it: one that has it but did not answer is not to be identified.
     """
+    if neighbours.is_ambiguous(more):
+        return None
     said: dict[str, Any]
     version, engine = None, SGLANG
     if isinstance(info, dict) and (model := _name(info)):
-        said = {"info": info, "server": _chosen(server)}
+        said = {"info": info, "server": server_keys.chosen(server)}
         version = info.get("weight_version")
-    elif entries := _entries(models):
+    elif entries := neighbours.entries(models, moment):
         # Of the first as sent, which is the base model; its adapters follow.
         model = entries[0]["id"]
-        said = {"models": sorted(entries, key=_id)}
-        owner = entries[0].get("owned_by")
-        engine = owner if owner in (SGLANG, VLLM) else ""
+        said = {"models": sorted(entries, key=neighbours.model_id)}
+        engine = neighbours.engine(entries[0], more)
     else:
         return None
     try:
+        if further := neighbours.told(more):
+            said["more"] = further
         return Identity(
             digest=_digest(said),
             model=model,
             weight_version=version if isinstance(version, str) else None,
-            incarnation=_incarnation(server),
+            incarnation=_incarnation(server) or neighbours.process(more),
             engine=engine,
             version=str(_member(server, "version") or ""),
             streams_usage=_member(server, "stream_response_default_include_usage") is True,
             greedy=families.told(server, info),
             fuses_scores=_member(server, "enable_mis") is True,
+            streams_apart=engine != SGLANG or _is_relayed(server, more),
         )
     except TypeError:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No
@@ -206,31 +151,10 @@ def _name(info: dict[str, Any]) -> str:
     return next((name for name in names if isinstance(name, str) and name), "")
 
 
-def _chosen(server: Any) -> dict[str, Any]:
-    if not isinstance(server, dict):
-        return {}
-    return {
-        name: value
-        for name, value in server.items()
-        if name in SERVER_KEYS
-        or name.startswith(SERVER_PREFIXES)
-        or (name in SERVER_FLAGS and value is True)
-    }
-
-
-def _entries(models: Any) -> list[dict[str, Any]]:
-    """The members of each model that stay the same. Empty if a model has no id."""
-    data = models.get("data") if isinstance(models, dict) else None
-    if not isinstance(data, list):
-        return []
-    if not all(isinstance(entry, dict) and _id(entry) for entry in data):
-        return []
-    return [{n: v for n, v in entry.items() if n not in _UNSTABLE_OF_MODELS} for entry in data]
-
-
-def _id(entry: dict[str, Any]) -> str:
-    name = entry.get("id")
-    return name if isinstance(name, str) else ""
+def _is_relayed(server: Any, more: Mapping[str, Any]) -> bool:
+    """Whether another program than SGLang's own Python server may write the answers."""
+    frontend = _member(server, "frontend")
+    return "/workers" in more or frontend not in (None, "python")
 
 
 def _incarnation(server: Any) -> str:

@@ -87,6 +87,7 @@ class Reason(StrEnum):
     BEAM = "beam", "beam search"
     BEST_OF = "best-of", "`best_of` above 1: where it is heeded, each sample is the best of several"
     INSEPARABLE = "inseparable", "a list or `n > 1` with fields that cannot be told apart by prompt"
+    ONE_CHOICE = "one-choice", "`n > 1` on a server that gives one choice, whatever `n` says"
     HTTP_1_0 = "http-1.0", "a stream for a client that cannot be answered in chunks"
     NO_STORE = "no-store", "the client asked for it: `Cache-Control: no-store`"
     OFF = "off", "`--mode off`"

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, UpstreamCall
-from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
     chat_chunks,
@@ -36,7 +36,10 @@ class Chat(Api):
     choice_recorder = chat_stream.ChoiceRecorder
     chunks = staticmethod(chat_chunks.chunks)
     tells = MappingProxyType(
-        {SGLANG: ("return_meta_info", "meta_info"), VLLM: ("return_token_ids", "token_ids")}
+        {
+            SGLANG: ("return_meta_info", "meta_info"),
+            VLLM: ("return_token_ids", "token_ids", "prompt_token_ids"),
+        }
     )
 
     def probes(self, model: str) -> Sequence[dict[str, Any]]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, UpstreamCall
-from sglang_cached_addon.core.identity import SGLANG, VLLM
 from sglang_cached_addon.core.keys import canonical, canonical_each
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
     completions_display,

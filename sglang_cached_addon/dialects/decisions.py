@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Mint, Split, UpstreamCall
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging, listing, listing_display, prompt_tokens, reading
 

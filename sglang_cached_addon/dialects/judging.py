@@ -33,7 +33,12 @@ def finish_refusal(kind: Any) -> Reason | None:
     """Why a sample with this type of finish reason is not stored; None is one that goes on."""
     if not isinstance(kind, str):
         return Reason.UNFINISHED
-    return Reason.ABORT if kind == "abort" else None
+    return Reason.ABORT if kind in _ABORTS else None
+
+
+_ABORTS = ("abort", "error", "cancelled", "load", "unload")
+"""SGLang and vLLM say that a sample was aborted, vLLM that it failed; Ollama that it has only
+loaded a model, or unloaded it."""
 
 
 def dump(value: Any) -> bytes:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sglang_cached_addon.core.call import Part, Split
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
 from sglang_cached_addon.dialects.base import Json

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, Mint
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 
 
 def draw(

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import orjson
 
-from sglang_cached_addon.core import identity, planning, policy
+from sglang_cached_addon.core import neighbours, planning, policy
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, Store
 from sglang_cached_addon.core.call import Mint, Split, without_skipped
 from sglang_cached_addon.core.ignoring import Ignoring
@@ -145,7 +145,7 @@ class Exchange:
         """Stores what a fetch has brought, an addition at a time, in between which others may have
         their turn. With a reason why one is not stored it ends."""
         name, raw = fetch.known.dialect.name, fetch.known.raw
-        if fetch.known.call.is_seeded and self.lookup.server.engine != identity.SGLANG:
+        if fetch.known.call.is_seeded and self.lookup.server.engine != neighbours.SGLANG:
             samples = self._in_free_places(fetch, samples)
         for one in planning.additions(fetch.plan, samples, name, raw, fetch.terms.since):
             if fetch.stamp.clears != self._store.cleared(fetch.known.keys):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from sglang_cached_addon.core import identity
+from sglang_cached_addon.core import neighbours
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.ignoring import LeftOut
@@ -142,7 +142,7 @@ class Fetch:
     @property
     def asks_more(self) -> bool:
         """Whether it asks for what its client has not, of a server that may refuse that."""
-        is_sglang = self.sent.server.engine == identity.SGLANG
+        is_sglang = self.sent.server.engine == neighbours.SGLANG
         return not is_sglang and bool(self.sent.added or self.sent.counts)
 
     @property

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall, take_out
-from sglang_cached_addon.core.identity import VLLM
+from sglang_cached_addon.core.neighbours import VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.dialects.judging import dump

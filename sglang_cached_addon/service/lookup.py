@@ -13,14 +13,15 @@ from math import inf
 
 import orjson
 
-from sglang_cached_addon.core import identity, keys, planning, policy
+from sglang_cached_addon.core import identity, keys, neighbours, planning, policy
 from sglang_cached_addon.core.cache import Sample, Store
-from sglang_cached_addon.core.call import Call
+from sglang_cached_addon.core.call import Call, as_streams
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.ignoring import Ignoring
 from sglang_cached_addon.core.memo import Memo
 from sglang_cached_addon.core.naming import Naming
+from sglang_cached_addon.core.neighbours import WITHOUT_N
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.core.planning import Plan
@@ -132,7 +133,7 @@ class Lookup:
 
     def _is_fixed(self, call: Call) -> bool:
         """Whether a seed is all that samples differ by."""
-        return call.is_seeded and self.server.engine != identity.SGLANG
+        return call.is_seeded and self.server.engine != neighbours.SGLANG
 
     def _plain(self, key: bytes, sample: Sample, model: str) -> Hit:
         """A sample as the whole answer, which it is to a plain call for one."""
@@ -151,8 +152,12 @@ class Lookup:
             return Reason.TOO_LARGE
         if self._is_fixed(call) and len(set(call.items)) < len(call.items):
             return Reason.INSEPARABLE  # two samples of a prompt would be one sample twice
-        if call.stream and self.server.streams_usage:
+        if call.n > 1 and self.server.engine in WITHOUT_N:
+            return Reason.ONE_CHOICE
+        if call.stream and (self.server.streams_usage or self.server.streams_apart):
             call = replace(call, stream=replace(call.stream, usage=True))
+        if call.stream and self.server.streams_apart:
+            call = as_streams(call)
         known = self.know(dialect, tenant, call, raw)
         return self._reducing.reduced(known) if self._reducing else known
 

@@ -15,11 +15,11 @@ from math import inf
 from typing import Any
 
 from sglang_cached_addon.core.cache import Store
+from sglang_cached_addon.core.call import as_streams
 from sglang_cached_addon.core.ignoring import NOTHING, Ignoring, LeftOut
 from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Refused
-from sglang_cached_addon.dialects.base import Dialect
 from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.flight import Flight
 
@@ -38,7 +38,7 @@ class Reducing:
         """The call with the keys that it has by the rules."""
         if known.call.is_pure:
             return known
-        read = self._read(known.dialect, known.call.body, known.call.items)
+        read = self._read(known, known.call.body, known.call.items)
         if all(left_out is NOTHING for _, left_out in read) or self._is_stored(known):
             return known
         names = known.naming([content for content, _ in read])
@@ -46,8 +46,7 @@ class Reducing:
             return known  # in a pool with a seed, each place has a sample of its own
 
         def contents(body: dict[str, Any]) -> Iterable[bytes]:
-            items = known.dialect.read(body).items
-            return [content for content, _ in self._read(known.dialect, body, items)]
+            return [content for content, _ in self._read(known, body, _items(known, body))]
 
         return replace(
             known,
@@ -70,17 +69,23 @@ class Reducing:
         size = self._store.size(key)
         return size if size < inf else len(self._store.get(key))
 
-    def _read(self, dialect: Dialect, body: dict[str, Any], items: tuple[bytes, ...]) -> _Read:
+    def _read(self, known: Known, body: dict[str, Any], items: tuple[bytes, ...]) -> _Read:
         """The items of a body, which are these without rules."""
         own = [(item, NOTHING) for item in items]
-        reduction = self._ignoring.reduce(dialect.name, body)
+        reduction = self._ignoring.reduce(known.dialect.name, body)
         if reduction is None:
             return own
         try:
-            reduced = dialect.read(reduction.body).items
+            reduced = _items(known, reduction.body)
         except Refused:
             return own
         return [reduction.read(item) for item in reduced] if len(reduced) == len(items) else own
+
+
+def _items(known: Known, body: dict[str, Any]) -> tuple[bytes, ...]:
+    """The items of a body that is read as that of the call was. Raises `Refused`."""
+    call = known.dialect.read(body)
+    return (as_streams(call) if known.call.is_apart else call).items
 
 
 def ignored(known: Known, plan: Plan) -> str:

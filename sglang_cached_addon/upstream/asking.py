@@ -12,12 +12,13 @@ import ssl
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
 import orjson
 
-from sglang_cached_addon.core import identity
+from sglang_cached_addon.core import identity, neighbours
 from sglang_cached_addon.core.identity import Identity
 from sglang_cached_addon.wire.client import Ask, Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers, WholeResponse
@@ -39,6 +40,9 @@ REFUSALS = (401, 403)
 
 _TROUBLE = (408, 425, 429)
 """Statuses below 500 that say nothing but that upstream is busy."""
+
+_BUSY = (*_TROUBLE, 502, 503, 504)
+"""Statuses after which a route that not all servers have may well be there."""
 
 
 class Words(NamedTuple):
@@ -84,6 +88,8 @@ class Questions:
         self._lock = asyncio.Lock()
         self._info_path: str | None = None
         self._words: Words | None = None
+        self._absent: set[str] = set()
+        """Routes of `neighbours` that the server does not have."""
         self._forgets = 0
         self._asked_at = float("-inf")
         """When another connection was last asked everything: a monotonic time in seconds."""
@@ -116,6 +122,8 @@ class Questions:
         async def ask() -> Said:
             forgets = self._forgets
             said, words = await self._ask(self._client.ask, headers)
+            if self._words and (not words or words.connection != self._words.connection):
+                self._absent.clear()  # another process may have them
             if forgets == self._forgets:  # else these may be former ones
                 self._words = words or self._words
             return said
@@ -152,6 +160,7 @@ class Questions:
     def forget(self) -> None:
         """Upstream may have another name by now."""
         self._words = None
+        self._absent.clear()
         self._forgets += 1
 
     async def _ask(self, ask: Ask, headers: Headers) -> tuple[Said, Words | None]:
@@ -176,7 +185,18 @@ class Questions:
             info, models = _document(answer), None
         else:
             info, models = None, _document(answer)
-        found = identity.identify(info, server, models)
+        further: dict[str, Any] = {}
+        for route in neighbours.ROUTES.get(path, ()):
+            if route in self._absent:
+                continue
+            more = await ask("GET", route, headers)
+            if more.status == 200:
+                further[route] = _document(more)
+            elif more.status in _BUSY:
+                return Said(_verdict(more.status)), None
+            else:
+                self._absent.add(route)
+        found = identity.identify(info, server, models, further, _date(answer))
         if found is None:
             return Said(Verdict.NAMELESS), None
         words = Words(answer.connection, answer.body, found)
@@ -202,6 +222,15 @@ def _verdict(status: int) -> Verdict:
     if status in REFUSALS:
         return Verdict.REFUSED
     return Verdict.TROUBLED if status >= 500 or status in _TROUBLE else Verdict.NAMELESS
+
+
+def _date(answer: WholeResponse) -> float | None:
+    """The Unix time of an answer by its server's own clock, if it tells that."""
+    fields = {name.lower(): value for name, value in answer.headers}
+    try:
+        return parsedate_to_datetime(fields[b"date"].decode("latin-1")).timestamp()
+    except (KeyError, ValueError):
+        return None
 
 
 def _document(answer: WholeResponse) -> Any:

@@ -12,7 +12,8 @@ from sglang_cached_addon.core.call import (
     with_deltas,
     without_skipped,
 )
-from sglang_cached_addon.core.identity import UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.neighbours import VLLM
 
 
 def test_totals() -> None:

@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from sglang_cached_addon.core.identity import SERVER_KEYS, Identity, identify
+from sglang_cached_addon.core.identity import Identity, identify
+from sglang_cached_addon.core.server_keys import SERVER_KEYS
 from tests.conftest import CORPUS
 from tests.tables import each
 
@@ -222,7 +223,8 @@ def test_no_secret_is_kept() -> None:
     who = known(INFO, SERVER)
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown
-    of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores"}
+    of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores",
+                      "streams_apart"}  # fmt: skip
     of_model = {"digest", "model", "weight_version", "incarnation"}
     assert set(Identity.__slots__) == of_program | of_model
     assert not SECRETS.keys() & SERVER_KEYS

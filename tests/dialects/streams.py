@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Generation
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Refused
 from sglang_cached_addon.dialects.base import Generating
 from sglang_cached_addon.wire import sse

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.decisions import DIALECT
 from tests.conftest import corpus

@@ -6,7 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import embeddings
 from tests.conftest import corpus

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Call
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
     classify,

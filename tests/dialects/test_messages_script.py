@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Generation
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Refused
 from sglang_cached_addon.dialects.messages_answer import split
 from sglang_cached_addon.dialects.messages_script import script

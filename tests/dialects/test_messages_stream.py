@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from sglang_cached_addon.core.call import Generation, Part
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects.messages import MESSAGES
 from sglang_cached_addon.dialects.messages_stream import EVENTS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.rerank import DIALECT
 from tests.conftest import corpus

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_cached_addon.core.call import Call
-from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.dialects import trimming
 
 

@@ -15,8 +15,9 @@ import orjson
 from sglang_cached_addon.core import keys, planning
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.epochs import Epochs
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.ignoring import Ignoring
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import PLAIN, Reason, Terms
 from sglang_cached_addon.dialects import chat, completions, generate, registry

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Split, UpstreamCall
-from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects import completions
 from sglang_cached_addon.service import landing, slices

@@ -7,7 +7,8 @@ from typing import Any
 
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.service.findings import Known, Landed, Manner

@@ -11,7 +11,8 @@ import orjson
 
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core.call import Split
-from sglang_cached_addon.core.identity import SGLANG, UNKNOWN, VLLM, Server
+from sglang_cached_addon.core.identity import UNKNOWN, Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.service import slices
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from sglang_cached_addon.core.call import Call, Mint, Recorded, Script, Split, UpstreamCall
 from sglang_cached_addon.core.identity import UNKNOWN, Server
-from sglang_cached_addon.dialects import trimming
-from sglang_cached_addon.dialects.openai import asking, choices, recording, replay
+from sglang_cached_addon.dialects import base, trimming
+from sglang_cached_addon.dialects.openai import apart, asking, choices, recording, replay
 from sglang_cached_addon.dialects.openai.choices import StreamFacts
 
 
@@ -79,7 +79,14 @@ class Api(ABC):
 
     write = staticmethod(choices.write)
 
-    def record(self, call: Call, sent: UpstreamCall) -> recording.Recorder:
+    def record(self, call: Call, sent: UpstreamCall) -> base.Recorder:
+        if sent.server.streams_apart:
+            return apart.Recorder(
+                sent.total,
+                self.kind,
+                lambda answer, told: self.split(call, sent, answer, told),
+                counts=sent.counts,
+            )
         return recording.Recorder(
             [self.choice_recorder() for _ in range(sent.total)],
             self.kind,
@@ -89,13 +96,22 @@ class Api(ABC):
         )
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
+        if apart.is_apart(samples):
+            return apart.script(call, samples)
         return replay.script(call, samples, self.chunks)
 
     def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
+        if apart.is_apart(samples):
+            return apart.usage(samples)
         return replay.usage(call, samples, self.chunk_kind, nulls=self.writes_nulls)
 
     without_usage = staticmethod(replay.without_usage)
-    renumber = staticmethod(replay.renumber)
+
+    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
+        replay.renumber(event, choices, like)
+        if apart.is_apart([[like]]):
+            apart.share(event, like)
+
     rename = staticmethod(replay.rename)
 
     def cut(self, event: Any) -> None:  # noqa: B027

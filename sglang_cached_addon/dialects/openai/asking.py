@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_cached_addon.core.call import Call, StreamOptions
-from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import base, reading
 
@@ -86,6 +87,8 @@ def ask_for_usage(call: Call, body: dict[str, Any], server: Server, *, is_one: b
     if not call.stream:
         return False
     options = {**(body.get("stream_options") or {}), "include_usage": True}
+    if server.streams_apart and (is_one or options != (body.get("stream_options") or {})):
+        return False  # what is given is what the client has asked for, and no more
     body["stream_options"] = options
     may_be_cut = call.is_greedy and server.reuse.is_possible
     is_told = server.engine in (SGLANG, VLLM) and (may_be_cut or not is_one)

@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.call import Call, Generation, Split, UpstreamCall, take_out
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
 from sglang_cached_addon.dialects.openai import shares

@@ -161,13 +161,16 @@ def rename(event: Any, rids: Sequence[str]) -> None:
 
 
 def without_usage(event: bytes, value: Any) -> bytes:
-    """A chunk without the usage so far, as the server writes one that nobody asks for. The usage is
-    its last member, and no text can look like it, for its quotes would be escaped."""
+    """A chunk without the usage so far, as the server writes one that nobody asks for."""
+    choice = (value.get("choices") or [{}])[0]
+    if "matched_stop" not in choice:  # not SGLang's
+        others = {name: member for name, member in value.items() if name != "usage"}
+        return sse.event(judging.dump(others))
+    # It is the last member, and no text can look like it, for its quotes would be escaped.
     begin, found, _ = event.rpartition(b',"usage":{')
     if not found:
         return event
-    choices = value.get("choices")
-    delta = choices[0].get("delta") if choices else None
+    delta = choice.get("delta")
     # The chunks that SGLang writes fast have no such member.
     has_none = isinstance(delta, dict) and "role" not in delta
     return begin + (b"}\n\n" if has_none else b',"usage":null}\n\n')

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import orjson
 
-from sglang_cached_addon.core.identity import SGLANG, VLLM, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG, VLLM
 from sglang_cached_addon.dialects import chat, completions
 
 

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from sglang_cached_addon.core.call import Generation, Part
-from sglang_cached_addon.core.identity import SGLANG, Server
+from sglang_cached_addon.core.identity import Server
+from sglang_cached_addon.core.neighbours import SGLANG
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import chat, completions
 from sglang_cached_addon.dialects.base import Generating
