@@ -82,6 +82,8 @@ class Identity:
         found = re.match(r"(\d+)\.(\d+)\.(\d+)", self.version)
         is_old = found is not None and tuple(map(int, found.groups())) < _SPANS
         reuse = families.reuse(self.greedy, self.version)
+        if self.streams_apart:  # a greedy answer is cut by the form that SGLang's have
+            reuse = families.NONE
         return Server(
             self.engine,
             self.weight_version,

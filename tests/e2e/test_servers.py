@@ -165,6 +165,19 @@ def test_events_between(name: str, start_proxy: StartProxy) -> None:
         assert proxy.stats()["not_stored"] == {"unreadable-answer": 2}
 
 
+def test_rules_that_leave_something_out(start_proxy: StartProxy) -> None:
+    """Streams are kept apart from JSON answers where rules leave something out of the key, too."""
+    with standing_in("vllm") as server:
+        proxy = start_proxy(server.url, "--ignore", "messages[*].content=[0-9]+")
+        kinds = []
+        for text, more in (("at 1", {}), ("at 2", USAGE), ("at 3", {}), ("at 4", USAGE)):
+            body = asking(CHAT, text, seed=7, **more)
+            answer = call(proxy, CHAT, body)
+            assert said(answer) == said(requests.post(server.url + CHAT, json=body, timeout=30))
+            kinds.append(answer.headers["X-Cache"])
+        assert kinds == ["MISS", "MISS", "HIT", "HIT"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_how_samples_end(name: str, start_proxy: StartProxy) -> None:
     """A sample is stored however it has ended, unless it was aborted, or has not."""
