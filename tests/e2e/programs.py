@@ -76,15 +76,21 @@ def litellm() -> Iterator[Callable[[Calls], list[Any]]]:
 
 def has_samples(url: str) -> bool:
     """Whether a server generates; a real one either does or embeds."""
-    return not IS_REAL or _generates(url)
+    return not IS_REAL or _model(url)["is_generation"]
 
 
 def has_vectors(url: str) -> bool:
-    return not IS_REAL or not _generates(url)
+    return not IS_REAL or not _model(url)["is_generation"]
 
 
-def _generates(url: str) -> bool:
-    return bool(requests.get(f"{url}/model_info", timeout=30).json()["is_generation"])
+def has_thoughts(url: str) -> bool:
+    """Whether a server tells what its model thinks from what it says."""
+    return not IS_REAL or bool(_model(url)["reasoning_parser"])
+
+
+def _model(url: str) -> Json:
+    found: Json = requests.get(f"{url}/model_info", timeout=30).json()
+    return found
 
 
 @contextmanager
