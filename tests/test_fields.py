@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from sglang_cached_addon.core.policy import Reason, Refused
@@ -102,3 +103,21 @@ def test_what_is_not_known(path: str) -> None:
     if path in LISTS:
         body = {**BASES[path], **LISTS[path], "not_yet_invented": ["x", "y"]}
         assert refusal(dialect(path), body) is Reason.INSEPARABLE
+
+
+@each("path", BASES)
+def test_fields_together(path: str) -> None:
+    """Whatever else a call has, and in whatever order, its key is one with that of another call if
+    and only if both have the same fields that are in the key."""
+    left_out = {*PROMPTS, *BASES[path], "stream", "n"}
+    mine = [row for row in ROWS if row.path == path and row.kind != "bypass" and not row.holder]
+    mine = [row for row in mine if row.name not in left_out]
+    dice, contents = random.Random(1), dict[frozenset[str], set[bytes]]()
+    for _ in range(150):
+        drawn = [row for row in mine if dice.random() < 0.2]
+        members = [*BASES[path].items(), *((row.name, row.given()[row.name]) for row in drawn)]
+        dice.shuffle(members)
+        in_the_key = frozenset(row.name for row in drawn if row.kind in ("key", "item"))
+        contents.setdefault(in_the_key, set()).add(item(dialect(path), dict(members)))
+    assert all(len(found) == 1 for found in contents.values())
+    assert len({content for found in contents.values() for content in found}) == len(contents)
