@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sglang_cached_addon.core.ignoring import WHO_ANSWERS, Rule
+from sglang_cached_addon.core.ignoring import APART, Rule
 from sglang_cached_addon.core.json_path import Path
 from sglang_cached_addon.core.regex import Regex
 
@@ -31,8 +31,9 @@ def make(name: str, paths: Iterable[str], regex: str, apis: Iterable[str] = ()) 
         raise ValueError(f"{name!r} is no name of a rule: 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -")
     parsed = tuple(Path.parse(path) for path in paths)
     for path in parsed:
-        if path.steps[0] in WHO_ANSWERS:
-            raise ValueError(f"{path.text}: nothing is left out of what chooses who answers")
+        if path.steps[0] in APART:
+            why = "nothing is left out of what keeps models and callers apart"
+            raise ValueError(f"{path.text}: {why}")
     return Rule(name, parsed, Regex(regex), frozenset(apis))
 
 

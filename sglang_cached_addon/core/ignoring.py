@@ -18,14 +18,16 @@ import orjson
 from sglang_cached_addon.core.json_path import Location, Path
 from sglang_cached_addon.core.regex import Clock, Regex
 
-WHO_ANSWERS = frozenset({"model", "lora_path"})
-"""Fields of which nothing is left out, whatever a path leads to: they choose who answers."""
+APART = frozenset({"model", "lora_path", "lora_id", "cache_salt", "extra_key"})
+"""Fields of which nothing is left out, whatever a path leads to: they choose who answers, or who
+has a cache of their own."""
 
 SHOW_PROMPT = (
     "echo",
     "logprob_start_len",
     "prompt_logprobs",
     "return_hidden_states",
+    "return_indexer_topk",
     "return_input_ids_in_sglext",
     "return_prompt_token_ids",
     "return_routed_experts",
@@ -149,7 +151,7 @@ class Ignoring:
             if rule.apis and api not in rule.apis:
                 continue
             for location, text in (one for path in rule.paths for one in path.strings(body)):
-                if location[0] in WHO_ANSWERS:
+                if location[0] in APART:
                     continue
                 data = text.encode()
                 is_late = rule.regex.is_slow(data, self._clock)

@@ -40,8 +40,8 @@ def test_options() -> None:
         ("a b=x", "is no path"),
         ("a=(", "is no regular expression"),
         ("a=", "matches where there is nothing"),
-        ("model=x", "what chooses who answers"),
-        ("lora_path[*]=x", "what chooses who answers"),
+        ("model=x", "what keeps models and callers apart"),
+        ("lora_path[*]=x", "what keeps models and callers apart"),
         ("claude-code\nclaude-code", "two rules named claude-code"),
     ],
 )

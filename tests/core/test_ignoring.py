@@ -82,10 +82,10 @@ def test_rules_that_touch() -> None:
     assert name(same, {"t": "xabcx"})[0] == name(both, {"t": "xabcx"})[0]
 
 
-def test_who_answers() -> None:
-    """No path leads to what chooses the model."""
+def test_what_keeps_calls_apart() -> None:
+    """No path leads to what chooses the model, or to what gives somebody a cache of their own."""
     rules = ignoring(r"**=\d+")
-    for field in ("model", "lora_path"):
+    for field in ("model", "lora_path", "lora_id", "cache_salt", "extra_key"):
         body = {field: "m1", "text": "t1"}
         assert name(rules, body)[0] == name(rules, {**body, "text": "t2"})[0]
         assert name(rules, body)[0] != name(rules, {**body, field: "m2"})[0]
