@@ -8,7 +8,7 @@ places. Pure: the clock is an argument. Knows no API.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -124,24 +124,21 @@ class Ignoring:
         """`late` is told of a rule that takes too long for a body, which then keeps its key."""
         self.rules, self._clock, self._late = rules, clock, late
 
-    def reduce(self, api: str, body: dict[str, Any]) -> Reduction | None:
-        """A body without what the rules match; None where they match nothing."""
+    def reduce(self, api: str, body: dict[str, Any], items: Sequence[bytes]) -> Reduction | None:
+        """A body without what the rules match; None where they match nothing. `items` are what it
+        comes to as it is."""
         if any(_is_asked(body[name]) for name in SHOW_PROMPT if name in body):
             return None
         found = self._find(api, body)
         if not found:
             return None
-        written = orjson.dumps(body)
-        token = next((one for one in _TOKENS if one.encode() not in written), None)
-        if token is None:
+        encoded = ((token, token.encode()) for token in _TOKENS)
+        free = (token for token, code in encoded if not any(code in item for item in items))
+        if (token := next(free, None)) is None:
             return None
-        reduced, cuts = orjson.loads(written), list[_Cut]()
-        for location, (text, spans) in found.items():
-            holder = reduced
-            for key in location[:-1]:
-                holder = holder[key]
-            holder[location[-1]] = self._cut(text, spans, token, cuts)
-        return Reduction(reduced, token.encode(), cuts)
+        cuts: list[_Cut] = []
+        texts = {at: self._cut(text, spans, token, cuts) for at, (text, spans) in found.items()}
+        return Reduction(_with(body, texts), token.encode(), cuts)
 
     def _find(self, api: str, body: dict[str, Any]) -> dict[Location, tuple[bytes, list[_Found]]]:
         """The strings in which the rules match something, and where."""
@@ -173,6 +170,21 @@ class Ignoring:
             cuts.append(_Cut(rules, text[start:stop].decode()))
             end = stop
         return "".join([*parts, text[end:].decode()])
+
+
+def _with(body: dict[str, Any], texts: Mapping[Location, str]) -> dict[str, Any]:
+    """A body with other texts; what is not on the way to one of these is not copied."""
+    changed = dict(body)
+    copies: dict[Location, Any] = {}
+    for location, text in texts.items():
+        holder: Any = changed
+        for depth, key in enumerate(location[:-1], 1):
+            way = location[:depth]
+            if way not in copies:
+                copies[way] = holder[key] = holder[key].copy()
+            holder = copies[way]
+        holder[location[-1]] = text
+    return changed
 
 
 def _joined(spans: Iterable[_Found]) -> list[tuple[int, int, set[int]]]:

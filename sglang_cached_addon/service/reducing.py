@@ -72,7 +72,7 @@ class Reducing:
     def _read(self, known: Known, body: dict[str, Any], items: tuple[bytes, ...]) -> _Read:
         """The items of a body, which are these without rules."""
         own = [(item, NOTHING) for item in items]
-        reduction = self._ignoring.reduce(known.dialect.name, body)
+        reduction = self._ignoring.reduce(known.dialect.name, body, items)
         if reduction is None:
             return own
         try:

@@ -21,9 +21,11 @@ def ignoring(*rules: str, late: Callable[[Rule], object] = print) -> Ignoring:
 
 def name(rules: Ignoring, body: dict[str, Any]) -> tuple[bytes, LeftOut]:
     """What a body is named by."""
-    reduction = rules.reduce("api", body)
+    before = orjson.dumps(body)
+    reduction = rules.reduce("api", body, [before])
     if reduction is None:
-        return orjson.dumps(body), NOTHING
+        return before, NOTHING
+    assert orjson.dumps(body) == before  # it is the client's, and stays as it is
     return reduction.read(orjson.dumps(reduction.body))
 
 
@@ -101,15 +103,15 @@ def test_what_keeps_calls_apart() -> None:
 )  # fmt: skip
 def test_what_shows_the_prompt(field: str, value: Any, is_asked: bool) -> None:
     """Nothing is left out of a call whose answer shows its prompt."""
-    assert (DIGITS.reduce("api", {"text": "1", field: value}) is None) is is_asked
+    assert (DIGITS.reduce("api", {"text": "1", field: value}, []) is None) is is_asked
 
 
 def test_apis() -> None:
     """A rule may be for some APIs alone."""
     document = {"r": {"path": "text", "regex": "1", "apis": ["api"]}}
     rules = Ignoring(ignore_rules.of_file(document, ["api", "b"]), lambda: 0.0, print)
-    assert rules.reduce("api", {"text": "1"})
-    assert rules.reduce("b", {"text": "1"}) is None
+    assert rules.reduce("api", {"text": "1"}, [])
+    assert rules.reduce("b", {"text": "1"}, []) is None
 
 
 def test_what_takes_too_long() -> None:
@@ -117,8 +119,8 @@ def test_what_takes_too_long() -> None:
     told: list[Rule] = []
     times = itertools.count(0.0, 0.03)
     rules = Ignoring(ignore_rules.of_option(r"t=\d"), lambda: next(times), told.append)
-    assert rules.reduce("api", {"t": "1"})
-    assert rules.reduce("api", {"t": "1 2 3 4 5 6"}) is None
+    assert rules.reduce("api", {"t": "1"}, [])
+    assert rules.reduce("api", {"t": "1 2 3 4 5 6"}, []) is None
     assert [rule.name for rule in told] == ["rule-1"]
 
 

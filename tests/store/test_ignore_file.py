@@ -59,5 +59,5 @@ def test_a_rule_that_takes_too_long(caplog: pytest.LogCaptureFixture) -> None:
     assert found
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert found.reduce("openai-chat", {"text": "1 " * 1_000_000}) is None
+            assert found.reduce("openai-chat", {"text": "1 " * 1_000_000}, []) is None
     assert [record.getMessage().count("rule-1") for record in caplog.records] == [1]
