@@ -449,6 +449,7 @@ def test_model_change(
 def test_frozen(simulator: Simulator, trio: list[Proxy], server: RedisServer) -> None:
     """Nothing waits for a Redis that does not answer, and all is made up for once it does."""
     old = ask(trio[0], "one")
+    trio[0].stats()  # when the answer is stored
     key = requests.get(f"{trio[0].url}/cache/entries", timeout=10).json()["entries"][0]["key"]
     logs = [len(proxy.log) for proxy in trio]
     server.signal(signal.SIGSTOP)
