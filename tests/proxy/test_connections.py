@@ -45,7 +45,7 @@ def start_hasty(start_proxy: StartProxy, tmp_path: Path) -> StartHasty:
     """Starts proxies that wait for no more seconds than that: with the fast lane, and through the
     hooks."""
 
-    def start(url: str, idle: int = 1, head: float = 30) -> list[Proxy]:
+    def start(url: str, idle: int = 2, head: float = 30) -> list[Proxy]:
         script = tmp_path / "hasty.py"
         script.write_text(SCRIPT.format(idle=idle, head=head))
         return [
@@ -88,7 +88,7 @@ def test_who_waits_waits(simulator: Simulator, start_hasty: StartHasty) -> None:
         simulator.faults.extend([Fault.HOLD] * count)
         answers = [threads.submit(ask, proxy, body) for proxy in proxies for body in sent]
         until(lambda: simulator.waiting == count)
-        pass_by(2.5)
+        pass_by(3)
         simulator.release()
         assert [answer.result().status_code for answer in answers] == [200] * count
     assert simulator.waiting == 0
@@ -97,7 +97,7 @@ def test_who_waits_waits(simulator: Simulator, start_hasty: StartHasty) -> None:
 def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
     """So it is for a client of HTTP/2, of which only mitmproxy knows what it waits for."""
     script = tmp_path / "hasty.py"
-    script.write_text(SCRIPT.format(idle=1, head=30))
+    script.write_text(SCRIPT.format(idle=2, head=30))
     proxy = WAYS["mitmdump"](simulator.url, tmp_path, "-s", str(script))
     proxy.wait_until_ready()
     url = proxy.url.replace("http:", "https:")
@@ -109,7 +109,7 @@ def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
         try:
             until(lambda: simulator.waiting == 1)
-            pass_by(2.5)
+            pass_by(3)
             simulator.release()
             said, _ = client.communicate(timeout=20)
         finally:
@@ -120,7 +120,7 @@ def test_who_waits_waits_in_http2(simulator: Simulator, tmp_path: Path) -> None:
 
 def test_who_does_not_wait_is_hung_up(simulator: Simulator, start_hasty: StartHasty) -> None:
     """Connections that nobody uses are hung up; one in use is not cut for its past."""
-    proxies = start_hasty(simulator.url, idle=2)
+    proxies = start_hasty(simulator.url, idle=3)
     whole = request(b'{"text": "late"}')
     simulator.faults.extend([Fault.HOLD] * len(proxies))
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def test_who_does_not_wait_is_hung_up(simulator: Simulator, start_hasty: StartHa
         )
         for client in half:
             client.sendall(whole[:-3])
-        # They were idle for half of their time when they ask for something that takes long.
+        # They were idle for a third of their time when they ask for something that takes long.
         pass_by(1)
         for client in late:
             client.sendall(whole)
@@ -142,7 +142,7 @@ def test_who_does_not_wait_is_hung_up(simulator: Simulator, start_hasty: StartHa
 
 def test_each_byte_begins_the_time_anew(simulator: Simulator, start_hasty: StartHasty) -> None:
     """A slow upload is read to its end, however long it takes."""
-    proxies = start_hasty(simulator.url, idle=2)
+    proxies = start_hasty(simulator.url)
     whole = request(b'{"text": "slow"}')
     with ExitStack() as stack:
         clients = [stack.enter_context(proxy.connect()) for proxy in proxies]
@@ -162,7 +162,7 @@ HEADS = [b"P", b"POST /generate HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nA:
 def test_a_head_that_does_not_end(simulator: Simulator, start_hasty: StartHasty) -> None:
     """Nobody keeps a connection with a byte of a head now and then; a head that ends in time is not
     hurt by when the connection, or another head, began."""
-    proxies = start_hasty(simulator.url, head=0.6)
+    proxies = start_hasty(simulator.url, head=1)
     whole = head(b"GET /health HTTP/1.1", b"Host: x")
 
     def drip(proxy: Proxy, data: bytes) -> bytes:
