@@ -182,6 +182,12 @@ class Mitmproxy(Proxy):
         with open(cwd / "stderr", "ab") as log:
             self._begin(command, cwd, executed, {"stdout": log.fileno()})
 
+    @property
+    def log(self) -> str:
+        """As `Proxy.log`, but for what these programs say of clients that are still there when they
+        end: one that has just left may be, where they are slow to see it."""
+        return _STILL_THERE.sub("", super().log)
+
     def wait_until_ready(self) -> None:
         def is_ready() -> bool:
             self.banner = self.log
@@ -193,6 +199,10 @@ class Mitmproxy(Proxy):
         assert match, self.log
         self.url = f"http://127.0.0.1:{match[1]}"
 
+
+_STILL_THERE = re.compile(
+    r"Exception in callback StreamReaderProtocol\.connection_made.*?CancelledError\n", re.DOTALL
+)
 
 StartProxy = Callable[..., Proxy]
 

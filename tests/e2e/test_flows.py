@@ -238,7 +238,7 @@ def test_what_is_not_for_the_cache(front: Front) -> None:
     """What passes is shown with its body, and why it passes."""
     answer = post(front.proxy, "/v1/audio/speech", {"model": "m", "input": "passes one two"})
     client, _ = front.seen("passes", 0)
-    assert (client["comment"], client["marked"]) == ("bypass (route)", ":white_circle:")
+    assert (client["comment"], client["marked"]) == ("bypass (audio)", ":white_circle:")
     assert client["answer"] == answer.text
     denied = post(
         front.proxy,
