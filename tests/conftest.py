@@ -145,7 +145,7 @@ class Proxy:
         not to be `settled`, what it tells meanwhile."""
         deadline = time.monotonic() + SETTLE_SECONDS
         for pause in pauses():
-            found: dict[str, Any] = self.session.get(f"{self.url}/cache/stats", timeout=10).json()
+            found: dict[str, Any] = self.session.get(f"{self.url}/cache/stats", timeout=30).json()
             if not (settled and found.get("unconfirmed")):
                 break
             assert time.monotonic() < deadline, found
@@ -157,7 +157,7 @@ class Proxy:
         self.session.close()  # mitmproxy logs a traceback for a client that is still there
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(40)
+        code = self.process.wait(60)
         if self.process.stdout:
             self.process.stdout.close()
         return code
@@ -254,7 +254,7 @@ def proxy(simulator: Simulator, start_proxy: StartProxy) -> Proxy:
     return start_proxy(simulator.url)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Waits for what another thread or process is about to do; not for longer than that."""
     deadline = time.monotonic() + seconds
     for pause in pauses():

@@ -110,7 +110,7 @@ class Starter:
 
     def close(self) -> None:
         self._control.close()
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 def _exactly(control: socket.socket, count: int) -> bytes:

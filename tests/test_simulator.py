@@ -87,14 +87,14 @@ def locked() -> Iterator[Simulator]:
 
 
 def post(simulator: Simulator, path: str, body: Any, **more: Any) -> requests.Response:
-    return requests.post(simulator.url + path, json=body, timeout=10, **more)
+    return requests.post(simulator.url + path, json=body, timeout=30, **more)
 
 
 def connect(simulator: Simulator, path: str, body: str, headers: Json | None = None,
             method: str = "POST") -> socket.socket:  # fmt: skip
     """A connection that has sent one request."""
     host, port = simulator.url.removeprefix("http://").split(":")
-    conn = socket.create_connection((host, int(port)), timeout=10)
+    conn = socket.create_connection((host, int(port)), timeout=30)
     data = body.encode()
     fields = {"content-type": "application/json", "content-length": str(len(data)),
               "host": f"{host}:{port}", "connection": "close", **(headers or {})}  # fmt: skip
@@ -219,7 +219,7 @@ def is_like_recorded(name: str, simulator: demonstration.Simulator) -> None:
     asked, real = CORPUS[name]["request"], CORPUS[name]["response"]
     data = None if asked["body"] is None else asked["body"].encode()
     own = requests.request(asked["method"], simulator.url + asked["path"], data=data,
-                           headers=asked["headers"], timeout=10)  # fmt: skip
+                           headers=asked["headers"], timeout=30)  # fmt: skip
     recorded = {key.lower(): value for key, value in real["headers"]}
     assert own.status_code == real["status"]
     for header in ("content-type", "allow", "vary"):
@@ -415,7 +415,7 @@ def test_stop_leaves_nothing() -> None:
     with running(SLOW) as simulator:
         simulator.faults.append(Fault.HOLD)
         idle = requests.Session()
-        idle.get(simulator.url + "/health", timeout=10)
+        idle.get(simulator.url + "/health", timeout=30)
         conns = []
         for stream in (False, False, True):
             body = {"text": "a", "stream": stream, "sampling_params": {"max_new_tokens": 4000}}

@@ -161,7 +161,7 @@ def test_deletion(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path)
     until(lambda: files_with(tmp_path, "secret words") == ["cache.jsonl"])
     assert delete(proxy, key[:32]) == {"deleted": key, "samples": 2, "is_compacted": False}
     proxy.process.send_signal(signal.SIGKILL)
-    proxy.process.wait(10)
+    proxy.process.wait(60)
     proxy = start_proxy(simulator.url)
     assert keys(proxy, text="secret words") == []
     again = ask(proxy, GENERATE, asking(GENERATE, "secret words", n=2))

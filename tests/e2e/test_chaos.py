@@ -238,7 +238,7 @@ def test_chaos(seed: int, start_proxy: StartProxy) -> None:
 
         until(is_swept, 20)
         size = proxy.memory()
-        model = requests.get(f"{upstream.url}/model_info", timeout=10).json()["model_path"]
+        model = requests.get(f"{upstream.url}/model_info", timeout=30).json()["model_path"]
         for path in (GENERATE, COMPLETIONS, CHAT):
             for prompt in PROMPTS:
                 for _ in range(2):

@@ -86,7 +86,7 @@ _ENDS = re.compile(rb'"id":"[0-9a-f]{32}",(?=[^\n]*("choices":\[\]|"finish_reaso
 @each("pair", PAIRS)
 def test_twice(pair: dict[str, Any], replayer: Replayer, front: Proxy) -> None:
     """A client sees what SGLang recorded, the first time and the second."""
-    requests.post(f"{front.url}/cache/clear", timeout=10).raise_for_status()
+    requests.post(f"{front.url}/cache/clear", timeout=30).raise_for_status()
     replayer.pair = pair
     replayer.received.clear()
     request, recorded = pair["request"], pair["response"]
@@ -96,7 +96,7 @@ def test_twice(pair: dict[str, Any], replayer: Replayer, front: Proxy) -> None:
             front.url + request["path"],
             data=(request.get("body") or "").encode(),
             headers=request["headers"],
-            timeout=10,
+            timeout=30,
             allow_redirects=False,
         )
         assert answer.status_code == recorded["status"]

@@ -44,7 +44,7 @@ Count = tuple[float, int, int]
 
 def ask(session: requests.Session, url: str, number: int) -> requests.Response:
     body = {"text": f"call {number}", "sampling_params": {"temperature": 0.9, "max_new_tokens": 16}}
-    return session.post(f"{url}/generate", json=body, timeout=10)
+    return session.post(f"{url}/generate", json=body, timeout=30)
 
 
 def written(count: Count) -> int:
@@ -67,7 +67,7 @@ def count(url: str, counts: list[Count]) -> None:
     """Looks what is kept until the proxy is gone."""
     with requests.Session() as session, suppress(requests.RequestException):
         while True:
-            found = session.get(f"{url}/cache/stats", timeout=10).json()
+            found = session.get(f"{url}/cache/stats", timeout=30).json()
             counts.append((time.monotonic(), found["total_responses"], found["pending_writes"]))
 
 

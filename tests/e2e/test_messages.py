@@ -180,7 +180,7 @@ def test_collapsing(form: dict[str, Any], simulator: Simulator, proxy: Proxy) ->
     body = {**CALL, "together": len(form), **form}
     first = under_way(simulator, proxy, body, Fault.HOLD)
     second = POOL.submit(post, proxy, PATH, body)
-    until(lambda: requests.get(f"{proxy.url}/cache/stats", timeout=9).json()["followers"] == 1)
+    until(lambda: requests.get(f"{proxy.url}/cache/stats", timeout=30).json()["followers"] == 1)
     simulator.release()
     answers = [first.result(), second.result()]
     assert [kind(answer) for answer in answers] == ["MISS", "COLLAPSED"]

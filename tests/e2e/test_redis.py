@@ -115,7 +115,7 @@ def forget(trio: list[Proxy], simulator: Simulator) -> None:
     simulator.release()
     until(lambda: not simulator.waiting)
     until_state("up", trio)
-    until(lambda: requests.post(f"{trio[0].url}/cache/clear", timeout=10).ok)
+    until(lambda: requests.post(f"{trio[0].url}/cache/clear", timeout=30).ok)
     until(lambda: not any(proxy.stats()["num_keys"] for proxy in trio))
     simulator.received.clear()
 
@@ -373,7 +373,7 @@ def test_clear(simulator: Simulator, trio: list[Proxy]) -> None:
         # Begun before the clear, by who does not know of it yet: not stored by anybody.
         late = pool.submit(ask, trio[2], "late")
         until(lambda: simulator.waiting == 1)
-        answer = requests.post(f"{trio[0].url}/cache/clear", timeout=10)
+        answer = requests.post(f"{trio[0].url}/cache/clear", timeout=30)
         assert answer.status_code == 200
         until(lambda: not any(proxy.stats()["num_keys"] for proxy in trio))
         simulator.release()
@@ -382,10 +382,10 @@ def test_clear(simulator: Simulator, trio: list[Proxy]) -> None:
     new = [ask(proxy, "one", 3) for proxy in trio]
     assert new == [new[0]] * 3
     assert not set(new[0]) & set(old[0])
-    requests.post(f"{trio[0].url}/cache/clear?model=other", timeout=10)
+    requests.post(f"{trio[0].url}/cache/clear?model=other", timeout=30)
     ask(trio[0], "two")
     assert [ask(proxy, "one", 3) for proxy in trio] == new
-    assert requests.post(f"{trio[0].url}/cache/clear?model=current", timeout=10).ok
+    assert requests.post(f"{trio[0].url}/cache/clear?model=current", timeout=30).ok
     until(lambda: not any(proxy.stats()["num_keys"] for proxy in trio))
 
 
@@ -432,7 +432,7 @@ def test_model_change(
     old = [ask(proxy, "one") for proxy in trio]
     assert old == [old[0]] * 3
     update = f"{trio[0].url}/update_weights_from_tensor"
-    assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=10).ok
+    assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=30).ok
     until(lambda: ask(trio[1], "one") != old[0])
     until(lambda: len({proxy.info()["model"]["fingerprint"] for proxy in trio}) == 1)
     ask(trio[0], "two")
@@ -450,7 +450,7 @@ def test_frozen(simulator: Simulator, trio: list[Proxy], server: RedisServer) ->
     """Nothing waits for a Redis that does not answer, and all is made up for once it does."""
     old = ask(trio[0], "one")
     trio[0].stats()  # when the answer is stored
-    key = requests.get(f"{trio[0].url}/cache/entries", timeout=10).json()["entries"][0]["key"]
+    key = requests.get(f"{trio[0].url}/cache/entries", timeout=30).json()["entries"][0]["key"]
     logs = [len(proxy.log) for proxy in trio]
     server.signal(signal.SIGSTOP)
     try:
@@ -458,11 +458,11 @@ def test_frozen(simulator: Simulator, trio: list[Proxy], server: RedisServer) ->
             found = [pool.submit(ask, trio[i % 3], f"new {i}", 1, 10) for i in range(24)]
             assert all(len(one.result()) == 1 for one in found)
         assert ask(trio[0], "one") == old
-        refused = requests.delete(f"{trio[0].url}/cache/entries/{key}", timeout=10)
+        refused = requests.delete(f"{trio[0].url}/cache/entries/{key}", timeout=30)
         assert (refused.status_code, ask(trio[0], "one")) == (503, old)
         update = f"{trio[0].url}/update_weights_from_tensor"
-        assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=10).ok
-        assert requests.post(f"{trio[0].url}/cache/clear", timeout=10).status_code == 500
+        assert requests.post(update, json={"serialized_named_tensors": ["x"]}, timeout=30).ok
+        assert requests.post(f"{trio[0].url}/cache/clear", timeout=30).status_code == 500
         until_state("down", trio)
     finally:
         server.signal(signal.SIGCONT)
@@ -535,7 +535,7 @@ def test_ways_to_it(simulator: Simulator, started: Started, tmp_path: Path) -> N
     said = strangers[0].log
     assert "CERTIFICATE_VERIFY_FAILED" in said or "no answer within" in said, said
     for proxy in (*friends, *strangers):
-        info = requests.get(f"{proxy.url}/cache/info", timeout=10)
+        info = requests.get(f"{proxy.url}/cache/info", timeout=30)
         assert "secret" not in info.text + proxy.log + proxy.banner
     assert strangers[2].stop() == 0
 
@@ -612,7 +612,7 @@ def test_sentinel(simulator: Simulator, started: Started) -> None:
 
 
 def clear(proxies: Sequence[Proxy]) -> None:
-    until(lambda: requests.post(f"{proxies[0].url}/cache/clear", timeout=10).ok)
+    until(lambda: requests.post(f"{proxies[0].url}/cache/clear", timeout=30).ok)
     until(lambda: not any(proxy.stats()["num_keys"] for proxy in proxies))
 
 

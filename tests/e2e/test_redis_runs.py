@@ -80,7 +80,7 @@ def places(answers: Sequence[requests.Response]) -> list[str]:
 
 
 def told(proxy: Proxy, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = requests.get(f"{proxy.url}/cache/runs/{name}", timeout=10).json()
+    found: dict[str, Any] = requests.get(f"{proxy.url}/cache/runs/{name}", timeout=30).json()
     return found
 
 
@@ -134,12 +134,12 @@ def test_what_people_see_and_change(two: list[Proxy], name: str) -> None:
     assert (found["places"], found["reused"], found["generated"]) == (4, 0, 4)
     assert found["first"] < found["last"]
     for proxy in two:
-        every = requests.get(f"{proxy.url}/cache/runs", timeout=10).json()["runs"]
+        every = requests.get(f"{proxy.url}/cache/runs", timeout=30).json()["runs"]
         assert found in every
 
     def change(method: str, path: str = "", **more: Any) -> dict[str, Any]:
         url = f"{other.url}/cache/runs/{name}{path}"
-        answer = requests.request(method, url, timeout=10, **more)
+        answer = requests.request(method, url, timeout=30, **more)
         assert answer.status_code == 200
         return dict(answer.json())
 
@@ -150,11 +150,11 @@ def test_what_people_see_and_change(two: list[Proxy], name: str) -> None:
     assert places(fresh) == ["4", "5", "6"]
     assert change("DELETE")["calls"] == 10
     for proxy in two:
-        assert requests.get(f"{proxy.url}/cache/runs/{name}", timeout=10).status_code == 404
-        names = requests.get(f"{proxy.url}/cache/runs", timeout=10).json()["runs"]
+        assert requests.get(f"{proxy.url}/cache/runs/{name}", timeout=30).status_code == 404
+        names = requests.get(f"{proxy.url}/cache/runs", timeout=30).json()["runs"]
         assert name not in [run["name"] for run in names]
     assert places(alternately(two, name, asked, 7)) == [str(k) for k in range(7)]
-    assert requests.get(f"{one.url}/cache/runs/never", timeout=10).status_code == 404
+    assert requests.get(f"{one.url}/cache/runs/never", timeout=30).status_code == 404
 
 
 def begin(pool: ThreadPoolExecutor, proxy: Proxy, name: str, asked: Any) -> Any:
@@ -212,7 +212,7 @@ def test_cleared(two: list[Proxy], name: str) -> None:
     """Where samples were cleared, the places of new ones are free."""
     asked = body(GENERATE, name)
     before = alternately(two, name, asked, 3)
-    assert requests.post(f"{two[0].url}/cache/clear", timeout=10).ok
+    assert requests.post(f"{two[0].url}/cache/clear", timeout=30).ok
     until(lambda: not two[1].stats()["num_keys"])
     after = alternately(two, name, asked, 3)
     assert places(after) == ["0", "1", "2"]
@@ -237,7 +237,7 @@ def test_redis_is_away(
             seen += alternately(two, run, asked, 4)
             with ThreadPoolExecutor(8) as pool:
                 seen += pool.map(lambda k: draw(two[k % 2], run, GENERATE, asked), range(8))  # noqa: B023
-            told_of = requests.get(f"{two[0].url}/cache/runs/{run}", timeout=10)
+            told_of = requests.get(f"{two[0].url}/cache/runs/{run}", timeout=30)
             assert (told_of.status_code, "runs" in told_of.text) == (500, True)
         finally:
             server.start()

@@ -112,7 +112,7 @@ def test_how_a_run_is_named(simulator: Simulator, start_proxy: StartProxy) -> No
     assert by("/run/other/generate", **{"X-Cache-Run": "usual"}) == "2"
     assert by("/run/other/generate") == "0"
     assert by(**{"X-Cache-Run": "Third_1.-"}) == "0"
-    found = requests.get(f"{proxy.url}/cache/runs", timeout=10).json()["runs"]
+    found = requests.get(f"{proxy.url}/cache/runs", timeout=30).json()["runs"]
     assert [(run["name"], run["calls"], run["places"]) for run in found] == [
         ("Third_1.-", 1, 1),
         ("other", 1, 1),
@@ -122,10 +122,10 @@ def test_how_a_run_is_named(simulator: Simulator, start_proxy: StartProxy) -> No
     for request in simulator.received:
         assert not request.path.startswith("/run/")
         assert "x-cache-run" not in {name.lower() for name in request.headers}
-    models = requests.get(f"{proxy.url}/run/usual/v1/models", timeout=10)
-    assert models.json() == requests.get(f"{simulator.url}/v1/models", timeout=10).json()
-    assert requests.get(f"{proxy.url}/run/a/cache/stats", timeout=10).json()["hits"] == 2
-    assert requests.get(f"{proxy.url}/run/a/nothing", timeout=10).status_code == 404
+    models = requests.get(f"{proxy.url}/run/usual/v1/models", timeout=30)
+    assert models.json() == requests.get(f"{simulator.url}/v1/models", timeout=30).json()
+    assert requests.get(f"{proxy.url}/run/a/cache/stats", timeout=30).json()["hits"] == 2
+    assert requests.get(f"{proxy.url}/run/a/nothing", timeout=30).status_code == 404
 
 
 def test_bad_names(proxy: Proxy) -> None:
@@ -205,7 +205,7 @@ def test_abort_of_one(simulator: Simulator, proxy: Proxy) -> None:
         found = [answer.result() for answer in (first, *others)]
     assert [answer.json()["meta_info"]["id"] for answer in found] == ["r0", "r1", "r3"]
     assert sorted(answer.headers["X-Cache-Sample"] for answer in found) == ["0", "1", "2"]
-    told = requests.get(f"{proxy.url}/cache/runs/a", timeout=10).json()
+    told = requests.get(f"{proxy.url}/cache/runs/a", timeout=30).json()
     assert told["places"] == 3
 
 
@@ -231,7 +231,7 @@ def test_restart(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) 
         wait_for(proxy, log, count)
         proxy.stop(number)
     proxy = start_proxy(simulator.url)
-    found = requests.get(f"{proxy.url}/cache/runs/a", timeout=10).json()
+    found = requests.get(f"{proxy.url}/cache/runs/a", timeout=30).json()
     assert found["places"] == 3
 
 
@@ -246,20 +246,20 @@ def test_admin(simulator: Simulator, proxy: Proxy) -> None:
         return found
 
     assert [place() for _ in range(3)] == ["0", "1", "2"]
-    assert requests.post(f"{url}/a/rewind", timeout=10).json()["places"] == 0
+    assert requests.post(f"{url}/a/rewind", timeout=30).json()["places"] == 0
     assert [place() for _ in range(2)] == ["0", "1"]
-    assert requests.post(f"{url}/b", json={"fresh": True}, timeout=10).status_code == 200
+    assert requests.post(f"{url}/b", json={"fresh": True}, timeout=30).status_code == 200
     assert [place("b") for _ in range(2)] == ["3", "4"]
     assert place() == "2"
-    assert requests.delete(f"{url}/a", timeout=10).json()["calls"] == 6
-    assert requests.get(f"{url}/a", timeout=10).status_code == 404
-    assert requests.post(f"{url}/a/rewind", timeout=10).status_code == 404
+    assert requests.delete(f"{url}/a", timeout=30).json()["calls"] == 6
+    assert requests.get(f"{url}/a", timeout=30).status_code == 404
+    assert requests.post(f"{url}/a/rewind", timeout=30).status_code == 404
     assert place() == "0"
-    assert requests.post(f"{url}/a", json={"x": 1}, timeout=10).status_code == 400
-    assert requests.put(f"{url}/a", timeout=10).status_code == 405
+    assert requests.post(f"{url}/a", json={"x": 1}, timeout=30).status_code == 400
+    assert requests.put(f"{url}/a", timeout=30).status_code == 405
     elsewhere = {"X-Forwarded-For": "10.0.0.1"}
     for method, path in (("GET", ""), ("GET", "/a"), ("POST", "/a/rewind"), ("DELETE", "/a")):
-        refused = requests.request(method, url + path, headers=elsewhere, timeout=10)
+        refused = requests.request(method, url + path, headers=elsewhere, timeout=30)
         assert refused.status_code == 403, (method, path)
 
 
@@ -276,7 +276,7 @@ def test_directives(simulator: Simulator, proxy: Proxy) -> None:
     proxy.stats()
     assert texts(draw(proxy, "c", GENERATE, asked)) != texts(new)
     assert texts(draw(proxy, "c", GENERATE, asked)) == texts(new)
-    run = requests.get(f"{proxy.url}/cache/runs/b", timeout=10).json()
+    run = requests.get(f"{proxy.url}/cache/runs/b", timeout=30).json()
     assert (run["places"], run["reused"], run["generated"]) == (3, 1, 2)
 
 
@@ -293,7 +293,7 @@ def test_offline(simulator: Simulator, start_proxy: StartProxy) -> None:
         "0",
         "1",
     ]
-    answer = requests.post(f"{proxy.url}/run/z/generate", json=one, timeout=10)
+    answer = requests.post(f"{proxy.url}/run/z/generate", json=one, timeout=30)
     assert answer.status_code == 504
     assert "run z" in answer.json()["error"]["message"]
     assert draw(proxy, "y", GENERATE, one).headers["X-Cache-Sample"] == "0"

@@ -109,7 +109,7 @@ def test_updated_weights(server: Server, start_proxy: StartProxy) -> None:
     proxy = start_proxy(server.url)
     body = generate(prompt())
     assert [ask(proxy, body).headers["X-Cache"] for _ in range(2)] == ["MISS", "HIT"]
-    model = requests.get(f"{proxy.url}/model_info", timeout=10).json()["model_path"]
+    model = requests.get(f"{proxy.url}/model_info", timeout=30).json()["model_path"]
     update = requests.post(
         f"{proxy.url}/update_weights_from_disk", json={"model_path": model}, timeout=120
     )

@@ -176,7 +176,7 @@ def test_a_head_that_does_not_end(simulator: Simulator, start_hasty: StartHasty)
                     received += client.recv(1 << 16)
                 except TimeoutError:
                     client.sendall(b"a")
-            client.settimeout(10)
+            client.settimeout(30)
             return received + read_all(client)
 
     sent = [before + begun for begun in HEADS for before in (b"", whole)]

@@ -65,7 +65,7 @@ class Watcher:
 
     async def failed(self) -> str:
         """Why the fetch failed, once that is told."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "error" not in self.told:
                 await asyncio.sleep(0)
         assert self.flow and self.flow.error
@@ -231,7 +231,7 @@ def test_left() -> None:
 
     async def case(sender: Sender) -> None:
         asking = asyncio.ensure_future(body_of(sender))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while watcher.flow is None or not watcher.flow.intercepted:
                 await asyncio.sleep(0)
         asking.cancel()

@@ -24,7 +24,7 @@ def desk(*, shows: bool) -> Desk:
 
 
 async def told(watcher: Watcher, last: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while last not in watcher.told:
             await asyncio.sleep(0)
 

@@ -61,7 +61,7 @@ def test_killed_while_it_is_held() -> None:
         waiting = asyncio.ensure_future(flow.wait_for_resume())
         await asyncio.sleep(0)
         flow.kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await waiting
         assert flow.error and flow.error.msg == Error.KILLED_MESSAGE
 

@@ -93,7 +93,7 @@ def talk(proxy: Proxy, pieces: Sequence[bytes], quiet: float = QUIET_SECONDS) ->
             except TimeoutError:
                 # Both may wait for more; neither may answer differently when there is no more.
                 client.shutdown(socket.SHUT_WR)
-                client.settimeout(5)
+                client.settimeout(30)
                 while data := client.recv(1 << 20):
                     received += data
         except (ConnectionResetError, BrokenPipeError):
@@ -259,7 +259,7 @@ def test_behind_what_waits(simulator: Simulator, start_proxy: StartProxy) -> Non
             client.settimeout(0.05)
             with pytest.raises(TimeoutError):
                 client.recv(1)
-            client.settimeout(10)
+            client.settimeout(30)
             simulator.release()
             received = read_all(client)
         assert re.findall(rb"(?mi)^X-Cache: (\w+)", received) == [kind, b"HIT", b"BYPASS"]

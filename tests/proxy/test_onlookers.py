@@ -62,7 +62,7 @@ def test_told() -> None:
             await onlookers.tell(flow, "request")
             onlookers.tell_soon(flow, *FLOW_HOOKS)
             onlookers.update(flow)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(watcher.told) < 8:
                     await asyncio.sleep(0)
 

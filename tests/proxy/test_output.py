@@ -126,7 +126,7 @@ def asks(proxy: Proxy, count: int) -> None:
     """Has it log so many lines."""
     with requests.Session() as session:
         for _ in range(count):
-            answer = session.post(f"{proxy.url}/generate", json=BODIES["/generate"], timeout=10)
+            answer = session.post(f"{proxy.url}/generate", json=BODIES["/generate"], timeout=30)
             assert answer.status_code == 200
 
 

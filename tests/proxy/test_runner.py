@@ -47,7 +47,7 @@ def test_scripts_and_options(simulator: Simulator, start_proxy: StartProxy, tmp_
         answer = post(proxy.url)
         fields = [answer.headers[name] for name in ("X-Cache", "X-Word", "X-Other")]
         assert fields == [kind, "hello", "was here"]
-    assert requests.get(f"{proxy.url}/v1/models", timeout=10).status_code == 200
+    assert requests.get(f"{proxy.url}/v1/models", timeout=30).status_code == 200
     (sent,) = (r for r in simulator.received if r.path == "/v1/models")
     assert sent.headers["host"] == urlsplit(proxy.url).netloc
     assert post(proxy.url, "word " * 1000).status_code == 413
@@ -81,16 +81,16 @@ def test_web(simulator: Simulator, start_proxy: StartProxy, tmp_path: Path) -> N
     for kind in ("MISS", "HIT"):
         assert post(proxy.url).headers["X-Cache"] == kind
     with requests.Session() as session:
-        page = session.get(url, timeout=10)
+        page = session.get(url, timeout=30)
         assert page.status_code == 200
         assert "mitmproxy" in page.text
         bare = url.partition("?")[0]
-        flows = session.get(f"{bare}flows", timeout=10).json()
+        flows = session.get(f"{bare}flows", timeout=30).json()
     comments = [flow["comment"] for flow in flows if flow["request"]["path"] == "/generate"]
     assert [comment.split()[0] for comment in comments] == ["miss", "fetch", "hit"]
     if HAS_TOKEN:  # another user of the machine can find the port, but not the token
-        assert requests.get(f"{bare}flows", timeout=10).status_code == 403
-    assert requests.put(f"{bare}options", json={}, timeout=10).status_code == 403
+        assert requests.get(f"{bare}flows", timeout=30).status_code == 403
+    assert requests.put(f"{bare}options", json={}, timeout=30).status_code == 403
     assert proxy.stop() == 0
     assert "Traceback" not in proxy.log
 

@@ -52,7 +52,7 @@ def test_good(upstream: Hearing, front: Proxy) -> None:
             upstream.answer = lambda heard: said  # noqa: B023
             with requests.Session() as session:
                 for _ in range(3):
-                    answer = session.post(f"{front.url}{path}", data=b"x", timeout=10)
+                    answer = session.post(f"{front.url}{path}", data=b"x", timeout=30)
                     assert (answer.status_code, answer.content) == (200, b"{}"), (name, path)
     assert not upstream.errors
     assert "Traceback" not in front.log
@@ -76,10 +76,10 @@ def test_bad(upstream: Hearing, front: Proxy) -> None:
     for said in BAD.values():
         upstream.answer = lambda heard: said  # noqa: B023
         with pytest.raises(requests.exceptions.RequestException):
-            requests.get(f"{front.url}/v1/other", timeout=10)
+            requests.get(f"{front.url}/v1/other", timeout=30)
     for said in REFUSED.values():
         upstream.answer = lambda heard: said  # noqa: B023
-        answer = requests.get(f"{front.url}/v1/other", timeout=10)
+        answer = requests.get(f"{front.url}/v1/other", timeout=30)
         assert (answer.status_code, "error" in answer.json()) == (502, True)
     assert "Traceback" not in front.log
 
@@ -100,7 +100,7 @@ def test_endless(start_proxy: StartProxy, ways: list[str]) -> None:
         before = proxy.peak()
         for upstream.data, upstream.then in ENDLESS.values():
             with suppress(requests.exceptions.RequestException):
-                answer = requests.get(f"{proxy.url}/v1/other", timeout=10)
+                answer = requests.get(f"{proxy.url}/v1/other", timeout=30)
                 assert answer.status_code == 502
         assert proxy.peak() - before < 16 << 20
 

@@ -75,7 +75,7 @@ def reachable(port: int) -> list[str]:
     found = []
     for host in ("127.0.0.1", "127.0.0.2"):
         with socket.socket() as probe:
-            probe.settimeout(10)
+            probe.settimeout(30)
             if probe.connect_ex((host, port)) == 0:
                 found.append(host)
     return found

@@ -258,7 +258,7 @@ def test_one_order(tmp_path: Path) -> None:
             ):
                 pool_of[place : place + 1] = [(one.answer, one.stored_at)]
             if n % 100 == 50:
-                store.journal.compact().result(10)
+                store.journal.compact().result(60)
             if n % 40 == 39:
                 assert {k: [s.answer for s in pool(store, k)] for k in model} == {
                     k: [answer for answer, _ in one] for k, one in model.items()
@@ -266,7 +266,7 @@ def test_one_order(tmp_path: Path) -> None:
     for _ in range(2):
         with limited(tmp_path) as store:
             assert {k: [(s.answer, s.stored_at) for s in pool(store, k)] for k in model} == model
-            store.journal.compact().result(10)
+            store.journal.compact().result(60)
 
 
 # Limits
@@ -363,7 +363,7 @@ def test_least_recently_used_first(memory: int, tmp_path: Path) -> None:
         assert len(store.index) == 5
     with limited(tmp_path / f"{memory}") as store:
         assert there(store, 7) == [0, 1, 2, 5, 6], "what was removed is back"
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
         assert [record["call"]["q"] for record in records(tmp_path / f"{memory}")] == [
             0, 1, 2, 5, 6,
         ]  # fmt: skip
@@ -376,7 +376,7 @@ def test_bytes(tmp_path: Path) -> None:
         assert store.index.bytes <= 5_000
         assert there(store, 100) == list(range(100 - len(store.index), 100))
         settle(store)
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
         assert store.journal.path.stat().st_size == store.index.bytes
 
 
@@ -387,7 +387,7 @@ def test_limits_of_what_is_there(tmp_path: Path) -> None:
     with limited(tmp_path, entries=3) as store:
         assert there(store, 10) == [7, 8, 9]
         assert len(records(tmp_path)) == 10, "nothing is written for what goes at the start"
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
         assert len(records(tmp_path)) == 3
 
 
@@ -407,7 +407,7 @@ def test_expiry(tmp_path: Path) -> None:
         assert store.is_expired(now + 99), "the future is of no age that could be told"
         assert not store.is_expired(now - 40)
         assert (len(store.index), store.index.samples) == (2, 2)
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
         assert len(records(tmp_path)) == 2
         assert {"q": 1} in [record["call"] for record in records(tmp_path)]
 

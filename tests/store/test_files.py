@@ -41,7 +41,7 @@ def use(folder: Path) -> None:
     with open(folder / "cache.jsonl", "ab") as file:
         file.write(b'broken\n{"v":1}\ntorn')
     store = DiskStore(folder)
-    store.journal.compact().result(10)
+    store.journal.compact().result(60)
     store.close()
 
 

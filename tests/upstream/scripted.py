@@ -35,7 +35,7 @@ from sglang_cached_addon.wire.connection import Headers
 Test = Callable[..., None]
 AsyncTest = Callable[..., Coroutine[Any, Any, None]]
 
-SECONDS = 20
+SECONDS = 60
 """No test takes longer, whatever it waits for."""
 
 ROUTE = ("POST", "/generate")
@@ -309,9 +309,13 @@ class Clock:
         return self.now
 
     async def seen_later(self, seconds: float) -> None:
-        """Lets time pass, and returns when somebody has seen that."""
+        """Lets time pass, and returns when who looks now and then has seen that. Whatever was under
+        way, and looks at the clock at its end, is over before."""
+        readings = -1
+        while readings != self._readings:
+            readings = self._readings
+            await asyncio.sleep(0.02)
         self.now += seconds
-        readings = self._readings
         await until(lambda: self._readings > readings)
 
 

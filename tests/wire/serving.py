@@ -69,7 +69,7 @@ def against(
             finally:
                 writer.close()
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             host = "::1" if "[" in url else "127.0.0.1"
             server = await asyncio.start_server(handle, host, 0, ssl=served_tls)
             client = Client(f"{url}:{server.sockets[0].getsockname()[1]}", **options)

@@ -60,7 +60,7 @@ def test_upstream_waits(limited: int) -> None:
             await asyncio.sleep(0)
             assert not waits.done()
             os.close(taken.fds.pop())
-            await asyncio.wait_for(waits, 5)
+            await asyncio.wait_for(waits, 60)
 
     with asyncio.Runner() as runner:  # it has its own before
         runner.run(wait())

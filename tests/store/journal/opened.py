@@ -196,12 +196,12 @@ class Held:
         def wait(handle: int) -> os.stat_result:
             if threading.current_thread().name == "journal":
                 entered.set()
-                assert self._go.wait(10)
+                assert self._go.wait(60)
             return real(handle)
 
         patch.setattr(os, "fstat", wait)
         # It looks whether the file is still there.
-        assert entered.wait(10)
+        assert entered.wait(60)
 
     def release(self) -> None:
         self._go.set()

@@ -43,7 +43,7 @@ def test_clear_of_a_part(tmp_path: Path) -> None:
     path = tmp_path / "cache.jsonl"
     path.chmod(0o600)
     with opened(tmp_path) as journal:
-        clear_some(journal.journal, of_a).result(10)
+        clear_some(journal.journal, of_a).result(60)
         kept = [one for one in before if A.hex().encode() not in one]
         assert path.read_bytes().splitlines(keepends=True) == kept
         journal.append(line(A, b'{"x":"after"}'))
@@ -64,7 +64,7 @@ def test_clear_of_a_part_destroys_nothing_that_it_cannot_read(tmp_path: Path) ->
     path = tmp_path / "cache.jsonl"
     path.write_bytes(b"".join(one + b"\n" for one in (*unknown, *good, newer, *unknown)))
     with opened(tmp_path) as journal:
-        clear_some(journal.journal, lambda key: True).result(10)
+        clear_some(journal.journal, lambda key: True).result(60)
     assert path.read_bytes() == newer + b"\n"
     aside = (tmp_path / "cache.jsonl.broken").read_bytes()
     assert aside == b"".join(one + b"\n" for one in (*unknown, *unknown))
@@ -84,7 +84,7 @@ def test_pending_lines_keep_their_place(tmp_path: Path, monkeypatch: pytest.Monk
         for key in (A, B, C):
             journal.append(line(key, b'{"x":"after"}'))
         held.release()
-        assert first.result(10) is second.result(10) is None
+        assert first.result(60) is second.result(10) is None
     assert read(tmp_path) == [
         line(C, b'{"x":"before"}'),
         line(A, b'{"x":"between"}'),
@@ -108,7 +108,7 @@ def test_clear_of_all_beside_one_of_a_part(tmp_path: Path, monkeypatch: pytest.M
             journal.append(line(A, b'{"x":"after"}'))
             held.release()
             for done in clears:
-                assert done.result(10) is None
+                assert done.result(60) is None
         between = [] if part_first else [line(B, b'{"x":1}')]
         assert read(folder) == [*between, line(A, b'{"x":"after"}')], part_first
 
@@ -120,12 +120,12 @@ def test_deletions(tmp_path: Path) -> None:
         for n in range(3):
             journal.append(line(A, b'{"x":%d}' % n))
             journal.append(line(B, b'{"x":%d}' % (n + 10)))
-        journal.journal.delete(A).result(10)
+        journal.journal.delete(A).result(60)
         assert pool(journal, A) == [] and A not in journal.journal.index
         shutil.copytree(tmp_path / "one", tmp_path / "two")
         journal.append(line(A, b'{"x":7}'))
         assert pool(journal, A) == [7]
-        journal.journal.compact().result(10)
+        journal.journal.compact().result(60)
         assert pool(journal, A) == [7] and pool(journal, B) == [10, 11, 12]
         assert b'{"x":0}' not in journal.journal.path.read_bytes()
     assert numbers(tmp_path / "one") == [10, 11, 12, 7]
@@ -150,7 +150,7 @@ def test_deletions_while_it_is_written_anew(tmp_path: Path) -> None:
             time.sleep(0.001 * (n % 3))
         done += [journal.journal.delete(A), journal.journal.compact()]
         for each in done:
-            assert each.result(10) is None
+            assert each.result(60) is None
         assert pool(journal, A) == [] and pool(journal, B) == wanted
     assert numbers(tmp_path) == wanted
 
@@ -168,7 +168,7 @@ def test_clears_of_parts_under_load(tmp_path: Path) -> None:
                 clears.append(clear_some(journal.journal, of_a))
             time.sleep(0.001 * (n % 3))
         for done in clears:
-            assert done.result(10) is None
+            assert done.result(60) is None
     assert numbers(tmp_path) == wanted
 
 
@@ -196,7 +196,7 @@ def test_compact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = journal.journal.compact()
         journal.append(line(C, b'{"x":6}'))
         held.release()
-        assert done.result(10) is None
+        assert done.result(60) is None
         journal.append(line(C, b'{"x":7}'))
     data = path.read_bytes()
     assert data.startswith(newer + b"\n")
@@ -208,7 +208,7 @@ def test_compact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         found = [(key, call) for key, _, call in calls_of(journal.journal.path, 9, 9)]
         assert found == [(B, b'{"q":2}'), (A, b'{"q":1}')]
         before = path.read_bytes()
-        journal.journal.compact().result(10)
+        journal.journal.compact().result(60)
         assert path.read_bytes() == before, "what is compact was changed"
 
 
@@ -226,14 +226,14 @@ def test_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 with monkeypatch.context() as patch:
                     break_it(patch)
                     with pytest.raises(StoreError) as caught:
-                        ask().result(10)
+                        ask().result(60)
                 assert str(caught.value) == f"cannot {what} {path}: No space left on device"
                 assert path.read_bytes() == before
                 assert names(folder) == ["cache.jsonl", "cache.lock"]
             journal.append(line(C, b'{"x":3}'))
             journal.settle()
             assert path.read_bytes().startswith(before)
-            clear_some(journal.journal, of_a).result(10)
+            clear_some(journal.journal, of_a).result(60)
         assert read(folder) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')], break_it
 
 
@@ -244,7 +244,7 @@ def test_folder_that_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with monkeypatch.context() as patch:
             patch.setattr("sglang_cached_addon.store.journal.rewriting.sync_folder", fail)
             with pytest.raises(StoreError, match="No space left"):
-                clear_some(journal.journal, of_a).result(10)
+                clear_some(journal.journal, of_a).result(60)
         journal.append(line(C, b'{"x":3}'))
     assert read(tmp_path) == [line(B, b'{"x":2}'), line(C, b'{"x":3}')]
 
@@ -259,7 +259,7 @@ def test_killed_in_the_middle_of_a_clear(tmp_path: Path) -> None:
         assert journal.lines == lines
         assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
         aside.write_bytes(b"x" * 9999)
-        clear_some(journal.journal, of_a).result(10)
+        clear_some(journal.journal, of_a).result(60)
     assert read(tmp_path) == [line(B, b'{"x":2}')]
     assert names(tmp_path) == ["cache.jsonl", "cache.lock"]
 
@@ -279,7 +279,7 @@ def replace(*names):
 os.replace = replace
 before = journal.mark
 journal.forget(b"a" * 32)
-journal.purge(before, lambda key: key == b"a" * 32).result(10)
+journal.purge(before, lambda key: key == b"a" * 32).result(60)
 """
 
 

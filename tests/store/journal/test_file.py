@@ -78,7 +78,7 @@ def test_sync_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def take_long(handle: int) -> None:
         begun.set()
-        ended.wait(20)
+        ended.wait(60)
 
     with monkeypatch.context() as patch:
         patch.setattr("sglang_cached_addon.store.journal.syncer.SYNC_SECONDS", 0.0)
@@ -86,7 +86,7 @@ def test_sync_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         journal = Journal(tmp_path)
         journal.load()
         journal.append(Addition(A, "chat", b"", line(A, b'{"x":0}')[2]))
-        assert begun.wait(20)
+        assert begun.wait(60)
         journal.append(Addition(A, "chat", b"", line(A, b'{"x":1}')[2]), 1)
         until(lambda: journal.pending == 0)
         assert not ended.is_set()

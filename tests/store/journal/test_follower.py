@@ -52,7 +52,7 @@ def test_a_large_journal_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with opened(tmp_path) as owner:
         fill(owner, 1, 2)
         settle(owner)
-        owner.journal.compact().result(10)  # the file has another number from now on
+        owner.journal.compact().result(60)  # the file has another number from now on
         fill(owner, 3)
     with opened(tmp_path) as owner:
         with following(tmp_path) as store:
@@ -63,7 +63,7 @@ def test_a_large_journal_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
             until(lambda: has(store, 1, 2, 3, 4))
             assert len(read) == 1
         owner.remove(key_of(2))
-        owner.journal.compact().result(10)
+        owner.journal.compact().result(60)
         read.clear()
         with following(tmp_path) as store:
             assert has(store, 1, 3, 4)
@@ -98,10 +98,10 @@ def test_removed_by_the_owner(tmp_path: Path) -> None:
             owner.journal.remove(key_of(0))
             settle(owner)
             until(lambda: has(store, *range(1, 20)))
-            owner.journal.compact().result(10)
+            owner.journal.compact().result(60)
             fill(owner, 20)
             until(lambda: has(store, *range(1, 21)))
-            owner.clear().result(10)
+            owner.clear().result(60)
             until(lambda: has(store))
             assert store.generation > generation
             fill(owner, 7)

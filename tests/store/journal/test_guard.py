@@ -69,7 +69,7 @@ def test_second_process(holder: subprocess.Popen[str], tmp_path: Path) -> None:
 def test_free_after_kill(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     """A folder is free once its process was killed."""
     holder.send_signal(signal.SIGKILL)
-    holder.wait(10)
+    holder.wait(60)
     assert read(tmp_path) == []
 
 

@@ -46,11 +46,11 @@ def test_a_large_journal_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     kept.write_bytes(data)  # as after a kill: it is of the first 20 lines
     opening(reads=2, lines=22)
     with opened(tmp_path) as store:
-        store.clear().result(10)
+        store.clear().result(60)
         assert not kept.exists()
         fill(store, *range(25))
         settle(store)
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
     opening(reads=0, lines=25)
 
 
@@ -66,7 +66,7 @@ def test_damage_behind_a_kept_index(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert len(store.index) == 19
         at = path.read_bytes().index(records_of(path)[7])
         assert f"{path}: the line at byte {at} is not used: wrong checksum" in caplog.text
-        store.journal.compact().result(10)
+        store.journal.compact().result(60)
     assert (tmp_path / "cache.jsonl.broken").read_bytes().count(b"\n") == 1
 
 

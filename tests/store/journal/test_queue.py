@@ -53,7 +53,7 @@ def test_clear_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         done = journal.journal.clear()
         assert journal.append(line(B, big)), "there is room again"
         held.release()
-        done.result(10)
+        done.result(60)
         journal.settle()
     assert [(key, len(samples)) for key, _, samples in read(tmp_path)] == [(B, 1)]
 
@@ -70,7 +70,7 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         room = journal.journal.room()
         assert room and not room.done()
         held.release()
-        assert room.result(10) is None
+        assert room.result(60) is None
         assert journal.journal.room() is None
         last = journal.journal
     assert last.room() is None

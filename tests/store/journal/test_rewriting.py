@@ -57,7 +57,7 @@ class Held:
         def wait(handle: int) -> None:
             if threading.current_thread().name == "rewriting":
                 self.entered.set()
-                assert self._go.wait(20)
+                assert self._go.wait(60)
             real(handle)
 
         patch.setattr(os, "fsync", wait)
@@ -81,7 +81,7 @@ def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
         put(journal, B, 1)
         put(journal, A, 4, slot=0)
         done = journal.compact()
-        assert held.entered.wait(10)
+        assert held.entered.wait(60)
         put(journal, A, 5, slot=1)
         put(journal, C, 6)
         put(journal, B, 7)
@@ -91,7 +91,7 @@ def test_answers_go_on_to_the_disk(tmp_path: Path, held: Held) -> None:
         wanted = {"a": [4, 5, 3], "b": [1, 7], "c": [6]}
         assert pools(journal) == wanted
         held.release()
-        assert done.result(10) is None
+        assert done.result(60) is None
         assert pools(journal) == wanted
         put(journal, C, 8)
     with opened(tmp_path) as journal:
@@ -108,7 +108,7 @@ def test_given_up_at_the_end(tmp_path: Path, held: Held) -> None:
     put(journal, A, 2, slot=0)
     until(lambda: journal.pending == 0)
     done = journal.compact()
-    assert held.entered.wait(10)
+    assert held.entered.wait(60)
     put(journal, B, 3)
     journal.close()
     with pytest.raises(StoreError):
@@ -118,7 +118,7 @@ def test_given_up_at_the_end(tmp_path: Path, held: Held) -> None:
         assert pools(journal) == {"a": [2], "b": [3], "c": []}
         held.release()
         put(journal, C, 4)
-        journal.compact().result(10)
+        journal.compact().result(60)
         assert pools(journal) == {"a": [2], "b": [3], "c": [4]}
 
 
@@ -129,13 +129,13 @@ def test_cleared_meanwhile(is_all: bool, tmp_path: Path, held: Held) -> None:
         put(journal, A, 1)
         put(journal, B, 2)
         compacted = journal.compact()
-        assert held.entered.wait(10)
+        assert held.entered.wait(60)
         put(journal, A, 3)
         until(lambda: journal.pending == 0)
         cleared = journal.clear() if is_all else clear_some(journal, of_a)
         put(journal, A, 4)
         held.release()
-        assert cleared.result(10) is compacted.result(10) is None
+        assert cleared.result(60) is compacted.result(10) is None
         wanted = {"a": [4], "b": [] if is_all else [2], "c": []}
         assert pools(journal) == wanted
     assert b'{"x":1}' not in (tmp_path / "cache.jsonl").read_bytes()
@@ -148,11 +148,11 @@ def test_removed_meanwhile(tmp_path: Path, held: Held) -> None:
     with opened(tmp_path) as journal:
         put(journal, A, 1)
         done = journal.compact()
-        assert held.entered.wait(10)
+        assert held.entered.wait(60)
         journal.remove(A)
         until(lambda: journal.pending == 0)
         held.release()
-        done.result(10)
+        done.result(60)
     with opened(tmp_path) as journal:
         assert pools(journal) == {"a": [], "b": [], "c": []}
 
@@ -163,7 +163,7 @@ def test_the_order_of_use_stays(tmp_path: Path) -> None:
         for key in (A, B, C):
             put(journal, key, 1)
         journal.touch(A)
-        journal.compact().result(10)
+        journal.compact().result(60)
         assert list(journal.index) == [B, C, A]
 
 
@@ -187,7 +187,7 @@ def test_under_load(tmp_path: Path) -> None:
                 if n % 10 == 0:
                     assert pool(journal, key) == [x for _, x in sorted(model[key].items())]
             for done in compactions:
-                assert done.result(10) is None
+                assert done.result(60) is None
             assert list(pools(journal).values()) == [
                 [x for _, x in sorted(one.items())] for one in model.values()
             ]
@@ -204,5 +204,5 @@ def test_many_lines_of_one_key(tmp_path: Path) -> None:
         for n in range(1000):
             put(journal, A, n)
         put(journal, A, -1, slot=0)
-        assert journal.compact().result(20) is None
+        assert journal.compact().result(60) is None
         assert pool(journal, A) == [-1, *range(1, 1000)]

@@ -30,7 +30,7 @@ def test_pools(tmp_path: Path) -> None:
         with open(path, "ab") as file:
             file.write(b'broken\n{"v":1}\n' + encode(Addition(B, "chat", b"", some(6)))[:-1])
         snapshot = Snapshot(path)
-        journal.journal.compact().result(10)
+        journal.journal.compact().result(60)
         journal.journal.append(Addition(B, "chat", b"", some(7)), 1)
         journal.settle()
     b, a = snapshot.pools()

@@ -1,4 +1,4 @@
-"""An empty Redis server for each test."""
+"""An empty Redis server for each test, with all the time that it wants."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def server(running: RedisServer) -> RedisServer:
     with running.client() as client:
         client.flushall()
     return running
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is slow, as the machine is busy, is not away."""
+    monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 10.0)

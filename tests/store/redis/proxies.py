@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import signal
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
+import pytest
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore, element
+from sglang_cached_addon.store.redis import server as server_module
 from tests.redis import RedisServer
 
 KEY, OTHER = b"m" * 8 + b"1" * 24, b"o" * 8 + b"2" * 24
@@ -54,8 +58,20 @@ class Proxy:
         await until(lambda: not self.store.facts()["pending"])
 
 
+@contextmanager
+def silent(redis: RedisServer) -> Iterator[None]:
+    """Meanwhile the server says nothing, and nobody waits long for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server_module, "SECONDS", 0.2)
+        redis.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            redis.signal(signal.SIGCONT)
+
+
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 

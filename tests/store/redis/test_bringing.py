@@ -22,7 +22,7 @@ def test_all_or_nothing(server: RedisServer) -> None:
         began = time.monotonic()
         other = await one.bring(1, OTHER)
         assert other.lease
-        assert time.monotonic() - began < 2, "sooner than a lease ends by itself"
+        assert time.monotonic() - began < 4, "sooner than a lease ends by itself"
         for lease in (first.lease, other.lease):
             lease.release()
         found = await both

@@ -4,14 +4,13 @@ deleted where all goes well is in test_news.py."""
 from __future__ import annotations
 
 import asyncio
-import signal
 
 import pytest
 
 from sglang_cached_addon.store.contract import Unavailable
 from sglang_cached_addon.store.redis import deletions
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, Proxy, lists, sharing, until
+from tests.store.redis.proxies import KEY, Proxy, lists, sharing, silent, until
 
 pytestmark = needs_redis
 
@@ -23,13 +22,12 @@ def test_while_away(server: RedisServer) -> None:
     async def work(one: Proxy, two: Proxy) -> None:
         one.append("a")
         await one.written()
-        server.signal(signal.SIGSTOP)
-        await until(lambda: not one.store.is_up)
-        clears = one.store.clears
-        with pytest.raises(Unavailable, match="nothing is deleted here; delete it again"):
-            await one.store.delete_everywhere(KEY)
-        assert (one.texts(), one.store.clears) == ("a", clears)
-        server.signal(signal.SIGCONT)
+        with silent(server):
+            await until(lambda: not one.store.is_up)
+            clears = one.store.clears
+            with pytest.raises(Unavailable, match="nothing is deleted here; delete it again"):
+                await one.store.delete_everywhere(KEY)
+            assert (one.texts(), one.store.clears) == ("a", clears)
         await until(lambda: one.store.is_up and two.store.is_up)
         await one.written()
         assert (one.texts(), lists(server)) == ("a", {"0": "a"})
@@ -50,12 +48,11 @@ def test_lost_on_the_way(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -
         one.append("a")
         await one.written()
         await two.bring(1)
-        server.signal(signal.SIGSTOP)
-        with pytest.raises(Unavailable):
-            await one.store.delete_everywhere(KEY)
-        assert one.texts() == "a"
-        await until(lambda: not one.store.is_up)
-        server.signal(signal.SIGCONT)
+        with silent(server):
+            with pytest.raises(Unavailable):
+                await one.store.delete_everywhere(KEY)
+            assert one.texts() == "a"
+            await until(lambda: not one.store.is_up)
         await until(lambda: one.store.is_up and two.store.is_up)
         await one.written()
         await until(lambda: one.texts() == two.texts() == lists(server).get("0", ""))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sglang_cached_addon.store.redis.outbox import Outbox
 from sglang_cached_addon.store.redis.protocol import CONTROL
 from sglang_cached_addon.store.redis.server import SharedServer
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, OTHER, Knows, Proxy, lists, sharing, until
+from tests.store.redis.proxies import KEY, OTHER, Knows, Proxy, lists, sharing, silent, until
 
 pytestmark = needs_redis
 
@@ -246,10 +246,12 @@ def test_a_clear_that_a_later_process_tells(server: RedisServer, tmp_path: Path)
             store.close()
             await asyncio.sleep(0)
 
+    until_it_ends = ExitStack()
+
     async def clears(one: Proxy) -> None:
         one.append("a")
         await one.written()
-        server.signal(signal.SIGSTOP)
+        until_it_ends.enter_context(silent(server))
         with pytest.raises(OSError, match=r"before it is used again$"):
             await asyncio.wrap_future(one.store.clear())
 
@@ -257,7 +259,7 @@ def test_a_clear_that_a_later_process_tells(server: RedisServer, tmp_path: Path)
         assert (await one.bring(1)).lease and one.texts() == ""
 
     async def says_so(one: Proxy) -> None:
-        server.signal(signal.SIGSTOP)
+        until_it_ends.enter_context(silent(server))
         with pytest.raises(OSError, match=r"not if this proxy ends before$"):
             await asyncio.wrap_future(one.store.clear())
 
@@ -265,5 +267,5 @@ def test_a_clear_that_a_later_process_tells(server: RedisServer, tmp_path: Path)
         (clears, tmp_path), (finds_nothing, tmp_path), (finds_nothing, None), (says_so, None),
     ):  # fmt: skip
         local: OpenStore = DiskStore(folder) if folder else MemoryStore()
-        asyncio.run(used(SharedStore(server.url, local), work))
-        server.signal(signal.SIGCONT)
+        with until_it_ends:
+            asyncio.run(used(SharedStore(server.url, local), work))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,15 +11,9 @@ import pytest
 
 from sglang_cached_addon.store.redis.run import SharedRun
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import Proxy, sharing, until
+from tests.store.redis.proxies import Proxy, sharing, silent, until
 
 pytestmark = needs_redis
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is slow, as the machine is busy, is not away."""
-    monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 10.0)
 
 
 Work = Callable[[SharedRun, SharedRun], Awaitable[None]]
@@ -166,12 +159,9 @@ def test_an_answer_that_is_lost(server: RedisServer, monkeypatch: pytest.MonkeyP
     async def work(one: SharedRun, two: SharedRun) -> None:
         await one.take([])
         monkeypatch.setattr("sglang_cached_addon.store.redis.runs.PATIENCE_SECONDS", 60.0)
-        monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 0.2)
-        server.signal(signal.SIGSTOP)
-        taking = asyncio.ensure_future(one.take([(1, [1, 2])]))
-        await asyncio.sleep(0.5)
-        monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 10.0)
-        server.signal(signal.SIGCONT)
+        with silent(server):
+            taking = asyncio.ensure_future(one.take([(1, [1, 2])]))
+            await asyncio.sleep(0.5)
         assert await taking == [1]
         await until(lambda: told(server)["held"] == {1})
 

@@ -17,12 +17,6 @@ from tests.store.redis.proxies import Proxy, sharing, until
 pytestmark = needs_redis
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is slow, as the machine is busy, is not away."""
-    monkeypatch.setattr("sglang_cached_addon.store.redis.server.SECONDS", 10.0)
-
-
 def runs_of(proxy: Proxy) -> SharedRuns:
     assert proxy.store.runs
     return proxy.store.runs
