@@ -54,7 +54,7 @@ def test_runs_and_models(proxy: Proxy, tmp_path: Path) -> None:
     for name, count in (("a", 1), ("b", 1), ("c", 2)):
         for _ in range(count):
             body = {"text": "one two", "sampling_params": {"temperature": 0.9}}
-            assert requests.post(f"{proxy.url}/run/{name}/generate", json=body, timeout=20).ok
+            assert requests.post(f"{proxy.url}/run/{name}/generate", json=body, timeout=60).ok
     until(lambda: proxy.stats()["pending_writes"] == 0)
     until(
         lambda: all(name in (folder / "runs.jsonl").read_text() for name in ('"a"', '"b"', '"c"'))

@@ -25,7 +25,7 @@ def folder(proxy: Proxy, tmp_path: Path) -> Path:
     filled(proxy)
     asked(proxy, "beta", 2)
     body = {"input_ids": [1, 2], "sampling_params": {"temperature": 0.9, "max_new_tokens": 4}}
-    assert proxy.session.post(f"{proxy.url}/generate", json=body, timeout=20).ok
+    assert proxy.session.post(f"{proxy.url}/generate", json=body, timeout=60).ok
     settled(proxy)
     return tmp_path / "cache"
 

@@ -20,7 +20,7 @@ WORDS = ("alpha", "beta", "gamma", "delta", "epsilon")
 def chatted(proxy: Proxy, text: str) -> None:
     """Has a chat stored."""
     body = {"model": "simulated", "messages": [{"role": "user", "content": text}]}
-    answer = requests.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=20)
+    answer = requests.post(f"{proxy.url}/v1/chat/completions", json=body, timeout=60)
     assert answer.ok, answer.text
     proxy.stats()
 

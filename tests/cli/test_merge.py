@@ -16,7 +16,7 @@ from tests.simulator import Simulator
 def asked(proxy: Proxy, text: str, n: int = 1, **headers: str) -> tuple[str, Any]:
     """What a call is answered, and where that came from."""
     body = {"text": text, "sampling_params": {"temperature": 0.9, "max_new_tokens": 4, "n": n}}
-    answer = requests.post(f"{proxy.url}/generate", json=body, headers=headers, timeout=20)
+    answer = requests.post(f"{proxy.url}/generate", json=body, headers=headers, timeout=60)
     assert answer.ok, answer.text
     proxy.stats()  # when it is stored
     return answer.headers["X-Cache"], answer.json()

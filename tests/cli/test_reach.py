@@ -19,7 +19,7 @@ GENERATE = {"text": "one", "sampling_params": {"temperature": 0.9, "max_new_toke
 
 def stored(proxy: Proxy) -> None:
     """Has one sample stored."""
-    assert requests.post(f"{proxy.url}/generate", json=GENERATE, timeout=20).ok
+    assert requests.post(f"{proxy.url}/generate", json=GENERATE, timeout=60).ok
     assert proxy.stats()["total_responses"] == 1
 
 
@@ -27,7 +27,7 @@ def test_beside_its_proxy_and_alone(proxy: Proxy, tmp_path: Path) -> None:
     """A running proxy is asked, which the folder names; when it is gone, the folder is read."""
     folder = tmp_path / "cache"
     stored(proxy)
-    assert requests.post(f"{proxy.url}/generate", json=GENERATE, timeout=20).ok
+    assert requests.post(f"{proxy.url}/generate", json=GENERATE, timeout=60).ok
     online = json.loads(typed("stats", "--json", cache=folder).stdout)
     assert online == proxy.stats()
     assert (online["num_keys"], online["hits"]) == (1, 1)

@@ -36,7 +36,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         assert process.stdout
         with process.stdout:
             try:
-                code = process.wait(20)
+                code = process.wait(90)
             finally:
                 process.kill()
             out = process.stdout.read().decode()
@@ -93,7 +93,7 @@ def test_environment(tmp_path: Path) -> None:
         answers = []
         for text in ("one", "one", "word " * 1000):
             body = {**GENERATE, "text": text}
-            answers.append(requests.post(f"{proxy.url}/generate", json=body, timeout=20))
+            answers.append(requests.post(f"{proxy.url}/generate", json=body, timeout=60))
             # Answered when what came before is stored.
             proxy.stats()
         info, refused = (
@@ -248,7 +248,7 @@ def test_unknown_option_beside_a_script(
     """A mistyped option is noticed beside a script, too."""
     (tmp_path / "script.py").write_text("")
     proxy = start_proxy(simulator.url, "-s", "script.py", "--set", "no_such_option=1", ready=False)
-    until(lambda: "no_such_option" in proxy.log, 20)
+    until(lambda: "no_such_option" in proxy.log)
     assert "Traceback" not in proxy.log
 
 

@@ -109,7 +109,7 @@ def test_interrupted(proxy: Proxy, simulator: Simulator, tmp_path: Path) -> None
         {"text": text, "sampling_params": PARAMS} for text in ("one", "two", "three")
     ])  # fmt: skip
     body = {"text": "one", "sampling_params": PARAMS}
-    assert requests.post(f"{proxy.url}/generate", json=body, timeout=20).ok
+    assert requests.post(f"{proxy.url}/generate", json=body, timeout=60).ok
     proxy.stats()
     simulator.faults += [Fault.HOLD, Fault.HOLD]
     process = subprocess.Popen(

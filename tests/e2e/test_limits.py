@@ -106,10 +106,10 @@ def test_beside_the_owner(simulator: Simulator, start_proxy: StartProxy) -> None
     assert kinds(second, "a", "b", "b") == "HMM"
     assert kinds(owner, "b") == "M"
     assert until(lambda: kind(second, "b") == "H")
-    cleared = requests.post(f"{second.url}/cache/clear", timeout=20)
+    cleared = requests.post(f"{second.url}/cache/clear", timeout=60)
     assert cleared.status_code >= 400
     assert "--readonly" in cleared.text
-    assert requests.post(f"{owner.url}/cache/clear", timeout=20).status_code == 200
+    assert requests.post(f"{owner.url}/cache/clear", timeout=60).status_code == 200
     assert until(lambda: kind(second, "a") + kind(second, "b") == "MM")
     assert second.stop() == owner.stop() == 0
     assert "Traceback" not in second.log
