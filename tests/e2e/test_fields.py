@@ -17,7 +17,7 @@ from sglang_cached_addon.dialects import installed
 from tests.conftest import Proxy, cache_status
 from tests.e2e.calls import post
 from tests.e2e.conftest import StartFront
-from tests.fields import BASES, Row, rows
+from tests.fields import BASES, PARAMS, Row, rows
 from tests.hearing import Hearing, hearing
 from tests.simulator import Simulator
 from tests.tables import each
@@ -71,14 +71,20 @@ def schema(upstream_url: str) -> Any:
 
 @REAL
 @pytest.mark.one_way
-def test_sglang_has_no_other_fields(schema: Any, lane: list[str]) -> None:
-    """Each field of each API has its row."""
+def test_sglang_has_no_other_fields(schema: Any, upstream_url: str, lane: list[str]) -> None:
+    """Each field of each API has its row, and so has each sampling parameter: SGLang names those
+    that it knows when it refuses one."""
     known = {(row.path, row.name) for row in ROWS}
     for path in {row.path for row in ROWS} & schema["paths"].keys():
         content = schema["paths"][path]["post"]["requestBody"]["content"]
         name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
         fields = schema["components"]["schemas"][name]["properties"]
         assert {(path, field) for field in fields} <= known
+    odd = {"text": "a", PARAMS: {"not_yet_invented": 1}}
+    refused = requests.post(f"{upstream_url}/generate", json=odd, timeout=60)
+    _, _, expected = refused.json()["error"].partition(", expected one of ")
+    params = {row.name for row in ROWS if row.holder == PARAMS}
+    assert set() < set(re.findall(r"`(\w+)`", expected)) <= params
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
