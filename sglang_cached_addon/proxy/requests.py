@@ -82,7 +82,13 @@ def is_from_here(flow: http.HTTPFlow) -> bool:
 
 
 def is_local(client: Client) -> bool:
-    """Whether a client is on this machine."""
+    """Whether a client is on this machine: at a loopback address, or, where the proxy listens on
+    another one, at that one itself. What is sent back to that goes to this machine, so that nobody
+    else can open a connection from there: of TCP, which the kernel speaks. Where mitmproxy
+    takes packets out of a tunnel, anybody may have written the addresses."""
     address = ip_address(client.peername[0].split("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
+    if (mapped or address).is_loopback:
+        return True
+    is_of_kernel = client.proxy_mode.type_name == "reverse" and client.transport_protocol == "tcp"
+    return is_of_kernel and client.peername[0] == client.sockname[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mitmproxy.http import Headers
+from mitmproxy.proxy.mode_specs import ProxyMode
 from mitmproxy.test import tflow, tutils
 
 from sglang_cached_addon.core import policy
@@ -55,3 +56,26 @@ def test_from_here() -> None:
         ("127.0.0.1", {"x_forwarded_for": "10.0.0.1"}, False),
     ):
         assert is_from_here(flow(peer=peer, **headers)) is found, (peer, headers)
+
+
+def test_the_address_that_it_listens_on() -> None:
+    """Who comes from the very address that the proxy is reached at is here, but not where packets
+    come out of a tunnel, whose addresses anybody may have written."""
+    for peer, own, mode, found in (
+        ("10.0.0.7", "10.0.0.7", "reverse:http://sglang", True),
+        ("fe80::7%eth0", "fe80::7%eth0", "reverse:http://sglang", True),
+        ("10.0.0.8", "10.0.0.7", "reverse:http://sglang", False),
+        ("10.0.0.7", "", "reverse:http://sglang", False),
+        ("10.0.0.7", "10.0.0.7", "reverse:https://sglang", True),
+        ("10.0.0.7", "10.0.0.7", "wireguard", False),
+        ("10.0.0.7", "10.0.0.7", "transparent", False),
+    ):
+        made = flow(peer=peer)
+        made.client_conn.sockname = (own, 30001)
+        made.client_conn.proxy_mode = ProxyMode.parse(mode)
+        assert is_from_here(made) is found, (peer, own, mode)
+    made = flow(peer="10.0.0.7")
+    made.client_conn.sockname = ("10.0.0.7", 30001)
+    made.client_conn.proxy_mode = ProxyMode.parse("reverse:http3://sglang")
+    made.client_conn.transport_protocol = "udp"
+    assert not is_from_here(made)
