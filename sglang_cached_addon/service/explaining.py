@@ -25,7 +25,7 @@ from sglang_cached_addon.service.findings import Known
 from sglang_cached_addon.service.nearby import NOTHING, Nearby, Nearest
 from sglang_cached_addon.service.peek import Peek
 from sglang_cached_addon.service.reducing import ignored
-from sglang_cached_addon.service.runs import Runs, SharedRuns
+from sglang_cached_addon.service.runs import ShownRuns
 from sglang_cached_addon.store.contract import OpenStore
 from sglang_cached_addon.upstream import Upstream
 
@@ -76,7 +76,7 @@ class Explaining:
         upstream: Upstream,
         store: OpenStore,
         nearby: Nearby,
-        known_runs: Runs | SharedRuns,
+        known_runs: ShownRuns,
         heads: CallHeads,
         *,
         mode: Mode = Mode.READWRITE,
@@ -129,9 +129,7 @@ class Explaining:
         await peek.bring(dict.fromkeys(known.keys, known.call.n))
         empty = next((i for i, key in enumerate(known.keys) if not peek.get(key)), None)
         run = head.run if known.draws else ""
-        if run and isinstance(self._runs, Runs) and (found := self._runs.log.runs.get(run)):
-            for key in set(known.keys):
-                peek.draw(key, found)
+        unknown = await self._draw(run, known, peek) if run else ""
         plan, detail = await self._plan(known, terms, peek)
         has, wants = plan.have, known.call.total
         kind = Kind.HIT if has == wants else Kind.PARTIAL if has else Kind.MISS
@@ -145,7 +143,8 @@ class Explaining:
         if known.left_out and ignored(known, plan):
             text = f"{text} Some of it is stored for calls in which that was something else."
         if kind is not Kind.HIT and run:
-            text = f"{text} It is a call of run {run}: samples that the run has taken do not count."
+            taken = unknown or "samples that the run has taken do not count"
+            text = f"{text} It is a call of run {run}: {taken}."
         if kind is not Kind.HIT and terms.since > -inf:
             text = f"{text} On the terms of the request, or of --mode, older samples do not count."
         if empty is not None and kind is not Kind.HIT:
@@ -163,6 +162,18 @@ class Explaining:
             rules,
             self._is_admitted(head, known),
         )
+
+    async def _draw(self, run: str, known: Known, peek: Peek) -> str:
+        """Leaves what the next call of a run may have: nothing, where that is not known; why it is
+        not."""
+        try:
+            for key in set(known.keys):
+                peek.keep(key, await self._runs.free(run, key, peek.get(key)))
+        except OSError as e:
+            for key in known.keys:
+                peek.keep(key, ())
+            return f"nothing stored is given to it, as {e}"
+        return ""
 
     async def _plan(self, known: Known, terms: Terms, peek: Peek) -> tuple[Plan, str]:
         """What is there for a call, and what is to be said of that."""

@@ -7,11 +7,8 @@ is read into memory, and nothing can be added.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
-from math import inf
 
 from sglang_cached_addon.core.cache import Addition, Brought, Sample, Store
-from sglang_cached_addon.core.places import pool_of
-from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.store.contract import OpenStore
 
 
@@ -51,15 +48,9 @@ class Peek(Store):
         self._pools |= await self._store.look(keys)
         return Brought()
 
-    def draw(self, key: bytes, run: Run) -> None:
-        """Leaves only the samples of a pool that the next call of a run may have."""
-        samples, pool = self.get(key), pool_of(key)
-        begin = 0
-        if run.fresh_since > -inf and not run.places.has_floor(pool):
-            old = (k for k, one in enumerate(samples, 1) if one.stored_at < run.fresh_since)
-            begin = max(old, default=0)
-        free = run.places.free(pool, len(samples))
-        self._pools[key] = [samples[place] for place in free if place >= begin]
+    def keep(self, key: bytes, samples: Sequence[Sample]) -> None:
+        """Leaves only these samples of a pool."""
+        self._pools[key] = samples
 
     # What would change something
 

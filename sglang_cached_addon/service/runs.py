@@ -104,6 +104,9 @@ class ShownRuns(Protocol):
     async def users(self, key: bytes, samples: Sequence[Sample]) -> list[list[str]]:
         """For each sample of a pool the names of the runs that have it."""
 
+    async def free(self, name: str, key: bytes, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those samples of a pool that the next call of a run may have."""
+
     async def used(self, name: str) -> Used | None:
         """Tells of pools whether a run has any of their samples; None if there is no such run."""
 
@@ -185,6 +188,17 @@ class Runs:
         pool, runs = pool_of(key), sorted(self.log.runs.items())
         taken = [(name, run.places[pool]) for name, run in runs]
         return [[name for name, some in taken if at in some] for at in range(len(samples))]
+
+    async def free(self, name: str, key: bytes, samples: Sequence[Sample]) -> Sequence[Sample]:
+        run = self.log.runs.get(name)
+        if run is None:
+            return samples
+        pool, begin = pool_of(key), 0
+        if run.is_fresh and not run.places.has_floor(pool):
+            old = (k for k, one in enumerate(samples, 1) if one.stored_at < run.fresh_since)
+            begin = max(old, default=0)
+        free = run.places.free(pool, len(samples))
+        return [samples[place] for place in free if place >= begin]
 
     async def used(self, name: str) -> Used | None:
         run = self.get(name)

@@ -208,6 +208,21 @@ def test_a_client_that_leaves(upstream: Simulator, two: list[Proxy], name: str) 
 
 
 @steady
+def test_explained(two: list[Proxy], name: str) -> None:
+    """What would become of a call of a run is what becomes of it, whichever proxy is asked."""
+    asked = body(GENERATE, name)
+    alternately(two, f"{name}-other", asked, 2)
+    until_stored(two)
+    for k, expected in enumerate(("hit", "hit", "miss")):
+        request = {"path": f"/run/{name}{GENERATE}", "body": asked}
+        found = requests.post(f"{two[k % 2].url}/cache/explain", json=request, timeout=10).json()
+        assert (found["outcome"], found["run"]) == (expected, name), k
+        answer = draw(two[(k + 1) % 2], name, GENERATE, asked)
+        assert answer.headers["X-Cache"].lower() == expected, k
+        until_stored(two)
+
+
+@steady
 def test_cleared(two: list[Proxy], name: str) -> None:
     """Where samples were cleared, the places of new ones are free."""
     asked = body(GENERATE, name)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.outcome import Kind
 from sglang_cached_addon.core.policy import MAX_SAMPLES, Mode, Reason
 from sglang_cached_addon.service.explaining import Explaining, Explanation
 from sglang_cached_addon.service.nearby import Nearby
+from sglang_cached_addon.service.runs import Runs
 from tests.service.stage import GENERATE, Stage, staged
 from tests.tables import each
 
 
-def explaining(stage: Stage, mode: Mode = Mode.READWRITE) -> Explaining:
+def explaining(stage: Stage, mode: Mode = Mode.READWRITE, runs: Any = None) -> Explaining:
     exchange, store = stage.exchange, stage.store
     nearby = Nearby(store, exchange.lookup, None)
-    runs = stage.service.runs
+    runs = runs or stage.service.runs
     return Explaining(exchange, stage.upstream, store, nearby, runs, stage.heads, mode=mode)
 
 
@@ -200,6 +203,23 @@ async def test_runs(stage: Stage) -> None:
     assert brief(await explain(stage, sampled, f"/run/other{GENERATE}")) == ("hit", 1, 1)
     with pytest.raises(ValueError, match="the name of a run"):
         await explain(stage, sampled, f"/run/b d{GENERATE}")
+
+
+class NotTold(Runs):
+    """Runs of a server that does not answer."""
+
+    async def free(self, name: str, key: bytes, samples: Sequence[Sample]) -> Sequence[Sample]:
+        raise OSError("redis has the runs, and does not tell of them")
+
+
+@staged()
+async def test_runs_that_nobody_knows(stage: Stage) -> None:
+    """Where it is not known what a run has taken, nothing that is stored is for it."""
+    await stage.stores("a", 2)
+    body = json.dumps(asking("a")).encode()
+    found = await explaining(stage, runs=NotTold()).explain(f"/run/r{GENERATE}", body)
+    assert brief(found) == ("miss", 0, 1)
+    assert "nothing stored is given to it, as redis has the runs, and does not tell" in found.text
 
 
 @staged(keys={"key"})

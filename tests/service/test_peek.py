@@ -9,8 +9,6 @@ from math import inf
 from pathlib import Path
 
 from sglang_cached_addon.core.cache import Addition, Sample
-from sglang_cached_addon.core.places import pool_of
-from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.service.peek import Peek
 from sglang_cached_addon.store import DiskStore, Limits
 from sglang_cached_addon.store.contract import OpenStore
@@ -62,31 +60,5 @@ async def test_look(kind: str, tmp_path: Path) -> None:
         assert peek.is_expired(5.0)
         assert peek.clears == store.clears
         assert abs(peek.now - store.now) < 60
-
-
-DRAWN: dict[str, tuple[Run, list[int], list[int]]] = {
-    # the run, the places that it has taken, and the samples that are left for it
-    "nothing": (Run("a", 1.0, 1.0), [], [0, 1, 2]),
-    "the first": (Run("a", 1.0, 1.0), [0], [1, 2]),
-    "one in the middle": (Run("a", 1.0, 1.0), [1], [0, 2]),
-    "all": (Run("a", 1.0, 1.0), [0, 1, 2], []),
-    "fresh": (Run("a", 1.0, 1.0, fresh_since=SAMPLES[1].stored_at), [], [1, 2]),
-    "fresh, and all is old": (Run("a", 1.0, 1.0, fresh_since=inf), [], []),
-}
-
-
-@each("case", DRAWN)
-@bounded
-async def test_draw(case: str) -> None:
-    """A call of a run has what that has not taken; nothing is taken by looking."""
-    run, taken, left = DRAWN[case]
-    store = MemoryStore()
-    store.append(Addition(A, "chat", b"", SAMPLES))
-    for place in taken:
-        run.places.take(pool_of(A), place)
-    peek = Peek(store)
-    await peek.bring({A: 1})
-    peek.draw(A, run)
-    assert list(peek.get(A)) == [SAMPLES[place] for place in left]
-    assert list(run.places[pool_of(A)]) == taken
-    assert not run.places.has_floor(pool_of(A))
+        peek.keep(A, SAMPLES[1:])
+        assert (list(peek.get(A)), list(store.get(A))) == (SAMPLES[1:], SAMPLES)

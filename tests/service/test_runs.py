@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from math import inf
 
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.places import pool_of
+from sglang_cached_addon.core.runs import Run
 from sglang_cached_addon.service.runs import Runs
+from tests.tables import each
 
 
 def test_forgotten() -> None:
@@ -64,3 +67,31 @@ def test_forgotten_pools() -> None:
         assert used.pools == {pool_of(key)}
 
     asyncio.run(test())
+
+
+SAMPLES = [Sample(b'{"n":%d}' % n, 10.0 + n, 1.0, 1) for n in range(3)]
+
+FREE: dict[str, tuple[Run, list[int], list[int]]] = {
+    # the run, the places that it has taken, and the samples that are left for it
+    "nothing": (Run("a", 1.0, 1.0), [], [0, 1, 2]),
+    "the first": (Run("a", 1.0, 1.0), [0], [1, 2]),
+    "one in the middle": (Run("a", 1.0, 1.0), [1], [0, 2]),
+    "all": (Run("a", 1.0, 1.0), [0, 1, 2], []),
+    "fresh": (Run("a", 1.0, 1.0, fresh_since=SAMPLES[1].stored_at), [], [1, 2]),
+    "fresh, and all is old": (Run("a", 1.0, 1.0, fresh_since=inf), [], []),
+}
+
+
+@each("case", FREE)
+def test_free(case: str) -> None:
+    """A call of a run may have what that has not taken; nothing is taken by looking."""
+    run, taken, left = FREE[case]
+    runs, key = Runs(), b"k" * 32
+    runs.log.runs["a"] = run
+    for place in taken:
+        run.places.take(pool_of(key), place)
+    free = asyncio.run(runs.free("a", key, SAMPLES))
+    assert list(free) == [SAMPLES[place] for place in left]
+    assert list(run.places[pool_of(key)]) == taken
+    assert not run.places.has_floor(pool_of(key))
+    assert asyncio.run(runs.free("b", key, SAMPLES)) == SAMPLES

@@ -183,9 +183,7 @@ class RunCommands:
 
     @property
     def _keys(self) -> tuple[object, ...]:
-        taken = taken_by(self.name)
-        run = taken.removesuffix(_TAKEN)
-        return (3, run, taken, run + b":held")
+        return (3, *keys_of(self.name))
 
     @property
     def _ttl(self) -> int:
@@ -215,12 +213,15 @@ class RunCommands:
         return ("EVAL", _SHOW, *self._keys, change, known, repr(at), self._ttl)
 
 
-_TAKEN = b":taken"
+def keys_of(name: str) -> tuple[bytes, bytes, bytes]:
+    """The names of a run's three keys: what is told of it, what it has taken, and what is held."""
+    run = b"%b{run:%b}" % (PREFIX, name.encode())
+    return run, run + b":taken", run + b":held"
 
 
-def taken_by(name: str) -> bytes:
-    """The name of the set of what a run has taken."""
-    return b"%b{run:%b}%b" % (PREFIX, name.encode(), _TAKEN)
+def is_held(said: bytes | None, now: float) -> bool:
+    """Whether a mark is held at this Unix time, of which the server says so."""
+    return said is not None and int(said.split()[0]) > now * 1000
 
 
 def read(answer: Result) -> Said:

@@ -14,7 +14,7 @@ from typing import Any
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.places import Used, marks, pool_of
 from sglang_cached_addon.store.redis.outbox import Outbox
-from sglang_cached_addon.store.redis.places import NAMES, shown, taken_by
+from sglang_cached_addon.store.redis.places import NAMES, is_held, keys_of, shown
 from sglang_cached_addon.store.redis.protocol import Result
 from sglang_cached_addon.store.redis.run import SharedRun
 from sglang_cached_addon.store.redis.server import Away
@@ -147,7 +147,7 @@ class SharedRuns:
         its = [*marks(pool_of(key), samples)]
         try:
             names = await self._names()
-            asked = (self._ask("SMISMEMBER", taken_by(name), *its) for name in names)
+            asked = (self._ask("SMISMEMBER", keys_of(name)[1], *its) for name in names)
             answers = await asyncio.gather(*asked)
         except OSError:
             return [[] for _ in samples]
@@ -155,11 +155,27 @@ class SharedRuns:
         pairs = [(name, has) for name, has in zip(names, found, strict=True) if any(has)]
         return [[name for name, has in pairs if has[at]] for at in range(len(samples))]
 
+    async def free(self, name: str, key: bytes, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """As the server has it: what this proxy has to tell goes out before what it asks."""
+        its = [*marks(pool_of(key), samples)]
+        if not its:
+            return ()
+        run, taken, held = keys_of(name)
+        fresh, has, holders = await asyncio.gather(
+            self._ask("HGET", run, "fresh"),
+            self._ask("SMISMEMBER", taken, *its),
+            self._ask("HMGET", held, *its),
+        )
+        since, now = float(fresh) if fresh else -inf, time.time()
+        said = zip(samples, has, holders, strict=True)
+        free = [one for one, is_taken, by in said if not (int(is_taken) or is_held(by, now))]
+        return [one for one in free if one.stored_at >= since]
+
     async def used(self, name: str) -> Used | None:
         """Tells of pools whether any of their samples was delivered to a run."""
         if await self.show(name) is None:
             return None
-        taken = frozenset(await self._ask("SMEMBERS", taken_by(name)))
+        taken = frozenset(await self._ask("SMEMBERS", keys_of(name)[1]))
 
         def has(key: bytes, samples: Sequence[Sample]) -> bool:
             return any(b"%d" % mark in taken for mark in marks(pool_of(key), samples))

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from sglang_cached_addon.store.redis.places import Pass, RunCommands, Said, read, shown
+from sglang_cached_addon.store.redis.places import Pass, RunCommands, Said, is_held, read, shown
 from tests.redis import RedisServer, needs_redis
 
 pytestmark = needs_redis
@@ -173,3 +173,9 @@ def test_for_ever(server: RedisServer) -> None:
         asker = Asker(client)
         asker.take(RunCommands("a", "one", inf), 1, 1)
         assert {client.ttl(key) for key in client.keys("*")} == {-1}
+
+
+def test_what_is_held() -> None:
+    """What the server says of a mark holds until the time that it says."""
+    for said, held in ((None, False), (b"5000 ab", True), (b"4999 ab", True), (b"4000 ab", False)):
+        assert is_held(said, 4.5) is held, said

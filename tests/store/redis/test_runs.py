@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from sglang_cached_addon.core.cache import Sample
+from sglang_cached_addon.core.places import marks, pool_of
 from sglang_cached_addon.store.memory import MemoryStore
 from sglang_cached_addon.store.redis import SharedStore
 from sglang_cached_addon.store.redis.runs import SharedRuns
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import Proxy, sharing, until
+from tests.store.redis.proxies import KEY, Proxy, sharing, until
 
 pytestmark = needs_redis
 
@@ -95,5 +97,38 @@ def test_a_server_that_is_away(
         for _ in range(2):
             assert await run.take([(1, [2])]) is None
         assert caplog.text.count("their calls are generated anew until it is back") == 2
+
+    sharing(server, work)
+
+
+def test_free(server: RedisServer) -> None:
+    """The next call of a run may have what no call has at any proxy, of what is new enough; it is
+    not taken by looking. Where the server does not tell, nobody knows."""
+    samples = [Sample(b"{}", 10.0 + n, 1.0, 1) for n in range(4)]
+    its = list(marks(pool_of(KEY), samples))
+
+    async def work(first: Proxy, second: Proxy) -> None:
+        one, two = runs_of(first), runs_of(second)
+
+        async def free() -> list[int]:
+            return [samples.index(each) for each in await two.free("a", KEY, samples)]
+
+        assert (await free(), list(await two.free("a", KEY, []))) == ([0, 1, 2, 3], [])
+        run = one.use("a", 5.0)
+        assert await run.take([(2, its)]) == its[:2]
+        assert await free() == [2, 3], "they are held for calls under way"
+        run.settle(its[:1], run.turn, is_delivered=True)
+        run.settle(its[1:2], run.turn, is_delivered=False)
+        await first.written()
+        assert await free() == [1, 2, 3]
+        await one.rewind("a")
+        assert await free() == [0, 1, 2, 3]
+        await two.begin("a")
+        assert await free() == []
+        server.stop()
+        await until(lambda: not second.store.is_up)
+        with pytest.raises(OSError, match="has the runs, and does not tell of them"):
+            await free()
+        server.start()
 
     sharing(server, work)
