@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections import Counter
 from typing import Any
 
 from sglang_cached_addon.core import ignore_rules
@@ -115,3 +118,36 @@ def test_what_is_read(rule: str, call: dict[str, Any]) -> None:
     assert fetch.body is None
     assert fetch.known.call.body == call
     assert fetch.known.left_out
+
+
+def test_calls_at_random() -> None:
+    """Whatever is asked in whatever order, each answer is of a prompt that is equal but for what a
+    rule matches; it is told exactly where it is of another one; and who has no rule, or has another
+    one, gets what was generated for just that prompt, or by that rule."""
+    draw = random.Random(3)
+    store = MemoryStore()
+    setups = {
+        r"\d": ruled(r"text=\d+", r"text[*]=\d+", store=store),
+        "[12]": ruled("text=[12]+", "text[*]=[12]+", store=store),
+        "(?!)": Setup(store),
+    }
+    told: Counter[tuple[str, bool]] = Counter()
+    for number in range(3000):
+        regex = draw.choice(list(setups))
+        prompts = ["".join(draw.choices("ab123", k=3)) + ":" for _ in range(draw.randrange(1, 3))]
+        asked = body(prompts if len(prompts) > 1 else prompts[0], draw.randrange(1, 3))
+        setup = setups[regex]
+        setup.generated = number * 10
+        found = setup.receive(asked)
+        _, answer = setup.ask(asked)
+        answers = answer if isinstance(answer, list) else [answer]
+        of = [one["text"].partition(":")[0] + ":" for one in answers]
+        wanted = [prompt for prompt in prompts for _ in range(len(of) // len(prompts))]
+        for got, prompt in zip(of, wanted, strict=True):
+            assert re.sub(f"(?:{regex})+", "_", got) == re.sub(f"(?:{regex})+", "_", prompt)
+        if isinstance(found, Hit):
+            assert bool(found.outcome.detail) is (of != wanted)
+            told[regex, of != wanted] += 1
+    assert told[r"\d", True] > 50 < told["[12]", True]
+    assert told["(?!)", False] > 100
+    assert not told["(?!)", True]
