@@ -75,9 +75,17 @@ class Embeddings(counted.Counted):
         rows = counted.in_order(answer.get("data"))
         for row in rows:
             vectors.packed(row)
-            if "embedding" not in row or _is_odd(row["embedding"]):
+            if not vectors.is_readable(row.get("embedding")):
                 raise Refused(Reason.UNREADABLE)
         return [{"data": [{**row, "index": 0}]} for row in rows]
+
+    def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
+        sample = samples[0][0]
+        if call.batched or not vectors.is_plain(sample):
+            return super().write(call, samples)
+        # What is kept is the answer to a lone input, and need not be read for that.
+        is_base64 = call.body.get("encoding_format") == "base64"
+        return sample if is_base64 else vectors.with_numbers(sample)
 
     def joined(self, call: Call, answers: Iterable[dict[str, Any]]) -> dict[str, list[bytes]]:
         is_base64 = call.body.get("encoding_format") == "base64"
@@ -89,11 +97,6 @@ class Embeddings(counted.Counted):
             )
             rows.append(judging.dump({**row, "embedding": shown, "index": len(rows)}))
         return {"data": rows}
-
-
-def _is_odd(vector: Any) -> bool:
-    """Whether a text is no vector in base64, so that no numbers could be made of it."""
-    return isinstance(vector, str) and not vectors.is_packed(vector)
 
 
 def _are_objects(inputs: Any) -> bool:

@@ -86,7 +86,7 @@ class Encode(listing.Listing):
             meta = native.get("meta_info") if isinstance(native, dict) else None
             if judging.is_error(native):
                 raise Refused(Reason.ERROR)
-            if not isinstance(meta, dict) or isinstance(native.get("embedding", ""), str):
+            if not isinstance(meta, dict) or _is_odd(native.get("embedding")):
                 raise Refused(Reason.UNREADABLE)
             finish = meta.get("finish_reason")
             kind = finish.get("type") if isinstance(finish, dict) else None
@@ -105,6 +105,11 @@ class Encode(listing.Listing):
         answer = BytesIO()
         listing.write_list(answer, shown)
         return answer.getvalue()
+
+
+def _is_odd(vector: Any) -> bool:
+    """Whether a vector is missing, or something in it is no number."""
+    return isinstance(vector, str | None) or (isinstance(vector, list) and None in vector)
 
 
 def _shown(sample: bytes, rid: str | None) -> bytes:

@@ -123,7 +123,7 @@ def of_answers(answer: Any) -> Rows:
 def vector(row: dict[str, Any]) -> str:
     """A vector: how long it is, and how it begins."""
     kept = row.get("embedding")
-    if isinstance(kept, str) and vectors.is_packed(kept):
+    if isinstance(kept, str) and vectors.is_readable(kept):
         kept = vectors.unpack(kept)
     return numbers(kept)
 

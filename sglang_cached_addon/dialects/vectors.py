@@ -13,6 +13,8 @@ import sys
 from array import array
 from base64 import b64encode
 from binascii import Error, a2b_base64
+from collections.abc import Iterable, Iterator
+from math import isfinite
 from typing import Any
 
 import orjson
@@ -49,14 +51,16 @@ def unpack(kept: str) -> list[float]:
     return packed.tolist()
 
 
-def is_packed(vector: Any) -> bool:
-    """Whether a text is a vector in base64, as it would be written again."""
-    if not isinstance(vector, str):
-        return False
+def is_readable(vector: Any) -> bool:
+    """Whether both forms can be made of what an answer has as a vector: it is one in base64, as it
+    would be written again, or a list; and all of it are numbers."""
+    if isinstance(vector, list):
+        return None not in vector
     try:
-        return _written(array("f", unpack(vector))) == vector
+        numbers = unpack(vector) if isinstance(vector, str) else []
     except ValueError:
         return False
+    return all(map(isfinite, numbers)) and _written(array("f", numbers)) == vector
 
 
 def in_base64(kept: Any) -> Any:
@@ -76,17 +80,42 @@ def in_python_json(kept: Any) -> bytes:
     if not isinstance(kept, str):
         return json.dumps(kept, separators=(",", ":"), ensure_ascii=False).encode()
     written = in_json(kept)
-    if b"e" not in written and b"0.0000" not in written:
-        return written
-    # Of all but these, the digits are the same.
-    numbers = written[1:-1].split(b",")
-    return b"[%b]" % b",".join(
-        [_in_python(n) if b"e" in n or b"0.0000" in n else n for n in numbers]
-    )
+    # Of all but those that have this, the digits are the same.
+    begins = {max(written.rfind(b",", 0, at), 0) + 1 for at in _places(written, (b"e", b"0.0000"))}
+    parts, done = [], 0
+    for begin in sorted(begins):
+        end = written.find(b",", begin)
+        end = end if end >= 0 else len(written) - 1
+        parts += [written[done:begin], repr(float(written[begin:end])).encode()]
+        done = end
+    return b"".join((*parts, written[done:]))
 
 
-def _in_python(number: bytes) -> bytes:
-    return repr(float(number)).encode()
+def _places(text: bytes, marks: Iterable[bytes]) -> Iterator[int]:
+    """Where any of these stands in a text."""
+    for mark in marks:
+        at = text.find(mark)
+        while at >= 0:
+            yield at
+            at = text.find(mark, at + 1)
+
+
+def is_plain(sample: bytes) -> bool:
+    """Whether an answer in compact JSON has just one vector, which is in base64."""
+    return sample.count(_BASE64) == sample.count(_MEMBER) == 1
+
+
+def with_numbers(sample: bytes) -> bytes:
+    """Such an answer with its vector as a list of numbers."""
+    begin = sample.index(_BASE64) + len(_BASE64)
+    end = sample.index(b'"', begin)
+    return b"".join((sample[: begin - 1], in_json(sample[begin:end].decode()), sample[end + 1 :]))
+
+
+_MEMBER = b'"embedding":'
+"""No text in JSON has this in it: its quotes would be escaped."""
+
+_BASE64 = _MEMBER + b'"'
 
 
 def packed(row: Any) -> Any:

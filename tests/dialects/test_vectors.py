@@ -39,7 +39,7 @@ def test_float32_in_four_bytes() -> None:
     assert vectors.unpack(kept) == vector
     assert vectors.in_json(kept) == orjson.dumps(vector)
     assert vectors.in_python_json(kept).decode() == json.dumps(vector, separators=(",", ":"))
-    assert vectors.in_base64(kept) == kept and vectors.is_packed(kept)
+    assert vectors.in_base64(kept) == kept and vectors.is_readable(kept)
 
 
 OTHERS: list[Any] = [
@@ -66,4 +66,25 @@ def test_texts_that_are_no_vectors() -> None:
     """They are told from vectors, so that no numbers are made of them."""
     good = vectors.pack([1.5, 2.5])
     for text in (good[:-1], good + "A", good[:4], "!" * 8, f" {good}", good.replace("A", "-"), 1):
-        assert not vectors.is_packed(text), text
+        assert not vectors.is_readable(text), text
+
+
+def test_what_is_no_number() -> None:
+    """A vector with something in it that is no number would be another one in each form."""
+    for odd in (float("nan"), float("inf"), float("-inf")):
+        assert not vectors.is_readable(b64encode(struct.pack("<2f", odd, 1.5)).decode()), odd
+    assert not any(map(vectors.is_readable, ([1.5, None], None, {"a": 1.5}, 1)))
+    assert all(map(vectors.is_readable, ([1.5, 2], [0.1], [], "")))
+
+
+def test_vectors_in_answers() -> None:
+    """A vector in base64 is found in an answer that is not read, whatever the texts in it say."""
+    vector = [1.5, -2.0]
+    told = {"data": [{"embedding": vectors.pack(vector), "index": 0}], "a": '"embedding":"x"'}
+    for name in ("model", "embedding"):
+        sample = orjson.dumps({**told, "model": name, "b": '\\"embedding":""'})
+        assert vectors.is_plain(sample)
+        assert orjson.loads(vectors.with_numbers(sample))["data"][0]["embedding"] == vector
+    for others in ([0.1], [], None):
+        assert not vectors.is_plain(orjson.dumps({"data": [{"embedding": others}]}))
+    assert not vectors.is_plain(orjson.dumps({**told, "more": {"embedding": [0.1]}}))
