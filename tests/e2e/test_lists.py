@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import struct
+from base64 import b64encode
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +17,10 @@ from tests.conftest import Proxy, StartProxy
 from tests.e2e.calls import post
 from tests.simulator import Profile, Simulator, running
 from tests.tables import each
+
+Row = dict[str, Any]
+Twist = Callable[[list[Row]], Any]
+"""What a server makes of its rows."""
 
 KNOWN, NEW = ["one two", "three"], ["four five six", "seven"]
 LISTS: dict[str, tuple[dict[str, Any], str, list[Any], list[Any]]] = {
@@ -61,12 +69,12 @@ def test_rows_of_lists(
     def direct(rows: Any) -> Any:
         return told(requests.post(simulator.url + path, json={**body, field: rows}, timeout=30))
 
-    whole = [new[1], *known, new[0], known[0], new[1]]
-    wanted = {str(rows): direct(rows) for rows in (known, whole, known[1], new[0])}
+    whole, twice = [new[1], *known, new[0], known[0], new[1]], [*known, known[0]]
+    wanted = {str(rows): direct(rows) for rows in (twice, known, whole, known[1], new[0])}
     simulator.received.clear()
     for rows, outcome in (
-        (known, "MISS"), (known, "HIT"), (known[1], "HIT"), (whole, "PARTIAL"), (whole, "HIT"),
-        (new[0], "HIT"),
+        (twice, "MISS"), (twice, "HIT"), (known, "HIT"), (known[1], "HIT"), (whole, "PARTIAL"),
+        (whole, "HIT"), (new[0], "HIT"),
     ):  # fmt: skip
         answer = post(proxy, path, {**body, field: rows})
         assert answer.headers["X-Cache"] == outcome, rows
@@ -132,6 +140,91 @@ def test_best_alone(simulator: Simulator, proxy: Proxy) -> None:
         proxy.stats()
     (sent,) = [json.loads(r.body) for r in simulator.received if r.path == "/v1/rerank"]
     assert sent == {name: value for name, value in best.items() if name != "top_n"}
+
+
+def renumbered(*indices: Any) -> Twist:
+    """A server that gives its last rows these indices."""
+
+    def twist(rows: list[Row]) -> list[Row]:
+        own = range(len(rows) - len(indices))
+        return [{**row, "index": k} for row, k in zip(rows, [*own, *indices], strict=True)]
+
+    return twist
+
+
+def saying(vector: Any) -> Twist:
+    """A server that says this in place of its last vector."""
+    return lambda rows: [*rows[:-1], {**rows[-1], "embedding": vector}]
+
+
+NAN = b64encode(struct.pack("<2f", math.nan, 1.0)).decode()
+TWISTS: dict[str, Twist] = {
+    "a row less": lambda rows: rows[:-1],
+    "a row more": lambda rows: [*rows, {**rows[0], "index": len(rows)}],
+    "an index twice": renumbered(0, 0),
+    "from one on": renumbered(1, 2),
+    "no index": renumbered(None, None),
+    "an index in text": renumbered("0", "1"),
+    "no list": lambda rows: {"0": rows},
+    "NaN": saying([math.nan, 1.0]),
+    "NaN in base64": saying(NAN),
+    "null": saying([None, 1.0]),
+    "no vector": saying(None),
+    "a text": saying("x"),
+}
+
+
+@pytest.mark.shared
+def test_odd_vectors(simulator: Simulator, proxy: Proxy) -> None:
+    """Where the server gives other rows than it was asked for, or what is no vector, nothing of
+    that is stored or put together with others: the client gets what the server says to its own
+    call. Rows in another order are told by their index."""
+    path, body = "/v1/embeddings", {"model": "odd"}
+
+    def direct(call: dict[str, Any]) -> bytes:
+        return requests.post(simulator.url + path, json=call, timeout=30).content
+
+    post(proxy, path, {**body, "input": ["known"]})
+    proxy.stats()
+    try:
+        for name, twist in [*TWISTS.items(), ("another order", lambda rows: rows[::-1])]:
+            call = {**body, "input": ["known", f"{name} one", f"{name} two"]}
+            right = json.loads(direct(call))
+            simulator.twist = twist
+            answer = post(proxy, path, call)
+            proxy.stats()
+            if name == "another order":
+                assert (answer.headers["X-Cache"], answer.json()) == ("PARTIAL", right)
+                continue
+            assert (answer.headers["X-Cache"], answer.content) == ("BYPASS", direct(call)), name
+            simulator.twist = list
+            for outcome in ("PARTIAL", "HIT"):
+                answer = post(proxy, path, call)
+                assert (answer.headers["X-Cache"], answer.json()) == (outcome, right), name
+                proxy.stats()
+    finally:
+        simulator.twist = list
+
+
+def test_usage_that_nobody_can_tell(start_proxy: StartProxy) -> None:
+    """Where the server does not count, the usage of an answer is what it says of the whole list,
+    also of one that has something more than once: nothing is put together by guess."""
+    path, body = "/v1/embeddings", {"model": "m"}
+    lists = {
+        "PARTIAL": ["one two", "four", "three"],
+        "BYPASS": ["one two", "four", "three", "three"],
+    }
+    with running(Profile(has_tokenize=False)) as simulator:
+        proxy = start_proxy(simulator.url)
+        known = post(proxy, path, {**body, "input": "four"})
+        assert known.headers["X-Cache"] == "MISS"
+        for outcome, rows in lists.items():
+            call = {**body, "input": rows}
+            want = requests.post(simulator.url + path, json=call, timeout=30)
+            proxy.stats()
+            for _ in range(2):
+                answer = post(proxy, path, call)
+                assert (answer.headers["X-Cache"], answer.json()) == (outcome, want.json())
 
 
 @pytest.mark.shared

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +52,7 @@ class Engine(small.Engine):
         self.aborted = 0  # samples ended by /abort_request or because the client left
         self.events = 0  # of streams, sent; [DONE] is one
         self.faults: deque[Fault] = deque()  # each spoils one sampling request
+        self.twist: Callable[[list[Json]], Any] = list  # what becomes of the rows of vectors
         self.resting: set[asyncio.Future[None]] = set()  # see `parked`
         self._updates = itertools.count(1)  # of the weights
         self.boot(profile)

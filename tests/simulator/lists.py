@@ -19,6 +19,9 @@ SIZE = 8
 
 
 async def tokenize(handler: Handler) -> None:
+    if not handler.engine.profile.has_tokenize:
+        handler.reply({"detail": "Not Found"}, 404)
+        return
     prompt = handler.document().get("prompt")
     if not isinstance(prompt, str | list):
         raise missing("prompt")
@@ -74,7 +77,9 @@ async def embeddings(handler: Handler) -> None:
             numbers = b64encode(array("f", numbers)).decode()
         rows.append({"embedding": numbers, "index": index, "object": "embedding"})
     model = handler.engine.profile.model
-    handler.reply({"data": rows, "model": model, "object": "list", "usage": usage(prompts)})
+    rows = handler.engine.twist(rows)
+    said = {"data": rows, "model": model, "object": "list", "usage": usage(prompts)}
+    handler.reply(json.dumps(said).encode(), kind="application/json")
 
 
 async def encode(handler: Handler) -> None:

@@ -55,6 +55,7 @@ class Profile(small.Profile):
     admin_api_key: str = ""  # "a,b": either
     stream_response_default_include_usage: bool = False
     info: str = "sglang"  # what tells of the model, a key of INFO_ROUTES; the others are 404
+    has_tokenize: bool = True  # /tokenize is there
     info_delay: float = 0.0  # seconds before /model_info and /server_info answer
 
     @property
