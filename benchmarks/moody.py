@@ -2,8 +2,9 @@
 
 The stub with a mood that `POST /mood` changes: `{"info_seconds": S}` is how long it takes to
 say which model it serves. A call of `/generate` may carry `"answer_bytes": B`, the length of
-each sample's text, or `"fails_after": S`, and gets a sample for each prompt of a list. With
-`--key` it asks for that key on every route but `/health`.
+each sample's text, or `"fails_after": S`, and gets a sample for each prompt of a list. Calls for
+lists that generate nothing are answered as `listing` has it. With `--key` it asks for that key on
+every route but `/health`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cache, partial
 
 import orjson
 
-from benchmarks import stub
+from benchmarks import listing, stub
 
 READ = 4 << 20
 """Bytes of a call that is looked into; a larger one gets one sample."""
@@ -68,6 +69,9 @@ class Connection(stub.Connection):
             count = n * len(prompts) if is_list else n
             length = call.get("answer_bytes", len(stub.TEXT))
             self._transport.write(answer(count, length, is_list or n > 1))
+        elif path in listing.ANSWERS:
+            answered = listing.ANSWERS[path](orjson.loads(body))
+            self._transport.write(stub.response(orjson.dumps(answered)))
         else:
             super().received(head, path, body)
 

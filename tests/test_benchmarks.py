@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,8 @@ from benchmarks import (
     calls,
     entries,
     explaining,
+    listing,
+    lists,
     meanwhile,
     moody,
     plot,
@@ -28,6 +31,7 @@ from benchmarks.results import Results
 from benchmarks.servers import DIRECT, MITMDUMP, NGINX, OURS, QUIET
 from sglang_cached_addon import dialects
 from sglang_cached_addon.core import keys, planning
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Hit, Known
 from sglang_cached_addon.store import DiskStore
@@ -228,3 +232,21 @@ def test_what_is_nearest_is_found(tmp_path: Path) -> None:
     found = explaining.measure(tmp_path, 400)
     assert found["found"] == 1.0
     assert 50 < found["bytes"] < 1000
+
+
+@each("api", lists.APIS)
+def test_lists(api: str) -> None:
+    """Each list is one that the cache looks up, and its answer one that is stored, input by
+    input."""
+    path, field, _ = lists.APIS[api]
+    dialect = dialects.installed()["POST", path]
+    body = orjson.loads(lists.call(api, 3, 4))
+    assert body[field] == [f"{api} {i}" for i in (3, 4, 5, 6)]
+    call = dialect.read(body)
+    sent = dialect.trim(call, (1,) * 4, lambda: "0" * 32, Server(SGLANG))
+    counts = listing.ANSWERS["/tokenize"]({"prompt": sent.texts})["count"]
+    answer = orjson.loads(orjson.dumps(listing.ANSWERS[path](sent.body)))
+    split = dialect.split(call, replace(sent, tokens=tuple(counts)), answer)
+    assert (len(split.generations), split.refusal) == (4, None)
+    row = lists.Row(api, 1000, "known", 2.0, 1.0, 10.0, 51.0, 1.0)
+    assert str(row).endswith("missed") and "2.0 x direct" in str(row)
