@@ -143,7 +143,7 @@ def _around(
 ) -> Parts:
     known = dialects.installed()
     if not settings.messages:
-        known = dialects.showing_aborts(known)
+        known = dialects.without(known, "anthropic-messages")
     folder = settings.cache_path if settings.has_folder else None
     apis = {dialect.name for dialect in known.values() if generates(dialect)}
     ignoring = ignore_file.ignoring(settings.ignore, folder, apis)

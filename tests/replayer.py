@@ -18,10 +18,11 @@ _FRAMING = {"content-length", "transfer-encoding", "date", "server"}
 
 
 # What the server says of itself, whichever pair it serves.
-_NOTHING = {"request": {}, "response": {"status": 404, "headers": [], "body": ""}}
+_HEADERS = [["content-type", "application/json"]]
+_SERVER = {"status": 200, "headers": _HEADERS, "body": '{"enable_response_store":false}'}
 INFO: dict[str, Any] = {
     "/model_info": json.loads((Path(__file__).parent / "corpus/get-model_info.json").read_bytes()),
-    "/server_info": _NOTHING,
+    "/server_info": {"request": {}, "response": _SERVER},
 }
 
 

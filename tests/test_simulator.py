@@ -40,7 +40,38 @@ OUT_OF_SCOPE = {
     ),
     "ollama-chat": "no Ollama route",
     "options-chat": "no CORS",
-    "responses": "no Responses route",
+    **dict.fromkeys(
+        (
+            "responses-background",
+            "responses-previous",
+            "responses-request-id",
+            "responses-web-search",
+            "responses-other-model",
+            "responses-logprobs",
+            "responses-logprobs-stream",
+            "responses-custom",
+            "responses-tools-cut",
+            "responses-tools-cut-stream",
+            "responses-too-long-stream",
+        ),
+        "what is never cached, and what few servers do, is not done",
+    ),
+    **dict.fromkeys(
+        ("responses-tools", "responses-tools-stream"), "the recorded model has called twice"
+    ),
+    **{
+        f"responses-{kind}{form}": "the recorded server thinks first, or makes a summary of it"
+        for kind in ("thinking", "summary")
+        for form in ("", "-stream")
+    },
+    **dict.fromkeys(
+        (
+            "responses-thinking-tools-stream",
+            "responses-thinking-schema-stream",
+            "responses-not-thinking-stream",
+        ),
+        "the recorded server thinks first, and always",
+    ),
     "score": "no scoring route",
 } | {
     name: "texts and ids of lists only as e2e tests need them"
@@ -57,7 +88,7 @@ NOT_TOLD = {"embedding"}
 IN_SCOPE = [name for name in CORPUS if name not in OUT_OF_SCOPE]
 ASKED = [name for name in IN_SCOPE if '"stream": true' in str(CORPUS[name]["request"]["body"])]
 PLAIN = [name for name in IN_SCOPE if name not in ASKED]
-NAMED = [name for name in ASKED if name.startswith("messages-")]
+NAMED = [name for name in ASKED if name.startswith(("messages-", "responses-"))]
 STREAMS = [name for name in ASKED if name not in NAMED]
 CHAT = {"messages": [{"role": "user", "content": "What is 2+2?"}]}
 ROUTES: dict[str, Json] = {
@@ -267,8 +298,8 @@ def named(text: str) -> list[tuple[str, Any]]:
         name, data = event.split("\n")
         value = json.loads(data.removeprefix("data: "))
         assert name == f"event: {value['type']}"
-        part = value.get("delta") or value.get("content_block") or {}
-        kind = f"{value['type']} {part.get('type', '')}"
+        part = value.get("delta") or value.get("content_block")
+        kind = f"{value['type']} {part.get('type', '') if isinstance(part, dict) else ''}"
         if not found or found[-1][0] != kind:
             found.append((kind, value))
     return found

@@ -61,6 +61,8 @@ class Call:
     """A call for one sample is answered by that sample as it is kept."""
     is_apart: bool = False
     """Its items are those of streams alone (`as_streams`)."""
+    may_be_kept: bool = False
+    """A server that keeps answers keeps that to it: its client may come back to it."""
     is_part: bool = False
     """It is a portion of a call: its answer is put together with others."""
     rows: tuple[int, ...] = ()
@@ -152,8 +154,9 @@ class Part(Enum):
     STATE = "all of one choice so far, so that no event before it is needed"
     FINISH = "the end of a choice, behind the last delta of all choices"
     USAGE = "the usage of the whole answer"
+    ECHO = "what the client itself has said, beside other things"
     ERROR = "an error"
-    END = "the last event of the stream"
+    END = "the last event of the stream, which may repeat what the client has said"
     OTHER = "unknown"
 
 

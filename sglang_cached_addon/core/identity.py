@@ -43,6 +43,10 @@ class Server:
     streams_apart: bool = False
     """Nobody knows how it would write as a stream what it has said in JSON, or the other way round:
     each is kept as it came, and given to who asks in that manner."""
+    keeps_answers: bool = True
+    """It may keep an answer to `/v1/responses`, for clients that come back to it."""
+    dates_prompts: bool = True
+    """It may put the date into the prompts of `/v1/responses`, as SGLang does for gpt-oss."""
 
 
 UNKNOWN = Server()
@@ -75,6 +79,10 @@ class Identity:
     """As `Server.fuses_scores`."""
     streams_apart: bool = False
     """As `Server.streams_apart`."""
+    keeps_answers: bool = True
+    """As `Server.keeps_answers`."""
+    dates_prompts: bool = True
+    """As `Server.dates_prompts`."""
 
     @property
     def server(self) -> Server:
@@ -87,11 +95,13 @@ class Identity:
         return Server(
             self.engine,
             self.weight_version,
-            not is_old,
-            self.streams_usage,
-            reuse,
-            self.fuses_scores,
-            self.streams_apart,
+            names_spans=not is_old,
+            streams_usage=self.streams_usage,
+            reuse=reuse,
+            fuses_scores=self.fuses_scores,
+            streams_apart=self.streams_apart,
+            keeps_answers=self.keeps_answers,
+            dates_prompts=self.dates_prompts,
         )
 
 
@@ -137,6 +147,9 @@ def identify(
             greedy=families.told(server, info),
             fuses_scores=_member(server, "enable_mis") is True,
             streams_apart=engine != SGLANG or _is_relayed(server, more),
+            keeps_answers=_member(server, "enable_response_store") is not False
+            or _is_relayed(server, more),
+            dates_prompts=_member(info, "model_type") in (None, "", "gpt_oss"),
         )
     except TypeError:
         # What can be read but not written: nested too deeply, integers beyond 64 bits. No

@@ -79,7 +79,8 @@ class Reason(StrEnum):
     STATE = (
         "state",
         "state held by the server: `session_params`, `previous_response_id`, `audio` of a chat, "
-        "`/open_session`, `/close_session`",
+        "`/open_session`, `/close_session`; of `/v1/responses` also `conversation`, `background`, "
+        "`prompt`, `request_id`, and `store` where the server may keep the answer",
     )
     SERVER_TOOLS = "server-tools", "tools that the server itself uses, live, such as `web_search`"
     MEDIA = "media-by-reference", "media by URL or path, which may change behind an equal body"
@@ -102,7 +103,7 @@ class Reason(StrEnum):
     # looked up and forwarded, but the answer is not stored
     STATUS = "status", "the upstream's status is not 200"
     ERROR = "error", "an error in a 200"
-    ABORT = "abort", "an aborted sample; of `/v1/messages`, any abort or pause that came meanwhile"
+    ABORT = "abort", "an aborted sample; where that may not show, any abort or pause meanwhile"
     UNFINISHED = "unfinished", "a sample without a finish reason"
     MIXED_WEIGHTS = "mixed-weights", "the model's weights changed during the generation"
     NO_USAGE = "no-usage", "a stream that does not tell its usage, which a JSON answer has"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
-from sglang_cached_addon.dialects.base import Dialect, nature_of
+from sglang_cached_addon.dialects.base import Dialect
 
 GROUP = "sglang_cached.dialects"
 
@@ -32,9 +32,9 @@ def registry(dialects: Iterable[Dialect]) -> Registry:
     return routes
 
 
-def showing_aborts(known: Registry) -> Registry:
-    """Those whose answers tell whether they were aborted."""
-    return {route: each for route, each in known.items() if nature_of(each).shows_aborts}
+def without(known: Registry, name: str) -> Registry:
+    """All but the dialect of this name."""
+    return {route: each for route, each in known.items() if each.name != name}
 
 
 @cache

@@ -94,8 +94,10 @@ class Nature:
     abort it came to upstream meanwhile, and where it has ended in good order."""
     event_names: Collection[bytes] = ()
     """The names that the events of its streams have."""
-    last_event: str = ""
-    """The type of the last event of its streams; empty where that is `[DONE]`."""
+    last_events: Collection[str] = ()
+    """The types that the last event of its streams may have; none where that is `[DONE]`."""
+    holds_for_a_day: bool = False
+    """Servers may put the date into the prompt, unless they are known not to."""
     fields: tuple[tuple[bytes, bytes], ...] = ()
     """Header fields without which a server may refuse a call, and which say nothing of who makes
     it."""
@@ -184,8 +186,9 @@ class Generating(Dialect, Protocol):
         choice i becomes `choices[i]`. What all events of that answer share is as in the sample
         `like`."""
 
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        """Puts the ids that the client sees into the parsed data of an event."""
+    def rename(self, event: Any, call: Call) -> bool:
+        """Puts what is the client's own into the parsed data of an event of its answer: its ids,
+        or what is echoed. Gives whether that changes anything."""
 
     def cut(self, event: Any) -> None:
         """Changes the parsed data of an event that has all of a choice so far (`Part.STATE`) into

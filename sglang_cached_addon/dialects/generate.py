@@ -172,8 +172,9 @@ class Generate:
     def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
         event["index"] = choices[event.get("index", 0)]
 
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        event["meta_info"]["id"] = rids[event.get("index", 0)]
+    def rename(self, event: Any, call: Call) -> bool:
+        event["meta_info"]["id"] = call.rids[event.get("index", 0)]
+        return True
 
     def cut(self, event: Any) -> None:
         event["meta_info"]["finish_reason"] = _ABORTED

@@ -33,7 +33,8 @@ def finish_reason(answer: Any) -> str | None:
     choice = members(next(iter(listed(members(answer).get("choices"))), None))
     finish = choice.get("finish_reason") or members(answer).get("stop_reason")
     native = members(members(answer).get("meta_info")).get("finish_reason")
-    found = finish or members(native).get("type")
+    cut = members(members(answer).get("incomplete_details")).get("reason")
+    found = finish or members(native).get("type") or cut or members(answer).get("status")
     return found if isinstance(found, str) else None
 
 

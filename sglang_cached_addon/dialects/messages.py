@@ -14,14 +14,12 @@ from typing import Any
 from sglang_cached_addon.core.call import (
     Call,
     Generation,
-    Mint,
     Recorded,
     Script,
     Split,
     StreamOptions,
     UpstreamCall,
 )
-from sglang_cached_addon.core.identity import UNKNOWN, Server
 from sglang_cached_addon.core.keys import canonical
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import (
@@ -32,6 +30,7 @@ from sglang_cached_addon.dialects import (
     messages_display,
     messages_stream,
     reading,
+    single,
 )
 from sglang_cached_addon.dialects.messages_script import script
 from sglang_cached_addon.dialects.messages_stream import EVENTS
@@ -63,7 +62,7 @@ TRANSPORT: base.TransportTable = {
 """Framing, what names a user, and scheduling: nothing of it reaches the model."""
 
 
-class Messages:
+class Messages(single.Single):
     """The dialect of POST `/v1/messages`."""
 
     name = "anthropic-messages"
@@ -73,7 +72,7 @@ class Messages:
         has_n=False,
         shows_aborts=False,
         event_names=EVENTS,
-        last_event="message_stop",
+        last_events=("message_stop",),
         fields=(_VERSION,),
     )
     display = messages_display.MessagesDisplay()
@@ -95,14 +94,6 @@ class Messages:
             is_seeded=is_seeded,
             is_greedy=reading.is_greedy(body),
         )
-
-    def trim(
-        self, call: Call, shortfalls: Sequence[int], mint: Mint, server: Server = UNKNOWN
-    ) -> UpstreamCall:
-        return UpstreamCall(call.body, (0,), 1, server=server)
-
-    def repeated(self, body: dict[str, Any], count: int) -> dict[str, Any] | None:
-        return None
 
     def split(self, call: Call, sent: UpstreamCall, answer: Any) -> Split:
         return messages_answer.split(answer)
@@ -130,23 +121,6 @@ class Messages:
 
     def script(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> Script:
         return script(samples[0][0])
-
-    def usage(self, call: Call, samples: Sequence[Sequence[Recorded]]) -> bytes | None:
-        return None  # it is told in the first event and in the last but one
-
-    # A stream is of one sample, whose fetch asks for nothing besides, and no client names an id.
-
-    def without_usage(self, event: bytes, value: Any) -> bytes:
-        return event
-
-    def renumber(self, event: Any, choices: Sequence[int], like: Recorded) -> None:
-        pass
-
-    def rename(self, event: Any, rids: Sequence[str]) -> None:
-        pass
-
-    def cut(self, event: Any) -> None:
-        pass
 
 
 class CountTokens(listing.Listing):

@@ -6,7 +6,7 @@ Nothing is raised for a body, whatever it is. Knows no API: a dialect's `Display
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -55,7 +55,7 @@ def answer(
     reader, errors = display_of(dialect).reader(), []
     notes: list[str] = []
     if is_stream:
-        events, notes = _events(data, nature_of(dialect).last_event)
+        events, notes = _events(data, nature_of(dialect).last_events)
     elif (value := _parsed(data)) is not None:
         events = [value]
     else:
@@ -155,9 +155,9 @@ def _error(value: Any) -> Any:
     return told.get("error") or (told if told.get("object") == "error" else None)
 
 
-def _events(data: bytes, last: str) -> tuple[list[Any], list[str]]:
+def _events(data: bytes, last: Collection[str]) -> tuple[list[Any], list[str]]:
     """The parsed events of a stream, with None where some are left out; and what is to be said of
-    it. `last` is as in `Nature`."""
+    it. `last` are `Nature.last_events`."""
     notes = []
     head, tail = data, b""
     if len(data) > MAX_EVENTS:
@@ -171,7 +171,7 @@ def _events(data: bytes, last: str) -> tuple[list[Any], list[str]]:
     if tail:
         more, is_done = _parsed_events(tail)
         events += [None, *more]
-    if not is_done and not (last and events and members(events[-1]).get("type") == last):
+    if not is_done and not (events and members(events[-1]).get("type") in last):
         notes.append("the stream has no end: it is under way, or was cut")
     return events, notes
 

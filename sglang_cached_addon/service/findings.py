@@ -17,7 +17,7 @@ from sglang_cached_addon.core import neighbours
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
 from sglang_cached_addon.core.ignoring import LeftOut
-from sglang_cached_addon.core.outcome import SHOWN, Outcome, Saved, hit_status
+from sglang_cached_addon.core.outcome import SHOWN, Kind, Outcome, Saved, hit_status
 from sglang_cached_addon.core.places import Pool
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import Reason, Terms
@@ -47,6 +47,13 @@ class Hit:
     is_stream: bool = False
     longest: int = 0
     """Completion tokens of the longest of its samples."""
+
+    @classmethod
+    def plain(cls, key: bytes, sample: Sample, model: str) -> Hit:
+        """A sample as the whole answer, which it is to a plain call for one."""
+        saved = Saved(1, sample.tokens, sample.seconds)
+        outcome = Outcome(Kind.HIT, 1, 1, oldest=sample.stored_at, key=key, places=b"0")
+        return cls(sample.answer, outcome, saved, model)
 
     @cached_property
     def head(self) -> bytes:

@@ -13,21 +13,20 @@ from math import inf
 
 import orjson
 
-from sglang_cached_addon.core import identity, keys, neighbours, planning, policy
+from sglang_cached_addon.core import fitting, identity, keys, planning
 from sglang_cached_addon.core.cache import Sample, Store
-from sglang_cached_addon.core.call import Call, as_streams
+from sglang_cached_addon.core.call import Call
 from sglang_cached_addon.core.epochs import Epochs
 from sglang_cached_addon.core.identity import Server
 from sglang_cached_addon.core.ignoring import Ignoring
 from sglang_cached_addon.core.memo import Memo
 from sglang_cached_addon.core.naming import Naming
-from sglang_cached_addon.core.neighbours import WITHOUT_N
 from sglang_cached_addon.core.outcome import Kind, Outcome, Saved
 from sglang_cached_addon.core.places import pool_of
 from sglang_cached_addon.core.planning import Plan
 from sglang_cached_addon.core.policy import PLAIN, Reason, Refused, Terms
 from sglang_cached_addon.dialects import Registry
-from sglang_cached_addon.dialects.base import Dialect
+from sglang_cached_addon.dialects.base import Dialect, nature_of
 from sglang_cached_addon.service.findings import Hit, Known, Places, Stamp, events_of, model_of
 from sglang_cached_addon.service.reducing import Reducing, ignored
 from sglang_cached_addon.wire import http1
@@ -40,6 +39,9 @@ MEMO_OVERHEAD = 2048
 
 _HIT_OVERHEAD = 1024
 """Bytes of a remembered answer beside its body, where a call has several."""
+
+_DAY = 86_400
+"""The seconds of a day."""
 
 FIRST: Places = ()
 """Stands for the places of calls that are of no run: the first ones."""
@@ -92,6 +94,7 @@ class Lookup:
         Nothing is counted yet. `tenant` is part of its keys, beside its body. A call that
         `is_of_run` is only read, unless any sample will do for it."""
         dialect = self.dialects[method, path]
+        tenant = self._of_day(dialect, tenant)
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
         if known is None:
@@ -99,7 +102,7 @@ class Lookup:
             key = self._store.find(raw)
             is_usual = terms.since == -inf and not is_of_run
             if key and is_usual and (pool := self._store.get(key)):
-                return self._plain(key, pool[0], model_of(orjson.loads(body)))
+                return Hit.plain(key, pool[0], model_of(orjson.loads(body)))
             known = self._parse(dialect, tenant, body, raw)
             self._memo.put(asked, known, MEMO_OVERHEAD + 4 * len(body))
         if isinstance(known, Reason) or (is_of_run and known.draws):
@@ -114,6 +117,7 @@ class Lookup:
     def read(self, method: str, path: str, body: bytes, tenant: bytes) -> Known | Reason:
         """As `find`, but nothing is looked up, and nothing remembered."""
         dialect = self.dialects[method, path]
+        tenant = self._of_day(dialect, tenant)
         return self._parse(dialect, tenant, body, self._naming.raw(dialect.name, tenant, body))
 
     def recent(self) -> list[Known]:
@@ -131,33 +135,20 @@ class Lookup:
         stored = tuple(tuple(pool[place] for place in some) for pool, some in pairs)
         return self._written(known, Plan(known.call, known.keys, stored, places), places)
 
-    def _is_fixed(self, call: Call) -> bool:
-        """Whether a seed is all that samples differ by."""
-        return call.is_seeded and self.server.engine != neighbours.SGLANG
-
-    def _plain(self, key: bytes, sample: Sample, model: str) -> Hit:
-        """A sample as the whole answer, which it is to a plain call for one."""
-        saved = Saved(1, sample.tokens, sample.seconds)
-        outcome = Outcome(Kind.HIT, 1, 1, oldest=sample.stored_at, key=key, places=b"0")
-        return Hit(sample.answer, outcome, saved, model)
+    def _of_day(self, dialect: Dialect, tenant: bytes) -> bytes:
+        """The tenant, with the day (UTC) where answers hold for no longer. It is the day on which a
+        call is asked for: an answer that comes after midnight was begun before."""
+        if not (nature_of(dialect).holds_for_a_day and self.server.dates_prompts):
+            return tenant
+        return b"%b, day %d" % (tenant, self._store.now // _DAY)
 
     def _parse(self, dialect: Dialect, tenant: bytes, body: bytes, raw: bytes) -> Known | Reason:
         if not keys.is_quick(body):
             return Reason.TOO_LARGE
         try:
-            call = dialect.read(keys.parse(body))
+            call = fitting.fitted(dialect.read(keys.parse(body)), self.server)
         except Refused as refused:
             return refused.reason
-        if call.total > policy.MAX_SAMPLES:
-            return Reason.TOO_LARGE
-        if self._is_fixed(call) and len(set(call.items)) < len(call.items):
-            return Reason.INSEPARABLE  # two samples of a prompt would be one sample twice
-        if call.n > 1 and self.server.engine in WITHOUT_N:
-            return Reason.ONE_CHOICE
-        if call.stream and (self.server.streams_usage or self.server.streams_apart):
-            call = replace(call, stream=replace(call.stream, usage=True))
-        if call.stream and self.server.streams_apart:
-            call = as_streams(call)
         known = self.know(dialect, tenant, call, raw)
         return self._reducing.reduced(known) if self._reducing else known
 
@@ -175,7 +166,7 @@ class Lookup:
             self.model_version,
             name,
             has_model=bool(self.fingerprint),
-            draws=not (call.is_greedy or call.is_pure or self._is_fixed(call)),
+            draws=not (call.is_greedy or call.is_pure or fitting.is_fixed(call, self.server)),
             pools=tuple(map(pool_of, names)),
             naming=naming,
         )

@@ -176,6 +176,8 @@ class Relay:
         return whole
 
 
+_ECHOES = (Part.ECHO, Part.END)
+
 _OF_ONE = (Part.DELTA, Part.STATE, Part.FINISH)
 
 # What comes of putting numbers or ids into an event that has no place for them.
@@ -202,24 +204,27 @@ class View:
 
     def __init__(self, dialect: Generating, call: Call) -> None:
         self._dialect = dialect
-        self._rids = call.rids
+        self._call = call
+        self._names = nature_of(dialect).event_names
         self._wants_usage = call.stream is not None and call.stream.usage
 
     def show(self, events: Sequence[Event]) -> list[bytes]:
         """These events in the client's own words."""
         return [
-            self._named(event) if self._rids else event.data
+            self._own(event) if self._call.rids or event.part in _ECHOES else event.data
             for event in events
             if self._wants_usage or event.part is not Part.USAGE
         ]
 
-    def _named(self, event: Event) -> bytes:
-        """An event with the client's ids, where it has any."""
+    def _own(self, event: Event) -> bytes:
+        """An event with what is the client's own, where it has any of it."""
         if event.part is Part.ERROR:
             return event.data
         try:
-            value = orjson.loads(sse.data(event.data) or b"")
-            self._dialect.rename(value, self._rids)
-            return sse.event(orjson.dumps(value))
+            value = orjson.loads(sse.data(event.data, self._names) or b"")
+            if not self._dialect.rename(value, self._call):
+                return event.data
+            name = value["type"].encode() if self._names else b""
+            return sse.event(orjson.dumps(value), name)
         except _ODD:
             return event.data

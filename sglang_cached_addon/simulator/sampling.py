@@ -40,7 +40,8 @@ def is_probe(body: Any) -> bool:
     is_token = body.get("max_tokens") == 1
     messages = [{"role": "user", "content": "."}]
     is_openai = is_token and (body.get("prompt") == "." or body.get("messages") == messages)
-    return body.get("text") == [] or is_openai
+    is_response = body.get("input") == "." and body.get("max_output_tokens") == 3
+    return body.get("text") == [] or is_openai or is_response
 
 
 async def refuse(handler: Handler, stream: bool, wrong: ValueError) -> None:

@@ -18,7 +18,7 @@ DONE_DATA = b"[DONE]"
 # Lines of SGLang's streams end with LF; CR LF is read too. Nobody ends them with CR alone.
 _END = re.compile(rb"\n\r?\n")
 _LINE = re.compile(rb"\r?\n")
-_NAMED = re.compile(rb"event: ([a-z_]+)\ndata: ([^\r\n]*)\n\n")
+_NAMED = re.compile(rb"event: ([a-z_.]+)\ndata: ([^\r\n]*)\n\n")
 """An event with a name and one line of data, as servers write them."""
 _SILENT = (b"", b"id", b"retry")
 

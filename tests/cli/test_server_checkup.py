@@ -21,9 +21,15 @@ def test_keys() -> None:
         with_key, skew = asyncio.run(ask_server(simulator.url, "secret", insecure=False))
     assert set((without.statuses or {"": 401}).values()) == {401}
     assert with_key.identity and with_key.identity.model
-    paths = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/messages")
+    paths = (
+        "/generate",
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/responses",
+    )
     found = with_key.statuses or {}
-    assert [found[path] for path in paths] == [200] * 4
+    assert [found[path] for path in paths] == [200] * 5
     # One route of each API, and none that is answered whatever the model is.
     assert {"/v1/embeddings", "/v1/rerank"} < found.keys()
     assert not any("token" in path or "?" in path for path in found)

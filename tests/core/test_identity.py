@@ -223,9 +223,9 @@ def test_no_secret_is_kept() -> None:
     who = known(INFO, SERVER)
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown
-    of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores",
-                      "streams_apart"}  # fmt: skip
-    of_model = {"digest", "model", "weight_version", "incarnation"}
+    of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores", "streams_apart",
+                  "keeps_answers"}  # fmt: skip
+    of_model = {"digest", "model", "weight_version", "incarnation", "dates_prompts"}
     assert set(Identity.__slots__) == of_program | of_model
     assert not SECRETS.keys() & SERVER_KEYS
 
@@ -237,3 +237,21 @@ def test_items_in_one_sequence() -> None:
     assert known(INFO, {**SERVER, "enable_mis": False}) == plain and not plain.server.fuses_scores
     fused = known(INFO, {**SERVER, "enable_mis": True})
     assert fused.server.fuses_scores and fused.digest != plain.digest
+
+
+@each(
+    ("info", "server", "keeps", "dates"),
+    [
+        (INFO, {"enable_response_store": False}, False, False),
+        (INFO, {"enable_response_store": True}, True, False),
+        (INFO, {}, True, False), (INFO, None, True, False),
+        ({**INFO, "model_type": "gpt_oss"}, {"enable_response_store": False}, False, True),
+        ({n: v for n, v in INFO.items() if n != "model_type"}, {}, True, True),
+        (None, None, True, True),
+    ],
+)  # fmt: skip
+def test_responses(info: Any, server: Any, keeps: bool, dates: bool) -> None:
+    """A server keeps no answers if it says so; and prompts have no date if their model is known,
+    and none of those that have."""
+    found = known(info, server, MODELS).server
+    assert (found.keeps_answers, found.dates_prompts) == (keeps, dates)

@@ -9,7 +9,14 @@ from typing import Any
 import orjson
 
 from sglang_cached_addon.core.policy import MAX_SAMPLES, Reason, Refused
-from sglang_cached_addon.dialects import chat, completions, generate, installed, messages
+from sglang_cached_addon.dialects import (
+    chat,
+    completions,
+    generate,
+    installed,
+    messages,
+    responses,
+)
 from sglang_cached_addon.dialects.base import NULL, Dialect, Generating
 from sglang_cached_addon.dialects.listing import Listing
 from tests.conftest import corpus
@@ -54,7 +61,11 @@ def test_ours_are_dialects() -> None:
     own = {kind: [name for name in vars(kind) if name[0] != "_"] for kind in (Dialect, Generating)}
     assert "read" in own[Dialect] and "record" in own[Generating]
     generating = {dialect for dialect in installed().values() if not isinstance(dialect, Listing)}
-    assert generating == {*(dialect for dialect, _, _ in OURS), messages.MESSAGES}
+    assert generating == {
+        *(dialect for dialect, _, _ in OURS),
+        messages.MESSAGES,
+        responses.RESPONSES,
+    }
     for dialect in installed().values():
         assert all(hasattr(dialect, name) for name in own[Dialect]), dialect.name
     for dialect in generating:

@@ -45,6 +45,7 @@ def test_installed() -> None:
         ("POST", "/detokenize"): "sglang-detokenize",
         ("POST", "/v1/messages"): "anthropic-messages",
         ("POST", "/v1/messages?beta=true"): "anthropic-messages",
+        ("POST", "/v1/responses"): "openai-responses",
         ("POST", "/v1/messages/count_tokens"): "anthropic-count-tokens",
         ("POST", "/v1/messages/count_tokens?beta=true"): "anthropic-count-tokens",
     }

@@ -51,6 +51,11 @@ def _said(answer: Any) -> tuple[str, str]:
     if answer.get("type") == "message":
         said = [block["text"] for block in answer["content"] if block["type"] == "text"]
         return "".join(said), answer["stop_reason"]
+    if answer.get("object") == "response":
+        parts = [part for item in answer["output"] for part in item.get("content", ())]
+        said = [part["text"] for part in parts if part["type"] == "output_text"]
+        cut = (answer["incomplete_details"] or {}).get("reason")
+        return "".join(said), cut or answer["status"]
     if "meta_info" in answer:
         return answer["text"], answer["meta_info"]["finish_reason"]["type"]
     choice = answer["choices"][0]

@@ -56,6 +56,9 @@ def texts(answer: Any) -> list[str]:
     """What a JSON answer says."""
     if isinstance(answer, list):
         return [native["text"] for native in answer if "text" in native]
+    if answer.get("object") == "response":
+        parts = [part for item in answer["output"] for part in item.get("content", ())]
+        return [part["text"] for part in parts]
     if "choices" not in answer:
         parts = [answer, *answer.get("content", [])]
         said = [part["text"] for part in parts if "text" in part]

@@ -62,13 +62,18 @@ def _is_understood(request: dict[str, Any]) -> bool:
 def _is_whole(pair: dict[str, Any]) -> bool:
     """A stream that the proxy has not asked for itself has no usage where nobody wanted it."""
     body, answer = json.loads(pair["request"]["body"]), pair["response"]["body"]
-    if '"error"' in answer:
+    if _ERROR.search(answer):
         return False
     if "completions-list" in pair["name"] or pair["name"] == "decisions":
         return False  # the proxy asks for more, so that each prompt's own tokens are told
     if "max_tokens" in body and "/v1/messages" in pair["request"]["path"]:
         return "tools-cut" not in pair["name"]
+    if pair["request"]["path"] == "/v1/responses":
+        return not (body.get("stream") and "tools" in body and "response.incomplete" in answer)
     return not body.get("stream") or "text" in body or "stream_options" in body
+
+
+_ERROR = re.compile('"error": ?[{"]')
 
 
 def same(answer: bytes, recorded: bytes, *, ordered: bool) -> bool:

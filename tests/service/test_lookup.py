@@ -10,10 +10,13 @@ import orjson
 
 from sglang_cached_addon.core import keys, policy
 from sglang_cached_addon.core.epochs import Epochs
+from sglang_cached_addon.core.identity import SGLANG, Server
 from sglang_cached_addon.core.outcome import Kind, Saved
 from sglang_cached_addon.core.planning import LARGE_BYTES
 from sglang_cached_addon.core.policy import Reason
-from sglang_cached_addon.dialects import generate, registry
+from sglang_cached_addon.dialects import chat, generate, registry
+from sglang_cached_addon.dialects.responses import RESPONSES
+from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import Bypass, Fetch, Hit, Known
 from sglang_cached_addon.store.memory import MemoryStore
 from tests.service.exchanging import (
@@ -51,6 +54,50 @@ def test_what_is_found_is_not_counted() -> None:
     assert isinstance(setup.find(body(n=3)), Known)
     assert setup.exchange.lookup.find("POST", GENERATE, b"{") is Reason.INVALID_JSON
     assert not any(setup.counts.values())
+
+
+class Dated(MemoryStore):
+    """A store whose clock is set by hand."""
+
+    day = 5.0
+
+    @property
+    def now(self) -> float:
+        return 86_400 * self.day
+
+
+def test_days() -> None:
+    """Where a server may put the date into prompts, what is asked on one day (UTC) is another call
+    on the next; and of other APIs, and other servers, it is not."""
+    body = b'{"model":"m","input":"a","store":false}'
+    store = Dated()
+    lookup = Exchange(registry([RESPONSES, chat.DIALECT]), store, str).lookup
+
+    def keys_on(day: float, path: str = "/v1/responses", raw: bytes = body) -> tuple[bytes, ...]:
+        store.day = day
+        known, read = lookup.find("POST", path, raw), lookup.read("POST", path, raw, b"")
+        assert isinstance(known, Known) and isinstance(read, Known)
+        assert known.keys == read.keys
+        return known.keys
+
+    assert keys_on(5.0) == keys_on(5.9999) != keys_on(6.0)
+    said = b'{"messages":[{"role":"user","content":"a"}]}'
+    assert keys_on(5.0, CHAT, said) == keys_on(6.0, CHAT, said)
+    lookup.enter("m", Epochs(), Server(SGLANG, dates_prompts=False), 1)
+    assert keys_on(5.0) == keys_on(6.0)
+
+
+def test_kept_answers() -> None:
+    """A call whose answer the server may keep is not looked up."""
+    lookup = Exchange(registry([RESPONSES]), MemoryStore(), str).lookup
+    for keeps in (True, False):
+        lookup.enter("m", Epochs(), Server(SGLANG, keeps_answers=keeps), int(keeps))
+        for store in ({}, {"store": None}, {"store": True}):
+            raw = orjson.dumps({"input": "a", **store})
+            found = lookup.find("POST", "/v1/responses", raw)
+            assert (found is Reason.STATE) is keeps
+        raw = b'{"input":"a","store":false}'
+        assert isinstance(lookup.find("POST", "/v1/responses", raw), Known)
 
 
 class ByMethod(type(generate.DIALECT)):

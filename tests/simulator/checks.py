@@ -61,6 +61,7 @@ SCHEMA: dict[str, Callable[[Json], None]] = {
     "/v1/completions": partial(_openai, needed="prompt"),
     "/v1/chat/completions": partial(_openai, needed="messages"),
     "/v1/messages": partial(_openai, needed="messages"),
+    "/v1/responses": partial(_openai, needed="input"),
 }
 """For each route the check that its body fits, which raises Refusal."""
 

@@ -14,7 +14,7 @@ from sglang_cached_addon.simulator.jobs import Left
 from sglang_cached_addon.simulator.profile import Json
 from sglang_cached_addon.simulator.refusals import error_event, openai_error
 from sglang_cached_addon.simulator.sample import Ask
-from tests.simulator import checks, messages
+from tests.simulator import checks, messages, responses
 from tests.simulator.handler import Handler
 from tests.simulator.jobs import Job, Run
 from tests.simulator.profile import Fault
@@ -60,7 +60,12 @@ def _tell_of_queued(ask: Ask, run: Run, item: Json) -> None:
 
 
 _GENERATE = replace(generate.GENERATE, answer=_answer, events=_events)
-APIS = {**sampling.APIS, generate.PATH: _GENERATE, messages.PATH: messages.MESSAGES}
+APIS = {
+    **sampling.APIS,
+    generate.PATH: _GENERATE,
+    messages.PATH: messages.MESSAGES,
+    responses.PATH: responses.RESPONSES,
+}
 
 
 async def sample(handler: Handler) -> None:

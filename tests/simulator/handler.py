@@ -22,7 +22,7 @@ from tests.simulator.engine import Engine
 from tests.simulator.jobs import Job
 from tests.simulator.profile import INFO_ROUTES, Fault, Received
 
-MESSAGES = "/v1/messages"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 
 
 class Recorder(RequestHandler):
@@ -103,16 +103,28 @@ class Handler(Recorder, small.Handler):
             kind = "invalid_request_error" if refusal.status == 400 else "api_error"
             error = {"type": kind, "message": body.get("message", "Internal server error")}
             refusal = Refusal(refusal.status, {"type": "error", "error": error})
+        elif self.request.path == RESPONSES and refusal.status == 400:
+            message = refusal.body["message"] if isinstance(refusal.body, dict) else ""
+            named = {"type": "invalid_request_error", "param": None, "code": 400}
+            refusal = Refusal(refusal.status, {"error": {"message": message, **named}})
         super().refuse(refusal)
 
     async def emit(self, data: bytes) -> None:
         self.engine.events += 1  # before the client can look
         if self.request.path == MESSAGES:  # its events have names
             event = {"type": "message_stop"} if data == b"[DONE]" else orjson.loads(data)
-            event = {"type": "error", **event}
-            self.write(b"event: %b\n" % event["type"].encode())
-            data = orjson.dumps(event)
+            data = self._named(event)
+        elif self.request.path == RESPONSES:  # so it is here, and the last one tells all
+            if data == b"[DONE]":
+                return
+            data = self._named(orjson.loads(data))
         await super().emit(data)
+
+    def _named(self, event: Json) -> bytes:
+        """The data of an event, whose name is written before it."""
+        event = {"type": "error", **event} if "type" not in event else event
+        self.write(b"event: %b\n" % event["type"].encode())
+        return orjson.dumps(event)
 
     async def send(self, body: bytes) -> None:
         if self.job is None or self.job.fault is not Fault.CUT:

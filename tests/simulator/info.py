@@ -19,7 +19,8 @@ async def models(handler: Handler) -> None:
 async def model_info(handler: Handler) -> None:
     await handler.rest(handler.engine.profile.info_delay)
     loaded = handler.engine.loaded
-    handler.reply({**small.about_model(loaded.profile), "tokenizer_path": loaded.launched.model})
+    told = {"tokenizer_path": loaded.launched.model, "model_type": loaded.profile.model_type}
+    handler.reply({**small.about_model(loaded.profile), **told})
 
 
 async def server_info(handler: Handler) -> None:
@@ -54,6 +55,7 @@ async def server_info(handler: Handler) -> None:
             ],
             "incremental_streaming_output": False,
             "stream_response_default_include_usage": profile.stream_response_default_include_usage,
+            "enable_response_store": profile.enable_response_store,
             "status": "ready",
             "max_total_num_tokens": 65536,
             "max_req_input_len": CONTEXT_LENGTH - 6,

@@ -54,6 +54,8 @@ class Profile(small.Profile):
     lora_paths: tuple[str, ...] = ()  # adapters loaded at the start, as `name=path`
     admin_api_key: str = ""  # "a,b": either
     stream_response_default_include_usage: bool = False
+    enable_response_store: bool = False
+    model_type: str = "simulated"
     info: str = "sglang"  # what tells of the model, a key of INFO_ROUTES; the others are 404
     has_tokenize: bool = True  # /tokenize is there
     info_delay: float = 0.0  # seconds before /model_info and /server_info answer

@@ -154,10 +154,11 @@ def renumber(event: Any, choices: Sequence[int], like: Recorded) -> None:
         event["created"] = orjson.loads(like.answer).get("created")
 
 
-def rename(event: Any, rids: Sequence[str]) -> None:
+def rename(event: Any, call: Call) -> bool:
     """As `Dialect.rename`."""
     index = event["choices"][0]["index"] if event["choices"] else 0
-    event["id"] = rids[index]
+    event["id"] = call.rids[index]
+    return True
 
 
 def without_usage(event: bytes, value: Any) -> bytes:
