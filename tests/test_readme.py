@@ -144,6 +144,7 @@ def test_what_is_typed() -> None:
         "--sglang",
         "--enable-mis",
         "--completion-template",
+        "--enable-response-store",
     }  # of other programs
     variables = {flag.variable for flag in FLAGS} | {"SGLANG_CACHED_URL"}
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))

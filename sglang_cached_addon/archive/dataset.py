@@ -11,9 +11,11 @@ from typing import Any
 
 import orjson
 
+from sglang_cached_addon.archive import items
 from sglang_cached_addon.catalog.entry import Entry
 from sglang_cached_addon.dialects.base import generates
 
+_RESPONSES = "openai-responses"
 _OF_CALL = ("tools", "parallel_tool_calls")
 _OF_ANSWER = ("content", "refusal", "tool_calls", "function_call")
 _OF_TOOL_CALL = ("id", "type", "function")
@@ -26,6 +28,8 @@ def chats(entry: Entry) -> Iterator[dict[str, Any]]:
     if entry.dialect and not generates(entry.dialect):
         return
     call = entry.call or {}
+    if entry.api == _RESPONSES and "input" in call:
+        call = items.chat(call)
     messages = call.get("messages")
     prompt = call.get("text", call.get("prompt"))
     if not isinstance(messages, list):
@@ -48,6 +52,9 @@ def chats(entry: Entry) -> Iterator[dict[str, Any]]:
 def _message(answer: Any) -> dict[str, Any] | None:
     """What an assistant has said, as OpenAI's chats or Anthropic's messages have it; None where it
     is no such answer."""
+    if isinstance(answer, dict) and answer.get("object") == "response":
+        (said,) = items.messages(answer.get("output") or ())[:1] or [{"content": ""}]
+        return {name: said[name] for name in _OF_ANSWER if name in said}
     if isinstance(answer, dict) and answer.get("type") == "message" and "content" in answer:
         return {"content": answer["content"]}
     try:

@@ -18,6 +18,8 @@ _PATHS = {
     "state": "/v1/systemone",
     "questions": "/v1/decisions",
     "tokens": "/v1/detokenize",
+    "max_output_tokens": "/v1/responses",
+    "instructions": "/v1/responses",
     "messages": "/v1/chat/completions",
     "prompt": "/v1/completions",
     "text": "/generate",

@@ -35,8 +35,10 @@ is of the moment."""
 _LOGPROBS = "message.output_text.logprobs"
 
 TRANSPORT: base.TransportTable = {
-    "stream": (bool,),
+    "stream": (bool, base.NULL),
     "priority": (int,),
+    "routed_dp_rank": (int, base.NULL),
+    "data_parallel_rank": (int, base.NULL),
     "session_id": (str, base.NULL),
     "client_metadata": (dict, base.NULL),
     "user": (str,),

@@ -16,6 +16,9 @@ ECHOED = ("user", "metadata", "store", "prompt_cache_key", "safety_identifier")
 """Fields of a call that do not change what is generated, and which its answer repeats. What it
 repeats beside these, it was generated for."""
 
+_TOLD = (*ECHOED, "instructions")
+"""What its client has said in just these words, also where rules leave something out of the key."""
+
 _WHOLE = ("completed", "incomplete")
 _BROKEN = ("failed", "cancelled")
 """The statuses of answers that have ended."""
@@ -97,6 +100,6 @@ def own(answer: Json, body: Json) -> Json:
     """An answer in which all that is echoed is what this call has given; which of these fields a
     call gives is in its key."""
     return {
-        name: body[name] if name in ECHOED and body.get(name) is not None else value
+        name: body[name] if name in _TOLD and body.get(name) is not None else value
         for name, value in answer.items()
     }

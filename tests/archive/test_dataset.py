@@ -26,6 +26,7 @@ def chat(**message: Any) -> dict[str, Any]:
 
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+FLAT = {"type": "function", "name": "f", "parameters": {}, "description": None}
 CALLED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -95,6 +96,26 @@ CALLED = {"id": "1", "type": "function", "function": {"name": "f", "arguments": 
             ]}],
         ),
         # nothing was generated for these
+        (
+            entry(
+                "openai-responses",
+                {"input": "hi", "instructions": "be kind", "tools": [FLAT]},
+                {"object": "response", "output": [
+                    {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]},
+                    {"type": "message", "role": "assistant",
+                     "content": [{"type": "output_text", "text": "one"}]},
+                    {"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"},
+                ]},
+                {"object": "response", "output": []},
+            ),
+            [
+                {"messages": [{"role": "system", "content": "be kind"}, ASKED,
+                              {"role": "assistant", "content": "one", "tool_calls": [CALLED]}],
+                 "tools": [TOOL]},
+                {"messages": [{"role": "system", "content": "be kind"}, ASKED,
+                              {"role": "assistant", "content": ""}], "tools": [TOOL]},
+            ],
+        ),
         (entry("sglang-tokenize", {"prompt": "hi"}, {"tokens": [1], "count": 1}), []),
         (entry("sglang-tokenize", {"messages": [ASKED]}, {"tokens": [1], "count": 1}), []),
         (entry("sglang-encode", {"text": "hi"}, {"embedding": [0.5]}), []),

@@ -16,6 +16,8 @@ READ: dict[str, tuple[Any, str, Request]] = {
     "a chat": ({"messages": []}, "", Request(CHAT, b'{"messages": []}')),
     "a prompt": ({"prompt": "a"}, "", Request(TEXT, b'{"prompt": "a"}')),
     "a text": ({"text": "a"}, "", Request("/generate", b'{"text": "a"}')),
+    "items": ({"input": "a", "instructions": "b"}, "",
+              Request("/v1/responses", b'{"input": "a", "instructions": "b"}')),
     "tokens": ({"input_ids": [1]}, "", Request("/generate", b'{"input_ids": [1]}')),
     "a path that is given": ({"text": "a"}, "/x", Request("/x", b'{"text": "a"}')),
     "with its path": ({"path": "/x", "body": {"a": 1}}, "/y", Request("/x", b'{"a":1}')),

@@ -64,7 +64,8 @@ def test_content() -> None:
 
 def test_transport() -> None:
     """How an answer is to come, and whose it is, is no part of the key."""
-    for more in ({"stream": True}, {"stream": False}, {"priority": 3}, {"session_id": "s"},
+    for more in ({"stream": True}, {"stream": False}, {"stream": None}, {"priority": 3},
+                 {"routed_dp_rank": 0}, {"data_parallel_rank": None}, {"session_id": "s"},
                  {"session_id": None}, {"client_metadata": {"x": "y"}}):  # fmt: skip
         assert item(RESPONSES, {**ONE, **more}) == item(RESPONSES, ONE)
     others: Json = {"user": "v", "metadata": {}, "store": False, "prompt_cache_key": "",
@@ -79,7 +80,7 @@ def test_transport() -> None:
 
 REFUSED: list[tuple[Json, Reason]] = [
     ({"input": None}, Reason.MALFORMED), ({"input": []}, Reason.MALFORMED),
-    ({"input": 1}, Reason.MALFORMED), ({"stream": None}, Reason.MALFORMED),
+    ({"input": 1}, Reason.MALFORMED), ({"stream": 1}, Reason.MALFORMED),
     ({"bootstrap_room": 1}, Reason.DISAGGREGATION),
     ({"previous_response_id": "resp_1"}, Reason.STATE), ({"background": True}, Reason.STATE),
     ({"conversation": {"id": "c"}}, Reason.STATE), ({"prompt": {"id": "p"}}, Reason.STATE),

@@ -87,8 +87,9 @@ def test_begun() -> None:
 
 def test_own() -> None:
     """What is echoed is the client's own, where the server echoes it, and the client gives it."""
-    told = {**GOOD, "user": "u", "metadata": {"a": "b"}, "store": True}
-    asked = {"user": "v", "metadata": {}, "store": False, "safety_identifier": "x", "model": "n"}
-    assert own(told, asked) == {**told, "user": "v", "metadata": {}, "store": False}
+    told = {**GOOD, "user": "u", "metadata": {"a": "b"}, "store": True, "instructions": "i"}
+    said = {"user": "v", "metadata": {}, "store": False, "instructions": "j"}
+    asked = {**said, "safety_identifier": "x", "model": "n"}
+    assert own(told, asked) == {**told, **said}
     assert list(own(told, asked)) == list(told)
     assert own(told, {"user": None}) == told == own(told, {})
