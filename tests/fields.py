@@ -68,6 +68,7 @@ BASES: dict[str, Json] = {
     "/v1/chat/completions": {"messages": CHAT},
     "/v1/messages": {"model": "m", "max_tokens": 4, "messages": CHAT},
     "/v1/messages/count_tokens": {"model": "m", "messages": CHAT},
+    "/v1/responses": {"model": "m", "input": "a"},
     "/v1/embeddings": {"input": "a"},
     "/encode": {"text": "a"},
     "/classify": {"text": "a"},
@@ -110,7 +111,8 @@ VALUES: Json = {
     **dict.fromkeys(("echo", "return_cached_tokens_details", "return_spec_tokens_details"), True),
     **dict.fromkeys(("image_data", "video_data", "audio_data"), DATA),
     "stream_options": {}, "custom_labels": {"a": "b"}, "external_trace_header": {"a": "b"},
-    "metadata": {"a": "b"}, "container": {"a": "b"},
+    "metadata": {"a": "b"}, "container": {"a": "b"}, "client_metadata": {"a": "b"},
+    "include": ["message.output_text.logprobs"],
     "tools": [{"name": "f"}], "mcp_servers": [{"name": "f"}],
     "images": [DATA], "best_of": 2, "messages": SAID, "text": "b", "prompt": "b", "input": "b",
     "input_ids": [1, 2], "input_embeds": [[0.5]], "items": ["b"], "documents": ["b"],
@@ -121,6 +123,10 @@ VALUES: Json = {
 """A value of each field that is one of its kind; any text will do for others."""
 
 OWN: dict[tuple[str, str], Any] = {
+    ("/v1/responses", "text"): {"format": {"type": "text"}},
+    ("/v1/responses", "reasoning"): {"effort": "low"},
+    ("/v1/responses", "max_output_tokens"): 5,
+    ("/v1/responses", "store"): True,
     ("/v1/systemone", "questions"): {"r": {"type": "score"}},
     ("/encode", "input_embeds"): "x",
     ("/classify", "input_embeds"): "x",

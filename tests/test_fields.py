@@ -88,7 +88,7 @@ def test_in_company(row: Row) -> None:
         assert found == (Reason.STREAM if ", no stream" in row.said else None)
 
 
-STREAMED = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/messages")
+STREAMED = ("/generate", "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses")
 
 
 @each("path", BASES)

@@ -28,7 +28,7 @@ def _read(body: Json) -> Ask:
     functions = [
         {"name": tool["name"], "parameters": tool.get("parameters", {})}
         for tool in body.get("tools") or ()
-        if tool["type"] == "function"
+        if tool.get("type", "function") == "function"
     ]
     if functions:
         asked["tools"] = [{"type": "function", "function": function} for function in functions]
