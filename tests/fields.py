@@ -117,7 +117,7 @@ VALUES: Json = {
     "images": [DATA], "best_of": 2, "messages": SAID, "text": "b", "prompt": "b", "input": "b",
     "input_ids": [1, 2], "input_embeds": [[0.5]], "items": ["b"], "documents": ["b"],
     "label_token_ids": [2], "tokens": [2], "encoding_format": "base64", "return_documents": False,
-    "top_n": 1, "questions": [{**SCORED, "id": "r"}], "token_ids_logprob": [1],
+    "top_n": 1, "dimensions": 2, "questions": [{**SCORED, "id": "r"}], "token_ids_logprob": [1],
     PARAMS: {"temperature": 1}, "is_cross_encoder_request": False,
 }  # fmt: skip
 """A value of each field that is one of its kind; any text will do for others."""
