@@ -332,6 +332,6 @@ def test_a_server_that_wants_a_version(start_proxy: StartProxy) -> None:
         upstream.answer = wants_a_version
         proxy = start_proxy(upstream.url)
         said = {"anthropic-version": "2023-06-01"}
-        answers = [post(proxy, PATH, CALL, headers=said) for _ in range(2)]
+        answers = [ask(proxy, PATH, CALL, said) for _ in range(2)]
         assert [kind(answer) for answer in answers] == ["MISS", "HIT"]
         assert post(proxy, PATH, CALL).status_code == 400
