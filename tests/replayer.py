@@ -9,6 +9,10 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
+from sglang_cached_addon.core.policy import Refused
+from sglang_cached_addon.dialects import installed
+from sglang_cached_addon.dialects.counted import Counted
+from sglang_cached_addon.dialects.listing import Listing
 from tests.dialects.bodies import counts
 from tests.hearing import Answering, Upstream, serving
 from tests.simulator import is_probe
@@ -53,7 +57,7 @@ class _Handler(Answering):
             self.reply(200, [])
             return
         recorded = pair["response"]
-        answer = _under_rid(pair, body).encode()
+        answer = _each_once(pair, body, _under_rid(pair, body)).encode()
         self.send_response(recorded["status"])
         for name, value in recorded["headers"]:
             if name.lower() not in _FRAMING:
@@ -98,6 +102,35 @@ def _under_rid(pair: dict[str, Any], body: bytes) -> str:
     except (KeyError, TypeError, ValueError):
         return answer
     return answer.replace(json.dumps(asked), json.dumps(sent))
+
+
+def _each_once(pair: dict[str, Any], body: bytes, answer: str) -> str:
+    """The recorded answer to a list that has something more than once, as it would be to the same
+    list with each once, where that is what is asked for."""
+    request = pair.get("request", {})
+    dialect = installed().get((request.get("method"), request.get("path")))
+    if not isinstance(dialect, Listing) or pair["response"]["status"] != 200:
+        return answer
+    try:
+        call = dialect.read(json.loads(request["body"]))
+    except Refused:
+        return answer
+    if not call.rows or json.loads(body) == call.body:
+        return answer
+    firsts, said = [call.rows.index(item) for item in range(len(call.items))], json.loads(answer)
+    if isinstance(said, list):
+        kept = [row for row in said if row["index"] in firsts]
+        return json.dumps([{**row, "index": firsts.index(row["index"])} for row in kept])
+    for name, rows in said.items():
+        if isinstance(rows, list) and len(rows) == len(call.rows):
+            said[name] = [rows[row] for row in firsts]
+    for index, row in enumerate(said.get("data", ())):
+        row["index"] = index
+    if isinstance(dialect, Counted):
+        inputs = dialect.inputs(call.body)
+        tokens = sum(counts()[inputs[row]] for row in firsts)
+        said["usage"] |= {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json.dumps(said)
 
 
 def replaying(tls: SSLContext | None = None) -> AbstractContextManager[Replayer]:
