@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +51,20 @@ def test_options() -> None:
 def test_bad_options(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         ignore_rules.of_option(text)
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "ignore.md"
+
+
+def test_what_users_read() -> None:
+    """What is shown to users as rules are rules."""
+    text = DOCS.read_text()
+    (file,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    rules = ignore_rules.of_file(tomllib.loads(file), ["anthropic-messages"])
+    assert [rule.name for rule in rules] == ["claude-code", "day", "session"]
+    (line,) = re.findall(r"--ignore '(.*)'\n", text)
+    (rule,) = ignore_rules.of_option(line)
+    assert list(rule.regex.spans(b"Today is Monday, 2026-01-02.")) == [(0, 27)]
 
 
 RULE = {"path": "text", "regex": "x"}
