@@ -8,14 +8,14 @@ places. Pure: the clock is an argument. Knows no API.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
 import orjson
 
-from sglang_cached_addon.core.json_path import Location, Path
+from sglang_cached_addon.core.json_path import Location, Path, TooMuch
 from sglang_cached_addon.core.regex import Clock, Regex
 
 APART = frozenset({"model", "lora_path", "lora_id", "cache_salt", "extra_key"})
@@ -147,19 +147,30 @@ class Ignoring:
         for number, rule in enumerate(self.rules):
             if rule.apis and api not in rule.apis:
                 continue
-            for location, text in (one for path in rule.paths for one in path.strings(body)):
-                if location[0] in APART:
-                    continue
-                data = text.encode()
-                is_late = rule.regex.is_slow(data, self._clock)
-                for start, stop in () if is_late else rule.regex.spans(data):
+            try:
+                for location, data, start, stop in self._matches(rule, body, end):
                     found.setdefault(location, (data, []))[1].append((start, stop, number))
-                    if self._clock() > end:
-                        break
-                if is_late or self._clock() > end:
-                    self._late(rule)
-                    return {}
+            except TooMuch:
+                self._late(rule)
+                return {}
         return found
+
+    def _matches(
+        self, rule: Rule, body: dict[str, Any], end: float
+    ) -> Iterator[tuple[Location, bytes, int, int]]:
+        """Where a rule matches, with the strings. Raises `TooMuch`, also at the `end` of time."""
+        for location, text in (one for path in rule.paths for one in path.strings(body)):
+            if location[0] in APART:
+                continue
+            data = text.encode()
+            if rule.regex.is_slow(data, self._clock):
+                raise TooMuch
+            for start, stop in rule.regex.spans(data):
+                yield location, data, start, stop
+                if self._clock() > end:
+                    raise TooMuch
+            if self._clock() > end:
+                raise TooMuch
 
     def _cut(self, text: bytes, spans: list[_Found], token: str, cuts: list[_Cut]) -> str:
         """A string with tokens in place of what is matched; what touches is one cut."""

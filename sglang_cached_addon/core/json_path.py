@@ -19,6 +19,10 @@ Location = tuple[str | int, ...]
 """Where a value is: the names of members and the numbers of items that lead to it."""
 
 
+class TooMuch(Exception):
+    """There is more than can be looked at while others wait."""
+
+
 class Wild(Enum):
     """A step that leads to more than one value."""
 
@@ -28,6 +32,14 @@ class Wild(Enum):
 
 
 Step = str | int | Wild
+
+Places = frozenset[int]
+"""How many steps are taken: where there is a `**`, one value has several such places."""
+
+MOST = 50_000
+"""So many strings, objects and lists are looked at for one path, in some 0.05 s."""
+
+_LOOKED_AT = frozenset({str, dict, list})
 
 _STEP = re.compile(r"(?:(?<=.)\.|^)(?:(\*\*?)|([^.\[\]*\s]+))|\[(?:(\*)|(\d{1,9}))\]")
 
@@ -60,37 +72,42 @@ class Path:
         return cls(text, tuple(steps))
 
     def strings(self, value: Any) -> Iterator[tuple[Location, str]]:
-        """The strings that it leads to within an object or a list, each once."""
+        """The strings that it leads to within an object or a list, each once. Raises `TooMuch`."""
         start: Location = ()
         todo = [(start, value, self._reached({0}))]
+        named = {step for step in self.steps if not isinstance(step, Wild)}
+        looked_at = 0
+        seen: dict[tuple[Places, str | int | None, Wild], Places] = {}
         while todo:
             location, holder, places = todo.pop()
-            for key, child in holder.items() if isinstance(holder, dict) else enumerate(holder):
-                if not isinstance(child, str | dict | list):
+            is_object = isinstance(holder, dict)
+            wild = Wild.MEMBER if is_object else Wild.ITEM
+            for key, child in holder.items() if is_object else enumerate(holder):
+                if type(child) not in _LOOKED_AT:
                     continue
-                after = self._reached(self._after(places, key))
-                if not isinstance(child, str):
-                    if after:
-                        todo.append(((*location, key), child, after))
-                elif len(self.steps) in after:
-                    yield (*location, key), child
+                way = (places, key if key in named else None, wild)
+                if (after := seen.get(way)) is None:
+                    after = seen[way] = self._after(*way)
+                looked_at += 1
+                if looked_at > MOST:
+                    raise TooMuch
+                if type(child) is str:
+                    if len(self.steps) in after:
+                        yield (*location, key), child
+                elif after and child:
+                    todo.append(((*location, key), child, after))
 
-    # A place is how many steps are taken. Where there is a `**`, one value has several.
+    def _after(self, places: Places, key: str | int | None, wild: Wild) -> Places:
+        """The places behind a member or an item, which is `wild`; its key, if any step has that."""
+        steps = [(place, self.steps[place]) for place in places if place < len(self.steps)]
+        taken = {place + 1 for place, step in steps if step is wild or step == key}
+        return self._reached(taken | {place for place, step in steps if step is Wild.DEPTH})
 
-    def _after(self, places: Iterable[int], key: str | int) -> Iterator[int]:
-        """The places behind a member or an item."""
-        for place in places:
-            step = self.steps[place] if place < len(self.steps) else None
-            if step is Wild.DEPTH:
-                yield place
-            elif step is (Wild.MEMBER if isinstance(key, str) else Wild.ITEM) or step == key:
-                yield place + 1
-
-    def _reached(self, places: Iterable[int]) -> set[int]:
+    def _reached(self, places: Iterable[int]) -> Places:
         """These places, and those behind a `**` that stands for nothing."""
         reached = set(places)
         for place in sorted(reached):
             while place < len(self.steps) and self.steps[place] is Wild.DEPTH:
                 place += 1
                 reached.add(place)
-        return reached
+        return frozenset(reached)

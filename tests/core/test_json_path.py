@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sglang_cached_addon.core.json_path import Path
+from sglang_cached_addon.core.json_path import MOST, Path, TooMuch
 from tests.tables import each
 
 BODY: dict[str, Any] = {
@@ -80,6 +80,15 @@ def test_many_depths() -> None:
         nested = {"a": nested, "b": []}
     assert found(".".join(["**"] * 50), nested) == ["x"]
     assert found(".".join(["**", "a"] * 50), nested) == ["x"]
+
+
+def test_too_many_values() -> None:
+    """Of a body with very many values, only so many are looked at: numbers do not count."""
+    assert found("**", {"ids": list(range(2 * MOST)), "text": "x"}) == ["x"]
+    for many in ([[[]]] * MOST, ["x"] * (MOST + 1), [{"a": [0]}] * MOST):
+        with pytest.raises(TooMuch):
+            found("**.text", {"many": many})
+        assert found("text[*]", {"many": many, "text": ["x"]}) == ["x"]
 
 
 @each(
