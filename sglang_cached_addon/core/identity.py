@@ -40,6 +40,8 @@ class Server:
     """What its greedy answers can be used for."""
     fuses_scores: bool = False
     """It puts all items of a call for scores into one sequence."""
+    has_workers: bool = False
+    """It is a gateway, and several workers answer, each of which has weights of its own."""
     streams_apart: bool = False
     """Nobody knows how it would write as a stream what it has said in JSON, or the other way round:
     each is kept as it came, and given to who asks in that manner."""
@@ -77,6 +79,8 @@ class Identity:
     """What it says of its greedy answers, as `families.reuse` reads it."""
     fuses_scores: bool = False
     """As `Server.fuses_scores`."""
+    has_workers: bool = False
+    """As `Server.has_workers`."""
     streams_apart: bool = False
     """As `Server.streams_apart`."""
     keeps_answers: bool = True
@@ -99,6 +103,7 @@ class Identity:
             streams_usage=self.streams_usage,
             reuse=reuse,
             fuses_scores=self.fuses_scores,
+            has_workers=self.has_workers,
             streams_apart=self.streams_apart,
             keeps_answers=self.keeps_answers,
             dates_prompts=self.dates_prompts,
@@ -146,6 +151,7 @@ def identify(
             streams_usage=_member(server, "stream_response_default_include_usage") is True,
             greedy=families.told(server, info),
             fuses_scores=_member(server, "enable_mis") is True,
+            has_workers=neighbours.workers(more) > 1,
             streams_apart=engine != SGLANG or _is_relayed(server, more),
             keeps_answers=_member(server, "enable_response_store") is not False
             or _is_relayed(server, more),

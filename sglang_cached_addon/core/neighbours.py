@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
 from sglang_cached_addon.core import keys
 
 ROUTES: Mapping[str, tuple[str, ...]] = {
@@ -89,8 +91,8 @@ def told(more: Mapping[str, Any]) -> dict[str, Any]:
     if tags := _objects(more.get("/api/tags"), "models"):
         # Of Ollama: the digest of each model's files.
         found["/api/tags"] = _sorted({n: tag.get(n) for n in ("name", "digest")} for tag in tags)
-    if workers := _workers(more):
-        found["/workers"] = workers
+    if kinds := _workers(more):
+        found["/workers"] = kinds
     return {path: value for path, value in found.items() if value}
 
 
@@ -100,7 +102,12 @@ def _workers(more: Mapping[str, Any]) -> list[Any]:
         {name: worker.get(name) for name in ("model_id", "worker_type", "metadata")}
         for worker in _objects(more.get("/workers"), "workers")
     ]
-    return list({keys.write(kind): kind for kind in _sorted(kinds)}.values())
+    return list({_written(kind): kind for kind in _sorted(kinds)}.values())
+
+
+def workers(more: Mapping[str, Any]) -> int:
+    """How many workers a gateway has."""
+    return len(_objects(more.get("/workers"), "workers"))
 
 
 def is_ambiguous(more: Mapping[str, Any]) -> bool:
@@ -137,4 +144,10 @@ def _objects(document: Any, name: str) -> list[dict[str, Any]]:
 
 def _sorted(values: Iterable[Any]) -> list[Any]:
     """JSON values in an order that depends on nothing but them."""
-    return sorted(values, key=keys.write)
+    return sorted(values, key=_written)
+
+
+def _written(value: Any) -> bytes:
+    """A JSON value as bytes that are equal whatever the order of its members: a gateway has them in
+    any."""
+    return keys.write(value, option=orjson.OPT_SORT_KEYS)

@@ -128,6 +128,11 @@ class Reason(StrEnum):
         "the model behind the URL changed, or may have, while the answer was on its way",
     )
     UNCONFIRMED = "unconfirmed", "the upstream could not be asked whether it is the same model"
+    SEVERAL = (
+        "several-servers",
+        "several servers take turns behind the URL, as a balancer has them that sends each request "
+        "elsewhere: nobody knows which one has answered",
+    )
     READONLY = "readonly", "`--mode readonly`"
     CLEARED = "cleared", "the cache was cleared while the answer was on its way"
     DISK = "disk", "the disk takes nothing, and 64 MB wait for it already"

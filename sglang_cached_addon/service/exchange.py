@@ -29,6 +29,9 @@ from sglang_cached_addon.service.lookup import Lookup
 from sglang_cached_addon.service.relay import Relay
 from sglang_cached_addon.service.sharing import Sharing
 
+UNNAMED = "default"
+"""What SGLang calls weights to which nobody has given a name."""
+
 
 class Exchange:
     """The cache in front of one upstream."""
@@ -134,6 +137,8 @@ class Exchange:
         weights = self.lookup.server.weight_version
         if weights is not None and split.versions - {weights}:
             return Reason.OTHER_WEIGHTS
+        if self.lookup.server.has_workers and weights not in (None, UNNAMED) and not split.versions:
+            return Reason.UNCONFIRMED  # another worker may have other ones
         if fetch.terms.refusal:
             return fetch.terms.refusal
         size = sum(len(g.answer) + len(g.deltas) for g in split.generations)

@@ -20,6 +20,7 @@ import orjson
 
 from sglang_cached_addon.core import identity, neighbours
 from sglang_cached_addon.core.identity import Identity
+from sglang_cached_addon.upstream.sightings import Sightings
 from sglang_cached_addon.wire.client import Ask, Client, Unreachable
 from sglang_cached_addon.wire.connection import Broken, Headers, WholeResponse
 from sglang_cached_addon.wire.observing import Observer
@@ -84,6 +85,7 @@ class Questions:
     def __init__(
         self, url: str, tls: ssl.SSLContext | None, observer: Observer | None = None
     ) -> None:
+        self.sightings = Sightings()
         self._client = Client(url, tls=tls, observer=observer)
         self._lock = asyncio.Lock()
         self._info_path: str | None = None
@@ -124,6 +126,8 @@ class Questions:
             said, words = await self._ask(self._client.ask, headers)
             if self._words and (not words or words.connection != self._words.connection):
                 self._absent.clear()  # another process may have them
+            if words:
+                self.sightings.saw(words.connection, words.identity, said.asked_at)
             if forgets == self._forgets:  # else these may be former ones
                 self._words = words or self._words
             return said

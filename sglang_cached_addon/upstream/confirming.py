@@ -64,6 +64,8 @@ class Confirming:
             return Reason.MODEL_CHANGED
         is_known = await self._asking.join(lambda: self._is_known(headers))
         greeted = await asyncio.shield(greeting) if greeting else None
+        if self._inquiry.questions.sightings.are_several(time.monotonic()):
+            return Reason.SEVERAL
         await within(PATIENCE_SECONDS, self._updates.quiet.wait())
         if model_version != model.version or not self._updates.quiet.is_set():
             return Reason.MODEL_CHANGED

@@ -224,7 +224,7 @@ def test_no_secret_is_kept() -> None:
     shown = repr(who) + "".join(str(getattr(who, name)) for name in Identity.__slots__)
     assert "secret" not in shown
     of_program = {"engine", "version", "streams_usage", "greedy", "fuses_scores", "streams_apart",
-                  "keeps_answers"}  # fmt: skip
+                  "has_workers", "keeps_answers"}  # fmt: skip
     of_model = {"digest", "model", "weight_version", "incarnation", "dates_prompts"}
     assert set(Identity.__slots__) == of_program | of_model
     assert not SECRETS.keys() & SERVER_KEYS

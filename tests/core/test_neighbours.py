@@ -91,7 +91,8 @@ def test_what_names_a_model(said: dict[str, Any], change: Callable[[Any], object
         (OLLAMA, lambda said: said["/api/tags"]["models"][0].update(modified_at="now")),
         (recorded("gateway"), lambda said: said["/workers"]["workers"][0].update(load=9)),
         (recorded("gateway"), lambda said: said["/workers"]["workers"].append(
-            {**said["/workers"]["workers"][0], "id": "b", "url": "http://b", "is_healthy": False})),
+            {**said["/workers"]["workers"][0], "id": "b", "url": "http://b", "is_healthy": False,
+             "metadata": dict(reversed(said["/workers"]["workers"][0]["metadata"].items()))})),
     ],
 )  # fmt: skip
 def test_what_names_no_model(said: dict[str, Any], change: Callable[[Any], object]) -> None:
