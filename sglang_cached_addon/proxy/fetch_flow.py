@@ -40,6 +40,7 @@ class FetchFlow:
         self.greeting: asyncio.Future[Any] | None = None
         self.sent: Headers | None = None
         self.is_altered = False
+        self.held = 0.0
         self._onlookers = onlookers
         self._client = client
         self._caption = caption
@@ -116,7 +117,10 @@ class FetchFlow:
     async def _run(self, hook: str) -> None:
         """Runs a hook; the flow may be held, or killed."""
         await self._onlookers.tell(self._flow, hook)
-        await self._flow.wait_for_resume()
+        if self._flow.intercepted:
+            begun = time.monotonic()
+            await self._flow.wait_for_resume()
+            self.held += time.monotonic() - begun
         if self._flow.error and self._flow.error.msg == Error.KILLED_MESSAGE:
             raise Killed("it was killed in mitmproxy")
 

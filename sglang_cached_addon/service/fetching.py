@@ -95,8 +95,7 @@ class Fetching:
             ),
         )
         """What others see of the fetch."""
-        self._ask = ask
-        self._fetch = fetch
+        self._ask, self._fetch = ask, fetch
         self._exchange = means.exchange
         self._upstream = means.upstream
         self._means = means
@@ -178,6 +177,7 @@ class Fetching:
             async with sender.open(ask.head.method, ask.head.path, fields, body) as response:
                 is_same = response.sent is None or ask.is_shown(response.sent, self._means.heads)
                 self._is_altered = response.is_altered or not is_same
+                self._began_at += response.held  # which upstream has not worked for
                 if not self._is_altered:
                     shown = (*ask.credential_headers, *ask.routing_headers)
                     upstream.heard(ask.asker, shown, response.status, time.monotonic())

@@ -55,7 +55,8 @@ class Response:
 
     sent = None
     is_altered = False
-    """Nobody has changed it: as `observing.Answer` has it."""
+    held = 0.0
+    """Nobody has changed it, or held it: as `observing.Answer` has it."""
 
     def __init__(self, connection: Connection, head: ResponseHead) -> None:
         self._connection = connection

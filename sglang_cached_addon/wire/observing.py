@@ -41,6 +41,10 @@ class Answer(Protocol):
     def is_altered(self) -> bool:
         """Something else was asked, or the status or the body is not upstream's own."""
 
+    @property
+    def held(self) -> float:
+        """For how many seconds others have kept it from going on."""
+
     def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises `Broken`."""
 

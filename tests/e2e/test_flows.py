@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -332,16 +333,26 @@ def test_held(front: Front, upstream: Simulator) -> None:
     on, or ends."""
     for word, verb, calls in (("hold-request", "resume", 0), ("hold-answer", "resume", 1),
                               ("hold-request", "kill", 0), ("hold-answer", "kill", 1)):  # fmt: skip
-        text = f"{word}-to-{verb}"
+        text, begun = f"{word}-to-{verb}", time.monotonic()
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(front.ask, text)
             until(lambda text=text: any(flow["held"] for flow in front.flows(text)))
             assert len([body for body in sampled(upstream) if text in body["text"]]) == calls
             assert not asked.done()
+            seen = time.monotonic()
+            until(lambda seen=seen: time.monotonic() > seen + 0.3)
+            held = time.monotonic() - seen
             front.let_go(verb)
             assert asked.result().status_code == (200 if verb == "resume" else 502)
+        took = time.monotonic() - begun
         front.seen(text)
         assert not any(flow["held"] for flow in front.flows(text))
+        if verb == "resume":  # what it was held for is no time of upstream's
+            front.proxy.stats()
+            url = f"{front.proxy.url}/cache/entries"
+            (entry,) = requests.get(url, {"text": text}, timeout=30).json()["entries"]
+            (answer,) = requests.get(f"{url}/{entry['key']}", timeout=30).json()["answers"]
+            assert 0 <= answer["seconds"] <= took - held
 
 
 def test_who_leaves(front: Front, upstream: Simulator) -> None:

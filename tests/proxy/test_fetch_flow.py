@@ -4,7 +4,8 @@ mitmproxy's users see of it is in `tests/e2e/test_flows.py`."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -223,6 +224,38 @@ def test_what_is_not_waited_for() -> None:
         assert watcher.shown() == b"ab"
 
     fetching(watcher, b"".join(EVENTS[:2]), case)
+
+
+def test_held() -> None:
+    """It is known for how long a fetch was held, by whichever hook; one that is not is held for no
+    time at all."""
+    for hooks in ((), ("request",), ("request", "response")):
+        watcher = Watcher(**dict.fromkeys(hooks, lambda flow: flow.intercept()))
+
+        async def case(
+            sender: Sender, watcher: Watcher = watcher, hooks: Sequence[str] = hooks
+        ) -> None:
+            held, begun = 0.0, time.monotonic()
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                asking = group.create_task(held_of(sender))
+                for hook in hooks:
+                    while hook not in watcher.told:
+                        await asyncio.sleep(0)
+                    await asyncio.sleep(0.01)  # it waits by now
+                    seen = time.monotonic()
+                    await asyncio.sleep(0.05)
+                    held += time.monotonic() - seen
+                    assert watcher.flow
+                    watcher.flow.resume()
+            found = asking.result()
+            assert held <= found <= time.monotonic() - begun if hooks else found == 0.0
+
+        fetching(watcher, OK, case)
+
+
+async def held_of(sender: Sender) -> float:
+    async with sender.open("POST", "/x", ()) as answer:
+        return answer.held
 
 
 def test_left() -> None:
