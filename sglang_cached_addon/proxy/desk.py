@@ -6,7 +6,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any
 
 from sglang_cached_addon import dialects
@@ -14,7 +13,7 @@ from sglang_cached_addon.admin import history
 from sglang_cached_addon.admin.history import History
 from sglang_cached_addon.admin.reports import Reports
 from sglang_cached_addon.assembly import Parts
-from sglang_cached_addon.core.log_line import Ended, LogFormat
+from sglang_cached_addon.core.log_line import AsJson, Ended, LogFormat
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Mode, Reason
 from sglang_cached_addon.core.request_ids import Ids
@@ -132,37 +131,18 @@ class Desk:
         if settings and not settings.quiet:
             self._tell(head.path, outcome, seconds, ask.id, head.run, 200, size)
 
-    def log(
-        self,
-        path: str,
-        outcome: Outcome,
-        started: float,
-        request_id: bytes,
-        run: str,
-        status: int | None,
-        size: int | None,
-    ) -> None:
-        """Counts a request of that id that came at that time (monotonic, seconds), and tells people
-        what has become of it; the rest is as in `Ended`."""
-        seconds = time.monotonic() - started
-        self.timings.of(self._dialects.get(path, OTHER), outcome.kind).add(seconds)
+    def log(self, ended: Ended) -> None:
+        """Counts a request, and tells people what has become of it."""
+        self.timings.of(self._dialects.get(ended.path, OTHER), ended.outcome.kind).add(
+            ended.seconds
+        )
         if self.settings and not self.settings.quiet:
-            self._tell(path, outcome, seconds, request_id, run, status, size)
+            self._tell(*ended)
 
-    def _tell(
-        self,
-        path: str,
-        outcome: Outcome,
-        seconds: float,
-        request_id: bytes,
-        run: str,
-        status: int | None,
-        size: int | None,
-    ) -> None:
-        dialect = self._dialects.get(path)
-        ended = Ended(path, outcome, seconds, request_id, dialect, run, status, size)
+    def _tell(self, *what: Any) -> None:
+        """Writes the line of a request; `what` is that of `Ended`."""
+        ended = Ended(*what)
         if self.settings and self.settings.log_format is LogFormat.JSON:
-            line = ended.json(datetime.now(UTC).isoformat(timespec="milliseconds"))
+            requests.info("%s", AsJson(ended, time.time(), self._dialects.get(ended.path)))
         else:
-            line = ended.text()
-        requests.info("%s", line)
+            requests.info("%s", ended)

@@ -7,6 +7,7 @@ nothing: `service` does.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ from mitmproxy.proxy.mode_specs import ReverseMode
 from sglang_cached_addon.admin import routes
 from sglang_cached_addon.core import directives, updates
 from sglang_cached_addon.core.call_head import by_name
+from sglang_cached_addon.core.log_line import Ended
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.core.updates import Change
@@ -185,9 +187,8 @@ class FlowHooks:
         if live.outcome:
             note(flow, live)
             size = live.size or (length(flow.response) if status and flow.response else None)
-            self._desk.log(
-                flow.request.path, live.outcome, live.started, live.id, live.run, status, size
-            )
+            seconds, path = time.monotonic() - live.started, flow.request.path
+            self._desk.log(Ended(path, live.outcome, seconds, live.id, live.run, status, size))
 
     def _is_denied(self, request: http.Request, reason: Reason) -> bool:
         """Whether a request that is not even read must not go upstream."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
+from sglang_cached_addon.core.log_line import Ended
 from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.proxy import answering
@@ -110,8 +111,8 @@ class Writer:
     def _log(self, ask: Ask, answer: Received | None, outcome: Outcome, started: float) -> None:
         """Tells of an answer that is over; None where it broke off."""
         status = answering.status_of(answer) if isinstance(answer, Hit | Reply | Streamed) else None
-        head = ask.head
-        self._desk.log(head.path, outcome, started, ask.id, head.run, status, self._size)
+        head, seconds = ask.head, time.monotonic() - started
+        self._desk.log(Ended(head.path, outcome, seconds, ask.id, head.run, status, self._size))
 
     def _wrote(self, ask: Ask, *, is_whole: bool = True) -> None:
         self.delivery.look()

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from sglang_cached_addon.core.call_head import CallHead
+from sglang_cached_addon.core.log_line import Ended
 from sglang_cached_addon.core.outcome import NOTHING, Kind, Outcome
 from sglang_cached_addon.proxy.writing import LARGE, LEFT, Writer, paced
 from sglang_cached_addon.service.asking import Ask, Reply, Streamed
@@ -48,8 +49,8 @@ class FakeDesk:
         self.logged: list[Outcome] = []
         self.streams = 0
 
-    def log(self, path: str, outcome: Outcome, *rest: object) -> None:
-        self.logged.append(outcome)
+    def log(self, ended: Ended) -> None:
+        self.logged.append(ended.outcome)
 
     def begun(self, started: float) -> None:
         self.streams += 1
