@@ -59,6 +59,7 @@ async def test_queries(stage: Stage) -> None:
         ("/v1/messages?x=1", Kind.BYPASS, Reason.QUERY),
         ("/v1/messages", Kind.MISS, None),
         ("/x?beta=true", Kind.BYPASS, Reason.ROUTE),
+        ("/api/chat?beta=true", Kind.BYPASS, Reason.OLLAMA),
     ):
         found = await explain(stage, asked, path)
         assert (found.outcome, found.reason) == (outcome, reason), path
