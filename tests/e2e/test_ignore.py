@@ -388,3 +388,37 @@ def test_mistakes(arguments: list[str], toml: str, why: str, tmp_path: Path) -> 
     assert done.returncode == 1
     assert why in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.one_way
+def test_what_is_echoed(simulator: Simulator, start_proxy: StartProxy) -> None:
+    """An answer that repeats what it was asked has each client's own, also where a rule has left it
+    out, and also while it is fetched for another."""
+    path = "/v1/responses"
+    proxy = start_proxy(simulator.url, "--ignore", r"instructions=day \d+")
+
+    def call(day: int, stream: bool) -> dict[str, Any]:
+        asked = {"model": "m", "input": f"one {stream}", "max_output_tokens": 10, "store": False}
+        return {**asked, "instructions": f"day {day}", "stream": stream}
+
+    def days(answer: requests.Response) -> set[str]:
+        return set(re.findall(r"day \d+", answer.text))
+
+    for stream in (False, True):
+        assert said(ask(proxy, path, call(1, stream))) == ("MISS", "")
+        for day, detail in ((2, RULE_1), (1, "")):
+            for form in (stream, not stream):
+                answer = ask(proxy, path, {**call(day, stream), "stream": form})
+                assert said(answer) == ("HIT", detail)
+                assert days(answer) == {f"day {day}"}
+    with ThreadPoolExecutor(2) as pool:
+        simulator.faults.append(Fault.PAUSE)
+        live = {"input": "live", "stream": True}
+        leader = pool.submit(post, proxy, path, {**call(1, True), **live})
+        until(lambda: simulator.waiting)
+        other = pool.submit(post, proxy, path, {**call(2, True), **live})
+        until(lambda: proxy.stats()["followers"] == 1)
+        simulator.release()
+        assert said(leader.result()) == ("MISS", "")
+        assert said(other.result()) == ("COLLAPSED", RULE_1)
+        assert [days(leader.result()), days(other.result())] == [{"day 1"}, {"day 2"}]
