@@ -152,3 +152,15 @@ def test_odd_documents(odd: Any) -> None:
     assert neighbours.told(more) == {}
     assert not neighbours.is_ambiguous(more)
     assert neighbours.process(more) == ""
+
+
+@each("name", ["vllm", "llama_cpp", "gateway", "tgi", "ollama"])
+def test_the_page_says_where_it_is_known_from(name: str) -> None:
+    """The page names each server with the version that its answers are of, and says which were
+    recorded and which were written from its source."""
+    what = json.loads((SERVERS / f"{name}.json").read_bytes())["what"]
+    program = " ".join(what.replace(",", "").split()[:2])
+    page = (SERVERS.parents[1] / "docs/servers.md").read_text()
+    (row,) = [line for line in page.splitlines() if f"servers/{name}.json" in line]
+    assert row.startswith(f"| {program} | ")
+    assert ("recorded" in row) is ("source" not in what)
