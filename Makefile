@@ -47,8 +47,8 @@ test-sglang: $(VENV)/.wheel
 	@test -n "$(URL)" || { echo "usage: make test-sglang URL=http://localhost:30000"; exit 2; }
 	SGLANG_URL=$(URL) SGLANG_START="$(START)" $(PYTEST) \
 	  tests/e2e/test_sglang.py tests/e2e/test_sglang_model.py tests/e2e/test_clients.py \
-	  tests/e2e/test_anthropic.py tests/e2e/test_claude_code.py tests/e2e/test_litellm.py \
-	  tests/e2e/test_openai.py $(ARGS)
+	  tests/e2e/test_anthropic.py tests/e2e/test_claude_code.py tests/e2e/test_codex.py \
+	  tests/e2e/test_litellm.py tests/e2e/test_openai.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

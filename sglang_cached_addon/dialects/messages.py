@@ -32,6 +32,7 @@ from sglang_cached_addon.dialects import (
     reading,
     single,
 )
+from sglang_cached_addon.dialects.display import listed
 from sglang_cached_addon.dialects.messages_script import script
 from sglang_cached_addon.dialects.messages_stream import EVENTS
 
@@ -155,15 +156,11 @@ def _refuse(body: dict[str, Any]) -> None:
     messages, tools = body.get("messages"), body.get("tools")
     if not isinstance(messages, list) or not messages:
         raise Refused(Reason.MALFORMED)
-    if reading.given(body, ("mcp_servers", "container")) or any(map(_is_of_server, _list(tools))):
+    if reading.given(body, ("mcp_servers", "container")) or any(map(_is_of_server, listed(tools))):
         raise Refused(Reason.SERVER_TOOLS)
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
     if any(_names_media(block) for block in _blocks(*contents, body.get("system"))):
         raise Refused(Reason.MEDIA)
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _is_of_server(tool: Any) -> bool:
@@ -173,14 +170,14 @@ def _is_of_server(tool: Any) -> bool:
 
 def _blocks(*contents: Any) -> Iterable[dict[str, Any]]:
     """The blocks of contents, and those that stand in them, as in the results of tools."""
-    todo = [block for content in contents for block in _list(content)]
+    todo = [block for content in contents for block in listed(content)]
     while todo:
         block = todo.pop()
         if isinstance(block, dict):
             yield block
-            todo += _list(block.get("content"))
+            todo += listed(block.get("content"))
             if isinstance(source := block.get("source"), dict):
-                todo += _list(source.get("content"))
+                todo += listed(source.get("content"))
 
 
 def _names_media(block: dict[str, Any]) -> bool:

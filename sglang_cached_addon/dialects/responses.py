@@ -27,6 +27,7 @@ from sglang_cached_addon.dialects import (
     responses_stream,
     single,
 )
+from sglang_cached_addon.dialects.display import listed
 
 _OF_CLIENTS = ("function", "custom", "namespace", "local_shell")
 """The types of tools that clients use. All others a server uses by itself, and what comes of that
@@ -74,7 +75,7 @@ class Responses(single.Single):
     def read(self, body: dict[str, Any]) -> Call:
         _refuse(body)
         is_stream = reading.is_stream(body, ())
-        if is_stream and _LOGPROBS in _list(body.get("include")):
+        if is_stream and _LOGPROBS in listed(body.get("include")):
             raise Refused(Reason.STREAM)
         content = reading.content_fields(body, TRANSPORT)
         content |= {
@@ -138,9 +139,9 @@ def _refuse(body: dict[str, Any]) -> None:
         raise Refused(Reason.MALFORMED)
     if reading.given(body, ("conversation", "prompt", "request_id")) or body.get("background"):
         raise Refused(Reason.STATE)
-    if not all(map(_is_of_client, _list(body.get("tools")))):
+    if not all(map(_is_of_client, responses_answer.declared(body))):
         raise Refused(Reason.SERVER_TOOLS)
-    for item in _list(said):
+    for item in listed(said):
         if isinstance(item, dict):
             _refuse_item(item)
 
@@ -149,7 +150,7 @@ def _refuse_item(item: dict[str, Any]) -> None:
     """Raises `Refused` for an item that refers to something outside of the body."""
     if item.get("type") == "item_reference" or item.keys() == {"id"}:
         raise Refused(Reason.STATE)
-    parts = [*_list(item.get("content")), *_list(item.get("output")), item.get("output")]
+    parts = [*listed(item.get("content")), *listed(item.get("output")), item.get("output")]
     if any(isinstance(part, dict) and part.get("file_id") is not None for part in parts):
         raise Refused(Reason.MEDIA)
     reading.refuse_media([{"content": parts}])
@@ -160,11 +161,7 @@ def _is_of_client(tool: Any) -> bool:
     if not isinstance(tool, dict):
         return True  # upstream's to refuse
     is_own = tool.get("type", "function") in _OF_CLIENTS
-    return is_own and all(map(_is_of_client, _list(tool.get("tools"))))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+    return is_own and all(map(_is_of_client, listed(tool.get("tools"))))
 
 
 RESPONSES = Responses()

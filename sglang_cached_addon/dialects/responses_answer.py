@@ -11,6 +11,7 @@ from sglang_cached_addon.core.call import Generation, Split
 from sglang_cached_addon.core.policy import Reason, Refused
 from sglang_cached_addon.dialects import judging
 from sglang_cached_addon.dialects.base import Json
+from sglang_cached_addon.dialects.display import listed
 
 ECHOED = ("user", "metadata", "store", "prompt_cache_key", "safety_identifier")
 """Fields of a call that do not change what is generated, and which its answer repeats. What it
@@ -47,6 +48,13 @@ _BEGUN: Json = {
     "incomplete_details": None,
 }
 """The members that an answer has while it comes."""
+
+
+def declared(body: Json) -> list[Any]:
+    """The tools that a call declares: its own, and those that stand in its input, as in the
+    `additional_tools` of Codex."""
+    items = [item for item in listed(body.get("input")) if isinstance(item, dict)]
+    return [tool for each in (body, *items) for tool in listed(each.get("tools"))]
 
 
 def split(answer: Any) -> Split:

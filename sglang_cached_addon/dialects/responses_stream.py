@@ -137,7 +137,7 @@ def _part(kind: Any) -> Part:
 
 def _may_call(body: Json) -> bool:
     """Whether the model may call tools."""
-    return bool(body.get("tools")) and body.get("tool_choice") != "none"
+    return bool(responses_answer.declared(body)) and body.get("tool_choice") != "none"
 
 
 def _forms(event: Json | Run, answer: Json, begun: Json) -> Iterator[Any]:

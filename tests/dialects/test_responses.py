@@ -92,6 +92,8 @@ REFUSED: list[tuple[Json, Reason]] = [
     )),
     ({"tools": [{"type": "namespace", "name": "f", "tools": [{"type": "mcp"}]}]},
      Reason.SERVER_TOOLS),
+    ({"input": [{"type": "additional_tools", "tools": [TOOL, {"type": "web_search"}]}]},
+     Reason.SERVER_TOOLS),
     (says(image("http://x/y.png")), Reason.MEDIA), (says(image({"url": "x"}, "image_url")),
      Reason.MEDIA),
     (says({"type": "input_image", "file_id": "f"}), Reason.MEDIA),

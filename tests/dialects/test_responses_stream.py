@@ -287,7 +287,8 @@ def test_tools_that_are_cut_off() -> None:
     events = stream(message("a"), status="incomplete")
     for body in (STREAM, {**TOOLS, "tool_choice": "none"}):
         assert record(events, body)
-    for body in (TOOLS, {**TOOLS, "tool_choice": "required"}):
+    inner = {"input": [{"type": "additional_tools", "tools": TOOLS["tools"]}]}
+    for body in (TOOLS, {**TOOLS, "tool_choice": "required"}, {**STREAM, **inner}):
         with pytest.raises(Refused) as caught:
             record(events, body)
         assert caught.value.reason is Reason.UNREADABLE

@@ -93,6 +93,12 @@ def _model(url: str) -> Json:
     return found
 
 
+def model(url: str) -> str:
+    """The name of a server's model: `/v1/responses` wants the right one."""
+    found: str = requests.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"]
+    return found
+
+
 @contextmanager
 def all_hits(front: Proxy, calls: int, passed: int = 0) -> Iterator[None]:
     """Sees to it that so many calls are asked meanwhile, and that the server is asked for none of
@@ -101,7 +107,8 @@ def all_hits(front: Proxy, calls: int, passed: int = 0) -> Iterator[None]:
     yield
     before["hits"] += calls
     before["bypasses"] = Counter(before["bypasses"]) + Counter(route=passed)
-    assert _counts(front) == before
+    after = _counts(front)
+    assert after == before, (after, before)
 
 
 def _counts(front: Proxy) -> Json:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Proxy
-from tests.e2e.programs import Calls, Json, all_hits, has_samples, has_vectors
+from tests.e2e.programs import Calls, Json, all_hits, has_samples, has_vectors, model
 from tests.e2e.test_sglang import prompt
 
 pytestmark = pytest.mark.one_way
@@ -17,10 +17,12 @@ pytestmark = pytest.mark.one_way
 USAGE: Json = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def samples(url: str) -> Calls:
-    openai: Json = {"api_base": f"{url}/v1", "max_tokens": 8}
+def samples(url: str, model: str) -> Calls:
+    base: Json = {"api_base": f"{url}/v1"}
+    openai: Json = {**base, "max_tokens": 8}
     anthropic: Json = {"api_base": url, "max_tokens": 8, "model": "anthropic/default"}
     chats = [{"messages": [{"role": "user", "content": prompt()}]} for _ in range(6)]
+    response: Json = {"model": f"openai/{model}", "input": prompt(), "max_output_tokens": 16}
     return [
         ("completion", {**openai, **chats[0], "model": "openai/default", "n": 2}),
         ("completion", {**openai, **chats[1], "model": "hosted_vllm/default", **USAGE}),
@@ -30,6 +32,8 @@ def samples(url: str) -> Calls:
             "text_completion",
             {**openai, "model": "text-completion-openai/default", "prompt": prompt()},
         ),
+        ("responses", {**base, **response}),
+        ("aresponses", {**base, **response, "stream": True}),
         ("completion", {**anthropic, **chats[4]}),
         ("acompletion", {**anthropic, **chats[4], "max_tokens": 9, "stream": True}),
         ("anthropic.messages.acreate", {**anthropic, **chats[5]}),
@@ -47,8 +51,8 @@ def vectors(url: str) -> Calls:
 
 def test_twice(litellm: Callable[[Calls], list[Any]], front: Proxy, upstream_url: str) -> None:
     """All its functions get from the cache what they got from the server."""
-    url = front.url
-    calls = samples(url) * has_samples(upstream_url) + vectors(url) * has_vectors(upstream_url)
+    calls = samples(front.url, model(upstream_url)) if has_samples(upstream_url) else []
+    calls += vectors(front.url) if has_vectors(upstream_url) else []
     said = litellm(calls)
     with all_hits(front, len(calls)):
         again = litellm(calls)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Proxy
-from tests.e2e.programs import Ask, Calls, Json, all_hits, has_samples, has_vectors, twice
+from tests.e2e.programs import Ask, Calls, Json, all_hits, has_samples, has_vectors, model, twice
 from tests.e2e.test_sglang import prompt
 
 MODEL = "default"
@@ -43,16 +43,20 @@ def _plain(model: Any) -> Json:
 USAGE: Json = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def generating() -> Calls:
+def generating(model: str) -> Calls:
     """Calls for samples that nobody has asked for."""
     chat: Json = {"messages": [{"role": "user", "content": prompt()}]}
     text: Json = {"prompt": prompt()}
     usual: Json = {"model": MODEL, "max_tokens": 8}
+    response: Json = {"model": model, "input": prompt(), "max_output_tokens": 16}
     return [
         ("openai.chat.completions.create", {**usual, **chat, "n": 2, "logprobs": True}),
         ("openai.chat.completions.create", {**usual, **chat, **USAGE}),
         ("openai.completions.create", {**usual, **text, "n": 2}),
         ("openai.completions.create", {**usual, **text, **USAGE, "logprobs": 1}),
+        ("openai.responses.create", response),
+        ("openai.responses.create", {**response, "store": False, "temperature": 0.5}),
+        ("openai.responses.create", {**response, "stream": True, "metadata": {"who": "me"}}),
     ]
 
 
@@ -69,7 +73,9 @@ def embedding() -> Calls:
 
 @pytest.fixture
 def calls(upstream_url: str) -> Calls:
-    return generating() * has_samples(upstream_url) + embedding() * has_vectors(upstream_url)
+    return generating(model(upstream_url)) * has_samples(upstream_url) + embedding() * has_vectors(
+        upstream_url
+    )
 
 
 def test_python(calls: Calls, front: Proxy) -> None:
