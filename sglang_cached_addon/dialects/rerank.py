@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import orjson
@@ -92,18 +93,26 @@ class Rerank(listing.Listing):
         return Split(tuple(generations), refusal, judging.weight_versions(metas))
 
     def write(self, call: Call, samples: Sequence[Sequence[bytes]]) -> bytes:
-        kept = [[orjson.loads(some[0])] for some in samples]
-        rows = list(enumerate(listing.spread(call, kept)))
-        rows.sort(key=lambda row: row[1]["score"], reverse=True)  # equal ones stay in their order
+        # A row at a time, so that nobody waits while a long answer is written.
+        kept = listing.spread(call, samples)
+        scores = [orjson.loads(sample)["score"] for sample in kept]
+        # Equal ones stay in their order.
+        order = sorted(range(len(kept)), key=scores.__getitem__, reverse=True)
         documents = call.body["documents"] if _returns(call.body) else None
-        shown = [_shown(row, k, documents) for k, row in rows[: call.body.get("top_n")]]
-        return json.dumps(shown, separators=(",", ":"), ensure_ascii=False).encode()
+        answer = BytesIO()
+        best = order[: call.body.get("top_n")]
+        listing.write_list(answer, (_shown(kept[row], row, documents) for row in best))
+        return answer.getvalue()
 
 
-def _shown(row: dict[str, Any], index: int, documents: Sequence[str] | None) -> dict[str, Any]:
-    """What an answer says of a document, as SGLang orders it."""
+def _shown(sample: bytes, index: int, documents: Sequence[str] | None) -> bytes:
+    """What an answer says of a document, as SGLang orders and writes it."""
+    row = orjson.loads(sample)
     document = {} if documents is None else {"document": documents[index]}
-    return {"score": row["score"], **document, **row, "index": index}
+    return _written({"score": row["score"], **document, **row, "index": index}).encode()
+
+
+_written = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _refusal(meta: Any) -> Reason | None:
