@@ -107,18 +107,23 @@ class Questions:
         async with self._lock:
             if not (self._words and self._info_path in _SERVER_PATHS):
                 return await self._round(headers)
-            words = self._words
+            words, is_other = self._words, False
 
             async def ask() -> Said:
+                nonlocal is_other
                 began, path = time.monotonic(), self._info_path or ""
                 answer = await self._client.ask("GET", path, headers)
                 is_same = (answer.status, answer.connection, answer.body) == (200, *words[:2])
+                is_other = not is_same and answer.status == 200
                 return Said(Verdict.KNOWN if is_same else Verdict.TROUBLED, words.identity, began)
 
             said = await _bounded(ask())
-            if said.verdict is not Verdict.TROUBLED:
-                return said
-            return await self._round(headers)
+            if said.verdict is Verdict.TROUBLED:
+                said = await self._round(headers)
+            latest: Words | None = self._words
+            if is_other and latest and latest[:2] == words[:2]:
+                self.sightings.take_turns(time.monotonic())
+            return said
 
     async def _round(self, headers: Headers) -> Said:
         async def ask() -> Said:

@@ -43,12 +43,16 @@ class Sightings:
         name = who.incarnation or who.digest
         is_back = self._last not in ("", name) and now - self._seen.get(name, -inf) < MEMORY_SECONDS
         if is_back:
-            self._several_until = now + REST_SECONDS
+            self.take_turns(now)
         self._last = name
         self._seen.pop(name, None)
         self._seen[name] = now
         if len(self._seen) > _MAX:
             del self._seen[next(iter(self._seen))]
+
+    def take_turns(self, now: float) -> None:
+        """Another has answered between two answers of one."""
+        self._several_until = now + REST_SECONDS
 
     def are_several(self, now: float) -> bool:
         """Whether several servers take turns, as far as it is known."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import Proxy, StartProxy, cache_status
+from tests.conftest import Proxy, StartProxy, cache_status, until
 from tests.e2e.calls import CHAT, FORMS, GENERATE, greedy, post
 from tests.hearing import Answering, Upstream, serving
 from tests.servers.stand_in import recorded
@@ -96,11 +96,14 @@ def test_a_balancer_of_requests(profiles: tuple[Profile, ...], start_proxy: Star
     and then there is nothing to be given."""
     with balancing(*profiles) as balancer:
         proxy = start_proxy(balancer.url, "--poll-seconds", "0.2")
-        for k in range(12):  # until it is seen, whatever comes first
-            post(proxy, GENERATE, greedy(GENERATE, f"before {k}"))
-            proxy.stats()
+        numbers = itertools.count()
+
+        def is_seen() -> bool:
+            post(proxy, GENERATE, greedy(GENERATE, f"before {next(numbers)}"))
+            return "several-servers" in proxy.stats()["not_stored"]
+
+        until(is_seen)
         before = stored(proxy)
-        assert proxy.stats()["not_stored"].get("several-servers")
         for path in (GENERATE, CHAT):
             for form in FORMS.values():
                 for k in range(3):

@@ -116,6 +116,8 @@ class Script:
         default_factory=lambda: {"/model_info": (200, INFO), "/server_info": (200, SERVER)}
     )
     """By path; 404 for the others. Sampling routes are answered by the test."""
+    turns: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    """By path: what it says once instead, one after the other."""
     keys: set[str] | None = None
     """Credentials that are accepted; None: anybody may ask."""
     refused: dict[str, int] = field(default_factory=dict)
@@ -179,6 +181,8 @@ class Script:
                     await self.may_answer.wait()
                 if path not in self.held:
                     said = self.says.get(path)
+                if turns := self.turns.get(path):
+                    said = turns.pop(0)
                 key = headers.get("authorization")
                 if self.keys is not None and key not in self.keys and path not in self.open_paths:
                     asked.answer(self.refused.get(key or "", 401), {"error": "Unauthorized"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -55,6 +56,20 @@ async def test_once_more() -> None:
         asked.forget()
         assert await asks(script, asked) == all_of_it
         assert {a.headers["authorization"] for a in script.asked} == {"key"}
+
+
+@bounded
+async def test_servers_that_take_turns() -> None:
+    """Where another answer comes between two equal ones on one connection, several servers take
+    turns; a model that is another one from then on is one server's."""
+    async with serving() as script, questions(script.url) as asked:
+        assert (await asked.round(())).verdict is KNOWN
+        script.says["/model_info"] = (200, {**INFO, "weight_version": "2"})
+        assert (await asked.again(())).verdict is KNOWN
+        assert not asked.sightings.are_several(time.monotonic())
+        script.turns["/model_info"] = [(200, {**INFO, "weight_version": "3"})]
+        assert (await asked.again(())).verdict is KNOWN
+        assert asked.sightings.are_several(time.monotonic())
 
 
 @bounded
