@@ -17,6 +17,9 @@ from sglang_cached_addon.cli.reach import CacheError
 CONNECT_SECONDS, SECONDS = 10.0, 60.0
 """How long a connection and an answer are waited for: a search goes through much."""
 
+CHANGE_SECONDS = 3600.0
+"""The same for what is changed: for a clear the file is written anew, however large it is."""
+
 
 class Online:
     """One proxy, asked on one connection."""
@@ -40,7 +43,6 @@ class Online:
         self._connection = kind(parts.hostname, port, timeout=CONNECT_SECONDS)
         try:
             self._connection.connect()
-            self._connection.sock.settimeout(SECONDS)
         except OSError as e:
             raise CacheError(f"{self.name} does not answer: {e.strerror or e}") from None
 
@@ -52,6 +54,9 @@ class Online:
         target = f"{self._base}{path}{f'?{asked}' if asked else ''}"
         data = None if body is None else orjson.dumps(body)
         headers = {**self._headers, **({"Content-Type": "application/json"} if data else {})}
+        self._connection.timeout = SECONDS if method == "GET" else CHANGE_SECONDS
+        if self._connection.sock:
+            self._connection.sock.settimeout(self._connection.timeout)
         try:
             self._connection.request(method, target, data, headers)
             answer = self._connection.getresponse()

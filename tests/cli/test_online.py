@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 
 import pytest
 
+from sglang_cached_addon.cli import online
 from sglang_cached_addon.cli.online import Online
 from sglang_cached_addon.cli.reach import CacheError
 from tests.hearing import saying
@@ -64,6 +65,44 @@ def test_below_a_path() -> None:
     with answering(200, b"{}", asked) as url, closing(Online(f"{url}/llm/", "secret")) as cache:
         assert cache.ask("GET", "/cache/entries", {"text": "a&b", "run": None}) == {}
     assert asked == ["/llm/cache/entries?text=a%26b Bearer secret"]
+
+
+def test_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks at something is told in time that there is no answer; who changes something waits
+    for it, as it goes on all the same."""
+    monkeypatch.setattr(online, "SECONDS", 0.05)
+    is_done = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_done.wait(60)
+            with suppress(OSError):  # who asked has left
+                self.send_response(200)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with closing(Online(url)) as cache, pytest.raises(CacheError, match="no answer"):
+                cache.ask("GET", "/cache/stats")
+            later = threading.Timer(0.3, is_done.set)
+            later.start()
+            with closing(Online(url)) as cache:
+                assert cache.ask("POST", "/cache/clear") == {}
+            later.join()
+        finally:
+            is_done.set()
+            server.shutdown()
+            thread.join()
 
 
 def test_no_http() -> None:
