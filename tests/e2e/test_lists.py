@@ -228,6 +228,32 @@ def test_usage_that_nobody_can_tell(start_proxy: StartProxy) -> None:
 
 
 @pytest.mark.shared
+def test_portions(simulator: Simulator, proxy: Proxy) -> None:
+    """A list that is asked for in portions has the answer that the server gives to all of it, with
+    its usage, whatever of it was known and however often something stands in it."""
+    texts = [f"portion {i}" for i in range(1030)]
+    listed = [texts[7], *texts, texts[0], texts[7]]
+    for path, form in (
+        ("/v1/embeddings", "base64"),
+        ("/v1/embeddings", "float"),
+        ("/v1/score", ""),
+    ):
+        body, field, *_ = LISTS[path]
+        call = {**body, field: listed, **({"encoding_format": form} if form else {})}
+        want = told(requests.post(simulator.url + path, json=call, timeout=60))
+        if form != "float":  # both forms have one key
+            post(proxy, path, {**body, field: texts[5:9]})
+            proxy.stats()
+            simulator.received.clear()
+            answer = post(proxy, path, call, timeout=60)
+            assert (answer.headers["X-Cache"], told(answer)) == ("PARTIAL", want), path
+            assert sorted(map(len, asked(simulator, path, field))) == [6, 1020]
+            proxy.stats()
+        answer = post(proxy, path, call, timeout=60)
+        assert (answer.headers["X-Cache"], told(answer)) == ("HIT", want), path
+
+
+@pytest.mark.shared
 def test_questions(simulator: Simulator, proxy: Proxy) -> None:
     """Each question is answered once for its input, and has its own usage in the answer; those of
     an API whose models may answer them together are answered together."""
