@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import signal
 import socket
 import time
@@ -50,29 +51,37 @@ def fill(proxy: Proxy) -> int:
     return stored
 
 
-def call(url: str, method: str, path: str, headers: dict[str, Any]) -> tuple[int, bytes, Any]:
-    """Status, body and head; the header fields are sent as they are, in Latin-1."""
+def call(
+    url: str, method: str, path: str, headers: dict[str, Any], source: str = "", body: bytes = b""
+) -> tuple[int, bytes, Any]:
+    """Status, body and head of what somebody at the `source` is answered; the header fields are
+    sent as they are, in Latin-1."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "", parts.port, timeout=30, source_address=(source, 0) if source else None
+    )
     try:
         connection.putrequest(method, path, skip_host="Host" in headers)
-        for name, value in {"Content-Length": "0", **headers}.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             connection.putheader(name, value.encode("utf-8"))
-        connection.endheaders()
+        connection.endheaders(body)
         answer = connection.getresponse()
         return answer.status, answer.read(), answer.headers
     finally:
         connection.close()
 
 
-def statuses(url: str, headers: dict[str, Any]) -> tuple[list[int], list[int]]:
+def statuses(url: str, headers: dict[str, Any], source: str = "") -> tuple[list[int], list[int]]:
     """What the open and the private routes answer; info first, so that a clear spoils nothing."""
-    found = [[call(url, m, path, headers)[0] for m, path in routes] for routes in (OPEN, PRIVATE)]
+    found = [
+        [call(url, m, path, headers, source)[0] for m, path in routes] for routes in (OPEN, PRIVATE)
+    ]
     return found[0], found[1]
 
 
-def elsewhere(proxy: Proxy) -> str:
-    """The proxy's URL by an address of this machine that is not the loopback."""
+def elsewhere() -> str:
+    """An address of this machine that is not the loopback: whoever comes from there to the loopback
+    is like somebody on another machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # nothing is sent
@@ -81,7 +90,7 @@ def elsewhere(proxy: Proxy) -> str:
             address = "127.0.0.1"
     if address.startswith("127."):
         pytest.skip("this machine has no other address")
-    return f"http://{address}:{urlsplit(proxy.url).port}"
+    return str(address)
 
 
 def test_on_this_machine(shared: Proxy) -> None:
@@ -187,17 +196,19 @@ def test_upstream_has_a_name(start_proxy: StartProxy) -> None:
 
 
 def test_from_another_machine(simulator: Simulator, start_proxy: StartProxy) -> None:
-    """Without a token, nobody else may."""
+    """Without a token, nobody else may, but for who comes to the machine's own address from
+    there."""
     proxy = start_proxy(simulator.url, "--host", "0.0.0.0")
-    url = elsewhere(proxy)
-    assert fill(proxy) == 1
-    for headers in ({}, {"Host": "localhost"}, {"X-Forwarded-For": "127.0.0.1"}, BEARER):
-        assert statuses(url, headers) == ([200, 200], [403, 403]), headers
-    assert b"--admin-token" in call(url, "POST", "/cache/clear", {})[1]
-    assert proxy.stats()["total_responses"] == 1
-    answer = requests.post(f"{url}/generate", json=BODIES["/generate"], timeout=30)
-    assert answer.headers["X-Cache"] == "HIT"
-    assert statuses(proxy.url, {}) == ([200, 200], [200, 200])
+    far = elsewhere()
+    for url in (proxy.url, f"http://{far}:{urlsplit(proxy.url).port}"):
+        assert fill(proxy) == 1
+        for headers in ({}, {"Host": "localhost"}, {"X-Forwarded-For": "127.0.0.1"}, BEARER):
+            assert statuses(proxy.url, headers, far) == ([200, 200], [403, 403]), headers
+        assert b"--admin-token" in call(proxy.url, "POST", "/cache/clear", {}, far)[1]
+        assert proxy.stats()["total_responses"] == 1
+        kind, body = {"Content-Type": "application/json"}, json.dumps(BODIES["/generate"]).encode()
+        assert call(proxy.url, "POST", "/generate", kind, far, body)[2]["X-Cache"] == "HIT"
+        assert statuses(url, {}) == ([200, 200], [200, 200])
 
 
 def test_token(guarded: Proxy) -> None:
@@ -242,9 +253,9 @@ def test_token_and_pages(guarded: Proxy) -> None:
 
 def test_token_from_another_machine(guarded: Proxy) -> None:
     """With a token, it may be anywhere."""
-    url = elsewhere(guarded)
-    assert statuses(url, {}) == ([200, 200], [401, 401])
-    assert statuses(url, BEARER) == ([200, 200], [200, 200])
+    far = elsewhere()
+    assert statuses(guarded.url, {}, far) == ([200, 200], [401, 401])
+    assert statuses(guarded.url, BEARER, far) == ([200, 200], [200, 200])
 
 
 def test_token_goes_nowhere(upstream: Simulator, guarded: Proxy) -> None:
