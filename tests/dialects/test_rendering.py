@@ -42,9 +42,10 @@ def recorded() -> Iterator[tuple[str, Dialect, bytes, bytes, bool]]:
 
 
 def with_odd(value: Any) -> Iterator[Any]:
-    """The value with each part of it, in turn, replaced by each of the odd ones."""
+    """The value with each part of it, in turn, replaced by each of the odd ones. Of the hundreds of
+    numbers of a vector, a few are as good as all."""
     yield from ODD
-    parts = enumerate(value) if isinstance(value, list) else getattr(value, "items", list)()
+    parts = enumerate(value[:9]) if isinstance(value, list) else getattr(value, "items", list)()
     for place, part in list(parts):
         for odd in with_odd(part):
             changed = value.copy()
