@@ -28,6 +28,10 @@ from sglang_cached_addon.wire.heads import FramingError, RequestHead
 MAX_HELD = 256 * 1024
 """How many bytes are taken from a client while its answer is waited for."""
 
+MAX_QUEUED = 4
+"""Pieces of a body that mitmproxy cannot do anything with yet, before no more is taken from its
+client."""
+
 MAX_UNREAD = 64 * 1024
 """Bytes of answers that wait for a client before its next request is looked at."""
 
@@ -77,6 +81,8 @@ class FramingLayer(layer.Layer):
         self._requests = framing.Requests(bound)
         self.head = HeadTimer(lambda: self._start(self._tell(HeadIsLate())))
         self._state = Treatment.CHECKED
+        self._is_ahead = False
+        """The client has sent more of a body than mitmproxy can do anything with yet."""
         self._taking: asyncio.Task[None] | None = None
         """Waits until the client has taken what it was sent."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -166,8 +172,16 @@ class FramingLayer(layer.Layer):
             self.head.begin()
         else:
             self.head.end()
-        if self._requests.held > MAX_HELD:
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Takes no more from a client that is ahead of what can be done with what it sends."""
+        was_ahead, is_read = self._is_ahead, self._state is Treatment.CHECKED
+        self._is_ahead = is_read and inside.queued(self.child_layer) > MAX_QUEUED
+        if self._is_ahead or self._requests.held > MAX_HELD:
             self._connection.transport.pause_reading()
+        elif was_ahead:
+            self._connection.transport.resume_reading()
 
     def _refuse(self, refused: FramingError) -> layer.CommandGenerator[None]:
         """Answers, unless there is an answer, and hangs up when the client has heard it."""

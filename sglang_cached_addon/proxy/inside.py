@@ -50,6 +50,12 @@ def is_pipe(http: HttpLayer, client: Client) -> bool:
     return server is None or server.state == server.passthrough
 
 
+def queued(http: HttpLayer) -> int:
+    """How many events wait in mitmproxy's HTTP layer, for a hook or for a connection to upstream:
+    each piece of a body is one."""
+    return sum(len(stream._paused_event_queue) for stream in http.streams.values())
+
+
 def read_with(client: layer.Layer, reader: type[http1.Http1Client]) -> None:
     """Lets a class of ours read what upstream answers on a connection that has just been made."""
     if type(client) is http1.Http1Client:

@@ -24,7 +24,7 @@ from mitmproxy.proxy.layers.http import HttpLayer, HTTPMode, HttpStream, Registe
 from mitmproxy.proxy.mode_servers import ServerInstance
 from mitmproxy.proxy.server import ConnectionHandler, ConnectionIO, TimeoutWatchdog
 
-from sglang_cached_addon.proxy.inside import http1, http_events, is_idle, unread
+from sglang_cached_addon.proxy.inside import http1, http_events, is_idle, queued, unread
 
 
 class InsidePart(Enum):
@@ -118,7 +118,8 @@ def _tried() -> tuple[_Trial, list[bool]]:
 def _check_layers() -> bool:
     trial, idle = _tried()
     called = ["make_stream", "event_to_child", "get_connection", "register_connection"]
-    return (trial.called, idle) == (called, [True, False, False])
+    seen = (trial.called, idle, len(trial.streams), queued(trial))
+    return seen == (called, [True, False, False], 1, 0)
 
 
 def _check_answers() -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from tests.conftest import Proxy, StartProxy, read_all, until
 from tests.e2e.conftest import LANES
+from tests.hearing import Hearing, serving
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.wire.test_framing import head
 
@@ -78,6 +81,45 @@ def test_behind_what_waits(front: Proxy, upstream: Simulator) -> None:
         upstream.release()
         assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
     until(lambda: front.stats()["fetches_in_flight"] == 0)
+
+
+@pytest.fixture
+def unreachable() -> Iterator[Hearing]:
+    """A server that lets nobody in until it is served: no more clients fit into its queue."""
+    with ExitStack() as stack:
+        server = Hearing()
+        stack.callback(server.server_close)
+        server.socket.listen(0)
+        is_let_in = True
+        while is_let_in:
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.server_address)
+            is_let_in = bool(select.select([], [client], [], 0.5)[1])
+        yield server
+
+
+@pytest.mark.parametrize("way", LANES)
+def test_before_upstream_is_there(way: str, unreachable: Hearing, start_proxy: StartProxy) -> None:
+    """A body that comes before there is a connection to upstream takes bounded memory, and goes on
+    as a whole when there is one."""
+    front = start_proxy(unreachable.url, *LANES[way])
+    size, sent, before = 48 << 20, 0, front.peak()
+    with front.connect() as client:
+        client.sendall(head(b"POST /v1/up HTTP/1.1", b"Host: x", b"Content-Length: %d" % size))
+        client.settimeout(1)
+        with pytest.raises(TimeoutError):
+            while sent < size:
+                sent += client.send(bytes(1 << 20))
+        assert front.peak() - before < 14 << 20
+        with serving(unreachable):
+            client.settimeout(60)
+            while sent < size:
+                sent += client.send(bytes(min(1 << 20, size - sent)))
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            (heard,) = unreachable.asked("/v1/up")
+            assert len(heard.body) == size
+        assert front.peak() - before < 14 << 20
 
 
 def send(client: socket.socket, pieces: list[bytes]) -> None:
