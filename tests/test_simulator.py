@@ -50,6 +50,7 @@ OUT_OF_SCOPE = {
             "responses-logprobs",
             "responses-logprobs-stream",
             "responses-custom",
+            "responses-custom-stream",
             "responses-tools-cut",
             "responses-tools-cut-stream",
             "responses-too-long-stream",
