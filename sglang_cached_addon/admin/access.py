@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
-from sglang_cached_addon.service.findings import error_body
+from sglang_cached_addon.service.error_bodies import error_body
 
 
 @dataclass(frozen=True, slots=True)

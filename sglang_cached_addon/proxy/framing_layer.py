@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http import HttpLayer
 
 from sglang_cached_addon.proxy import inside
 from sglang_cached_addon.proxy.connections import ClientConnection, HeadTimer, Progress
-from sglang_cached_addon.service.findings import error_body
+from sglang_cached_addon.service.error_bodies import error_body
 from sglang_cached_addon.wire import framing
 from sglang_cached_addon.wire.framing import Phase
 from sglang_cached_addon.wire.heads import FramingError, RequestHead

@@ -22,7 +22,7 @@ from sglang_cached_addon.proxy.feed import Feed
 from sglang_cached_addon.proxy.flows import Flows, noted
 from sglang_cached_addon.proxy.inside import handler_of
 from sglang_cached_addon.proxy.requests import ABORTS
-from sglang_cached_addon.service.findings import unreachable
+from sglang_cached_addon.service.error_bodies import unreachable
 from sglang_cached_addon.wire import heads
 
 

@@ -6,7 +6,8 @@ from mitmproxy import http
 
 from sglang_cached_addon.proxy import answering
 from sglang_cached_addon.service.asking import Reply, Streamed
-from sglang_cached_addon.service.findings import Hit, error_body
+from sglang_cached_addon.service.error_bodies import error_body
+from sglang_cached_addon.service.findings import Hit
 
 
 def answered(

@@ -8,8 +8,9 @@ from sglang_cached_addon.core.outcome import Kind, Outcome
 from sglang_cached_addon.core.policy import Reason, Terms
 from sglang_cached_addon.service.asking import Ask, Reply
 from sglang_cached_addon.service.claims import Claim
+from sglang_cached_addon.service.error_bodies import error_body
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import JSON, Bypass, Known, error_body
+from sglang_cached_addon.service.findings import JSON, Bypass, Known
 
 Nearest = Callable[[Known, bool], Awaitable[str]]
 """Says in a sentence which stored call is nearest to one; with its values only if it is told so."""

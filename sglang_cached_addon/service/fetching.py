@@ -24,8 +24,9 @@ from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials
+from sglang_cached_addon.service.error_bodies import killed, unreachable
 from sglang_cached_addon.service.exchange import Exchange
-from sglang_cached_addon.service.findings import JSON, Fetch, Landed, killed, unreachable
+from sglang_cached_addon.service.findings import JSON, Fetch, Landed
 from sglang_cached_addon.service.flight import Errand, Flight
 from sglang_cached_addon.service.flights import Flights
 from sglang_cached_addon.service.gathering import Gathering

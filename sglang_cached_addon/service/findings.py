@@ -11,8 +11,6 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from sglang_cached_addon.core import neighbours
 from sglang_cached_addon.core.cache import Sample
 from sglang_cached_addon.core.call import Call, Split, UpstreamCall
@@ -231,25 +229,3 @@ def model_of(body: Any) -> str:
     """What a parsed body names as its model; empty where it names none."""
     model = body.get("model")
     return model if isinstance(model, str) else ""
-
-
-def error_body(status: int, kind: str, message: str) -> bytes:
-    """An error as OpenAI's and SGLang's clients read it."""
-    return orjson.dumps({"error": {"message": message, "type": kind, "code": status}})
-
-
-def unreachable(url: str, message: str) -> bytes:
-    """The body of a 502, where upstream gives no answer."""
-    text = (
-        f"sglang-cached cannot get an answer from {url}: {message}. "
-        "Check that the server runs, and that --sglang-url names it; "
-        "stored answers are served meanwhile."
-    )
-    return error_body(502, "BadGateway", text)
-
-
-def killed(url: str) -> bytes:
-    """The body of a 502, where somebody in mitmproxy has ended the call to upstream."""
-    return error_body(
-        502, "BadGateway", f"sglang-cached: the call to {url} was killed in mitmproxy"
-    )
