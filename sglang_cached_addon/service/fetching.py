@@ -19,12 +19,11 @@ from sglang_cached_addon.core.cache import Brought, Lease
 from sglang_cached_addon.core.call_head import CallHeads
 from sglang_cached_addon.core.policy import Reason
 from sglang_cached_addon.dialects.base import nature_of
-from sglang_cached_addon.service import slices
+from sglang_cached_addon.service import error_bodies, slices
 from sglang_cached_addon.service.aborting import Aborts
 from sglang_cached_addon.service.asking import Arrived, Ask
 from sglang_cached_addon.service.counting import Counting
 from sglang_cached_addon.service.denials import Denials
-from sglang_cached_addon.service.error_bodies import killed, unreachable
 from sglang_cached_addon.service.exchange import Exchange
 from sglang_cached_addon.service.findings import JSON, Fetch, Landed
 from sglang_cached_addon.service.flight import Errand, Flight
@@ -242,9 +241,9 @@ class Fetching:
         if not self.flight.is_flying:
             return
         reason = Reason.UNREACHABLE if is_lost else Reason.CUT
-        body = unreachable(self._upstream.url, str(error))
+        body = error_bodies.unreachable(self._upstream.url, str(error))
         if isinstance(error, Killed):
-            reason, body = Reason.KILLED, killed(self._upstream.url)
+            reason, body = Reason.KILLED, error_bodies.killed(self._upstream.url)
         self._exchange.counters.upstream_errors[reason] += 1
         self.flight.refusal = reason
         self.flight.answer = Arrived(JSON, Landed(502, body, refusal=reason))

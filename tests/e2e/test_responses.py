@@ -280,3 +280,41 @@ def test_offline(simulator: Simulator, start_proxy: StartProxy) -> None:
     assert (kind(answer), answer.content) == ("HIT", before.content)
     assert ask(offline, PATH, CALL).json() == response(before)
     assert ask(offline, PATH, {**CALL, "max_output_tokens": 9}).status_code == 504
+
+
+def session(proxy: Proxy, name: str) -> list[Any]:
+    """What Codex asks in a session: streams, each with all that was said before, of which nothing
+    is kept on the server; and what names the session, another one each time. The simulator comes to
+    an end by itself where it has to call a tool."""
+    tools = [{**TOOL, "name": f"tool_{k}"} for k in range(8)]
+    tools += [{"type": "custom", "name": "apply_patch", "description": "Changes files."},
+              {"type": "local_shell"}]  # fmt: skip
+    usual = {"model": "m", "instructions": "You are a coding agent.", "tools": tools,
+             "parallel_tool_calls": False, "reasoning": {"effort": "low", "summary": "auto"},
+             "include": ["reasoning.encrypted_content"], "store": False, "stream": True,
+             "tool_choice": "required"}  # fmt: skip
+    told = {"prompt_cache_key": name, "client_metadata": {"x-codex-installation-id": name}}
+    headers = {"session_id": name, "originator": "codex_cli_rs", "User-Agent": f"codex/{name}"}
+    said: list[Any] = []
+    items: list[Any] = [{"type": "message", "role": "user",
+                         "content": [{"type": "input_text", "text": "Fix it."}]}]  # fmt: skip
+    for _ in range(3):
+        said.append(response(ask(proxy, PATH, {**usual, **told, "input": items}, headers)))
+        items += [{n: v for n, v in i.items() if n != "id"} for i in said[-1]["output"]]
+        items += [
+            {"type": "function_call_output", "call_id": item["call_id"], "output": "done"}
+            for item in said[-1]["output"]
+            if item["type"] == "function_call"
+        ]
+    return said
+
+
+@pytest.mark.shared
+def test_a_coding_agent(simulator: Simulator, proxy: Proxy) -> None:
+    """A session that is repeated asks the server nothing: what it has appended is what it got."""
+    first = session(proxy, "one")
+    before = proxy.stats()
+    assert session(proxy, "two") == first
+    after = proxy.stats()
+    assert (after["misses"], after["hits"]) == (before["misses"], before["hits"] + len(first))
+    assert not after["bypasses"] or after["bypasses"] == before["bypasses"]

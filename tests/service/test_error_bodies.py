@@ -16,10 +16,8 @@ def test_error_body() -> None:
 
 def test_of_fetches() -> None:
     """Who gets no answer of the server is told which one that is, and what is the matter."""
-    for body, words in (
-        (unreachable("http://x", "refused"), "refused"),
-        (killed("http://x"), "killed"),
-    ):
+    told = unreachable("http://x", "refused"), killed("http://x")
+    for body, words in zip(told, ("refused", "killed"), strict=True):
         error = json.loads(body)["error"]
         assert error["code"] == 502
         assert "http://x" in error["message"] and words in error["message"]
