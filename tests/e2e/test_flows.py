@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -398,6 +398,8 @@ def test_without_upstream(front: Front, upstream: Simulator) -> None:
         assert fetch["error"] == "Connection refused"
     finally:
         upstream.up()
+    numbers = count()  # until it has noticed that upstream was restarted
+    until(lambda: front.kinds(f"back-{next(numbers)}") == ["MISS", "HIT"])
 
 
 def test_questions(front: Front) -> None:

@@ -30,11 +30,17 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def shared(upstream: Simulator, start_front: StartFront) -> Proxy:
-    """A proxy without a token, of a cache that is never empty."""
-    proxy = start_front(upstream.url)
-    assert fill(proxy) == 1
-    return proxy
+def open_to_all(upstream: Simulator, start_front: StartFront) -> Proxy:
+    """A proxy without a token."""
+    return start_front(upstream.url)
+
+
+@pytest.fixture
+def shared(open_to_all: Proxy) -> Proxy:
+    """The same, with one entry."""
+    requests.post(f"{open_to_all.url}/cache/clear", timeout=30).raise_for_status()
+    assert fill(open_to_all) == 1
+    return open_to_all
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ fast lane, `start --web`, `mitmdump -s` and `mitmweb -s`."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +155,13 @@ def test_without_upstream(front: Proxy, upstream: Simulator) -> None:
     finally:
         upstream.up()
     assert front.session.get(f"{front.url}/v1/models", timeout=30).status_code == 200
+    numbers = itertools.count()
+
+    def is_as_before() -> bool:  # it has noticed that upstream was restarted
+        body = {**sampling("/generate"), "text": f"after that {next(numbers)}"}
+        return [post(front, "/generate", body).headers["X-Cache"] for _ in "ab"] == ["MISS", "HIT"]
+
+    until(is_as_before)
 
 
 @pytest.mark.parametrize("place", ["0", "len(chain)"], ids=["first", "last"])
