@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import requests
 
-Json = dict[str, Any]
+from tests.e2e.programs import Json, named_events
 
 _BETAS = (
     "claude-code-20250219,interleaved-thinking-2025-05-14,thinking-token-count-2026-05-13,"
@@ -210,8 +209,8 @@ def _assembled(answer: requests.Response) -> Json:
     """The message that a stream comes to, as a client takes it: event by event, strictly."""
     message: Json = {}
     kinds: list[str] = []
-    for name, event in _events(answer):
-        assert event["type"] == name
+    for event in named_events(answer):
+        name = event["type"]
         kinds.append(name)
         if name == "message_start":
             message = event["message"]
@@ -238,14 +237,3 @@ def _add(block: Json, delta: Json) -> None:
         block["signature"] = delta["signature"]
     else:
         block[name[kind]] += delta["partial_json" if kind == "input_json_delta" else name[kind]]
-
-
-def _events(answer: requests.Response) -> Iterator[tuple[str, Json]]:
-    assert answer.headers["Content-Type"].startswith("text/event-stream")
-    name = ""
-    for line in answer.iter_lines(decode_unicode=False):
-        kind, _, said = line.decode().partition(": ")
-        if kind == "event":
-            name = said
-        elif kind == "data":
-            yield name, json.loads(said)

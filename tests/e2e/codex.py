@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import requests
 
-Json = dict[str, Any]
+from tests.e2e.programs import Json, named_events
 
 _SECONDS = 120
 
@@ -111,7 +109,7 @@ class Session:
             f"{self.url}/v1/responses", json=body, headers=headers, stream=True, timeout=_SECONDS
         ) as answer:
             assert answer.status_code == 200, answer.text
-            events = list(_events(answer))
+            events = list(named_events(answer))
         kinds = [event["type"] for event in events]
         assert kinds[0] == "response.created"
         assert kinds[-1] in ("response.completed", "response.incomplete")
@@ -141,16 +139,3 @@ def _continued(items: list[Json], turn: int) -> list[Json]:
         for call in calls
     ]
     return found + results
-
-
-def _events(answer: requests.Response) -> Iterator[Json]:
-    assert answer.headers["Content-Type"].startswith("text/event-stream")
-    name = ""
-    for line in answer.iter_lines(decode_unicode=False):
-        kind, _, said = line.decode().partition(": ")
-        if kind == "event":
-            name = said
-        elif kind == "data" and said != "[DONE]":
-            event: Json = json.loads(said)
-            assert event["type"] == name
-            yield event

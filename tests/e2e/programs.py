@@ -127,3 +127,17 @@ def twice(ask: Ask, front: Proxy, calls: Calls) -> list[Any]:
     assert again == [["HIT", answer] for _, answer in said]
     assert [cache for cache, _ in said] == ["MISS"] * len(calls)
     return again
+
+
+def named_events(answer: requests.Response) -> Iterator[Json]:
+    """The events of a stream whose events have names, which are their types."""
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    name = ""
+    for line in answer.iter_lines(decode_unicode=False):
+        kind, _, said = line.decode().partition(": ")
+        if kind == "event":
+            name = said
+        elif kind == "data" and said != "[DONE]":
+            event: Json = json.loads(said)
+            assert event["type"] == name
+            yield event
