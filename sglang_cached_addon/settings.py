@@ -210,23 +210,8 @@ class Settings:
         if read["readonly"] and read["mode"] is Mode.READWRITE:
             read["mode"] = Mode.READONLY
         settings = cls(**read)
-        settings.check()
+        _check(settings)
         return settings
-
-    def check(self) -> None:
-        """Raises ValueError for settings that do not go together."""
-        if self.readonly and self.store:
-            raise ValueError("sglang_readonly: is for a folder alone, not beside sglang_store")
-        if self.overwrite_cache and (self.readonly or self.store):
-            raise ValueError(
-                "sglang_overwrite_cache: is for a folder of one's own; what is shared is emptied "
-                "with POST /cache/clear"
-            )
-        for name in ("max_entries", "max_bytes"):
-            if getattr(self, name) < inf and not self.has_folder:
-                raise ValueError(f"sglang_{name}: is for a folder, not for sglang_store alone")
-        if self.readonly and self.mode is Mode.REFRESH:
-            raise ValueError("sglang_mode: refresh stores, which sglang_readonly forbids")
 
     def as_json(self) -> dict[str, Any]:
         """All but the secret ones; null is no limit."""
@@ -234,6 +219,22 @@ class Settings:
         return {
             entry.shown or entry.attribute: _json(getattr(self, entry.attribute)) for entry in shown
         }
+
+
+def _check(settings: Settings) -> None:
+    """Raises ValueError for settings that do not go together."""
+    if settings.readonly and settings.store:
+        raise ValueError("sglang_readonly: is for a folder alone, not beside sglang_store")
+    if settings.overwrite_cache and (settings.readonly or settings.store):
+        raise ValueError(
+            "sglang_overwrite_cache: is for a folder of one's own; what is shared is emptied "
+            "with POST /cache/clear"
+        )
+    for name in ("max_entries", "max_bytes"):
+        if getattr(settings, name) < inf and not settings.has_folder:
+            raise ValueError(f"sglang_{name}: is for a folder, not for sglang_store alone")
+    if settings.readonly and settings.mode is Mode.REFRESH:
+        raise ValueError("sglang_mode: refresh stores, which sglang_readonly forbids")
 
 
 def _json(value: Any) -> Any:
