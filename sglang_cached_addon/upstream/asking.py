@@ -121,7 +121,8 @@ class Questions:
             if said.verdict is Verdict.TROUBLED:
                 said = await self._round(headers)
             latest: Words | None = self._words
-            if is_other and latest and latest[:2] == words[:2]:
+            is_back = said.verdict is Verdict.KNOWN and latest and latest[:2] == words[:2]
+            if is_other and is_back:
                 self.sightings.take_turns(time.monotonic())
             return said
 
