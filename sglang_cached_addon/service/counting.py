@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import orjson
 
@@ -20,10 +20,7 @@ from sglang_cached_addon.wire.connection import Broken
 PATH = "/tokenize"
 
 SECONDS = 30.0
-"""How long upstream may take for one part: it waits behind what else is asked."""
-
-PART = 256
-"""So many texts are counted at a time: SGLang does nothing else meanwhile, for 10 ms or so."""
+"""How long upstream may take: it waits behind what else is asked."""
 
 _ABSENT = (404, 405, 501)
 
@@ -50,24 +47,18 @@ class Counting:
                 task.cancel()
 
     async def _count(self, ask: Ask, texts: Sequence[str]) -> tuple[int, ...]:
-        if self._lacking == self._upstream.model.version:
-            return ()
-        counts: list[int] = []
-        with suppress(TimeoutError, Unreachable, Broken, ValueError):
-            for begin in range(0, len(texts), PART):
-                counts += await self._part(ask, texts[begin : begin + PART])
-            return tuple(counts)
-        return ()
-
-    async def _part(self, ask: Ask, texts: Sequence[str]) -> list[int]:
-        """Raises ValueError where the answer tells no counts."""
         version, body = self._upstream.model.version, orjson.dumps({"prompt": texts})
-        async with asyncio.timeout(SECONDS):
-            answer = await self._upstream.client.ask("POST", PATH, ask.fields, body)
+        if self._lacking == version:
+            return ()
+        try:
+            async with asyncio.timeout(SECONDS):
+                answer = await self._upstream.client.ask("POST", PATH, ask.fields, body)
+            found = orjson.loads(answer.body) if answer.status == 200 else None
+        except (TimeoutError, Unreachable, Broken, ValueError):
+            return ()
         if answer.status in _ABSENT:
             self._lacking = version
-        found = orjson.loads(answer.body) if answer.status == 200 else None
         counts = found.get("count") if isinstance(found, dict) else None
         if not isinstance(counts, list) or [type(count) for count in counts] != [int] * len(texts):
-            raise ValueError("no counts")
-        return counts
+            return ()
+        return tuple(counts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang_cached_addon.core.call_head import Fields
 from sglang_cached_addon.core.policy import Reason
@@ -22,7 +22,7 @@ from sglang_cached_addon.upstream import Upstream
 
 logger = logging.getLogger("sglang_cached_addon")
 
-STORE_SECONDS = 0.005
+STORE_SECONDS = 0.002
 """How long others wait while something large is stored."""
 
 
@@ -33,6 +33,8 @@ class Storing:
     exchange: Exchange
     upstream: Upstream
     flights: Flights
+    _turns: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who goes on in the loop's next turn, so that many large answers do not add up."""
 
     async def keep(self, fetch: Fetch, flight: Flight, credential_headers: Fields) -> None:
         """Stores what a fetch has brought, if upstream still is the model that it was."""
@@ -52,6 +54,8 @@ class Storing:
     async def _store(self, fetch: Fetch, flight: Flight) -> Reason | None:
         """Stores what is kept, and lets others have their turn where it is much; why it is not, or
         not all of it."""
+        if self._turns.locked():
+            await self._turn()
         begun, pause = time.monotonic(), pausing()
         for addition, reason in self.exchange.store(fetch, flight.answer.samples):
             if reason:
@@ -62,6 +66,11 @@ class Storing:
                 # Who only waits for hits does not wait for the disk, but this does.
                 while room := self.exchange.room():
                     await room
-                await asyncio.sleep(0)
+                await self._turn()
                 begun = time.monotonic()
         return None
+
+    async def _turn(self) -> None:
+        """Waits for a turn of the loop in which nothing else that is large is stored."""
+        async with self._turns:
+            await asyncio.sleep(0)

@@ -189,6 +189,24 @@ async def test_portions_at_once(stage: Stage, server: Server) -> None:
     assert stage.counters.misses == 2
 
 
+@portioned(4)
+async def test_no_more_than_is_stored(
+    stage: Stage, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next portion is asked for when one is stored, so that what is not stored does not pile
+    up in memory while upstream is quick."""
+    monkeypatch.setattr(lists, "AT_ONCE", 1)
+    stored: list[int] = []
+
+    def note(asked: Asked) -> bool:
+        stored.append(stage.stored)
+        return False
+
+    server.says = note
+    assert (await stage.ask(PATH, {"tokens": LONG})).body == text(LONG)
+    assert stored == [0, 4, 8, 12, 16]
+
+
 @portioned()
 async def test_another_model_between(stage: Stage, server: Server) -> None:
     """One answer is of one model: where another one comes in between, all is asked for anew."""
