@@ -94,7 +94,8 @@ class Lookup:
         Nothing is counted yet. `tenant` is part of its keys, beside its body. A call that
         `is_of_run` is only read, unless any sample will do for it."""
         dialect = self.dialects[method, path]
-        tenant = self._of_day(dialect, tenant)
+        if self.server.dates_prompts:
+            tenant = self._of_day(dialect, tenant)
         asked = (dialect.name, tenant, body)
         known = self._memo.get(asked)
         if known is None:
@@ -117,7 +118,8 @@ class Lookup:
     def read(self, method: str, path: str, body: bytes, tenant: bytes) -> Known | Reason:
         """As `find`, but nothing is looked up, and nothing remembered."""
         dialect = self.dialects[method, path]
-        tenant = self._of_day(dialect, tenant)
+        if self.server.dates_prompts:
+            tenant = self._of_day(dialect, tenant)
         return self._parse(dialect, tenant, body, self._naming.raw(dialect.name, tenant, body))
 
     def recent(self) -> list[Known]:
@@ -138,7 +140,7 @@ class Lookup:
     def _of_day(self, dialect: Dialect, tenant: bytes) -> bytes:
         """The tenant, with the day (UTC) where answers hold for no longer. It is the day on which a
         call is asked for: an answer that comes after midnight was begun before."""
-        if not (nature_of(dialect).holds_for_a_day and self.server.dates_prompts):
+        if not nature_of(dialect).holds_for_a_day:
             return tenant
         return b"%b, day %d" % (tenant, self._store.now // _DAY)
 

@@ -146,7 +146,7 @@ class DiskStore(OpenStore):
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
-            if not self.memory.get(key):  # which is its use
+            if not self.memory.use(key):
                 self.journal.touch(key)
 
     def find(self, raw: bytes) -> bytes | None:

@@ -130,8 +130,15 @@ class MemoryStore(Totals, OpenStore):
 
     def touch(self, keys: Sequence[bytes]) -> None:
         for key in keys:
-            if key in self._pools:
-                self._pools.move_to_end(key)
+            self.use(key)
+
+    def use(self, key: bytes) -> bool:
+        """Notes that a pool is used; whether there is one."""
+        try:
+            self._pools.move_to_end(key)
+        except KeyError:
+            return False
+        return True
 
     def find(self, raw: bytes) -> bytes | None:
         return self._keys.get(raw)
