@@ -149,15 +149,15 @@ def test_lists(front: Front, upstream: Simulator) -> None:
     assert client["comment"].startswith("partial 1/3, fetch ")
     assert json.loads(client["answer"]) == answer.json()
 
-    long = [[1000, k] for k in range(10, 2000)]
+    long = [[1000, k] for k in range(10, 500)]
     sent = post(front.proxy, LISTS, {"tokens": long, "model": "of-portions"})
     assert len(sent.json()["text"]) == len(long)
     client, fetches = front.seen("of-portions", 2)
-    assert [len(json.loads(fetch["body"])["tokens"]) for fetch in fetches] == [1024, 966]
+    assert [len(json.loads(fetch["body"])["tokens"]) for fetch in fetches] == [256, 234]
     captions = [fetch["comment"].partition(", id ")[0] for fetch in fetches]
     assert captions == [
-        "fetch of 1024 samples (a portion of a list)",
-        "fetch of 966 samples (a portion of a list)",
+        "fetch of 256 samples (a portion of a list)",
+        "fetch of 234 samples (a portion of a list)",
     ]
     assert client["comment"].count("fetch ") == 2
 
