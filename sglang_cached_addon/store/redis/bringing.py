@@ -68,14 +68,19 @@ class Bringing:
                     continue
             except Away:
                 break
+            is_late = any(len(self._local.get(one.key)) != one.have for one in looks)
             has_more = sum(map(self._pools.take, looks)) > 0
             if len(claimed) == len(short) and not has_more:
                 self._leases.hold(lease)
                 return Brought(lease)
             self._leases.release(lease, claimed)
+            if has_more:
+                return Brought(is_shared=has_waited)
+            if is_late:  # it was read as it was before more came by another way
+                continue
             busy = [one.key for one in looks if one.status == "busy"]
-            if has_more or not busy:
-                return Brought(is_shared=has_waited and has_more)
+            if not busy:
+                return Brought()
             has_waited = True
             if claimed:  # lest two calls take and give back the same leases for ever
                 await asyncio.sleep(random.uniform(0, YIELD_SECONDS))

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from tests.redis import RedisServer, needs_redis
-from tests.store.redis.proxies import KEY, OTHER, Proxy, sharing, until
+from tests.store.redis.proxies import KEY, OTHER, Proxy, lists, sharing, until
 
 pytestmark = needs_redis
 
@@ -28,6 +28,23 @@ def test_all_or_nothing(server: RedisServer) -> None:
         found = await both
         assert found.lease
         assert two.store.facts()["leases"] == 2
+
+    sharing(server, work)
+
+
+def test_what_comes_while_it_is_looked_for(server: RedisServer) -> None:
+    """A call whose pool grows by another way, while the server is asked for more, asks again: it
+    goes on with the lease, or it would generate beside another proxy."""
+
+    async def work(one: Proxy, two: Proxy) -> None:
+        two.append(*"abcd")
+        await two.written()
+        bringing = asyncio.ensure_future(one.bring(6))
+        await asyncio.sleep(0)  # it is on its way
+        one.append(*"abcd")
+        found = await bringing
+        assert found.lease and one.texts() == "abcd"
+        assert lists(server) == {"0": "abcd"}
 
     sharing(server, work)
 
