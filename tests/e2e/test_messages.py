@@ -68,9 +68,9 @@ def message(answer: requests.Response) -> Any:
     return whole
 
 
-def generations(simulator: Simulator) -> list[Any]:
-    """The bodies of the calls for messages that have come to the server."""
-    found = [r for r in simulator.received if r.path.partition("?")[0] == PATH]
+def generations(simulator: Simulator, path: str = PATH) -> list[Any]:
+    """The bodies of the calls of an API that have come to the server."""
+    found = [r for r in simulator.received if r.path.partition("?")[0] == path]
     return [json.loads(request.body) for request in found]
 
 
@@ -148,28 +148,32 @@ def test_runs(form: dict[str, Any], simulator: Simulator, proxy: Proxy) -> None:
 
 
 @pytest.mark.shared
-def test_directives(simulator: Simulator, proxy: Proxy) -> None:
+@each(("path", "call"), [(PATH, CALL), ("/v1/responses", {"model": "m", "input": "one two"})])
+def test_directives(path: str, call: dict[str, Any], proxy: Proxy) -> None:
     """Directives hold as they do elsewhere."""
-    body = {**CALL, "directives": True}
+    body = {**call, "directives": True}
 
     def asked(directive: str) -> requests.Response:
-        return ask(proxy, PATH, body, {"Cache-Control": directive})
+        return ask(proxy, path, body, {"Cache-Control": directive})
 
     assert asked("only-if-cached").status_code == 504
     assert kind(asked("no-store")) == "BYPASS"
-    assert kind(ask(proxy, PATH, body)) == "MISS"
+    assert kind(ask(proxy, path, body)) == "MISS"
     fresh = asked("no-cache")
     assert kind(fresh) == "MISS"
     assert [kind(asked(each)) for each in ("max-age=60", "only-if-cached")] == ["HIT"] * 2
-    assert ask(proxy, PATH, body).json() == fresh.json()
+    assert ask(proxy, path, body).json() == fresh.json()
 
 
-def under_way(simulator: Simulator, proxy: Proxy, body: Any, fault: Fault) -> Future[Any]:
+def under_way(
+    simulator: Simulator, proxy: Proxy, path: str, body: Any, fault: Fault
+) -> Future[requests.Response]:
     """A call that has come to the server, and waits there."""
-    before = len(generations(simulator))
+    of = path.partition("?")[0]
+    before = len(generations(simulator, of))
     simulator.faults.append(fault)
-    call = POOL.submit(ask, proxy, BETA, body)
-    until(lambda: len(generations(simulator)) > before)
+    call = POOL.submit(ask, proxy, path, body)
+    until(lambda: len(generations(simulator, of)) > before)
     return call
 
 
@@ -178,7 +182,7 @@ def under_way(simulator: Simulator, proxy: Proxy, body: Any, fault: Fault) -> Fu
 def test_collapsing(form: dict[str, Any], simulator: Simulator, proxy: Proxy) -> None:
     """Equal calls at the same time are one call to the server; streams are read along."""
     body = {**CALL, "together": len(form), **form}
-    first = under_way(simulator, proxy, body, Fault.HOLD)
+    first = under_way(simulator, proxy, BETA, body, Fault.HOLD)
     second = POOL.submit(post, proxy, PATH, body)
     until(lambda: requests.get(f"{proxy.url}/cache/stats", timeout=30).json()["followers"] == 1)
     simulator.release()
@@ -205,7 +209,7 @@ def test_aborts(
     """Where something that may abort a call passes while it is under way, its client gets what
     comes, and nothing is stored."""
     body = {**CALL, "aborted": [path, asked, len(form)], **form}
-    call = under_way(simulator, proxy, body, fault)
+    call = under_way(simulator, proxy, BETA, body, fault)
     assert post(proxy, path, asked).status_code == 200
     requests.post(f"{simulator.url}/continue_generation", json={}, timeout=30)
     simulator.release()

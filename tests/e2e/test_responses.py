@@ -3,8 +3,6 @@ and prompts that have the date."""
 
 from __future__ import annotations
 
-import json
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ import requests
 
 from tests.conftest import Proxy, StartProxy, until
 from tests.e2e.calls import ask, post
-from tests.e2e.test_messages import events, kind
+from tests.e2e.test_messages import POOL, events, generations, kind, under_way
 from tests.simulator import Fault, Profile, Simulator, running
 from tests.tables import each
 
@@ -30,7 +28,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "tools": {"tools": [TOOL], "tool_choice": "required", "max_output_tokens": 66},
     "a format": {"text": {"format": {"type": "text"}}, "top_p": 1},
 }
-POOL = ThreadPoolExecutor(4)
 
 
 def response(answer: requests.Response) -> Any:
@@ -55,11 +52,6 @@ def text(item: Any) -> str:
     return "".join(part["text"] for part in item["content"])
 
 
-def generations(simulator: Simulator) -> list[Any]:
-    """The bodies of the calls that have come to the server."""
-    return [json.loads(r.body) for r in simulator.received if r.path == PATH]
-
-
 @pytest.mark.shared
 @each("form", FORMS.values(), ids=FORMS)
 @each("first", ["json", "stream"])
@@ -78,7 +70,7 @@ def test_one_pool(form: dict[str, Any], first: str, simulator: Simulator, proxy:
     assert streams[0].content == streams[1].content
     assert response(streams[0]) == jsons[0].json()
     assert b"[DONE]" not in streams[0].content
-    assert len(generations(simulator)) == 1
+    assert len(generations(simulator, PATH)) == 1
 
 
 @pytest.mark.shared
@@ -95,7 +87,7 @@ def test_what_is_echoed(simulator: Simulator, proxy: Proxy) -> None:
             told = [e["response"] for _, e in events(answer) if "response" in e] if form else []
             for said in told or [answer.json()]:
                 assert {name: said[name] for name in more} == more
-    assert len(generations(simulator)) == 1
+    assert len(generations(simulator, PATH)) == 1
     assert kind(ask(proxy, PATH, {**CALL, "echoed": True})) == "MISS"  # others say other defaults
 
 
@@ -136,12 +128,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @each(("more", "reason"), REFUSED.values(), ids=REFUSED)
 def test_refusals(more: dict[str, Any], reason: str, simulator: Simulator, proxy: Proxy) -> None:
     """What a server keeps, does by itself or fetches is passed on, with its reason."""
-    before = len(generations(simulator))
+    before = len(generations(simulator, PATH))
     for _ in range(2):
         answer = post(proxy, PATH, {**CALL, **more})
         assert answer.headers["X-Cache"] == "BYPASS"
         assert f"detail={reason}" in answer.headers["Cache-Status"]
-    assert len(generations(simulator)) == before + 2
+    assert len(generations(simulator, PATH)) == before + 2
 
 
 @pytest.mark.shared
@@ -185,33 +177,7 @@ def test_runs(form: dict[str, Any], simulator: Simulator, proxy: Proxy) -> None:
     assert said == [answer.json() for answer in second]
     assert len({str(one["output"]) for one in said}) == 3
     assert ask(proxy, PATH, body).json() == said[0]
-    assert all("n" not in sent for sent in generations(simulator))
-
-
-@pytest.mark.shared
-def test_directives(proxy: Proxy) -> None:
-    """Directives hold as they do elsewhere."""
-    body = {**CALL, "directives": True}
-
-    def asked(directive: str) -> requests.Response:
-        return ask(proxy, PATH, body, {"Cache-Control": directive})
-
-    assert asked("only-if-cached").status_code == 504
-    assert kind(asked("no-store")) == "BYPASS"
-    assert kind(ask(proxy, PATH, body)) == "MISS"
-    fresh = asked("no-cache")
-    assert kind(fresh) == "MISS"
-    assert [kind(asked(each)) for each in ("max-age=60", "only-if-cached")] == ["HIT"] * 2
-    assert ask(proxy, PATH, body).json() == fresh.json()
-
-
-def under_way(simulator: Simulator, proxy: Proxy, body: Any, fault: Fault) -> Future[Any]:
-    """A call that has come to the server, and waits there."""
-    before = len(generations(simulator))
-    simulator.faults.append(fault)
-    call = POOL.submit(ask, proxy, PATH, body)
-    until(lambda: len(generations(simulator)) > before)
-    return call
+    assert all("n" not in sent for sent in generations(simulator, PATH))
 
 
 @pytest.mark.shared
@@ -221,7 +187,7 @@ def test_collapsing(form: dict[str, Any], simulator: Simulator, proxy: Proxy) ->
     has said of itself is its own also there."""
     body = {**CALL, "together": len(form), **form}
     before = proxy.stats()["followers"]
-    first = under_way(simulator, proxy, {**body, "user": "one"}, Fault.HOLD)
+    first = under_way(simulator, proxy, PATH, {**body, "user": "one"}, Fault.HOLD)
     second = POOL.submit(post, proxy, PATH, {**body, "user": "two"})
     until(lambda: requests.get(f"{proxy.url}/cache/stats", timeout=9).json()["followers"] > before)
     simulator.release()
@@ -230,7 +196,7 @@ def test_collapsing(form: dict[str, Any], simulator: Simulator, proxy: Proxy) ->
     said = [response(answer) if form else answer.json() for answer in answers]
     assert [one["user"] for one in said] == ["one", "two"]
     assert said[0]["output"] == said[1]["output"]
-    assert sum(sent.get("together") == len(form) for sent in generations(simulator)) == 1
+    assert sum(sent.get("together") == len(form) for sent in generations(simulator, PATH)) == 1
 
 
 @pytest.mark.shared
@@ -240,7 +206,7 @@ def test_aborts(fault: Fault, form: dict[str, Any], simulator: Simulator, proxy:
     """Where an abort passes while a call is under way, nothing of that is stored, whatever the
     answer says of itself."""
     body = {**CALL, "aborted": [fault, len(form)], **form}
-    call = under_way(simulator, proxy, body, fault)
+    call = under_way(simulator, proxy, PATH, body, fault)
     rid = {"abort_all": True} if fault is Fault.PAUSE else {"rid": "nobody's"}
     assert post(proxy, "/abort_request", rid).status_code == 200
     simulator.release()
